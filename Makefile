@@ -1,0 +1,45 @@
+# Every target makes what it needs in .venv; nothing but git, make and Python 3.11+ is assumed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: install demo test test-all lint parity speed clean
+
+install: $(VENV)/.installed
+
+# torch first and alone: a requirement that pip may resolve freely can pull in the CUDA build.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		"setuptools<81" wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
+		--editable ".[nni,torch-pruning,data,report,eval,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python -m benchmarks.demo
+
+test: install lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+parity: install
+	$(BIN)/python -m benchmarks.parity tests/golden
+
+speed: install
+	$(BIN)/python -m benchmarks.speed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -1,0 +1,1 @@
+"""Model families for vlp-plugins: one file or folder each, registered in `plugin.py`."""

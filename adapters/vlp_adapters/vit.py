@@ -1,0 +1,221 @@
+"""ViT, DINO and DINOv2 of transformers: one tower, one modality."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlp_plugins.adapter import (
+    Adapter,
+    Batch,
+    Exclusion,
+    Negatives,
+    Owner,
+    Stream,
+    WeightSpec,
+    need,
+)
+from vlp_plugins.errors import BatchError, UnsupportedError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedConfig
+
+VISION = "vision"
+
+# Compared as text, so that asking about another model does not import transformers.
+_CLASSES = frozenset(
+    {
+        "transformers.models.vit.modeling_vit.ViTModel",
+        "transformers.models.vit.modeling_vit.ViTForImageClassification",
+        "transformers.models.dinov2.modeling_dinov2.Dinov2Model",
+        "transformers.models.dinov2.modeling_dinov2.Dinov2ForImageClassification",
+    }
+)
+
+# Path of a layer in transformers 5: ViT's `layers.3.`, DINOv2's `encoder.layer.3.`.
+_LAYER = re.compile(r"((?:vit\.|dinov2\.)?)(layers|encoder\.layer)\.(\d+)\.(\w+\.\w+)(.*)")
+_CANONICAL = {
+    "attention.q_proj": "attention.query",
+    "attention.k_proj": "attention.key",
+    "attention.v_proj": "attention.value",
+    "attention.o_proj": "attention.output",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.gate_proj": "mlp.gate",  # SwiGLU of DINOv2 giant
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+}
+# Names until transformers 4, which published code and checkpoints use.
+_ORIGINAL_ATTENTION = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+}
+_ORIGINAL_VIT = {
+    **_ORIGINAL_ATTENTION,
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_ORIGINAL_DINOV2 = {
+    **_ORIGINAL_ATTENTION,
+    "mlp.gate_proj": None,  # the original has gate and up in one tensor
+    "mlp.up_proj": None,
+    "mlp.down_proj": "mlp.weights_out",
+}
+
+
+class ViTAdapter(Adapter):
+    """`ViTModel`, `Dinov2Model` and their image classifiers; DINO is a `ViTModel`.
+
+    There is one modality, so the modality-wise budgets of MULTIFLOW are those of global magnitude.
+    """
+
+    name = "vit"
+
+    def claims(self, model: nn.Module) -> bool:
+        """True for the four classes and what is derived from them."""
+        return any(f"{c.__module__}.{c.__qualname__}" in _CLASSES for c in type(model).__mro__)
+
+    def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
+        """Query, key, value, output and the MLP of every layer."""
+        for path, module in model.named_modules():
+            match = _LAYER.fullmatch(path)
+            if match is None or match[5] or match[4] not in _CANONICAL:
+                continue
+            if not isinstance(module, nn.Linear):
+                raise UnsupportedError(
+                    f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove "
+                    "what wraps it before pruning"
+                )
+            depth = int(match[3])
+            canonical = f"{VISION}.{depth}.{_CANONICAL[match[4]]}"
+            yield WeightSpec(canonical, VISION, depth, (Owner(path, VISION),))
+
+    def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
+        """All that is outside the layers, and the vectors inside them."""
+        return (
+            Exclusion(r"(^|\.)classifier\.", "classifier: belongs to the task, not to the tower"),
+            Exclusion(r"(^|\.)pooler\.", "pooler: a head that reads the class token only"),
+            Exclusion(r"(^|\.)embeddings\.", "embeddings: patches, positions, class token"),
+            Exclusion(r"(^|\.)(layernorm\w*|norm\d)\.", "normalisation"),
+            Exclusion(r"\.layer_scale\d\.", "scale per channel"),
+            Exclusion(r"\.bias$", "bias"),
+        )
+
+    def streams(
+        self, model: nn.Module, batch: Batch, *, published: bool = False
+    ) -> Iterator[Stream]:
+        """One stream, `vision`; every token of an image is real."""
+        (pixels,) = need(batch, "pixel_values")
+        return iter((Stream(VISION, lambda: model(pixel_values=pixels), {VISION: None}),))
+
+    def losses(
+        self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the classifier, `ce`. There are no hard negatives to choose.
+
+        Args:
+            model: a classifier of `C` classes.
+            batch: `pixel_values` and `labels`, `[B]` integers from 0 to C - 1.
+            negatives: ignored.
+
+        Raises:
+            UnsupportedError: if the model has no classifier.
+            BatchError: if the batch has no labels, or labels that do not fit.
+        """
+        head = getattr(model, "classifier", None)
+        if head is None or isinstance(head, nn.Identity):
+            raise UnsupportedError(
+                f"{type(model).__name__} has no classifier, and gradient methods need its loss; "
+                "load the ...ForImageClassification model, or give a loss with "
+                "ModuleAdapter(model, loss=...)"
+            )
+        (pixels,) = need(batch, "pixel_values")
+        labels = batch.get("labels")
+        if labels is None:
+            raise BatchError(
+                "gradient methods need labelled batches: batch has no labels "
+                f"(it has: {', '.join(batch)}); add labels, or use a method without gradients"
+            )
+        logits: Tensor = model(pixel_values=pixels).logits
+        size, classes = logits.shape
+        if labels.shape != (size,) or labels.is_floating_point():
+            raise BatchError(
+                f"labels should be {size} integers, one per image; they are "
+                f"{list(labels.shape)} {labels.dtype}"
+            )
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise BatchError(f"labels go from {low} to {high}; the model has {classes} classes")
+        return {"ce": nn.functional.cross_entropy(logits, labels)}
+
+    def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Every weight stays where it is; `pretraining` is the only task."""
+        if task != "pretraining":
+            return super().for_task(task, model)
+        return {spec.name: (spec.owners[0].path,) for spec in self.weights(model)}
+
+    def collate(
+        self, processor: Any, images: Sequence[Image], texts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Makes one batch of `B` images. The model reads no text, so captions are left out."""
+        return dict(processor(images=list(images), return_tensors="pt"))
+
+    def original_name(self, path: str) -> str | None:
+        """The name until transformers 4; None for the SwiGLU halves that it kept in one tensor."""
+        match = _LAYER.fullmatch(path)
+        if match is None:
+            return path
+        root, container, index, layer, rest = match.groups()
+        names = _ORIGINAL_VIT if container == "layers" else _ORIGINAL_DINOV2
+        original = names.get(layer, layer)
+        return None if original is None else f"{root}encoder.layer.{index}.{original}{rest}"
+
+
+def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.Module:
+    """The model of a state dict that has the names until transformers 4, in evaluation mode.
+
+    Args:
+        state: tensors of a `ViTModel`, `Dinov2Model` or of their image classifiers (`vit.` or
+            `dinov2.` in front).
+        config: `ViTConfig` or `Dinov2Config` with its sizes.
+
+    Raises:
+        UnsupportedError: if tensors are missing, left over or of another shape.
+    """
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    is_classifier = any(name.startswith(f"{config.model_type}.") for name in state)
+    family = AutoModelForImageClassification if is_classifier else AutoModel
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
+        model: nn.Module = family.from_config(config)
+    if not is_classifier and "pooler.dense.weight" not in state and hasattr(model, "pooler"):
+        model.pooler = None
+    expected = model.state_dict()
+    names = {path: ViTAdapter().original_name(path) for path in expected}
+    missing = [str(name or path) for path, name in names.items() if name not in state]
+    extra = sorted(set(state) - {name for name in names.values() if name})
+    if missing or extra:
+        raise UnsupportedError(
+            f"the state dict is not of this {type(model).__name__}: "
+            f"missing {_few(missing)}, unknown {_few(extra)}; try the model's from_pretrained"
+        )
+    found = {path: state[name] for path, name in names.items() if name}
+    for path, tensor in found.items():
+        if tensor.shape != expected[path].shape:
+            raise UnsupportedError(
+                f"{names[path]} is {list(tensor.shape)}, the configuration asks for "
+                f"{list(expected[path].shape)}"
+            )
+    model.load_state_dict(found)
+    return model.eval()
+
+
+def _few(names: list[str]) -> str:
+    return (", ".join(names[:3]) + (", ..." if len(names) > 3 else "")) or "none"

@@ -1,0 +1,41 @@
+"""X-VLM: the pre-training model, conversion from and to the original checkpoints, token masking.
+
+Nothing heavy is imported until a name is used, so that listing plug-ins stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlp_adapters.xvlm.configuration import XvlmPretrainConfig as XvlmPretrainConfig
+    from vlp_adapters.xvlm.convert import load_original as load_original
+    from vlp_adapters.xvlm.convert import save_original as save_original
+    from vlp_adapters.xvlm.masking import mask_tokens as mask_tokens
+    from vlp_adapters.xvlm.modeling import XvlmForPretraining as XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmPretrainOutput as XvlmPretrainOutput
+
+_HOMES = {
+    "XvlmForPretraining": "modeling",
+    "XvlmPretrainConfig": "configuration",
+    "XvlmPretrainOutput": "modeling",
+    "load_original": "convert",
+    "mask_tokens": "masking",
+    "save_original": "convert",
+}
+
+__all__ = [
+    "XvlmForPretraining",
+    "XvlmPretrainConfig",
+    "XvlmPretrainOutput",
+    "load_original",
+    "mask_tokens",
+    "save_original",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,77 @@
+"""Parameter names: the original X-VLM code base's and ours, both ways. Pure functions on strings.
+
+The text encoder, projections and heads have the original's names already; the vision encoders
+have transformers' names.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Beginnings of names, (ours, original); the first that matches counts.
+_VISION = (
+    ("embeddings.class_embedding", "class_embedding"),  # CLIP
+    ("embeddings.position_embedding.", "pos_embed."),
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),  # Swin
+    ("embeddings.norm.", "patch_embed.norm."),
+    ("layernorm.", "norm."),
+    ("embeddings.patch_embedding.", "patch_embed."),  # CLIP, after Swin's longer originals
+)
+_SWIN_BLOCK = (
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+    ("attention.o_proj.", "attn.proj."),
+    ("attention.", "attn."),
+)
+_SWIN_LAYER = re.compile(r"(?:encoder\.)?(layers\.\d+\.(?:blocks\.\d+|downsample)\.)(.+)")
+_BIAS_TABLE = "relative_position_bias_table"
+_OUR_BIAS_TABLE = f"relative_position_bias.{_BIAS_TABLE}"
+_COMPUTED = ("position_ids", "relative_position_index", "attn_mask")
+
+
+def to_original_name(name: str) -> str:
+    """The original name of a parameter of `XvlmForPretraining`.
+
+    Swin's separate projections become `attn.q_proj`, `attn.k_proj`, `attn.v_proj`: the rows of the
+    original's one `attn.qkv`, in this order.
+    """
+    if not (tail := _vision_part(name)):
+        return name
+    if layer := _SWIN_LAYER.fullmatch(tail):
+        inner = _rebegin(layer[2], _SWIN_BLOCK).replace(_OUR_BIAS_TABLE, _BIAS_TABLE)
+        return f"vision_encoder.{layer[1]}{inner}"
+    return f"vision_encoder.{_rebegin(tail, _VISION)}"
+
+
+def from_original_name(name: str) -> str | None:
+    """Our name of an original parameter; None for a buffer that is computed, not learned.
+
+    Inverse of `to_original_name`. A `module.` in front (data-parallel training) is dropped.
+    """
+    name = name.removeprefix("module.")
+    if name.rsplit(".", 1)[-1] in _COMPUTED:
+        return None
+    if name == "text_encoder.cls.predictions.bias":  # BERT's second name of the same parameter
+        return "text_encoder.cls.predictions.decoder.bias"
+    if not (tail := _vision_part(name)):
+        return name
+    if layer := _SWIN_LAYER.fullmatch(tail):
+        inner = layer[2].replace(_BIAS_TABLE, _OUR_BIAS_TABLE)
+        return f"vision_encoder.encoder.{layer[1]}{_rebegin(inner, _reverse(_SWIN_BLOCK))}"
+    return f"vision_encoder.{_rebegin(tail, _reverse(_VISION))}"
+
+
+def _vision_part(name: str) -> str:
+    """What follows `vision_encoder.`; empty for other parameters."""
+    return name.removeprefix("vision_encoder.") if name.startswith("vision_encoder.") else ""
+
+
+def _rebegin(name: str, beginnings: tuple[tuple[str, str], ...]) -> str:
+    for old, new in beginnings:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _reverse(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((second, first) for first, second in pairs)

@@ -1,0 +1,1 @@
+"""Benchmarks of vlp-plugins: the demo, parity with published code, and speed."""

@@ -1,0 +1,85 @@
+"""Fixed sets of captioned scenes: calibration, downstream training, test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.demo import captions
+from benchmarks.demo.captions import Fact
+from benchmarks.demo.scans import Split, load_scans
+from benchmarks.demo.scenes import draw
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Captioned scenes.
+
+    Attributes:
+        images: uint8 `[n, 3, 48, 48]`.
+        captions: n sentences, one per image.
+        facts: what each scene shows.
+    """
+
+    images: Tensor
+    captions: list[str]
+    facts: list[frozenset[Fact]]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def draw_sample(split: Split, count: int, seed: int, *, held_out: bool = False) -> Sample:
+    """Draw `count` two-object scenes, no two of which show the same objects in the same places.
+
+    Captions name everything that a scene shows, so they are distinct and none of them is true
+    of another scene of the sample: retrieval has one right answer.
+
+    Args:
+        split: the handwriting to use.
+        count: number of scenes.
+        seed: same seed, same sample.
+        held_out: also draw the (colour, digit) combinations that training never shows.
+
+    Raises:
+        ValueError: if `count` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    generator = torch.Generator().manual_seed(seed)
+    scenes = draw(2 * count + 64, load_scans(split), generator, training=not held_out)
+    facts = [frozenset(objects) for objects in scenes.facts()]
+    # dict keeps the first of each key, in order
+    first = list({fact: index for index, fact in reversed(list(enumerate(facts)))}.values())
+    chosen = sorted(first)[:count]
+    rng = np.random.default_rng(seed)
+    sentences = [captions.write(sorted(facts[index]), rng) for index in chosen]
+    return Sample(scenes.images[chosen], sentences, [facts[index] for index in chosen])
+
+
+CALIBRATION_SEED, DOWNSTREAM_SEED, VALIDATION_SEED, TEST_SEED = 11, 12, 13, 14
+
+
+def calibration_sample(count: int = 1000) -> Sample:
+    """Scenes like those of pre-training (same handwriting): what pruning may look at."""
+    return draw_sample("pretrain", count, CALIBRATION_SEED)
+
+
+def downstream_sample(count: int = 2000) -> Sample:
+    """Scenes in a second set of handwritings: for fine-tuning after pruning."""
+    return draw_sample("downstream", count, DOWNSTREAM_SEED)
+
+
+def validation_sample(count: int = 500) -> Sample:
+    """Scenes in the downstream handwritings, to watch pre-training without touching the test."""
+    return draw_sample("downstream", count, VALIDATION_SEED)
+
+
+def unseen_sample(count: int = 1000) -> Sample:
+    """Scenes in a third set of handwritings, with combinations that training never showed."""
+    return draw_sample("test", count, TEST_SEED, held_out=True)
+
+

@@ -1,0 +1,116 @@
+"""Every published score against a naive loop over its formula."""
+
+import math
+
+import pytest
+import torch
+
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scorers.information_flow import InformationFlow, information_flow, neuron_saliency
+from vlp_plugins.scorers.lamp import Lamp, lamp
+from vlp_plugins.scorers.layer_l2 import layer_l2
+from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scorers.random import Random
+from vlp_plugins.scorers.wanda import wanda
+from vlp_plugins.thresholds import find_cuts
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def moment():
+    return torch.rand(7, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 9
+
+
+def test_information_flow_is_the_product_of_both_neurons_and_the_connection(weight, moment):
+    a = [math.sqrt(m) for m in moment.tolist()]
+    w = weight.abs().tolist()
+    emitted = [sum(w[i][j] * a[j] for j in range(7)) / 7 for i in range(5)]
+    received = [sum(w[i][j] * a[j] for i in range(5)) / 5 for j in range(7)]
+    expected = [[emitted[i] * received[j] * w[i][j] for j in range(7)] for i in range(5)]
+
+    torch.testing.assert_close(information_flow(weight, moment), torch.tensor(expected))
+    outputs, inputs = neuron_saliency(weight, moment)
+    torch.testing.assert_close(outputs, torch.tensor(emitted))
+    torch.testing.assert_close(inputs, torch.tensor(received))
+
+
+def test_information_flow_can_look_at_edges_or_nodes_alone(weight, moment):
+    edges = information_flow(weight, moment, nodes=False)
+    nodes = information_flow(weight, moment, edges=False)
+
+    torch.testing.assert_close(edges, weight.abs())
+    torch.testing.assert_close(nodes * edges, information_flow(weight, moment))
+    with pytest.raises(UnsupportedError, match="edges, nodes or both"):
+        InformationFlow(edges=False, nodes=False)
+
+
+def test_wanda_scales_columns_by_the_input_norm(weight, moment):
+    expected = [[abs(w) * math.sqrt(m) for w, m in zip(row, moment.tolist(), strict=True)]
+                for row in weight.tolist()]  # fmt: skip
+    torch.testing.assert_close(wanda(weight, moment), torch.tensor(expected))
+
+
+def test_layer_l2_divides_by_the_frobenius_norm(weight):
+    norm = math.sqrt(sum(w * w for row in weight.tolist() for w in row))
+    torch.testing.assert_close(layer_l2(weight), weight.abs() / norm)
+    assert not layer_l2(torch.zeros(2, 2)).any()
+
+
+def test_lamp_divides_by_the_weights_that_are_at_least_as_large(weight):
+    flat = weight.flatten().tolist()
+    order = sorted(range(len(flat)), key=lambda i: (abs(flat[i]), i))
+    expected = [0.0] * len(flat)
+    for place, i in enumerate(order):
+        expected[i] = flat[i] ** 2 / sum(flat[j] ** 2 for j in order[place:])
+
+    torch.testing.assert_close(lamp(weight).flatten(), torch.tensor(expected))
+    assert lamp(weight).max() == 1
+    assert not lamp(torch.zeros(3, 3)).any()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_lamp_thresholds_without_sorting_equal_thresholds_of_its_scores(scale):
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        name: torch.randn(shape, generator=generator) * width
+        for name, shape, width in [("a", (40, 30), 1.0), ("b", (7, 11), 1e-3), ("c", (64, 8), 50.0)]
+    }
+    if scale:  # coarse values: many ties
+        weights = {name: (w / scale).round() * scale for name, w in weights.items()}
+    total = sum(w.numel() for w in weights.values())
+    removals = [0, 1, total // 3, int(0.9 * total), total - 1, total]
+
+    fast = Lamp().global_cuts(weights, removals)
+    slow = find_cuts({name: lambda w=w: lamp(w) for name, w in weights.items()}, removals)
+
+    for removal, quick, exact in zip(removals, fast, slow, strict=True):
+        assert sum(cut.remove for cut in quick.values()) == removal
+        for name, weight in weights.items():
+            # float32 scores merge neighbours that float64 tells apart: counts may differ by those.
+            assert abs(quick[name].remove - exact[name].remove) <= 2
+            mask = quick[name].mask(weight.abs())
+            assert int((~mask).sum()) == quick[name].remove
+            if mask.any() and not mask.all():
+                assert weight.abs()[mask].min() >= weight.abs()[~mask].max()
+
+
+def test_random_depends_on_seed_and_name_alone(weight):
+    score = Random().score
+    first = score(weight, Evidence("vision.0.mlp.fc1", seed=0))
+
+    assert torch.equal(first, score(weight * 3, Evidence("vision.0.mlp.fc1", seed=0)))
+    assert not torch.equal(first, score(weight, Evidence("vision.0.mlp.fc1", seed=1)))
+    assert not torch.equal(first, score(weight, Evidence("vision.0.mlp.fc2", seed=0)))
+
+
+def test_scores_are_float32_whatever_the_dtype_of_the_weight(weight):
+    half = weight.bfloat16()
+    scores = Magnitude().score(half, Evidence("a"))
+
+    assert scores.dtype == torch.float32
+    assert half.dtype == torch.bfloat16

@@ -1,0 +1,39 @@
+"""Pruning methods made for vision-language models, as plug-ins for the frameworks people use.
+
+    from vlp_plugins import prune
+
+    masks = prune(model, batches, method="multiflow", sparsity=0.75)
+    masks.apply(model)
+    masks.save("masks.safetensors")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlp_plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from vlp_plugins.allocation import Pattern
+    from vlp_plugins.masks import Masks
+    from vlp_plugins.module_adapter import ModuleAdapter
+    from vlp_plugins.pruning import prune
+
+__version__ = "0.1.0"
+__all__ = ["Masks", "ModuleAdapter", "Pattern", "__version__", "hookimpl", "prune"]
+
+_HOMES = {
+    "Masks": "vlp_plugins.masks",
+    "ModuleAdapter": "vlp_plugins.module_adapter",
+    "Pattern": "vlp_plugins.allocation",
+    "prune": "vlp_plugins.pruning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the public names on first use, so that importing the package stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vlp_plugins' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

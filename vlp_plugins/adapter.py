@@ -1,0 +1,219 @@
+"""What an adapter says about a model: value types, the `Adapter` base class and how a batch is checked.
+
+An adapter is the only place that knows a model family. Everything else (statistics, scores,
+allocation, masks, hosts) works on what is declared here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from vlp_plugins.errors import BatchError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import nn
+
+Batch = Mapping[str, Any]
+"""What a model takes: tensors by the names of its forward (`pixel_values`, `input_ids`, ...)."""
+
+Negatives = tuple[Sequence[int], Sequence[int]]
+"""Hard negatives of the matching loss: for every text an image, for every image a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One module that uses a weight.
+
+    Attributes:
+        module: dotted path of the module in this model.
+        tokens: name of the token space of the module's *input* (`"vision"`, `"text"`), a key of
+            `Stream.real`. The keys and values of a cross-attention read image tokens.
+        parameter: attribute of the module that holds the weight.
+    """
+
+    module: str
+    tokens: str
+    parameter: str = "weight"
+
+    @property
+    def path(self) -> str:
+        """Dotted path of the parameter."""
+        return f"{self.module}.{self.parameter}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """One prunable weight as the adapter declares it.
+
+    Attributes:
+        name: canonical name (`text.3.cross.query`), the same in every flavour of the family.
+        modality: open string (`vision`, `text`, `fusion`, ...).
+        depth: layer index within its tower, from 0.
+        owners: the modules that use it; the first is the owner that published code reads.
+        copy_of: canonical name of the pre-training weight that this one was copied from
+            (a decoder initialised from the encoder); it inherits that weight's mask.
+    """
+
+    name: str
+    modality: str
+    depth: int
+    owners: tuple[Owner, ...]
+    copy_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Parameters that are not pruned. `pattern` is a regular expression searched in their paths."""
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One part of the activation probe: what to run, and which positions are real meanwhile.
+
+    Attributes:
+        name: `vision`, `text`, `fusion`, `decoder`, ...; statistics are kept per (weight, stream).
+        run: runs that part of the model. Streams of a batch run in order and may share state.
+        real: by token space, a bool tensor `[batch, tokens]` that is true where a token is real;
+            None where all are.
+    """
+
+    name: str
+    run: Callable[[], object]
+    real: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+
+
+class Adapter(ABC):
+    """Describes one model family. Subclasses need `name`, `claims`, `weights` and `streams`."""
+
+    name: str = ""
+
+    @abstractmethod
+    def claims(self, model: nn.Module) -> bool:
+        """True if this adapter describes `model`."""
+
+    @abstractmethod
+    def weights(self, model: nn.Module) -> Iterable[WeightSpec]:
+        """Every prunable weight of `model`, in the order of its parameters, each exactly once."""
+
+    @abstractmethod
+    def streams(
+        self, model: nn.Module, batch: Batch, *, published: bool = False
+    ) -> Iterator[Stream]:
+        """The task-agnostic forward of one batch: no hard negatives, no masked tokens.
+
+        Args:
+            model: a model that this adapter claims.
+            batch: tensors on the model's device.
+            published: reproduce what the published code does where it departs from the idea.
+
+        Raises:
+            BatchError: if the batch lacks an input, for instance the attention mask.
+        """
+
+    def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
+        """What is not pruned, and why. The first pattern that matches a parameter explains it."""
+        return ()
+
+    def losses(
+        self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The terms of the pre-training loss by name; gradient methods use their plain sum.
+
+        Raises:
+            UnsupportedError: if the family has no loss of its own.
+            BatchError: if the batch lacks what the loss needs (labels, captions).
+        """
+        raise UnsupportedError(
+            f"adapter {self.name!r} defines no loss; give one with ModuleAdapter(model, loss=...)"
+        )
+
+    def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Where each weight of a pre-training model goes in the downstream model of a task.
+
+        Args:
+            task: `pretraining`, `retrieval`, `captioning` or `vqa`.
+            model: the pre-training model.
+
+        Returns:
+            By canonical name the parameter paths in the downstream model. Several paths mean
+            that the weight is copied (a decoder initialised from the encoder): every copy
+            inherits the mask. A weight that the task does not use maps to `()`.
+        """
+        raise UnsupportedError(f"adapter {self.name!r} knows no downstream task {task!r}")
+
+    def load(self, source: str) -> nn.Module | None:
+        """Loads a checkpoint in a format that only this family knows.
+
+        Args:
+            source: a local file or folder, or a hub id.
+
+        Returns:
+            The model in evaluation mode, or None if the format is not this family's.
+        """
+        return None
+
+    def collate(
+        self, processor: Any, images: Sequence[Image], texts: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Makes one batch of `B` images and `B` captions (right padding to the longest caption)."""
+        return dict(
+            processor(
+                images=list(images),
+                text=list(texts),
+                padding=True,
+                truncation=True,
+                return_tensors="pt",
+            )
+        )
+
+    def original_name(self, path: str) -> str | None:
+        """The name that the original code base gives to parameter `path`; None if it has none."""
+        return None
+
+
+@runtime_checkable
+class RetrievalAdapter(Protocol):
+    """An adapter whose models embed images and texts in one space."""
+
+    def image_features(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """L2-normalised `[B, D]` features of the images of a batch."""
+
+    def text_features(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """L2-normalised `[B, D]` features of the texts of a batch."""
+
+
+@runtime_checkable
+class MatchingAdapter(Protocol):
+    """An adapter whose models score an image and a text together (re-ranking)."""
+
+    def match(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """`[B]` log-odds that image and text of each row belong together."""
+
+
+@runtime_checkable
+class CaptioningAdapter(Protocol):
+    """An adapter whose models write captions."""
+
+    def caption(self, model: nn.Module, batch: Batch, *, max_length: int) -> torch.Tensor:
+        """`[B, L]` token ids, greedy."""
+
+
+def need(batch: Batch, *keys: str) -> list[torch.Tensor]:
+    """The values of `keys`; a `BatchError` that names what is missing otherwise."""
+    missing = [key for key in keys if batch.get(key) is None]
+    if missing:
+        hint = (
+            "; make batches with the model's processor and padding=True, which returns one"
+            if "attention_mask" in missing
+            else ""
+        )
+        raise BatchError(f"batch has no {', '.join(missing)} (it has: {', '.join(batch)}){hint}")
+    return [batch[key] for key in keys]

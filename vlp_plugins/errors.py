@@ -1,0 +1,63 @@
+"""Errors for the person who reads them: what is wrong, with which values, what to do."""
+
+from __future__ import annotations
+
+
+class VlpError(Exception):
+    """Base of every error that a user can mend. The command line prints it on one line."""
+
+
+class UnknownNameError(VlpError):
+    """A method, adapter, key or other name that nobody registered."""
+
+
+class UnclaimedModelError(VlpError):
+    """No adapter claims the model."""
+
+
+class UnsupportedError(VlpError):
+    """The model, adapter or method cannot do what was asked."""
+
+
+class TieError(VlpError):
+    """Weights share memory in a way that one mask cannot describe, or lost their tie."""
+
+
+class BatchError(VlpError):
+    """A batch lacks an input or has one of a wrong shape."""
+
+
+class NonFiniteError(VlpError):
+    """NaN or infinity in weights, activations or scores."""
+
+
+class SparsityError(VlpError):
+    """A sparsity or budget that cannot be met."""
+
+
+class MaskError(VlpError):
+    """A mask file that is damaged, or masks that do not fit the model."""
+
+
+class StatisticsError(VlpError):
+    """Statistics that are missing, damaged or of another model."""
+
+
+class DataError(VlpError):
+    """Calibration or evaluation data that cannot be read."""
+
+
+class RecipeError(VlpError):
+    """A recipe with an unknown key or a value of a wrong type."""
+
+
+class OutputError(VlpError):
+    """An output that exists already or cannot be written."""
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """` (did you mean 'multiflow'?)` for the nearest known name, else the list of them."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"

@@ -1,0 +1,67 @@
+"""Every extension point. A plug-in is a module or object with some of these functions.
+
+A distribution announces it in the entry-point group `vlp_plugins`:
+
+    [project.entry-points.vlp_plugins]
+    my_plugin = "my_package.plugin"
+
+and marks its functions with `vlp_plugins.hookimpl`. Our own methods and adapters are registered
+through these same hooks, so nothing here is out of reach for an outsider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from vlp_plugins.adapter import Adapter
+    from vlp_plugins.methods.base import Method
+    from vlp_plugins.scorers.base import Scorer
+
+PROJECT = "vlp_plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:  # type: ignore[empty-body]
+    """Scores by name.
+
+    Returns:
+        name -> class or factory. Called with the scorer's parameters as keywords. A scorer is at
+        once usable as a method of the same name (its score with global allocation) unless a
+        method has that name.
+    """
+
+
+@hookspec
+def vlp_methods() -> Mapping[str, Callable[..., Method]]:  # type: ignore[empty-body]
+    """Pruning methods by name.
+
+    Returns:
+        name -> class or factory. Called with the method's parameters as keywords.
+    """
+
+
+@hookspec
+def vlp_adapters() -> Mapping[str, Callable[[], Adapter]]:  # type: ignore[empty-body]
+    """Model adapters by name.
+
+    Returns:
+        name -> class or factory without arguments. All adapters are asked in turn whether they
+        claim a model; importing the plug-in should not import a modelling library.
+    """
+
+
+@hookspec
+def vlp_hosts() -> Mapping[str, Callable[[], Any]]:  # type: ignore[empty-body]
+    """Pruning frameworks that the methods appear in, by name.
+
+    Returns:
+        name -> function that imports the host and returns its integration. It is called only
+        when the host is used, and may raise ImportError with the extra to install.
+    """

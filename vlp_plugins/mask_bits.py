@@ -1,0 +1,47 @@
+"""Masks as bits: packing, unpacking and counting. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def pack(mask: torch.Tensor) -> torch.Tensor:
+    """One bit per element, in row-major order, the most significant bit of a byte first.
+
+    Args:
+        mask: bool, any shape, any device.
+
+    Returns:
+        uint8 `[ceil(numel / 8)]` on the CPU; the unused bits of the last byte are zero.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"a mask is bool (True = kept), not {mask.dtype}")
+    return torch.from_numpy(np.packbits(mask.detach().flatten().cpu().numpy()))
+
+
+def unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Inverse of `pack`: bool on the CPU, of the given shape."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.view(np.bool_)).view(*shape)
+
+
+def packed_size(numel: int) -> int:
+    """Bytes that `numel` bits take."""
+    return -(-numel // 8)
+
+
+def count_ones(packed: torch.Tensor) -> int:
+    """Number of bits that are set."""
+    return int(np.bitwise_count(packed.numpy()).sum(dtype=np.int64))
+
+
+def clear_padding(packed: torch.Tensor, numel: int) -> torch.Tensor:
+    """A copy in which the unused bits of the last byte are zero."""
+    packed = packed.clone()
+    if used := numel % 8:
+        packed[-1] &= (0xFF << (8 - used)) & 0xFF
+    return packed

@@ -1,0 +1,327 @@
+"""prune(): the one place where the parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.allocation import (
+    Allocation,
+    LayerAllocation,
+    ModalityAllocation,
+    Pattern,
+    RowAllocation,
+    Target,
+    allocation_by_name,
+)
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.errors import SparsityError, StatisticsError, UnsupportedError, suggest
+from vlp_plugins.masks import Manifest, Masks, pack
+from vlp_plugins.methods.base import Composition
+from vlp_plugins.plugins import registry
+from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.selection import Scored, Selection
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.thresholds import Cut
+from vlp_plugins.weights import Weight, WeightMap
+
+Variant = Literal["default", "published"]
+Owners = Literal["all", "first"]
+
+
+@overload
+def prune(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    sparsity: Target | None = None,
+    method: str | Composition = ...,
+    **options: Any,
+) -> Masks: ...
+
+
+@overload
+def prune(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    sparsity: Sequence[Target],
+    method: str | Composition = ...,
+    **options: Any,
+) -> list[Masks]: ...
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    sparsity: Target | Sequence[Target] | None = None,
+    method: str | Composition = "multiflow",
+    adapter: Adapter | str | None = None,
+    allocation: Allocation | str | None = None,
+    floor: float = 0.0,
+    owners: Owners | None = None,
+    variant: Variant = "default",
+    statistics: Statistics | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+    **parameters: Any,
+) -> Masks | list[Masks]:
+    """Finds which weights of a model to remove. The model itself is left as it is.
+
+    Args:
+        model: any module that an adapter claims; see `ModuleAdapter` for others.
+        batches: calibration batches, for methods that need data; read once.
+        sparsity: fraction removed in [0, 1), by modality if a mapping; several make several masks
+            from one pass over the data. Left out with a `Pattern`, which fixes it.
+        method: registered name or a composition.
+        adapter: name or instance; None asks every adapter.
+        allocation: how the target is shared out among tensors; None: the method's published way.
+        floor: least fraction that every tensor keeps.
+        owners: whether the statistics of a tied weight come from `all` modules that use it or
+            from the `first`; None: all, or first in the published variant.
+        variant: `published` reproduces the counts and quirks of the published code.
+        statistics: of an earlier pass, instead of `batches`.
+        seed: for scores that draw random numbers.
+        limit: number of batches to read; None reads all.
+        checkpoint: file that keeps the state of the data pass.
+        checkpoint_every: batches between two writes of it.
+        resume: continue from that file.
+        progress: called with (batches done, batches in all or None).
+        **parameters: of the method, such as `edges=False` for MULTIFLOW.
+
+    Returns:
+        Masks; a list of them if `sparsity` is a sequence.
+    """
+    adapter = resolve_adapter(model, adapter)
+    composition = resolve_method(method, allocation, sparsity, parameters)
+    published = is_published(variant)
+    weights = WeightMap.of(model, adapter)
+    targets = targets_of(sparsity, composition.allocation)
+    if composition.needs and statistics is None:
+        if batches is None:
+            raise StatisticsError(
+                f"method {composition.name!r} needs data: pass batches, or statistics of an "
+                "earlier pass"
+            )
+        statistics = calibrate(
+            model,
+            adapter,
+            weights,
+            batches,
+            composition.needs,
+            published=published,
+            limit=limit,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=progress,
+        )
+    masks = make_masks(
+        weights,
+        composition,
+        targets,
+        statistics,
+        floor=floor,
+        owners=owners,
+        published=published,
+        seed=seed,
+    )
+    single = sparsity is None or isinstance(sparsity, (int, float, Mapping))
+    return masks[0] if single else masks
+
+
+def make_masks(
+    weights: WeightMap,
+    method: Composition,
+    targets: Sequence[Target],
+    statistics: Statistics | None = None,
+    *,
+    floor: float = 0.0,
+    owners: Owners | None = None,
+    published: bool = False,
+    seed: int = 0,
+    half: int | None = None,
+) -> list[Masks]:
+    """Masks for every target from statistics that exist already; reads no data.
+
+    Args:
+        weights: the prunable weights.
+        method: what to apply.
+        targets: sparsities.
+        statistics: what the method needs, None if it needs nothing.
+        floor: least fraction that every tensor keeps.
+        owners: see `prune`.
+        published: see `prune`.
+        seed: see `prune`.
+        half: 0 or 1 uses the statistics of every other batch only; comparing the two masks tells
+            whether the data was enough.
+
+    Raises:
+        StatisticsError: if a statistic is missing or is of another model.
+        SparsityError: if a target cannot be met.
+        NonFiniteError: if weights or scores hold NaN or infinity.
+    """
+    weights.check_finite()
+    owners = owners or ("first" if published else "all")
+    evidence = _evidence(weights, method, statistics, owners=owners, seed=seed, half=half)
+    ranked = Scored(method.score, weights, evidence, published)
+    allocated = ranked
+    if method.allocation_score is not None:
+        allocated = Scored(method.allocation_score, weights, evidence, published)
+    selections = method.allocation.select(allocated, targets, floor=floor)
+    packed: list[dict[str, Any]] = [{} for _ in targets]
+    for name, weight in weights.items():
+        scored = (allocated if method.allocation_score is None else ranked).ranking()
+        scores = scored.scores(name)
+        for target, selection in zip(packed, selections, strict=True):
+            chosen: Selection = selection[name]
+            if method.allocation_score is not None and isinstance(chosen, Cut):
+                count = _published_count(chosen, weight) if published else chosen.remove
+                chosen = scored.cut_of(scores, count)
+            target[name] = pack(chosen.mask(scores).view(weight.shape))
+    manifests = [
+        Manifest.for_weights(
+            weights,
+            method=method.name,
+            parameters=_parameters(method, floor=floor, owners=owners, published=published),
+            seed=seed,
+            sparsity=dict(target) if isinstance(target, Mapping) else target,
+            calibration=_calibration(statistics),
+        )
+        for target in targets
+    ]
+    return [Masks(p, manifest) for p, manifest in zip(packed, manifests, strict=True)]
+
+
+def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
+    """The adapter meant by a name, an instance or None (who claims the model?)."""
+    if isinstance(adapter, str):
+        adapter = registry().adapter(adapter)
+    return adapter if adapter is not None else registry().adapter_for(model)
+
+
+def resolve_method(
+    method: str | Composition,
+    allocation: Allocation | str | None,
+    sparsity: Target | Sequence[Target] | None,
+    parameters: Mapping[str, Any],
+) -> Composition:
+    """The composition meant by a name and an allocation.
+
+    Budgets per modality need an allocation that has them: without an explicit one, a method with
+    global allocation becomes modality-wise.
+    """
+    if isinstance(method, str):
+        method = registry().method(method, **parameters)
+    elif parameters:
+        raise UnsupportedError(
+            f"{', '.join(parameters)}: parameters go to the composition itself, not beside it"
+        )
+    if isinstance(allocation, str):
+        allocation = allocation_by_name(allocation)
+    targets = sparsity if isinstance(sparsity, (list, tuple)) else [sparsity]
+    by_modality = (LayerAllocation, ModalityAllocation, RowAllocation)
+    if (
+        allocation is None
+        and any(isinstance(target, Mapping) for target in targets)
+        and not isinstance(method.allocation, by_modality)
+    ):
+        allocation = ModalityAllocation()
+    return method.with_allocation(allocation)
+
+
+def is_published(variant: str) -> bool:
+    """True for `published`, False for `default`, an `UnsupportedError` otherwise."""
+    if variant not in ("default", "published"):
+        raise UnsupportedError(
+            f"unknown variant {variant!r}{suggest(variant, ['default', 'published'])}"
+        )
+    return variant == "published"
+
+
+def targets_of(sparsity: Target | Sequence[Target] | None, allocation: Allocation) -> list[Target]:
+    """Sparsities as a list; a pattern brings its own."""
+    if sparsity is None:
+        if not isinstance(allocation, Pattern):
+            raise SparsityError("no sparsity given; pass for instance sparsity=0.75")
+        return [allocation.sparsity]
+    if isinstance(sparsity, (int, float, Mapping)):
+        return [sparsity]
+    if not sparsity:
+        raise SparsityError("the list of sparsities is empty; pass for instance sparsity=[0.75]")
+    return list(sparsity)
+
+
+def _evidence(
+    weights: WeightMap,
+    method: Composition,
+    statistics: Statistics | None,
+    *,
+    owners: Owners,
+    seed: int,
+    half: int | None,
+) -> dict[str, Evidence]:
+    if not method.needs:
+        return {name: Evidence(name, seed) for name in weights}
+    if statistics is None:
+        raise StatisticsError(f"method {method.name!r} needs statistics; run the data pass first")
+    statistics.check(weights)
+    missing = [s.name for s in method.needs if s.name not in statistics.names()]
+    if missing:
+        raise StatisticsError(
+            f"method {method.name!r} needs {', '.join(missing)}; the statistics hold "
+            f"{', '.join(sorted(statistics.names()))}: repeat the data pass for this method"
+        )
+    return {
+        name: Evidence(
+            name,
+            seed,
+            {s.name: statistics.mean(s.name, name, owners=owners, half=half) for s in method.needs},
+        )
+        for name in weights
+    }
+
+
+def _published_count(cut: Cut, weight: Weight) -> int:
+    """Quirk M6: the published code passes the count through a floating-point fraction."""
+    kept = weight.numel - cut.remove
+    return int((1 - kept / weight.numel) * weight.numel)
+
+
+def _parameters(
+    method: Composition, *, floor: float, owners: Owners, published: bool
+) -> dict[str, Any]:
+    return {
+        **method.parameters,
+        "allocation": repr_of(method.allocation),
+        "floor": floor,
+        "owners": owners,
+        "variant": "published" if published else "default",
+    }
+
+
+def repr_of(allocation: Allocation) -> str:
+    """The name under which `allocation_by_name` finds it."""
+    if isinstance(allocation, Pattern):
+        return f"keep={allocation.keep},of={allocation.of}"
+    return type(allocation).__name__.removesuffix("Allocation").lower()
+
+
+def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
+    if statistics is None:
+        return None
+    return {
+        "fingerprint": statistics.fingerprint,
+        "batches": statistics.batches,
+        "samples": sum(statistics.samples),
+    }
+

@@ -1,0 +1,68 @@
+"""What a scorer is: a weight and what is known about it -> the importance of every element."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.statistics.base import ActivationStatistic
+from vlp_plugins.thresholds import Cut
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a scorer may know about one weight beside its values.
+
+    Attributes:
+        name: canonical name of the weight.
+        seed: seed of the run, for scorers that draw numbers.
+        statistics: by statistic name the mean over samples, e.g. `input_second_moment`
+            `[in_features]`, float64, already reduced over the weight's owners.
+    """
+
+    name: str
+    seed: int = 0
+    statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Scorer(ABC):
+    """One published score. Configuration lives in the instance, the formula in a function.
+
+    Attributes:
+        name: the name it is registered under.
+        needs: the statistics that `Evidence` must hold; the data pass gathers them.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[ActivationStatistic, ...]] = ()
+
+    @abstractmethod
+    def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+        """Importance of every element; smaller is pruned first.
+
+        Args:
+            weight: `[out, in]`, any floating dtype, never modified.
+            evidence: what is known about this weight.
+
+        Returns:
+            float32, same shape and device as `weight`, finite.
+        """
+
+
+class MagnitudeRanked(Scorer):
+    """A score that grows with |w| within a tensor, so that masks can be cut at a magnitude."""
+
+    @abstractmethod
+    def global_cuts(
+        self, weights: Mapping[str, torch.Tensor], removals: Sequence[int]
+    ) -> list[dict[str, Cut]]:
+        """The global thresholds of this score, as cuts of |w|.
+
+        Args:
+            weights: `[out, in]` by canonical name.
+            removals: how many elements to remove from all of them together, per cut.
+        """

@@ -1,0 +1,72 @@
+"""Information flow: the score of MULTIFLOW."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.statistics.base import ActivationStatistic
+from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
+
+
+def neuron_saliency(
+    weight: torch.Tensor, second_moment: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much a layer's neurons emit and receive: the node term of MULTIFLOW.
+
+    Args:
+        weight: `[out, in]`, any floating dtype.
+        second_moment: `[in]`, a_j^2.
+
+    Returns:
+        float32: of the outputs, I_i = mean_j |W_ij| a_j, `[out]`; of the inputs,
+        I_j = mean_i |W_ij| a_j, `[in]`.
+    """
+    magnitude = weight.float().abs()
+    norm = second_moment.sqrt().to(weight.device, torch.float32)
+    return (magnitude @ norm) / weight.shape[1], magnitude.mean(0) * norm
+
+
+def information_flow(
+    weight: torch.Tensor, second_moment: torch.Tensor, *, edges: bool = True, nodes: bool = True
+) -> torch.Tensor:
+    """I_i * I_j * |W_ij| (Farina et al., CVPR 2024, section 4).
+
+    Args:
+        weight: `[out, in]`, any floating dtype.
+        second_moment: `[in]`, a_j^2: mean over samples of the squared input j, summed over tokens.
+        edges: multiply by |W_ij|.
+        nodes: multiply by the saliency of both neurons.
+
+    Returns:
+        float32, `[out, in]`.
+    """
+    if not nodes:
+        return weight.float().abs()
+    emitted, received = neuron_saliency(weight, second_moment)
+    scores = torch.outer(emitted, received)
+    return scores.mul_(weight.float().abs()) if edges else scores
+
+
+class InformationFlow(Scorer):
+    """MULTIFLOW's score. `edges` and `nodes` switch its two factors (the paper's Table 8).
+
+    The scale of a_j differs from layer to layer, so scores are compared within a tensor.
+    """
+
+    name: ClassVar[str] = "information_flow"
+    needs: ClassVar[tuple[ActivationStatistic, ...]] = (InputSecondMoment(),)
+
+    def __init__(self, *, edges: bool = True, nodes: bool = True) -> None:
+        if not (edges or nodes):
+            raise UnsupportedError("information_flow needs edges, nodes or both")
+        self.edges = edges
+        self.nodes = nodes
+
+    def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+        return information_flow(
+            weight, evidence.statistics[INPUT_SECOND_MOMENT], edges=self.edges, nodes=self.nodes
+        )

@@ -1,0 +1,141 @@
+"""LAMP: each weight relative to the weights of its tensor that are at least as large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
+from vlp_plugins.thresholds import KEEP_ALL, Cut, order_keys
+
+_SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
+
+
+def lamp(weight: torch.Tensor) -> torch.Tensor:
+    """w^2 / (sum of v^2 over the entries v that sort at or after w).
+
+    Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021). Equal
+    entries sort by position. Sums run from the large end in float64: the published float32
+    difference of sums cancels for the largest entries (`total - cumsum`).
+
+    Args:
+        weight: `[out, in]`, any floating dtype.
+
+    Returns:
+        float32, same shape, in [0, 1]; 0 for zeros.
+    """
+    squares = weight.double().square().flatten()
+    order = torch.sort(squares, stable=True)
+    tails = order.values.flip(0).cumsum(0).flip(0)
+    ranked = torch.where(tails > 0, order.values / tails, 0.0).float()
+    return torch.empty_like(ranked).scatter_(0, order.indices, ranked).view(weight.shape)
+
+
+class Lamp(MagnitudeRanked):
+    """LAMP. It grows with |w| within a tensor, so its global threshold needs no sort."""
+
+    name: ClassVar[str] = "lamp"
+
+    def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+        return lamp(weight)
+
+    def global_cuts(
+        self, weights: Mapping[str, torch.Tensor], removals: Sequence[int]
+    ) -> list[dict[str, Cut]]:
+        buckets = {name: _Buckets(weight) for name, weight in weights.items()}
+        return [_cuts(weights, buckets, removal) for removal in removals]
+
+
+class _Buckets:
+    """Counts and squared sums of |w| by bucket, and the LAMP scores that a bucket can hold."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        magnitude = weight.float().abs()
+        index = order_keys(magnitude) >> _SHIFT
+        counts = torch.bincount(index)
+        sums = torch.bincount(index, weights=magnitude.flatten().double().square_())
+        self.filled = torch.nonzero(counts)[:, 0]
+        self.counts = counts[self.filled]
+        tails = sums.flip(0).cumsum(0).flip(0)[self.filled]  # of the bucket and all above
+        self.above = tails - sums[self.filled]
+        edges = torch.stack((self.filled, self.filled + 1)).to(torch.int32) << _SHIFT
+        low, high = edges.view(torch.float32).double().square()
+        # A margin of 1e-12 absorbs the rounding of the bounds themselves.
+        self.lower = torch.where(tails > 0, low / tails, 0.0) * (1 - 1e-12)
+        self.upper = torch.where(high > 0, high / (self.above + high), 0.0) * (1 + 1e-12)
+
+
+def _cuts(
+    weights: Mapping[str, torch.Tensor], buckets: Mapping[str, _Buckets], removal: int
+) -> dict[str, Cut]:
+    """Cuts of |w| where the LAMP scores have their `removal`-th smallest.
+
+    The bounds of the buckets enclose the threshold; only the elements of buckets that reach into
+    the enclosure are looked at one by one.
+    """
+    if removal == 0:
+        return dict.fromkeys(weights, KEEP_ALL)
+    counts = torch.cat([b.counts for b in buckets.values()])
+    at_least = _quantile(torch.cat([b.lower for b in buckets.values()]), counts, removal)
+    at_most = _quantile(torch.cat([b.upper for b in buckets.values()]), counts, removal)
+    certain: dict[str, int] = {}
+    open_values: dict[str, torch.Tensor] = {}
+    open_scores: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        b = buckets[name]
+        gone = b.upper < at_least
+        unsure = ~gone & (b.lower <= at_most)
+        certain[name] = int(b.counts[gone].sum())
+        open_values[name], open_scores[name] = _scores_of(weight, b, unsure)
+    scores = torch.cat(list(open_scores.values()))
+    # At least one uncertain element goes: whatever is certain to go lies below the threshold.
+    rank = removal - sum(certain.values())
+    threshold = float(torch.kthvalue(scores, rank).values)
+    quota = rank - int((scores < threshold).sum())
+    cuts = {}
+    for name, weight in weights.items():
+        ties = min(int((open_scores[name] == threshold).sum()), quota)
+        quota -= ties
+        count = int((open_scores[name] < threshold).sum()) + ties
+        cuts[name] = _magnitude_cut(weight, open_values[name], count, certain[name])
+    return cuts
+
+
+def _quantile(values: torch.Tensor, counts: torch.Tensor, rank: int) -> float:
+    order = torch.sort(values)
+    position = torch.searchsorted(counts[order.indices].cumsum(0), rank)
+    return float(order.values[position])
+
+
+def _scores_of(
+    weight: torch.Tensor, buckets: _Buckets, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorted |w| and LAMP scores (float64) of the elements in a run of buckets."""
+    places = torch.nonzero(chosen)[:, 0]
+    if len(places) == 0:
+        empty = torch.empty(0, dtype=torch.float64, device=weight.device)
+        return empty.float(), empty
+    magnitude = weight.float().abs()
+    first, last = int(buckets.filled[places[0]]), int(buckets.filled[places[-1]])
+    index = order_keys(magnitude) >> _SHIFT
+    values = magnitude.flatten()[(index >= first) & (index <= last)].sort().values
+    squares = values.double().square()
+    tails = squares.flip(0).cumsum(0).flip(0) + buckets.above[places[-1]]
+    return values, torch.where(tails > 0, squares / tails, 0.0)
+
+
+def _magnitude_cut(weight: torch.Tensor, values: torch.Tensor, count: int, certain: int) -> Cut:
+    """The cut of |w| that takes the first `count` of the sorted open values and all below."""
+    remove = certain + count
+    if remove == 0:
+        return KEEP_ALL
+    if count == 0:  # between two buckets: the open values start above the threshold
+        values = weight.float().abs().flatten()
+        threshold = float(torch.kthvalue(values, remove).values)
+        ties = remove - int((values < threshold).sum())
+    else:
+        threshold = float(values[count - 1])
+        ties = count - int((values < threshold).sum())
+    return Cut(remove, threshold, ties, int((values == threshold).sum()))

@@ -1,0 +1,38 @@
+"""Wanda: weight magnitude times the norm of the input feature."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.statistics.base import ActivationStatistic
+from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
+
+
+def wanda(weight: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
+    """|W_ij| * a_j with a_j the root of the second moment of input j.
+
+    Args:
+        weight: `[out, in]`, any floating dtype.
+        second_moment: `[in]`, non-negative, in any unit common to the layer.
+
+    Returns:
+        float32, `[out, in]`.
+    """
+    return weight.float().abs() * second_moment.sqrt().to(weight.device, torch.float32)
+
+
+class Wanda(Scorer):
+    """Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024).
+
+    The paper compares the elements of one output neuron: use it with row-wise allocation, which
+    the method `wanda` does.
+    """
+
+    name: ClassVar[str] = "wanda"
+    needs: ClassVar[tuple[ActivationStatistic, ...]] = (InputSecondMoment(),)
+
+    def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+        return wanda(weight, evidence.statistics[INPUT_SECOND_MOMENT])

@@ -1,0 +1,130 @@
+"""From scores to the mask of one tensor: scores computed on demand, and what chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from vlp_plugins.errors import NonFiniteError
+from vlp_plugins.scorers.base import Evidence, MagnitudeRanked, Scorer
+from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.thresholds import Cut, ScoreSource, find_cuts
+from vlp_plugins.weights import Weight
+
+
+class Selection(Protocol):
+    """Chooses the elements of one tensor that stay."""
+
+    @property
+    def remove(self) -> int:
+        """How many elements go."""
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """True where an element stays; bool, shape of `scores`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Weights with the scorer to apply to them; scores are computed whenever they are asked for."""
+
+    scorer: Scorer
+    weights: Mapping[str, Weight]
+    evidence: Mapping[str, Evidence]
+    published: bool = False
+
+    def scores(self, name: str) -> torch.Tensor:
+        """`[out, in]` float32 scores of one weight.
+
+        Raises:
+            NonFiniteError: if the score has NaN or infinity.
+        """
+        scores = self.scorer.score(self.weights[name].matrix, self.evidence[name])
+        if not torch.isfinite(scores.sum(dtype=torch.float64)):
+            raise NonFiniteError(
+                f"scorer {self.scorer.name!r} gives NaN or infinite scores for weight {name!r}; "
+                "check its weights and statistics for such values"
+            )
+        return scores
+
+    def source(self, name: str) -> ScoreSource:
+        """`scores` of one weight as a function."""
+        return lambda: self.scores(name)
+
+    def subset(self, names: Sequence[str]) -> Scored:
+        """The same for some of the weights."""
+        return replace(self, weights={name: self.weights[name] for name in names})
+
+    def ranking(self) -> Scored:
+        """The same with the cheapest scorer of the same order within a tensor."""
+        if self.published or not isinstance(self.scorer, MagnitudeRanked):
+            return self
+        return replace(self, scorer=Magnitude())
+
+    def cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
+        """Cuts of the `ranking()` scores that remove exactly so many elements in all."""
+        if isinstance(self.scorer, MagnitudeRanked) and not self.published:
+            matrices = {name: weight.matrix for name, weight in self.weights.items()}
+            return self.scorer.global_cuts(matrices, removals)
+        sources = {name: self.source(name) for name in self.weights}
+        return find_cuts(sources, removals, all_ties=self.published)
+
+    def cut_of(self, scores: torch.Tensor, remove: int) -> Cut:
+        """The cut that removes the `remove` smallest of one tensor's scores."""
+        return find_cuts({"": lambda: scores}, [remove], all_ties=self.published)[0][""]
+
+
+@dataclass(frozen=True)
+class RowSelection:
+    """Removes the same number of the smallest elements of each row (output neuron)."""
+
+    per_row: int
+    rows: int
+
+    @property
+    def remove(self) -> int:
+        """How many elements go."""
+        return self.per_row * self.rows
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """True where an element stays; equal scores go by position."""
+        return keep_largest_of_rows(scores, scores.shape[1] - self.per_row)
+
+
+@dataclass(frozen=True)
+class PatternSelection:
+    """Keeps the `keep` largest of every `of` consecutive inputs."""
+
+    keep: int
+    of: int
+    numel: int
+
+    @property
+    def remove(self) -> int:
+        """How many elements go."""
+        return self.numel // self.of * (self.of - self.keep)
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """True where an element stays; equal scores go by position."""
+        return keep_largest_of_rows(scores.reshape(-1, self.of), self.keep).view(scores.shape)
+
+
+def keep_largest_of_rows(scores: torch.Tensor, keep: int) -> torch.Tensor:
+    """True at the `keep` largest of every row; among equals the first go first.
+
+    Args:
+        scores: `[rows, columns]`.
+        keep: 0 to columns.
+    """
+    rows, columns = scores.shape
+    if keep in (0, columns):
+        return torch.full_like(scores, keep == columns, dtype=torch.bool)
+    threshold = scores.kthvalue(columns - keep, dim=1, keepdim=True).values
+    mask = scores > threshold
+    missing = keep - mask.sum(1)
+    for row in torch.nonzero(missing)[:, 0].tolist():
+        ties = torch.nonzero(scores[row] == threshold[row])[:, 0]
+        mask[row, ties[len(ties) - int(missing[row]) :]] = True
+    return mask

@@ -1,0 +1,61 @@
+"""What a statistic is: something small that a data pass accumulates for a weight."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.weights import Weight
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """Where a statistic is taken: one use of one weight in one stream.
+
+    Attributes:
+        weight: canonical name.
+        stream: name of the stream of the activation probe.
+        owner: index of the module among the weight's owners; 0 is the published owner.
+    """
+
+    weight: str
+    stream: str
+    owner: int
+
+    def __str__(self) -> str:
+        return f"{self.weight}|{self.stream}|{self.owner}"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Inverse of `str`."""
+        weight, stream, owner = text.rsplit("|", 2)
+        return cls(weight, stream, int(owner))
+
+
+class ActivationStatistic(ABC):
+    """A statistic of the inputs of a weight, additive over batches.
+
+    Being additive is what makes the pass streaming, resumable and equal on any number of
+    processes: accumulators are float64 sums of per-batch values.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def size(self, weight: Weight) -> int:
+        """Length of the accumulator of one site of `weight`."""
+
+    @abstractmethod
+    def measure(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The contribution of one call.
+
+        Args:
+            inputs: `[tokens, in_features]`, the real tokens that entered the layer, in the
+                model's dtype.
+
+        Returns:
+            `[size]` in float32 (summed in float64 by the caller).
+        """

@@ -1,0 +1,158 @@
+"""The k-th smallest of many scores without sorting or concatenating them.
+
+float32 values are mapped to integers of the same order. One sweep counts the upper 16 bits, a
+second one the lower 16 bits inside the bucket that holds the k-th value, so the threshold is exact
+after two sweeps, whatever the number of tensors. Scores are recomputed in each sweep: nothing of
+the model's size is ever stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+ScoreSource = Callable[[], torch.Tensor]
+"""Computes the float32 scores of one tensor, the same every time."""
+
+_BUCKETS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which elements of one tensor go: all below `threshold` and the first `ties` equal to it.
+
+    Attributes:
+        remove: how many elements go.
+        threshold: score at which the cut lies; -inf removes none, +inf all.
+        ties: how many of the elements equal to the threshold are among the removed; the first
+            ones by position.
+        equal: how many elements are equal to the threshold.
+    """
+
+    remove: int
+    threshold: float
+    ties: int = 0
+    equal: int = 0
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """True where an element stays; bool, shape of `scores`."""
+        keep = scores > self.threshold
+        if self.ties < self.equal:
+            places = torch.nonzero((scores == self.threshold).flatten())[self.ties :, 0]
+            keep.view(-1)[places] = True
+        return keep
+
+
+KEEP_ALL = Cut(0, -math.inf)
+
+
+def order_keys(scores: torch.Tensor) -> torch.Tensor:
+    """Integers with the order of the scores.
+
+    Args:
+        scores: float32, any shape, no NaN.
+
+    Returns:
+        int32, 1-D.
+    """
+    bits = scores.contiguous().view(torch.int32).flatten()
+    if bits.numel() == 0 or int(bits.min()) >= 0:
+        return bits
+    bits = (scores + 0.0).contiguous().view(torch.int32).flatten()  # -0.0 becomes +0.0
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _key_to_score(key: int) -> float:
+    bits = key if key >= 0 else key ^ 0x7FFFFFFF
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def find_cuts(
+    sources: Mapping[str, ScoreSource], removals: Sequence[int], *, all_ties: bool = False
+) -> list[dict[str, Cut]]:
+    """Cuts that remove the smallest scores of several tensors taken together.
+
+    Equal scores are broken by position: first tensor first, first element first.
+
+    Args:
+        sources: by name, in order.
+        removals: for every cut how many elements to remove, each from 0 to the total number.
+        all_ties: remove every element equal to the threshold, as published code does (quirk G1).
+
+    Returns:
+        For every entry of `removals`, the cut of every tensor. The `remove` fields sum to the
+        entry exactly (to more with `all_ties` and ties).
+    """
+    coarse = {name: _count((order_keys(source()) >> 16) + _BUCKETS // 2)
+              for name, source in sources.items()}  # fmt: skip
+    total = sum(counts.to("cpu", torch.int64) for counts in coarse.values())
+    cumulative = torch.as_tensor(total).cumsum(0)
+    size = int(cumulative[-1])
+    buckets: dict[int, int] = {}
+    for removal in removals:
+        if not 0 <= removal <= size:
+            raise ValueError(f"cannot remove {removal} of {size} elements")
+        if 0 < removal < size or (removal == size and all_ties):
+            buckets[removal] = int(torch.searchsorted(cumulative, removal))
+    fine = {b: _fine_counts(sources, coarse, b) for b in sorted(set(buckets.values()))}
+    results = []
+    for removal in removals:
+        if removal == 0:
+            results.append(dict.fromkeys(sources, KEEP_ALL))
+        elif removal not in buckets:
+            sizes = {name: int(counts.sum()) for name, counts in coarse.items()}
+            results.append({name: Cut(n, math.inf) for name, n in sizes.items()})
+        else:
+            bucket = buckets[removal]
+            before = int(cumulative[bucket - 1]) if bucket else 0
+            results.append(
+                _split(removal - before, bucket, coarse, fine[bucket], all_ties=all_ties)
+            )
+    return results
+
+
+def _count(keys: torch.Tensor) -> torch.Tensor:
+    return torch.bincount(keys, minlength=_BUCKETS).to(torch.int32)
+
+
+def _fine_counts(
+    sources: Mapping[str, ScoreSource], coarse: Mapping[str, torch.Tensor], bucket: int
+) -> dict[str, torch.Tensor]:
+    """Counts of the lower 16 bits of the elements of one bucket, for tensors that have any."""
+    counts = {}
+    for name, source in sources.items():
+        if int(coarse[name][bucket]):
+            keys = order_keys(source())
+            inside = keys[(keys >> 16) == bucket - _BUCKETS // 2]
+            counts[name] = _count(inside & 0xFFFF)
+    return counts
+
+
+def _split(
+    rank: int,
+    bucket: int,
+    coarse: Mapping[str, torch.Tensor],
+    fine: Mapping[str, torch.Tensor],
+    *,
+    all_ties: bool,
+) -> dict[str, Cut]:
+    """The cuts at the `rank`-th smallest (1-based) element of a bucket."""
+    merged = torch.as_tensor(sum(counts.to("cpu", torch.int64) for counts in fine.values()))
+    cumulative = merged.cumsum(0)
+    low = int(torch.searchsorted(cumulative, rank))
+    quota = rank - (int(cumulative[low - 1]) if low else 0)
+    threshold = _key_to_score(((bucket - _BUCKETS // 2) << 16) | low)
+    cuts = {}
+    for name, counts in coarse.items():
+        below = int(counts[:bucket].sum(dtype=torch.int64))
+        equal = 0
+        if name in fine:
+            below += int(fine[name][:low].sum(dtype=torch.int64))
+            equal = int(fine[name][low])
+        ties = equal if all_ties else min(equal, quota)
+        quota -= min(equal, quota)
+        cuts[name] = Cut(below + ties, threshold, ties, equal)
+    return cuts

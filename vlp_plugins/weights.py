@@ -1,0 +1,197 @@
+"""The unique prunable weights of one model: canonical name, aliases, modality, ties."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Owner, WeightSpec
+from vlp_plugins.errors import NonFiniteError, TieError, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One prunable weight of a model, however many names it has.
+
+    Attributes:
+        name: canonical name.
+        modality: the group it belongs to.
+        depth: layer index within its tower.
+        parameter: the tensor itself, never a copy.
+        owners: the modules that use it, the published owner first.
+        aliases: every parameter path that reaches it, the first owner's first.
+        copy_of: canonical name of the weight whose mask it inherits, if any.
+    """
+
+    name: str
+    modality: str
+    depth: int
+    parameter: nn.Parameter
+    owners: tuple[Owner, ...]
+    aliases: tuple[str, ...]
+    copy_of: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return tuple(self.parameter.shape)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.parameter.numel()
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The detached weight as `[out, in]`; a convolution is flattened to `[out, in*kh*kw]`."""
+        return self.parameter.detach().flatten(1)
+
+
+class WeightMap(Mapping[str, Weight]):
+    """Canonical name -> `Weight`, in the adapter's order. A weight exists once."""
+
+    def __init__(self, weights: Mapping[str, Weight], adapter_name: str) -> None:
+        self._weights = dict(weights)
+        self.adapter_name = adapter_name
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: Adapter) -> WeightMap:
+        """Resolves what the adapter declares.
+
+        Two declarations that turn out to be one tensor become one weight under the first name.
+
+        Raises:
+            TieError: if weights overlap in memory without being equal, or if one declaration
+                names parameters that are no longer tied.
+            UnsupportedError: if nothing is prunable or a path does not exist.
+        """
+        paths = _aliases(model)
+        by_memory: dict[tuple[object, ...], str] = {}
+        found: dict[str, Weight] = {}
+        for spec in adapter.weights(model):
+            parameter = _resolve(model, spec)
+            key = _memory_key(parameter)
+            first = by_memory.setdefault(key, spec.name)
+            if first in found:
+                known = found[first]
+                owners = (*known.owners, *(o for o in spec.owners if o not in known.owners))
+                found[first] = Weight(
+                    first, known.modality, known.depth, known.parameter, owners,
+                    known.aliases, known.copy_of,
+                )  # fmt: skip
+                continue
+            aliases = dict.fromkeys([spec.owners[0].path, *paths[key]])
+            found[spec.name] = Weight(
+                spec.name, spec.modality, spec.depth, parameter, spec.owners,
+                tuple(aliases), spec.copy_of,
+            )  # fmt: skip
+        if not found:
+            raise UnsupportedError(f"{type(model).__name__} has no prunable weight")
+        _reject_overlaps(found)
+        return cls(found, adapter.name)
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    @property
+    def numel(self) -> int:
+        """Number of prunable elements, each counted once."""
+        return sum(weight.numel for weight in self.values())
+
+    def by_modality(self) -> dict[str, list[Weight]]:
+        """The weights of each modality, in order of first appearance."""
+        groups: dict[str, list[Weight]] = {}
+        for weight in self.values():
+            groups.setdefault(weight.modality, []).append(weight)
+        return groups
+
+    @property
+    def structure(self) -> str:
+        """Hash of canonical names and shapes: masks fit models of equal structure."""
+        text = json.dumps([[w.name, list(w.shape)] for w in self.values()])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def content_hash(self) -> str:
+        """Hash of the weights' values, for information. Reads every weight once."""
+        digest = hashlib.sha256()
+        for weight in self.values():
+            data = weight.parameter.detach().cpu().contiguous()
+            digest.update(weight.name.encode())
+            digest.update(memoryview(data.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return digest.hexdigest()[:16]
+
+    def check_finite(self) -> None:
+        """Raises `NonFiniteError` with the name of the first weight that has NaN or infinity."""
+        for weight in self.values():
+            # A sum is finite only if every term is (overflow aside, hence the exact second look).
+            if not torch.isfinite(weight.matrix.sum(dtype=torch.float64)):
+                bad = int((~torch.isfinite(weight.matrix)).sum())
+                raise NonFiniteError(
+                    f"weight {weight.name!r} ({weight.aliases[0]}) has {bad} NaN or infinite "
+                    "elements; the checkpoint is damaged or was saved after a diverged training"
+                )
+
+
+def _resolve(model: nn.Module, spec: WeightSpec) -> nn.Parameter:
+    """The parameter that all owners of a declaration share."""
+    tensors = []
+    for owner in spec.owners:
+        try:
+            tensors.append(model.get_parameter(owner.path))
+        except AttributeError as error:
+            raise UnsupportedError(
+                f"adapter declares {spec.name!r} at {owner.path}, which {type(model).__name__} "
+                f"does not have: {error}"
+            ) from error
+    first = tensors[0]
+    for owner, tensor in zip(spec.owners, tensors, strict=True):
+        if tensor is not first and _memory_key(tensor) != _memory_key(first):
+            raise TieError(
+                f"{spec.name!r} should be one weight, but {spec.owners[0].path} and {owner.path} "
+                "are no longer tied; call model.tie_weights() before pruning"
+            )
+    return first
+
+
+def _memory_key(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are one view of one storage."""
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return (id(tensor),)
+    pointer = tensor.untyped_storage().data_ptr()
+    return (pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.device)
+
+
+def _aliases(model: nn.Module) -> dict[tuple[object, ...], list[str]]:
+    names: dict[tuple[object, ...], list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(_memory_key(parameter), []).append(path)
+    return names
+
+
+def _reject_overlaps(weights: Mapping[str, Weight]) -> None:
+    spans = []
+    for weight in weights.values():
+        tensor = weight.parameter
+        if tensor.device.type == "meta":
+            continue
+        start = tensor.data_ptr()
+        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        spans.append((start, start + extent * tensor.element_size(), weight.name))
+    spans.sort()
+    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise TieError(
+                f"{name!r} and {other!r} share part of their memory but are not the same tensor; "
+                "give each its own storage (parameter.data = parameter.data.clone())"
+            )
