@@ -21,7 +21,7 @@ from vlp_plugins.errors import OutputError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STORAGE = {*_FULL, errno.EROFS, errno.EIO}
 # Libraries that write from C++ or Rust report the operating system's error as text only.
-_FOREIGN_FAILURE = re.compile(r"\(os error (\d+)\)|inline_container|PytorchStreamWriter")
+_FOREIGN_FAILURE = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|unexpected pos \d+ vs")
 
 
 @contextmanager
@@ -38,9 +38,11 @@ def atomic_file(target: str | os.PathLike[str], *, overwrite: bool = False) -> I
         OutputError: if the target exists, or if it cannot be written (disk full, no permission).
     """
     target = _real(target)
-    check_new(target, overwrite=overwrite)
-    temporary = target.with_name(f".unfinished-{secrets.token_hex(4)}{target.suffix}")
+    # The suffix stays, for libraries that choose a format by it; torch.save cannot do without one.
+    suffix = target.suffix or ".tmp"
+    temporary = target.with_name(f".unfinished-{secrets.token_hex(4)}{suffix}")
     with _cleaned_up(temporary, target):
+        check_new(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
@@ -57,9 +59,9 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: if the target exists (an empty folder may), or if it cannot be written.
     """
     target = _real(target)
-    check_new_folder(target)
     temporary = target.with_name(f".unfinished-{secrets.token_hex(4)}")
     with _cleaned_up(temporary, target):
+        check_new_folder(target)
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
@@ -96,7 +98,7 @@ def check_new(target: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         kind = "a folder" if target.is_dir() else "not a regular file"
         raise OutputError(f"{target} is {kind}; give the path of a file")
     if not overwrite:
-        raise OutputError(f"{target} exists already; give another path or overwrite=True")
+        raise OutputError(f"{target} exists already; give another path or ask to overwrite it")
 
 
 def check_new_folder(target: str | os.PathLike[str]) -> None:
@@ -130,24 +132,31 @@ def _cleaned_up(temporary: Path, target: Path) -> Iterator[None]:
 
 def _failure(error: BaseException, temporary: Path, target: Path) -> str | None:
     """Why the target could not be written; None if the error is about something else."""
-    number: int | None = None
+    where = ""
     if isinstance(error, OSError):
-        places = {str(temporary), str(target), str(target.parent)}
-        inside = error.filename in places or str(error.filename).startswith(f"{temporary}{os.sep}")
-        if not inside and error.errno not in _STORAGE:
-            return None
         number = error.errno
+        if not _concerns(error.filename, temporary, target) and number not in _STORAGE:
+            return None
+        if error.filename and Path(error.filename) in target.parents:
+            where = f" ({error.filename})"
     elif found := _FOREIGN_FAILURE.search(str(error)):
-        if found[1] is None:
-            return "the file could not be written to the end; see whether the disk is full"
-        number = int(found[1])
+        # torch does not say why; a full disk is the common reason.
+        number = int(found[1]) if found[1] else errno.ENOSPC
         if number not in _STORAGE:
             return None
     else:
         return None
     if number in _FULL:
         return "no space left on the disk (or a quota is used up); free some or write elsewhere"
-    return os.strerror(number) if number else str(error)
+    return f"{os.strerror(number) if number else error}{where}"
+
+
+def _concerns(filename: object, temporary: Path, target: Path) -> bool:
+    """True if an error's file is the temporary, in it, the target or a folder above."""
+    if not isinstance(filename, str | os.PathLike):
+        return False
+    path = Path(filename)
+    return path == target or path in target.parents or path.is_relative_to(temporary)
 
 
 def _real(target: str | os.PathLike[str]) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+_ONES = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)  # by byte value
+
 
 def pack(mask: torch.Tensor) -> torch.Tensor:
     """One bit per element, in row-major order, the most significant bit of a byte first.
@@ -26,7 +28,7 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
 def unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Inverse of `pack`: bool on the CPU, of the given shape."""
     bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
-    return torch.from_numpy(bits.view(np.bool_)).view(*shape)
+    return torch.from_numpy(bits.view(np.bool_)).reshape(tuple(shape))
 
 
 def packed_size(numel: int) -> int:
@@ -36,7 +38,7 @@ def packed_size(numel: int) -> int:
 
 def count_ones(packed: torch.Tensor) -> int:
     """Number of bits that are set."""
-    return int(np.bitwise_count(packed.numpy()).sum(dtype=np.int64))
+    return int(_ONES[packed.numpy()].sum(dtype=np.int64))
 
 
 def clear_padding(packed: torch.Tensor, numel: int) -> torch.Tensor:
@@ -45,3 +47,15 @@ def clear_padding(packed: torch.Tensor, numel: int) -> torch.Tensor:
     if used := numel % 8:
         packed[-1] &= (0xFF << (8 - used)) & 0xFF
     return packed
+
+
+def flaw(packed: torch.Tensor, shape: Sequence[int]) -> str | None:
+    """What keeps a tensor from being the bits of a mask of that shape; None if it can be."""
+    numel = math.prod(shape)
+    size = packed_size(numel)
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != (size,):
+        found = f"{packed.dtype} {list(packed.shape)}"
+        return f"is {found} instead of torch.uint8 [{size}] for shape {list(shape)}"
+    if not torch.equal(packed[-1:], clear_padding(packed[-1:], numel)):
+        return f"has bits set beyond its {numel} elements"
+    return None

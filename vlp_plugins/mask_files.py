@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from vlp_plugins.atomic import check_new, write_bytes
 from vlp_plugins.errors import MaskError
-from vlp_plugins.mask_bits import count_ones, packed_size
+from vlp_plugins.mask_bits import count_ones, flaw
 from vlp_plugins.mask_manifest import Manifest
 
 METADATA_KEY = "vlp_masks"
@@ -84,12 +84,8 @@ def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
         if name not in manifest.weights:
             raise MaskError(f"is damaged: {name!r} is not in its manifest; make or copy it again")
         bits, record = packed[name], manifest.weights[name]
-        size = packed_size(manifest.numel(name))
-        if bits.dtype != torch.uint8 or tuple(bits.shape) != (size,):
-            raise MaskError(
-                f"is damaged: the mask of {name!r} is {bits.dtype} {list(bits.shape)} instead of "
-                f"torch.uint8 [{size}]; make or copy it again"
-            )
+        if found := flaw(bits, manifest.shape(name)):
+            raise MaskError(f"is damaged: the mask of {name!r} {found}; make or copy it again")
         kept = count_ones(bits)
         if kept != record["kept"]:
             raise MaskError(

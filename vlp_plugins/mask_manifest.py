@@ -126,7 +126,7 @@ class Manifest:
             known = {f.name for f in fields(cls)}
             manifest = cls(**{key: value for key, value in data.items() if key in known})
             _check_types(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise MaskError(
                 f"has a damaged manifest ({type(error).__name__}: {error}); make or copy it again"
             ) from error

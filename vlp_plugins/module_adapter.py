@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vlp_plugins.adapter import (
     Adapter,
@@ -19,19 +20,16 @@ from vlp_plugins.adapter import (
     WeightSpec,
     need,
 )
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_call import bind_batch
 from vlp_plugins.module_layers import explain_rest, prunable_layers
+from vlp_plugins.module_tokens import real_tokens, token_space
 from vlp_plugins.weights import WeightMap
 
 Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
 """Takes the model and a batch as the loader made it; returns a scalar, or scalars by name."""
 
-_IMAGE_PATH = re.compile(r"vision|visual|image|patch", re.IGNORECASE)
 _INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-
-# Token spaces. A space that the user named is `mask:` and the batch key of its mask.
-_TEXT, _VISION, _ALL, _MASK = "text", "vision", "all", "mask:"
 
 
 class ModuleAdapter(Adapter):
@@ -72,8 +70,13 @@ class ModuleAdapter(Adapter):
             name: adapter name that masks carry.
 
         Raises:
-            UnsupportedError: if a pattern is no regular expression or is found in no layer's path.
+            UnsupportedError: if a pattern is no regular expression or is found in no path, or if
+                the model has lazy layers that were never run.
         """
+        if lazy := [path for path, p in model.named_parameters() if is_lazy(p)]:
+            raise UnsupportedError(
+                f"{lazy[0]} is lazy and has no shape yet; run the model on one batch first"
+            )
         self.name = name
         self._type = type(model)
         self._loss = loss
@@ -93,7 +96,8 @@ class ModuleAdapter(Adapter):
             modality = _first(self._modalities, path, "model")
             index = _INDEX.search(path)
             depth = int(index[1]) if index else 0
-            yield WeightSpec(path, modality, depth, (Owner(path, self._space(path)),))
+            space = token_space(path, self._tokens)
+            yield WeightSpec(path, modality, depth, (Owner(path, space),))
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Explains every parameter that is not pruned, one entry per reason."""
@@ -109,7 +113,7 @@ class ModuleAdapter(Adapter):
         """
         arguments = bind_batch(model.forward, batch)
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
-        real = {space: _real(space, batch) for space in sorted(spaces)}
+        real = {space: real_tokens(space, batch) for space in sorted(spaces)}
         return iter((Stream("forward", lambda: model(*arguments.args, **arguments.kwargs), real),))
 
     def losses(
@@ -156,36 +160,6 @@ class ModuleAdapter(Adapter):
         """L2-normalised `[B, D]` from `model.get_text_features`."""
         need(batch, "input_ids", "attention_mask")
         return _features(model, "get_text_features", batch)
-
-    def _space(self, path: str) -> str:
-        """Token space of a layer's input."""
-        for pattern, key in self._tokens:
-            if pattern.search(path):
-                return _ALL if key is None else f"{_MASK}{key}"
-        return _VISION if _IMAGE_PATH.search(path) else _TEXT
-
-
-def _real(space: str, batch: Batch | Sequence[Any] | Tensor) -> Tensor | None:
-    """`[batch, tokens]` bool, true where a token of `space` is real; None where all are."""
-    if space == _ALL:
-        return None
-    if space.startswith(_MASK):
-        key = space.removeprefix(_MASK)
-        if not isinstance(batch, Mapping):
-            raise BatchError(
-                f"tokens names the batch key {key!r}, but batches are {type(batch).__name__}s; "
-                "make the loader return mappings"
-            )
-    elif not isinstance(batch, Mapping) or (space == _VISION and "pixel_values" in batch):
-        return None
-    elif "input_ids" not in batch and "attention_mask" not in batch:
-        return None
-    else:
-        key = "attention_mask"
-    (mask,) = need(batch, key)
-    if mask.ndim != 2:
-        raise BatchError(f"{key} should be [batch, tokens] but has shape {list(mask.shape)}")
-    return mask != 0
 
 
 def _features(model: nn.Module, method: str, batch: Batch) -> Tensor:

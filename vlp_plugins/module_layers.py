@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.parameter import is_lazy
 
 from vlp_plugins.adapter import Exclusion
 from vlp_plugins.errors import UnsupportedError
@@ -26,7 +25,7 @@ def prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -
         In the order of the parameters. A module that has two paths is there under its first.
 
     Raises:
-        UnsupportedError: if the model is a bare layer, or a lazy layer has no weight yet.
+        UnsupportedError: if the model is a bare layer.
     """
     if isinstance(model, (nn.Linear, nn.Conv2d)):
         raise UnsupportedError(
@@ -40,7 +39,7 @@ def prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -
 def explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[Exclusion]:
     """One `Exclusion` per reason, together for every parameter that `prunable_layers` leaves out.
 
-    Layer numbers become `\\d+` where all layers agree, so that patterns stay short.
+    Layer numbers become "any number" where all layers agree, so that patterns stay short.
     """
     reasons = dict(_reasons(model, exclude))
     by_shape: dict[str, set[str | None]] = {}
@@ -85,10 +84,6 @@ def _reasons(
 def _reason(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:
     """Why parameter `name` of `module` is not pruned, if that can be told from the module."""
     kind = type(module).__name__
-    if is_lazy(parameter):
-        raise UnsupportedError(
-            f"{kind} is a lazy layer without a weight; run the model on one batch first"
-        )
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
     if name.endswith("bias"):

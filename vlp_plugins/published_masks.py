@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -102,13 +103,14 @@ def _read_state(path: Path) -> Mapping[object, object]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        if unsafe := re.search(r"(?:GLOBAL|Unsupported \w+:?) ([\w.]+)", str(error)):
+        if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise MaskError(
                 f"{path} was refused: it holds {unsafe[1]}, which could run code when read, "
-                "instead of tensors only; nothing was executed: save the bare state dict again"
+                "beside tensors; nothing was executed: get a file with the bare state dict"
             ) from error
         raise MaskError(
-            f"{path} is no PyTorch file of tensors, or it is damaged or truncated; copy it again"
+            f"{path} is no PyTorch file of plain tensors, or it is damaged or truncated; nothing "
+            "in it was executed: copy it again"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -169,8 +171,6 @@ def _reject_leftovers(path: Path, leftovers: Mapping[str, object]) -> None:
 
 def _only(manifest: Manifest, names: Mapping[str, object]) -> Manifest:
     """The manifest restricted to some weights."""
-    from dataclasses import replace
-
     records = {name: record for name, record in manifest.weights.items() if name in names}
     structure = structure_of({name: record["shape"] for name, record in records.items()})
     return replace(manifest, weights=records, structure=structure)

@@ -21,7 +21,7 @@ def vlp_adapters() -> Mapping[str, Callable[[], Adapter]]:
     return {
         "blip": lambda: _make("blip.adapter", "BlipAdapter"),
         "xvlm": lambda: _make("xvlm.adapter", "XvlmAdapter"),
-        "vit": lambda: _make("vit", "ViTAdapter"),
+        "vit": lambda: _make("vit.adapter", "ViTAdapter"),
     }
 
 

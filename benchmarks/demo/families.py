@@ -24,6 +24,7 @@ from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, mask_token
 EMBED_DIM = 96
 POSITION_STD = 0.3  # with transformers' 0.02 the towers take long to find out where things are
 VISION_STD, TEXT_STD = 0.02, 0.06
+QUEUE_SIZE = 512
 MASKED_SHARE = 0.4  # of a caption's words in X-VLM's masked-word loss: captions are short
 
 
@@ -35,7 +36,7 @@ def build(family: Family, tokenizer: Any) -> Any:
 def _build_blip(tokenizer: Any) -> BlipForPretraining:
     vision = BlipVisionConfig(
         hidden_size=192,
-        intermediate_size=384,
+        intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=6,
         image_size=IMAGE_SIZE,
@@ -55,11 +56,21 @@ def _build_blip(tokenizer: Any) -> BlipForPretraining:
         attention_probs_dropout_prob=0.0,
         initializer_range=TEXT_STD,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
         sep_token_id=tokenizer.sep_token_id,
         eos_token_id=tokenizer.sep_token_id,
     )
-    raise NotImplementedError
+    return BlipForPretraining(
+        BlipPretrainConfig(
+            vision_config=vision,
+            text_config=text,
+            embed_dim=64,
+            queue_size=QUEUE_SIZE,
+            alpha=0.0,
+            dec_token_id=tokenizer.bos_token_id,
+            enc_token_id=tokenizer.convert_tokens_to_ids("[ENC]"),
+            position_init_std=POSITION_STD,
+        )
+    )
 
 
 def _build_xvlm(tokenizer: Any) -> XvlmForPretraining:
@@ -93,3 +104,75 @@ def _build_xvlm(tokenizer: Any) -> XvlmForPretraining:
             position_init_std=POSITION_STD,
         )
     )
+
+
+def load(folder: Path) -> tuple[Family, Any]:
+    """Load a saved demo model; its `config.json` says of which family it is.
+
+    Raises:
+        ValueError: if the folder holds another kind of model.
+    """
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    if kind == BlipPretrainConfig.model_type:
+        return "blip", BlipForPretraining.from_pretrained(folder)
+    if kind == XvlmPretrainConfig.model_type:
+        return "xvlm", XvlmForPretraining.from_pretrained(folder)
+    raise ValueError(f"{folder} holds a {kind!r} model; expected a BLIP or X-VLM pre-training one")
+
+
+def training_losses(
+    family: Family,
+    model: Any,
+    tokenizer: Any,
+    images: Tensor,
+    captions: list[str],
+    *,
+    matching: bool,
+) -> dict[str, Tensor]:
+    """The family's pre-training losses on a batch, by name; scalars to be summed.
+
+    Args:
+        family: `blip` (contrastive, matching, captioning) or `xvlm` (the last is masked words).
+        model: in train mode.
+        tokenizer: the family's.
+        images: uint8 `[n, 3, 48, 48]`.
+        captions: n sentences.
+        matching: whether to compute the matching loss.
+    """
+    ids, mask = tokenize(tokenizer, captions)
+    inputs = {"pixel_values": normalise(images), "input_ids": ids, "attention_mask": mask}
+    last = "lm" if family == "blip" else "mlm"
+    wanted = ("itc", "itm", last) if matching else ("itc", last)
+    if family == "xvlm":
+        inputs["mlm_input_ids"], inputs["mlm_labels"] = mask_tokens(
+            ids,
+            mask,
+            mask_token_id=tokenizer.mask_token_id,
+            vocab_size=len(tokenizer),
+            special_ids=tokenizer.all_special_ids,
+            probability=MASKED_SHARE,
+        )
+    return cast(dict[str, Tensor], model(**inputs, losses=wanted).losses)
+
+
+def match_scores(
+    model: Any, tokenizer: Any, family: Family, sample: Sample
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function from image and text numbers (int64 `[m]`) to matching scores (float `[m]`)."""
+    pixels = normalise(sample.images)
+    ids, mask = tokenize(tokenizer, sample.captions)
+    images = model.encode_image(pixels)
+    # X-VLM's fusion layers start from what its text layers said, BLIP's encoder from the words
+    texts = ids if family == "blip" else model.encode_text(ids, mask)
+
+    def score(image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        logits: Tensor = model.match_logits(texts[text_rows], mask[text_rows], images[image_rows])
+        return logits[:, 1] - logits[:, 0]
+
+    return score
+
+
+def caption_tokens(model: Any, tokenizer: Any, pixels: Tensor) -> Tensor:
+    """Greedy captions of normalised images `[n, 3, 48, 48]`; int64 ids `[n, length]`."""
+    tokens: Tensor = model.generate(pixel_values=pixels, max_length=MAX_TOKENS)
+    return tokens

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.demo import captions
@@ -83,3 +86,22 @@ def unseen_sample(count: int = 1000) -> Sample:
     return draw_sample("test", count, TEST_SEED, held_out=True)
 
 
+
+
+def read_folder(folder: Path) -> Sample:
+    """Read an image folder that `build_data` wrote.
+
+    Raises:
+        ValueError: if a caption is not one of this language (its truth could not be checked).
+    """
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    facts = []
+    for row in rows:
+        stated = captions.parse(row["text"])
+        if stated is None:
+            raise ValueError(f"{folder}: cannot read the caption {row['text']!r}")
+        facts.append(stated)
+    images = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return Sample(pixels, [row["text"] for row in rows], facts)

@@ -1,14 +1,13 @@
-"""ViT, DINO and DINOv2 of transformers: one tower, one modality."""
+"""What the pruner has to know about ViT, DINO and DINOv2: one tower, one modality."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from vlp_adapters.vit.original import LAYER, to_original_name
 from vlp_plugins.adapter import (
     Adapter,
     Batch,
@@ -23,7 +22,6 @@ from vlp_plugins.errors import BatchError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedConfig
 
 VISION = "vision"
 
@@ -37,8 +35,6 @@ _CLASSES = frozenset(
     }
 )
 
-# Path of a layer in transformers 5: ViT's `layers.3.`, DINOv2's `encoder.layer.3.`.
-_LAYER = re.compile(r"((?:vit\.|dinov2\.)?)(layers|encoder\.layer)\.(\d+)\.(\w+\.\w+)(.*)")
 _CANONICAL = {
     "attention.q_proj": "attention.query",
     "attention.k_proj": "attention.key",
@@ -49,24 +45,6 @@ _CANONICAL = {
     "mlp.gate_proj": "mlp.gate",  # SwiGLU of DINOv2 giant
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
-}
-# Names until transformers 4, which published code and checkpoints use.
-_ORIGINAL_ATTENTION = {
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-}
-_ORIGINAL_VIT = {
-    **_ORIGINAL_ATTENTION,
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-_ORIGINAL_DINOV2 = {
-    **_ORIGINAL_ATTENTION,
-    "mlp.gate_proj": None,  # the original has gate and up in one tensor
-    "mlp.up_proj": None,
-    "mlp.down_proj": "mlp.weights_out",
 }
 
 
@@ -85,7 +63,7 @@ class ViTAdapter(Adapter):
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
         """Query, key, value, output and the MLP of every layer."""
         for path, module in model.named_modules():
-            match = _LAYER.fullmatch(path)
+            match = LAYER.fullmatch(path)
             if match is None or match[5] or match[4] not in _CANONICAL:
                 continue
             if not isinstance(module, nn.Linear):
@@ -168,54 +146,5 @@ class ViTAdapter(Adapter):
         return dict(processor(images=list(images), return_tensors="pt"))
 
     def original_name(self, path: str) -> str | None:
-        """The name until transformers 4; None for the SwiGLU halves that it kept in one tensor."""
-        match = _LAYER.fullmatch(path)
-        if match is None:
-            return path
-        root, container, index, layer, rest = match.groups()
-        names = _ORIGINAL_VIT if container == "layers" else _ORIGINAL_DINOV2
-        original = names.get(layer, layer)
-        return None if original is None else f"{root}encoder.layer.{index}.{original}{rest}"
-
-
-def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.Module:
-    """The model of a state dict that has the names until transformers 4, in evaluation mode.
-
-    Args:
-        state: tensors of a `ViTModel`, `Dinov2Model` or of their image classifiers (`vit.` or
-            `dinov2.` in front).
-        config: `ViTConfig` or `Dinov2Config` with its sizes.
-
-    Raises:
-        UnsupportedError: if tensors are missing, left over or of another shape.
-    """
-    from transformers import AutoModel, AutoModelForImageClassification
-
-    is_classifier = any(name.startswith(f"{config.model_type}.") for name in state)
-    family = AutoModelForImageClassification if is_classifier else AutoModel
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
-        model: nn.Module = family.from_config(config)
-    if not is_classifier and "pooler.dense.weight" not in state and hasattr(model, "pooler"):
-        model.pooler = None
-    expected = model.state_dict()
-    names = {path: ViTAdapter().original_name(path) for path in expected}
-    missing = [str(name or path) for path, name in names.items() if name not in state]
-    extra = sorted(set(state) - {name for name in names.values() if name})
-    if missing or extra:
-        raise UnsupportedError(
-            f"the state dict is not of this {type(model).__name__}: "
-            f"missing {_few(missing)}, unknown {_few(extra)}; try the model's from_pretrained"
-        )
-    found = {path: state[name] for path, name in names.items() if name}
-    for path, tensor in found.items():
-        if tensor.shape != expected[path].shape:
-            raise UnsupportedError(
-                f"{names[path]} is {list(tensor.shape)}, the configuration asks for "
-                f"{list(expected[path].shape)}"
-            )
-    model.load_state_dict(found)
-    return model.eval()
-
-
-def _few(names: list[str]) -> str:
-    return (", ".join(names[:3]) + (", ..." if len(names) > 3 else "")) or "none"
+        """See `to_original_name`."""
+        return to_original_name(path)

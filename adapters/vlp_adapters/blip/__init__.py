@@ -1,0 +1,44 @@
+"""BLIP: the pre-training model, and conversion from and to the original checkpoints.
+
+Nothing heavy is imported until a name is used, so that listing plug-ins stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlp_adapters.blip.configuration import BlipPretrainConfig as BlipPretrainConfig
+    from vlp_adapters.blip.convert import load_original as load_original
+    from vlp_adapters.blip.convert import save_original as save_original
+    from vlp_adapters.blip.modeling import BlipForPretraining as BlipForPretraining
+    from vlp_adapters.blip.modeling import BlipPretrainOutput as BlipPretrainOutput
+
+_HOMES = {
+    "BlipForPretraining": "modeling",
+    "BlipPretrainConfig": "configuration",
+    "BlipPretrainOutput": "modeling",
+    "load_original": "convert",
+    "save_original": "convert",
+}
+
+__all__ = [
+    "BlipForPretraining",
+    "BlipPretrainConfig",
+    "BlipPretrainOutput",
+    "load_original",
+    "register",
+    "save_original",
+]
+
+
+def register() -> None:
+    """Makes `AutoConfig` and `AutoModel` know the model (importing a class of it does too)."""
+    import_module(f"{__name__}.modeling")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

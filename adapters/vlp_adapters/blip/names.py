@@ -1,0 +1,65 @@
+"""Parameter names: the original BLIP code base's and ours, both ways. Pure functions on strings.
+
+The text towers, projections and heads have the original's names already; the vision encoder and
+its momentum twin have transformers' names.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Beginnings of names, (ours, original), in a vision encoder and in one of its layers.
+_VISION = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("post_layernorm.", "norm."),
+)
+_LAYER = (
+    ("self_attn.qkv.", "attn.qkv."),
+    ("self_attn.projection.", "attn.proj."),
+    ("layer_norm1.", "norm1."),
+    ("layer_norm2.", "norm2."),
+)
+_OURS = re.compile(r"vision_model(?P<twin>_m)?\.(?:encoder\.layers\.(?P<layer>\d+)\.)?(?P<tail>.+)")
+_ORIGINAL = re.compile(r"visual_encoder(?P<twin>_m)?\.(?:blocks\.(?P<layer>\d+)\.)?(?P<tail>.+)")
+_HEAD_BIAS = "text_decoder.cls.predictions.bias"  # BERT's second name of decoder.bias
+
+
+def to_original_name(name: str) -> str:
+    """The original name of a parameter or buffer of `BlipForPretraining`."""
+    if not (match := _OURS.fullmatch(name)):
+        return _first_name(name)
+    block = f"blocks.{match['layer']}." if match["layer"] else ""
+    tail = _rebegin(match["tail"], _LAYER if block else _VISION)
+    return f"visual_encoder{match['twin'] or ''}.{block}{tail}"
+
+
+def from_original_name(name: str) -> str | None:
+    """Our name of an original parameter; None for a buffer that is computed, not learned.
+
+    Inverse of `to_original_name`. A `module.` in front (data-parallel training) is dropped.
+    """
+    name = name.removeprefix("module.")
+    if name.endswith(".position_ids"):
+        return None
+    if not (match := _ORIGINAL.fullmatch(name)):
+        return _first_name(name)
+    block = f"encoder.layers.{match['layer']}." if match["layer"] else ""
+    tail = _rebegin(match["tail"], _reverse(_LAYER if block else _VISION))
+    return f"vision_model{match['twin'] or ''}.{block}{tail}"
+
+
+def _first_name(name: str) -> str:
+    return "text_decoder.cls.predictions.decoder.bias" if name == _HEAD_BIAS else name
+
+
+def _rebegin(name: str, beginnings: tuple[tuple[str, str], ...]) -> str:
+    for old, new in beginnings:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _reverse(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((second, first) for first, second in pairs)

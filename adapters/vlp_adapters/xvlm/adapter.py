@@ -1,0 +1,179 @@
+"""X-VLM as pruning sees it: three modalities, three streams, three losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from vlp_adapters.xvlm.inputs import INPUTS, image_embeds_of, matching_pairs, text_embeds_of
+from vlp_adapters.xvlm.layers import EXCLUSIONS, FUSION, TEXT, VISION, image_tokens, weight_specs
+from vlp_adapters.xvlm.loading import load
+from vlp_adapters.xvlm.names import to_original_name
+from vlp_adapters.xvlm.targets import generator_of, mask_words, word_targets
+from vlp_adapters.xvlm.tasks import downstream_paths
+from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
+from vlp_plugins.errors import BatchError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+
+# Compared as text, so that asking about another model does not import transformers.
+_CLASS = "vlp_adapters.xvlm.modeling.XvlmForPretraining"
+
+
+class XvlmAdapter(Adapter):
+    """`XvlmForPretraining`: vision encoder, text layers, fusion layers.
+
+    Canonical names are `vision.{i}.attention.query`, `text.{i}.self.query`,
+    `fusion.{j}.cross.query`, `fusion.{j}.ffn.fc1`; see `weight_specs` for the numbers.
+    """
+
+    name = "xvlm"
+
+    def claims(self, model: nn.Module) -> bool:
+        """True for `XvlmForPretraining` and what is derived from it."""
+        return any(f"{c.__module__}.{c.__qualname__}" == _CLASS for c in type(model).__mro__)
+
+    def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
+        """All linear layers of the three towers; nothing is shared among them."""
+        return weight_specs(_xvlm(model))
+
+    def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
+        """Projections, heads, embeddings and vectors."""
+        return EXCLUSIONS
+
+    def streams(
+        self, model: nn.Module, batch: Batch, *, published: bool = False
+    ) -> Iterator[Stream]:
+        """`vision`, `text` and `fusion`, to be run in this order: the last reads both others.
+
+        Every image token is real. With `published`, the published code's mistake is repeated: where
+        captions are as long as the image has tokens, it takes the keys' and values' image tokens
+        for text and drops those at the positions of padding.
+        """
+        xvlm = _xvlm(model)
+        pixels, ids, mask = matching_pairs(xvlm, batch)
+        real = mask.bool()
+        is_mistaken = published and ids.shape[1] == image_tokens(xvlm, *pixels.shape[-2:])
+        embeds: dict[str, Tensor] = {}
+
+        def vision() -> None:
+            embeds[VISION] = xvlm.encode_image(pixels)
+
+        def text() -> None:
+            embeds[TEXT] = xvlm.encode_text(ids, mask)
+
+        def fusion() -> None:
+            xvlm.fuse(embeds[TEXT], mask, embeds[VISION])
+
+        return iter(
+            (
+                Stream(VISION, vision, {VISION: None}),
+                Stream(TEXT, text, {TEXT: real}),
+                Stream(FUSION, fusion, {TEXT: real, VISION: real if is_mistaken else None}),
+            )
+        )
+
+    def losses(
+        self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
+    ) -> dict[str, Tensor]:
+        """`itc` contrastive, `itm` matching, `mlm` masked words.
+
+        Masked words come from the batch (`mlm_input_ids`, `mlm_labels`) or are made, see
+        `word_targets`; negatives that are not given are drawn by similarity. Both choices depend on
+        the batch and the model only, never on the global random state.
+
+        Args:
+            model: a model that this adapter claims.
+            batch: `B` matching pairs, at least two.
+            negatives: for every text a wrong image, for every image a wrong text.
+
+        Raises:
+            BatchError: if inputs are missing or do not fit each other.
+        """
+        xvlm = _xvlm(model)
+        pixels, ids, mask = matching_pairs(xvlm, batch)
+        if len(ids) < 2:
+            raise BatchError(
+                "the matching loss takes its wrong partners from the batch, which has only "
+                f"{len(ids)} pair(s); use batches of at least 2 and drop a last one that is smaller"
+            )
+        masked, labels = word_targets(xvlm.config.text_config, batch)
+        output = xvlm(
+            pixel_values=pixels,
+            input_ids=ids,
+            attention_mask=mask,
+            mlm_input_ids=masked,
+            mlm_labels=labels,
+            negatives=negatives,
+            generator=generator_of(ids),
+        )
+        return dict(output.losses)
+
+    def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Paths in the original code base's models; see `downstream_paths`."""
+        return downstream_paths(task, _xvlm(model))
+
+    def load(self, source: str) -> nn.Module | None:
+        """Loads what `save_pretrained` wrote, or an original `.pth` or `.safetensors` file.
+
+        Raises:
+            UnsupportedError: if it is X-VLM's, but damaged or incomplete.
+        """
+        return load(source)
+
+    def collate(
+        self, processor: Any, images: Sequence[Image], texts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Makes one batch of `B` images and `B` captions, padded on the right.
+
+        If the processor's tokenizer has a mask token, the batch also has `mlm_input_ids` and
+        `mlm_labels`: the tokenizer is known here and nowhere later.
+        """
+        made = super().collate(processor, images, texts)
+        batch = {key: made[key] for key in INPUTS if key in made}
+        tokenizer = getattr(processor, "tokenizer", None)
+        mask_token_id = getattr(tokenizer, "mask_token_id", None)
+        if tokenizer is not None and mask_token_id is not None:
+            batch["mlm_input_ids"], batch["mlm_labels"] = mask_words(
+                batch["input_ids"],
+                batch["attention_mask"],
+                mask_token_id=mask_token_id,
+                vocab_size=len(tokenizer),
+                special_ids=tokenizer.all_special_ids,
+            )
+        return batch
+
+    def original_name(self, path: str) -> str | None:
+        """The name that the X-VLM code base gives to parameter `path`."""
+        return to_original_name(path)
+
+    def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """L2-normalised `[B, embed_dim]` from `pixel_values` or `image_embeds`."""
+        xvlm = _xvlm(model)
+        return xvlm.project_image(image_embeds_of(xvlm, batch))
+
+    def text_features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """L2-normalised `[B, embed_dim]` from `input_ids` or `text_embeds`, and the mask."""
+        xvlm = _xvlm(model)
+        return xvlm.project_text(text_embeds_of(xvlm, batch))
+
+    def match(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B]` log-odds that image and text of each row belong together.
+
+        Re-ranking scores the same image and text many times: a batch may have `image_embeds`
+        (`[B, T, Dv]` of `encode_image`) instead of `pixel_values`, and `text_embeds` (`[B, L, D]`
+        of `encode_text`) instead of `input_ids`. The attention mask is always needed.
+        """
+        xvlm = _xvlm(model)
+        (mask,) = need(batch, "attention_mask")
+        logits = xvlm.match_logits(text_embeds_of(xvlm, batch), mask, image_embeds_of(xvlm, batch))
+        return logits[:, 1] - logits[:, 0]
+
+
+def _xvlm(model: nn.Module) -> XvlmForPretraining:
+    return cast("XvlmForPretraining", model)

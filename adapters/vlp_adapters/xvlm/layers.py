@@ -1,0 +1,125 @@
+"""The prunable layers of X-VLM: which module is which weight, and why the others are left alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
+from vlp_plugins.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+
+VISION, TEXT, FUSION = "vision", "text", "fusion"
+
+_CLIP_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.(\w+\.\w+)")
+_CLIP_PARTS = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.out_proj": "attention.output",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_SWIN_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+\.\w+)")
+_SWIN_PARTS = {
+    "attention.q_proj": "attention.query",
+    "attention.k_proj": "attention.key",
+    "attention.v_proj": "attention.value",
+    "attention.o_proj": "attention.output",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "downsample.reduction": "downsample.reduction",
+}
+_TEXT_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.(.+)")
+_TEXT_PARTS = {
+    "attention.self.query": "self.query",
+    "attention.self.key": "self.key",
+    "attention.self.value": "self.value",
+    "attention.output.dense": "self.output",
+    "crossattention.self.query": "cross.query",
+    "crossattention.self.key": "cross.key",
+    "crossattention.self.value": "cross.value",
+    "crossattention.output.dense": "cross.output",
+    "intermediate.dense": "ffn.fc1",
+    "output.dense": "ffn.fc2",
+}
+_READS_IMAGE = ("cross.key", "cross.value")
+
+EXCLUSIONS = (
+    Exclusion(r"^(vision|text)_proj\.", "projection into the common space: read by ITC only"),
+    Exclusion(r"^itm_head\.", "ITM head: belongs to the matching task"),
+    Exclusion(r"^bbox_head\.", "box head: belongs to the grounding task"),
+    Exclusion(r"^text_encoder\.cls\.", "MLM head: belongs to pre-training"),
+    Exclusion(r"\.embeddings\.", "embeddings: words, patches, positions, class token"),
+    Exclusion(r"(?i)(layer_?norm|layrnorm|\.norm)\w*\.(weight|bias)$", "normalisation"),
+    Exclusion(r"\.relative_position_bias\.", "relative position biases"),
+    Exclusion(r"\.bias$", "bias"),
+    Exclusion(r"^temp$", "temperature of the contrastive loss"),
+)
+
+
+def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
+    """Every prunable weight in the order of the model's parameters.
+
+    The last layers of the text encoder are `fusion.{j}`, counted from 0 at the first layer with
+    cross-attention: a canonical index is the depth within its modality, and the VQA decoder, made
+    from these layers, counts them in the same way. Swin's `vision.{i}` counts blocks over all
+    stages; a patch merging layer has the number of the block before it.
+
+    Raises:
+        UnsupportedError: if something else stands where a linear layer should be.
+    """
+    for path, module in model.named_modules():
+        found = _vision_part(path, model) or _text_part(path, model.config.fusion_layer)
+        if found is None:
+            continue
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedError(
+                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
+                "wraps it before pruning"
+            )
+        modality, depth, part = found
+        tokens = VISION if modality == VISION or part in _READS_IMAGE else TEXT
+        yield WeightSpec(f"{modality}.{depth}.{part}", modality, depth, (Owner(path, tokens),))
+
+
+def image_tokens(model: XvlmForPretraining, height: int, width: int) -> int:
+    """Number of tokens that the vision encoder makes of an image of so many pixels."""
+    vision = model.config.vision_config
+    stride = vision.patch_size
+    if vision.model_type == "swin":
+        stride *= 2 ** (len(vision.depths) - 1)
+    return 1 + (height // stride) * (width // stride)
+
+
+def _vision_part(path: str, model: XvlmForPretraining) -> tuple[str, int, str] | None:
+    vision = model.config.vision_config
+    if vision.model_type != "swin":
+        match = _CLIP_LAYER.fullmatch(path)
+        if match is None or match[2] not in _CLIP_PARTS:
+            return None
+        return VISION, int(match[1]), _CLIP_PARTS[match[2]]
+    match = _SWIN_LAYER.fullmatch(path)
+    if match is None or match[3] not in _SWIN_PARTS:
+        return None
+    ends = list(accumulate(vision.depths))
+    stage = int(match[1])
+    # A merging layer stands after the last block of its stage.
+    last = ends[stage] - 1
+    depth = last if match[2] is None else ends[stage] - vision.depths[stage] + int(match[2])
+    return VISION, depth, _SWIN_PARTS[match[3]]
+
+
+def _text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
+    match = _TEXT_LAYER.fullmatch(path)
+    if match is None or match[2] not in _TEXT_PARTS:
+        return None
+    index = int(match[1])
+    part = _TEXT_PARTS[match[2]]
+    return (TEXT, index, part) if index < fusion_layer else (FUSION, index - fusion_layer, part)

@@ -1,0 +1,47 @@
+"""How pre-training changes as it goes on: pure functions of progress (0 at the start, 1 at the end).
+
+Progress is a fraction of wall-clock time or of steps, so that a run given an hour makes the best
+of it whatever else the machine is doing.
+"""
+
+from __future__ import annotations
+
+import math
+
+PEAK_LEARNING_RATE = 1e-3
+WARM_UP_STEPS = 150
+SINGLE_AT_START = 0.75
+SINGLE_UNTIL = 0.3
+SMALL_BATCH_UNTIL = 0.35
+MATCHING_FROM = 0.5
+LOW_PRECISION_UNTIL = 0.85
+
+
+def learning_rate(step: int, progress: float) -> float:
+    """Linear warm-up over steps, then half a cosine down to 1% of the peak over progress."""
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return PEAK_LEARNING_RATE * warm_up * max(cosine, 0.01)
+
+
+def single_fraction(progress: float) -> float:
+    """Share of scenes with one object only: easy ones first, none after 30%."""
+    return SINGLE_AT_START * max(0.0, 1 - progress / SINGLE_UNTIL)
+
+
+def batch_size(progress: float) -> int:
+    """Many small steps first; later more pairs, which makes the contrast harder."""
+    return 64 if progress < SMALL_BATCH_UNTIL else 128
+
+
+def use_matching(step: int, progress: float) -> bool:
+    """The matching loss, by far the dearest: every second step of the second half.
+
+    Before, its hard negatives would be drawn by features that do not yet tell scenes apart.
+    """
+    return progress >= MATCHING_FROM and step % 2 == 0
+
+
+def use_low_precision(progress: float) -> bool:
+    """bfloat16 products but in the last part, which settles the weights in float32."""
+    return progress < LOW_PRECISION_UNTIL

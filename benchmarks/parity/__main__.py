@@ -1,0 +1,37 @@
+"""python -m benchmarks.parity DIR: ours beside the recorded outputs of the published code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.parity.compare import compare_family, families
+from benchmarks.results import FOLDER, write_results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
+    parser.add_argument("folder", type=Path, help="one folder per model family")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    found = families(options.folder)
+    if not found:
+        print(f"{options.folder} has no family folder with a config.json", file=sys.stderr)
+        return 2
+    lines = []
+    for family in found:
+        if not (Path(__file__).parent / f"{family.name}.py").exists():
+            continue  # recorded data of another kind
+        for line in compare_family(family):
+            lines.append(line)
+            print(line, flush=True)
+    outside = [line for line in lines if not line.ok]
+    print(f"{len(lines)} comparisons, {len(outside)} outside the tolerances")
+    print(write_results("parity", [asdict(line) for line in lines], options.out))
+    return 1 if outside else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

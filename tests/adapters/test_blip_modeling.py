@@ -1,0 +1,448 @@
+"""BLIP computes what the published implementation computes, shares its weights, and trains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BlipTextConfig, BlipVisionConfig
+from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original
+from vlp_adapters.blip.infer import infer_config
+from vlp_adapters.blip.names import from_original_name
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
+OUTPUTS = json.loads((GOLDEN / "outputs.json").read_text())
+LOSS_NAMES = {"itc": "ita", "itm": "itm", "lm": "lm"}  # ours -> the golden one
+
+
+def inputs(index: int, file: str = "batches") -> dict[str, Tensor]:
+    """Forward arguments of one golden batch."""
+    batch = load_file(GOLDEN / f"{file}.safetensors")
+    return {
+        "pixel_values": batch["image"][index],
+        "input_ids": batch["text_ids"][index],
+        "attention_mask": batch["text_atts"][index],
+    }
+
+
+@pytest.fixture
+def golden() -> BlipForPretraining:
+    """The golden model; its losses were computed without soft targets."""
+    state = load_file(GOLDEN / "model.safetensors")
+    config = infer_config(state, vision_heads=4, text_heads=4, sep_token_id=2)
+    config.alpha = 0.0
+    return load_original(GOLDEN / "model.safetensors", config)
+
+
+def tiny_config(**options: Any) -> BlipPretrainConfig:
+    vision = BlipVisionConfig(
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=8,
+    )
+    text = BlipTextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        bos_token_id=48,
+        sep_token_id=2,
+    )
+    sizes = {"embed_dim": 8, "queue_size": 12, "dec_token_id": 48, "enc_token_id": 49}
+    return BlipPretrainConfig(**({"vision_config": vision, "text_config": text} | sizes | options))
+
+
+def tiny_batch(rows: int = 4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 48, (rows, 10), generator=generator)
+    mask = torch.ones(rows, 10, dtype=torch.long)
+    mask[0, 6:] = 0
+    return {
+        "pixel_values": torch.randn(rows, 3, 16, 16, generator=generator),
+        "input_ids": ids * mask,
+        "attention_mask": mask,
+    }
+
+
+@pytest.fixture
+def tiny() -> BlipForPretraining:
+    torch.manual_seed(0)
+    return BlipForPretraining(tiny_config(position_init_std=0.3)).eval()
+
+
+def assert_tied(model: BlipForPretraining) -> None:
+    """Every golden group of names is one Parameter; self-attentions are not shared."""
+    layers = model.config.text_config.num_hidden_layers
+    for group in json.loads((GOLDEN / "tied.json").read_text()):
+        names = [from_original_name(name) for name in group]
+        if any(f".layer.{n}." in group[0] for n in range(layers)) or ".layer." not in group[0]:
+            assert len({id(model.get_parameter(name)) for name in names if name}) == 1, group
+    encoder = dict(model.text_encoder.named_parameters())
+    decoder = dict(model.text_decoder.bert.named_parameters())
+    apart = {name for name in encoder if encoder[name] is not decoder[name]}
+    assert apart == {name for name in encoder if ".attention." in name}
+
+
+# --- parity with the published implementation -------------------------------------------------
+
+
+def test_losses_of_a_sequence_of_batches_equal_the_published_ones(
+    golden: BlipForPretraining,
+) -> None:
+    torch.manual_seed(0)  # so that the hard negatives are the published ones too
+    for index, expected in enumerate(OUTPUTS["sequence"]):
+        output = golden(**inputs(index))
+        drawn = expected["negatives"][0]
+        assert output.negatives == (drawn["image_neg"], drawn["text_neg"])
+        for ours, theirs in LOSS_NAMES.items():
+            value = output.losses[ours].item()
+            assert value == pytest.approx(expected["losses"][theirs], abs=1e-5)
+        assert output.loss.item() == pytest.approx(expected["losses"]["total"], abs=1e-5)
+
+
+@torch.no_grad()
+def test_embeddings_and_logits_equal_the_published_ones(golden: BlipForPretraining) -> None:
+    batch = inputs(0)
+    text = (batch["input_ids"], batch["attention_mask"])
+    image = golden.encode_image(batch["pixel_values"])
+    drawn = OUTPUTS["batch0"]["negatives"][0]
+    images = torch.cat([image, image[drawn["image_neg"]], image])
+    ids, mask = (torch.cat([part, part, part[drawn["text_neg"]]]) for part in text)
+    ours = {
+        "image_embeds": image,
+        "text_embeds": golden.encode_text(*text),
+        "cross_embeds": golden.fuse(*text, image),
+        "cross_embeds_neg": golden.fuse(ids[4:], mask[4:], images[4:]),
+        "itm_logits": golden.match_logits(ids, mask, images),
+        "decoder_logits": golden.decode(*text, image),
+        "image_feat": golden.get_image_features(batch["pixel_values"]),
+        "text_feat": golden.get_text_features(*text),
+    }
+    expected = load_file(GOLDEN / "outputs.safetensors")
+    for name, value in ours.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_queues_after_one_batch_equal_the_published_ones(golden: BlipForPretraining) -> None:
+    golden(**inputs(0))
+    expected = load_file(GOLDEN / "outputs.safetensors")
+    for name in ("image_queue", "text_queue", "queue_ptr"):
+        value = getattr(golden, name)
+        torch.testing.assert_close(value, expected[f"{name}_after"], atol=1e-5, rtol=0)
+
+
+# --- attention --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_encoders_look_both_ways_and_the_decoder_only_back(tiny: BlipForPretraining) -> None:
+    batch = tiny_batch()
+    ids, mask = batch["input_ids"], torch.ones_like(batch["attention_mask"])
+    ids = ids.masked_fill(ids == 0, 5)
+    changed = ids.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 40 + 4
+    image = tiny.encode_image(batch["pixel_values"])
+    for run in (
+        lambda words: tiny.encode_text(words, mask),
+        lambda words: tiny.fuse(words, mask, image),
+    ):
+        assert ((run(ids) - run(changed))[:, :6].abs().amax(dim=(1, 2)) > 1e-6).all()
+    difference = (tiny.decode(ids, mask, image) - tiny.decode(changed, mask, image)).abs()
+    assert difference[:, :6].max() == 0
+    assert difference[:, 6:].max() > 1e-6
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(tiny: BlipForPretraining) -> None:
+    batch = tiny_batch()
+    image = tiny.encode_image(batch["pixel_values"])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    short = (ids[:1, :6], mask[:1, :6])
+    other = ids.masked_fill(mask == 0, 7)
+    for padded in (ids, other):
+        torch.testing.assert_close(tiny.encode_text(padded, mask)[:1, :6], tiny.encode_text(*short))
+        torch.testing.assert_close(
+            tiny.fuse(padded, mask, image)[:1, :6], tiny.fuse(*short, image[:1])
+        )
+        torch.testing.assert_close(
+            tiny.decode(padded, mask, image)[:1, :6], tiny.decode(*short, image[:1])
+        )
+
+
+# --- shared weights ---------------------------------------------------------------------------
+
+
+def test_ties_hold_after_construction_saving_and_a_training_step(
+    tiny: BlipForPretraining, tmp_path: Path
+) -> None:
+    assert_tied(tiny)
+    tiny.save_pretrained(tmp_path)
+    loaded = BlipForPretraining.from_pretrained(tmp_path)
+    assert_tied(loaded)
+    optimizer = torch.optim.AdamW([p for p in loaded.parameters() if p.requires_grad], lr=1e-2)
+    before = loaded.text_encoder.encoder.layer[0].output.dense.weight.detach().clone()
+    loaded(**tiny_batch()).loss.backward()
+    optimizer.step()
+    assert_tied(loaded)
+    assert not torch.equal(before, loaded.text_decoder.bert.encoder.layer[0].output.dense.weight)
+
+
+def test_a_saved_folder_holds_each_tensor_once_and_loads_to_the_same_model(
+    tiny: BlipForPretraining, tmp_path: Path
+) -> None:
+    tiny(**tiny_batch())  # so that queue and twins are no longer the initial ones
+    tiny.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    state = tiny.state_dict()
+    assert len(stored) == len({value.data_ptr() for value in state.values()})
+    assert "text_encoder.embeddings.word_embeddings.weight" in stored
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, BlipForPretraining)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), BlipPretrainConfig)
+    assert loaded.config.vision_config.initializer_range == 0.02
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    for _, twin in loaded.momentum_pairs():
+        assert not any(parameter.requires_grad for parameter in twin.parameters())
+
+
+def test_a_saved_model_loads_in_a_process_that_only_registered_the_family(
+    tiny: BlipForPretraining, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path)
+    code = (
+        "import sys, vlp_adapters.blip as blip\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        "blip.register()\n"
+        "from transformers import AutoModel\n"
+        f"print(type(AutoModel.from_pretrained({str(tmp_path)!r})).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "BlipForPretraining"
+
+
+def test_blip_base_has_the_published_number_of_prunable_weights() -> None:
+    with torch.device("meta"):
+        model = BlipForPretraining(BlipPretrainConfig.base())
+    towers = [model.vision_model.encoder, model.text_encoder.encoder]
+    towers.append(model.text_decoder.bert.encoder)
+    weights = {
+        id(module.weight): module.weight.numel()
+        for tower in towers
+        for module in tower.modules()
+        if isinstance(module, nn.Linear)
+    }
+    assert sum(weights.values()) == 226_492_416
+
+
+# --- initialisation and configuration ---------------------------------------------------------
+
+
+def test_new_weights_have_the_configured_spread_and_twins_start_equal() -> None:
+    model = BlipForPretraining(tiny_config(position_init_std=0.3))
+    assert 0.01 < model.vision_model.encoder.layers[0].mlp.fc1.weight.std() < 0.03
+    assert 0.2 < model.vision_model.embeddings.position_embedding.std() < 0.4
+    assert 0.2 < model.text_decoder.bert.embeddings.position_embeddings.weight.std() < 0.4
+    assert model.temp.item() == pytest.approx(0.07)
+    torch.testing.assert_close(model.text_queue.norm(dim=0), torch.ones(12))
+    for online, twin in model.momentum_pairs():
+        for fast, slow in zip(online.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(fast, slow)
+            assert fast is not slow
+
+
+def test_a_special_token_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="enc_token_id=50 is outside the vocabulary of 50"):
+        tiny_config(enc_token_id=50)
+
+
+def test_untied_towers_are_refused() -> None:
+    with pytest.raises(ValueError, match="would untie the two text towers"):
+        tiny_config(tie_word_embeddings=False)
+
+
+# --- losses -----------------------------------------------------------------------------------
+
+
+def test_every_trained_parameter_gets_a_gradient_and_no_twin_does(
+    tiny: BlipForPretraining,
+) -> None:
+    tiny(**tiny_batch()).loss.backward()
+    for name, parameter in tiny.named_parameters():
+        is_twin = "_m." in name
+        assert (parameter.grad is None) == is_twin, name
+
+
+def test_training_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    model = BlipForPretraining(tiny_config())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        output = model(**tiny_batch(), negatives=([1, 2, 3, 0], [3, 0, 1, 2]))
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.losses["lm"].item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_losses_can_be_chosen(tiny: BlipForPretraining) -> None:
+    output = tiny(**tiny_batch(), losses=("itc", "lm"))
+    assert set(output.losses) == {"itc", "lm"}
+    assert output.negatives is None
+    with pytest.raises(ValueError, match="choose one or more of itc, itm, lm"):
+        tiny(**tiny_batch(), losses=("mlm",))
+
+
+def test_matching_on_part_of_the_batch(tiny: BlipForPretraining) -> None:
+    whole = tiny(**tiny_batch(6), update_state=False, generator=torch.Generator().manual_seed(1))
+    part = tiny(
+        **tiny_batch(6),
+        update_state=False,
+        itm_pairs=2,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert [len(chosen) for chosen in part.negatives] == [2, 2]
+    assert part.negatives[0] == whole.negatives[0][:2]
+    assert torch.equal(part.losses["itc"], whole.losses["itc"])
+    again = tiny(**tiny_batch(6), update_state=False, negatives=part.negatives)
+    torch.testing.assert_close(part.losses["itm"], again.losses["itm"])
+
+
+def test_negatives_never_are_the_own_partner(tiny: BlipForPretraining) -> None:
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        output = tiny(**tiny_batch(), update_state=False, generator=generator)
+        for chosen in output.negatives:
+            assert all(row != own for own, row in enumerate(chosen))
+
+
+@pytest.mark.parametrize("negatives", [([0, 1], [1]), ([4, 0, 0, 0], [1, 0, 0, 0]), ([], [])])
+def test_negatives_that_do_not_fit_are_refused(
+    tiny: BlipForPretraining, negatives: tuple[list[int], list[int]]
+) -> None:
+    with pytest.raises(ValueError, match="do not fit a batch of 4 pairs"):
+        tiny(**tiny_batch(), negatives=negatives)
+
+
+def test_matching_on_no_pair_is_refused(tiny: BlipForPretraining) -> None:
+    with pytest.raises(ValueError, match="itm_pairs=0: give 1 or more"):
+        tiny(**tiny_batch(), itm_pairs=0)
+
+
+def test_one_pair_has_no_negative(tiny: BlipForPretraining) -> None:
+    with pytest.raises(ValueError, match="leave 'itm' out"):
+        tiny(**tiny_batch(1))
+
+
+def test_soft_targets_are_those_of_the_momentum_networks(tiny: BlipForPretraining) -> None:
+    hard, soft = (
+        tiny(**tiny_batch(), update_state=False, losses=("itc",), alpha=alpha).loss
+        for alpha in (0.0, 1.0)
+    )
+    half = tiny(**tiny_batch(), update_state=False, losses=("itc",), alpha=0.5).loss
+    torch.testing.assert_close(half, (hard + soft) / 2)
+    assert not torch.isclose(hard, soft)
+
+
+# --- state ------------------------------------------------------------------------------------
+
+
+def test_a_forward_without_state_update_leaves_the_model_as_it_was(
+    tiny: BlipForPretraining,
+) -> None:
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    tiny(**tiny_batch(), update_state=False)
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    tiny(**tiny_batch())
+    changed = {name for name, value in tiny.state_dict().items() if not value.equal(before[name])}
+    assert {"image_queue", "text_queue", "queue_ptr"} <= changed
+    assert all("_m." in name or "queue" in name for name in changed)
+
+
+def test_twins_follow_their_networks_slowly(tiny: BlipForPretraining) -> None:
+    with torch.no_grad():
+        tiny.vision_proj.weight += 1.0
+    before = tiny.vision_proj_m.weight.clone()
+    tiny(**tiny_batch(), losses=("itc",))
+    expected = torch.full_like(before, 1 - tiny.config.momentum)
+    torch.testing.assert_close(tiny.vision_proj_m.weight - before, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_queue_starts_over_at_its_end(tiny: BlipForPretraining) -> None:
+    for _ in range(2):
+        tiny(**tiny_batch(5), losses=("itc",))
+    assert tiny.queue_ptr.item() == 10
+    tiny(**tiny_batch(5), losses=("itc",))  # 12 columns: two at the end, three at the start
+    assert tiny.queue_ptr.item() == 3
+    features = tiny.get_image_features(tiny_batch(5)["pixel_values"])
+    columns = tiny.image_queue[:, [10, 11, 0, 1, 2]].T
+    torch.testing.assert_close(columns, features, rtol=0, atol=1e-3)
+
+
+def test_autocast_and_half_precision_run(tiny: BlipForPretraining) -> None:
+    batch = tiny_batch() | {"update_state": False, "negatives": ([1, 2, 3, 0], [1, 2, 3, 0])}
+    exact = tiny(**batch).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tiny(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, exact, rtol=0.05, atol=0, check_dtype=False)
+    half = tiny.to(torch.bfloat16)(**batch).loss
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0, check_dtype=False)
+
+
+# --- generation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_with_a_cache_equals_generation_without(
+    tiny: BlipForPretraining, beams: int
+) -> None:
+    with torch.no_grad():  # captions that differ between images, and end
+        for parameter in tiny.text_decoder.parameters():
+            parameter.mul_(3.0)
+    images = tiny_batch()["pixel_values"]
+    cached, plain = (
+        tiny.generate(images, max_length=9, num_beams=beams, use_cache=use_cache)
+        for use_cache in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    assert (cached[:, 0] == 48).all()
+    assert cached.shape[1] <= 9
+
+
+@torch.no_grad()
+def test_greedy_generation_takes_the_likeliest_word_at_each_step(
+    golden: BlipForPretraining,
+) -> None:
+    images = inputs(0)["pixel_values"]
+    written = golden.generate(images, max_length=8)
+    embeds = golden.encode_image(images)
+    logits = golden.decode(written, torch.ones_like(written), embeds)
+    likeliest = logits.argmax(dim=-1)[:, :-1]
+    running = (written[:, :-1] != golden.config.text_config.sep_token_id).cumprod(dim=1).bool()
+    assert running.sum() > len(images)
+    assert torch.equal(written[:, 1:][running], likeliest[running])
+    assert (written[:, 1:][~running] == golden.config.text_config.pad_token_id).all()
+
+
+@torch.no_grad()
+def test_larger_images_use_interpolated_positions(tiny: BlipForPretraining) -> None:
+    assert tiny.encode_image(torch.randn(2, 3, 32, 32)).shape == (2, 17, 24)

@@ -1,0 +1,237 @@
+"""What every adapter has to keep, checked on a tiny model of each kind it claims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BlipTextConfig,
+    BlipVisionConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
+from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
+from vlp_adapters.plugin import vlp_adapters
+from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
+
+from vlp_plugins.adapter import Adapter, Owner
+from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.weights import WeightMap
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT: dict[str, Any] = {**SIZES, "intermediate_size": 32, "vocab_size": 50}
+IMAGE: dict[str, Any] = {**SIZES, "image_size": 16, "patch_size": 8}
+
+
+def images() -> dict[str, Tensor]:
+    return {"pixel_values": torch.rand(2, 3, 16, 16)}
+
+
+def texts() -> dict[str, Tensor]:
+    """Two texts of 6 and 3 tokens, padded to 6; the number of image tokens is 5."""
+    ids = torch.tensor([[1, 7, 8, 9, 10, 2], [1, 7, 2, 0, 0, 0]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def pairs() -> dict[str, Tensor]:
+    return images() | texts()
+
+
+def conv_net() -> nn.Module:
+    first, last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=2), *pool, last)
+
+
+def vit_config() -> ViTConfig:
+    return ViTConfig(**IMAGE, intermediate_size=32)
+
+
+def clip_config() -> CLIPConfig:
+    vision = {**IMAGE, "intermediate_size": 32}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return CLIPConfig(text_config=TEXT | special, vision_config=vision, projection_dim=8)
+
+
+def blip() -> nn.Module:
+    vision = BlipVisionConfig(**IMAGE, intermediate_size=32)
+    text = BlipTextConfig(**TEXT, bos_token_id=48, sep_token_id=2, max_position_embeddings=16)
+    sizes = {"embed_dim": 8, "queue_size": 4, "dec_token_id": 48, "enc_token_id": 49}
+    return BlipForPretraining(BlipPretrainConfig(vision_config=vision, text_config=text, **sizes))
+
+
+def xvlm() -> nn.Module:
+    vision = CLIPVisionConfig(**IMAGE, intermediate_size=32)
+    text = BertConfig(**TEXT, max_position_embeddings=16, fusion_layer=1)
+    return XvlmForPretraining(
+        XvlmPretrainConfig(vision_config=vision, text_config=text, embed_dim=8)
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tiny model, a batch for it, and the adapter under test (`module`: any model)."""
+
+    adapter: str
+    model: Callable[[], nn.Module]
+    batch: Callable[[], Any]
+
+
+ROWS = {
+    "blip": Row("blip", blip, pairs),
+    "xvlm": Row("xvlm", xvlm, pairs),
+    "vit": Row("vit", lambda: ViTForImageClassification(vit_config()), images),
+    "vit-bare": Row("vit", lambda: ViTModel(vit_config()), images),
+    "dinov2": Row("vit", lambda: Dinov2Model(Dinov2Config(**IMAGE, mlp_ratio=2)), images),
+    "dinov2-swiglu": Row(
+        "vit",
+        lambda: Dinov2ForImageClassification(
+            Dinov2Config(**IMAGE, mlp_ratio=2, use_swiglu_ffn=True)
+        ),
+        images,
+    ),
+    "module-conv": Row("module", conv_net, lambda: torch.rand(2, 3, 8, 8)),
+    "module-bert": Row("module", lambda: BertForMaskedLM(BertConfig(**TEXT)), texts),
+    "module-clip": Row("module", lambda: CLIPModel(clip_config()), pairs),
+}
+
+
+WITH_TEXT = [name for name, row in ROWS.items() if row.batch in (texts, pairs)]
+
+
+@dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    adapter: Adapter
+    batch: Any
+    weights: WeightMap
+
+
+@pytest.fixture(params=ROWS)
+def case(request: pytest.FixtureRequest) -> Case:
+    row = ROWS[request.param]
+    torch.manual_seed(0)
+    model = row.model().eval()
+    made = ModuleAdapter(model) if row.adapter == "module" else vlp_adapters()[row.adapter]()
+    return Case(model, made, row.batch(), WeightMap.of(model, made))
+
+
+def test_every_adapter_has_a_row() -> None:
+    assert {row.adapter for row in ROWS.values()} == {"module", *vlp_adapters()}
+
+
+def test_claims_its_model(case: Case) -> None:
+    assert case.adapter.name
+    assert case.adapter.claims(case.model)
+    assert not case.adapter.claims(nn.Linear(1, 1))
+
+
+def test_canonical_names_are_unique_and_complete(case: Case) -> None:
+    specs = list(case.adapter.weights(case.model))
+    names = [spec.name for spec in specs]
+    assert len(set(names)) == len(names)
+    assert all(spec.name and spec.modality and spec.depth >= 0 and spec.owners for spec in specs)
+
+
+def test_weights_come_in_the_order_of_the_parameters(case: Case) -> None:
+    order = [path for path, _ in case.model.named_parameters(remove_duplicate=False)]
+    positions = [order.index(weight.aliases[0]) for weight in case.weights.values()]
+    assert positions == sorted(positions)
+
+
+def test_every_parameter_is_prunable_or_explained(case: Case) -> None:
+    prunable = {alias for weight in case.weights.values() for alias in weight.aliases}
+    exclusions = list(case.adapter.exclusions(case.model))
+    assert all(exclusion.reason for exclusion in exclusions)
+    left = [
+        path
+        for path, _ in case.model.named_parameters(remove_duplicate=False)
+        if path not in prunable and not any(re.search(e.pattern, path) for e in exclusions)
+    ]
+    assert left == []
+
+
+def test_streams_reach_every_weight_with_declared_tokens(case: Case) -> None:
+    """Every layer that runs reads `[batch, tokens, ...]` of its space, or one row per sample."""
+    reached: set[str] = set()
+    stream_of: dict[str, Any] = {}
+
+    def check(name: str, owner: Owner) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            real = stream_of["now"].real
+            assert owner.tokens in real, f"{owner.module}: no {owner.tokens} in {list(real)}"
+            mask, inputs = real[owner.tokens], args[0]
+            if mask is not None and inputs.ndim > 2:
+                assert mask.dtype == torch.bool
+                assert mask.shape == inputs.shape[:-1], owner.module
+            reached.add(name)
+
+        return hook
+
+    handles = [
+        case.model.get_submodule(owner.module).register_forward_pre_hook(
+            check(weight.name, owner), with_kwargs=True
+        )
+        for weight in case.weights.values()
+        for owner in weight.owners
+    ]
+    with torch.no_grad():
+        for stream in case.adapter.streams(case.model, case.batch):
+            stream_of["now"] = stream
+            stream.run()
+    for handle in handles:
+        handle.remove()
+    assert reached == set(case.weights)
+
+
+@pytest.mark.parametrize("case", WITH_TEXT, indirect=True)
+def test_padding_is_declared(case: Case) -> None:
+    """The batches with text have padding, and some stream says so."""
+    streams = case.adapter.streams(case.model, case.batch)
+    masks = [mask for stream in streams for mask in stream.real.values() if mask is not None]
+    assert any(torch.equal(mask, case.batch["attention_mask"] != 0) for mask in masks)
+
+
+def test_streams_leave_the_model_as_it_was(case: Case) -> None:
+    state = {name: value.clone() for name, value in case.model.state_dict().items()}
+    paths = [name for name, _ in case.model.named_modules()]
+    trained = [p.requires_grad for p in case.model.parameters()]
+    random = torch.random.get_rng_state()
+    with torch.no_grad():
+        for stream in case.adapter.streams(case.model, case.batch):
+            stream.run()
+    after = case.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    assert [name for name, _ in case.model.named_modules()] == paths
+    assert not any(module.training for module in case.model.modules())
+    assert [p.requires_grad for p in case.model.parameters()] == trained
+    assert all(p.grad is None for p in case.model.parameters())
+    assert torch.equal(random, torch.random.get_rng_state())
+
+
+def test_pretraining_covers_every_weight(case: Case) -> None:
+    where = case.adapter.for_task("pretraining", case.model)
+    assert set(where) == set(case.weights)
+    for name, paths in where.items():
+        assert paths
+        shapes = {tuple(case.model.get_parameter(path).shape) for path in paths}
+        assert shapes == {case.weights[name].shape}
+
+
+def test_formats_of_others_are_not_loaded(case: Case) -> None:
+    assert case.adapter.load("no/such/checkpoint") is None

@@ -1,0 +1,231 @@
+"""Files and folders appear whole or not at all."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlp_plugins.atomic import atomic_file, atomic_folder, write_bytes, write_text
+from vlp_plugins.errors import OutputError
+
+
+@contextlib.contextmanager
+def at_most(size):
+    """The operating system refuses to let a file grow beyond `size` bytes."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_is_written_whole_with_the_suffix_of_the_target(tmp_path):
+    target = tmp_path / "new" / "data.bin"
+
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(b"half")
+        assert not target.exists()
+        assert temporary.suffix == ".bin"
+        assert temporary.parent == target.parent
+
+    assert target.read_bytes() == b"half"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_text_is_utf8_with_the_line_ends_it_has(tmp_path):
+    write_text(tmp_path / "t.csv", "ä\r\nb\n")
+
+    assert (tmp_path / "t.csv").read_bytes() == b"\xc3\xa4\r\nb\n"
+
+
+def test_an_existing_file_is_refused_before_any_work(tmp_path):
+    target = tmp_path / "data"
+    target.write_text("precious")
+
+    with (
+        pytest.raises(OutputError, match=r"data exists already; .* overwrite"),
+        atomic_file(target),
+    ):
+        pytest.fail("the block must not run")
+
+    assert target.read_text() == "precious"
+
+
+def test_a_file_that_somebody_else_made_meanwhile_is_not_replaced(tmp_path):
+    target = tmp_path / "data"
+
+    def race():
+        with atomic_file(target) as temporary:
+            temporary.write_text("mine")
+            target.write_text("theirs")
+
+    with pytest.raises(OutputError, match="exists already"):
+        race()
+
+    assert target.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_in_the_block_leaves_the_old_file_and_is_passed_on(tmp_path, error):
+    target = tmp_path / "data"
+    target.write_text("old")
+
+    def fail_halfway():
+        with atomic_file(target, overwrite=True) as temporary:
+            temporary.write_text("new, but not all")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
+
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_overwriting_replaces_the_file(tmp_path):
+    target = tmp_path / "data"
+    write_bytes(target, b"old and longer")
+
+    write_bytes(target, b"new", overwrite=True)
+
+    assert target.read_bytes() == b"new"
+
+
+def test_a_symbolic_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "data", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+
+    write_text(link, "new", overwrite=True)
+
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        write_text(tmp_path / "folder", "text", overwrite=True)
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="not a regular file"):
+        write_text(tmp_path / "pipe", "text", overwrite=True)
+
+
+WRITERS = {
+    "python": lambda path: path.write_bytes(bytes(100_000)),
+    "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
+    "torch": lambda path: torch.save({"a": torch.zeros(100_000)}, path),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_no_space_is_one_line_and_leaves_nothing(tmp_path, writer):
+    """The system's own refusal, in whatever words the library reports it."""
+    target = tmp_path / "data"
+    target.write_text("old")
+
+    def fill():
+        with atomic_file(target, overwrite=True) as temporary:
+            WRITERS[writer](temporary)
+
+    with at_most(10_000), pytest.raises(OutputError) as caught:
+        fill()
+
+    assert "no space left" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_found_full_when_synced(tmp_path, monkeypatch, number):
+    def full(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"no space left .*; nothing was written"):
+        write_text(tmp_path / "data", "text")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_failures_say_why(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OutputError, match=r"cannot write .*: (File exists|Not a directory)"):
+        write_text(tmp_path / "file" / "data", "text")
+
+    def denied(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", denied)
+    with pytest.raises(OutputError, match=r"cannot write .*: Permission denied"):
+        write_text(tmp_path / "data", "text")
+
+
+def test_an_error_about_another_file_is_not_mistaken_for_one_of_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "data") as temporary:
+        temporary.write_bytes((tmp_path / "input").read_bytes())
+
+
+def test_kill_leaves_the_target_untouched(tmp_path):
+    target = tmp_path / "data"
+    target.write_text("old")
+    program = f"""
+import os, signal
+from vlp_plugins.atomic import atomic_file
+with atomic_file({str(target)!r}, overwrite=True) as temporary:
+    temporary.write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    result = subprocess.run([sys.executable, "-c", program], check=False)
+
+    assert result.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+
+
+def test_a_folder_appears_whole(tmp_path):
+    target = tmp_path / "out" / "run"
+
+    with atomic_folder(target) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a.txt").write_text("a")
+        assert not target.exists()
+
+    assert (target / "sub" / "a.txt").read_text() == "a"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_with_something_in_it_is_refused_an_empty_one_is_filled(tmp_path):
+    target = tmp_path / "run"
+    target.mkdir()
+    with atomic_folder(target) as temporary:
+        (temporary / "a").write_text("a")
+
+    with pytest.raises(OutputError, match="not empty"), atomic_folder(target):
+        pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="is a file"), atomic_folder(target / "a"):
+        pytest.fail("the block must not run")
+    assert (target / "a").read_text() == "a"
+
+
+def test_no_space_in_a_folder_leaves_nothing(tmp_path):
+    def fill():
+        with atomic_folder(tmp_path / "run") as temporary:
+            (temporary / "small").write_text("fits")
+            save_file({"a": torch.zeros(100_000)}, temporary / "model.safetensors")
+
+    with at_most(10_000), pytest.raises(OutputError, match="no space left"):
+        fill()
+
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,203 @@
+"""`ModuleAdapter`: how it runs an unknown model, which tokens are real, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
+
+from vlp_plugins.adapter import RetrievalAdapter, Stream
+from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.module_adapter import ModuleAdapter
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+BERT = BertConfig(**SIZES, vocab_size=50, max_position_embeddings=16)
+
+
+def clip() -> CLIPModel:
+    text = {**SIZES, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**SIZES, "image_size": 16, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+
+
+def text_batch() -> dict[str, Tensor]:
+    """Two texts of 5 and 3 tokens, padded to 5."""
+    ids = torch.tensor([[1, 7, 8, 9, 2], [1, 7, 2, 0, 0]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def pair_batch() -> dict[str, Tensor]:
+    return text_batch() | {"pixel_values": torch.rand(2, 3, 16, 16)}
+
+
+def only_stream(adapter: ModuleAdapter, model: nn.Module, batch: Any) -> Stream:
+    (stream,) = adapter.streams(model, batch)
+    return stream
+
+
+class Classifier(nn.Module):
+    """Takes images only, as most classifiers do, and remembers what it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.seen: list[Any] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        result: Tensor = self.layer(images)
+        return result
+
+
+@pytest.mark.parametrize("form", ["mapping", "tuple", "list", "tensor"])
+def test_every_form_of_batch_reaches_the_forward_without_its_labels(form: str) -> None:
+    model, images, labels = Classifier(), torch.rand(2, 4), torch.tensor([0, 1])
+    batch = {
+        "mapping": {"images": images, "labels": labels},
+        "tuple": (images, labels),
+        "list": [images, labels],
+        "tensor": images,
+    }[form]
+    only_stream(ModuleAdapter(model), model, batch).run()
+    assert model.seen[0] is images
+
+
+def test_wrappers_that_take_anything_get_everything() -> None:
+    class Wrapper(Classifier):
+        def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+            self.seen += [len(inputs), sorted(named)]
+            return self.layer(torch.zeros(1, 4))
+
+    model = Wrapper()
+    only_stream(ModuleAdapter(model), model, {"a": torch.ones(1), "b": torch.ones(1)}).run()
+    only_stream(ModuleAdapter(model), model, (torch.ones(1), torch.ones(1))).run()
+    assert model.seen == [0, ["a", "b"], 2, []]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"pixels": torch.zeros(1)}, "batch has pixels; the forward takes images"),
+        ((), r"batch \(0 items\) does not fit the forward: missing.*images"),
+        ("text", "batch is a str"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(batch: Any, message: str) -> None:
+    model = Classifier()
+    with pytest.raises(BatchError, match=message):
+        ModuleAdapter(model).streams(model, batch)
+
+
+def test_padding_is_left_out_in_a_text_model() -> None:
+    model, batch = BertModel(BERT), text_batch()
+    adapter = ModuleAdapter(model)
+    real = only_stream(adapter, model, batch).real
+    spaces = {owner.tokens for spec in adapter.weights(model) for owner in spec.owners}
+    assert spaces == {"text"}
+    assert real["text"] is not None
+    assert real["text"].dtype == torch.bool
+    assert real["text"].tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+
+
+def test_text_without_a_mask_is_refused() -> None:
+    model = BertModel(BERT)
+    ids = text_batch()["input_ids"]
+    with pytest.raises(BatchError, match=r"no attention_mask.*padding=True"):
+        ModuleAdapter(model).streams(model, {"input_ids": ids})
+    everything = ModuleAdapter(model, tokens={"": None})
+    assert only_stream(everything, model, {"input_ids": ids}).real == {"all": None}
+
+
+def test_a_mask_of_another_rank_is_refused() -> None:
+    model, batch = BertModel(BERT), text_batch()
+    batch["attention_mask"] = batch["attention_mask"][:, None, None, :]
+    with pytest.raises(BatchError, match=r"\[batch, tokens\] but has shape \[2, 1, 1, 5\]"):
+        ModuleAdapter(model).streams(model, batch)
+
+
+def test_an_unknown_vlm_masks_text_and_keeps_all_image_tokens() -> None:
+    model, batch = clip(), pair_batch()
+    adapter = ModuleAdapter(model)
+    stream = only_stream(adapter, model, batch)
+    mask = stream.real["text"]
+    assert stream.real["vision"] is None
+    assert mask is not None
+    assert mask.sum() == 8
+    spaces = {spec.name: spec.owners[0].tokens for spec in adapter.weights(model)}
+    assert spaces["vision_model.encoder.layers.0.mlp.fc1"] == "vision"
+    assert spaces["vision_model.embeddings.patch_embedding"] == "vision"
+    assert spaces["text_model.encoder.layers.0.mlp.fc1"] == "text"
+    stream.run()
+
+
+def test_tokens_can_be_told() -> None:
+    model = clip()
+    told: Mapping[str, str | None] = {"text_projection": None, "vision_model": "pixel_mask"}
+    adapter = ModuleAdapter(model, tokens=told)
+    batch = pair_batch() | {"pixel_mask": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+    real = only_stream(adapter, model, batch).real
+    spaces = {spec.name: spec.owners[0].tokens for spec in adapter.weights(model)}
+    assert real[spaces["text_projection"]] is None
+    vision = real[spaces["vision_model.encoder.layers.1.mlp.fc2"]]
+    assert vision is not None
+    assert vision.tolist() == [[True, False], [True, True]]
+    text = real[spaces["text_model.encoder.layers.1.mlp.fc2"]]
+    assert text is not None  # not told: by default the attention mask
+    with pytest.raises(BatchError, match="no pixel_mask"):
+        adapter.streams(model, pair_batch())
+
+
+def test_told_tokens_need_named_inputs() -> None:
+    model = Classifier()
+    adapter = ModuleAdapter(model, tokens={"layer": "mask"})
+    with pytest.raises(BatchError, match="make the loader return mappings"):
+        adapter.streams(model, (torch.rand(2, 4), torch.zeros(2)))
+
+
+def cross_entropy(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+    inputs, labels = batch
+    return nn.functional.cross_entropy(model(inputs), labels)
+
+
+def test_the_loss_is_given() -> None:
+    model, batch = Classifier(), (torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    losses = ModuleAdapter(model, loss=cross_entropy).losses(model, batch)
+    assert list(losses) == ["loss"]
+    losses["loss"].backward()
+    assert model.layer.weight.grad is not None
+    several = ModuleAdapter(model, loss=lambda m, b: {"ce": cross_entropy(m, b)})
+    assert torch.equal(several.losses(model, batch)["ce"], losses["loss"])
+
+
+def test_without_a_loss_it_says_how_to_give_one() -> None:
+    with pytest.raises(UnsupportedError, match=r"loss=lambda model, batch"):
+        ModuleAdapter(Classifier()).losses(Classifier(), torch.rand(1, 4))
+
+
+@pytest.mark.parametrize("returned", [1.0, {}, torch.zeros(2), {"ce": 1.0}, {"ce": torch.zeros(3)}])
+def test_a_loss_that_returns_something_else_is_refused(returned: Any) -> None:
+    adapter = ModuleAdapter(Classifier(), loss=lambda model, batch: returned)
+    with pytest.raises(UnsupportedError, match="return a scalar tensor"):
+        adapter.losses(Classifier(), torch.rand(1, 4))
+
+
+@torch.no_grad()
+def test_features_of_models_that_embed_images_and_texts() -> None:
+    model, batch = clip(), pair_batch()
+    adapter = ModuleAdapter(model)
+    assert isinstance(adapter, RetrievalAdapter)
+    images, texts = adapter.image_features(model, batch), adapter.text_features(model, batch)
+    output = model(**batch)
+    torch.testing.assert_close(images, output.image_embeds)
+    torch.testing.assert_close(texts, output.text_embeds)
+    with pytest.raises(UnsupportedError, match="BertModel has no get_text_features"):
+        adapter.text_features(BertModel(BERT), batch)

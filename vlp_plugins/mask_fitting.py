@@ -1,0 +1,85 @@
+"""Which mask belongs to which weight of a model, if the masks fit it at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.errors import MaskError
+from vlp_plugins.mask_manifest import Manifest
+from vlp_plugins.weights import Weight, WeightMap
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A weight that has `revived` non-zero elements among the `removed` that its mask removes."""
+
+    weight: str
+    path: str
+    revived: int
+    removed: int
+
+
+def match(manifest: Manifest, weights: WeightMap) -> dict[str, str]:
+    """For every weight of a model the name of its mask; see `Masks.match`."""
+    return {name: _mask_for(manifest, weight) for name, weight in weights.items()}
+
+
+def pairs(
+    masks: Mapping[str, torch.Tensor], manifest: Manifest, model: nn.Module, adapter: Adapter | None
+) -> Iterator[tuple[Weight, torch.Tensor]]:
+    """Every weight of a model with its mask on its device, after all of them have been checked.
+
+    Raises:
+        MaskError: before the first pair, if the masks do not fit or a weight has no values.
+    """
+    if adapter is None:
+        from vlp_plugins.plugins import registry  # a default; masks know no plug-ins otherwise
+
+        adapter = registry().adapter_for(model)
+    weights = WeightMap.of(model, adapter)
+    matched = match(manifest, weights)
+    for weight in weights.values():
+        if weight.parameter.is_meta:
+            raise MaskError(f"{weight.aliases[0]} is on the meta device; load its values first")
+    for name, weight in weights.items():
+        yield weight, masks[matched[name]].to(weight.parameter.device)
+
+
+def difference(one: Manifest, two: Manifest) -> str | None:
+    """The first name or shape in which two manifests differ; the order does not matter."""
+    for name in (*one.weights, *two.weights):
+        if name not in one.weights or name not in two.weights:
+            return f"only the {'second' if name in two.weights else 'first'} has {name!r}"
+        if one.shape(name) != two.shape(name):
+            return (
+                f"{name!r} is {list(one.shape(name))} in the first and "
+                f"{list(two.shape(name))} in the second"
+            )
+    return None
+
+
+def wrong_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> MaskError:
+    """The error for a mask that has another shape than its weight."""
+    return MaskError(
+        f"the mask of {name!r} is {list(mask)}, but the weight is {list(weight)}; "
+        "use masks made for a model of this structure"
+    )
+
+
+def _mask_for(manifest: Manifest, weight: Weight) -> str:
+    name = weight.name if weight.name in manifest.weights else weight.copy_of
+    if name is None or name not in manifest.weights:
+        copy = f", nor for {name!r}, which it is a copy of" if name else ""
+        raise MaskError(
+            f"these masks (adapter {manifest.adapter!r}) have none for {weight.name!r} "
+            f"{list(weight.shape)}, which the model has at {weight.aliases[0]}{copy}; "
+            "use masks made for a model of this structure"
+        )
+    if manifest.shape(name) != weight.shape:
+        raise wrong_shape(name, manifest.shape(name), weight.shape)
+    return name

@@ -1,0 +1,183 @@
+"""Statistics: what one data pass found, kept in a few megabytes and reused without data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from vlp_plugins.errors import StatisticsError
+from vlp_plugins.statistics import files
+from vlp_plugins.statistics.base import Site
+from vlp_plugins.weights import WeightMap
+
+Key = tuple[str, Site]
+"""Statistic name and site."""
+
+_REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
+
+
+@dataclass
+class Statistics:
+    """Sums over the samples of a data pass, for every statistic and site.
+
+    The even and the odd batches are summed apart: masks made from either half tell by their
+    agreement whether the data was enough.
+
+    Attributes:
+        sums: by statistic name and site float64 `[2, size]` on CPU; row 0 holds the batches with
+            an even index, row 1 those with an odd one.
+        samples: number of samples in the two halves.
+        batches: number of batches.
+        fingerprint: hash of the batches in their order.
+        structure: `WeightMap.structure` of the model.
+        adapter: name of the adapter.
+        published: whether the activation probe followed the published code.
+        shapes: shape of every weight by canonical name, in the adapter's order.
+    """
+
+    sums: dict[Key, torch.Tensor]
+    samples: tuple[int, int]
+    batches: int
+    fingerprint: str
+    structure: str
+    adapter: str
+    published: bool
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def mean(
+        self,
+        statistic: str,
+        weight: str,
+        *,
+        owners: Literal["all", "first"] = "all",
+        half: int | None = None,
+    ) -> torch.Tensor:
+        """A statistic of one weight, summed over its sites and divided by the samples.
+
+        Args:
+            statistic: name of the statistic.
+            weight: canonical name.
+            owners: sites of `all` modules that use the weight, or of the `first`.
+            half: 0 or 1 for the even or the odd batches; None for all.
+
+        Returns:
+            `[size]`, float64.
+
+        Raises:
+            StatisticsError: if nothing was measured for it.
+        """
+        found = [
+            sums
+            for (name, site), sums in self.sums.items()
+            if name == statistic and site.weight == weight and (owners == "all" or not site.owner)
+        ]
+        if not found:
+            by = "its first owner" if owners == "first" else "any module that uses it"
+            raise StatisticsError(
+                f"the statistics hold no {statistic!r} of weight {weight!r} at {by} (they hold "
+                f"{', '.join(sorted(self.names())) or 'nothing'}); repeat the data pass"
+            )
+        total = torch.stack(found).sum(0)
+        samples = sum(self.samples) if half is None else self.samples[half]
+        if not samples:
+            raise StatisticsError(
+                f"the statistics come from {self.batches} batch(es), so half {half} is empty; "
+                "use at least 2 batches"
+            )
+        return (total.sum(0) if half is None else total[half]) / samples
+
+    def names(self) -> set[str]:
+        """Names of the statistics that were gathered."""
+        return {name for name, _ in self.sums}
+
+    def check(self, weights: WeightMap) -> None:
+        """Raises `StatisticsError` with the first difference if the weights are of another model."""
+        if weights.structure == self.structure:
+            return
+        mine = self.shapes or {site.weight: () for _, site in self.sums}
+        theirs = {name: weight.shape for name, weight in weights.items()}
+        raise StatisticsError(
+            f"the statistics are of another model (adapter {self.adapter!r}, structure "
+            f"{self.structure}; the model has adapter {weights.adapter_name!r}, structure "
+            f"{weights.structure}): {_first_difference(mine, theirs)}; repeat the data pass"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file, whole or not at all; a file that is there is replaced.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        header = {
+            "samples": list(self.samples),
+            "batches": self.batches,
+            "fingerprint": self.fingerprint,
+            "structure": self.structure,
+            "adapter": self.adapter,
+            "published": self.published,
+            "shapes": [[name, list(shape)] for name, shape in self.shapes.items()],
+        }
+        files.write(path, "statistics", pack_sums(self.sums), header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Reads what `save` wrote.
+
+        Raises:
+            StatisticsError: if the file is missing, damaged, truncated, foreign or too new.
+        """
+        tensors, header = files.read(path, "statistics", _REMEDY)
+        try:
+            even, odd = header["samples"]
+            return cls(
+                sums=unpack_sums(tensors),
+                samples=(int(even), int(odd)),
+                batches=int(header["batches"]),
+                fingerprint=str(header["fingerprint"]),
+                structure=str(header["structure"]),
+                adapter=str(header["adapter"]),
+                published=bool(header["published"]),
+                shapes={name: tuple(shape) for name, shape in header["shapes"]},
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise StatisticsError(
+                f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
+            ) from error
+
+
+def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Accumulators by a text that `unpack_sums` reads."""
+    return {f"{statistic}|{site}": tensor for (statistic, site), tensor in sums.items()}
+
+
+def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
+    """Inverse of `pack_sums`, in sorted order.
+
+    Raises:
+        ValueError: if a name or tensor is none that `pack_sums` gives.
+    """
+    sums = {}
+    for name in sorted(tensors):
+        statistic, site = name.split("|", 1)
+        tensor = tensors[name]
+        if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) != 2:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        sums[statistic, Site.parse(site)] = tensor
+    return sums
+
+
+def _first_difference(
+    mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]
+) -> str:
+    for name, shape in theirs.items():
+        if name not in mine:
+            return f"the model has {name!r}, the statistics do not"
+        if mine[name] and mine[name] != shape:
+            return f"{name!r} is {list(shape)} in the model, {list(mine[name])} in the statistics"
+    for name in mine:
+        if name not in theirs:
+            return f"the statistics have {name!r}, the model does not"
+    return "the weights come in another order"
