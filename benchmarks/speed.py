@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from vlp_plugins.plugins import registry
 
 from benchmarks.results import FOLDER, write_results
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.memory import peak_memory
-from vlp_plugins.plugins import registry
 from vlp_plugins.pruning import prune
 from vlp_plugins.weights import WeightMap
 
@@ -81,7 +81,9 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, int]:
     return seconds, meter.extra
 
 
-def measure(family: str, device: torch.device, batches: int, size: int, rounds: int) -> dict[str, Any]:
+def measure(
+    family: str, device: torch.device, batches: int, size: int, rounds: int
+) -> dict[str, Any]:
     """All figures of one model."""
     model = full_size(family, device)
     adapter = registry().adapter_for(model)
@@ -158,7 +160,9 @@ def main() -> None:
         print(f"{family}: {f['elements']:,} prunable weights, {options.batches} batches of "
               f"{options.batch_size}, best of {options.rounds}, {device}")  # fmt: skip
         for name, seconds in f["seconds"].items():
-            print(f"  {name:12} {seconds:8.2f} s   extra peak {f['extra_peak_bytes'][name] / 1e6:8.0f} MB")
+            print(
+                f"  {name:12} {seconds:8.2f} s   extra peak {f['extra_peak_bytes'][name] / 1e6:8.0f} MB"
+            )
         for name, target in TARGETS.items():
             verdict = "ok" if f[name] <= target else "ABOVE"
             print(f"  {name:36} {f[name]:12.4g}  target {target:g}  {verdict}")

@@ -1,10 +1,10 @@
 """Pruning methods made for vision-language models, as plug-ins for the frameworks people use.
 
-    from vlp_plugins import prune
+from vlp_plugins import prune
 
-    masks = prune(model, batches, method="multiflow", sparsity=0.75)
-    masks.apply(model)
-    masks.save("masks.safetensors")
+masks = prune(model, batches, method="multiflow", sparsity=0.75)
+masks.apply(model)
+masks.save("masks.safetensors")
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an adapter says about a model: value types, the `Adapter` base class and how a batch is checked.
+"""What an adapter says about a model: value types and the `Adapter` base class.
 
 An adapter is the only place that knows a model family. Everything else (statistics, scores,
 allocation, masks, hosts) works on what is declared here.

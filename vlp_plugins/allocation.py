@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from vlp_plugins.errors import SparsityError, suggest
 from vlp_plugins.selection import PatternSelection, RowSelection, Scored, Selection
-from vlp_plugins.thresholds import Cut
 
 Target = float | Mapping[str, float]
 """Sparsity: the fraction removed in [0, 1), overall or by modality (`{"vision": 0.5, ...}`)."""
@@ -202,14 +201,18 @@ def budget_of(target: Target, modalities: Sequence[str]) -> dict[str, float]:
     return {modality: check_sparsity(target[modality]) for modality in modalities}
 
 
-def _within(scored: Scored, sparsities: Sequence[float], floor: float) -> list[dict[str, Selection]]:
+def _within(
+    scored: Scored, sparsities: Sequence[float], floor: float
+) -> list[dict[str, Selection]]:
     """Global cuts over the given weights; with a floor, capped tensors leave the competition."""
     total = sum(weight.numel for weight in scored.weights.values())
     removals = [int(sparsity * total) for sparsity in sparsities]
     if floor == 0:
         return [dict(cut) for cut in scored.cuts(removals)]
     if not 0 <= floor < 1:
-        raise SparsityError(f"the floor is the least fraction kept and lies in [0, 1), not {floor:g}")
+        raise SparsityError(
+            f"the floor is the least fraction kept and lies in [0, 1), not {floor:g}"
+        )
     caps = {name: int((1 - floor) * weight.numel) for name, weight in scored.weights.items()}
     return [
         _under_caps(scored, removal, caps, floor, sparsity)

@@ -41,9 +41,7 @@ class PeakMeter:
 
 
 @contextmanager
-def peak_memory(
-    device: torch.device | None = None, interval: float = 0.002
-) -> Iterator[PeakMeter]:
+def peak_memory(device: torch.device | None = None, interval: float = 0.002) -> Iterator[PeakMeter]:
     """Measures the peak memory of a block.
 
     Args:

@@ -96,9 +96,7 @@ def plan_run(
                 model, adapter, weights, [batch], method.needs, published=published
             )
             seconds = time.perf_counter() - begin
-        masks = make_masks(
-            weights, method, targets, statistics, floor=floor, published=published
-        )
+        masks = make_masks(weights, method, targets, statistics, floor=floor, published=published)
     sums = sum(t.numel() * 8 for t in statistics.sums.values()) if statistics is not None else 0
     return Plan(
         weights=weights,

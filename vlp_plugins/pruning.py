@@ -324,4 +324,3 @@ def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
         "batches": statistics.batches,
         "samples": sum(statistics.samples),
     }
-

@@ -1,1 +1,1 @@
-"""The demo: captioned scenes of handwritten digits, and two small vision-language models trained on them."""
+"""The demo: captioned scenes of handwritten digits, and two small models trained on them."""

@@ -61,9 +61,7 @@ def main() -> None:
     parser.add_argument("--downstream", type=int, default=2000, help="for fine-tuning")
     parser.add_argument("--test", type=int, default=1000, help="for retrieval and captioning")
     args = parser.parse_args()
-    build(
-        args.folder, calibration=args.calibration, downstream=args.downstream, test=args.test
-    )
+    build(args.folder, calibration=args.calibration, downstream=args.downstream, test=args.test)
 
 
 if __name__ == "__main__":

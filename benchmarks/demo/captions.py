@@ -66,7 +66,7 @@ PATTERNS: tuple[Pattern, ...] = (
 _COLOUR_OF = {word: i for i, words in enumerate(COLOURS) for word in words}
 _DIGIT_OF = {word: i for i, word in enumerate(DIGITS)}
 _CELL_OF = {words: i for i, pair in enumerate(CELLS) for words in pair}
-_FILLERS = frozenset("there is and with ,".split())
+_FILLERS = frozenset(["there", "is", "and", "with", ","])
 
 
 def _alternatives(words: dict[str, int]) -> str:
@@ -130,9 +130,7 @@ def parse(caption: str) -> frozenset[Fact] | None:
     for match in _CLAUSE.finditer(text):
         values = {key[:-1]: word for key, word in match.groupdict().items() if word}
         facts.append(
-            Fact(
-                _COLOUR_OF[values["colour"]], _DIGIT_OF[values["digit"]], _CELL_OF[values["cell"]]
-            )
+            Fact(_COLOUR_OF[values["colour"]], _DIGIT_OF[values["digit"]], _CELL_OF[values["cell"]])
         )
     rest = _CLAUSE.sub(" ", text).split()
     cells = {fact.cell for fact in facts}

@@ -85,7 +85,7 @@ def right_captions(model: Any, tokenizer: Any, sample: Sample) -> list[bool]:
     said: list[str] = []
     for rows in _rows(len(sample)):
         said += tokenizer.batch_decode(
-            caption_tokens(model, tokenizer, pixels[rows]), skip_special_tokens=True
+            caption_tokens(model, pixels[rows]), skip_special_tokens=True
         )
     return [
         captions.is_fully_right(caption, facts)
@@ -117,9 +117,7 @@ def evaluate(
     if family == "blip":
         right = torch.tensor(right_captions(model, tokenizer, sample)).float()
         figures["captions_right"] = 100 * float(right.mean())
-        new = torch.tensor(
-            [any(fact[:2] in HELD_OUT for fact in facts) for facts in sample.facts]
-        )
+        new = torch.tensor([any(fact[:2] in HELD_OUT for fact in facts) for facts in sample.facts])
         if new.any():
             figures["captions_right_new_combinations"] = 100 * float(right[new].mean())
     model.train(training)

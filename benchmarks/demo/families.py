@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from transformers import BertConfig, BlipTextConfig, BlipVisionConfig, CLIPVisionConfig
+from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
+from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, mask_tokens
 
 from benchmarks.demo.processors import MAX_TOKENS, Family, normalise, tokenize
 from benchmarks.demo.samples import Sample
 from benchmarks.demo.scenes import CELL_SIZE, IMAGE_SIZE
-from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, mask_tokens
 
 EMBED_DIM = 96
 POSITION_STD = 0.3  # with transformers' 0.02 the towers take long to find out where things are
@@ -152,7 +152,7 @@ def training_losses(
             special_ids=tokenizer.all_special_ids,
             probability=MASKED_SHARE,
         )
-    return cast(dict[str, Tensor], model(**inputs, losses=wanted).losses)
+    return cast("dict[str, Tensor]", model(**inputs, losses=wanted).losses)
 
 
 def match_scores(
@@ -172,7 +172,7 @@ def match_scores(
     return score
 
 
-def caption_tokens(model: Any, tokenizer: Any, pixels: Tensor) -> Tensor:
+def caption_tokens(model: Any, pixels: Tensor) -> Tensor:
     """Greedy captions of normalised images `[n, 3, 48, 48]`; int64 ids `[n, length]`."""
     tokens: Tensor = model.generate(pixel_values=pixels, max_length=MAX_TOKENS)
     return tokens

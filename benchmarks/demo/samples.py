@@ -86,8 +86,6 @@ def unseen_sample(count: int = 1000) -> Sample:
     return draw_sample("test", count, TEST_SEED, held_out=True)
 
 
-
-
 def read_folder(folder: Path) -> Sample:
     """Read an image folder that `build_data` wrote.
 

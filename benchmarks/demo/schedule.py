@@ -1,4 +1,4 @@
-"""How pre-training changes as it goes on: pure functions of progress (0 at the start, 1 at the end).
+"""How pre-training changes as it goes on: pure functions of progress (0 at first, 1 at the end).
 
 Progress is a fraction of wall-clock time or of steps, so that a run given an hour makes the best
 of it whatever else the machine is doing.

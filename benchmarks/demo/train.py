@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -120,8 +119,9 @@ def save(
         "clock": asdict(clock),
         "rng": torch.get_rng_state(),
     }
-    torch.save(state, folder / (STATE_FILE + ".new"))
-    os.replace(folder / (STATE_FILE + ".new"), folder / STATE_FILE)
+    unfinished = folder / (STATE_FILE + ".new")
+    torch.save(state, unfinished)
+    unfinished.replace(folder / STATE_FILE)
 
 
 def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer, clock: Clock) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.plugins import registry
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.calibration import calibrate
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition
-from vlp_plugins.plugins import registry
 from vlp_plugins.pruning import make_masks
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
@@ -248,4 +248,6 @@ def _scores(
         gap = (scores(name) - reference).abs() / reference.abs().clamp_min(1e-12)
         worst = max(worst, float(gap.max()))
     ok = worst <= SCORE_TOLERANCE
-    return Line(family.name, f"scores of {run}", f"largest relative difference {worst:.1e}", worst, ok)
+    return Line(
+        family.name, f"scores of {run}", f"largest relative difference {worst:.1e}", worst, ok
+    )

@@ -113,7 +113,9 @@ def test_an_empty_scene_has_no_caption() -> None:
 
 
 def test_scenes_show_the_colours_where_they_say() -> None:
-    scenes = draw(200, load_scans("pretrain"), torch.Generator().manual_seed(0), single_fraction=0.5)
+    scenes = draw(
+        200, load_scans("pretrain"), torch.Generator().manual_seed(0), single_fraction=0.5
+    )
     assert scenes.images.shape == (200, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert scenes.images.dtype == torch.uint8
     pixels = scenes.images.float() / 255
@@ -129,11 +131,11 @@ def test_scenes_show_the_colours_where_they_say() -> None:
 
 def test_training_scenes_leave_the_held_out_combinations_out() -> None:
     scans = load_scans("pretrain")
-    seen = draw(5000, scans, torch.Generator().manual_seed(0))
+    seen = draw(1500, scans, torch.Generator().manual_seed(0))
     assert not is_held_out(seen.colours, seen.digits).any()
-    free = draw(5000, scans, torch.Generator().manual_seed(0), training=False)
+    free = draw(1500, scans, torch.Generator().manual_seed(0), training=False)
     share = is_held_out(free.colours, free.digits).float().mean()
-    assert share == pytest.approx(len(HELD_OUT) / 70, abs=0.01)
+    assert share == pytest.approx(len(HELD_OUT) / 70, abs=0.015)
 
 
 def test_no_test_caption_is_true_of_another_test_scene() -> None:
@@ -175,7 +177,10 @@ def test_the_datasets_library_reads_the_folders(
     datasets = pytest.importorskip("datasets")
     write_folder(calibration_sample(4), tmp_path / "images")
     loaded = datasets.load_dataset(
-        "imagefolder", data_dir=str(tmp_path / "images"), split="train", cache_dir=tmp_path / "cache"
+        "imagefolder",
+        data_dir=str(tmp_path / "images"),
+        split="train",
+        cache_dir=tmp_path / "cache",
     )
     assert loaded["text"] == calibration_sample(4).captions
     assert loaded[0]["image"].size == (IMAGE_SIZE, IMAGE_SIZE)

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from toy_masks import Captioning, Pretraining, random_masks
 
 from vlp_plugins.errors import MaskError, OutputError
-from vlp_plugins.mask_files import METADATA_KEY
 from vlp_plugins.masks import Masks
+from vlp_plugins.masks.files import METADATA_KEY
 
 
 @pytest.fixture

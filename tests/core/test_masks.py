@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
 from vlp_plugins.errors import MaskError
-from vlp_plugins.mask_bits import count_ones
-from vlp_plugins.mask_manifest import structure_of
 from vlp_plugins.masks import Count, Manifest, Masks, pack, unpack
+from vlp_plugins.masks.bits import count_ones
+from vlp_plugins.masks.manifest import structure_of
 from vlp_plugins.weights import WeightMap
 
 shapes = st.lists(st.integers(0, 9), max_size=4)

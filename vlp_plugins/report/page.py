@@ -82,7 +82,7 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
                 "rows": rows,
                 "modalities": _modalities(run.masks),
                 "warnings": [*run.warnings, *collapse_warnings(rows, titles)],
-                "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",  # noqa: S704
+                "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",
             }
         )
     return template.render(title=title, sections=sections, tables=tables)

@@ -69,10 +69,13 @@ class Statistics:
         Raises:
             StatisticsError: if nothing was measured for it.
         """
+        # Sorted, so that the last bit does not depend on the order in which sites were met.
         found = [
-            sums
-            for (name, site), sums in self.sums.items()
-            if name == statistic and site.weight == weight and (owners == "all" or not site.owner)
+            self.sums[key]
+            for key in sorted(self.sums)
+            if key[0] == statistic
+            and key[1].weight == weight
+            and (owners == "all" or key[1].owner == 0)
         ]
         if not found:
             by = "its first owner" if owners == "first" else "any module that uses it"
@@ -169,9 +172,7 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     return sums
 
 
-def _first_difference(
-    mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]
-) -> str:
+def _first_difference(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> str:
     for name, shape in theirs.items():
         if name not in mine:
             return f"the model has {name!r}, the statistics do not"

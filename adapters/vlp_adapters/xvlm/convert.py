@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.infer import infer_config
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
 from vlp_adapters.xvlm.names import from_original_name, to_original_name
 from vlp_adapters.xvlm.swin import fuse_qkv, split_qkv
-
 from vlp_plugins.errors import UnsupportedError
 
 _DECODER = "text_encoder.cls.predictions.decoder.weight"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig, SwinConfig
-from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 
+from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_plugins.errors import UnsupportedError
 
 _HEAD_WIDTH = 64  # of every published X-VLM with a CLIP ViT, and of BERT

@@ -12,12 +12,12 @@ from torch.nn import functional
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.masking import IGNORED
 from vlp_adapters.xvlm.negatives import draw_negatives
 from vlp_adapters.xvlm.text import XvlmTextEncoder
 from vlp_adapters.xvlm.vision import build_vision_encoder, init_positions
-
 from vlp_plugins.adapter import Negatives
 
 LOSSES = ("itc", "itm", "mlm")

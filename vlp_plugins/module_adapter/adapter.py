@@ -21,9 +21,9 @@ from vlp_plugins.adapter import (
     need,
 )
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.module_call import bind_batch
-from vlp_plugins.module_layers import explain_rest, prunable_layers
-from vlp_plugins.module_tokens import real_tokens, token_space
+from vlp_plugins.module_adapter.call import bind_batch
+from vlp_plugins.module_adapter.layers import explain_rest, prunable_layers
+from vlp_plugins.module_adapter.tokens import real_tokens, token_space
 from vlp_plugins.weights import WeightMap
 
 Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]

@@ -9,17 +9,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from vlp_plugins import mask_files
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError
-from vlp_plugins.mask_bits import clear_padding, count_ones, flaw, pack, unpack
-from vlp_plugins.mask_counts import Count, Counts
-from vlp_plugins.mask_fitting import Violation, difference, match, pairs, wrong_shape
-from vlp_plugins.mask_manifest import Manifest, WeightRecord
-from vlp_plugins.mask_overlap import Overlap, overlaps
+from vlp_plugins.masks import files
+from vlp_plugins.masks.bits import clear_padding, count_ones, flaw, pack, unpack
+from vlp_plugins.masks.counts import Counts
+from vlp_plugins.masks.fitting import Violation, difference, match, pairs, wrong_shape
+from vlp_plugins.masks.manifest import Manifest, WeightRecord
+from vlp_plugins.masks.overlap import Overlap, overlaps
 from vlp_plugins.weights import WeightMap
-
-__all__ = ["Count", "Counts", "Manifest", "Masks", "Overlap", "Violation", "pack", "unpack"]
 
 _INVERTED = "inverted"
 
@@ -189,12 +187,12 @@ class Masks(Mapping[str, torch.Tensor]):
         return Masks(bits, replace(self.manifest, note="; ".join(parts) or None))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Writes one safetensors file; see `mask_files` for the format.
+        """Writes one safetensors file; see `masks.files` for the format.
 
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
-        mask_files.write(path, self._packed, self.manifest, overwrite=overwrite)
+        files.write(path, self._packed, self.manifest, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -203,4 +201,4 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             MaskError: if the file is missing, damaged, foreign or of a newer version.
         """
-        return cls(*mask_files.read(path))
+        return cls(*files.read(path))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlp_plugins.mask_bits import count_ones
-from vlp_plugins.mask_manifest import Manifest
+from vlp_plugins.masks.bits import count_ones
+from vlp_plugins.masks.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError
-from vlp_plugins.mask_manifest import Manifest
+from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.weights import Weight, WeightMap
 
 

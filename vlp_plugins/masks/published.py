@@ -13,9 +13,9 @@ import torch
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.atomic import atomic_file
 from vlp_plugins.errors import MaskError
-from vlp_plugins.mask_bits import pack
-from vlp_plugins.mask_manifest import Manifest, structure_of
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.bits import pack
+from vlp_plugins.masks.manifest import Manifest, structure_of
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.weights import Weight, WeightMap
 
 SUFFIX = "_pruning_mask"

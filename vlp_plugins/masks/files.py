@@ -17,8 +17,8 @@ from safetensors.torch import save
 
 from vlp_plugins.atomic import check_new, write_bytes
 from vlp_plugins.errors import MaskError
-from vlp_plugins.mask_bits import count_ones, flaw
-from vlp_plugins.mask_manifest import Manifest
+from vlp_plugins.masks.bits import count_ones, flaw
+from vlp_plugins.masks.manifest import Manifest
 
 METADATA_KEY = "vlp_masks"
 
@@ -96,5 +96,7 @@ def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
 
 def _hint(path: Path) -> str:
     if path.suffix in (".pth", ".pt", ".bin"):
-        return "; a published .pth file is read by published_masks.import_published"
+        return (
+            "; a published .pth file is read by masks.published.import_published (vlp masks import)"
+        )
     return ""

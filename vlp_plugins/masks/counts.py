@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlp_plugins.mask_manifest import Manifest
+from vlp_plugins.masks.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

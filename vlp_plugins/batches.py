@@ -1,0 +1,98 @@
+"""What the data pass does with a batch: its hash, its size, its device.
+
+Batches are mappings of tensors, or whatever else a loader makes: tuples, lists, bare tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from vlp_plugins.adapter import Batch
+from vlp_plugins.errors import BatchError
+
+DIGEST_BYTES = 32
+
+
+def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
+    """One batch of each loader in turn, until all are exhausted."""
+    running = [iter(loader) for loader in loaders]
+    while running:
+        for loader in list(running):
+            try:
+                yield next(loader)
+            except StopIteration:
+                running.remove(loader)
+
+
+def chain_hash(previous: bytes, batch: Any) -> bytes:
+    """SHA-256 over the hash of the batches before and the keys, dtypes, shapes and bytes of this.
+
+    Values that are neither tensors nor plain Python values count by their type only.
+    """
+    digest = hashlib.sha256(previous)
+    for piece in _pieces(batch):
+        digest.update(piece)
+    return digest.digest()
+
+
+def batch_size(batch: Any) -> int:
+    """Length of the first dimension of the first tensor.
+
+    Raises:
+        BatchError: if there is none.
+    """
+    size = next((len(t) for t in _tensors(batch) if t.ndim), None)
+    if size is None:
+        raise BatchError(
+            f"batch (a {type(batch).__name__}) holds no tensor with a batch dimension; make "
+            "batches with the model's processor and return_tensors='pt'"
+        )
+    return size
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor on `device`; what is there already is not copied."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, tuple | list):
+        for value in batch:
+            yield from _tensors(value)
+
+
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, torch.Tensor):
+        yield f"tensor {value.dtype} {list(value.shape)}:".encode()
+        data = value.detach().cpu().contiguous().reshape(-1)
+        yield memoryview(data.view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}:".encode()
+        for key in sorted(value, key=str):
+            yield f"key {key!r}:".encode()
+            yield from _pieces(value[key])
+    elif isinstance(value, tuple | list):
+        yield f"sequence {len(value)}:".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif value is None or isinstance(value, str | bytes | int | float):
+        yield f"{value!r}:".encode()
+    else:
+        yield f"{type(value).__qualname__}:".encode()

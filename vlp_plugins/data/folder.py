@@ -1,0 +1,159 @@
+"""A local image folder with `metadata.jsonl` or `.csv`: the convention of `datasets`' ImageFolder.
+
+Needs no other package. `file_name` is relative to the metadata file; splits are sub-folders that
+have their own metadata, or the first part of the file names.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.metadata import METADATA_NAMES, Row, find_metadata, read_metadata
+from vlp_plugins.data.records import Captions, CaptionSource, Record
+from vlp_plugins.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    path: Path
+    caption: object
+
+
+class ImageFolder(CaptionSource):
+    """Images named by a metadata file, in its order; without captions, all images by name."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        split: str | None = None,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        captions: Captions = "first",
+    ) -> None:
+        """Reads the metadata and makes sure that every file is there; decodes nothing.
+
+        Raises:
+            DataError: if the folder is empty, has no usable metadata, or files are missing.
+        """
+        super().__init__(str(folder) if split is None else f"{folder} ({split})", captions)
+        if not any(folder.iterdir()):
+            raise DataError(f"folder {folder} is empty; put images and metadata.jsonl into it")
+        if captions == "none":
+            self._entries = _all_images(folder, split)
+        else:
+            base, prefix = _locate(folder, split)
+            self._entries = _entries(base, prefix, image_column, caption_column)
+        self.length = sum(_pairs_of(entry, captions) for entry in self._entries)
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        entries: Sequence[_Entry] = self._entries
+        if seed is not None:
+            entries = random.Random(seed).sample(entries, len(entries))
+        for entry in entries:
+            yield Record(entry.path.name, partial(_decode, entry.path), entry.caption)
+
+
+def has_metadata(folder: Path) -> bool:
+    """True if a folder or one of its sub-folders holds a metadata file."""
+    return any(
+        (place / name).is_file() for place in (folder, *_subfolders(folder))
+        for name in METADATA_NAMES
+    )  # fmt: skip
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below a folder, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
+    """The metadata file to read, and the split that its file names must begin with."""
+    here = find_metadata(folder)
+    below = {sub.name: found for sub in _subfolders(folder) if (found := find_metadata(sub))}
+    if here is not None and split not in below:
+        return here, split
+    if not below:
+        count = len(image_files(folder))
+        raise DataError(
+            f"{folder} has no metadata.jsonl or metadata.csv ({count:,} images found); write one "
+            'line for each image: {"file_name": "0001.png", "text": "a caption"}'
+        )
+    return below[choose_split(list(below), split, where=str(folder))], None
+
+
+def _entries(
+    metadata: Path, prefix: str | None, image_column: str | None, caption_column: str | None
+) -> list[_Entry]:
+    rows = read_metadata(metadata)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    named = "file_name" if "file_name" in columns else None
+    for column in columns:
+        if named is None and column.endswith("_file_name"):
+            named = column
+    file_column = image_column or named
+    if file_column not in columns:
+        raise DataError(
+            f"{metadata} has no column {image_column or 'file_name'!r} (its columns: "
+            f"{', '.join(columns)}); it gives each image's path relative to {metadata.parent}"
+        )
+    caption_column = choose_column(
+        columns, caption_column, CAPTION_COLUMNS, kind="caption", where=str(metadata)
+    )
+    pairs = [(_name(row, file_column, metadata), row.get(caption_column)) for row in rows]
+    if prefix is not None:
+        splits = list(dict.fromkeys(n.split("/", 1)[0] for n, _ in pairs if "/" in n))
+        prefix = choose_split(splits, prefix, where=str(metadata.parent))
+        pairs = [(name, caption) for name, caption in pairs if name.startswith(f"{prefix}/")]
+    entries = [_Entry(metadata.parent / name, caption) for name, caption in pairs]
+    missing = [name for (name, _), entry in zip(pairs, entries, strict=True)
+               if not entry.path.is_file()]  # fmt: skip
+    if missing:
+        raise DataError(
+            f"{metadata} names {len(missing):,} of {len(entries):,} images that do not exist "
+            f"(first: {missing[0]}); add the files or remove their rows"
+        )
+    return entries
+
+
+def _name(row: Row, column: str, metadata: Path) -> str:
+    name = row.get(column)
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{metadata}: a row has {column} {name!r}, not the name of a file: {row}")
+    return name
+
+
+def _all_images(folder: Path, split: str | None) -> list[_Entry]:
+    names = [path.name for path in _subfolders(folder)]
+    root = folder / choose_split(names, split, where=str(folder)) if split else folder
+    paths = image_files(root)
+    if not paths:
+        raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return [_Entry(path, None) for path in paths]
+
+
+def _pairs_of(entry: _Entry, captions: Captions) -> int:
+    several = captions == "all" and isinstance(entry.caption, list)
+    return len(entry.caption) if several else 1  # type: ignore[arg-type]
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        data = path.read_bytes()
+    except OSError as error:  # not a damaged image: the next ones would fail as well
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return Image.open(BytesIO(data))

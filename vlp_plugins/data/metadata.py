@@ -1,0 +1,78 @@
+"""Reads `metadata.jsonl` and `metadata.csv` of an image folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from vlp_plugins.errors import DataError
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+Row = dict[str, object]
+
+
+def find_metadata(folder: Path) -> Path | None:
+    """The metadata file in a folder; None if there is none.
+
+    Raises:
+        DataError: if there are two.
+    """
+    found = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} holds metadata.jsonl and metadata.csv; remove one of them")
+    return found[0] if found else None
+
+
+def read_metadata(path: Path) -> list[Row]:
+    """The rows of a metadata file; blank lines are passed over.
+
+    Raises:
+        DataError: if it cannot be read, with the line at fault.
+    """
+    try:
+        rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text; save it in that encoding") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if not rows:
+        raise DataError(f"{path} has no rows; write one for each image")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object such as "
+                    '{"file_name": "0001.png", "text": "a caption"}'
+                )
+            rows.append(row)
+    return rows
+
+
+def _read_csv(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: more fields than the header names; "
+                        "put captions that contain commas in double quotes"
+                    )
+                rows.append(dict(row))
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    return rows

@@ -1,0 +1,165 @@
+"""What every source of captioned images is: records in a fixed order, and what is skipped."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from vlp_plugins.data.columns import CAPTION_COLUMNS
+from vlp_plugins.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[Image.Image, str]
+
+Captions = Literal["first", "all", "none"]
+"""Of an image with several captions: the first one makes the pair, or each makes a pair of its own.
+
+`first` is for calibration: the same image several times in a batch says nothing new and spoils the
+contrastive loss, whose negatives are the other pairs. `all` is for the evaluation of retrieval.
+`none` reads no captions at all, for models of images only.
+"""
+
+MAX_SKIPPED = 0.05
+# A source of unknown length is given up after so many records, if too many of them were skipped.
+_TRIAL = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image with what its source says about it, not decoded yet.
+
+    Attributes:
+        place: where it is, for messages.
+        image: reads and decodes the image; any exception means that it cannot be used.
+        caption: as the source holds it: text, a list of texts, or something else.
+    """
+
+    place: str
+    image: Callable[[], Image.Image]
+    caption: object
+
+
+class CaptionSource(ABC):
+    """Pairs of an RGB image and a caption, the same in every iteration.
+
+    Images are turned upright by their EXIF orientation. Records whose image does not decode or
+    whose caption is empty are skipped and counted.
+
+    Attributes:
+        description: what it reads, for messages and reports.
+        length: number of pairs if none is skipped; None if unknown before the end.
+        seen: records read in the latest iteration.
+        skipped: records skipped in the latest iteration.
+    """
+
+    def __init__(self, description: str, captions: Captions) -> None:
+        self.description = description
+        self.captions = captions
+        self.length: int | None = None
+        self.seen = 0
+        self.skipped = 0
+        self._first_skipped = ""
+
+    @abstractmethod
+    def records(self, seed: int | None) -> Iterator[Record]:
+        """All records, in stored order or shuffled by `seed`."""
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self.pairs()
+
+    def pairs(self, seed: int | None = None) -> Iterator[Pair]:
+        """All pairs, in stored order or shuffled by `seed` (same seed, same order).
+
+        Raises:
+            DataError: if there is no pair, more than 5% of the records cannot be used, or the
+                source breaks off.
+        """
+        self.seen = self.skipped = 0
+        self._first_skipped = ""
+        for record in self.records(seed):
+            self.seen += 1
+            try:
+                captions = [""] if self.captions == "none" else texts_of(record.caption)
+                image = _upright_rgb(record.image())
+            except (DataError, MemoryError):
+                raise
+            except Exception as error:  # decoders raise nearly anything on damaged files
+                self._skip(record, error)
+                continue
+            for caption in captions if self.captions == "all" else captions[:1]:
+                yield image, caption
+        self.check()
+        if self.skipped:
+            logger.warning("%s", self._skipped_message())
+
+    def check(self) -> None:
+        """Judges what was read until now; called at the end, and by who stops before it.
+
+        Raises:
+            DataError: if nothing was found, or more than 5% was skipped.
+        """
+        if not self.seen:
+            raise DataError(f"{self.description} holds no captioned image")
+        if self.skipped > MAX_SKIPPED * self.seen:
+            raise DataError(
+                f"{self._skipped_message()}; more than {MAX_SKIPPED:.0%} is too many: "
+                "repair or remove them"
+            )
+
+    def _skip(self, record: Record, error: Exception) -> None:
+        self.skipped += 1
+        reason = f"{record.place}: {_one_line(error)}"
+        self._first_skipped = self._first_skipped or reason
+        logger.info("skipped %s", reason)
+        if self.length is not None:
+            hopeless = self.skipped > MAX_SKIPPED * self.length
+        else:
+            hopeless = self.seen >= _TRIAL and self.skipped > MAX_SKIPPED * self.seen
+        if hopeless:
+            self.check()
+
+    def _skipped_message(self) -> str:
+        return (
+            f"{self.description}: {self.skipped:,} of {self.seen:,} records read cannot be used "
+            f"(first: {self._first_skipped})"
+        )
+
+
+def texts_of(caption: object) -> list[str]:
+    """The captions in a value: text, a list of texts, or mappings such as `{"raw": text}`.
+
+    Raises:
+        ValueError: if it holds no text.
+    """
+    if isinstance(caption, str):
+        texts = [caption.strip()]
+    elif isinstance(caption, Mapping):
+        named = next((caption[key] for key in ("raw", *CAPTION_COLUMNS) if key in caption), None)
+        texts = texts_of(named)
+    elif isinstance(caption, (list, tuple)):
+        texts = [text for part in caption for text in texts_of(part)]
+    elif caption is None:
+        texts = []
+    else:
+        raise ValueError(f"its caption is {caption!r}, not text")
+    texts = [text for text in texts if text]
+    if not texts:
+        raise ValueError("its caption is empty")
+    return texts
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

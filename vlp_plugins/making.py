@@ -1,0 +1,69 @@
+"""Makes what was registered, with errors that name the allowed parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from vlp_plugins.errors import UnknownNameError, UnsupportedError, suggest
+from vlp_plugins.offers import SINGULAR, Factory, Offer
+
+Made = TypeVar("Made")
+
+
+def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> Made:
+    """Calls the factory of an offer.
+
+    Args:
+        offer: what to make.
+        parameters: keywords for its factory.
+        expected: the class that the result must have.
+
+    Raises:
+        UnknownNameError: if it has no parameter of such a name; the message lists those it has.
+        UnsupportedError: if a parameter is missing, is refused by the factory with a TypeError,
+            or if the result is of another class.
+    """
+    what = f"{SINGULAR[offer.kind]} {offer.name!r}"
+    allowed, open_ended = _keywords(offer.factory)
+    unknown = [name for name in parameters if name not in allowed and not open_ended]
+    if unknown:
+        hint = suggest(unknown[0], list(allowed)) if allowed else ""
+        raise UnknownNameError(
+            f"{what} has no parameter {unknown[0]!r}{hint}; it takes {_list(allowed)}"
+        )
+    missing = [name for name, required in allowed.items() if required and name not in parameters]
+    if missing:
+        raise UnsupportedError(
+            f"{what} needs a value for {', '.join(missing)}; it takes {_list(allowed)}"
+        )
+    try:
+        made = offer.factory(**parameters)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"{what} cannot be made with {dict(parameters)!r}: {error}; it takes {_list(allowed)}"
+        ) from error
+    if not isinstance(made, expected):
+        raise UnsupportedError(
+            f"{what} of {offer.distribution} is a {type(made).__name__}, not a "
+            f"{expected.__module__}.{expected.__qualname__}; report it to {offer.distribution}"
+        )
+    return made
+
+
+def _keywords(factory: Factory) -> tuple[dict[str, bool], bool]:
+    """The keywords that a factory takes (true where required), and whether it takes any other."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # compiled callables have no signature
+        return {}, True
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return (
+        {p.name: p.default is inspect.Parameter.empty for p in parameters if p.kind in named},
+        any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
+    )
+
+
+def _list(allowed: Mapping[str, bool]) -> str:
+    return ", ".join(allowed) if allowed else "no parameters"
