@@ -118,7 +118,7 @@ def keep_largest_of_rows(scores: torch.Tensor, keep: int) -> torch.Tensor:
         scores: `[rows, columns]`.
         keep: 0 to columns.
     """
-    rows, columns = scores.shape
+    columns = scores.shape[1]
     if keep in (0, columns):
         return torch.full_like(scores, keep == columns, dtype=torch.bool)
     threshold = scores.kthvalue(columns - keep, dim=1, keepdim=True).values

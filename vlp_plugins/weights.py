@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -189,7 +190,7 @@ def _reject_overlaps(weights: Mapping[str, Weight]) -> None:
         extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         spans.append((start, start + extent * tensor.element_size(), weight.name))
     spans.sort()
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
             raise TieError(
                 f"{name!r} and {other!r} share part of their memory but are not the same tensor; "

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.plugins import registry
 
 from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration import calibrate
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition
+from vlp_plugins.plugins import registry
 from vlp_plugins.pruning import make_masks
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
@@ -109,10 +109,10 @@ def compare_family(family: Family) -> list[Line]:
         if norms := family.load(f"actn_norms{suffix}"):
             lines.append(_moments(family, norms, gathered(suffix), recorded, suffix))
     for path in sorted((family.folder / "masks").glob("*.safetensors")):
-        run, sparsity = re.fullmatch(r"(.+)_(0\.\d+)", path.stem or "").groups() \
-            if re.fullmatch(r"(.+)_(0\.\d+)", path.stem) else (None, None)  # fmt: skip
-        if run is None:
+        match = re.fullmatch(r"(.+)_(0\.\d+)", path.stem)
+        if match is None:  # a round of an iterative method
             continue
+        run, sparsity = match.groups()
         suffix = "_len17" if run.endswith("_len17") else ""
         name = run.removesuffix(suffix)
         if name not in registry().method_names():
@@ -145,23 +145,28 @@ def _outputs(family: Family) -> list[Line]:
     torch.manual_seed(0)
     worst_loss = 0.0
     first: dict[str, torch.Tensor] = {}
-    for i, (batch, step) in enumerate(zip(family.batches(), record["sequence"], strict=True)):
+    for batch, step in zip(family.batches(), record["sequence"], strict=True):
         found = family.module.outputs(model, batch)
         first = first or found
-        for name, value in step["losses"].items():
-            mine = sum(found[k] for k in step["losses"] if k != "total") if name == "total" \
-                else found[name]  # fmt: skip
-            worst_loss = max(worst_loss, abs(float(mine) - value))
-        if i == 0:
-            torch_outputs = family.load("outputs")
-    shared = [name for name in torch_outputs if name in first and first[name].ndim]
-    worst = max(float((first[n].detach() - torch_outputs[n]).abs().max()) for n in shared)
+        terms = [name for name in step["losses"] if name != "total"]
+        gaps = [abs(float(found[name]) - step["losses"][name]) for name in terms]
+        total = sum(float(found[name]) for name in terms)
+        worst_loss = max(worst_loss, *gaps, abs(total - step["losses"]["total"]))
+    recorded = family.load("outputs")
+    shared = [name for name in recorded if name in first and first[name].ndim]
+    worst = max(float((first[n].detach() - recorded[n]).abs().max()) for n in shared)
     return [
-        Line(family.name, "losses", f"largest difference {worst_loss:.1e} of {len(record['sequence'])} batches",
-             worst_loss, worst_loss <= LOSS_TOLERANCE),
-        Line(family.name, "embeddings", f"largest difference {worst:.1e} of {len(shared)} tensors",
-             worst, worst <= EMBEDDING_TOLERANCE),
-    ]  # fmt: skip
+        _line(
+            family, "losses", worst_loss, LOSS_TOLERANCE, f"of {len(record['sequence'])} batches"
+        ),
+        _line(family, "embeddings", worst, EMBEDDING_TOLERANCE, f"of {len(shared)} tensors"),
+    ]
+
+
+def _line(family: Family, what: str, worst: float, tolerance: float, of: str) -> Line:
+    return Line(
+        family.name, what, f"largest difference {worst:.1e} {of}", worst, worst <= tolerance
+    )
 
 
 def _moments(
@@ -179,9 +184,8 @@ def _moments(
         mine = statistics.mean(INPUT_SECOND_MOMENT, name, owners="first")
         scale = theirs.double().abs().clamp_min(1e-12)
         worst = max(worst, float(((mine - theirs.double()).abs() / scale).max()))
-    detail = f"largest relative difference {worst:.1e} of {len(recorded)}"
-    ok = worst <= STATISTIC_TOLERANCE
-    return Line(family.name, f"input_second_moment{suffix}", detail, worst, ok)
+    title = f"input_second_moment{suffix}"
+    return _line(family, title, worst, STATISTIC_TOLERANCE, f"relative, of {len(recorded)} weights")
 
 
 def _ranking(
@@ -247,7 +251,4 @@ def _scores(
         reference = theirs[original]
         gap = (scores(name) - reference).abs() / reference.abs().clamp_min(1e-12)
         worst = max(worst, float(gap.max()))
-    ok = worst <= SCORE_TOLERANCE
-    return Line(
-        family.name, f"scores of {run}", f"largest relative difference {worst:.1e}", worst, ok
-    )
+    return _line(family, f"scores of {run}", worst, SCORE_TOLERANCE, "relative")

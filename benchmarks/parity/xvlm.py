@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig
+
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, load_original
 from vlp_adapters.xvlm.masking import IGNORED
 from vlp_adapters.xvlm.negatives import draw_negatives
-
 from vlp_plugins.adapter import Negatives
 
 

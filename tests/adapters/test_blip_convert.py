@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original, save_original
 from vlp_adapters.blip.infer import infer_config
 from vlp_adapters.blip.names import from_original_name, to_original_name
-
 from vlp_plugins.errors import UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"

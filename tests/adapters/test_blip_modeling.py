@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BlipTextConfig, BlipVisionConfig
+
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original
 from vlp_adapters.blip.infer import infer_config
 from vlp_adapters.blip.names import from_original_name

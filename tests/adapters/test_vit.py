@@ -19,8 +19,8 @@ from transformers import (
     ViTForImageClassification,
     ViTModel,
 )
-from vlp_adapters.vit import ViTAdapter, from_original
 
+from vlp_adapters.vit import ViTAdapter, from_original
 from vlp_plugins.errors import BatchError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig
-from vlp_adapters.vit import ViTAdapter, from_original
 
+from vlp_adapters.vit import ViTAdapter, from_original
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, SwinConfig
+
 from vlp_adapters.xvlm import (
     XvlmForPretraining,
     XvlmPretrainConfig,
@@ -22,7 +23,6 @@ from vlp_adapters.xvlm import (
 from vlp_adapters.xvlm.convert import read_state, state_from_original, state_to_original
 from vlp_adapters.xvlm.infer import infer_config
 from vlp_adapters.xvlm.names import from_original_name, to_original_name
-
 from vlp_plugins.errors import UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, CLIPVisionConfig, SwinConfig
+
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, load_original, mask_tokens
 from vlp_adapters.xvlm.infer import infer_config
 from vlp_adapters.xvlm.masking import IGNORED

@@ -25,10 +25,10 @@ from transformers import (
     ViTForImageClassification,
     ViTModel,
 )
+
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.plugin import vlp_adapters
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
-
 from vlp_plugins.adapter import Adapter, Owner
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.weights import WeightMap

@@ -101,14 +101,11 @@ def _entries(
 ) -> list[_Entry]:
     rows = read_metadata(metadata)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    named = "file_name" if "file_name" in columns else None
-    for column in columns:
-        if named is None and column.endswith("_file_name"):
-            named = column
-    file_column = image_column or named
+    usual = [c for c in columns if c == "file_name"] + [c for c in columns if "_file_name" in c]
+    file_column = image_column or next(iter(usual), "file_name")
     if file_column not in columns:
         raise DataError(
-            f"{metadata} has no column {image_column or 'file_name'!r} (its columns: "
+            f"{metadata} has no column {file_column!r} (its columns: "
             f"{', '.join(columns)}); it gives each image's path relative to {metadata.parent}"
         )
     caption_column = choose_column(

@@ -96,7 +96,5 @@ def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
 
 def _hint(path: Path) -> str:
     if path.suffix in (".pth", ".pt", ".bin"):
-        return (
-            "; a published .pth file is read by masks.published.import_published (vlp masks import)"
-        )
+        return "; `vlp masks import` reads published .pth files"
     return ""

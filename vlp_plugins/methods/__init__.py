@@ -1,1 +1,1 @@
-
+"""Published methods by name."""

@@ -1,1 +1,1 @@
-
+"""Published scores, one per file."""

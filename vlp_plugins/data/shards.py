@@ -1,0 +1,201 @@
+"""WebDataset tar shards, streamed: `0001.jpg` and `0001.txt` (or `.json`) make one record."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from glob import glob
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+
+from PIL import Image
+
+from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.records import Captions, CaptionSource, Record
+from vlp_plugins.data.shuffling import buffered
+from vlp_plugins.errors import DataError
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+_TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")
+# WebDataset's rule: the key goes to the first dot of the base name, the field follows it.
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_BRACE = re.compile(r"\{([^{}]*)\}")
+
+Fields = Mapping[str, bytes]
+
+
+class TarShards(CaptionSource):
+    """The records of tar files, shard after shard, without unpacking them.
+
+    Shuffling mixes the shards, and the records within a buffer.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        description: str,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        captions: Captions = "first",
+    ) -> None:
+        """Looks into the first record to see which of its files are image and caption.
+
+        Raises:
+            DataError: if a shard is missing or damaged, or the fields are not there.
+        """
+        super().__init__(description, captions)
+        self._shards = tuple(shards)
+        missing = [shard for shard in shards if not shard.is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing):,} of {len(shards):,} shards do not exist (first: {missing[0]})"
+            )
+        first = next((found for shard in shards for found in _samples(shard)), None)
+        if first is None:
+            raise DataError(f"{description}: the shards hold no records (0001.jpg with 0001.txt)")
+        fields = first[1]
+        self._image = choose_column(
+            fields, image_column, IMAGE_FIELDS, kind="image", where=description
+        )
+        self._caption = ("", "")
+        if captions != "none":
+            self._caption = _caption_place(fields, caption_column, description)
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        shards = list(self._shards)
+        if seed is None:
+            return (record for shard in shards for record in self._shard(shard))
+        random.Random(seed).shuffle(shards)
+        return buffered((record for shard in shards for record in self._shard(shard)), seed)
+
+    def _shard(self, shard: Path) -> Iterator[Record]:
+        field, key = self._caption
+        for name, fields in _samples(shard):
+            place = f"{shard.name}/{name}"
+            try:
+                caption = _caption_value(fields, field, key)
+            except ValueError as error:
+                caption = None
+                place += f" ({field}: {error})"
+            yield Record(place, partial(_decode, fields, self._image), caption)
+
+
+def find_shards(source: str, split: str | None = None) -> list[Path]:
+    """The shards that a source names: `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder.
+
+    Args:
+        source: what the user gave.
+        split: sub-folder of a folder, or what the file names begin with.
+
+    Raises:
+        DataError: if there are none.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        shards = _tars(folder)
+        below = [sub.name for sub in sorted(folder.iterdir()) if sub.is_dir() and _tars(sub)]
+        if below and (split in below or not shards):
+            return _tars(folder / choose_split(below, split, where=source))
+    else:
+        shards = [Path(path) for name in expand_braces(source) for path in _matching(name)]
+    if split is not None:
+        shards = [shard for shard in shards if shard.name.startswith(split)]
+    if not shards:
+        wish = "" if split is None else f" of split {split!r}"
+        raise DataError(f"no .tar shards{wish} at {source}; check the path")
+    return shards
+
+
+def is_shards(source: str) -> bool:
+    """True if a source is written like shards, or is a folder that holds some."""
+    folder = Path(source)
+    if folder.is_dir():
+        return bool(_tars(folder)) or any(_tars(sub) for sub in folder.iterdir() if sub.is_dir())
+    return bool(_TAR.search(source))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a/{000..002}.tar` to three names; `{train,test}` to two; any number of braces.
+
+    Raises:
+        DataError: for a range that counts down.
+    """
+    parts = _BRACE.split(pattern)  # text, inside of a brace, text, ...
+    choices = [_choices(part) if at % 2 else [part] for at, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is None:
+        return inside.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if last < first:
+        raise DataError(f"the range {{{inside}}} is empty; write the smaller number first")
+    return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
+
+
+def _matching(name: str) -> list[str]:
+    return sorted(glob(name)) if any(sign in name for sign in "*?[") else [name]
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _TAR.search(path.name))
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, Fields]]:
+    """Key and files of every record: members that follow each other and share a key."""
+    current, fields = "", dict[str, bytes]()
+    try:
+        with tarfile.open(shard, "r|*") as tar:
+            for member in tar:
+                match = _MEMBER.fullmatch(member.name)
+                content = tar.extractfile(member) if match and member.isfile() else None
+                if match is None or content is None:
+                    continue
+                if match[1] != current:
+                    if fields:
+                        yield current, fields
+                    current, fields = match[1], {}
+                fields[match[2].lower()] = content.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"shard {shard} is damaged: {error}; fetch or make it again") from error
+    if fields:
+        yield current, fields
+
+
+def _caption_place(fields: Fields, asked: str | None, where: str) -> tuple[str, str]:
+    """File of a record that holds the caption, and the key in it if it is JSON."""
+    for field in ("txt", "caption", "text"):
+        if field in fields and asked in (None, field):
+            return field, ""
+    inside = _json(fields["json"]) if "json" in fields else {}
+    columns = [*inside] if inside else [*fields]
+    return "json", choose_column(
+        columns, asked, CAPTION_COLUMNS, kind="caption", where=f"the first record of {where}"
+    )
+
+
+def _caption_value(fields: Fields, field: str, key: str) -> object:
+    if not field or field not in fields:
+        return None
+    return _json(fields[field]).get(key) if key else fields[field].decode()
+
+
+def _json(content: bytes) -> dict[str, object]:
+    value = json.loads(content)
+    return value if isinstance(value, dict) else {}
+
+
+def _decode(fields: Fields, field: str) -> Image.Image:
+    names = [field, *IMAGE_FIELDS]  # shards may mix jpg and png
+    found = next((name for name in names if name in fields), None)
+    if found is None:
+        raise ValueError(f"it has no image (its files: {', '.join(fields)})")
+    return Image.open(BytesIO(fields[found]))
