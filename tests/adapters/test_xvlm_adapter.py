@@ -150,12 +150,11 @@ def test_what_is_left_alone_has_a_reason(make: Any) -> None:
     model = make()
     prunable = {weight.aliases[0] for weight in WeightMap.of(model, ADAPTER).values()}
     reasons = {}
-    for path, parameter in model.named_parameters():
+    for path, _ in model.named_parameters():
         if path not in prunable:
             rules = [e for e in ADAPTER.exclusions(model) if re.search(e.pattern, path)]
             assert rules, path
             reasons[path] = rules[0].reason
-            assert parameter.ndim < 2 or "bias" not in reasons[path].split(":")[0].split()
     assert reasons["temp"].startswith("temperature")
     assert reasons["vision_proj.weight"].startswith("projection")
     assert reasons["itm_head.0.weight"].startswith("ITM head")
@@ -229,7 +228,6 @@ def test_activation_norms_are_the_published_ones(golden: XvlmForPretraining, run
     expected = load_file(GOLDEN / f"actn_norms{run}.safetensors")
     found = second_moments(golden, batches_from_golden(GOLDEN, FILES[run]), published=True)
     weights = WeightMap.of(golden, ADAPTER)
-    assert list(found) != []
     assert set(found) == set(weights)
     for name, weight in weights.items():
         original = ADAPTER.original_name(weight.aliases[0])

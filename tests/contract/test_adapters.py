@@ -18,6 +18,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
+    CLIPVisionConfig,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
@@ -28,6 +29,7 @@ from transformers import (
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.plugin import vlp_adapters
+from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_plugins.adapter import Adapter, Owner
 from vlp_plugins.module_adapter import ModuleAdapter
@@ -83,6 +85,13 @@ def xvlm() -> nn.Module:
     )
 
 
+def xvlm() -> nn.Module:
+    text = BertConfig(**TEXT, max_position_embeddings=16, fusion_layer=1)
+    vision = CLIPVisionConfig(**IMAGE, intermediate_size=32)
+    config = XvlmPretrainConfig(text_config=text, vision_config=vision, embed_dim=8)
+    return XvlmForPretraining(config)
+
+
 @dataclass(frozen=True)
 class Row:
     """A tiny model, a batch for it, and the adapter under test (`module`: any model)."""
@@ -105,6 +114,7 @@ ROWS = {
         ),
         images,
     ),
+    "xvlm": Row("xvlm", xvlm, pairs),
     "module-conv": Row("module", conv_net, lambda: torch.rand(2, 3, 8, 8)),
     "module-bert": Row("module", lambda: BertForMaskedLM(BertConfig(**TEXT)), texts),
     "module-clip": Row("module", lambda: CLIPModel(clip_config()), pairs),
