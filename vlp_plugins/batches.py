@@ -82,7 +82,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
     if isinstance(value, torch.Tensor):
         yield f"tensor {value.dtype} {list(value.shape)}:".encode()
         data = value.detach().cpu().contiguous().reshape(-1)
-        yield memoryview(data.view(torch.uint8).numpy())
+        yield memoryview(data.view(torch.uint8).numpy())  # type: ignore[arg-type]
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}:".encode()
         for key in sorted(value, key=str):

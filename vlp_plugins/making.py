@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from vlp_plugins.errors import UnknownNameError, UnsupportedError, suggest
+from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.offers import SINGULAR, Factory, Offer
 
 Made = TypeVar("Made")
@@ -29,10 +29,7 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
     allowed, open_ended = _keywords(offer.factory)
     unknown = [name for name in parameters if name not in allowed and not open_ended]
     if unknown:
-        hint = suggest(unknown[0], list(allowed)) if allowed else ""
-        raise UnknownNameError(
-            f"{what} has no parameter {unknown[0]!r}{hint}; it takes {_list(allowed)}"
-        )
+        raise UnknownNameError(f"{what} has no parameter {unknown[0]!r}; it takes {_list(allowed)}")
     missing = [name for name, required in allowed.items() if required and name not in parameters]
     if missing:
         raise UnsupportedError(

@@ -96,7 +96,7 @@ def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
             raise pluggy.PluginValidationError(
                 plugin, f"hook {caller.name!r} is a wrapper; plug-ins cannot wrap each other here"
             )
-    marked = {implementation.function.__name__ for _, implementation in implementations}
+    marked = {caller.name for caller in callers}
     unmarked = [
         hook
         for hook in _HOOKS

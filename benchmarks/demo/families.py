@@ -88,7 +88,6 @@ def _build_xvlm(tokenizer: Any) -> XvlmForPretraining:
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=6,
-        fusion_layer=3,
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
         hidden_dropout_prob=0.0,
@@ -100,6 +99,7 @@ def _build_xvlm(tokenizer: Any) -> XvlmForPretraining:
         XvlmPretrainConfig(
             vision_config=vision,
             text_config=text,
+            fusion_layer=3,
             embed_dim=EMBED_DIM,
             position_init_std=POSITION_STD,
         )
@@ -152,7 +152,8 @@ def training_losses(
             special_ids=tokenizer.all_special_ids,
             probability=MASKED_SHARE,
         )
-    return cast("dict[str, Tensor]", model(**inputs, losses=wanted).losses)
+    losses: dict[str, Tensor] = model(**inputs, losses=wanted).losses
+    return losses
 
 
 def match_scores(

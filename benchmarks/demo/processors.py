@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def build_tokenizer(family: Family) -> BertTokenizerFast:
 
 def build_image_processor(family: Family) -> BlipImageProcessorPil | CLIPImageProcessorPil:
     """The family's image processor (the Pillow one: no torchvision) for 48x48 RGB scenes."""
-    statistics = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
+    statistics: dict[str, Any] = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     if family == "blip":
         return BlipImageProcessorPil(size=side, **statistics)

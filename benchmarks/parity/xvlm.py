@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -34,7 +35,6 @@ def model_from_golden(folder: Path) -> XvlmForPretraining:
         vocab_size=sizes["vocab_size"],
         hidden_size=sizes["text_width"],
         num_hidden_layers=sizes["text_num_hidden_layers"],
-        fusion_layer=sizes["fusion_layer"],
         num_attention_heads=sizes["text_num_attention_heads"],
         intermediate_size=sizes["text_intermediate_size"],
         hidden_act=sizes["text_hidden_act"],
@@ -45,13 +45,14 @@ def model_from_golden(folder: Path) -> XvlmForPretraining:
         hidden_dropout_prob=sizes["dropout"],
         attention_probs_dropout_prob=sizes["dropout"],
     )
-    config = XvlmPretrainConfig(
-        vision_config=vision,
-        text_config=text,
-        embed_dim=sizes["embed_dim"],
-        temperature=sizes["temp"],
-    )
-    return load_original(folder / "model.safetensors", config)
+    options: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "fusion_layer": sizes["fusion_layer"],
+        "embed_dim": sizes["embed_dim"],
+        "temperature": sizes["temp"],
+    }
+    return load_original(folder / "model.safetensors", XvlmPretrainConfig(**options))
 
 
 def batches_from_golden(folder: Path, file: str = "batches.safetensors") -> list[dict[str, Tensor]]:

@@ -18,7 +18,6 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
-    CLIPVisionConfig,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
@@ -29,7 +28,6 @@ from transformers import (
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.plugin import vlp_adapters
-from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_plugins.adapter import Adapter, Owner
 from vlp_plugins.module_adapter import ModuleAdapter
@@ -85,13 +83,6 @@ def xvlm() -> nn.Module:
     )
 
 
-def xvlm() -> nn.Module:
-    text = BertConfig(**TEXT, max_position_embeddings=16, fusion_layer=1)
-    vision = CLIPVisionConfig(**IMAGE, intermediate_size=32)
-    config = XvlmPretrainConfig(text_config=text, vision_config=vision, embed_dim=8)
-    return XvlmForPretraining(config)
-
-
 @dataclass(frozen=True)
 class Row:
     """A tiny model, a batch for it, and the adapter under test (`module`: any model)."""
@@ -103,7 +94,6 @@ class Row:
 
 ROWS = {
     "blip": Row("blip", blip, pairs),
-    "xvlm": Row("xvlm", xvlm, pairs),
     "vit": Row("vit", lambda: ViTForImageClassification(vit_config()), images),
     "vit-bare": Row("vit", lambda: ViTModel(vit_config()), images),
     "dinov2": Row("vit", lambda: Dinov2Model(Dinov2Config(**IMAGE, mlp_ratio=2)), images),

@@ -142,7 +142,9 @@ def _choices(inside: str) -> list[str]:
 
 
 def _matching(name: str) -> list[str]:
-    return sorted(glob(name)) if any(sign in name for sign in "*?[") else [name]
+    if not any(sign in name for sign in "*?["):
+        return [name]
+    return sorted(glob(name))  # noqa: PTH207  Path.glob refuses absolute patterns
 
 
 def _tars(folder: Path) -> list[Path]:
@@ -175,11 +177,14 @@ def _caption_place(fields: Fields, asked: str | None, where: str) -> tuple[str, 
     for field in ("txt", "caption", "text"):
         if field in fields and asked in (None, field):
             return field, ""
-    inside = _json(fields["json"]) if "json" in fields else {}
-    columns = [*inside] if inside else [*fields]
-    return "json", choose_column(
-        columns, asked, CAPTION_COLUMNS, kind="caption", where=f"the first record of {where}"
-    )
+    where = f"the first record of {where}"
+    try:
+        inside = _json(fields["json"]) if "json" in fields else {}
+    except ValueError as error:
+        raise DataError(f"{where} has a json file that is not JSON: {error}") from error
+    place = "json" if inside else ""
+    column = choose_column(inside or fields, asked, CAPTION_COLUMNS, kind="caption", where=where)
+    return (place, column) if place else (column, "")
 
 
 def _caption_value(fields: Fields, field: str, key: str) -> object:

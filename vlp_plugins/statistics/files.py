@@ -104,7 +104,8 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}|{tensors[name].dtype}|{list(tensors[name].shape)}|".encode())
-        digest.update(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+        data = tensors[name].reshape(-1).view(torch.uint8)
+        digest.update(memoryview(data.numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.statistics.base import ActivationStatistic, Site
+from vlp_plugins.statistics.once import MeasuredOnce
 from vlp_plugins.statistics.store import Key
 from vlp_plugins.statistics.tokens import TokenReader, reader_of
 from vlp_plugins.weights import WeightMap
@@ -28,24 +28,8 @@ class _Use:
     owner: Owner
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A value that was measured in this batch, and of what."""
-
-    inputs: weakref.ref[torch.Tensor]
-    version: int
-    real: torch.Tensor | None
-    value: torch.Tensor
-
-
 class ActivationProbe:
-    """Measures statistics at every use of every weight.
-
-    A tensor that enters several layers (query, key and value; the image embeddings that all
-    cross-attention layers read) is measured once per batch. It is recognised by its identity, its
-    version counter and its token mask, never by its values. Tensors are known by weak references:
-    no activation lives longer than it would without the probe.
-    """
+    """Measures statistics at every use of every weight, tensors that several layers read once."""
 
     def __init__(
         self,
@@ -64,13 +48,9 @@ class ActivationProbe:
         self._sizes = {
             (s.name, name): s.size(weights[name]) for s in statistics for name in weights
         }
-        self._uses: dict[str, list[_Use]] = {}
-        for name, weight in weights.items():
-            for index, owner in enumerate(weight.owners):
-                self._uses.setdefault(owner.module, []).append(_Use(name, index, owner))
         self._stream: Stream | None = None
         self._found: list[tuple[Key, Owner, torch.Tensor]] = []
-        self._known: dict[tuple[Any, ...], _Known] = {}
+        self._once = MeasuredOnce()
 
     @contextmanager
     def attached(self) -> Iterator[ActivationProbe]:
@@ -84,9 +64,8 @@ class ActivationProbe:
         training = [(module, module.training) for module in self._model.modules()]
         hooks: list[Any] = []
         try:
-            for path in self._uses if self._statistics else ():
-                module = self._model.get_submodule(path)
-                hook = self._hook(path, reader_of(path, module))
+            for path, module, uses in self._modules() if self._statistics else ():
+                hook = self._hook(path, uses, reader_of(path, module))
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             self._model.eval()
             with torch.no_grad():  # not inference mode: its tensors have no version counter
@@ -126,20 +105,35 @@ class ActivationProbe:
             return self._collect(index)
         finally:
             self._found.clear()
-            self._known.clear()
+            self._once.clear()
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module, list[_Use]]]:
+        """Every module that uses weights, once, and what it uses.
+
+        A module that is reached by two paths cannot tell which path a call meant: it counts as
+        the first of its owners, or each call would count twice.
+        """
+        found: dict[nn.Module, tuple[str, dict[str, _Use]]] = {}
+        for name, weight in self._weights.items():
+            for index, owner in enumerate(weight.owners):
+                module = self._model.get_submodule(owner.module)
+                _, uses = found.setdefault(module, (owner.module, {}))
+                uses.setdefault(f"{name}.{owner.parameter}", _Use(name, index, owner))
+        for module, (path, uses) in found.items():
+            yield path, module, list(uses.values())
 
     def _hook(
-        self, path: str, reader: TokenReader
+        self, path: str, uses: list[_Use], reader: TokenReader
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._stream is None:
                 return
             inputs = args[0] if args else next(iter(kwargs.values()))
-            for use in self._uses[path]:
+            for use in uses:
                 real = self._real(use.owner)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
-                    value = self._value(statistic, inputs, real, reader)
+                    value = self._once.value(statistic, inputs, real, reader)
                     size = self._sizes[statistic.name, use.weight]
                     if value.shape != (size,):
                         raise UnsupportedError(
@@ -162,30 +156,6 @@ class ActivationProbe:
                 f"{', '.join(self._stream.real) or 'nothing'}); add {owner.tokens!r} to "
                 "Stream.real, with None if all are"
             ) from None
-
-    def _value(
-        self,
-        statistic: ActivationStatistic,
-        inputs: torch.Tensor,
-        real: torch.Tensor | None,
-        reader: TokenReader,
-    ) -> torch.Tensor:
-        key = (id(inputs), statistic.name, reader.key)
-        known = self._known.get(key)
-        if (
-            known is not None
-            and known.inputs() is inputs  # an id can be used again after its tensor has gone
-            and known.version == inputs._version
-            and known.real is real
-        ):
-            return known.value
-        value: torch.Tensor | None = None
-        for tokens in reader.read(inputs, real):
-            part = statistic.measure(tokens)
-            value = part if value is None else value + part
-        assert value is not None
-        self._known[key] = _Known(weakref.ref(inputs), inputs._version, real, value)
-        return value
 
     def _collect(self, index: int) -> dict[Key, torch.Tensor]:
         """Sums the calls of each site, after one transfer and one look for NaN."""

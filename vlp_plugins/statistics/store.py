@@ -97,7 +97,7 @@ class Statistics:
         return {name for name, _ in self.sums}
 
     def check(self, weights: WeightMap) -> None:
-        """Raises `StatisticsError` with the first difference if the weights are of another model."""
+        """Raises `StatisticsError` with the first difference to the weights of another model."""
         if weights.structure == self.structure:
             return
         mine = self.shapes or {site.weight: () for _, site in self.sums}

@@ -48,16 +48,19 @@ class TokenReader(ABC):
                     f"the token mask of {self._path} is {real.dtype}; an adapter must give bool"
                 )
             if tokens.shape[:-1] != real.shape:
-                raise BatchError(
-                    f"the input of {self._path} is {list(tokens.shape)}, but the mask of its "
-                    f"tokens is {list(real.shape)}; if the layer sees other tokens than those "
-                    "(one pooled vector per sample, say), the adapter must give it a token space "
-                    "of its own: with ModuleAdapter, tokens={regular expression: None}"
-                )
+                raise self._misfit(tokens, real)
             real = real.to(tokens.device)
             if not bool(real.all()):
                 return tokens[real]
         return tokens.reshape(-1, tokens.shape[-1])
+
+    def _misfit(self, tokens: torch.Tensor, real: torch.Tensor) -> BatchError:
+        return BatchError(
+            f"the input of {self._path} is {list(tokens.shape)}, but the mask of its tokens is "
+            f"{list(real.shape)}; if the layer sees other tokens than those (one pooled vector "
+            "per sample, say), the adapter must give it a token space of its own: with "
+            "ModuleAdapter, tokens={regular expression: None}"
+        )
 
 
 class _Rows(TokenReader):
@@ -88,14 +91,18 @@ class _Patches(TokenReader):
     def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
         if inputs.ndim == 3:
             inputs = inputs.unsqueeze(0)
+        if real is not None and len(real) != len(inputs):
+            raise self._misfit(inputs, real)
+        if any(self._padding):
+            inputs = F.pad(inputs, self._padding, mode=self._mode)
         # Unfolding repeats every element; samples are taken a few at a time to bound that.
-        each = inputs[0].numel() * math.prod(self._kernel)
-        count = max(1, _UNFOLDED // max(1, each))
-        masks = [None] * len(inputs) if real is None else real.split(count)
-        for images, mask in zip(inputs.split(count), masks, strict=False):
-            padded = F.pad(images, self._padding, mode=self._mode)
-            patches = F.unfold(padded, self._kernel, dilation=self._dilation, stride=self._stride)
-            yield self._select(patches.transpose(1, 2), mask)
+        count = max(1, _UNFOLDED // max(1, inputs[0].numel() * math.prod(self._kernel)))
+        for start in range(0, len(inputs), count):
+            some = slice(start, start + count)
+            patches = F.unfold(
+                inputs[some], self._kernel, dilation=self._dilation, stride=self._stride
+            )
+            yield self._select(patches.transpose(1, 2), None if real is None else real[some])
 
 
 def reader_of(path: str, module: nn.Module) -> TokenReader:

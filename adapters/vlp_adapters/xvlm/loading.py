@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -84,10 +85,11 @@ def _from_folder(path: Path) -> nn.Module:
     from vlp_adapters.xvlm.modeling import XvlmForPretraining
 
     try:
-        model, report = XvlmForPretraining.from_pretrained(path, output_loading_info=True)
+        found: Any = XvlmForPretraining.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedError(f"cannot load the X-VLM model in {path}: {reason}") from error
+    model, report = found
     # transformers draws what a file lacks anew and only warns.
     if missing := sorted(report["missing_keys"]):
         raise UnsupportedError(

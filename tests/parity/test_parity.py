@@ -1,0 +1,40 @@
+"""Our masks, scores, statistics, losses beside those that the published code gave."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.parity.compare import Family, compare_family, families
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("family", families(GOLDEN), ids=lambda family: family.name)
+def test_every_recorded_output_is_reproduced(family):
+    lines = compare_family(family)
+
+    assert [str(line) for line in lines if not line.ok] == []
+    masks = [line for line in lines if "differ" in line.detail]
+    assert len(masks) == 12 + (family.name != "vit")  # 4 methods x 3 sparsities, and length 17
+
+
+def test_a_mask_that_differs_is_found(tmp_path):
+    """The comparison itself can fail: one flipped element far from the threshold."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "vit"
+    folder.mkdir()
+    for path in (GOLDEN / "vit").glob("*.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "masks").mkdir()
+    masks = load_file(GOLDEN / "vit" / "masks" / "omp_0.75.safetensors")
+    name = next(iter(masks))
+    weight = load_file(folder / "model.safetensors")[name]
+    largest = torch.argmax(weight.abs().flatten())
+    masks[name].view(-1)[largest] = False
+    save_file(masks, folder / "masks" / "omp_0.75.safetensors")
+
+    lines = {line.what: line for line in compare_family(Family(folder))}
+
+    assert not lines["omp_0.75"].ok
+    assert lines["omp_0.75"].detail.startswith("1 of 24576 differ")

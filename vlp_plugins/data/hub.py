@@ -1,0 +1,196 @@
+"""Any dataset that `datasets` reads: an id of the hub, a folder it saved, files of data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.records import Captions, CaptionSource, Record
+from vlp_plugins.data.shuffling import buffered
+from vlp_plugins.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Builders of `datasets` for single files.
+FILE_BUILDERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+}
+_SAVED = ("state.json", "dataset_dict.json")
+
+
+class DatasetSource(CaptionSource):
+    """The rows of a `datasets` dataset, streaming or not."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        description: str,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        captions: Captions = "first",
+    ) -> None:
+        """Finds the columns.
+
+        Args:
+            dataset: a `datasets.Dataset` or `IterableDataset`.
+            description: for messages.
+            image_column: None takes the column of images, or one with a usual name.
+            caption_column: None takes one with a usual name.
+            captions: see `Captions`.
+
+        Raises:
+            DataError: if a column is not found; the message lists those that are there.
+        """
+        import datasets
+
+        super().__init__(description, captions)
+        features = dataset.features
+        if features is None:  # a stream tells its columns with its first row
+            features = _guarded(description, lambda: dataset._resolve_features().features)
+        features = features or {}
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        self._image = choose_column(
+            features, image_column or next(iter(images), None), IMAGE_COLUMNS,
+            kind="image", where=description,
+        )  # fmt: skip
+        self._caption = None
+        if captions != "none":
+            self._caption = choose_column(
+                features, caption_column, CAPTION_COLUMNS, kind="caption", where=description
+            )
+        # Undecoded, so that one damaged image does not end the iteration.
+        wanted = [self._image, *([self._caption] if self._caption else [])]
+        self._rows = _guarded(
+            description,
+            lambda: dataset.select_columns(wanted).cast_column(
+                self._image, datasets.Image(decode=False)
+            ),
+        )
+        self._decoder = datasets.Image()
+        if captions != "all":
+            self.length = _length(dataset)
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        rows: Iterable[Mapping[str, Any]] = self._rows
+        sized = hasattr(self._rows, "__len__")
+        if seed is not None and sized:
+            order = random.Random(seed).sample(range(len(self._rows)), len(self._rows))
+            rows = (self._rows[index] for index in order)
+        records = self._records(rows)
+        return records if seed is None or sized else buffered(records, seed)
+
+    def _records(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+        number = 0
+        try:
+            for number, row in enumerate(rows, 1):
+                caption = row[self._caption] if self._caption else None
+                image = partial(self._open, row[self._image])
+                yield Record(f"record {number}", image, caption)
+        except DataError:
+            raise
+        except Exception as error:  # network, parsers of many formats
+            raise DataError(
+                f"{self.description} broke off after {number:,} records: {_reason(error)}"
+            ) from error
+
+    def _open(self, value: Any) -> Image:
+        if value is None:
+            raise ValueError("it has no image")
+        image: Image = self._decoder.decode_example(value)
+        return image
+
+
+def open_dataset(source: str, split: str | None) -> Any:
+    """The dataset of an id (`name` or `name:configuration`), a folder or a file.
+
+    Streams unless it was saved to disk, or is a hub dataset in the cache of a machine that is
+    offline.
+
+    Raises:
+        DataError: if it cannot be loaded, or the split is not there.
+    """
+    _need_datasets()
+    import datasets
+
+    path = Path(source)
+    if path.is_dir() and is_saved(path):
+        found = _guarded(source, lambda: datasets.load_from_disk(source))
+    elif path.is_file():
+        builder = FILE_BUILDERS[path.suffix.lower()]
+        found = _guarded(
+            source, lambda: datasets.load_dataset(builder, data_files=source, streaming=True)
+        )
+    else:
+        found = _load(source, is_local=path.is_dir())
+    if isinstance(found, dict):
+        return found[choose_split([*found], split, where=f"dataset {source}")]
+    if split is not None:
+        raise DataError(f"dataset {source} has no splits; leave split {split!r} out")
+    return found
+
+
+def is_saved(folder: Path) -> bool:
+    """True if a folder is what `save_to_disk` writes."""
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+def _load(source: str, *, is_local: bool) -> Any:
+    import datasets
+
+    name, _, configuration = (source, "", "") if is_local else source.partition(":")
+    load = partial(datasets.load_dataset, name, configuration or None)
+    if is_local:
+        return _guarded(source, lambda: load(streaming=True))
+    try:
+        return load(streaming=True)
+    except ConnectionError:  # offline: whoever loaded it before has it in the cache
+        return _guarded(source, load)
+    except Exception as error:
+        raise _unloadable(source, error) from error
+
+
+def _guarded(source: str, action: Any) -> Any:
+    try:
+        return action()
+    except Exception as error:  # datasets raises what its many readers raise
+        raise _unloadable(source, error) from error
+
+
+def _unloadable(source: str, error: Exception) -> DataError:
+    hint = ""
+    if "Config name is missing" in str(error):
+        hint = f"; write {source}:CONFIGURATION"
+    return DataError(f"cannot load dataset {source}: {_reason(error)}{hint}")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _length(dataset: Any) -> int | None:
+    if hasattr(dataset, "__len__"):
+        return len(dataset)
+    splits = getattr(dataset.info, "splits", None) or {}
+    info = splits.get(str(dataset.split))
+    return getattr(info, "num_examples", None) or None
+
+
+def _need_datasets() -> None:
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            "this source is read with the package `datasets`, which is not installed: "
+            "pip install vlp-plugins[data]"
+        ) from error

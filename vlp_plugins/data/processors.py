@@ -1,0 +1,164 @@
+"""The processor of a model: images and captions -> tensors, with Pillow and never torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlp_plugins.errors import DataError
+
+_FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
+
+
+class Processor(Protocol):
+    """What `Adapter.collate` calls: the signature of a transformers processor."""
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
+        """Takes `images`, `text`, `padding`, `truncation`, `return_tensors`; returns tensors."""
+
+
+class CombinedProcessor:
+    """A tokenizer and an image processor that were saved side by side.
+
+    Attributes:
+        tokenizer: None for models of images only.
+        image_processor: makes `pixel_values`.
+    """
+
+    def __init__(self, tokenizer: Any | None, image_processor: Any, source: str) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self._source = source
+
+    def __call__(
+        self,
+        *,
+        images: Any = None,
+        text: Any = None,
+        return_tensors: str | None = None,
+        **text_options: Any,
+    ) -> dict[str, Any]:
+        """Makes `pixel_values` of images, `input_ids` and `attention_mask` of texts.
+
+        Args:
+            images: list of `B` PIL images, or None.
+            text: list of `B` captions, or None.
+            return_tensors: `"pt"` for torch.
+            **text_options: for the tokenizer: `padding`, `truncation`, `max_length`, ...
+
+        Raises:
+            DataError: if there is text and no tokenizer.
+        """
+        batch: dict[str, Any] = {}
+        if images is not None:
+            batch.update(self.image_processor(images=images, return_tensors=return_tensors))
+        if text is not None:
+            if self.tokenizer is None:
+                raise DataError(
+                    f"{self._source} has an image processor and no tokenizer, but the model reads "
+                    "text; put tokenizer.json (or vocab.txt) and tokenizer_config.json there"
+                )
+            batch.update(self.tokenizer(text, return_tensors=return_tensors, **text_options))
+        return batch
+
+
+def load_processor(source: str, *, max_length: int | None = None) -> Processor:
+    """Loads the processor of a model.
+
+    First the family's own processor; where the files do not name one, tokenizer and image
+    processor on their own. Models of images only get the image processor alone.
+
+    Args:
+        source: the model's folder, a checkpoint file in it, or a hub id.
+        max_length: most tokens of a caption, longer ones are cut; None takes the tokenizer's
+            limit, or the number of positions that the model's configuration states.
+
+    Raises:
+        DataError: if there is no image processor; says which files are needed.
+    """
+    path = Path(source)
+    folder = str(path.parent) if path.is_file() else source
+    with _quiet():
+        processor, reasons = _load(folder)
+    if processor is None:
+        raise DataError(
+            f"no processor at {folder}: it needs {_FILES}; copy them there from the model's "
+            f"publisher, or name a folder or hub id that has them ({'; '.join(reasons)})"
+        )
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.model_max_length = _length_limit(folder, tokenizer, max_length)
+    return processor
+
+
+def reads_text(processor: Processor) -> bool:
+    """False if the processor is of a model of images only."""
+    return getattr(processor, "tokenizer", None) is not None
+
+
+def _load(folder: str) -> tuple[Processor | None, list[str]]:
+    import transformers
+
+    reasons: list[str] = []
+
+    def attempt(load: Callable[[], Any]) -> Any:
+        try:
+            return load()
+        except Exception as error:  # damaged files raise what their parsers raise
+            lines = str(error).strip().splitlines()
+            reasons.append(lines[0] if lines else type(error).__name__)
+            return None
+
+    whole = attempt(lambda: transformers.AutoProcessor.from_pretrained(folder, backend="pil"))
+    if getattr(whole, "image_processor", None) and _has_words(getattr(whole, "tokenizer", None)):
+        return whole, reasons
+    images = attempt(lambda: transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"))
+    if images is None:
+        return None, reasons[-1:]
+    tokenizer = attempt(lambda: transformers.AutoTokenizer.from_pretrained(folder))
+    return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
+
+
+def _has_words(tokenizer: Any) -> bool:
+    """False for the empty tokenizer that transformers makes where the vocabulary is missing."""
+    return tokenizer is not None and len(tokenizer) > len(set(tokenizer.all_special_ids))
+
+
+def _length_limit(folder: str, tokenizer: Any, asked: int | None) -> int:
+    if asked is not None and asked < 3:
+        raise DataError(f"max_length must leave room for a word, at least 3, not {asked}")
+    limits = [limit for limit in (asked, _positions(folder)) if limit is not None]
+    return min([int(tokenizer.model_max_length), *limits])
+
+
+def _positions(folder: str) -> int | None:
+    """Text positions in the model's configuration; None if it does not say."""
+    import transformers
+
+    try:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    except Exception:  # a configuration that only an adapter knows
+        try:
+            config, _ = transformers.PreTrainedConfig.get_config_dict(folder)
+        except Exception:  # none at all: an original checkpoint
+            return None
+    places = (config, config.get("text_config"), config.get("text"))
+    found = [p["max_position_embeddings"] for p in places
+             if isinstance(p, dict) and "max_position_embeddings" in p]  # fmt: skip
+    return min(found, default=None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice to install torchvision, which breaks transformers beside CPU torch."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,86 @@
+"""From what a user writes after `--data` to a source of captioned images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlp_plugins.data.folder import ImageFolder, has_metadata
+from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset
+from vlp_plugins.data.metadata import METADATA_NAMES
+from vlp_plugins.data.records import Captions, CaptionSource
+from vlp_plugins.data.shards import TarShards, find_shards, is_shards
+from vlp_plugins.errors import DataError
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def open_source(
+    source: str,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    captions: Captions = "first",
+) -> CaptionSource:
+    """Opens captioned images of any kind.
+
+    - a folder of images with `metadata.jsonl` or `metadata.csv` (`file_name` and a caption), or
+      with such sub-folders, one per split;
+    - WebDataset shards: `dir/{000..003}.tar`, `dir/*.tar`, one `.tar`, or a folder of them;
+    - anything that `datasets` reads (extra `data`): what `save_to_disk` wrote, a folder or file
+      of parquet, JSON or CSV, or an id of the hub, `name` or `name:configuration`.
+
+    Args:
+        source: path, pattern or id.
+        split: which split; None takes the only one, or `train`.
+        image_column: column (of a folder: of file names; of shards: file ending) of the images.
+        caption_column: column (of shards: file ending or key of the JSON) of the captions.
+        captions: what to do with several captions of one image; see `Captions`.
+
+    Raises:
+        DataError: if nothing is there, or it lacks images, captions or metadata.
+    """
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    path = Path(source).expanduser()
+    if path.name in METADATA_NAMES and path.is_file():
+        path = path.parent
+    if path.is_dir():
+        if is_saved(path):
+            return _dataset(str(path), split, captions, columns)
+        if has_metadata(path):
+            return ImageFolder(path, split=split, **columns, captions=captions)
+        if is_shards(str(path)):
+            return TarShards(find_shards(str(path), split), str(path), **columns, captions=captions)
+        if any(p.suffix.lower() in FILE_BUILDERS for p in path.rglob("*")):
+            return _dataset(str(path), split, captions, columns)
+        return ImageFolder(path, split=split, **columns, captions=captions)
+    if is_shards(str(path)) and "://" not in source:
+        return TarShards(find_shards(str(path), split), source, **columns, captions=captions)
+    if path.is_file():
+        if path.suffix.lower() not in FILE_BUILDERS:
+            raise DataError(
+                f"{source} is a single file of unknown kind; give a folder with metadata.jsonl, "
+                f"a .tar, or one of {', '.join(FILE_BUILDERS)}"
+            )
+        return _dataset(str(path), split, captions, columns)
+    if not _HUB_ID.fullmatch(source):
+        fetch = "; download it first" if "://" in source else ""
+        raise DataError(f"data {source} does not exist{fetch or ': check the path'}")
+    try:
+        return _dataset(source, split, captions, columns)
+    except DataError as error:
+        if "/" in source and source.count("/") == 1 and path.parent.is_dir():
+            raise DataError(f"folder {source} does not exist, and as a hub id: {error}") from error
+        raise
+
+
+def _dataset(
+    source: str, split: str | None, captions: Captions, columns: Mapping[str, str | None]
+) -> CaptionSource:
+    description = f"dataset {source}" + (f" ({split})" if split else "")
+    return DatasetSource(open_dataset(source, split), description, **columns, captions=captions)
+
+
+__all__ = ["CaptionSource", "open_source"]
