@@ -14,14 +14,13 @@ from typing import Any
 
 from torch import Tensor
 from transformers import BertConfig, BlipTextConfig, BlipVisionConfig, CLIPVisionConfig
-from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, mask_tokens
 
 from benchmarks.demo.processors import MAX_TOKENS, Family, normalise, tokenize
 from benchmarks.demo.samples import Sample
 from benchmarks.demo.scenes import CELL_SIZE, IMAGE_SIZE
+from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
+from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, mask_tokens
 
-EMBED_DIM = 96
 POSITION_STD = 0.3  # with transformers' 0.02 the towers take long to find out where things are
 VISION_STD, TEXT_STD = 0.02, 0.06
 QUEUE_SIZE = 512
@@ -95,15 +94,14 @@ def _build_xvlm(tokenizer: Any) -> XvlmForPretraining:
         initializer_range=TEXT_STD,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return XvlmForPretraining(
-        XvlmPretrainConfig(
-            vision_config=vision,
-            text_config=text,
-            fusion_layer=3,
-            embed_dim=EMBED_DIM,
-            position_init_std=POSITION_STD,
-        )
-    )
+    options: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "fusion_layer": 3,
+        "embed_dim": 96,
+        "position_init_std": POSITION_STD,
+    }
+    return XvlmForPretraining(XvlmPretrainConfig(**options))
 
 
 def load(folder: Path) -> tuple[Family, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -23,7 +23,7 @@ IMAGE_MEAN = 0.1
 IMAGE_STD = 0.25
 
 
-def build_tokenizer(family: Family) -> BertTokenizerFast:
+def build_tokenizer(family: Family) -> BertTokenizer:
     """A BERT tokenizer whose vocabulary is the words that captions are made of.
 
     BLIP's one also knows [DEC], which starts a caption to be generated (`bos_token`), and
@@ -32,8 +32,8 @@ def build_tokenizer(family: Family) -> BertTokenizerFast:
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words()]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if family == "xvlm":
-        return BertTokenizerFast(vocab=vocabulary, model_max_length=MAX_TOKENS)
-    return BertTokenizerFast(
+        return BertTokenizer(vocab=vocabulary, model_max_length=MAX_TOKENS)
+    return BertTokenizer(
         vocab=vocabulary,
         model_max_length=MAX_TOKENS,
         bos_token="[DEC]",
@@ -61,7 +61,7 @@ def normalise(images: Tensor) -> Tensor:
     return (images.to(torch.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
 
 
-def tokenize(tokenizer: BertTokenizerFast, captions: list[str]) -> tuple[Tensor, Tensor]:
+def tokenize(tokenizer: BertTokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
     """Ids and mask, int64 `[n, longest]`, right-padded to the longest caption of the batch."""
     encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"]

@@ -76,9 +76,12 @@ def batches(seed: int, clock: Clock) -> Iterator[tuple[Tensor, list[str]]]:
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     while True:
-        single = schedule.single_fraction(clock.progress)
-        size = schedule.batch_size(clock.progress)
-        scenes = draw(size, scans, generator, single_fraction=single)
+        scenes = draw(
+            schedule.batch_size(clock.progress),
+            scans,
+            generator,
+            single_fraction=schedule.single_fraction(clock.progress),
+        )
         yield scenes.images, [captions.write(facts, rng) for facts in scenes.facts()]
 
 

@@ -22,6 +22,8 @@ from vlp_adapters.blip.contrastive import (
     update_momentum,
 )
 from vlp_adapters.blip.negatives import check_negatives, draw_negatives
+from vlp_adapters.blip.objectives import IGNORED, matching_loss, word_labels
+from vlp_adapters.blip.passes import image_tokens, text_tokens
 from vlp_adapters.blip.towers import BlipTowers
 from vlp_plugins.adapter import Negatives
 
@@ -154,7 +156,9 @@ class BlipForPretraining(BlipTowers):
                     generator,
                 )
         if matching and negatives is not None:
-            terms["itm"] = self._matching_loss(input_ids, attention_mask, image_embeds, negatives)
+            terms["itm"] = matching_loss(
+                self.match_logits, input_ids, attention_mask, image_embeds, negatives
+            )
         if "lm" in losses:
             terms["lm"] = self._caption_loss(input_ids, attention_mask, image_embeds)
         return BlipPretrainOutput(
@@ -180,9 +184,9 @@ class BlipForPretraining(BlipTowers):
         image = self.project_image(image_embeds)
         text = self.get_text_features(input_ids, attention_mask)
         with torch.no_grad():
-            tokens = self.vision_tokens(self.vision_model_m, pixel_values)
+            tokens = image_tokens(self.vision_model_m, pixel_values)
             image_m = functional.normalize(self.vision_proj_m(tokens[:, 0]), dim=-1)
-            tokens = self.text_tokens(self.text_encoder_m, input_ids, attention_mask)
+            tokens = text_tokens(self.text_encoder_m, input_ids, attention_mask)
             text_m = functional.normalize(self.text_proj_m(tokens[:, 0]), dim=-1)
             images = torch.cat([image_m.T, self.image_queue], dim=1)
             texts = torch.cat([text_m.T, self.text_queue], dim=1)
@@ -199,29 +203,10 @@ class BlipForPretraining(BlipTowers):
             text_to_image_m=by_text_m,
         )
 
-    def _matching_loss(
-        self, input_ids: Tensor, attention_mask: Tensor, image: Tensor, negatives: Negatives
-    ) -> Tensor:
-        """N true pairs, N (negative image, text), N (image, negative text)."""
-        images = torch.as_tensor(negatives[0], device=image.device)
-        texts = torch.as_tensor(negatives[1], device=image.device)
-        pairs = len(images)
-        own = torch.arange(pairs, device=image.device)
-        text_rows = torch.cat([own, own, texts])
-        logits = self.match_logits(
-            input_ids[text_rows],
-            attention_mask[text_rows],
-            image[torch.cat([own, images, own])],
-        )
-        target = torch.zeros(3 * pairs, dtype=torch.long, device=logits.device)
-        target[:pairs] = 1
-        return functional.cross_entropy(logits, target)
-
     def _caption_loss(self, input_ids: Tensor, attention_mask: Tensor, image: Tensor) -> Tensor:
         """Cross-entropy of every real token but the first, given those before it and the image."""
         text: Any = self.config.text_config
-        real = (attention_mask != 0) & (input_ids != text.pad_token_id)
-        target = input_ids.masked_fill(~real, -100)[:, 1:]
+        target = word_labels(input_ids, attention_mask, text.pad_token_id)[:, 1:]
         logits = self.decode(input_ids, attention_mask, image)[:, :-1]
         total = functional.cross_entropy(
             logits.flatten(0, 1),
@@ -229,7 +214,8 @@ class BlipForPretraining(BlipTowers):
             label_smoothing=self.config.label_smoothing,
             reduction="sum",
         )
-        return total / real[:, 1:].sum().clamp(min=1)  # 0, not NaN, where no word is left
+        words = (target != IGNORED).sum()
+        return total / words.clamp(min=1)  # 0, not NaN, where no word is left
 
 
 AutoModel.register(BlipPretrainConfig, BlipForPretraining, exist_ok=True)

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from vlp_adapters.blip.configuration import BlipPretrainConfig
+from vlp_adapters.blip.passes import begin_with, image_tokens, text_tokens
 from vlp_adapters.blip.sharing import shared_names
 
 
@@ -67,19 +68,19 @@ class BlipTowers(PreTrainedModel):
 
         Position embeddings are interpolated where `H` or `W` is not the configured size.
         """
-        return self.vision_tokens(self.vision_model, pixel_values)
+        return image_tokens(self.vision_model, pixel_values)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Text alone, every token sees every other: ids and mask `[B, L]` to `[B, L, D]`."""
-        return self.text_tokens(self.text_encoder, input_ids, attention_mask)
+        return text_tokens(self.text_encoder, input_ids, attention_mask)
 
     def fuse(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
         """Multimodal encoder: ids and mask `[B, L]`, images `[B, T, Dv]` to `[B, L, D]`.
 
         The first token of every row is replaced by `[ENC]`.
         """
-        ids = _with_first(input_ids, self.config.enc_token_id)
-        return self.text_tokens(self.text_encoder, ids, attention_mask, image_embeds)
+        ids = begin_with(input_ids, self.config.enc_token_id)
+        return text_tokens(self.text_encoder, ids, attention_mask, image_embeds)
 
     def decode(self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
         """Causal decoder: ids and mask `[B, L]`, images `[B, T, Dv]` to logits `[B, L, vocab]`.
@@ -87,7 +88,7 @@ class BlipTowers(PreTrainedModel):
         The first token of every row is replaced by `[DEC]`.
         """
         output = self.text_decoder(
-            input_ids=_with_first(input_ids, self.config.dec_token_id),
+            input_ids=begin_with(input_ids, self.config.dec_token_id),
             attention_mask=attention_mask,
             encoder_hidden_states=image_embeds,
             is_decoder=True,
@@ -153,34 +154,3 @@ class BlipTowers(PreTrainedModel):
             **(settings | options),
         )
         return ids
-
-    def vision_tokens(self, encoder: nn.Module, pixel_values: Tensor) -> Tensor:
-        """`encode_image` through `encoder`: the vision encoder or a twin of it."""
-        vision: Any = self.config.vision_config
-        resized = tuple(pixel_values.shape[-2:]) != (vision.image_size, vision.image_size)
-        output = encoder(pixel_values=pixel_values, interpolate_pos_encoding=resized)
-        tokens: Tensor = output.last_hidden_state
-        return tokens
-
-    def text_tokens(
-        self,
-        encoder: nn.Module,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        image_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """`encode_text` or `fuse` (ids as given) through the text encoder or a twin of it."""
-        output = encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=image_embeds,
-            is_decoder=False,  # the layers are built as a decoder's; this makes them bidirectional
-        )
-        tokens: Tensor = output.last_hidden_state
-        return tokens
-
-
-def _with_first(input_ids: Tensor, token: int) -> Tensor:
-    ids = input_ids.clone()
-    ids[:, 0] = token
-    return ids

@@ -1,0 +1,1 @@
+"""A plug-in that needs a module which is not installed."""

@@ -1,0 +1,10 @@
+"""The import fails before any hook is defined."""
+
+import a_module_that_nobody_installed  # noqa: F401
+from vlp_plugins import hookimpl
+from vlp_plugins.scorers.magnitude import Magnitude
+
+
+@hookimpl
+def vlp_scorers():
+    return {"score_of_broken_import": Magnitude}

@@ -1,0 +1,1 @@
+"""A plug-in as it should be: a scorer and an adapter."""

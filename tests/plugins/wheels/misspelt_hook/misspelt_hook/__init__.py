@@ -1,0 +1,1 @@
+"""A plug-in with one right hook and one that is misspelt."""

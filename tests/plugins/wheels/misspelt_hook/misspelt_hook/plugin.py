@@ -1,0 +1,14 @@
+"""`vlp_adaptors` is no hook; the right hook beside it must not be registered either."""
+
+from vlp_plugins import hookimpl
+from vlp_plugins.scorers.magnitude import Magnitude
+
+
+@hookimpl
+def vlp_adaptors():
+    return {}
+
+
+@hookimpl
+def vlp_scorers():
+    return {"score_of_misspelt_hook": Magnitude}

@@ -1,0 +1,178 @@
+"""YAML with line numbers, and values read from it with errors that say what was found."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlp_plugins.errors import RecipeError
+
+logger = logging.getLogger(__name__)
+
+# YAML 1.1, which PyYAML reads, wants a point in such numbers: 1e-5 is text, 1.0e-5 a number.
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_MOST_LEVELS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of a YAML file and where it stands.
+
+    Attributes:
+        data: text, number, bool or None; a list of values; or values by key.
+        where: `recipe.yaml, line 3`.
+        name: the key that it belongs to.
+    """
+
+    data: Any
+    where: str
+    name: str
+
+    def wrong(self, expected: str) -> RecipeError:
+        """The error that something else is expected here."""
+        return RecipeError(f"{self.where}: {self.name} must be {expected}, not {_said(self.data)}")
+
+    def items(self) -> Mapping[str, Value]:
+        """The values of a mapping by key."""
+        if not isinstance(self.data, dict):
+            raise self.wrong("a mapping of keys to values")
+        return self.data
+
+
+def read_yaml(path: Path) -> Value:
+    """Reads a YAML file that holds one mapping.
+
+    Raises:
+        RecipeError: if there is no such file, it is not YAML, or a key stands in it twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8 text") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}") from error
+    root = _parse(text, str(path), path.name)
+    if not isinstance(root.data, dict):
+        raise RecipeError(
+            f"{path} is no recipe: it holds {_said(root.data)}, not lines such as "
+            "`method: multiflow`"
+        )
+    return root
+
+
+def plain_of(text: str, name: str) -> Any:
+    """One value as it would be read from a recipe: `0.5`, `true`, `name`, `[1, 2]`."""
+    return plain(_parse(text, name, name))
+
+
+def text(value: Value) -> str:
+    """Text; numbers count too, a folder may be named `2024`."""
+    if isinstance(value.data, (str, int, float)) and not isinstance(value.data, bool):
+        return str(value.data)
+    raise value.wrong("text")
+
+
+def integer(minimum: int) -> Callable[[Value], int]:
+    """Reader of whole numbers from `minimum` on."""
+
+    def read(value: Value) -> int:
+        if type(value.data) is not int or value.data < minimum:
+            raise value.wrong(f"a whole number from {minimum} on")
+        return value.data
+
+    return read
+
+
+def number(value: Value) -> float:
+    """A finite number; `1e-5`, which YAML takes for text, counts as one."""
+    found = value.data
+    if isinstance(found, str) and _EXPONENT.fullmatch(found):
+        found = float(found)
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+        raise value.wrong("a number")
+    return float(found)
+
+
+def flag(value: Value) -> bool:
+    """True or false."""
+    if not isinstance(value.data, bool):
+        raise value.wrong("true or false")
+    return value.data
+
+
+def choice(*allowed: str) -> Callable[[Value], str]:
+    """Reader of one of a few words."""
+
+    def read(value: Value) -> str:
+        if value.data not in allowed:
+            raise value.wrong(f"one of {', '.join(allowed)}")
+        return str(value.data)
+
+    return read
+
+
+def plain(value: Value) -> Any:
+    """The value as Python has it, for keys that only a plug-in knows."""
+    if isinstance(value.data, dict):
+        return {key: plain(inner) for key, inner in value.data.items()}
+    if isinstance(value.data, list):
+        return [plain(inner) for inner in value.data]
+    return value.data
+
+
+def _parse(text: str, source: str, name: str) -> Value:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return Value(None, source, name)
+        return _value(loader, node, source, name, 0)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{source}{line}: not YAML ({error.problem or error})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{source}: not YAML ({error})") from error
+    finally:
+        loader.dispose()
+
+
+def _value(loader: yaml.SafeLoader, node: yaml.Node, source: str, name: str, level: int) -> Value:
+    where = f"{source}, line {node.start_mark.line + 1}"
+    if level > _MOST_LEVELS:  # an alias may contain itself
+        raise RecipeError(f"{where}: nested deeper than {_MOST_LEVELS} levels")
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Value] = {}
+        for key_node, inner in node.value:
+            key = str(key_node.value)
+            if key in found:
+                line = key_node.start_mark.line + 1
+                raise RecipeError(f"{source}, line {line}: {key} stands here a second time")
+            found[key] = _value(loader, inner, source, key, level + 1)
+        return Value(found, where, name)
+    if isinstance(node, yaml.SequenceNode):
+        inside = [_value(loader, inner, source, name, level + 1) for inner in node.value]
+        return Value(inside, where, name)
+    data = loader.construct_object(node)
+    if isinstance(data, str) and node.style is None and _EXPONENT.fullmatch(data):
+        logger.warning("%s: %s is read as a number; write %s.0e...", where, data, data[0])
+        data = float(data)
+    return Value(data, where, name)
+
+
+def _said(data: Any) -> str:
+    if data is None:
+        return "empty"
+    if isinstance(data, str):
+        return f"the text {data!r}"
+    if isinstance(data, dict):
+        return f"a mapping with {', '.join(data) or 'nothing'}"
+    if isinstance(data, Sequence):
+        return f"a list of {len(data)}"
+    return f"{data!r}" if not isinstance(data, bool) else f"{str(data).lower()}"
