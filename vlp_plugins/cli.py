@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from vlp_plugins import __version__
 from vlp_plugins.errors import VlpError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from vlp_plugins.masks import Masks
 
 
 class Group(click.Group):
@@ -26,7 +33,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except VlpError as error:
-            err.print(f"[bold red]error:[/] {' '.join(str(error).split())}", markup=True)
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(2)
 
 
@@ -66,7 +73,7 @@ def inspect(model: str, weights: bool, **loading: Any) -> None:
     from vlp_plugins.loading import load_model
 
     found = inspect_model(*load_model(model, **loading))
-    out.print(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
+    click.echo(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
     print_table(
         "Prunable weights (each shared one counted once)",
         ["modality", "layers", "weights", "of them shared", "elements"],
@@ -91,6 +98,124 @@ def inspect(model: str, weights: bool, **loading: Any) -> None:
         )
 
 
+class ManyValues(click.Command):
+    """Lets `--sparsity` and `--parameter` take several values: `--sparsity 0.63 0.75 0.9`."""
+
+    many = ("--sparsity", "--parameter")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeats the option before each of its values."""
+        spread: list[str] = []
+        current = None
+        for arg in args:
+            if arg in self.many:
+                current = arg
+            elif current is None or arg.startswith("-") or arg.endswith((".yaml", ".yml")):
+                current = None
+                spread.append(arg)
+            else:
+                spread += [current, arg]
+        return super().parse_args(ctx, spread)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `vlp_plugins.recipes.OPTIONS`; each overrides the recipe's key."""
+    text: dict[str, Any] = {"default": None}
+    number: dict[str, Any] = {"default": None, "type": int}
+    options = [
+        click.argument("recipe", required=False, type=click.Path(path_type=Path)),
+        click.option("--model", **text, help="Local folder, checkpoint file or hub id."),
+        click.option("--method", **text, help="Name of the method (see `vlp plugins`)."),
+        click.option("--sparsity", multiple=True, help="0.75, or vision=0.5,text=0.8; several."),
+        click.option("--data", **text, help="Image folder with captions, tar shards, data set."),
+        click.option("--out", **text, help="New folder for masks and report."),
+        click.option("--batches", **number, help="Calibration batches; all if left out."),
+        click.option("--batch-size", **number),
+        click.option("--parameter", multiple=True, help="name=value, of the method; several."),
+        click.option("--allocation", **text, help="global, modality, layer, row, keep=2,of=4."),
+        click.option("--floor", default=None, type=float, help="Least fraction each layer keeps."),
+        click.option("--owners", default=None, type=click.Choice(["all", "first"])),
+        click.option("--variant", default=None, type=click.Choice(["default", "published"])),
+        click.option("--statistics", **text, help="Statistics of an earlier run instead of data."),
+        click.option("--seed", **number),
+        click.option("--split", **text),
+        click.option("--shuffle-seed", **number),
+        click.option("--image-column", **text),
+        click.option("--caption-column", **text),
+        click.option("--max-length", **number),
+        click.option("--processor", **text, help="Where the processor is, if not at the model."),
+        click.option("--adapter", **text),
+        click.option("--dtype", **text),
+        click.option("--device", **text),
+        click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
+        click.option("--checkpoint-every", **number),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_recipe(recipe: Path | None, **options: Any) -> Any:
+    """The recipe file, or an empty one, with the options of the command line on top."""
+    from vlp_plugins.recipes import Recipe, load_recipe, parameter_of, sparsity_of
+
+    options["sparsity"] = tuple(map(sparsity_of, options["sparsity"])) or None
+    options["parameter"] = dict(map(parameter_of, options["parameter"])) or None
+    return (load_recipe(recipe) if recipe else Recipe()).with_options(**options)
+
+
+@main.command(cls=ManyValues)
+@recipe_options
+@click.option("--resume", is_flag=True, help="Continue an interrupted data pass.")
+def prune(resume: bool, **options: Any) -> None:
+    """Prunes as RECIPE and options say: masks, layers.csv and report.html in --out."""
+    from vlp_plugins.job import run
+
+    recipe = read_recipe(**options)
+    with data_progress() as progress:
+        result = run(recipe, progress=progress, resume=resume)
+    print_masks(result.masks)
+    for name, value in result.facts.items():
+        click.echo(f"{name}: {value}")
+    click.echo(f"written: {result.out}")
+
+
+@main.command(cls=ManyValues)
+@recipe_options
+def plan(**options: Any) -> None:
+    """What RECIPE and options would do and cost, said before any data is read."""
+    from vlp_plugins.job import prepare, title_of
+    from vlp_plugins.plan import plan_run
+
+    recipe = read_recipe(**options)
+    job = prepare(recipe)
+    needed = bool(job.method.needs)
+    planned = plan_run(
+        job.model,
+        job.adapter,
+        job.method,
+        job.targets,
+        processor=job.processor() if needed else None,
+        batch_size=recipe.data.batch_size,
+        floor=recipe.floor,
+        published=job.published,
+    )
+    click.echo(f"{recipe.method} on {recipe.model}: {job.weights.numel:,} prunable weights")
+    print_masks({title_of(t): m for t, m in zip(job.targets, planned.masks, strict=True)})
+    gigabytes = {
+        "model": planned.model_bytes,
+        "statistics": planned.statistics_bytes,
+        "masks": planned.masks_bytes,
+        "expected peak": planned.peak_bytes,
+    }
+    click.echo("memory: " + ", ".join(f"{k} {v / 1e9:.3f} GB" for k, v in gigabytes.items()))
+    click.echo(f"passes over the data: {planned.passes}")
+    if planned.seconds_per_batch is not None:
+        total = recipe.data.batches
+        text = f", {total * planned.seconds_per_batch / 60:.1f} min for {total}" if total else ""
+        click.echo(f"a batch of {recipe.data.batch_size}: {planned.seconds_per_batch:.2f} s{text}")
+
+
 @main.group()
 def masks() -> None:
     """Apply, verify, compare and convert mask files."""
@@ -104,9 +229,9 @@ def show(file: Path) -> None:
 
     found = Masks.load(file)
     m = found.manifest
-    out.print(f"{found!r}")
-    out.print(f"made by {m.made_by} with adapter {m.adapter!r}, structure {m.structure}")
-    out.print(f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}")
+    click.echo(f"{found!r}")
+    click.echo(f"made by {m.made_by} with adapter {m.adapter!r}, structure {m.structure}")
+    click.echo(f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}")
     counts = found.counts()
     print_table(
         "",
@@ -135,7 +260,7 @@ def apply(file: Path, model: str, target: Path, **loading: Any) -> None:
     loaded, adapter = load_model(model, **loading)
     found.apply(loaded, adapter)
     save_model(loaded, target, source=model)
-    out.print(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
+    click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
 
 
 @masks.command()
@@ -150,7 +275,7 @@ def verify(file: Path, model: str, **loading: Any) -> None:
     found = Masks.load(file)
     violations = found.verify(*load_model(model, **loading))
     if not violations:
-        out.print(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
+        click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
         return
     print_table(
         "Not zero where the mask removes",
@@ -187,7 +312,7 @@ def invert(file: Path, target: Path) -> None:
 
     inverted = Masks.load(file).invert()
     inverted.save(target)
-    out.print(f"{target}: sparsity {inverted.sparsity:.4%}")
+    click.echo(f"{target}: sparsity {inverted.sparsity:.4%}")
 
 
 @masks.command("import")
@@ -204,7 +329,7 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
     loaded, adapter = load_model(model, **loading)
     found = import_published(file, WeightMap.of(loaded, adapter), adapter)
     found.save(target)
-    out.print(f"{target}: sparsity {found.sparsity:.4%}")
+    click.echo(f"{target}: sparsity {found.sparsity:.4%}")
 
 
 @masks.command()
@@ -221,14 +346,44 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
 
     loaded, adapter = load_model(model, **loading)
     export_published(Masks.load(file), target, WeightMap.of(loaded, adapter), adapter)
-    out.print(f"{target}")
+    click.echo(f"{target}")
+
+
+def print_masks(masks: Mapping[str, Masks]) -> None:
+    """Sparsity and kept elements per modality, one row per mask set."""
+    rows = []
+    for title, each in masks.items():
+        counts = each.counts()
+        for name, count in [*counts.by_modality.items(), ("all", counts.all)]:
+            removed, kept = f"{count.removed:,}", f"{count.kept:,}"
+            rows.append([title, name, f"{count.sparsity:.4%}", removed, kept])
+    print_table("", ["target", "modality", "sparsity", "removed", "kept"], rows)
+
+
+@contextmanager
+def data_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar with the time left, on standard error; silent where nobody looks."""
+    console = Console(stderr=True)
+    columns = (TextColumn("reading data"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def print_table(title: str, header: list[str], rows: list[list[Any]]) -> None:
-    """A table on standard output, as wide as its content."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=None)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    out.print(table)
+    """A table on standard output. Nothing is cut, so that it can be read by programs too."""
+    cells = [header, *([str(cell).replace("\n", ", ") for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+    if title:
+        click.secho(f"\n{title}", bold=True)
+    for row in cells:
+        texts = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        )
+        click.echo("  ".join(texts).rstrip())
+
+
+def _is_number(text: str) -> bool:
+    return not text or text[0].isdigit()

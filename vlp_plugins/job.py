@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
@@ -18,14 +20,14 @@ from vlp_plugins.calibration import calibrate
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor, load_processor
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.errors import RecipeError
+from vlp_plugins.errors import RecipeError, UnsupportedError
 from vlp_plugins.inspection import inspect_model
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
 from vlp_plugins.memory import peak_resident_bytes
 from vlp_plugins.methods.base import Composition
 from vlp_plugins.pruning import is_published, make_masks, resolve_method, targets_of
-from vlp_plugins.recipes import Recipe, command_of, dump_recipe
+from vlp_plugins.recipes import Recipe, command_of
 from vlp_plugins.report.layers import layer_rows, to_csv
 from vlp_plugins.report.page import Run, Table, render
 from vlp_plugins.saving import write_model
@@ -55,7 +57,8 @@ class Prepared:
 
     def processor(self) -> Processor:
         """The processor of the model."""
-        return load_processor(self.recipe.data.processor or self.recipe.model)
+        source = self.recipe.processor or self.recipe.model
+        return load_processor(str(source), max_length=self.recipe.data.max_length)
 
     def batches(self) -> CaptionedBatches:
         """The calibration batches.
@@ -84,6 +87,20 @@ class Prepared:
             shuffle_seed=data.seed,
         )
 
+    def masks(self, statistics: Statistics | None, *, half: int | None = None) -> list[Masks]:
+        """Masks for every target; `half` uses every other batch only."""
+        return make_masks(
+            self.weights,
+            self.method,
+            self.targets,
+            statistics,
+            floor=self.recipe.floor,
+            owners=self.recipe.owners,  # type: ignore[arg-type]
+            published=self.published,
+            seed=self.recipe.seed,
+            half=half,
+        )
+
 
 @dataclass(frozen=True)
 class Result:
@@ -96,11 +113,12 @@ class Result:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Loads the model and resolves every name, so that mistakes show before the work."""
+    recipe.need("model")
     asked = list(recipe.sparsity) or None
     method = resolve_method(recipe.method, recipe.allocation, asked, recipe.parameters)
     targets = targets_of(asked, method.allocation)
     model, adapter = load_model(
-        recipe.model, adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
+        str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
     )
     return Prepared(recipe, model, adapter, method, targets, WeightMap.of(model, adapter))
 
@@ -120,9 +138,8 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
     Raises:
         VlpError: with one line that says what to do.
     """
-    if recipe.out is None:
-        raise RecipeError("no output folder: give --out DIR (or `out:` in the recipe)")
-    out = Path(recipe.out)
+    recipe.need("model", "out")
+    out = Path(str(recipe.out))
     check_new_folder(out)
     begin = time.perf_counter()
     job = prepare(recipe)
@@ -130,10 +147,7 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     statistics = _statistics(job, checkpoint, progress=progress, resume=resume)
     gathered = time.perf_counter()
-    options = {"floor": recipe.floor, "owners": recipe.owners, "published": job.published}
-    masks = make_masks(
-        job.weights, job.method, job.targets, statistics, seed=recipe.seed, **options
-    )
+    masks = job.masks(statistics)
     named = {title_of(t): m for t, m in zip(job.targets, masks, strict=True)}
     tables = [_agreement(job, statistics, named)] if job.method.needs else []
     facts = {
@@ -176,26 +190,11 @@ def _statistics(
     )
 
 
-def _agreement(
-    job: Prepared, statistics: Statistics | None, masks: Mapping[str, Masks]
-) -> Table:
+def _agreement(job: Prepared, statistics: Statistics | None, masks: Mapping[str, Masks]) -> Table:
     """How alike the masks from either half of the batches are: was that enough data?"""
     rows = []
     if statistics is not None and min(statistics.samples) > 0:
-        halves = [
-            make_masks(
-                job.weights,
-                job.method,
-                job.targets,
-                statistics,
-                floor=job.recipe.floor,
-                owners=job.recipe.owners,
-                published=job.published,
-                seed=job.recipe.seed,
-                half=half,
-            )
-            for half in (0, 1)
-        ]
+        halves = [job.masks(statistics, half=half) for half in (0, 1)]
         for title, one, other in zip(masks, *halves, strict=True):
             overlaps = one.compare(other)
             rows += [
@@ -229,28 +228,41 @@ def _write(
 ) -> None:
     recipe = job.recipe
     rows = layer_rows(job.weights, list(masks.values()))
-    page = None
-    if recipe.report:
-        section = Run(
-            f"{recipe.method} on {Path(recipe.model).name}",
-            command_of(recipe),
-            inspect_model(job.model, job.adapter),
-            masks,
-            facts,
-            tables,
-        )
+    section = Run(
+        f"{recipe.method} on {Path(str(recipe.model)).name}",
+        command_of(recipe),
+        inspect_model(job.model, job.adapter),
+        masks,
+        facts,
+        tables,
+    )
+    try:
         page = render(f"vlp prune: {recipe.method}", [section])
+    except UnsupportedError as error:  # the packages of an extra are missing
+        _log.warning("%s", error)
+        page = None
     with atomic_folder(out) as folder:
         for title, each in masks.items():
             each.save(folder / f"masks-{title}.safetensors")
         (folder / "layers.csv").write_text(to_csv(rows, list(masks)), encoding="utf-8")
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(_yaml(recipe), encoding="utf-8")
         if page is not None:
             (folder / "report.html").write_text(page, encoding="utf-8")
         if statistics is not None:
             statistics.save(folder / "statistics.safetensors")
         if recipe.save_model:
             _write_models(job, folder, masks)
+
+
+def _yaml(recipe: Recipe) -> str:
+    """The recipe as `vlp prune` reads it; what is not set is left out."""
+
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        filled = {k: kept(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in filled.items()
+                if v is not None and v != {} and v != ()}  # fmt: skip
+
+    return str(yaml.safe_dump(kept(asdict(recipe)), sort_keys=False))
 
 
 def _write_models(job: Prepared, folder: Path, masks: Mapping[str, Masks]) -> None:

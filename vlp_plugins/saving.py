@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -40,12 +41,13 @@ def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> 
 
 def write_model(model: nn.Module, folder: Path, *, source: str | None = None) -> None:
     """`save_model` into a folder that is itself part of something atomic."""
-    if not hasattr(model, "save_pretrained"):
+    save: Any = getattr(model, "save_pretrained", None)
+    if save is None:
         raise UnsupportedError(
             f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
             "Masks.load(file).apply(model)"
         )
-    model.save_pretrained(folder)
+    save(folder)
     if source is not None and Path(source).is_dir():
         for pattern in _COMPANIONS:
             for path in Path(source).glob(pattern):

@@ -58,12 +58,13 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
         UnsupportedError: if the packages of the extra `report` are missing.
     """
     try:
+        import matplotlib  # noqa: F401
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
         raise UnsupportedError(
-            "the report needs jinja2 and matplotlib: pip install 'vlp-plugins[report]', or leave "
-            "it out with --no-report"
+            "report.html is left out: it needs jinja2 and matplotlib "
+            "(pip install 'vlp-plugins[report]')"
         ) from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -54,7 +54,7 @@ class ActivationProbe:
 
     @contextmanager
     def attached(self) -> Iterator[ActivationProbe]:
-        """Hooks on the model, which runs in evaluation mode without gradients meanwhile.
+        """Hooks on the model, which is in evaluation mode meanwhile.
 
         On leaving, hooks and training flags (of every single module) are as they were.
 
@@ -68,8 +68,7 @@ class ActivationProbe:
                 hook = self._hook(path, uses, reader_of(path, module))
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             self._model.eval()
-            with torch.no_grad():  # not inference mode: its tensors have no version counter
-                yield self
+            yield self
         finally:
             for handle in hooks:
                 handle.remove()
@@ -93,8 +92,10 @@ class ActivationProbe:
         """
         device = next(self._model.parameters()).device
         try:
-            # A stream that draws random numbers must not disturb those of the caller.
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            # A stream that draws random numbers must not disturb those of the caller. Not
+            # inference mode: its tensors have no version counter.
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with torch.no_grad(), forked:
                 streams = self._adapter.streams(self._model, batch, published=self._published)
                 for stream in streams:
                     self._stream = stream

@@ -35,7 +35,7 @@ def sum_of_squares(inputs: torch.Tensor) -> torch.Tensor:
         values = inputs.float()
         return torch.linalg.vecdot(values, values, dim=0)
     tokens, features = inputs.shape
-    rows = max(1, min(tokens, _BLOCK // max(1, features)))
+    rows = max(1, min(tokens, max(8, _BLOCK // max(1, features))))
     block = torch.zeros(rows, features)
     for part in inputs.split(rows):
         values = part.float()

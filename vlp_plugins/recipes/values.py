@@ -17,7 +17,7 @@ from vlp_plugins.errors import RecipeError
 logger = logging.getLogger(__name__)
 
 # YAML 1.1, which PyYAML reads, wants a point in such numbers: 1e-5 is text, 1.0e-5 a number.
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 _MOST_LEVELS = 5
 
 
@@ -148,20 +148,22 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, source: str, name: str, lev
     if level > _MOST_LEVELS:  # an alias may contain itself
         raise RecipeError(f"{where}: nested deeper than {_MOST_LEVELS} levels")
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, Value] = {}
+        values: dict[str, Value] = {}
         for key_node, inner in node.value:
             key = str(key_node.value)
-            if key in found:
+            if key in values:
                 line = key_node.start_mark.line + 1
                 raise RecipeError(f"{source}, line {line}: {key} stands here a second time")
-            found[key] = _value(loader, inner, source, key, level + 1)
-        return Value(found, where, name)
+            values[key] = _value(loader, inner, source, key, level + 1)
+        return Value(values, where, name)
     if isinstance(node, yaml.SequenceNode):
         inside = [_value(loader, inner, source, name, level + 1) for inner in node.value]
         return Value(inside, where, name)
     data = loader.construct_object(node)
-    if isinstance(data, str) and node.style is None and _EXPONENT.fullmatch(data):
-        logger.warning("%s: %s is read as a number; write %s.0e...", where, data, data[0])
+    unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
+    if isinstance(data, str) and unquoted and (found := _EXPONENT.fullmatch(data)):
+        yaml_way = f"{found[1]}{found[2] or '.0'}e{found[3] or '+'}{found[4]}"
+        logger.warning("%s: %s is taken for a number; YAML writes it %s", where, data, yaml_way)
         data = float(data)
     return Value(data, where, name)
 

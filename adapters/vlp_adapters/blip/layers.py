@@ -1,0 +1,133 @@
+"""The prunable layers of BLIP: which module is which weight, and why the others are left alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from vlp_adapters.blip.kinds import Kind, kind_of
+from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
+from vlp_plugins.errors import UnsupportedError
+
+VISION, TEXT, QUESTION = "vision", "text", "question"
+ENCODER, DECODER = "encoder", "decoder"
+
+_TOWERS = {  # kind -> where its towers begin, and what they are
+    Kind.PRETRAINING: {
+        "vision_model.": VISION,
+        "text_encoder.": ENCODER,
+        "text_decoder.bert.": DECODER,
+    },
+    Kind.RETRIEVAL: {"vision_model.": VISION, "text_encoder.": ENCODER},
+    Kind.CAPTIONING: {"vision_model.": VISION, "text_decoder.bert.": DECODER},
+    Kind.VQA: {"vision_model.": VISION, "text_encoder.": ENCODER, "text_decoder.bert.": DECODER},
+    Kind.DUAL: {"vision_model.": VISION, "text_model.": ENCODER},
+    Kind.VISION: {"": VISION},
+    Kind.TEXT: {"": ENCODER},
+}
+_READS_NO_IMAGE = (Kind.DUAL, Kind.TEXT)
+
+_VISION_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(\w+\.\w+)")
+_VISION_PARTS = {
+    "self_attn.qkv": "attention.qkv",
+    "self_attn.projection": "attention.output",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_TEXT_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_TEXT_PARTS = {
+    **{f"attention.self.{name}": f"self.{name}" for name in ("query", "key", "value")},
+    "attention.output.dense": "self.output",
+    **{f"crossattention.self.{name}": f"cross.{name}" for name in ("query", "key", "value")},
+    "crossattention.output.dense": "cross.output",
+    "intermediate.dense": "ffn.fc1",
+    "output.dense": "ffn.fc2",
+}
+
+EXCLUSIONS = (
+    Exclusion(
+        r"^(vision_model|text_encoder|vision_proj|text_proj)_m\.",
+        "momentum copy: follows its network and is dropped after pre-training",
+    ),
+    Exclusion(r"^(vision|text)_proj\.", "projection into the common space: read by ITC only"),
+    Exclusion(r"^(visual|text)_projection\.", "projection into the common space"),
+    Exclusion(r"^itm_head\.", "ITM head: belongs to the matching task"),
+    Exclusion(r"^text_decoder\.cls\.", "LM head: its matrix is the word embeddings"),
+    Exclusion(r"(^|\.)pooler\.", "pooler: a head that reads the first token only"),
+    Exclusion(r"(^|\.)embeddings\.", "embeddings: words, patches, positions, class token"),
+    Exclusion(r"(?i)layer_?norm\w*\.(weight|bias)$", "normalisation"),
+    Exclusion(r"\.bias$", "bias"),
+    Exclusion(r"\.crossattention\.", "cross-attention: this class never reads images with it"),
+    Exclusion(r"^(temp|logit_scale)$", "temperature of the contrastive loss"),
+)
+
+
+def weight_specs(model: nn.Module) -> Iterable[WeightSpec]:
+    """Every prunable weight in the order of the model's parameters.
+
+    Names are those of the pre-training model wherever a weight plays the same part: `vision.{i}.*`;
+    `text.{i}.*`, the encoder with the cross-attention and feed-forward that the decoder shares;
+    `decoder.{i}.self.*`. In the VQA model the decoder has its own `decoder.{i}.cross.*` and
+    `decoder.{i}.ffn.*`, which began as copies; they read the question where the encoder reads
+    image tokens.
+
+    Raises:
+        UnsupportedError: if something else stands where a linear layer should be.
+    """
+    specs: dict[str, WeightSpec] = {}
+    for path, module in model.named_modules():
+        spec = _spec(model, path)
+        if spec is None:
+            continue
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedError(
+                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
+                "wraps it before pruning"
+            )
+        if known := specs.get(spec.name):  # shared by encoder and decoder, the encoder comes first
+            spec = replace(known, owners=known.owners + spec.owners)
+        specs[spec.name] = spec
+    return specs.values()
+
+
+def _spec(model: nn.Module, path: str) -> WeightSpec | None:
+    kind = kind_of(model)
+    towers = _TOWERS[kind].items() if kind else ()
+    for beginning, tower in towers:
+        if not path.startswith(beginning):
+            continue
+        is_vision = tower == VISION
+        layer, parts = (
+            (_VISION_LAYER, _VISION_PARTS) if is_vision else (_TEXT_LAYER, _TEXT_PARTS)
+        )
+        match = layer.fullmatch(path, len(beginning))
+        if match is None or match[2] not in parts:
+            return None
+        index, part = int(match[1]), parts[match[2]]
+        if is_vision:
+            name = f"{VISION}.{index}.{part}"
+            return WeightSpec(name, VISION, index, (Owner(path, VISION),))
+        if kind in _READS_NO_IMAGE and part.startswith("cross."):
+            return None
+        return _text_spec(path, index, part, tower, is_copied=kind is Kind.VQA)
+    return None
+
+
+def _text_spec(path: str, index: int, part: str, tower: str, *, is_copied: bool) -> WeightSpec:
+    """A weight of a text tower; `is_copied` if the decoder has copies of what it else shares."""
+    tokens = TEXT
+    if part in ("cross.key", "cross.value"):
+        tokens = QUESTION if is_copied and tower == DECODER else VISION
+    owners = (Owner(path, tokens),)
+    shared = f"{TEXT}.{index}.{part}"
+    own = f"{DECODER}.{index}.{part}"
+    if tower == ENCODER:
+        return WeightSpec(shared, TEXT, index, owners)
+    if part.startswith("self."):
+        return WeightSpec(own, TEXT, index, owners)
+    if is_copied:
+        return WeightSpec(own, TEXT, index, owners, copy_of=shared)
+    return WeightSpec(shared, TEXT, index, owners)

@@ -1,0 +1,61 @@
+"""What image-text models read from a batch, checked."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vlp_plugins.adapter import Batch, need
+from vlp_plugins.errors import BatchError
+
+
+def pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images `[B, 3, H, W]`, token ids and mask `[B, L]` of a batch.
+
+    Args:
+        batch: `pixel_values`, `input_ids`, `attention_mask`.
+        positions: number of tokens that the model has positions for.
+
+    Raises:
+        BatchError: if one is missing, or they do not fit each other or the model.
+    """
+    pixels, ids, mask = need(batch, "pixel_values", "input_ids", "attention_mask")
+    if len(pixels) != len(ids):
+        raise BatchError(
+            f"pixel_values {list(pixels.shape)} and input_ids {list(ids.shape)} do not fit: give "
+            "as many images as texts, [B, 3, H, W] and [B, L]"
+        )
+    return pixels, *texts_of({"input_ids": ids, "attention_mask": mask}, positions)
+
+
+def texts_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask `[B, L]` of a batch; see `pairs_of`."""
+    ids, mask = need(batch, "input_ids", "attention_mask")
+    if ids.ndim != 2 or ids.shape != mask.shape:
+        raise BatchError(
+            f"input_ids {list(ids.shape)} and attention_mask {list(mask.shape)} do not fit: give "
+            "[B, L] for both"
+        )
+    if ids.shape[1] > positions:
+        raise BatchError(
+            f"a text has {ids.shape[1]} tokens, the model has positions for {positions}; set "
+            f"the tokenizer's model_max_length to {positions} or less and truncation=True"
+        )
+    if not mask[:, 0].all():
+        raise BatchError(
+            "a text starts with padding, but the model reads its first token; set the tokenizer's "
+            "padding_side to 'right'"
+        )
+    return ids, mask
+
+
+def need_partners(pairs: int) -> None:
+    """Checks that a batch has wrong partners for the matching loss.
+
+    Raises:
+        BatchError: if it has fewer than two pairs.
+    """
+    if pairs < 2:
+        raise BatchError(
+            "the matching loss takes its wrong partners from the batch, which has only "
+            f"{pairs} pair(s); use batches of at least 2 and drop a last one that is smaller"
+        )

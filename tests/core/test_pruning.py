@@ -1,0 +1,190 @@
+"""prune(): three lines that fit every method, target and allocation together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
+
+from vlp_plugins import Pattern, prune
+from vlp_plugins.errors import (
+    SparsityError,
+    StatisticsError,
+    UnclaimedModelError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from vlp_plugins.methods.base import Composition
+from vlp_plugins.plugins import registry
+from vlp_plugins.pruning import make_masks
+from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.weights import WeightMap
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
+TOTAL = {"vision": 17280, "text": 16384, "fusion": 20096}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_from_golden(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return batches_from_golden(GOLDEN)
+
+
+def counts(masks):
+    return {name: count.removed for name, count in masks.counts().by_modality.items()}
+
+
+def test_one_sparsity_gives_masks_and_several_give_a_list_from_one_pass(model, batches):
+    reads = []
+
+    def loader():
+        for batch in batches:
+            reads.append(1)
+            yield batch
+
+    single = prune(model, loader(), method="multiflow", sparsity=0.75)
+    assert len(reads) == 6
+    several = prune(model, loader(), method="multiflow", sparsity=[0.63, 0.75, 0.9])
+
+    assert len(reads) == 12
+    assert several[1] == single
+    assert [round(m.sparsity, 3) for m in several] == [0.63, 0.75, 0.9]
+
+
+def test_every_modality_of_multiflow_is_pruned_to_the_target(model, batches):
+    sizes = {m: sum(w.numel for w in g) for m, g in
+             WeightMap.of(model, registry().adapter("xvlm")).by_modality().items()}  # fmt: skip
+
+    masks = prune(model, batches, sparsity=0.75)
+
+    assert counts(masks) == {name: int(0.75 * n) for name, n in sizes.items()}
+
+
+def test_the_model_is_left_as_it_was(model, batches):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    state = torch.get_rng_state()
+
+    prune(model, batches, sparsity=0.9)
+
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    model.eval()
+
+
+def test_applied_masks_make_the_model_that_sparse(batches):
+    model = model_from_golden(GOLDEN)
+    masks = prune(model, batches, sparsity=0.9)
+
+    assert masks.verify(model)
+    masks.apply(model)
+    assert masks.verify(model) == []
+
+
+@pytest.mark.parametrize("method", ["random", "omp", "magnitude", "lamp", "l2"])
+def test_methods_without_data_need_none_and_remove_exactly_the_target(model, method):
+    masks = prune(model, method=method, sparsity=0.63)
+
+    assert masks.removed == int(0.63 * masks.total)
+    assert masks.manifest.calibration is None
+
+
+def test_statistics_of_one_pass_serve_other_sparsities_without_data(model, batches, tmp_path):
+    from vlp_plugins.calibration import calibrate
+
+    adapter = registry().adapter_for(model)
+    weights = WeightMap.of(model, adapter)
+    method = registry().method("multiflow")
+    calibrate(model, adapter, weights, batches, method.needs).save(tmp_path / "s.safetensors")
+
+    reused = prune(model, sparsity=0.8, statistics=Statistics.load(tmp_path / "s.safetensors"))
+
+    assert reused == prune(model, batches, sparsity=0.8)
+
+
+def test_the_halves_of_the_data_tell_whether_it_was_enough(model, batches):
+    from vlp_plugins.calibration import calibrate
+
+    adapter = registry().adapter_for(model)
+    weights = WeightMap.of(model, adapter)
+    method = registry().method("multiflow")
+    statistics = calibrate(model, adapter, weights, batches, method.needs)
+
+    one, other = (make_masks(weights, method, [0.75], statistics, half=h)[0] for h in (0, 1))
+
+    assert 0.9 < one.compare(other)["all"].agreement < 1
+
+
+def test_budgets_by_modality_need_no_word_about_the_allocation(model):
+    budget = {"vision": 0.5, "text": 0.8, "fusion": 0.0}
+
+    masks = prune(model, method="omp", sparsity=budget)
+
+    by_modality = masks.counts().by_modality
+    assert {m: round(c.sparsity, 3) for m, c in by_modality.items()} == budget
+    assert masks.manifest.parameters["allocation"] == "modality"
+
+
+def test_a_pattern_brings_its_own_sparsity(model):
+    masks = prune(model, method="omp", allocation=Pattern(keep=2, of=4))
+
+    assert masks.sparsity == 0.5
+    mask = masks["vision.0.mlp.fc1"]
+    assert mask.view(-1, 4).sum(1).unique().tolist() == [2]
+
+
+def test_a_floor_keeps_layers_alive_that_global_pruning_empties(model):
+    kept = {}
+    for floor in (0.0, 0.05):
+        masks = prune(model, method="omp", sparsity=0.9, floor=floor)
+        kept[floor] = min(1 - c.sparsity for c in masks.counts().by_weight.values())
+        assert masks.removed == int(0.9 * masks.total)
+
+    assert kept[0.0] < 0.05 <= kept[0.05]
+
+
+def test_multiflow_s_parts_can_be_switched_off(model, batches):
+    both, edges, nodes = (
+        prune(model, batches, sparsity=0.75, **switch)
+        for switch in ({}, {"nodes": False}, {"edges": False})
+    )
+
+    assert edges != both != nodes
+    assert counts(edges) == counts(both) == counts(nodes)
+    assert edges.manifest.parameters["nodes"] is False
+
+
+def test_a_composition_of_one_s_own_needs_no_registration(model):
+    mine = Composition("mine", Magnitude(), allocation=registry().method("wanda").allocation)
+
+    assert prune(model, method=mine, sparsity=0.5).manifest.method == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "multiflw", "sparsity": 0.5}, UnknownNameError, "did you mean 'multiflow'"),
+        ({"sparsity": 0.5}, StatisticsError, "needs data: pass batches"),
+        ({"method": "omp"}, SparsityError, "no sparsity given"),
+        ({"method": "omp", "sparsity": 63}, SparsityError, "did you mean 0.63"),
+        ({"method": "omp", "sparsity": []}, SparsityError, "list of sparsities is empty"),
+        ({"method": "omp", "sparsity": 0.5, "variant": "publised"}, UnsupportedError,
+         "did you mean 'published'"),
+        ({"method": "multiflow", "sparsity": 0.5, "edge": 1}, UnknownNameError, "edge"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_any_work(model, options, error, message):
+    with pytest.raises(error, match=message):
+        prune(model, **options)
+
+
+def test_a_model_that_nobody_claims_is_told_about_module_adapter():
+    with pytest.raises(UnclaimedModelError, match="ModuleAdapter"):
+        prune(torch.nn.Linear(3, 3), method="omp", sparsity=0.5)

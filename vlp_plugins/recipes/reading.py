@@ -1,0 +1,137 @@
+"""From a YAML file to a recipe; every key is known, every value has the right type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.allocation import Target, allocation_by_name, check_sparsity
+from vlp_plugins.errors import RecipeError, SparsityError, suggest
+from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.recipes.values import (
+    Value,
+    choice,
+    flag,
+    integer,
+    number,
+    plain,
+    read_yaml,
+    text,
+)
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
+            found), with the line.
+    """
+    root = read_yaml(Path(path))
+    found = _read(root, _READERS)
+    if "pattern" in found:
+        if "allocation" in found:
+            raise RecipeError(f"{root.where}: pattern and allocation exclude each other")
+        found["allocation"] = found.pop("pattern")
+    return Recipe(**found)
+
+
+def _read(section: Value, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
+    found = {}
+    for key, value in section.items().items():
+        if key not in readers:
+            raise RecipeError(f"{value.where}: unknown key {key!r}{_hint(key, readers)}")
+        if value.data is not None:  # `device:` alone means the default
+            found[key] = readers[key](value)
+    return found
+
+
+def _hint(key: str, readers: Mapping[str, Callable[[Value], Any]]) -> str:
+    if key in _OTHER_WORDS:
+        return f" (it is called {_OTHER_WORDS[key]!r})"
+    if readers is _READERS and key in _DATA_READERS:
+        return " (it belongs under data:)"
+    if readers is _DATA_READERS and key in _READERS:
+        return " (it does not belong under data:)"
+    return suggest(key, list(readers))
+
+
+def _data(value: Value) -> DataRecipe:
+    if isinstance(value.data, str):
+        return DataRecipe(source=value.data)
+    return DataRecipe(**_read(value, _DATA_READERS))
+
+
+def _sparsities(value: Value) -> tuple[Target, ...]:
+    listed = value.data if isinstance(value.data, list) else [value]
+    return tuple(_target(inner) for inner in listed)
+
+
+def _target(value: Value) -> Target:
+    if isinstance(value.data, dict):
+        return {name: _sparsity(inner) for name, inner in value.data.items()}
+    return _sparsity(value)
+
+
+def _sparsity(value: Value) -> float:
+    try:
+        return check_sparsity(number(value))
+    except SparsityError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+
+
+def _pattern(value: Value) -> str:
+    sizes = _read(value, {"keep": integer(1), "of": integer(1)})
+    if set(sizes) != {"keep", "of"}:
+        raise value.wrong("a mapping with keep and of, such as {keep: 2, of: 4}")
+    return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))
+
+
+def _allocation(value: Value) -> str:
+    name = text(value)
+    try:
+        allocation_by_name(name)
+    except SparsityError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+    return name
+
+
+def _parameters(value: Value) -> dict[str, Any]:
+    return {name: plain(inner) for name, inner in value.items().items()}
+
+
+_DATA_READERS: dict[str, Callable[[Value], Any]] = {
+    "source": text,
+    "split": text,
+    "batch_size": integer(1),
+    "batches": integer(1),
+    "seed": integer(0),
+    "image_column": text,
+    "caption_column": text,
+    "max_length": integer(3),
+}
+_READERS: dict[str, Callable[[Value], Any]] = {
+    "model": text,
+    "adapter": text,
+    "processor": text,
+    "method": text,
+    "parameters": _parameters,
+    "sparsity": _sparsities,
+    "allocation": _allocation,
+    "pattern": _pattern,
+    "floor": number,
+    "owners": choice("all", "first"),
+    "variant": choice("default", "published"),
+    "data": _data,
+    "statistics": text,
+    "out": text,
+    "seed": integer(0),
+    "save_model": flag,
+    "checkpoint_every": integer(1),
+    "dtype": choice(*DTYPES),
+    "device": text,
+}
+_OTHER_WORDS = {"ties": "owners", "output": "out", "params": "parameters", "dataset": "data"}
