@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +43,9 @@ class Group(click.Group):
 @click.version_option(__version__, prog_name="vlp")
 def main() -> None:
     """Pruning methods made for vision-language models."""
+    # transformers draws a bar for every file that it reads; set before it is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

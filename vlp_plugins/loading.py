@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.errors import UnsupportedError, VlpError
 from vlp_plugins.plugins import registry
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,13 +46,23 @@ def load_model(
         raise UnsupportedError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     known = registry()
     names = [adapter] if adapter else known.adapter_names()
-    model = next(
-        (found for name in names if (found := known.adapter(name).load(source)) is not None), None
-    )
+    found = (_asked(known.adapter, name, source) for name in names)
+    model = next((model for model in found if model is not None), None)
     if model is None:
         model = _from_transformers(source)
     chosen = known.adapter(adapter) if adapter else known.adapter_for(model)
     return model.to(default_device(device), DTYPES[dtype]).eval(), chosen
+
+
+def _asked(find: Callable[[str], Adapter], name: str, source: str) -> nn.Module | None:
+    """What one adapter loads; an adapter that breaks must not keep the others from it."""
+    try:
+        return find(name).load(source)
+    except VlpError:
+        raise  # it knows the format and says what is wrong
+    except Exception as error:
+        _log.warning("adapter %r was skipped: %s: %s", name, type(error).__name__, error)
+        return None
 
 
 def default_device(device: str | None) -> torch.device:

@@ -215,7 +215,7 @@ def test_a_convolution_is_measured_by_the_patches_that_its_kernel_sees(layer):
             layer.weight[0].view(-1)[j] = 1
             seen = layer(images)[:, 0]
         expected = seen.double().square().sum() / 2
-        torch.testing.assert_close(moment(statistics, "w")[j], expected)
+        torch.testing.assert_close(moment(statistics, "w")[j], expected, rtol=1e-6, atol=0)
 
 
 def test_large_convolution_inputs_are_unfolded_in_parts(monkeypatch):
@@ -227,7 +227,7 @@ def test_large_convolution_inputs_are_unfolded_in_parts(monkeypatch):
     counting = Counting()
     parts = run(layer, adapter, [{"x": images}], statistics=[counting])
     assert counting.tokens == [72, 72, 36]
-    torch.testing.assert_close(moment(parts, "w"), moment(whole, "w"))
+    torch.testing.assert_close(moment(parts, "w"), moment(whole, "w"), rtol=1e-6, atol=0)
 
 
 def test_a_grouped_convolution_is_refused():
@@ -273,17 +273,10 @@ def test_a_stream_that_draws_random_numbers_does_not_disturb_the_callers():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + torch.rand(1)
 
-    before = torch.get_rng_state()
-    adapter = Lambda({"t": None}, w=Owner("0", "t"))
-    run(nn.Sequential(Draws(2, 2)), adapter, [{"x": torch.ones(1, 1, 2)}])
-    # The layer's own initialisation drew, the pass did not.
-    torch.set_rng_state(before)
-    Draws(2, 2)
-    after_init = torch.get_rng_state()
-    torch.set_rng_state(before)
     model = nn.Sequential(Draws(2, 2))
-    run(model, adapter, [{"x": torch.ones(1, 1, 2)}])
-    assert torch.equal(torch.get_rng_state(), after_init)
+    before = torch.get_rng_state()
+    run(model, Lambda({"t": None}, w=Owner("0", "t")), [{"x": torch.ones(1, 1, 2)}])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_two_halves_are_the_even_and_the_odd_batches():
@@ -389,15 +382,15 @@ def test_a_stream_that_says_nothing_about_a_token_space_is_an_adapter_error():
     message = r"'lambda': stream 'only' .*'text'.*0 reads.*says: image"
     with pytest.raises(UnsupportedError, match=message):
         run(model, Lambda({"image": None}, w=Owner("0", "text")), [{"x": torch.rand(2, 4, 3)}])
+    mask = torch.ones(2, 4, dtype=torch.long)
     with pytest.raises(UnsupportedError, match=r"int64; an adapter must give bool"):
-        mask = torch.ones(2, 4, dtype=torch.long)
         run(model, Lambda({"t": mask}, w=Owner("0", "t")), [{"x": torch.rand(2, 4, 3)}])
 
 
 def test_a_weight_that_no_stream_runs_is_an_adapter_error():
     class Half(ToyAdapter):
         def streams(self, *args: Any, **options: Any) -> Iterator[Stream]:
-            return (s for s in super(Half, self).streams(*args, **options) if s.name == "vision")
+            return (s for s in super().streams(*args, **options) if s.name == "vision")
 
     with pytest.raises(StatisticsError, match=r"no stream of adapter 'toy' ran weight 'text.q'"):
         run(toy_model(), Half(), toy_batches(1))
@@ -413,7 +406,7 @@ def test_statistics_hold_a_few_megabytes_however_much_data_there_was():
     assert FEED not in sizes
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (0, 3), (700, 300), (301, 70000)])
+@pytest.mark.parametrize("shape", [(1, 3), (0, 3), (700, 300), (41, 70000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_sum_of_squares_is_that_of_the_formula(shape, dtype):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -6,7 +6,7 @@ import pytest
 from outsiders import ADAPTER
 from torch import nn
 
-from vlp_plugins import plugins
+from vlp_plugins.plugins import discovery as plugins
 from vlp_plugins.errors import UnclaimedModelError, UnsupportedError
 
 

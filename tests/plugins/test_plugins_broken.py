@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 from outsiders import SCORER, report_of
 
-from vlp_plugins import plugins
+from vlp_plugins.plugins import discovery as plugins
 from vlp_plugins.errors import UnknownNameError
 
 # Broken plug-ins: (what is wrong, what the report says)

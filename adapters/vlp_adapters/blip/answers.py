@@ -45,13 +45,12 @@ def answers_of(model: Any, batch: Batch) -> Answers:
     labels: Tensor | None = batch.get("labels")
     given: Tensor | None = batch.get("decoder_input_ids")
     pad = text_config(model).pad_token_id
-    if given is None and labels is None:
-        return Answers(decoder_ids(model, questions), question_mask, None)
-    if given is None and labels is not None:
+    if given is not None:
+        ids = given
+    elif labels is not None:
         ids = decoder_ids(model, labels.masked_fill(labels == IGNORED, pad))
     else:
-        assert given is not None  # for the type checker
-        ids = given
+        return Answers(decoder_ids(model, questions), question_mask, None)
     mask: Tensor | None = batch.get("decoder_attention_mask")
     if mask is None:
         mask = (ids != pad).long()

@@ -12,12 +12,17 @@ def image_tokens(vision_model: nn.Module, pixel_values: Tensor) -> Tensor:
 
     Position embeddings are interpolated where `H` or `W` is not the configured size.
     """
-    size = _config(vision_model).image_size
-    resized = tuple(pixel_values.shape[-2:]) != (size, size)
     tokens: Tensor = vision_model(
-        pixel_values=pixel_values, interpolate_pos_encoding=resized
+        pixel_values=pixel_values,
+        interpolate_pos_encoding=is_resized(vision_model, pixel_values),
     ).last_hidden_state
     return tokens
+
+
+def is_resized(vision_model: nn.Module, pixel_values: Tensor) -> bool:
+    """True if images `[B, 3, H, W]` are not of the size that the position embeddings are for."""
+    size = _config(vision_model).image_size
+    return tuple(pixel_values.shape[-2:]) != (size, size)
 
 
 def token_count(vision_model: nn.Module, height: int, width: int) -> int:

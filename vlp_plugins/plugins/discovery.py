@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from vlp_plugins.errors import UnsupportedError, suggest
-from vlp_plugins.name_clashes import clash_note, public_names
-from vlp_plugins.offers import KINDS, Offer, collect
-from vlp_plugins.plugin_report import PluginReport, plugins_table
-from vlp_plugins.registry import Registry
+from vlp_plugins.plugins.clashes import clash_note, public_names
+from vlp_plugins.plugins.offers import KINDS, Offer, collect
+from vlp_plugins.plugins.reports import PluginReport, plugins_table
+from vlp_plugins.plugins.registry import Registry
 
 __all__ = ["GROUP", "PluginReport", "Registry", "discover", "plugins_table", "registry"]
 

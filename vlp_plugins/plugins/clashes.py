@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlp_plugins.offers import SINGULAR, Offer
+from vlp_plugins.plugins.offers import SINGULAR, Offer
 
 
 def public_names(offers: Sequence[Offer]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vlp_plugins.offers import Kind
+from vlp_plugins.plugins.offers import Kind
 
 
 @dataclass(frozen=True)

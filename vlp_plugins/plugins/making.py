@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from vlp_plugins.errors import UnknownNameError, UnsupportedError
-from vlp_plugins.offers import SINGULAR, Factory, Offer
+from vlp_plugins.plugins.offers import SINGULAR, Factory, Offer
 
 Made = TypeVar("Made")
 

@@ -1,0 +1,94 @@
+"""What BLIP's classes tell about images and texts: features, matching, captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of
+from vlp_adapters.blip.passes import image_tokens, is_resized, text_tokens
+from vlp_plugins.adapter import Batch, need
+from vlp_plugins.errors import UnsupportedError
+
+_ITC = (Kind.PRETRAINING, Kind.RETRIEVAL, Kind.DUAL)
+_ITM = (Kind.PRETRAINING, Kind.RETRIEVAL)
+_LM = (Kind.PRETRAINING, Kind.CAPTIONING)
+
+
+def image_features(model: Any, image_embeds: Tensor) -> Tensor:
+    """L2-normalised `[B, D]` of image tokens `[B, T, Dv]`.
+
+    Raises:
+        UnsupportedError: if the class has no projection into a common space.
+    """
+    kind = _kind_in(_ITC, model, "no common space of images and texts", "retrieval")
+    first = image_embeds[:, 0]
+    if kind is Kind.DUAL:  # its global token passes the last normalisation twice
+        first = model.vision_model.post_layernorm(first)
+        return functional.normalize(model.visual_projection(first), dim=-1)
+    return functional.normalize(model.vision_proj(first), dim=-1)
+
+
+def text_features(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """L2-normalised `[B, D]` of ids and mask `[B, L]`.
+
+    Raises:
+        UnsupportedError: if the class has no projection into a common space.
+    """
+    kind = _kind_in(_ITC, model, "no common space of images and texts", "retrieval")
+    if kind is Kind.DUAL:
+        tower = model.text_model
+        pooled = tower.pooler(text_tokens(tower, input_ids, attention_mask))
+        return functional.normalize(model.text_projection(pooled), dim=-1)
+    tokens = text_tokens(model.text_encoder, input_ids, attention_mask)
+    return functional.normalize(model.text_proj(tokens[:, 0]), dim=-1)
+
+
+def match_logits(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor
+) -> Tensor:
+    """Logits `[B, 2]` of "do not belong together" and "belong together" for each row.
+
+    Raises:
+        UnsupportedError: if the class has no matching head.
+    """
+    _kind_in(_ITM, model, "no matching head", "retrieval")
+    words = encoder_ids(model, input_ids)
+    fused = text_tokens(model.text_encoder, words, attention_mask, image_embeds)
+    logits: Tensor = model.itm_head(fused[:, 0])
+    return logits
+
+
+def image_embeds_of(model: Any, batch: Batch) -> Tensor:
+    """Image tokens `[B, T, Dv]`: `image_embeds` of the batch, or made from `pixel_values`."""
+    embeds: Tensor | None = batch.get("image_embeds")
+    if embeds is None:
+        return image_tokens(model.vision_model, *need(batch, "pixel_values"))
+    return embeds
+
+
+def write_captions(model: Any, batch: Batch, max_length: int) -> Tensor:
+    """Greedy captions `[B, L]` of `pixel_values`: [DEC], at most `max_length` tokens in all.
+
+    Raises:
+        UnsupportedError: if the class does not write captions.
+    """
+    kind = _kind_in(_LM, model, "no decoder of captions", "captioning")
+    (pixels,) = need(batch, "pixel_values")
+    options: dict[str, Any] = {"max_length": max_length, "num_beams": 1, "do_sample": False}
+    if kind is Kind.CAPTIONING:
+        options["interpolate_pos_encoding"] = is_resized(model.vision_model, pixels)
+    ids: Tensor = model.generate(pixel_values=pixels, **options)
+    return ids
+
+
+def _kind_in(able: tuple[Kind, ...], model: Any, lack: str, task: str) -> Kind:
+    """The kind of a model, if it is one of those that can."""
+    kind = kind_of(model)
+    if kind not in able:
+        raise UnsupportedError(
+            f"{type(model).__name__} has {lack}; load BLIP's {task} model or pre-training model"
+        )
+    return kind

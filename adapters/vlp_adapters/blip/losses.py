@@ -1,0 +1,142 @@
+"""The losses that the heads of each class allow; gradient methods use their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlp_adapters.blip.answers import answers_of
+from vlp_adapters.blip.contrastive import similarity
+from vlp_adapters.blip.features import image_features, match_logits, text_features
+from vlp_adapters.blip.kinds import Kind, decoder_ids, text_config
+from vlp_adapters.blip.negatives import check_negatives, draw_negatives
+from vlp_adapters.blip.objectives import matching_loss, word_labels
+from vlp_adapters.blip.passes import image_tokens, text_tokens
+from vlp_adapters.inputs import need_partners, pairs_of
+from vlp_adapters.negatives import generator_of
+from vlp_plugins.adapter import Batch, Negatives
+from vlp_plugins.errors import BatchError, UnsupportedError
+
+_TEMPERATURE = 0.07  # BLIP's at the start; transformers' matching model does not keep the learned
+
+
+def training_losses(
+    kind: Kind, model: Any, batch: Batch, negatives: Negatives | None, *, update_state: bool
+) -> dict[str, Tensor]:
+    """The terms by name; see `BlipAdapter.losses`."""
+    if kind is Kind.PRETRAINING:
+        return _pretraining(model, batch, negatives, update_state)
+    if kind is Kind.RETRIEVAL:
+        return _retrieval(model, batch, negatives)
+    if kind not in _WITHOUT_NEGATIVES:
+        raise UnsupportedError(
+            f"{type(model).__name__} is one tower and has no loss; load the pre-training model, or "
+            "give a loss with ModuleAdapter(model, loss=...)"
+        )
+    return _WITHOUT_NEGATIVES[kind](model, batch)
+
+
+def _pretraining(
+    model: Any, batch: Batch, negatives: Negatives | None, update_state: bool
+) -> dict[str, Tensor]:
+    pixels, ids, mask = _pairs(model, batch)
+    need_partners(len(ids))
+    output = model(
+        pixel_values=pixels,
+        input_ids=ids,
+        attention_mask=mask,
+        negatives=negatives,
+        update_state=update_state,
+        generator=generator_of(ids),
+    )
+    return dict(output.losses)
+
+
+def _retrieval(model: Any, batch: Batch, negatives: Negatives | None) -> dict[str, Tensor]:
+    pixels, ids, mask = _pairs(model, batch)
+    need_partners(len(ids))
+    image = image_tokens(model.vision_model, pixels)
+    logits = similarity(
+        image_features(model, image),
+        text_features(model, ids, mask),
+        torch.tensor(_TEMPERATURE, device=image.device),
+    )
+    if negatives is None:
+        negatives = draw_negatives(logits, logits.T, generator_of(ids))
+    else:
+        check_negatives(negatives, len(ids))
+
+    def match(words: Tensor, real: Tensor, tokens: Tensor) -> Tensor:
+        return match_logits(model, words, real, tokens)
+
+    return {
+        "itc": _contrastive(logits),
+        "itm": matching_loss(match, ids, mask, image, negatives),
+    }
+
+
+def _dual(model: Any, batch: Batch) -> dict[str, Tensor]:
+    pixels, ids, mask = _pairs(model, batch)
+    images = image_features(model, image_tokens(model.vision_model, pixels))
+    texts = text_features(model, ids, mask)
+    return {"itc": _contrastive(images @ texts.T * model.logit_scale.exp())}
+
+
+def _captioning(model: Any, batch: Batch) -> dict[str, Tensor]:
+    pixels, ids, mask = _pairs(model, batch)
+    labels = batch.get("labels")
+    if labels is None:
+        labels = ids
+    if labels.shape != ids.shape:
+        raise BatchError(
+            f"labels {list(labels.shape)} do not fit input_ids {list(ids.shape)}; give the ids of "
+            "the captions, or no labels"
+        )
+    output = model.text_decoder(
+        input_ids=decoder_ids(model, ids),
+        attention_mask=mask,
+        encoder_hidden_states=image_tokens(model.vision_model, pixels),
+        labels=word_labels(labels, mask, text_config(model).pad_token_id),
+    )
+    return {"lm": output.loss}
+
+
+def _answering(model: Any, batch: Batch) -> dict[str, Tensor]:
+    pixels, ids, mask = _pairs(model, batch)
+    answers = answers_of(model, batch)
+    if answers.labels is None:
+        raise BatchError(
+            "the loss of a question answering model needs answers: batch has no labels (it has: "
+            f"{', '.join(batch)}); add labels, the tokenized answers, int64 [B, A]"
+        )
+    image = image_tokens(model.vision_model, pixels)
+    output = model.text_decoder(
+        input_ids=answers.ids,
+        attention_mask=answers.mask,
+        encoder_hidden_states=text_tokens(model.text_encoder, ids, mask, image),
+        encoder_attention_mask=mask,
+        labels=answers.labels,
+    )
+    return {"lm": output.loss}
+
+
+_WITHOUT_NEGATIVES: dict[Kind, Callable[[Any, Batch], dict[str, Tensor]]] = {
+    Kind.DUAL: _dual,
+    Kind.CAPTIONING: _captioning,
+    Kind.VQA: _answering,
+}
+
+
+def _pairs(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs_of(batch, text_config(model).max_position_embeddings)
+
+
+def _contrastive(logits: Tensor) -> Tensor:
+    """Mean of both directions over `[B, B]` similarities, the pairs on the diagonal."""
+    target = torch.arange(len(logits), device=logits.device)
+    by_image = functional.cross_entropy(logits, target)
+    return (by_image + functional.cross_entropy(logits.T, target)) / 2

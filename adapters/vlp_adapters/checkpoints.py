@@ -1,0 +1,154 @@
+"""Checkpoint files and folders: read without running code in them, recognised cheaply, written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlp_plugins.errors import UnsupportedError
+
+_PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads the tensors of a `.safetensors` or PyTorch file; code in a file is never run.
+
+    A PyTorch file may hold the state itself or have it under the key `model`.
+
+    Raises:
+        UnsupportedError: if the file is missing, damaged, or holds anything but plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UnsupportedError(f"{path} is not a file; give a checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsupportedError(
+            f"{path} was not read: it holds objects other than tensors, which could run code, or "
+            "it is no PyTorch file; save the bare state_dict and try again"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UnsupportedError(f"{path} is damaged or no checkpoint: {error}") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state:
+        raise UnsupportedError(f"{path} holds no state_dict, neither bare nor under 'model'")
+    if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UnsupportedError(f"{path} holds no state_dict: {few(wrong)} is not a tensor")
+    return dict(state)
+
+
+def write_state(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Writes tensors as `{"model": state}`, or as `.safetensors` if the path ends so."""
+    path = Path(path)
+    # A clone: tied tensors share memory, which safetensors refuses and the original does not need.
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state}, path)
+
+
+def check_fit(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    family: str,
+) -> None:
+    """Checks that what was read from `path` is the state of a model of `family`.
+
+    Raises:
+        UnsupportedError: naming what is missing, unknown or of another shape.
+    """
+    _refuse(path, "lacks", expected.keys() - state.keys(), family)
+    surplus = state.keys() - expected.keys()
+    _refuse(path, "has, unknown to the pre-training model,", surplus, family)
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UnsupportedError(
+                f"{path}: {name} is {list(tensor.shape)}, the configuration asks for "
+                f"{list(expected[name].shape)}; give the configuration of this checkpoint"
+            )
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors of a checkpoint file, without the values; empty for any other file."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return set(file.keys())
+        if path.suffix not in _PICKLED or not path.is_file():
+            return set()
+        content = _open(path)
+    # The unpickler fails in many ways on files that are not ours; whoever owns the file reports.
+    except Exception:
+        return set()
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    names = map(str, state) if isinstance(state, Mapping) else ()
+    return {name.removeprefix("module.") for name in names}
+
+
+def is_saved_as(path: Path, model_type: str) -> bool:
+    """True for a folder whose `config.json` names the model type."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == model_type
+
+
+def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
+    """Loads what `save_pretrained` wrote, in evaluation mode.
+
+    Args:
+        model_class: a class of transformers or derived from one.
+        path: the folder.
+        family: how errors call the model.
+
+    Raises:
+        UnsupportedError: if it is damaged or lacks parameters.
+    """
+    try:
+        model, report = model_class.from_pretrained(path, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(f"cannot load the {family} model in {path}: {reason}") from error
+    # transformers draws what a file lacks anew and only warns.
+    if missing := sorted(report["missing_keys"]):
+        raise UnsupportedError(
+            f"the {family} model in {path} lacks {len(missing)} parameter(s), first {missing[0]}; "
+            "save it again with save_pretrained"
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def few(names: Collection[str]) -> str:
+    """The first three names."""
+    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _open(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refuse(path: str | os.PathLike[str], verb: str, names: Iterable[str], family: str) -> None:
+    if names := sorted(names):
+        raise UnsupportedError(
+            f"{path} {verb} {len(names)} parameter(s) ({few(names)}); it is not a checkpoint of"
+            f" this {family} pre-training model"
+        )

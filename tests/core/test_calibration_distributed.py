@@ -1,0 +1,136 @@
+"""Several processes give the same statistics as one, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy import ToyAdapter, toy_batches, toy_model
+
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.checkpoint import Checkpoint
+from vlp_plugins.errors import StatisticsError
+from vlp_plugins.statistics.second_moment import InputSecondMoment
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.weights import WeightMap
+
+BATCHES = 7
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from torch import distributed
+from toy import Counting, ToyAdapter, toy_batches, toy_model
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.errors import DataError
+from vlp_plugins.weights import WeightMap
+
+folder = Path(sys.argv[1])
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+model, adapter = toy_model(), ToyAdapter()
+weights = WeightMap.of(model, adapter)
+
+def run(batches, **options):
+    counting = Counting()
+    return calibrate(model, adapter, weights, batches, [counting], **options), counting
+
+def broken(count):
+    yield from toy_batches(7)[:count]
+    raise KeyboardInterrupt
+
+found, counting = run(toy_batches(7))
+found.save(folder / f"whole{rank}")
+(folder / f"calls{rank}").write_text(str(len(counting.tokens)))
+
+try:
+    run(broken(3 + rank), checkpoint=folder / "pass.ckpt")  # stopped at different batches
+except KeyboardInterrupt:
+    pass
+found, _ = run(toy_batches(7), checkpoint=folder / "pass.ckpt", resume=True)
+found.save(folder / f"resumed{rank}")
+
+found, _ = run(toy_batches(1))
+found.save(folder / f"single{rank}")
+
+try:
+    run(toy_batches(4, seed=rank))
+except DataError as error:
+    (folder / f"error{rank}").write_text(str(error))
+distributed.destroy_process_group()
+"""
+
+
+def alone(count: int) -> Statistics:
+    model, adapter = toy_model(), ToyAdapter()
+    weights = WeightMap.of(model, adapter)
+    return calibrate(model, adapter, weights, toy_batches(count), [InputSecondMoment()])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where two processes under torchrun left what they found."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    done = subprocess.run(
+        [*launch, "2", str(script), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _equal_thread_counts():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("name", "count"), [("whole", 7), ("resumed", 7), ("single", 1)])
+def test_both_processes_return_what_one_process_finds(folder, name, count):
+    expected = alone(count)
+    for rank in (0, 1):
+        found = Statistics.load(folder / f"{name}{rank}")
+        assert found.sums.keys() == expected.sums.keys()
+        for key, value in expected.sums.items():
+            assert torch.equal(found.sums[key], value), key
+        assert found.fingerprint == expected.fingerprint
+        assert found.samples == expected.samples
+        assert found.batches == count
+
+
+def test_each_process_runs_whole_batches_in_turn(folder):
+    calls = [int((folder / f"calls{rank}").read_text()) for rank in (0, 1)]
+    per_batch = sum(calls) // BATCHES
+    assert calls == [4 * per_batch, 3 * per_batch]
+
+
+def test_each_process_has_its_own_checkpoint(folder):
+    assert sorted(path.name for path in folder.glob("pass.ckpt*")) == [
+        "pass.ckpt.rank0of2",
+        "pass.ckpt.rank1of2",
+    ]
+    for world in (1, 3):
+        with pytest.raises(StatisticsError, match="another number of processes"):
+            Checkpoint(folder / "pass.ckpt", {}, 0, world).load()
+
+
+def test_processes_that_read_different_data_are_told(folder):
+    for rank in (0, 1):
+        message = (folder / f"error{rank}").read_text()
+        assert "process 1 read other data (4 batches" in message
+        assert "no DistributedSampler" in message

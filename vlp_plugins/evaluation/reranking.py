@@ -1,0 +1,141 @@
+"""The second stage of retrieval: a matching head orders the best candidates of each query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlp_plugins.adapter import Batch, MatchingAdapter, need
+from vlp_plugins.batches import to_device
+
+_ROWS = 64  # pairs per call of the matching head
+
+
+@dataclass
+class PairInputs:
+    """Inputs of the matching head, row by row, so that any image can meet any text.
+
+    Attributes:
+        images: per pair, the tensors that belong to its image.
+        texts: per pair, its token tensors without the padding.
+    """
+
+    images: list[dict[str, Tensor]] = field(default_factory=list)
+    texts: list[dict[str, Tensor]] = field(default_factory=list)
+    pad: dict[str, float] = field(default_factory=dict)
+
+    def add(self, batch: Batch) -> None:
+        """Keeps the rows of a batch.
+
+        Args:
+            batch: `attention_mask` `[B, L]`, padded on the right; tensors of its shape belong to
+                the text, all others with `B` rows to the image.
+
+        Raises:
+            BatchError: if there is no attention mask.
+        """
+        (mask,) = need(batch, "attention_mask")
+        tensors = {key: value.cpu() for key, value in batch.items() if torch.is_tensor(value)}
+        texts = {key: value for key, value in tensors.items() if value.shape == mask.shape}
+        images = {k: v for k, v in tensors.items() if k not in texts and len(v) == len(mask)}
+        lengths = [int(row.nonzero().max()) + 1 if row.any() else 1 for row in mask.cpu()]
+        for row, length in enumerate(lengths):
+            if length < mask.shape[1]:  # what the tokenizer pads with
+                self.pad.update({key: value[row, -1].item() for key, value in texts.items()})
+            self.texts.append({key: value[row, :length] for key, value in texts.items()})
+            self.images.append({key: value[row] for key, value in images.items()})
+
+    def batch(self, images: list[int], texts: list[int]) -> dict[str, Tensor]:
+        """Image of pair `images[i]` with text of pair `texts[i]`, padded to the longest."""
+        batch = {
+            key: torch.stack([self.images[i][key] for i in images])
+            for key in self.images[images[0]]
+        }
+        for key in self.texts[texts[0]]:
+            batch[key] = nn.utils.rnn.pad_sequence(
+                [self.texts[i][key] for i in texts],
+                batch_first=True,
+                padding_value=self.pad.get(key, 0),
+            )
+        return batch
+
+
+class MatchScores(NamedTuple):
+    """Scores of the candidates.
+
+    Attributes:
+        scores: float32 `[I, T]`, meaningful where one of the others is true.
+        by_image: bool `[I, T]`, the text is a candidate of the image.
+        by_text: bool `[I, T]`, the image is a candidate of the text.
+    """
+
+    scores: Tensor
+    by_image: Tensor
+    by_text: Tensor
+
+
+def match_scores(
+    model: nn.Module,
+    adapter: MatchingAdapter,
+    inputs: PairInputs,
+    similarity: Tensor,
+    image_pairs: Tensor,
+    candidates: int,
+) -> MatchScores:
+    """Asks the matching head about the best candidates of every image and of every text.
+
+    A pair that is a candidate both ways is asked about once.
+
+    Args:
+        model: in evaluation mode.
+        adapter: its matching head.
+        inputs: of all pairs.
+        similarity: `[I, T]`, by features.
+        image_pairs: `[I]`, the pair that holds each image.
+        candidates: how many per query.
+    """
+    images, texts = similarity.shape
+    # A collapsed model may have NaN here; it must not crash the choice of candidates.
+    ranked = similarity.nan_to_num(nan=-torch.inf)
+    best_texts = ranked.topk(min(candidates, texts), dim=1).indices
+    best_images = ranked.topk(min(candidates, images), dim=0).indices
+    nothing = torch.zeros(images, texts, dtype=torch.bool)
+    by_image = nothing.scatter(1, best_texts, True)
+    by_text = nothing.scatter(0, best_images, True)
+    asked = (by_image | by_text).nonzero()
+    scores = torch.zeros(images, texts)
+    device = next(model.parameters()).device
+    for part in asked.split(_ROWS):
+        rows, columns = part.unbind(1)
+        batch = inputs.batch(image_pairs[rows].tolist(), columns.tolist())
+        answer = adapter.match(model, to_device(batch, device))
+        scores[rows, columns] = answer.float().cpu()
+    return MatchScores(scores, by_image, by_text)
+
+
+def reranked(
+    similarity: Tensor, scores: Tensor, by_image: Tensor, by_text: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Matrices that rank candidates by their score, and all others after them by similarity.
+
+    Args:
+        similarity: `[I, T]`.
+        scores: see `MatchScores`.
+        by_image: see `MatchScores`.
+        by_text: see `MatchScores`.
+
+    Returns:
+        float64 `[I, T]` for images as queries, and for texts as queries.
+    """
+    # float64, so that the shift does not swallow differences of similarity.
+    others = similarity.double()
+    finite = scores[scores.isfinite()]
+    lowest = float(finite.min()) if finite.numel() else 0.0
+    highest = others[others.isfinite()]
+    shift = (float(highest.max()) if highest.numel() else 0.0) - lowest + 1
+    below = others - shift
+    wide = scores.double()
+    return torch.where(by_image, wide, below), torch.where(by_text, wide, below)
