@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,21 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnsupportedError, VlpError
+from vlp_plugins.architecture import has_no_weights, meta_model
+from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError
+from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MODULE = "module"
+"""Asks for `ModuleAdapter` where the name of an adapter is expected; it takes any model."""
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
 
 def load_model(
@@ -34,46 +43,118 @@ def load_model(
 
     Args:
         source: local folder, checkpoint file, or hub id.
-        adapter: name of the adapter; None asks all.
+        adapter: name of the adapter; None asks all; `module` describes any model by its layers.
         dtype: `float32`, `bfloat16` or `float16`.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
 
     Raises:
-        UnsupportedError: if nobody can load the source.
+        UnsupportedError: if nobody can load the source, it lacks weights that would be pruned, or
+            there is no such device.
         UnclaimedModelError: if no adapter claims the model.
     """
     if dtype not in DTYPES:
         raise UnsupportedError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    target = default_device(device)
     known = registry()
-    names = [adapter] if adapter else known.adapter_names()
-    found = (_asked(known.adapter, name, source) for name in names)
+    if adapter not in (None, MODULE):
+        known.adapter(str(adapter))  # a misspelt name shows before the model is read
+    _check_exists(source)
+    found = (_asked(known.adapter, name, source) for name in _asked_names(known, adapter))
     model = next((model for model in found if model is not None), None)
+    missing: Sequence[str] = ()
     if model is None:
-        model = _from_transformers(source)
-    chosen = known.adapter(adapter) if adapter else known.adapter_for(model)
-    return model.to(default_device(device), DTYPES[dtype]).eval(), chosen
+        model, missing = _from_transformers(source, DTYPES[dtype])
+    chosen = _adapter_of(model, known, adapter)
+    _report_missing(source, model, chosen, missing)
+    return model.to(target, DTYPES[dtype]).eval(), chosen
+
+
+def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Module, Adapter]:
+    """A model to look at: like `load_model`, but a folder needs a configuration only.
+
+    Without weights the model is made on the meta device, which takes no memory.
+
+    Args:
+        source: as of `load_model`, or a `config.json`.
+        adapter: as of `load_model`.
+
+    Raises:
+        UnsupportedError: if nobody knows the source.
+        UnclaimedModelError: if no adapter claims the model.
+    """
+    path = Path(source).expanduser()
+    if path.name == "config.json" and path.is_file():
+        source, path = str(path.parent), path.parent
+    if not has_no_weights(path):
+        return load_model(source, adapter=adapter, device="cpu")
+    known = registry()
+    model = meta_model(
+        source, [known.adapter(name) for name in _asked_names(known, adapter)]
+    ).eval()
+    return model, _adapter_of(model, known, adapter)
+
+
+def default_device(device: str | None) -> torch.device:
+    """The device of that name; None takes a GPU if there is one.
+
+    Raises:
+        UnsupportedError: if there is no such device.
+    """
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UnsupportedError(
+            f"device {device!r} cannot be used ({_first_line(error)}); write cpu, or leave it out"
+        ) from error
+    return found
+
+
+def _asked_names(known: Registry, adapter: str | None) -> Iterable[str]:
+    return known.adapter_names() if adapter in (None, MODULE) else [str(adapter)]
 
 
 def _asked(find: Callable[[str], Adapter], name: str, source: str) -> nn.Module | None:
     """What one adapter loads; an adapter that breaks must not keep the others from it."""
     try:
         return find(name).load(source)
-    except VlpError:
+    except (VlpError, MemoryError):
         raise  # it knows the format and says what is wrong
     except Exception as error:
         _log.warning("adapter %r was skipped: %s: %s", name, type(error).__name__, error)
         return None
 
 
-def default_device(device: str | None) -> torch.device:
-    """The device of that name; None takes a GPU if there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _adapter_of(model: nn.Module, known: Registry, adapter: str | None) -> Adapter:
+    if adapter == MODULE:
+        return ModuleAdapter(model)
+    if adapter is not None:
+        chosen = known.adapter(adapter)
+        if not chosen.claims(model):
+            raise UnclaimedModelError(
+                f"adapter {adapter!r} does not know {type(model).__name__}; leave it out to have "
+                f"all asked, or write {MODULE!r}, which takes any model"
+            )
+        return chosen
+    try:
+        return known.adapter_for(model)
+    except UnclaimedModelError as error:
+        raise UnclaimedModelError(
+            f"{error}, on the command line with --adapter {MODULE}"
+        ) from error
 
 
-def _from_transformers(source: str) -> nn.Module:
+def _check_exists(source: str) -> None:
+    """Looks like a path and is none: asking the hub for it would take long and tell nothing."""
+    if not Path(source).expanduser().exists() and not _HUB_ID.fullmatch(source):
+        raise UnsupportedError(f"model {source} does not exist; check the path")
+
+
+def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """The model, and the parameters that the checkpoint lacks."""
     import transformers
 
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         raise UnsupportedError(
             f"{source} is a checkpoint file that no adapter recognises; give a folder with "
@@ -85,10 +166,38 @@ def _from_transformers(source: str) -> nn.Module:
         config: Any = transformers.AutoConfig.from_pretrained(source)
         name = next(iter(config.architectures or []), None)
         loader = getattr(transformers, name, None) if name else None
-        model = (loader or transformers.AutoModel).from_pretrained(source)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(f"cannot load a model from {source!r}: {reason}") from error
+        model, report = (loader or transformers.AutoModel).from_pretrained(
+            source, dtype=dtype, output_loading_info=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise what their parsers raise
+        raise UnsupportedError(
+            f"cannot load a model from {source!r}: {_first_line(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{source!r} holds {type(model).__name__}, which is no torch module")
-    return model
+    return model, sorted(report["missing_keys"])
+
+
+def _report_missing(
+    source: str, model: nn.Module, adapter: Adapter, missing: Sequence[str]
+) -> None:
+    """transformers draws at random what a checkpoint lacks; pruning such weights is no use."""
+    if not missing:
+        return
+    prunable = {alias for w in WeightMap.of(model, adapter).values() for alias in w.aliases}
+    if drawn := [name for name in missing if name in prunable]:
+        raise UnsupportedError(
+            f"{source} lacks {len(drawn)} weights of {type(model).__name__} that would be pruned "
+            f"(first: {drawn[0]}); it is a checkpoint of another model, or not a whole one"
+        )
+    _log.warning(
+        "%s lacks %d parameters, which are new and random now (first: %s); none of them is pruned",
+        source, len(missing), missing[0],
+    )  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 _STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
 
 
 def resident_bytes() -> int:
@@ -22,9 +23,22 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most bytes of this process that ever were in RAM."""
+    """The most bytes of this process that ever were in RAM.
+
+    Linux counts in `ru_maxrss` what the parent held before it started this program; `VmHWM` is
+    of this program alone.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_device_bytes(device: torch.device) -> int | None:
+    """The most bytes that tensors of this process ever held on a CUDA device; None on others."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 class PeakMeter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,32 @@ def check_fit(
     state: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     family: str,
+    original: Callable[[str], str],
 ) -> None:
     """Checks that what was read from `path` is the state of a model of `family`.
+
+    Args:
+        path: for messages.
+        state: what was read, by our names.
+        expected: the state of a model of the configuration.
+        family: how errors call the model.
+        original: our name of a parameter to that in the file.
 
     Raises:
         UnsupportedError: naming what is missing, unknown or of another shape.
     """
-    _refuse(path, "lacks", expected.keys() - state.keys(), family)
-    surplus = state.keys() - expected.keys()
-    _refuse(path, "has, unknown to the pre-training model,", surplus, family)
+    lacking = sorted(original(name) for name in expected.keys() - state.keys())
+    surplus = sorted(original(name) for name in state.keys() - expected.keys())
+    for verb, names in (("lacks", lacking), ("has, unknown to the pre-training model,", surplus)):
+        if names:
+            raise UnsupportedError(
+                f"{path} {verb} {len(names)} parameter(s) ({few(names)}); it is not a checkpoint "
+                f"of this {family} pre-training model"
+            )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UnsupportedError(
-                f"{path}: {name} is {list(tensor.shape)}, the configuration asks for "
+                f"{path}: {original(name)} is {list(tensor.shape)}, the configuration asks for "
                 f"{list(expected[name].shape)}; give the configuration of this checkpoint"
             )
 
@@ -134,9 +147,9 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
     return loaded
 
 
-def few(names: Collection[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first three names."""
-    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _open(path: Path) -> object:
@@ -144,11 +157,3 @@ def _open(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the format before torch 1.6 cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _refuse(path: str | os.PathLike[str], verb: str, names: Iterable[str], family: str) -> None:
-    if names := sorted(names):
-        raise UnsupportedError(
-            f"{path} {verb} {len(names)} parameter(s) ({few(names)}); it is not a checkpoint of"
-            f" this {family} pre-training model"
-        )

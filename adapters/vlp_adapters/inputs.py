@@ -21,8 +21,8 @@ def pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor]:
     pixels, ids, mask = need(batch, "pixel_values", "input_ids", "attention_mask")
     if len(pixels) != len(ids):
         raise BatchError(
-            f"pixel_values {list(pixels.shape)} and input_ids {list(ids.shape)} do not fit: give "
-            "as many images as texts, [B, 3, H, W] and [B, L]"
+            f"pixel_values {list(pixels.shape)}, input_ids {list(ids.shape)} and attention_mask "
+            f"{list(mask.shape)} do not fit: give as many images as texts, [B, 3, H, W] and [B, L]"
         )
     return pixels, *texts_of({"input_ids": ids, "attention_mask": mask}, positions)
 

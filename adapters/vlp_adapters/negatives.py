@@ -33,7 +33,7 @@ def draw_partners(
             f"{similarities.shape[1]} pair(s); use batches of at least 2 or leave 'itm' out of "
             "losses"
         )
-    weights = similarities.float().softmax(dim=1) + floor
+    weights = similarities.softmax(dim=1) + floor
     weights.fill_diagonal_(0.0)
     return [int(torch.multinomial(row, 1, generator=generator)) for row in weights.cpu()]
 

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BlipModel,
     BlipTextConfig,
+    BlipTextModel,
     BlipVisionConfig,
+    BlipVisionModel,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -52,6 +59,11 @@ def pairs() -> dict[str, Tensor]:
     return images() | texts()
 
 
+def answered() -> dict[str, Tensor]:
+    """Questions with answers of 3 and 4 tokens."""
+    return pairs() | {"labels": torch.tensor([[1, 9, 2, 0], [1, 7, 9, 2]])}
+
+
 def conv_net() -> nn.Module:
     first, last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -68,11 +80,23 @@ def clip_config() -> CLIPConfig:
     return CLIPConfig(text_config=TEXT | special, vision_config=vision, projection_dim=8)
 
 
+def blip_vision() -> BlipVisionConfig:
+    return BlipVisionConfig(**IMAGE, intermediate_size=32, initializer_range=0.02)
+
+
+def blip_text() -> BlipTextConfig:
+    return BlipTextConfig(**TEXT, bos_token_id=48, sep_token_id=2, max_position_embeddings=16)
+
+
 def blip() -> nn.Module:
-    vision = BlipVisionConfig(**IMAGE, intermediate_size=32)
-    text = BlipTextConfig(**TEXT, bos_token_id=48, sep_token_id=2, max_position_embeddings=16)
+    towers = {"vision_config": blip_vision(), "text_config": blip_text()}
     sizes = {"embed_dim": 8, "queue_size": 4, "dec_token_id": 48, "enc_token_id": 49}
-    return BlipForPretraining(BlipPretrainConfig(vision_config=vision, text_config=text, **sizes))
+    return BlipForPretraining(BlipPretrainConfig(**towers, **sizes))
+
+
+def blip_config() -> BlipConfig:
+    sizes = {"projection_dim": 8, "image_text_hidden_size": 8}
+    return BlipConfig(vision_config=blip_vision(), text_config=blip_text(), **sizes)
 
 
 def xvlm() -> nn.Module:
@@ -94,6 +118,12 @@ class Row:
 
 ROWS = {
     "blip": Row("blip", blip, pairs),
+    "blip-retrieval": Row("blip", lambda: BlipForImageTextRetrieval(blip_config()), pairs),
+    "blip-captioning": Row("blip", lambda: BlipForConditionalGeneration(blip_config()), pairs),
+    "blip-vqa": Row("blip", lambda: BlipForQuestionAnswering(blip_config()), answered),
+    "blip-dual": Row("blip", lambda: BlipModel(blip_config()), pairs),
+    "blip-vision": Row("blip", lambda: BlipVisionModel(blip_vision()), images),
+    "blip-text": Row("blip", lambda: BlipTextModel(blip_text()), texts),
     "vit": Row("vit", lambda: ViTForImageClassification(vit_config()), images),
     "vit-bare": Row("vit", lambda: ViTModel(vit_config()), images),
     "dinov2": Row("vit", lambda: Dinov2Model(Dinov2Config(**IMAGE, mlp_ratio=2)), images),
@@ -111,7 +141,7 @@ ROWS = {
 }
 
 
-WITH_TEXT = [name for name, row in ROWS.items() if row.batch in (texts, pairs)]
+WITH_TEXT = [name for name, row in ROWS.items() if row.batch in (texts, pairs, answered)]
 
 
 @dataclass(frozen=True)

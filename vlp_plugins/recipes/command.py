@@ -59,7 +59,7 @@ def command_of(recipe: Recipe) -> str:
         elif value is True:
             words.append(option)
         else:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [option, str(value)]
     return shlex.join(words)
 
 

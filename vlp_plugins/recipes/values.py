@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> Value:
 
 def plain_of(text: str, name: str) -> Any:
     """One value as it would be read from a recipe: `0.5`, `true`, `name`, `[1, 2]`."""
-    return plain(_parse(text, name, name))
+    return plain(_parse(text, name, name, hints=False))
 
 
 def text(value: Value) -> str:
@@ -127,13 +127,13 @@ def plain(value: Value) -> Any:
     return value.data
 
 
-def _parse(text: str, source: str, name: str) -> Value:
+def _parse(text: str, source: str, name: str, *, hints: bool = True) -> Value:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return Value(None, source, name)
-        return _value(loader, node, source, name, 0)
+        return _Tree(loader, source, hints).value(node, name)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{source}{line}: not YAML ({error.problem or error})") from error
@@ -143,29 +143,40 @@ def _parse(text: str, source: str, name: str) -> Value:
         loader.dispose()
 
 
-def _value(loader: yaml.SafeLoader, node: yaml.Node, source: str, name: str, level: int) -> Value:
-    where = f"{source}, line {node.start_mark.line + 1}"
-    if level > _MOST_LEVELS:  # an alias may contain itself
-        raise RecipeError(f"{where}: nested deeper than {_MOST_LEVELS} levels")
-    if isinstance(node, yaml.MappingNode):
-        values: dict[str, Value] = {}
-        for key_node, inner in node.value:
-            key = str(key_node.value)
-            if key in values:
-                line = key_node.start_mark.line + 1
-                raise RecipeError(f"{source}, line {line}: {key} stands here a second time")
-            values[key] = _value(loader, inner, source, key, level + 1)
-        return Value(values, where, name)
-    if isinstance(node, yaml.SequenceNode):
-        inside = [_value(loader, inner, source, name, level + 1) for inner in node.value]
-        return Value(inside, where, name)
-    data = loader.construct_object(node)
-    unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
-    if isinstance(data, str) and unquoted and (found := _EXPONENT.fullmatch(data)):
-        yaml_way = f"{found[1]}{found[2] or '.0'}e{found[3] or '+'}{found[4]}"
-        logger.warning("%s: %s is taken for a number; YAML writes it %s", where, data, yaml_way)
-        data = float(data)
-    return Value(data, where, name)
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """Turns YAML nodes into values that know their line."""
+
+    loader: yaml.SafeLoader
+    source: str
+    hints: bool
+
+    def value(self, node: yaml.Node, name: str, level: int = 0) -> Value:
+        where = self.where(node)
+        if level > _MOST_LEVELS:  # an alias may contain itself
+            raise RecipeError(f"{where}: nested deeper than {_MOST_LEVELS} levels")
+        if isinstance(node, yaml.MappingNode):
+            values: dict[str, Value] = {}
+            for key_node, inner in node.value:
+                key = str(key_node.value)
+                if key in values:
+                    raise RecipeError(f"{self.where(key_node)}: {key} stands here a second time")
+                values[key] = self.value(inner, key, level + 1)
+            return Value(values, where, name)
+        if isinstance(node, yaml.SequenceNode):
+            return Value([self.value(inner, name, level + 1) for inner in node.value], where, name)
+        data = self.loader.construct_object(node)
+        unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
+        if isinstance(data, str) and unquoted and (found := _EXPONENT.fullmatch(data)):
+            yaml_way = f"{found[1]}{found[2] or '.0'}e{found[3] or '+'}{found[4]}"
+            if self.hints:
+                message = "%s: %s is taken for a number; YAML writes it %s"
+                logger.warning(message, where, data, yaml_way)
+            data = float(data)
+        return Value(data, where, name)
+
+    def where(self, node: yaml.Node) -> str:
+        return f"{self.source}, line {node.start_mark.line + 1}"
 
 
 def _said(data: Any) -> str:

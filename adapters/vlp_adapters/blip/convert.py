@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlp_adapters.blip.configuration import BlipPretrainConfig
 from vlp_adapters.blip.infer import infer_config
 from vlp_adapters.blip.modeling import BlipForPretraining
 from vlp_adapters.blip.names import from_original_name, to_original_name
+from vlp_adapters.checkpoints import check_fit, read_state, write_state
 from vlp_plugins.errors import UnsupportedError
 
 _POSITIONS = ".embeddings.position_embeddings.weight"  # the original numbers each such table
 _QUEUES = ("image_queue", "text_queue", "queue_ptr")
-
-
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of a `.safetensors` or PyTorch file; code in a file is never run.
-
-    A PyTorch file may hold the state itself or have it under the key `model`.
-
-    Raises:
-        UnsupportedError: if the file is missing, damaged, or holds anything but plain data.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UnsupportedError(f"{path} is not a file; give a BLIP checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsupportedError(
-            f"{path} was not read: it holds objects other than tensors, which could run code, or "
-            "it is no PyTorch file; save the bare state_dict and try again"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise UnsupportedError(f"{path} is damaged or no checkpoint: {error}") from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
-        raise UnsupportedError(f"{path} holds no state_dict, neither bare nor under 'model'")
-    if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UnsupportedError(f"{path} holds no state_dict: {_few(wrong)} is not a tensor")
-    return dict(state)
 
 
 def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,27 +62,14 @@ def load_original(
         state |= {twin: state[online] for twin, online in twins if online in state}
     if not any(name in state for name in _QUEUES):
         state |= {name: expected[name] for name in _QUEUES}
-    _refuse(path, "lacks", expected.keys() - state.keys())
-    _refuse(path, "has, unknown to the pre-training model,", state.keys() - expected.keys())
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise UnsupportedError(
-                f"{path}: {name} is {list(tensor.shape)}, the configuration asks for "
-                f"{list(expected[name].shape)}; give the configuration of this checkpoint"
-            )
+    check_fit(path, state, expected, "BLIP", to_original_name)
     model.load_state_dict(state)
     return model.eval()
 
 
 def save_original(model: BlipForPretraining, path: str | os.PathLike[str]) -> None:
     """Writes `model` in the original format: `{"model": state_dict}`, or `.safetensors`."""
-    path = Path(path)
-    # A clone: tied tensors share memory, which safetensors refuses and the original does not need.
-    state = {name: tensor.clone() for name, tensor in state_to_original(model).items()}
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state}, path)
+    write_state(state_to_original(model), path)
 
 
 def _fill_ties(
@@ -133,15 +87,3 @@ def _fill_ties(
         shared = first if first is not None else second
         if shared is not None:
             state[copy] = state[source] = shared
-
-
-def _refuse(path: str | os.PathLike[str], verb: str, names: Iterable[str]) -> None:
-    if names := sorted(to_original_name(name) for name in names):
-        raise UnsupportedError(
-            f"{path} {verb} {len(names)} parameter(s) ({_few(names)}); it is not a checkpoint of"
-            " this BLIP pre-training model"
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

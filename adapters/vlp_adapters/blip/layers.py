@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from vlp_adapters.blip.kinds import Kind, kind_of
+from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.errors import UnsupportedError
 
@@ -38,14 +39,6 @@ _VISION_PARTS = {
     "mlp.fc2": "mlp.fc2",
 }
 _TEXT_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-_TEXT_PARTS = {
-    **{f"attention.self.{name}": f"self.{name}" for name in ("query", "key", "value")},
-    "attention.output.dense": "self.output",
-    **{f"crossattention.self.{name}": f"cross.{name}" for name in ("query", "key", "value")},
-    "crossattention.output.dense": "cross.output",
-    "intermediate.dense": "ffn.fc1",
-    "output.dense": "ffn.fc2",
-}
 
 EXCLUSIONS = (
     Exclusion(
@@ -100,9 +93,7 @@ def _spec(model: nn.Module, path: str) -> WeightSpec | None:
         if not path.startswith(beginning):
             continue
         is_vision = tower == VISION
-        layer, parts = (
-            (_VISION_LAYER, _VISION_PARTS) if is_vision else (_TEXT_LAYER, _TEXT_PARTS)
-        )
+        layer, parts = (_VISION_LAYER, _VISION_PARTS) if is_vision else (_TEXT_LAYER, BERT_PARTS)
         match = layer.fullmatch(path, len(beginning))
         if match is None or match[2] not in parts:
             return None
@@ -119,7 +110,7 @@ def _spec(model: nn.Module, path: str) -> WeightSpec | None:
 def _text_spec(path: str, index: int, part: str, tower: str, *, is_copied: bool) -> WeightSpec:
     """A weight of a text tower; `is_copied` if the decoder has copies of what it else shares."""
     tokens = TEXT
-    if part in ("cross.key", "cross.value"):
+    if part in CROSS_INPUTS:
         tokens = QUESTION if is_copied and tower == DECODER else VISION
     owners = (Owner(path, tokens),)
     shared = f"{TEXT}.{index}.{part}"

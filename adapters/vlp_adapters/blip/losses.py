@@ -13,11 +13,11 @@ from vlp_adapters.blip.answers import answers_of
 from vlp_adapters.blip.contrastive import similarity
 from vlp_adapters.blip.features import image_features, match_logits, text_features
 from vlp_adapters.blip.kinds import Kind, decoder_ids, text_config
-from vlp_adapters.blip.negatives import check_negatives, draw_negatives
+from vlp_adapters.blip.negatives import draw_negatives
 from vlp_adapters.blip.objectives import matching_loss, word_labels
 from vlp_adapters.blip.passes import image_tokens, text_tokens
 from vlp_adapters.inputs import need_partners, pairs_of
-from vlp_adapters.negatives import generator_of
+from vlp_adapters.negatives import check_negatives, generator_of
 from vlp_plugins.adapter import Batch, Negatives
 from vlp_plugins.errors import BatchError, UnsupportedError
 

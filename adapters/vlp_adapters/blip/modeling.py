@@ -21,10 +21,11 @@ from vlp_adapters.blip.contrastive import (
     similarity,
     update_momentum,
 )
-from vlp_adapters.blip.negatives import check_negatives, draw_negatives
+from vlp_adapters.blip.negatives import draw_negatives
 from vlp_adapters.blip.objectives import IGNORED, matching_loss, word_labels
 from vlp_adapters.blip.passes import image_tokens, text_tokens
 from vlp_adapters.blip.towers import BlipTowers
+from vlp_adapters.negatives import check_negatives
 from vlp_plugins.adapter import Negatives
 
 LOSSES = ("itc", "itm", "lm")

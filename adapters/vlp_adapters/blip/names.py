@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from vlp_adapters.names import rebegin, reverse
+
 # Beginnings of names, (ours, original), in a vision encoder and in one of its layers.
 _VISION = (
     ("embeddings.class_embedding", "cls_token"),
@@ -31,7 +33,7 @@ def to_original_name(name: str) -> str:
     if not (match := _OURS.fullmatch(name)):
         return _first_name(name)
     block = f"blocks.{match['layer']}." if match["layer"] else ""
-    tail = _rebegin(match["tail"], _LAYER if block else _VISION)
+    tail = rebegin(match["tail"], _LAYER if block else _VISION)
     return f"visual_encoder{match['twin'] or ''}.{block}{tail}"
 
 
@@ -46,20 +48,9 @@ def from_original_name(name: str) -> str | None:
     if not (match := _ORIGINAL.fullmatch(name)):
         return _first_name(name)
     block = f"encoder.layers.{match['layer']}." if match["layer"] else ""
-    tail = _rebegin(match["tail"], _reverse(_LAYER if block else _VISION))
+    tail = rebegin(match["tail"], reverse(_LAYER if block else _VISION))
     return f"vision_model{match['twin'] or ''}.{block}{tail}"
 
 
 def _first_name(name: str) -> str:
     return "text_decoder.cls.predictions.decoder.bias" if name == _HEAD_BIAS else name
-
-
-def _rebegin(name: str, beginnings: tuple[tuple[str, str], ...]) -> str:
-    for old, new in beginnings:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _reverse(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple((second, first) for first, second in pairs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vlp_adapters.checkpoints import few
 from vlp_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.M
     if missing or extra:
         raise UnsupportedError(
             f"the state dict is not of this {type(model).__name__}: "
-            f"missing {_few(missing)}, unknown {_few(extra)}; try the model's from_pretrained"
+            f"missing {few(missing) or 'none'}, unknown {few(extra) or 'none'}; try the model's "
+            "from_pretrained"
         )
     found = {path: state[name] for path, name in names.items() if name}
     for path, tensor in found.items():
@@ -86,7 +88,3 @@ def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.M
             )
     model.load_state_dict(found)
     return model.eval()
-
-
-def _few(names: list[str]) -> str:
-    return (", ".join(names[:3]) + (", ..." if len(names) > 3 else "")) or "none"

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from vlp_adapters.inputs import need_partners
+from vlp_adapters.negatives import generator_of
 from vlp_adapters.xvlm.inputs import INPUTS, image_embeds_of, matching_pairs, text_embeds_of
 from vlp_adapters.xvlm.layers import EXCLUSIONS, FUSION, TEXT, VISION, image_tokens, weight_specs
 from vlp_adapters.xvlm.loading import load
 from vlp_adapters.xvlm.names import to_original_name
-from vlp_adapters.xvlm.targets import generator_of, mask_words, word_targets
+from vlp_adapters.xvlm.targets import mask_words, word_targets
 from vlp_adapters.xvlm.tasks import downstream_paths
 from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
-from vlp_plugins.errors import BatchError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,11 +98,7 @@ class XvlmAdapter(Adapter):
         """
         xvlm = _xvlm(model)
         pixels, ids, mask = matching_pairs(xvlm, batch)
-        if len(ids) < 2:
-            raise BatchError(
-                "the matching loss takes its wrong partners from the batch, which has only "
-                f"{len(ids)} pair(s); use batches of at least 2 and drop a last one that is smaller"
-            )
+        need_partners(len(ids))
         masked, labels = word_targets(xvlm.config.text_config, batch)
         output = xvlm(
             pixel_values=pixels,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlp_adapters.checkpoints import check_fit, read_state, write_state
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.infer import infer_config
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
@@ -27,37 +24,6 @@ _POSITIONS = {  # buffers of the original by the table that they number
         "text_encoder.bert.embeddings.position_ids"
     ),
 }
-
-
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of a `.safetensors` or PyTorch file; code in a file is never run.
-
-    A PyTorch file may hold the state itself or have it under the key `model`.
-
-    Raises:
-        UnsupportedError: if the file is missing, damaged, or holds anything but plain data.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UnsupportedError(f"{path} is not a file; give an X-VLM checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsupportedError(
-            f"{path} was not read: it holds objects other than tensors, which could run code, or "
-            "it is no PyTorch file; save the bare state_dict and try again"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UnsupportedError(f"{path} is damaged or no checkpoint: {error}") from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
-        raise UnsupportedError(f"{path} holds no state_dict, neither bare nor under 'model'")
-    wrong = [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]
-    if wrong:
-        raise UnsupportedError(f"{path} holds no state_dict: {_few(wrong)} is not a tensor")
-    return dict(state)
 
 
 def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,14 +67,7 @@ def load_original(
     state = state_from_original(original)
     state.setdefault(_DECODER, state.get(_WORDS, torch.empty(0)))  # tied: saved once or twice
     expected = model.state_dict()
-    _refuse(path, "lacks", expected.keys() - state.keys())
-    _refuse(path, "has, unknown to the pre-training model,", state.keys() - expected.keys())
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise UnsupportedError(
-                f"{path}: {name} is {list(tensor.shape)}, the configuration asks for "
-                f"{list(expected[name].shape)}; give the configuration of this checkpoint"
-            )
+    check_fit(path, state, expected, "X-VLM", to_original_name)
     if not torch.equal(state[_DECODER], state[_WORDS]):
         raise UnsupportedError(
             f"{path}: the MLM decoder differs from the word embeddings, which X-VLM ties"
@@ -119,22 +78,4 @@ def load_original(
 
 def save_original(model: XvlmForPretraining, path: str | os.PathLike[str]) -> None:
     """Writes `model` in the original format: `{"model": state_dict}`, or `.safetensors`."""
-    path = Path(path)
-    # A clone: tied tensors share memory, which safetensors refuses and the original does not need.
-    state = {name: tensor.clone() for name, tensor in state_to_original(model).items()}
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state}, path)
-
-
-def _refuse(path: str | os.PathLike[str], verb: str, names: Iterable[str]) -> None:
-    if names := sorted(names):
-        raise UnsupportedError(
-            f"{path} {verb} {len(names)} parameter(s) ({_few(names)}); it is not a checkpoint of"
-            " this X-VLM pre-training model"
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    write_state(state_to_original(model), path)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vlp_adapters.inputs import pairs_of
 from vlp_plugins.adapter import Batch, need
-from vlp_plugins.errors import BatchError
 
 if TYPE_CHECKING:
     from vlp_adapters.xvlm.modeling import XvlmForPretraining
@@ -35,21 +35,4 @@ def matching_pairs(model: XvlmForPretraining, batch: Batch) -> tuple[Tensor, Ten
     Raises:
         BatchError: if one is missing, or they do not fit.
     """
-    pixels, ids, mask = need(batch, *INPUTS)
-    if ids.shape != mask.shape or len(pixels) != len(ids):
-        raise BatchError(
-            f"pixel_values {list(pixels.shape)}, input_ids {list(ids.shape)} and attention_mask "
-            f"{list(mask.shape)} do not fit: give [B, 3, H, W], [B, L] and [B, L]"
-        )
-    positions = model.config.text_config.max_position_embeddings
-    if ids.shape[1] > positions:
-        raise BatchError(
-            f"a caption has {ids.shape[1]} tokens, the model has positions for {positions}; set "
-            f"the tokenizer's model_max_length to {positions} or less and truncation=True"
-        )
-    if not mask[:, 0].all():
-        raise BatchError(
-            "a caption starts with padding, but X-VLM reads its first token; set the tokenizer's "
-            "padding_side to 'right'"
-        )
-    return pixels, ids, mask
+    return pairs_of(batch, model.config.text_config.max_position_embeddings)

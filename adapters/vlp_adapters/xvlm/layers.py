@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.errors import UnsupportedError
 
@@ -37,19 +38,6 @@ _SWIN_PARTS = {
     "downsample.reduction": "downsample.reduction",
 }
 _TEXT_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.(.+)")
-_TEXT_PARTS = {
-    "attention.self.query": "self.query",
-    "attention.self.key": "self.key",
-    "attention.self.value": "self.value",
-    "attention.output.dense": "self.output",
-    "crossattention.self.query": "cross.query",
-    "crossattention.self.key": "cross.key",
-    "crossattention.self.value": "cross.value",
-    "crossattention.output.dense": "cross.output",
-    "intermediate.dense": "ffn.fc1",
-    "output.dense": "ffn.fc2",
-}
-_READS_IMAGE = ("cross.key", "cross.value")
 
 EXCLUSIONS = (
     Exclusion(r"^(vision|text)_proj\.", "projection into the common space: read by ITC only"),
@@ -85,7 +73,7 @@ def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
                 "wraps it before pruning"
             )
         modality, depth, part = found
-        tokens = VISION if modality == VISION or part in _READS_IMAGE else TEXT
+        tokens = VISION if modality == VISION or part in CROSS_INPUTS else TEXT
         yield WeightSpec(f"{modality}.{depth}.{part}", modality, depth, (Owner(path, tokens),))
 
 
@@ -118,8 +106,8 @@ def _vision_part(path: str, model: XvlmForPretraining) -> tuple[str, int, str] |
 
 def _text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
     match = _TEXT_LAYER.fullmatch(path)
-    if match is None or match[2] not in _TEXT_PARTS:
+    if match is None or match[2] not in BERT_PARTS:
         return None
     index = int(match[1])
-    part = _TEXT_PARTS[match[2]]
+    part = BERT_PARTS[match[2]]
     return (TEXT, index, part) if index < fusion_layer else (FUSION, index - fusion_layer, part)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from vlp_adapters.names import rebegin, reverse
+
 # Beginnings of names, (ours, original); the first that matches counts.
 _VISION = (
     ("embeddings.class_embedding", "class_embedding"),  # CLIP
@@ -38,9 +40,9 @@ def to_original_name(name: str) -> str:
     if not (tail := _vision_part(name)):
         return name
     if layer := _SWIN_LAYER.fullmatch(tail):
-        inner = _rebegin(layer[2], _SWIN_BLOCK).replace(_OUR_BIAS_TABLE, _BIAS_TABLE)
+        inner = rebegin(layer[2], _SWIN_BLOCK).replace(_OUR_BIAS_TABLE, _BIAS_TABLE)
         return f"vision_encoder.{layer[1]}{inner}"
-    return f"vision_encoder.{_rebegin(tail, _VISION)}"
+    return f"vision_encoder.{rebegin(tail, _VISION)}"
 
 
 def from_original_name(name: str) -> str | None:
@@ -57,21 +59,10 @@ def from_original_name(name: str) -> str | None:
         return name
     if layer := _SWIN_LAYER.fullmatch(tail):
         inner = layer[2].replace(_BIAS_TABLE, _OUR_BIAS_TABLE)
-        return f"vision_encoder.encoder.{layer[1]}{_rebegin(inner, _reverse(_SWIN_BLOCK))}"
-    return f"vision_encoder.{_rebegin(tail, _reverse(_VISION))}"
+        return f"vision_encoder.encoder.{layer[1]}{rebegin(inner, reverse(_SWIN_BLOCK))}"
+    return f"vision_encoder.{rebegin(tail, reverse(_VISION))}"
 
 
 def _vision_part(name: str) -> str:
     """What follows `vision_encoder.`; empty for other parameters."""
     return name.removeprefix("vision_encoder.") if name.startswith("vision_encoder.") else ""
-
-
-def _rebegin(name: str, beginnings: tuple[tuple[str, str], ...]) -> str:
-    for old, new in beginnings:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _reverse(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple((second, first) for first, second in pairs)

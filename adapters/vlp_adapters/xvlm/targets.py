@@ -1,30 +1,18 @@
-"""Random choices of the pre-training loss, made from the content of a batch.
-
-Equal batches get equal masked words and equal negatives, on any number of processes and after a
-resumed run, and the global random state stays as it was.
-"""
+"""Masked words of the pre-training loss, chosen by the content of a batch: equal for equal ones."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from vlp_adapters.negatives import generator_of
 from vlp_adapters.xvlm.masking import mask_tokens
 from vlp_plugins.adapter import Batch
 from vlp_plugins.errors import BatchError
 
 _SPECIAL = ("pad", "unk", "cls", "sep", "bos", "eos")
-
-
-def generator_of(input_ids: Tensor) -> torch.Generator:
-    """A CPU generator whose seed is a hash of the shape and the values of `input_ids`."""
-    ids = input_ids.detach().to("cpu", torch.int64).contiguous()
-    digest = hashlib.sha256(repr(tuple(ids.shape)).encode() + ids.numpy().tobytes()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def mask_words(
