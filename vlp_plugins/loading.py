@@ -55,6 +55,7 @@ def load_model(
     if dtype not in DTYPES:
         raise UnsupportedError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     target = default_device(device)
+    source = _expanded(source)
     known = registry()
     if adapter not in (None, MODULE):
         known.adapter(str(adapter))  # a misspelt name shows before the model is read
@@ -82,7 +83,8 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
         UnsupportedError: if nobody knows the source.
         UnclaimedModelError: if no adapter claims the model.
     """
-    path = Path(source).expanduser()
+    source = _expanded(source)
+    path = Path(source)
     if path.name == "config.json" and path.is_file():
         source, path = str(path.parent), path.parent
     if not has_no_weights(path):
@@ -108,6 +110,10 @@ def default_device(device: str | None) -> torch.device:
             f"device {device!r} cannot be used ({_first_line(error)}); write cpu, or leave it out"
         ) from error
     return found
+
+
+def _expanded(source: str) -> str:
+    return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
 def _asked_names(known: Registry, adapter: str | None) -> Iterable[str]:
@@ -146,7 +152,7 @@ def _adapter_of(model: nn.Module, known: Registry, adapter: str | None) -> Adapt
 
 def _check_exists(source: str) -> None:
     """Looks like a path and is none: asking the hub for it would take long and tell nothing."""
-    if not Path(source).expanduser().exists() and not _HUB_ID.fullmatch(source):
+    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
         raise UnsupportedError(f"model {source} does not exist; check the path")
 
 
@@ -154,7 +160,7 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
     """The model, and the parameters that the checkpoint lacks."""
     import transformers
 
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_file():
         raise UnsupportedError(
             f"{source} is a checkpoint file that no adapter recognises; give a folder with "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.weights import WeightMap
 
 _COMPANIONS = (
     "tokenizer*",
@@ -35,20 +39,42 @@ def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> 
         UnsupportedError: if the model cannot save itself.
         OutputError: if the folder exists or cannot be written.
     """
+    check_can_save(model)
     with atomic_folder(target) as folder:
         write_model(model, folder, source=source)
 
 
-def write_model(model: nn.Module, folder: Path, *, source: str | None = None) -> None:
-    """`save_model` into a folder that is itself part of something atomic."""
-    save: Any = getattr(model, "save_pretrained", None)
-    if save is None:
+def check_can_save(model: nn.Module) -> None:
+    """Raises `UnsupportedError` if the model has no `save_pretrained`."""
+    if not hasattr(model, "save_pretrained"):
         raise UnsupportedError(
             f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
             "Masks.load(file).apply(model)"
         )
+
+
+def write_model(model: nn.Module, folder: Path, *, source: str | None = None) -> None:
+    """`save_model` into a folder that is itself part of something atomic."""
+    check_can_save(model)
+    save: Any = model.save_pretrained
     save(folder)
-    if source is not None and Path(source).is_dir():
-        for pattern in _COMPANIONS:
-            for path in Path(source).glob(pattern):
-                shutil.copy2(path, folder / path.name)
+    if source is None or not (origin := Path(source)).exists():
+        return  # a hub id: whoever loads the model has the processor where it was
+    beside = origin if origin.is_dir() else origin.parent
+    for path in (path for pattern in _COMPANIONS for path in beside.glob(pattern)):
+        shutil.copy2(path, folder / path.name)
+
+
+@contextmanager
+def restored(weights: WeightMap) -> Iterator[None]:
+    """Gives prunable weights back the values that they had before the block.
+
+    A copy of them is kept on the CPU meanwhile.
+    """
+    dense = {name: weight.parameter.detach().cpu().clone() for name, weight in weights.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.parameter.copy_(dense[name])

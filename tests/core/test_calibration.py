@@ -365,14 +365,15 @@ def test_an_input_that_does_not_fit_its_mask_names_layer_and_shapes():
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(BatchError, match=r"input of 0 is \[2, 4, 3\], but the mask .* is \[2, 5\]"):
         run(model, adapter, [{"x": torch.rand(2, 4, 3)}])
-    with pytest.raises(BatchError, match=r"is \[2, 3\].*one pooled vector per sample"):
-        run(model, adapter, [{"x": torch.rand(2, 3)}])
+    with pytest.raises(BatchError, match=r"input of 0 is \[10, 3\], but the mask"):
+        run(model, adapter, [{"x": torch.rand(10, 3)}])  # flattened tokens, not pooled samples
 
 
-def test_a_pooled_input_is_all_real_if_the_adapter_says_so():
+@pytest.mark.parametrize("real", [None, torch.zeros(2, 5, dtype=torch.bool)])
+def test_one_pooled_vector_per_sample_is_real_whatever_the_mask_of_the_tokens(real):
     x = torch.rand(2, 3)
     statistics = run(
-        nn.Sequential(nn.Linear(3, 3)), Lambda({"t": None}, w=Owner("0", "t")), [{"x": x}]
+        nn.Sequential(nn.Linear(3, 3)), Lambda({"t": real}, w=Owner("0", "t")), [{"x": x}]
     )
     torch.testing.assert_close(moment(statistics, "w"), x.double().square().sum(0) / 2)
 

@@ -57,17 +57,21 @@ class TokenReader(ABC):
     def _misfit(self, tokens: torch.Tensor, real: torch.Tensor) -> BatchError:
         return BatchError(
             f"the input of {self._path} is {list(tokens.shape)}, but the mask of its tokens is "
-            f"{list(real.shape)}; if the layer sees other tokens than those (one pooled vector "
-            "per sample, say), the adapter must give it a token space of its own: with "
-            "ModuleAdapter, tokens={regular expression: None}"
+            f"{list(real.shape)}; if the layer sees other tokens than those, the adapter must give "
+            "it a token space of its own: with ModuleAdapter, tokens={regular expression: None}"
         )
 
 
 class _Rows(TokenReader):
-    """The last dimension holds the features, as `nn.Linear` reads them."""
+    """The last dimension holds the features, as `nn.Linear` reads them.
+
+    One vector per sample (a pooler's input) has no tokens to leave out: told by the rank, which
+    the adapter's mask of the samples' tokens shows to be missing a dimension.
+    """
 
     def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
-        yield self._select(inputs, real)
+        pooled = real is not None and inputs.ndim == 2 == real.ndim and len(inputs) == len(real)
+        yield self._select(inputs, None if pooled else real)
 
 
 class _Patches(TokenReader):

@@ -62,7 +62,7 @@ def _retrieval(model: Any, batch: Batch, negatives: Negatives | None) -> dict[st
     image = image_tokens(model.vision_model, pixels)
     logits = similarity(
         image_features(model, image),
-        text_features(model, ids, mask),
+        text_features(model, ids, mask).T,
         torch.tensor(_TEMPERATURE, device=image.device),
     )
     if negatives is None:

@@ -1,0 +1,91 @@
+"""What a demo model can do: retrieval among unseen pairs, and captions that are fully right."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.demo.captions import Fact, is_fully_right
+from benchmarks.demo.processors import MAX_TOKENS
+from benchmarks.demo.samples import read_folder
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.data import CaptionedBatches, Processor, open_source
+from vlp_plugins.evaluation import retrieval, write_captions
+
+BATCH_SIZE = 100
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured, in per cent.
+
+    Attributes:
+        image_to_text: images whose own caption ranks first, R@1.
+        text_to_image: captions whose own image ranks first, R@1.
+        captions: written captions that name exactly the objects of the scene; None if models of
+            the family write none.
+    """
+
+    image_to_text: float
+    text_to_image: float
+    captions: float | None
+
+    @property
+    def recall(self) -> float:
+        """Mean of the two R@1."""
+        return (self.image_to_text + self.text_to_image) / 2
+
+    def as_dict(self) -> dict[str, float | None]:
+        """By name, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Test pairs as a model takes them, made once for many measurements.
+
+    Attributes:
+        batches: what `Adapter.collate` gives.
+        facts: what each scene shows, in the order of the batches.
+        tokenizer: reads the captions that a model writes.
+    """
+
+    batches: list[Batch]
+    facts: list[frozenset[Fact]]
+    tokenizer: Any
+
+    @classmethod
+    def read(cls, folder: Path, processor: Processor, adapter: Adapter) -> Pairs:
+        """Reads an image folder that `build_data` wrote.
+
+        Args:
+            folder: with `metadata.jsonl`.
+            processor: the model's own.
+            adapter: the model's.
+
+        Raises:
+            DataError: if the folder cannot be read.
+            ValueError: if a caption's truth cannot be checked.
+        """
+        batches = CaptionedBatches(open_source(str(folder)), processor, adapter, BATCH_SIZE)
+        return cls(list(batches), read_folder(folder).facts, processor)
+
+
+def measure(model: nn.Module, adapter: Adapter, pairs: Pairs) -> Figures:
+    """Retrieval by features among all pairs, and greedy captions of models that write them.
+
+    Args:
+        model: a demo model; left as it is.
+        adapter: the model's.
+        pairs: the pairs to tell apart and to describe.
+    """
+    recall = retrieval(model, adapter, pairs.batches, ks=(1,))
+    right = None
+    if adapter.name == "blip":
+        said = write_captions(model, adapter, pairs.batches, pairs.tokenizer, max_length=MAX_TOKENS)
+        checks = [is_fully_right(*each) for each in zip(said, pairs.facts, strict=True)]
+        right = 100 * sum(checks) / len(checks)
+    return Figures(recall.image_to_text[1], recall.text_to_image[1], right)

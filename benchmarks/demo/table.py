@@ -1,0 +1,109 @@
+"""The demo's results as rows, for the terminal and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.demo.compare import CALIBRATION_BATCH, Comparison, Outcome
+from benchmarks.demo.measure import Figures
+from vlp_plugins.recipes import Recipe, command_of
+from vlp_plugins.recipes.recipe import DataRecipe
+from vlp_plugins.report.page import Run, Table
+
+_NOTE = (
+    "Pruned in one shot, not fine-tuned. R@1 (%): how often the own partner ranks first among all "
+    "test pairs. Captions (%): those that name every object's colour, digit and position right. "
+    "The last columns are the sparsity of each modality."
+)
+
+
+def results_table(comparison: Comparison, pairs: int) -> Table:
+    """One row per sparsity and method, the dense model first.
+
+    Args:
+        comparison: of one model.
+        pairs: number of test pairs.
+    """
+    modalities = [group.modality for group in comparison.inspection.groups]
+    header = ["sparsity", "method", "R@1 image->text", "R@1 text->image", "captions", *modalities]
+    rows = [["dense", "-", *_cells(comparison.dense), *("0.0%" for _ in modalities)]]
+    by_sparsity = sorted(comparison.outcomes, key=lambda outcome: outcome.sparsity)  # stable
+    for outcome in by_sparsity:
+        counts = outcome.masks.counts().by_modality
+        shares = [f"{counts[name].sparsity:.1%}" for name in modalities]
+        rows.append([f"{outcome.sparsity:.0%}", outcome.method, *_cells(outcome.figures), *shares])
+    title = (
+        f"{comparison.inspection.model} ({comparison.name}): "
+        f"{comparison.inspection.prunable:,} prunable weights, {pairs:,} unseen pairs"
+    )
+    return Table(title, header, rows, _NOTE)
+
+
+def text_of(table: Table) -> str:
+    """A table as lines of text; a blank line where the first cell changes."""
+    lines = [list(table.header), *map(list, table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+    text = [table.title, ""]
+    previous = table.header[0]
+    for line in lines:
+        if line[0] != previous:
+            text.append("")
+        previous = line[0]
+        text.append("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    return "\n".join(text)
+
+
+def sections(comparison: Comparison, data: Path) -> list[Run]:
+    """The report's sections about one model: one per method, with the command that repeats it.
+
+    Args:
+        comparison: of one model.
+        data: the calibration folder, as the command names it.
+    """
+    runs = []
+    for method in dict.fromkeys(outcome.method for outcome in comparison.outcomes):
+        outcomes = comparison.of(method)
+        seconds = comparison.pruning_seconds[method]
+        facts = {"pruning, all sparsities": f"{seconds:.1f} s", **_data_facts(outcomes[0])}
+        runs.append(
+            Run(
+                f"{method} on {comparison.name}",
+                command_of(recipe_of(comparison, outcomes, data)),
+                comparison.inspection,
+                {f"{outcome.sparsity:.0%}": outcome.masks for outcome in outcomes},
+                facts,
+            )
+        )
+    return runs
+
+
+def recipe_of(comparison: Comparison, outcomes: Sequence[Outcome], data: Path) -> Recipe:
+    """The run of `vlp prune` that makes the same masks."""
+    method = outcomes[0].method
+    recipe = Recipe(
+        model=str(comparison.source),
+        method=method,
+        sparsity=tuple(outcome.sparsity for outcome in outcomes),
+        out=f"pruned-{comparison.name}-{method}",
+        device="cpu",
+    )
+    if outcomes[0].masks.manifest.calibration is None:
+        return recipe
+    return replace(recipe, data=DataRecipe(source=str(data), batch_size=CALIBRATION_BATCH))
+
+
+def _cells(figures: Figures) -> list[str]:
+    values = (figures.image_to_text, figures.text_to_image, figures.captions)
+    return ["-" if value is None else f"{value:.1f}" for value in values]
+
+
+def _data_facts(outcome: Outcome) -> dict[str, str]:
+    calibration = outcome.masks.manifest.calibration
+    if calibration is None:
+        return {"calibration data": "none needed"}
+    return {
+        "calibration data": f"{calibration['samples']} samples in {calibration['batches']} batches",
+        "fingerprint of the data": str(calibration["fingerprint"]),
+    }

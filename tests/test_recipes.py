@@ -1,0 +1,264 @@
+"""Recipes: every key, what is refused, and the command line that says the same."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlp_plugins.errors import RecipeError, SparsityError
+from vlp_plugins.plugins import registry
+from vlp_plugins.recipes import (
+    OPTIONS,
+    DataRecipe,
+    Recipe,
+    command_of,
+    load_recipe,
+    need,
+    parameter_of,
+    sparsity_of,
+    with_options,
+)
+
+PAPER = Path(__file__).parents[1] / "recipes" / "paper"
+
+WHOLE = """
+model: models/blip
+adapter: blip
+processor: models/tokens
+method: multiflow
+parameters:
+  edges: true
+  nodes: false
+sparsity: [0.63, {vision: 0.5, text: 0.8}]
+allocation: modality
+floor: 1e-2
+owners: first
+variant: published
+data:
+  source: photos/
+  split: train
+  batch_size: 8
+  batches: 20
+  seed: 3
+  image_column: scan
+  caption_column: words
+  max_length: 30
+statistics: old.safetensors
+out: pruned
+seed: 7
+save_model: true
+checkpoint_every: 10
+dtype: bfloat16
+device: cpu
+"""
+
+EXPECTED = Recipe(
+    model="models/blip",
+    adapter="blip",
+    processor="models/tokens",
+    method="multiflow",
+    parameters={"edges": True, "nodes": False},
+    sparsity=(0.63, {"vision": 0.5, "text": 0.8}),
+    allocation="modality",
+    floor=0.01,
+    owners="first",
+    variant="published",
+    data=DataRecipe("photos/", "train", 8, 20, 3, "scan", "words", 30),
+    statistics="old.safetensors",
+    out="pruned",
+    seed=7,
+    save_model=True,
+    checkpoint_every=10,
+    dtype="bfloat16",
+    device="cpu",
+)
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    """Loads a recipe from its text."""
+
+    def load(text: str) -> Recipe:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return load_recipe(path)
+
+    return load
+
+
+def test_every_key(read: Any) -> None:
+    assert read(WHOLE) == EXPECTED
+    standard = Recipe()
+    same = [
+        f.name for f in fields(Recipe) if getattr(EXPECTED, f.name) == getattr(standard, f.name)
+    ]
+    assert same == ["method"]  # the test sets every other key to something unusual
+
+
+def test_most_keys_may_be_left_out(read: Any) -> None:
+    found = read("model: m\nsparsity: 0.75\ndata: photos/\nout: o\ndevice:\n")
+    assert found == Recipe(model="m", sparsity=(0.75,), data=DataRecipe(source="photos/"), out="o")
+    assert found.data.batch_size == 32
+    assert read("sparsity: {vision: 0.5}").sparsity == ({"vision": 0.5},)
+
+
+def test_a_pattern_is_an_allocation(read: Any) -> None:
+    assert read("pattern: {keep: 2, of: 4}") == Recipe(allocation="keep=2,of=4")
+    with pytest.raises(RecipeError, match="pattern and allocation exclude each other"):
+        read("pattern: {keep: 2, of: 4}\nallocation: global")
+    with pytest.raises(RecipeError, match="line 1: a pattern keeps 1 to 2 of 2, not 4"):
+        read("pattern: {keep: 4, of: 2}")
+    with pytest.raises(RecipeError, match="pattern must be a mapping with keep and of"):
+        read("pattern: {keep: 2}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparcity: 0.5", "line 1: unknown key 'sparcity' .did you mean 'sparsity'"),
+        ("method: omp\nbatch_size: 4", "line 2: unknown key 'batch_size' .it belongs under data:"),
+        ("data:\n  out: x", "line 2: unknown key 'out' .it does not belong under data:"),
+        ("data:\n  batchsize: 4", "line 2: unknown key 'batchsize' .did you mean 'batch_size'"),
+        ("ties: first", "it is called 'owners'"),
+        ("sparsity: many", "line 1: sparsity must be a number, not the text 'many'"),
+        ("sparsity: [0.5, [0.6]]", "sparsity must be a number, not a list of 1"),
+        ("sparsity: 75", "line 1: sparsity .* not 75; did you mean 0.75"),
+        ("sparsity: {vision: 1.0}", r"line 1: sparsity is .* in \[0, 1\), not 1"),
+        ("seed: 1.5", "seed must be a whole number from 0 on, not 1.5"),
+        ("seed: true", "seed must be a whole number from 0 on, not true"),
+        ("floor: .inf", "floor must be a number, not inf"),
+        ("data:\n  batch_size: 0", "line 2: batch_size must be a whole number from 1 on, not 0"),
+        ("data: [a, b]", "data must be a mapping of keys to values, not a list of 2"),
+        ("save_model: 'yes'", "save_model must be true or false, not the text 'yes'"),
+        ("variant: publishd", "variant must be one of default, published"),
+        ("allocation: modalty", "line 1: unknown allocation 'modalty' .did you mean 'modality'"),
+        ("model: {a: 1}", "model must be text, not a mapping with a"),
+        ("parameters: edges", "parameters must be a mapping of keys to values, not the text"),
+        ("seed: 1\nseed: 2", "line 2: seed stands here a second time"),
+        ("model: [a", "line 1: not YAML"),
+        ("a: b: c", "line 1: not YAML"),
+        ("", "is no recipe: it holds empty"),
+        ("just words", "is no recipe: it holds the text 'just words'"),
+        ("model: &a\n  x: *a", "nested deeper than 5 levels"),
+    ],
+)
+def test_what_is_refused_and_where(read: Any, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as raised:
+        read(text)
+    assert "recipe.yaml" in str(raised.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read recipe .*: No such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_numbers_that_yaml_takes_for_text(read: Any, caplog: pytest.LogCaptureFixture) -> None:
+    text = "parameters: {damping: 1e-5, word: '1e-5'}\nfloor: 2E3"
+    assert yaml.safe_load(text)["parameters"]["damping"] == "1e-5"  # the reason for all this
+    with caplog.at_level(logging.WARNING):
+        found = read(text)
+    assert found.parameters == {"damping": 1e-5, "word": "1e-5"}
+    assert found.floor == 2000.0
+    assert "line 1: 1e-5 is taken for a number; YAML writes it 1.0e-5" in caplog.text
+    assert "line 2: 2E3 is taken for a number; YAML writes it 2.0e+3" in caplog.text
+
+
+def from_command(words: list[str]) -> Recipe:
+    """Reads the options back, as a command line would."""
+    options: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            name = word
+            options.setdefault(name, [])
+        else:
+            options[name].append(word)
+    known = {option: key.split(".")[-1] for key, option in OPTIONS.items()}
+    whole = {"batch_size", "batches", "seed", "max_length", "checkpoint_every"}
+    values: dict[str, Any] = {}
+    for option, given in options.items():
+        key = known[option]
+        name = option.strip("-").replace("-", "_")
+        if key == "parameters":
+            values[name] = dict(map(parameter_of, given))
+        elif key == "sparsity":
+            values[name] = tuple(map(sparsity_of, given))
+        elif key == "save_model":
+            values[name] = True
+        else:
+            values[name] = int(given[0]) if key in whole else given[0]
+            values[name] = float(given[0]) if key == "floor" else values[name]
+    return with_options(Recipe(), **values)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        EXPECTED,
+        Recipe(model="a b", method="omp", sparsity=(0.63, 0.9), out="o"),
+        Recipe(parameters={"name": "x y", "word": "true", "number": "1e-5", "sizes": [1, 2]}),
+        Recipe(parameters={"damping": 1e-5, "none": None}, floor=0.1 + 0.2),
+    ],
+)
+def test_the_command_says_the_same_as_the_recipe(recipe: Recipe) -> None:
+    words = shlex.split(command_of(recipe))
+    assert words[:2] == ["vlp", "prune"]
+    assert from_command(words[2:]) == recipe
+
+
+def test_the_command_is_short_where_everything_is_usual() -> None:
+    recipe = Recipe(model="m", sparsity=(0.63, 0.9), data=DataRecipe("my photos"), out="o")
+    assert command_of(recipe) == (
+        "vlp prune --model m --method multiflow --sparsity 0.63 0.9 --data 'my photos' --out o"
+    )
+
+
+def test_the_command_line_wins_over_the_recipe() -> None:
+    found = with_options(EXPECTED, batch_size=64, out="elsewhere", data=None, save_model=False)
+    assert (found.data.batch_size, found.out, found.save_model) == (64, "elsewhere", False)
+    assert found.data.source == "photos/"
+    with pytest.raises(RecipeError, match="unknown option 'batchsize' .did you mean 'batch_size'"):
+        with_options(EXPECTED, batchsize=64)
+
+
+def test_what_a_run_needs_is_named() -> None:
+    need(EXPECTED, "model", "data.source", "sparsity", "out")
+    with pytest.raises(RecipeError, match="no model given; pass --model, or write `model: ...`"):
+        need(Recipe(), "model")
+    with pytest.raises(RecipeError, match="pass --data, or write `data: {source: ...}`"):
+        need(Recipe(), "data.source")
+
+
+def test_sparsities_of_the_command_line() -> None:
+    assert sparsity_of("0.75") == 0.75
+    assert sparsity_of("vision=0.5,text=0.8") == {"vision": 0.5, "text": 0.8}
+    for wrong in ("much", "vision=", "vision=0.5,0.8", "1.5"):
+        with pytest.raises(SparsityError):
+            sparsity_of(wrong)
+    with pytest.raises(RecipeError, match="write name=value"):
+        parameter_of("edges")
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_recipes(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.sparsity == (0.63, 0.75, 0.9)
+    assert recipe.variant == "published"
+    method, family = path.stem.split("-")[:2]
+    assert recipe.method == method
+    assert recipe.adapter == {"dino": "vit"}.get(family, family)
+    made = registry().method(recipe.method, **recipe.parameters)
+    assert bool(made.needs) == (recipe.data.batches is not None)
+    if made.needs and recipe.adapter != "vit":
+        assert recipe.data.batches == 3000
+
+
+def test_there_is_a_recipe_for_every_method_of_the_paper_that_exists() -> None:
+    found = {path.stem.split("-")[0] for path in PAPER.glob("*.yaml")}
+    assert found == {"random", "omp", "lamp", "l2", "multiflow"}

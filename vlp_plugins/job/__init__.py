@@ -1,0 +1,8 @@
+"""`vlp prune` from end to end: load, read the data once, make masks, write a folder of results."""
+
+from __future__ import annotations
+
+from vlp_plugins.job.prepared import Prepared, prepare, title_of
+from vlp_plugins.job.running import Result, run
+
+__all__ = ["Prepared", "Result", "prepare", "run", "title_of"]

@@ -1,0 +1,136 @@
+"""What a recipe names, loaded and checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.allocation import Target, budget_of
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import Processor, load_processor, reads_text
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.errors import RecipeError, SparsityError
+from vlp_plugins.job.images_only import ImagesOnly, takes_no_text
+from vlp_plugins.loading import load_model
+from vlp_plugins.masks import Masks
+from vlp_plugins.methods.base import Composition
+from vlp_plugins.pruning import is_published, make_masks, resolve_method, targets_of
+from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.weights import WeightMap
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a recipe names, loaded and checked; no data has been read."""
+
+    recipe: Recipe
+    model: nn.Module
+    adapter: Adapter
+    method: Composition
+    targets: Sequence[Target]
+    weights: WeightMap
+
+    @property
+    def published(self) -> bool:
+        """Whether the published variant is asked for."""
+        return is_published(self.recipe.variant)
+
+    def processor(self) -> Processor:
+        """The processor of the model.
+
+        Raises:
+            DataError: if there is none.
+        """
+        source = self.recipe.processor or self.recipe.model
+        processor = load_processor(str(source), max_length=self.recipe.data.max_length)
+        if not reads_text(processor) and takes_no_text(self.model, self.adapter):
+            return ImagesOnly(processor)
+        return processor
+
+    def batches(self) -> CaptionedBatches:
+        """The calibration batches; a model of images only gets them without captions.
+
+        Raises:
+            RecipeError: if the method reads data and the recipe names none.
+            DataError: if there is no data, or no processor.
+        """
+        data = self.recipe.data
+        if data.source is None:
+            raise RecipeError(
+                f"method {self.method.name!r} reads calibration data: give --data FOLDER (images "
+                "with metadata.jsonl), or --statistics FILE of an earlier run"
+            )
+        processor = self.processor()
+        source = open_source(
+            data.source,
+            split=data.split,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            captions="first" if reads_text(processor) else "none",
+        )
+        return CaptionedBatches(
+            source,
+            processor,
+            self.adapter,
+            data.batch_size,
+            limit=data.batches,
+            shuffle_seed=data.seed,
+        )
+
+    def masks(self, statistics: Statistics | None, *, half: int | None = None) -> list[Masks]:
+        """Masks for every target; `half` uses every other batch only."""
+        return make_masks(
+            self.weights,
+            self.method,
+            self.targets,
+            statistics,
+            floor=self.recipe.floor,
+            owners=self.recipe.owners,  # type: ignore[arg-type]
+            published=self.published,
+            seed=self.recipe.seed,
+            half=half,
+        )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Loads the model and resolves every name, so that mistakes show before the work.
+
+    Raises:
+        VlpError: if a name is unknown, a sparsity impossible, or the model cannot be pruned.
+    """
+    need(recipe, "model")
+    asked = list(recipe.sparsity) or None
+    method = resolve_method(recipe.method, recipe.allocation, asked, recipe.parameters)
+    targets = targets_of(asked, method.allocation)
+    _check_targets(targets, recipe.floor)
+    model, adapter = load_model(
+        str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
+    )
+    weights = WeightMap.of(model, adapter)
+    for target in targets:
+        budget_of(target, list(weights.by_modality()))
+    weights.check_finite()
+    return Prepared(recipe, model, adapter, method, targets, weights)
+
+
+def title_of(target: Target) -> str:
+    """`0.75`, or `vision=0.5,text=0.8`: names files, columns and tables."""
+    if isinstance(target, Mapping):
+        return ",".join(f"{name}={value:.10g}" for name, value in target.items())
+    return f"{target:.10g}"
+
+
+def _check_targets(targets: Sequence[Target], floor: float) -> None:
+    titles = [title_of(target) for target in targets]
+    if twice := next((title for title in titles if titles.count(title) > 1), None):
+        raise SparsityError(f"sparsity {twice} is given twice; each makes one set of masks")
+    highest = max(max(t.values()) if isinstance(t, Mapping) else t for t in targets)
+    if not 0 <= floor < 1 or 1 - floor < highest:
+        raise SparsityError(
+            f"a floor of {floor:g} and sparsity {highest:g} exclude each other: each layer keeps "
+            f"at least the floor, so at most {max(0.0, 1 - floor):g} can be removed; lower one"
+        )
