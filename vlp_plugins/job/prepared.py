@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.allocation import Target, budget_of
+from vlp_plugins.allocation import Target
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.data.sources import open_source
@@ -19,6 +19,9 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition
 from vlp_plugins.pruning import is_published, make_masks, resolve_method, targets_of
 from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.selection import Scored
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
 
@@ -111,9 +114,9 @@ def prepare(recipe: Recipe) -> Prepared:
         str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
     )
     weights = WeightMap.of(model, adapter)
-    for target in targets:
-        budget_of(target, list(weights.by_modality()))
     weights.check_finite()
+    if recipe.allocation or recipe.floor or any(isinstance(t, Mapping) for t in targets):
+        _try_allocation(method, targets, weights, recipe.floor)
     return Prepared(recipe, model, adapter, method, targets, weights)
 
 
@@ -122,6 +125,14 @@ def title_of(target: Target) -> str:
     if isinstance(target, Mapping):
         return ",".join(f"{name}={value:.10g}" for name, value in target.items())
     return f"{target:.10g}"
+
+
+def _try_allocation(
+    method: Composition, targets: Sequence[Target], weights: WeightMap, floor: float
+) -> None:
+    """Shares out by magnitude: what cannot be met shows here, not after hours of reading data."""
+    evidence = {name: Evidence(name) for name in weights}
+    method.allocation.select(Scored(Magnitude(), weights, evidence), targets, floor=floor)
 
 
 def _check_targets(targets: Sequence[Target], floor: float) -> None:

@@ -16,8 +16,9 @@ from vlp_plugins.errors import DataError, StatisticsError, VlpError
 from vlp_plugins.job.facts import StopWatch, agreement, data_facts, memory_facts
 from vlp_plugins.job.prepared import Prepared, prepare, title_of
 from vlp_plugins.job.writing import write_results
+from vlp_plugins.launch import wait_for_all
 from vlp_plugins.masks import Masks
-from vlp_plugins.processes import place, wait_for_all
+from vlp_plugins.processes import place
 from vlp_plugins.recipes import Recipe, need
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.saving import check_can_save
@@ -73,14 +74,12 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
         check_can_save(job.model)
     batches = job.batches() if job.method.needs and known is None else None
     watch.lap("loading")
-    statistics = _statistics(
-        job, known, batches, checkpoint_of(out), progress=progress, resume=resume
-    )
+    statistics = _statistics(job, known, batches, out, progress=progress, resume=resume)
     if batches is not None:
         watch.lap("data pass")
     masks = dict(zip(map(title_of, job.targets), job.masks(statistics), strict=True))
     watch.lap("masks")
-    tables = agreement(job, statistics, masks)
+    tables = agreement(job, statistics, masks) if writes else []
     if tables:
         watch.lap("masks of either half of the data")
 
@@ -117,7 +116,7 @@ def _statistics(
     job: Prepared,
     known: Statistics | None,
     batches: CaptionedBatches | None,
-    checkpoint: Path,
+    out: Path,
     *,
     progress: Progress | None,
     resume: bool,
@@ -127,7 +126,7 @@ def _statistics(
     if batches is None:
         assert known is not None
         return _checked(known, job)
-    with _rejecting(checkpoint, batches, keep=resume):
+    with _rejecting(out, batches, keep=resume):
         return calibrate(
             job.model,
             job.adapter,
@@ -135,7 +134,7 @@ def _statistics(
             batches,
             job.method.needs,
             published=job.published,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_of(out),
             checkpoint_every=job.recipe.checkpoint_every,
             resume=resume,
             progress=progress,
@@ -155,7 +154,7 @@ def _checked(statistics: Statistics, job: Prepared) -> Statistics:
 
 
 @contextmanager
-def _rejecting(checkpoint: Path, batches: CaptionedBatches, *, keep: bool) -> Iterator[None]:
+def _rejecting(out: Path, batches: CaptionedBatches, *, keep: bool) -> Iterator[None]:
     """Leaves no checkpoint of a pass that was rejected and would be rejected again (NaN).
 
     That of an interruption stays, and so does that of data that broke off or of an earlier run.
@@ -164,7 +163,7 @@ def _rejecting(checkpoint: Path, batches: CaptionedBatches, *, keep: bool) -> It
         yield
     except VlpError as error:
         if not keep and not _can_go_on(error, batches):
-            _delete_checkpoints(checkpoint.with_suffix(""))
+            _delete_checkpoints(out)
         raise
 
 

@@ -1,4 +1,4 @@
-"""BLIP as pruning sees it: two modalities, text towers that share weights, six classes."""
+"""BLIP as pruning sees it: two modalities, text towers that share weights, seven classes."""
 
 from __future__ import annotations
 

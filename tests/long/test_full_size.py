@@ -1,0 +1,44 @@
+"""Every method once through BLIP base and X-VLM base: real sizes, random weights, two batches."""
+
+import gc
+
+import pytest
+import torch
+from benchmarks.speed import full_size, random_batches
+
+from vlp_plugins import Masks, prune
+from vlp_plugins.inspection import inspect_model
+from vlp_plugins.plugins import registry
+
+pytestmark = pytest.mark.long
+SIZES = {"blip": 226_492_416, "xvlm": 184_025_088}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=list(SIZES))
+def model(request):
+    yield request.param, full_size(request.param, CPU)
+    gc.collect()
+
+
+def test_the_prunable_weights_are_those_of_the_papers(model):
+    family, network = model
+    found = inspect_model(network, registry().adapter_for(network))
+
+    assert found.prunable == SIZES[family]
+    assert "not declared by the adapter" not in {e.reason for e in found.excluded}
+
+
+@pytest.mark.parametrize("method", registry().method_names())
+def test_every_method_prunes_exactly_and_its_masks_survive_the_disk(model, method, tmp_path):
+    family, network = model
+    batches = random_batches(2, 2, CPU)
+    masks = prune(network, batches, method=method, sparsity=0.75)
+
+    # A scope smaller than the model (a modality, a row) rounds down by less than one element.
+    assert int(0.75 * SIZES[family]) - 1000 <= masks.removed <= int(0.75 * SIZES[family])
+    masks.save(tmp_path / "masks.safetensors")
+    assert Masks.load(tmp_path / "masks.safetensors") == masks
+    # Tied weights are one weight: both towers of BLIP see the same mask.
+    masks.apply(network)
+    assert masks.verify(network) == []

@@ -1,0 +1,56 @@
+"""Joins the processes that `torchrun` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed
+
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.processes import place
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Makes a process group of what `torchrun` started; does nothing in a process alone.
+
+    The group is of gloo, on GPUs too: what processes exchange is a few megabytes of float64 sums
+    that lie on the CPU anyway, once at the end of the data pass. Each process uses the GPU that
+    its `LOCAL_RANK` names.
+
+    Raises:
+        UnsupportedError: if the processes do not find each other, or are more than the GPUs.
+    """
+    alone = int(os.environ.get("WORLD_SIZE") or 1) < 2 or not all(map(os.environ.get, _VARIABLES))
+    if alone or distributed.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UnsupportedError(
+                f"process {local} of this machine has no GPU of its own (there are "
+                f"{torch.cuda.device_count()}); start as many processes as GPUs"
+            )
+        torch.cuda.set_device(local)
+    try:
+        distributed.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedError(
+            f"the processes of torchrun did not find each other: {error}"
+        ) from error
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Returns when every process of the group has come here."""
+    if place()[1] > 1:
+        distributed.barrier()
