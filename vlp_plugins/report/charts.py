@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,8 @@ def _mean_by_depth(rows: Sequence[LayerRow], mask: int) -> tuple[list[int], list
     kept: dict[int, int] = {}
     total: dict[int, int] = {}
     for row in rows:
-        elements = 1
-        for size in row.shape:
-            elements *= size
         kept[row.depth] = kept.get(row.depth, 0) + row.kept[mask]
-        total[row.depth] = total.get(row.depth, 0) + elements
+        total[row.depth] = total.get(row.depth, 0) + row.elements
     depths = sorted(total)
     return depths, [1 - kept[depth] / total[depth] for depth in depths]
 
@@ -65,4 +63,5 @@ def _svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": "vlp-plugins"}):  # same data, same file
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # links to its format

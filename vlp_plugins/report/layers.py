@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class LayerRow:
     uses: int
     sparsities: tuple[float, ...]
     kept: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
@@ -54,8 +60,8 @@ def collapse_warnings(rows: Sequence[LayerRow], titles: Sequence[str]) -> list[s
             if names:
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
                 warnings.append(
-                    f"{title}: {len(names)} of {len(rows)} weights {what}: {shown}. A floor "
-                    "(--floor 0.02) keeps every layer alive."
+                    f"sparsity {title}: {len(names)} of {len(rows)} weights {what}: {shown}; a "
+                    "floor (--floor 0.02) keeps every layer alive"
                 )
     return warnings
 
@@ -68,10 +74,7 @@ def to_csv(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
     writer.writerow(["name", "modality", "depth", "shape", "elements", "uses", *columns])
     for row in rows:
         shape = "x".join(map(str, row.shape))
-        elements = 1
-        for size in row.shape:
-            elements *= size
         pairs = zip(row.sparsities, row.kept, strict=True)
         cells = [cell for s, kept in pairs for cell in (f"{s:.6f}", kept)]
-        writer.writerow([row.name, row.modality, row.depth, shape, elements, row.uses, *cells])
+        writer.writerow([row.name, row.modality, row.depth, shape, row.elements, row.uses, *cells])
     return text.getvalue()

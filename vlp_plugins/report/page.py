@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 
+import vlp_plugins
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.inspection import Inspection
 from vlp_plugins.masks import Masks
@@ -57,20 +58,15 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
     Raises:
         UnsupportedError: if the packages of the extra `report` are missing.
     """
-    try:
-        import matplotlib  # noqa: F401
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise UnsupportedError(
-            "report.html is left out: it needs jinja2 and matplotlib "
-            "(pip install 'vlp-plugins[report]')"
-        ) from error
+    check_can_render()
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(
-        files("vlp_plugins.report").joinpath("page.html.j2").read_text()
+        files("vlp_plugins.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
     sections = []
     for run in runs:
@@ -86,7 +82,21 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
                 "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",
             }
         )
-    return template.render(title=title, sections=sections, tables=tables)
+    return template.render(
+        title=title, sections=sections, tables=tables, version=vlp_plugins.__version__
+    )
+
+
+def check_can_render() -> None:
+    """Raises `UnsupportedError` if the packages of the extra `report` are missing."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            "report.html is left out: it needs jinja2 and matplotlib "
+            "(pip install 'vlp-plugins[report]')"
+        ) from error
 
 
 def _modalities(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
