@@ -69,7 +69,13 @@ def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
         adapter: see `vlp_plugins.adapter`.
     """
     weights = WeightMap.of(model, adapter)
-    groups = [
+    excluded = _excluded(model, adapter, weights)
+    return Inspection(type(model).__name__, adapter.name, groups_of(weights), excluded, weights)
+
+
+def groups_of(weights: WeightMap) -> list[Group]:
+    """The weights by modality, in order of first appearance."""
+    return [
         Group(
             modality,
             len(members),
@@ -79,9 +85,6 @@ def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
         )
         for modality, members in weights.by_modality().items()
     ]
-    return Inspection(
-        type(model).__name__, adapter.name, groups, _excluded(model, adapter, weights), weights
-    )
 
 
 def _excluded(model: nn.Module, adapter: Adapter, weights: WeightMap) -> list[Excluded]:

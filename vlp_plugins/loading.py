@@ -189,7 +189,7 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
 def _report_missing(
     source: str, model: nn.Module, adapter: Adapter, missing: Sequence[str]
 ) -> None:
-    """transformers draws at random what a checkpoint lacks; pruning such weights is no use."""
+    """Judges what a checkpoint lacks: transformers draws it at random, and only warns."""
     if not missing:
         return
     prunable = {alias for w in WeightMap.of(model, adapter).values() for alias in w.aliases}

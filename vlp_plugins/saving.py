@@ -58,6 +58,9 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     check_can_save(model)
     save: Any = model.save_pretrained
     save(folder)
+    config = folder / "config.json"
+    for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+        shutil.copymode(config, weights)
     if source is None or not (origin := Path(source)).exists():
         return  # a hub id: whoever loads the model has the processor where it was
     beside = origin if origin.is_dir() else origin.parent

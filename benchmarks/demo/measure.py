@@ -39,8 +39,8 @@ class Figures:
         return (self.image_to_text + self.text_to_image) / 2
 
     def as_dict(self) -> dict[str, float | None]:
-        """By name, for JSON."""
-        return asdict(self)
+        """By name, for JSON; two digits."""
+        return {name: v if v is None else round(v, 2) for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)

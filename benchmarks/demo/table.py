@@ -82,8 +82,9 @@ def sections(comparison: Comparison, data: Path) -> list[Run]:
 def recipe_of(comparison: Comparison, outcomes: Sequence[Outcome], data: Path) -> Recipe:
     """The run of `vlp prune` that makes the same masks."""
     method = outcomes[0].method
+    here, source = Path.cwd(), comparison.source
     recipe = Recipe(
-        model=str(comparison.source),
+        model=str(source.relative_to(here) if source.is_relative_to(here) else source),
         method=method,
         sparsity=tuple(outcome.sparsity for outcome in outcomes),
         out=f"pruned-{comparison.name}-{method}",

@@ -140,6 +140,13 @@ def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer, clock: Cl
     torch.set_rng_state(state["rng"])
 
 
+def forget_unsaved(log: Path, step: int) -> None:
+    """Drop the records of a log that are later than `step`: a resumed run makes them again."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    log.write_text("".join(kept), encoding="utf-8")
+
+
 def train(family: Family, folder: Path, clock: Clock, args: argparse.Namespace) -> None:
     """Train until the clock is over, logging and saving on the way."""
     torch.manual_seed(args.seed)
@@ -151,6 +158,7 @@ def train(family: Family, folder: Path, clock: Clock, args: argparse.Namespace) 
     optimizer = build_optimizer(model)
     if args.resume:
         resume(folder, model, optimizer, clock)
+        forget_unsaved(folder / "train.jsonl", clock.step)
     validation = validation_sample()
     # a resumed run draws new scenes, not the first ones again
     source = batches(args.seed + clock.step, clock)

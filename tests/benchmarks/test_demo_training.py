@@ -95,6 +95,8 @@ def test_a_few_steps_lower_every_loss(family: Family) -> None:
 def test_a_run_logs_saves_loads_and_resumes(tmp_path: Path) -> None:
     args = Namespace(seed=0, resume=False, bf16=False, save_minutes=1e6, log_steps=1)
     train("xvlm", tmp_path, Clock(minutes=None, steps=2), args)
+    with (tmp_path / "train.jsonl").open("a") as log_file:
+        log_file.write('{"step": 3}\n')  # a step that was logged, but lost before the next save
     args.resume = True
     train("xvlm", tmp_path, Clock(minutes=None, steps=3), args)
     log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]

@@ -23,9 +23,9 @@ class ImagesOnly:
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
 
-    def __call__(self, *, images: Any, **_: Any) -> Mapping[str, Any]:
-        """Makes the tensors of a list of PIL images."""
-        return self._processor(images=images, return_tensors="pt")
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
+        """Makes the tensors of `images`, a list of PIL images."""
+        return self._processor(images=inputs["images"], return_tensors="pt")
 
 
 def takes_no_text(model: nn.Module, adapter: Adapter) -> bool:

@@ -1,0 +1,17 @@
+"""The `vlp` command. Commands are thin: each reads its options, calls the API, prints.
+
+Importing it stays cheap: what a command works with is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+from vlp_plugins.cli.looking import inspect, plugins
+from vlp_plugins.cli.masks import masks
+from vlp_plugins.cli.planning import plan
+from vlp_plugins.cli.program import main
+from vlp_plugins.cli.pruning import prune
+
+__all__ = ["main"]
+
+for command in (prune, plan, inspect, masks, plugins):
+    main.add_command(command)

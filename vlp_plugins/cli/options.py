@@ -1,0 +1,127 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vlp_plugins.recipes import Recipe
+
+Command = Callable[..., Any]
+
+_NUMBER = re.compile(r"-\.?\d")
+_RECIPE = (".yaml", ".yml")
+
+
+class ManyValues(click.Command):
+    """Lets `--sparsity` and `--parameter` take several values: `--sparsity 0.63 0.75 0.9`."""
+
+    many = ("--sparsity", "--parameter")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeats the option before each of its values; a recipe is never one of them."""
+        spread: list[str] = []
+        current = ""
+        waiting = False  # for the first value, whatever it looks like
+        for arg in args:
+            option, sign, _ = arg.partition("=")
+            is_option = arg.startswith("-") and not _NUMBER.match(arg)
+            if option in self.many:
+                current, waiting = option, not sign
+                if sign:
+                    spread.append(arg)
+            elif is_option or not current or (arg.endswith(_RECIPE) and not waiting):
+                current = ""
+                spread.append(arg)
+            else:
+                spread.append(f"{current}={arg}")
+                waiting = False
+        if waiting:
+            raise click.BadOptionUsage(current, f"Option {current!r} requires a value.", ctx)
+        return super().parse_args(ctx, spread)
+
+
+def model_options(command: Command) -> Command:
+    """Options that say how a model is loaded."""
+    for option in (
+        click.option("--device", help="cpu, cuda, ...; a GPU if there is one."),
+        click.option("--dtype", default="float32", show_default=True),
+        adapter_option(),
+    ):
+        command = option(command)
+    return command
+
+
+def adapter_option() -> Callable[[Command], Command]:
+    """Who describes the model."""
+    return click.option(
+        "--adapter", help="Name of the adapter, found by itself if left out; 'module' takes all."
+    )
+
+
+def new_file() -> Callable[[Command], Command]:
+    """Where to write."""
+    return click.option("--out", "target", type=click.Path(path_type=Path), required=True)
+
+
+def recipe_options(command: Command) -> Command:
+    """The options of `vlp_plugins.recipes.OPTIONS`; each overrides the recipe's key."""
+    text: dict[str, Any] = {"default": None}
+    whole: dict[str, Any] = {"default": None, "type": click.IntRange(min=1)}
+    seed: dict[str, Any] = {"default": None, "type": click.IntRange(min=0)}
+    options: list[Callable[[Command], Command]] = [
+        click.argument("recipe", required=False, type=click.Path(path_type=Path)),
+        click.option("--model", **text, help="Local folder, checkpoint file or hub id."),
+        click.option("--method", **text, help="Name of the method (see `vlp plugins`)."),
+        click.option("--sparsity", multiple=True, help="0.75, or vision=0.5,text=0.8; several."),
+        click.option("--data", **text, help="Image folder with captions, tar shards, data set."),
+        click.option("--out", **text, help="New folder for masks and report."),
+        click.option("--batches", **whole, help="Calibration batches; all if left out."),
+        click.option("--batch-size", **whole, help="Pairs in a batch; 32 if left out."),
+        click.option("--parameter", multiple=True, help="name=value, of the method; several."),
+        click.option("--allocation", **text, help="global, modality, layer, row, keep=2,of=4."),
+        click.option("--floor", default=None, type=float, help="Least fraction each layer keeps."),
+        click.option(
+            "--owners", default=None, type=click.Choice(["all", "first"]),
+            help="Whose inputs count for a weight that several layers share.",
+        ),
+        click.option(
+            "--variant", default=None, type=click.Choice(["default", "published"]),
+            help="Reproduce the published code's counts and quirks, or not.",
+        ),
+        click.option("--statistics", **text, help="Statistics of an earlier run instead of data."),
+        click.option("--seed", **seed, help="For scores that draw random numbers."),
+        click.option("--split", **text, help="Of the data; the only one or train if left out."),
+        click.option("--shuffle-seed", **seed, help="Mixes the data; stored order if left out."),
+        click.option("--image-column", **text, help="Of the data; found if left out."),
+        click.option("--caption-column", **text, help="Of the data; found if left out."),
+        click.option("--max-length", **whole, help="Most tokens of a caption."),
+        click.option("--processor", **text, help="Where the processor is, if not at the model."),
+        adapter_option(),
+        click.option("--dtype", **text, help="float32 (if left out), bfloat16 or float16."),
+        click.option("--device", **text, help="cpu, cuda, ...; a GPU if there is one."),
+        click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
+        click.option("--checkpoint-every", **whole, help="Batches between two; 50 if left out."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
+    """The recipe file, or an empty one, with the options of the command line on top.
+
+    Raises:
+        RecipeError: if the file or an option is wrong.
+        SparsityError: if a sparsity is.
+    """
+    from vlp_plugins.recipes import Recipe, load_recipe, parameter_of, sparsity_of, with_options
+
+    options["sparsity"] = tuple(map(sparsity_of, options["sparsity"])) or None
+    options["parameter"] = dict(map(parameter_of, options["parameter"])) or None
+    return with_options(load_recipe(recipe) if recipe else Recipe(), **options)

@@ -1,0 +1,49 @@
+"""What the terminal shows beside the results: our warnings, and none of the libraries' chatter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+import click
+
+_SILENCE = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bar for the weights obeys it as well
+    "TRANSFORMERS_VERBOSITY": "error",  # advice to install torchvision; tables of missing keys
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_OURS = ("vlp_plugins", "vlp_adapters")
+
+
+def quiet_libraries() -> None:
+    """To be called before transformers is imported. What the user has set stays."""
+    for name, value in _SILENCE.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # somebody runs the command from Python
+        from transformers.utils import logging as chatter
+
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+class _Lines(logging.Handler):
+    """One line per record, on whatever standard error is at that moment (a progress bar's)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        click.echo(f"{record.levelname.lower()}: {text}", err=True)
+
+
+def show_log() -> None:
+    """Warnings of ours, of plug-ins and of libraries go to standard error."""
+    for logger in (logging.getLogger(), *map(logging.getLogger, _OURS)):
+        for handler in [h for h in logger.handlers if isinstance(h, _Lines)]:
+            logger.removeHandler(handler)
+    root = logging.getLogger()
+    root.addHandler(_Lines(logging.WARNING))

@@ -1,0 +1,41 @@
+"""Tables of text on standard output. Nothing is cut, so that programs can read them too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vlp_plugins.masks import Masks
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as they need; those of numbers are flush right."""
+    cells = [[*header], *([str(cell).replace("\n", ", ") for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+    if title:
+        click.secho(f"\n{title}", bold=True)
+    for row in cells:
+        texts = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        )
+        click.echo("  ".join(texts).rstrip())
+
+
+def print_masks(masks: Mapping[str, Masks]) -> None:
+    """Sparsity and kept elements per modality, one row per mask set and modality."""
+    rows = []
+    for title, each in masks.items():
+        counts = each.counts()
+        for name, count in [*counts.by_modality.items(), ("all", counts.all)]:
+            removed, kept = f"{count.removed:,}", f"{count.kept:,}"
+            rows.append([title, name, f"{count.sparsity:.4%}", removed, kept])
+    print_table("", ["target", "modality", "sparsity", "removed", "kept"], rows)
+
+
+def _is_number(text: str) -> bool:
+    return not text or text[0].isdigit()
