@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlp_plugins.errors import SparsityError, suggest
@@ -147,7 +147,7 @@ class Pattern(Allocation):
         return [selections for _ in targets]
 
 
-ALLOCATIONS = {
+ALLOCATIONS: dict[str, Callable[[], Allocation]] = {
     "global": GlobalAllocation,
     "modality": ModalityAllocation,
     "layer": LayerAllocation,
@@ -236,7 +236,9 @@ def _under_caps(
             break
         capped.update({name: caps[name] for name in over})
     ranked = scored.ranking()
-    fixed = {name: ranked.cut_of(ranked.scores(name), count) for name, count in capped.items()}
+    fixed = {
+        name: ranked.cuts_of(ranked.scores(name), [count])[0] for name, count in capped.items()
+    }
     return {name: fixed.get(name) or cuts[name] for name in scored.weights}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
@@ -178,16 +179,15 @@ def make_masks(
     if method.allocation_score is not None:
         allocated = Scored(method.allocation_score, weights, evidence, published)
     selections = method.allocation.select(allocated, targets, floor=floor)
-    packed: list[dict[str, Any]] = [{} for _ in targets]
+    packed: list[dict[str, torch.Tensor]] = [{} for _ in targets]
+    ranked = ranked.ranking()
     for name, weight in weights.items():
-        scored = (allocated if method.allocation_score is None else ranked).ranking()
-        scores = scored.scores(name)
-        for target, selection in zip(packed, selections, strict=True):
-            chosen: Selection = selection[name]
-            if method.allocation_score is not None and isinstance(chosen, Cut):
-                count = _published_count(chosen, weight) if published else chosen.remove
-                chosen = scored.cut_of(scores, count)
-            target[name] = pack(chosen.mask(scores).view(weight.shape))
+        scores = ranked.scores(name)
+        chosen = [selection[name] for selection in selections]
+        if method.allocation_score is not None:
+            chosen = _recut(ranked, scores, chosen, weight)
+        for target, selection in zip(packed, chosen, strict=True):
+            target[name] = pack(selection.mask(scores).view(weight.shape))
     manifests = [
         Manifest.for_weights(
             weights,
@@ -291,10 +291,21 @@ def _evidence(
     }
 
 
-def _published_count(cut: Cut, weight: Weight) -> int:
+def _recut(
+    ranked: Scored, scores: torch.Tensor, selections: Sequence[Selection], weight: Weight
+) -> list[Selection]:
+    """The same counts by the ranking score; rows and patterns are chosen by it anyway."""
+    if not all(isinstance(selection, Cut) for selection in selections):
+        return list(selections)
+    counts = [selection.remove for selection in selections]
+    if ranked.published:
+        counts = [_published_count(count, weight.numel) for count in counts]
+    return list(ranked.cuts_of(scores, counts))
+
+
+def _published_count(removed: int, numel: int) -> int:
     """Quirk M6: the published code passes the count through a floating-point fraction."""
-    kept = weight.numel - cut.remove
-    return int((1 - kept / weight.numel) * weight.numel)
+    return int((1 - (numel - removed) / numel) * numel)
 
 
 def _parameters(

@@ -72,9 +72,10 @@ class Scored:
         sources = {name: self.source(name) for name in self.weights}
         return find_cuts(sources, removals, all_ties=self.published)
 
-    def cut_of(self, scores: torch.Tensor, remove: int) -> Cut:
-        """The cut that removes the `remove` smallest of one tensor's scores."""
-        return find_cuts({"": lambda: scores}, [remove], all_ties=self.published)[0][""]
+    def cuts_of(self, scores: torch.Tensor, removals: Sequence[int]) -> list[Cut]:
+        """Cuts of one tensor's scores that remove so many of its smallest, one per count."""
+        found = find_cuts({"": lambda: scores}, removals, all_ties=self.published)
+        return [cuts[""] for cuts in found]
 
 
 @dataclass(frozen=True)

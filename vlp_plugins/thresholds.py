@@ -56,13 +56,25 @@ def order_keys(scores: torch.Tensor) -> torch.Tensor:
         scores: float32, any shape, no NaN.
 
     Returns:
-        int32, 1-D.
+        int32, 1-D; scores that are not negative keep their bits.
     """
     bits = scores.contiguous().view(torch.int32).flatten()
     if bits.numel() == 0 or int(bits.min()) >= 0:
         return bits
     bits = (scores + 0.0).contiguous().view(torch.int32).flatten()  # -0.0 becomes +0.0
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _upper(keys: torch.Tensor) -> torch.Tensor:
+    """The upper 16 bits as int16: a view of every other half (little-endian), no arithmetic."""
+    return keys.view(torch.int16)[1::2]
+
+
+def pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """`values[chosen]` of two 1-D tensors; on the CPU by NumPy, which is four times as fast."""
+    if values.device.type != "cpu":
+        return values[chosen]
+    return torch.from_numpy(values.numpy()[chosen.numpy()])
 
 
 def _key_to_score(key: int) -> float:
@@ -86,8 +98,7 @@ def find_cuts(
         For every entry of `removals`, the cut of every tensor. The `remove` fields sum to the
         entry exactly (to more with `all_ties` and ties).
     """
-    coarse = {name: _count((order_keys(source()) >> 16) + _BUCKETS // 2)
-              for name, source in sources.items()}  # fmt: skip
+    coarse = {name: _coarse_counts(source()) for name, source in sources.items()}
     total = sum(counts.to("cpu", torch.int64) for counts in coarse.values())
     cumulative = torch.as_tensor(total).cumsum(0)
     size = int(cumulative[-1])
@@ -114,8 +125,16 @@ def find_cuts(
     return results
 
 
-def _count(keys: torch.Tensor) -> torch.Tensor:
-    return torch.bincount(keys, minlength=_BUCKETS).to(torch.int32)
+def _coarse_counts(scores: torch.Tensor) -> torch.Tensor:
+    """Counts of the upper 16 bits of the keys, the most negative bucket first."""
+    upper = _upper(order_keys(scores)).contiguous()
+    if upper.numel() and int(upper.min()) < 0:
+        return _count(upper.int() + _BUCKETS // 2, _BUCKETS)
+    return torch.nn.functional.pad(_count(upper, _BUCKETS // 2), (_BUCKETS // 2, 0))
+
+
+def _count(values: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.bincount(values, minlength=size).to(torch.int32)
 
 
 def _fine_counts(
@@ -126,8 +145,8 @@ def _fine_counts(
     for name, source in sources.items():
         if int(coarse[name][bucket]):
             keys = order_keys(source())
-            inside = keys[(keys >> 16) == bucket - _BUCKETS // 2]
-            counts[name] = _count(inside & 0xFFFF)
+            inside = pick(keys, _upper(keys) == bucket - _BUCKETS // 2)
+            counts[name] = _count(inside & 0xFFFF, _BUCKETS)
     return counts
 
 

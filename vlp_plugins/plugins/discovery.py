@@ -13,8 +13,8 @@ from importlib import metadata
 from vlp_plugins.errors import UnsupportedError, suggest
 from vlp_plugins.plugins.clashes import clash_note, public_names
 from vlp_plugins.plugins.offers import KINDS, Offer, collect
-from vlp_plugins.plugins.reports import PluginReport, plugins_table
 from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.plugins.reports import PluginReport, plugins_table
 
 __all__ = ["GROUP", "PluginReport", "Registry", "discover", "plugins_table", "registry"]
 

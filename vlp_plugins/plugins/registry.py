@@ -10,8 +10,8 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import UnclaimedModelError, UnknownNameError, UnsupportedError, suggest
-from vlp_plugins.plugins.making import make
 from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.offers import KINDS, SINGULAR, Kind, Offer
 from vlp_plugins.plugins.reports import PluginReport
 from vlp_plugins.scorers.base import Scorer

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
-from vlp_plugins.thresholds import KEEP_ALL, Cut, order_keys
+from vlp_plugins.thresholds import KEEP_ALL, Cut, order_keys, pick
 
 _SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
 
@@ -120,7 +120,7 @@ def _scores_of(
     magnitude = weight.float().abs()
     first, last = int(buckets.filled[places[0]]), int(buckets.filled[places[-1]])
     index = order_keys(magnitude) >> _SHIFT
-    values = magnitude.flatten()[(index >= first) & (index <= last)].sort().values
+    values = pick(magnitude.flatten(), (index >= first) & (index <= last)).sort().values
     squares = values.double().square()
     tails = squares.flip(0).cumsum(0).flip(0) + buckets.above[places[-1]]
     return values, torch.where(tails > 0, squares / tails, 0.0)

@@ -70,13 +70,12 @@ class Statistics:
             StatisticsError: if nothing was measured for it.
         """
         # Sorted, so that the last bit does not depend on the order in which sites were met.
-        found = [
-            self.sums[key]
-            for key in sorted(self.sums)
-            if key[0] == statistic
-            and key[1].weight == weight
-            and (owners == "all" or key[1].owner == 0)
-        ]
+        sites = sorted(
+            site
+            for name, site in self.sums
+            if name == statistic and site.weight == weight and (owners == "all" or site.owner == 0)
+        )
+        found = [self.sums[statistic, site] for site in sites]
         if not found:
             by = "its first owner" if owners == "first" else "any module that uses it"
             raise StatisticsError(
