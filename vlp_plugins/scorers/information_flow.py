@@ -25,9 +25,14 @@ def neuron_saliency(
         float32: of the outputs, I_i = mean_j |W_ij| a_j, `[out]`; of the inputs,
         I_j = mean_i |W_ij| a_j, `[in]`.
     """
-    magnitude = weight.float().abs()
-    norm = second_moment.sqrt().to(weight.device, torch.float32)
-    return (magnitude @ norm) / weight.shape[1], magnitude.mean(0) * norm
+    return _saliency(weight.float().abs(), second_moment)
+
+
+def _saliency(
+    magnitude: torch.Tensor, second_moment: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    norm = second_moment.sqrt().to(magnitude.device, torch.float32)
+    return (magnitude @ norm) / magnitude.shape[1], magnitude.mean(0) * norm
 
 
 def information_flow(
@@ -44,11 +49,11 @@ def information_flow(
     Returns:
         float32, `[out, in]`.
     """
+    magnitude = weight.float().abs()
     if not nodes:
-        return weight.float().abs()
-    emitted, received = neuron_saliency(weight, second_moment)
-    scores = torch.outer(emitted, received)
-    return scores.mul_(weight.float().abs()) if edges else scores
+        return magnitude
+    scores = torch.outer(*_saliency(magnitude, second_moment))
+    return scores.mul_(magnitude) if edges else scores
 
 
 class InformationFlow(Scorer):

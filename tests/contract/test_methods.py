@@ -1,0 +1,72 @@
+"""What every registered method has to keep, on a small model with tied weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.parity.blip import batches_from_golden, model_from_golden
+
+from vlp_plugins import Masks, prune
+from vlp_plugins.errors import StatisticsError
+from vlp_plugins.plugins import registry
+from vlp_plugins.weights import WeightMap
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
+METHODS = registry().method_names()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_from_golden(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return batches_from_golden(GOLDEN)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_are_exact_and_the_same_one_by_one(model, batches, method):
+    sparsities = [0.5, 0.75, 0.9]
+
+    masks = prune(model, batches, method=method, sparsity=sparsities)
+
+    weights = WeightMap.of(model, registry().adapter_for(model))
+    for asked, each in zip(sparsities, masks, strict=True):
+        # Each scope (model, modality or row) rounds down by less than one element.
+        rows = sum(weight.matrix.shape[0] for weight in weights.values())
+        assert int(asked * weights.numel) - rows < each.removed <= int(asked * weights.numel)
+        assert each == prune(model, batches, method=method, sparsity=asked)
+        assert each.manifest.method == method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tied_weights_have_one_mask_and_stay_tied(batches, method, tmp_path):
+    model = model_from_golden(GOLDEN)
+    masks = prune(model, batches, method=method, sparsity=0.75)
+    masks.save(tmp_path / "masks.safetensors")
+    Masks.load(tmp_path / "masks.safetensors").apply(model)
+
+    encoder = model.get_parameter("text_encoder.encoder.layer.0.output.dense.weight")
+    decoder = model.get_parameter("text_decoder.bert.encoder.layer.0.output.dense.weight")
+    assert encoder is decoder
+    assert torch.equal(encoder != 0, masks["text.0.ffn.fc2"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_published_variant_removes_about_as_much(model, batches, method):
+    masks = prune(model, batches, method=method, sparsity=0.75, variant="published")
+
+    assert masks.sparsity == pytest.approx(0.75, abs=0.02)
+    assert masks.manifest.parameters["variant"] == "published"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_data_is_asked_for_exactly_where_it_is_needed(model, batches, method):
+    if registry().method(method).needs:
+        with pytest.raises(StatisticsError, match="needs data"):
+            prune(model, method=method, sparsity=0.5)
+    else:
+        assert prune(model, method=method, sparsity=0.5) == prune(
+            model, batches, method=method, sparsity=0.5
+        )

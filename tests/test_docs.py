@@ -1,0 +1,92 @@
+"""The README says what is there: its code runs, its commands and methods exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from vlp_plugins.plugins import registry
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def python_blocks():
+    return [code for language, code in BLOCKS if language == "python"]
+
+
+def test_the_three_lines_run(tmp_path, monkeypatch):
+    from benchmarks.parity.blip import batches_from_golden, model_from_golden
+
+    golden = ROOT / "tests" / "golden" / "blip"
+    monkeypatch.chdir(tmp_path)
+    names = {"model": model_from_golden(golden), "batches": batches_from_golden(golden)}
+
+    exec(python_blocks()[0], names)  # noqa: S102
+
+    assert names["masks"].verify(names["model"]) == []
+    assert (tmp_path / "masks.safetensors").is_file()
+
+
+def test_the_example_of_a_scorer_is_a_scorer():
+    import torch
+
+    from vlp_plugins.scorers.base import Evidence
+
+    names = {}
+    exec(python_blocks()[1], names)  # noqa: S102
+
+    scores = names["vlp_scorers"]()["square"]().score(torch.tensor([[-2.0]]), Evidence("w"))
+    assert scores.tolist() == [[4.0]]
+
+
+def test_every_method_is_in_the_table_and_every_row_is_a_method():
+    rows = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+
+    assert set(rows) == {"multiflow", "omp", "lamp", "l2", "wanda", "random"}
+    assert set(rows) <= set(registry().method_names())
+
+
+def test_every_command_that_is_mentioned_exists():
+    from vlp_plugins.cli import main
+
+    mentioned = set(re.findall(r"`?vlp (?!masks|plugins`)(\w+)", README)) - {"plugins"}
+    for command in sorted(mentioned):
+        result = CliRunner().invoke(main, [command, "--help"])
+        assert result.exit_code == 0, f"vlp {command}: {result.output}"
+    for command in ("apply", "verify", "diff", "invert", "show", "import", "export"):
+        assert CliRunner().invoke(main, ["masks", command, "--help"]).exit_code == 0
+
+
+def test_every_option_that_is_mentioned_exists():
+    from vlp_plugins.cli import main
+
+    shown = CliRunner().invoke(main, ["prune", "--help"]).output
+    ours = set(re.findall(r"(--[a-z][a-z-]+)", README)) - {"--nproc-per-node"}
+    assert {option for option in ours if option not in shown} == set()
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "install", "test-all"])
+def test_the_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_names_a_registered_method(path):
+    recipe = yaml.safe_load(path.read_text())
+    registry().method(recipe["method"], **recipe.get("parameters", {}))
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_hook_is_documented():
+    from vlp_plugins import hookspecs
+
+    for name in ("vlp_scorers", "vlp_methods", "vlp_adapters", "vlp_hosts"):
+        assert "Returns:" in getattr(hookspecs, name).__doc__
