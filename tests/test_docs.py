@@ -25,7 +25,7 @@ def test_the_three_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"model": model_from_golden(golden), "batches": batches_from_golden(golden)}
 
-    exec(python_blocks()[0], names)  # noqa: S102
+    exec(python_blocks()[0], names)
 
     assert names["masks"].verify(names["model"]) == []
     assert (tmp_path / "masks.safetensors").is_file()
@@ -37,7 +37,7 @@ def test_the_example_of_a_scorer_is_a_scorer():
     from vlp_plugins.scorers.base import Evidence
 
     names = {}
-    exec(python_blocks()[1], names)  # noqa: S102
+    exec(python_blocks()[1], names)
 
     scores = names["vlp_scorers"]()["square"]().score(torch.tensor([[-2.0]]), Evidence("w"))
     assert scores.tolist() == [[4.0]]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.parity.blip import batches_from_golden, model_from_golden
 
+from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins import Masks, prune
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.plugins import registry

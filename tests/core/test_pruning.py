@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 
+from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 from vlp_plugins import Pattern, prune
 from vlp_plugins.errors import (
     SparsityError,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from benchmarks.parity.compare import Family, compare_family, families
 
 GOLDEN = Path(__file__).parents[1] / "golden"

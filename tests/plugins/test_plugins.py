@@ -14,8 +14,8 @@ from outsiders import ADAPTER, SCORER, report_of
 from vlp_plugins import hookspecs, plugins
 from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.methods.base import Composition
-from vlp_plugins.plugins.offers import KINDS
 from vlp_plugins.plugins import plugins_table
+from vlp_plugins.plugins.offers import KINDS
 from vlp_plugins.scorers.base import Evidence
 
 

@@ -7,8 +7,8 @@ from importlib import metadata
 import pytest
 from outsiders import SCORER, report_of
 
-from vlp_plugins.plugins import discovery as plugins
 from vlp_plugins.errors import UnknownNameError
+from vlp_plugins.plugins import discovery as plugins
 
 # Broken plug-ins: (what is wrong, what the report says)
 
