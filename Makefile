@@ -10,8 +10,10 @@ export TOKENIZERS_PARALLELISM ?= false
 
 install: $(VENV)/.installed
 
-# torch first and alone: a requirement that pip may resolve freely can pull in the CUDA build.
+# torch first, alone and pinned, so that no later requirement makes pip choose another build. For
+# a CPU build where the index offers several: PIP_EXTRA_INDEX_URL, or install torch in .venv before.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \

@@ -5,6 +5,9 @@ from vlp_plugins import prune
 masks = prune(model, batches, method="multiflow", sparsity=0.75)
 masks.apply(model)
 masks.save("masks.safetensors")
+
+The data pass by itself, for masks that need no data any more: `gather`, then
+`prune(model, statistics=...)`; `split_half` tells whether the data was enough.
 """
 
 from __future__ import annotations
@@ -15,18 +18,36 @@ from vlp_plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from vlp_plugins.allocation import Pattern
+    from vlp_plugins.calibration import interleave
+    from vlp_plugins.gathering import gather, split_half
     from vlp_plugins.masks import Masks
     from vlp_plugins.module_adapter import ModuleAdapter
     from vlp_plugins.pruning import prune
+    from vlp_plugins.statistics.store import Statistics
 
 __version__ = "0.1.0"
-__all__ = ["Masks", "ModuleAdapter", "Pattern", "__version__", "hookimpl", "prune"]
+__all__ = [
+    "Masks",
+    "ModuleAdapter",
+    "Pattern",
+    "Statistics",
+    "__version__",
+    "gather",
+    "hookimpl",
+    "interleave",
+    "prune",
+    "split_half",
+]
 
 _HOMES = {
     "Masks": "vlp_plugins.masks",
     "ModuleAdapter": "vlp_plugins.module_adapter",
     "Pattern": "vlp_plugins.allocation",
+    "Statistics": "vlp_plugins.statistics.store",
+    "gather": "vlp_plugins.gathering",
+    "interleave": "vlp_plugins.calibration",
     "prune": "vlp_plugins.pruning",
+    "split_half": "vlp_plugins.gathering",
 }
 
 

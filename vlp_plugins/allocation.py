@@ -10,16 +10,24 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vlp_plugins.errors import SparsityError, suggest
+from vlp_plugins.floors import check_floor, under_floor
 from vlp_plugins.selection import PatternSelection, RowSelection, Scored, Selection
-
-Target = float | Mapping[str, float]
-"""Sparsity: the fraction removed in [0, 1), overall or by modality (`{"vision": 0.5, ...}`)."""
+from vlp_plugins.targets import Target, budget_of, check_sparsity
 
 
 class Allocation(ABC):
-    """Decides how many elements each tensor keeps."""
+    """Decides how many elements each tensor keeps. A composition takes any instance.
+
+    Attributes:
+        name: what `allocation_by_name`, reports and mask files call it.
+        takes_budgets: whether a target may be a budget per modality.
+    """
+
+    name: ClassVar[str]
+    takes_budgets: ClassVar[bool] = True
 
     @abstractmethod
     def select(
@@ -41,20 +49,19 @@ class Allocation(ABC):
 class GlobalAllocation(Allocation):
     """One threshold for all tensors: removed = int(sparsity x N)."""
 
+    name: ClassVar[str] = "global"
+    takes_budgets: ClassVar[bool] = False
+
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
     ) -> list[dict[str, Selection]]:
-        for target in targets:
-            if isinstance(target, Mapping):
-                raise SparsityError(
-                    "global allocation has one threshold and takes one sparsity, not "
-                    f"{dict(target)}; use allocation='modality' or 'layer'"
-                )
-        return _within(scored, [check_sparsity(float(t)) for t in targets], floor)  # type: ignore[arg-type]
+        return under_floor(scored, [_overall(target, self.name) for target in targets], floor)
 
 
 class ModalityAllocation(Allocation):
     """One threshold per modality, each removing int(sparsity x N_modality): MULTIFLOW's prior."""
+
+    name: ClassVar[str] = "modality"
 
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
@@ -65,7 +72,7 @@ class ModalityAllocation(Allocation):
         results: list[dict[str, Selection]] = [{} for _ in targets]
         budgets = [budget_of(target, list(groups)) for target in targets]
         for modality, names in groups.items():
-            parts = _within(scored.subset(names), [b[modality] for b in budgets], floor)
+            parts = under_floor(scored.subset(names), [b[modality] for b in budgets], floor)
             for result, part in zip(results, parts, strict=True):
                 result.update(part)
         return [{name: result[name] for name in scored.weights} for result in results]
@@ -74,17 +81,17 @@ class ModalityAllocation(Allocation):
 class LayerAllocation(Allocation):
     """Every tensor loses the same fraction: int(sparsity x n) of its n elements."""
 
+    name: ClassVar[str] = "layer"
+
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
     ) -> list[dict[str, Selection]]:
-        modalities = list(dict.fromkeys(w.modality for w in scored.weights.values()))
-        budgets = [budget_of(target, modalities) for target in targets]
+        budgets = [budget_of(target, _modalities(scored)) for target in targets]
         results: list[dict[str, Selection]] = [{} for _ in targets]
         for name, weight in scored.weights.items():
             fractions = [budget[weight.modality] for budget in budgets]
-            for result, part in zip(
-                results, _within(scored.subset([name]), fractions, floor), strict=True
-            ):
+            parts = under_floor(scored.subset([name]), fractions, floor)
+            for result, part in zip(results, parts, strict=True):
                 result.update(part)
         return results
 
@@ -92,20 +99,20 @@ class LayerAllocation(Allocation):
 class RowAllocation(Allocation):
     """Every output neuron loses int(sparsity x in_features) inputs: Wanda's comparison group."""
 
+    name: ClassVar[str] = "row"
+
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
     ) -> list[dict[str, Selection]]:
-        modalities = list(dict.fromkeys(w.modality for w in scored.weights.values()))
         results: list[dict[str, Selection]] = []
         for target in targets:
-            budget = budget_of(target, modalities)
+            budget = budget_of(target, _modalities(scored))
             result: dict[str, Selection] = {}
             for name, weight in scored.weights.items():
                 rows, columns = weight.matrix.shape
-                sparsity = budget[weight.modality]
-                if 1 - sparsity < floor:
-                    raise SparsityError(_floor_message(floor, sparsity))
-                result[name] = RowSelection(int(sparsity * columns), rows)
+                selection = RowSelection(int(budget[weight.modality] * columns), rows)
+                result[name] = selection
+            check_floor(scored, result, floor)
             results.append(result)
         return results
 
@@ -116,10 +123,16 @@ class Pattern(Allocation):
 
     keep: int
     of: int
+    takes_budgets: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= self.of:
             raise SparsityError(f"a pattern keeps 1 to {self.of} of {self.of}, not {self.keep}")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`keep=2,of=4`, as `allocation_by_name` reads it."""
+        return f"keep={self.keep},of={self.of}"
 
     @property
     def sparsity(self) -> float:
@@ -129,6 +142,12 @@ class Pattern(Allocation):
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
     ) -> list[dict[str, Selection]]:
+        for target in targets:
+            if abs(_overall(target, self.name) - self.sparsity) > 1e-9:
+                raise SparsityError(
+                    f"pattern {self.keep} of {self.of} makes sparsity {self.sparsity:g}, "
+                    f"not {target}; leave the sparsity out"
+                )
         selections: dict[str, Selection] = {}
         for name, weight in scored.weights.items():
             columns = weight.matrix.shape[1]
@@ -138,12 +157,7 @@ class Pattern(Allocation):
                     f"{name!r}; exclude that layer or choose another pattern"
                 )
             selections[name] = PatternSelection(self.keep, self.of, weight.numel)
-        for target in targets:
-            if isinstance(target, Mapping) or abs(float(target) - self.sparsity) > 1e-9:
-                raise SparsityError(
-                    f"pattern {self.keep} of {self.of} makes sparsity {self.sparsity:g}, "
-                    f"not {target}; leave the sparsity out"
-                )
+        check_floor(scored, selections, floor)
         return [selections for _ in targets]
 
 
@@ -168,82 +182,14 @@ def allocation_by_name(name: str) -> Allocation:
     return ALLOCATIONS[name]()
 
 
-def check_sparsity(value: float) -> float:
-    """The value if it lies in [0, 1), else a `SparsityError`."""
-    if not 0 <= value < 1:
+def _overall(target: Target, allocation: str) -> float:
+    if isinstance(target, Mapping):
         raise SparsityError(
-            f"sparsity is the fraction removed and lies in [0, 1), not {value:g}"
-            + (f"; did you mean {value / 100:g}?" if 1 <= value < 100 else "")
+            f"{allocation} allocation takes one sparsity, not {dict(target)}; use "
+            "allocation='modality' or 'layer'"
         )
-    return value
+    return check_sparsity(target)
 
 
-def budget_of(target: Target, modalities: Sequence[str]) -> dict[str, float]:
-    """The sparsity of every modality.
-
-    Raises:
-        SparsityError: if a budget names a modality that the model lacks, or leaves one out.
-    """
-    if not isinstance(target, Mapping):
-        return dict.fromkeys(modalities, check_sparsity(float(target)))
-    for name in target:
-        if name not in modalities:
-            raise SparsityError(
-                f"budget for modality {name!r}, which this model has not"
-                f"{suggest(name, list(modalities))}"
-            )
-    for modality in modalities:
-        if modality not in target:
-            raise SparsityError(
-                f"no budget for modality {modality!r}; give each of "
-                f"{', '.join(modalities)} one ({modality}=0 keeps all of it)"
-            )
-    return {modality: check_sparsity(target[modality]) for modality in modalities}
-
-
-def _within(
-    scored: Scored, sparsities: Sequence[float], floor: float
-) -> list[dict[str, Selection]]:
-    """Global cuts over the given weights; with a floor, capped tensors leave the competition."""
-    total = sum(weight.numel for weight in scored.weights.values())
-    removals = [int(sparsity * total) for sparsity in sparsities]
-    if floor == 0:
-        return [dict(cut) for cut in scored.cuts(removals)]
-    if not 0 <= floor < 1:
-        raise SparsityError(
-            f"the floor is the least fraction kept and lies in [0, 1), not {floor:g}"
-        )
-    caps = {name: int((1 - floor) * weight.numel) for name, weight in scored.weights.items()}
-    return [
-        _under_caps(scored, removal, caps, floor, sparsity)
-        for removal, sparsity in zip(removals, sparsities, strict=True)
-    ]
-
-
-def _under_caps(
-    scored: Scored, removal: int, caps: Mapping[str, int], floor: float, sparsity: float
-) -> dict[str, Selection]:
-    """Global cuts in which no tensor loses more than its cap; the others make up for it."""
-    if sum(caps.values()) < removal:
-        raise SparsityError(_floor_message(floor, sparsity))
-    capped: dict[str, int] = {}
-    while True:
-        free = [name for name in scored.weights if name not in capped]
-        remaining = removal - sum(capped.values())
-        cuts = scored.subset(free).cuts([remaining])[0] if free else {}
-        over = [name for name in free if cuts[name].remove > caps[name]]
-        if not over:
-            break
-        capped.update({name: caps[name] for name in over})
-    ranked = scored.ranking()
-    fixed = {
-        name: ranked.cuts_of(ranked.scores(name), [count])[0] for name, count in capped.items()
-    }
-    return {name: fixed.get(name) or cuts[name] for name in scored.weights}
-
-
-def _floor_message(floor: float, sparsity: float) -> str:
-    return (
-        f"a floor of {floor:g} and sparsity {sparsity:g} exclude each other: at most "
-        f"{1 - floor:g} can be removed; lower one of them"
-    )
+def _modalities(scored: Scored) -> list[str]:
+    return list(dict.fromkeys(weight.modality for weight in scored.weights.values()))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnsupportedError, VlpError
+from vlp_plugins.errors import UnsupportedError, VlpError, first_line
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
@@ -47,10 +47,8 @@ def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
         with torch.device("meta"):
             model = named(config) if named else transformers.AutoModel.from_config(config)
     except Exception as error:  # configurations raise what their checks raise
-        lines = str(error).strip().splitlines()
         raise UnsupportedError(
-            f"cannot make a model of {source}/config.json: "
-            f"{lines[0] if lines else type(error).__name__}"
+            f"cannot make a model of {source}/config.json: {first_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{source} describes {type(model).__name__}, no torch module")

@@ -55,6 +55,12 @@ class OutputError(VlpError):
     """An output that exists already or cannot be written."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type if it has none: reasons in a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def suggest(name: str, known: list[str]) -> str:
     """` (did you mean 'multiflow'?)` for the nearest known name, else the list of them."""
     from difflib import get_close_matches

@@ -88,11 +88,11 @@ def groups_of(weights: WeightMap) -> list[Group]:
 
 
 def _excluded(model: nn.Module, adapter: Adapter, weights: WeightMap) -> list[Excluded]:
-    prunable = {id(weight.parameter) for weight in weights.values()}
+    prunable = {path for weight in weights.values() for path in weight.aliases}
     rules = [(re.compile(rule.pattern), rule.reason) for rule in adapter.exclusions(model)]
     found: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for path, parameter in model.named_parameters():
-        if id(parameter) not in prunable:
+        if path not in prunable:
             reason = next((why for rule, why in rules if rule.search(path)), None)
             found.setdefault(reason or "not declared by the adapter", []).append((path, parameter))
     return [

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
+from vlp_plugins.calibration.processes import place
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.processes import place
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import has_no_weights, meta_model
-from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError
+from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError, first_line
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.registry import Registry
@@ -107,7 +107,7 @@ def default_device(device: str | None) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UnsupportedError(
-            f"device {device!r} cannot be used ({_first_line(error)}); write cpu, or leave it out"
+            f"device {device!r} cannot be used ({first_line(error)}); write cpu, or leave it out"
         ) from error
     return found
 
@@ -178,8 +178,9 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise what their parsers raise
+        nowhere = "" if path.exists() else "there is no such file or folder, and as a hub id: "
         raise UnsupportedError(
-            f"cannot load a model from {source!r}: {_first_line(error)}"
+            f"cannot load a model from {source!r}: {nowhere}{first_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{source!r} holds {type(model).__name__}, which is no torch module")
@@ -202,8 +203,3 @@ def _report_missing(
         "%s lacks %d parameters, which are new and random now (first: %s); none of them is pruned",
         source, len(missing), missing[0],
     )  # fmt: skip
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from PIL import Image
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.allocation import Target
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.errors import UnsupportedError
@@ -21,8 +22,11 @@ from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes, resident_
 from vlp_plugins.methods.base import Composition
 from vlp_plugins.pruning import make_masks
 from vlp_plugins.report.page import check_can_render
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import Target
 from vlp_plugins.weights import WeightMap
 
+_BATCHES = 2  # the first is slower; and there are masks of either half of the data
 _CAPTION = "a photo of two people who sit at a table in front of a window "
 
 
@@ -68,11 +72,11 @@ def plan_run(
     published: bool = False,
     save_model: bool = False,
 ) -> Plan:
-    """Finds out what a run costs by running one made-up batch and cutting one set of masks.
+    """Finds out what a run costs by doing it with two made-up batches, and writing nothing.
 
-    No file is read. The probe batch has blank images and captions of usual length. The peak is
-    that of this process, which does what the run will do, and what only the run will hold is added
-    to it: so it is meant for a fresh process that loads the model and plans, as `vlp plan` does.
+    No file is read. The batches have blank images and captions of usual length. The peak is that
+    of this process, so it is meant for a fresh one that loads the model and plans, as `vlp plan`
+    does; how an allocator fragments its memory cannot be calculated, only repeated.
 
     Args:
         model: loaded, on its device.
@@ -97,30 +101,43 @@ def plan_run(
     if method.needs:
         if processor is None:
             raise ValueError(f"method {method.name!r} reads data: a processor is needed")
-        batch = _made_up(adapter, processor, batch_size, image_size)
-        begin = time.perf_counter()
-        statistics = calibrate(model, adapter, weights, [batch], method.needs, published=published)
-        seconds = time.perf_counter() - begin
-    masks = make_masks(weights, method, targets, statistics, floor=floor, published=published)
-    packed = [sum(bits.numel() for bits in each.packed.values()) for each in masks]
-    model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    later = [2 * max(packed)]  # a mask file is put together in memory
+        batches = (_made_up(adapter, processor, batch_size, image_size) for _ in range(_BATCHES))
+        ends = [time.perf_counter()]
+        statistics = calibrate(
+            model,
+            adapter,
+            weights,
+            batches,
+            method.needs,
+            published=published,
+            progress=lambda *_: ends.append(time.perf_counter()),
+        )
+        seconds = min(later - earlier for earlier, later in pairwise(ends))
+    cut = partial(
+        make_masks, weights, method, targets, statistics, floor=floor, published=published
+    )
+    masks = cut()
+    peak = peak_resident_bytes()
     if method.needs:
-        later.append(2 * sum(packed))  # masks of either half of the data
-    if save_model:
-        later.append(model_bytes)  # the dense weights are kept while the pruned ones are written
+        halves = [cut(half=half) for half in (0, 1)]  # the run compares them
+        peak = peak_resident_bytes()
+        del halves
+    model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    packed = [sum(bits.numel() for bits in each.packed.values()) for each in masks]
+    if save_model:  # the dense weights are kept while the pruned ones are written
+        dense = sum(w.numel * w.parameter.element_size() for w in weights.values())
+        peak = max(peak, resident_bytes() + dense)
     return Plan(
         weights=weights,
         masks=masks,
         passes=1 if method.needs else 0,
-        peak_bytes=max(peak_resident_bytes(), resident_bytes() + max(later)),
+        peak_bytes=max(peak, resident_bytes() + 2 * max(packed)),  # files are made in memory
         device_peak_bytes=peak_device_bytes(_device(model)),
         model_bytes=model_bytes,
-        statistics_bytes=0 if statistics is None
-        else sum(t.numel() * t.element_size() for t in statistics.sums.values()),
+        statistics_bytes=_bytes_of(statistics),
         masks_bytes=sum(packed),
         seconds_per_batch=seconds,
-    )  # fmt: skip
+    )
 
 
 def _made_up(adapter: Adapter, processor: Processor, size: int, pixels: int) -> Batch:
@@ -130,3 +147,9 @@ def _made_up(adapter: Adapter, processor: Processor, size: int, pixels: int) -> 
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def _bytes_of(statistics: Statistics | None) -> int:
+    if statistics is None:
+        return 0
+    return sum(sums.numel() * sums.element_size() for sums in statistics.sums.values())

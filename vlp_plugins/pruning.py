@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.allocation import (
-    Allocation,
-    LayerAllocation,
-    ModalityAllocation,
-    Pattern,
-    RowAllocation,
-    Target,
-    allocation_by_name,
-)
+from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import SparsityError, StatisticsError, UnsupportedError, suggest
+from vlp_plugins.errors import DataError, StatisticsError
 from vlp_plugins.masks import Manifest, Masks, pack
 from vlp_plugins.methods.base import Composition
-from vlp_plugins.plugins import registry
-from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.resolving import (
+    Owners,
+    Variant,
+    is_published,
+    resolve_adapter,
+    resolve_method,
+    resolve_owners,
+    resolve_targets,
+    with_pattern,
+)
+from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import Target
 from vlp_plugins.thresholds import Cut
 from vlp_plugins.weights import Weight, WeightMap
-
-Variant = Literal["default", "published"]
-Owners = Literal["all", "first"]
 
 
 @overload
@@ -40,7 +39,7 @@ def prune(
     batches: Iterable[Batch] | None = None,
     *,
     sparsity: Target | None = None,
-    method: str | Composition = ...,
+    method: str | Scorer | Composition = ...,
     **options: Any,
 ) -> Masks: ...
 
@@ -51,7 +50,7 @@ def prune(
     batches: Iterable[Batch] | None = None,
     *,
     sparsity: Sequence[Target],
-    method: str | Composition = ...,
+    method: str | Scorer | Composition = ...,
     **options: Any,
 ) -> list[Masks]: ...
 
@@ -61,13 +60,13 @@ def prune(
     batches: Iterable[Batch] | None = None,
     *,
     sparsity: Target | Sequence[Target] | None = None,
-    method: str | Composition = "multiflow",
+    method: str | Scorer | Composition = "multiflow",
     adapter: Adapter | str | None = None,
     allocation: Allocation | str | None = None,
     floor: float = 0.0,
     owners: Owners | None = None,
     variant: Variant = "default",
-    statistics: Statistics | None = None,
+    statistics: Statistics | str | Path | None = None,
     seed: int = 0,
     limit: int | None = None,
     checkpoint: Path | None = None,
@@ -83,14 +82,15 @@ def prune(
         batches: calibration batches, for methods that need data; read once.
         sparsity: fraction removed in [0, 1), by modality if a mapping; several make several masks
             from one pass over the data. Left out with a `Pattern`, which fixes it.
-        method: registered name or a composition.
-        adapter: name or instance; None asks every adapter.
+        method: registered name, a `Scorer` (with global allocation) or a `Composition`.
+        adapter: name (`module` for any module) or instance; None asks every adapter.
         allocation: how the target is shared out among tensors; None: the method's published way.
         floor: least fraction that every tensor keeps.
         owners: whether the statistics of a tied weight come from `all` modules that use it or
-            from the `first`; None: all, or first in the published variant.
+            from the `first`; None: all, or first in the published variant. All was chosen by
+            measurement: `python -m benchmarks.demo.owners`.
         variant: `published` reproduces the counts and quirks of the published code.
-        statistics: of an earlier pass, instead of `batches`.
+        statistics: of an earlier pass (or their file), used instead of `batches`.
         seed: for scores that draw random numbers.
         limit: number of batches to read; None reads all.
         checkpoint: file that keeps the state of the data pass.
@@ -103,21 +103,19 @@ def prune(
         Masks; a list of them if `sparsity` is a sequence.
     """
     adapter = resolve_adapter(model, adapter)
-    composition = resolve_method(method, allocation, sparsity, parameters)
+    targets, single = resolve_targets(sparsity)
+    composition = resolve_method(method, allocation, targets, parameters)
+    targets = with_pattern(targets, composition.allocation)
     published = is_published(variant)
     weights = WeightMap.of(model, adapter)
-    targets = targets_of(sparsity, composition.allocation)
+    if isinstance(statistics, (str, Path)):
+        statistics = Statistics.load(statistics)
     if composition.needs and statistics is None:
-        if batches is None:
-            raise StatisticsError(
-                f"method {composition.name!r} needs data: pass batches, or statistics of an "
-                "earlier pass"
-            )
         statistics = calibrate(
             model,
             adapter,
             weights,
-            batches,
+            _several(batches, composition.name),
             composition.needs,
             published=published,
             limit=limit,
@@ -136,7 +134,6 @@ def prune(
         published=published,
         seed=seed,
     )
-    single = sparsity is None or isinstance(sparsity, (int, float, Mapping))
     return masks[0] if single else masks
 
 
@@ -172,8 +169,10 @@ def make_masks(
         NonFiniteError: if weights or scores hold NaN or infinity.
     """
     weights.check_finite()
-    owners = owners or ("first" if published else "all")
-    evidence = _evidence(weights, method, statistics, owners=owners, seed=seed, half=half)
+    source = resolve_owners(owners, published=published)
+    evidence = _evidence(
+        weights, method, statistics, owners=source, published=published, seed=seed, half=half
+    )
     ranked = Scored(method.score, weights, evidence, published)
     allocated = ranked
     if method.allocation_score is not None:
@@ -192,73 +191,25 @@ def make_masks(
         Manifest.for_weights(
             weights,
             method=method.name,
-            parameters=_parameters(method, floor=floor, owners=owners, published=published),
+            parameters=_parameters(method, floor=floor, owners=source, published=published),
             seed=seed,
             sparsity=dict(target) if isinstance(target, Mapping) else target,
-            calibration=_calibration(statistics),
+            calibration=_calibration(statistics if method.needs else None),
         )
         for target in targets
     ]
     return [Masks(p, manifest) for p, manifest in zip(packed, manifests, strict=True)]
 
 
-def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
-    """The adapter meant by a name, an instance or None (who claims the model?)."""
-    if isinstance(adapter, str):
-        adapter = registry().adapter(adapter)
-    return adapter if adapter is not None else registry().adapter_for(model)
-
-
-def resolve_method(
-    method: str | Composition,
-    allocation: Allocation | str | None,
-    sparsity: Target | Sequence[Target] | None,
-    parameters: Mapping[str, Any],
-) -> Composition:
-    """The composition meant by a name and an allocation.
-
-    Budgets per modality need an allocation that has them: without an explicit one, a method with
-    global allocation becomes modality-wise.
-    """
-    if isinstance(method, str):
-        method = registry().method(method, **parameters)
-    elif parameters:
-        raise UnsupportedError(
-            f"{', '.join(parameters)}: parameters go to the composition itself, not beside it"
+def _several(batches: Iterable[Batch] | None, method: str) -> Iterable[Batch]:
+    """The batches, if there are any and they are several."""
+    if batches is None:
+        raise StatisticsError(
+            f"method {method!r} needs data: give batches, or statistics of an earlier pass"
         )
-    if isinstance(allocation, str):
-        allocation = allocation_by_name(allocation)
-    targets = sparsity if isinstance(sparsity, (list, tuple)) else [sparsity]
-    by_modality = (LayerAllocation, ModalityAllocation, RowAllocation)
-    if (
-        allocation is None
-        and any(isinstance(target, Mapping) for target in targets)
-        and not isinstance(method.allocation, by_modality)
-    ):
-        allocation = ModalityAllocation()
-    return method.with_allocation(allocation)
-
-
-def is_published(variant: str) -> bool:
-    """True for `published`, False for `default`, an `UnsupportedError` otherwise."""
-    if variant not in ("default", "published"):
-        raise UnsupportedError(
-            f"unknown variant {variant!r}{suggest(variant, ['default', 'published'])}"
-        )
-    return variant == "published"
-
-
-def targets_of(sparsity: Target | Sequence[Target] | None, allocation: Allocation) -> list[Target]:
-    """Sparsities as a list; a pattern brings its own."""
-    if sparsity is None:
-        if not isinstance(allocation, Pattern):
-            raise SparsityError("no sparsity given; pass for instance sparsity=0.75")
-        return [allocation.sparsity]
-    if isinstance(sparsity, (int, float, Mapping)):
-        return [sparsity]
-    if not sparsity:
-        raise SparsityError("the list of sparsities is empty; pass for instance sparsity=[0.75]")
-    return list(sparsity)
+    if isinstance(batches, Mapping):
+        raise DataError("that is a single batch; give a list of batches, or a loader")
+    return batches
 
 
 def _evidence(
@@ -267,6 +218,7 @@ def _evidence(
     statistics: Statistics | None,
     *,
     owners: Owners,
+    published: bool,
     seed: int,
     half: int | None,
 ) -> dict[str, Evidence]:
@@ -274,7 +226,7 @@ def _evidence(
         return {name: Evidence(name, seed) for name in weights}
     if statistics is None:
         raise StatisticsError(f"method {method.name!r} needs statistics; run the data pass first")
-    statistics.check(weights)
+    statistics.check(weights, published=published)
     missing = [s.name for s in method.needs if s.name not in statistics.names()]
     if missing:
         raise StatisticsError(
@@ -313,18 +265,11 @@ def _parameters(
 ) -> dict[str, Any]:
     return {
         **method.parameters,
-        "allocation": repr_of(method.allocation),
+        "allocation": method.allocation.name,
         "floor": floor,
         "owners": owners,
         "variant": "published" if published else "default",
     }
-
-
-def repr_of(allocation: Allocation) -> str:
-    """The name under which `allocation_by_name` finds it."""
-    if isinstance(allocation, Pattern):
-        return f"keep={allocation.keep},of={allocation.of}"
-    return type(allocation).__name__.removesuffix("Allocation").lower()
 
 
 def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
@@ -334,4 +279,6 @@ def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
         "fingerprint": statistics.fingerprint,
         "batches": statistics.batches,
         "samples": sum(statistics.samples),
+        "tokens": "real ones, by the adapter"
+        + (" as in the published code" if statistics.published else ""),
     }

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.errors import UnsupportedError, first_line
 
 _PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
 
@@ -135,8 +135,9 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
     try:
         model, report = model_class.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(f"cannot load the {family} model in {path}: {reason}") from error
+        raise UnsupportedError(
+            f"cannot load the {family} model in {path}: {first_line(error)}"
+        ) from error
     # transformers draws what a file lacks anew and only warns.
     if missing := sorted(report["missing_keys"]):
         raise UnsupportedError(

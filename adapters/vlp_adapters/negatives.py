@@ -10,23 +10,39 @@ from torch import Tensor
 from vlp_plugins.adapter import Negatives
 
 
-@torch.no_grad()
-def draw_partners(
-    similarities: Tensor, floor: float, generator: torch.Generator | None = None
-) -> list[int]:
-    """Draws for every row a wrong column, the likelier the more similar.
+def draw_negatives(
+    image_to_text: Tensor,
+    text_to_image: Tensor,
+    *,
+    floor: float,
+    generator: torch.Generator | None = None,
+) -> tuple[list[int], list[int]]:
+    """Draws for every text a similar wrong image, then for every image a similar wrong text.
 
     One draw per row on the CPU generator, as the original code bases do, so that equal seeds give
     equal negatives.
 
     Args:
-        similarities: `[N, B]`; the right partner of row n is column n.
+        image_to_text: `[N, B]` similarities of the first `N` images with the texts of the batch.
+        text_to_image: `[N, B]` similarities of the first `N` texts with the images of the batch.
         floor: added to every probability, so that every wrong partner of the batch is possible.
         generator: CPU generator; None for the global one.
 
+    Returns:
+        Row numbers of the negative images (one per text) and of the negative texts (one per image).
+
     Raises:
-        ValueError: if there are fewer than two columns.
+        ValueError: if the batch has fewer than two pairs.
     """
+    images = _draw_partners(text_to_image, floor, generator)
+    return images, _draw_partners(image_to_text, floor, generator)
+
+
+@torch.no_grad()
+def _draw_partners(
+    similarities: Tensor, floor: float, generator: torch.Generator | None
+) -> list[int]:
+    """For every row of `[N, B]` a wrong column; the right partner of row n is column n."""
     if similarities.shape[1] < 2:
         raise ValueError(
             "the matching loss needs a wrong partner in the batch, which has "

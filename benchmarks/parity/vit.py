@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import ViTConfig
+
 from vlp_adapters.vit import from_original
 
 
@@ -32,9 +33,7 @@ def model_from_golden(folder: Path) -> Any:
     return from_original(load_file(folder / "model.safetensors"), config).eval()
 
 
-def batches_from_golden(
-    folder: Path, file: str = "batches.safetensors"
-) -> list[dict[str, Tensor]]:
+def batches_from_golden(folder: Path, file: str = "batches.safetensors") -> list[dict[str, Tensor]]:
     """`pixel_values` `[B, 3, H, W]` and `labels` `[B]` of every recorded batch."""
     stored = load_file(folder / file)
     pairs = zip(stored["image"], stored["labels"], strict=True)

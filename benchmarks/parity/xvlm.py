@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig
 
+from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, load_original
-from vlp_adapters.xvlm.masking import IGNORED
-from vlp_adapters.xvlm.negatives import draw_negatives
 from vlp_plugins.adapter import Negatives
 
 
@@ -80,34 +79,31 @@ def outputs(
         negatives: recorded ones; None draws them from the global generator as the published code
             does, so that `torch.manual_seed(0)` before the first batch gives the recorded ones.
     """
-    mask = batch["attention_mask"]
-    image = model.encode_image(batch["pixel_values"])
-    text = model.encode_text(batch["input_ids"], mask)
-    image_feat, text_feat = model.project_image(image), model.project_text(text)
-    if negatives is None:
-        negatives = draw_negatives(image_feat, text_feat, model.temp)
-    images, texts = list(negatives[0]), list(negatives[1])
-    words = model.fuse(model.encode_text(batch["mlm_input_ids"], mask), mask, image)
-    rows = torch.arange(len(words))[:, None]
-    losses = model(
+    trained = model(
         **{name: value for name, value in batch.items() if name != "masked_pos"},
         negatives=negatives,
     )
+    images, texts = (list(chosen) for chosen in trained.negatives)
+    mask = batch["attention_mask"]
+    image = model.encode_image(batch["pixel_values"])
+    text = model.encode_text(batch["input_ids"], mask)
+    words = model.fuse(model.encode_text(batch["mlm_input_ids"], mask), mask, image)
+    rows = torch.arange(len(words))[:, None]
     return {
         "image_embeds": image,
         "text_embeds": text,
         "cross_embeds": model.fuse(text, mask, image),
-        "image_feat": image_feat,
-        "text_feat": text_feat,
+        "image_feat": model.project_image(image),
+        "text_feat": model.project_text(text),
         "itm_logits": model.match_logits(
             torch.cat([text, text, text[texts]]),
             torch.cat([mask, mask, mask[texts]]),
             torch.cat([image, image[images], image]),
         ),
         "mlm_logits": model.mlm_logits(words[rows, batch["masked_pos"]]),
-        **losses.losses,
-        **{f"loss.{name}": value.reshape(1) for name, value in losses.losses.items()},
-        "loss.total": losses.loss.reshape(1),
+        **trained.losses,
+        **{f"loss.{name}": value.reshape(1) for name, value in trained.losses.items()},
+        "loss.total": trained.loss.reshape(1),
     }
 
 

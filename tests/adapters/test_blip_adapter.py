@@ -367,7 +367,7 @@ def test_an_original_checkpoint_of_another_task_is_an_error(tmp_path: Path) -> N
         if name.startswith(("visual_encoder.", "text_decoder."))
     }
     torch.save({"model": state}, path)
-    with pytest.raises(UnsupportedError, match="not a BLIP pre-training checkpoint"):
+    with pytest.raises(UnsupportedError, match="no BLIP pre-training checkpoint"):
         ADAPTER.load(str(path))
 
 
@@ -403,3 +403,4 @@ def test_every_parameter_has_the_name_of_the_original() -> None:
     for path, parameter in model.named_parameters(remove_duplicate=False):
         assert torch.equal(original[ADAPTER.original_name(path) or ""], parameter)
     assert ADAPTER.original_name("text_model.encoder.layer.0.output.dense.weight") is None
+    assert ADAPTER.original_name("encoder.layers.0.mlp.fc1.weight") is None  # of a tower alone

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original, save_original
-from vlp_adapters.blip.infer import infer_config
+from vlp_adapters.blip.convert import infer_config
 from vlp_adapters.blip.names import from_original_name, to_original_name
 from vlp_plugins.errors import UnsupportedError
 
@@ -201,5 +201,5 @@ def test_files_that_are_no_checkpoint_are_refused(
     with pytest.raises(UnsupportedError, match="epoch is not a tensor"):
         load_original(tmp_path / "epoch.pth")
     save_file({"temp": torch.zeros(())}, tmp_path / "other.safetensors")
-    with pytest.raises(UnsupportedError, match="not a BLIP pre-training checkpoint"):
+    with pytest.raises(UnsupportedError, match="no BLIP pre-training checkpoint"):
         load_original(tmp_path / "other.safetensors")

@@ -19,9 +19,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.clip.processing_clip import CLIPProcessor
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden, outputs
+from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, save_original
 from vlp_adapters.xvlm.adapter import XvlmAdapter
-from vlp_adapters.xvlm.masking import IGNORED
 from vlp_plugins.adapter import CaptioningAdapter, MatchingAdapter, RetrievalAdapter
 from vlp_plugins.errors import BatchError, UnsupportedError
 from vlp_plugins.weights import WeightMap

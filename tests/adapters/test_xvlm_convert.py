@@ -20,8 +20,12 @@ from vlp_adapters.xvlm import (
     load_original,
     save_original,
 )
-from vlp_adapters.xvlm.convert import read_state, state_from_original, state_to_original
-from vlp_adapters.xvlm.infer import infer_config
+from vlp_adapters.xvlm.convert import (
+    infer_config,
+    read_state,
+    state_from_original,
+    state_to_original,
+)
 from vlp_adapters.xvlm.names import from_original_name, to_original_name
 from vlp_plugins.errors import UnsupportedError
 
@@ -264,5 +268,5 @@ def test_keys_and_shapes_that_do_not_fit_are_named(
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
     save_file({"visual_encoder.cls_token": torch.zeros(1)}, tmp_path / "blip.safetensors")
-    with pytest.raises(UnsupportedError, match="not an X-VLM pre-training checkpoint"):
+    with pytest.raises(UnsupportedError, match="no X-VLM pre-training checkpoint"):
         load_original(tmp_path / "blip.safetensors")

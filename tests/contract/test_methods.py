@@ -25,6 +25,17 @@ def batches():
     return batches_from_golden(GOLDEN)
 
 
+def expected_removals(method, weights, sparsity):
+    """int(sparsity x N), rounded down once in every scope of the method's allocation."""
+    scopes = {
+        "global": [weights.numel],
+        "modality": [sum(w.numel for w in g) for g in weights.by_modality().values()],
+        "layer": [weight.numel for weight in weights.values()],
+        "row": [w.matrix.shape[1] for w in weights.values() for _ in range(w.matrix.shape[0])],
+    }
+    return sum(int(sparsity * n) for n in scopes[registry().method(method).allocation.name])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_are_exact_and_the_same_one_by_one(model, batches, method):
     sparsities = [0.5, 0.75, 0.9]
@@ -33,9 +44,7 @@ def test_masks_are_exact_and_the_same_one_by_one(model, batches, method):
 
     weights = WeightMap.of(model, registry().adapter_for(model))
     for asked, each in zip(sparsities, masks, strict=True):
-        # Each scope (model, modality or row) rounds down by less than one element.
-        rows = sum(weight.matrix.shape[0] for weight in weights.values())
-        assert int(asked * weights.numel) - rows < each.removed <= int(asked * weights.numel)
+        assert each.removed == expected_removals(method, weights, asked)
         assert each == prune(model, batches, method=method, sparsity=asked)
         assert each.manifest.method == method
 

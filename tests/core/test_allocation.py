@@ -1,5 +1,7 @@
 """Allocations: exact counts over their scope, floors, patterns, ties by position."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,8 +80,39 @@ def test_a_floor_keeps_every_tensor_alive_at_the_same_total():
 
     assert sum(counts.values()) == int(0.75 * 204)
     assert counts["text.a"] == int(0.9 * 36)
-    with pytest.raises(SparsityError, match="floor of 0.5 and sparsity 0.75 exclude each other"):
+    with pytest.raises(SparsityError, match="153 of 204 elements shall go.*lets at most 102 go"):
         GlobalAllocation().select(problem, [0.75], floor=0.5)
+
+
+def test_a_floor_counts_elements_and_not_fractions():
+    """1 - 0.9 is a little less than 0.1 in floating point; 9 of 10 may go all the same."""
+    problem = scored({"vision.a": torch.randn(4, 10)})
+
+    assert removed(problem, RowAllocation().select(problem, [0.9], floor=0.1)[0])["vision.a"] == 36
+    assert removed(problem, GlobalAllocation().select(problem, [0.9], floor=0.1)[0]) == {
+        "vision.a": 36
+    }
+
+
+@pytest.mark.parametrize(
+    ("allocation", "target"), [(RowAllocation(), 0.9), (Pattern(keep=1, of=4), 0.75)]
+)
+def test_rows_and_patterns_that_break_a_floor_are_refused(allocation, target):
+    with pytest.raises(SparsityError, match=r"'vision.a' would lose .* floor of 0.5"):
+        allocation.select(scored(towers()), [target], floor=0.5)
+
+
+@pytest.mark.parametrize("floor", [-1, 1, 7])
+@pytest.mark.parametrize("allocation", [GlobalAllocation(), RowAllocation(), LayerAllocation()])
+def test_a_floor_outside_its_range_is_refused(allocation, floor):
+    with pytest.raises(SparsityError, match=r"in \[0, 1\)"):
+        allocation.select(scored(towers()), [0.5], floor=floor)
+
+
+def test_the_published_variant_has_no_floor():
+    problem = replace(scored(towers()), published=True)
+    with pytest.raises(SparsityError, match="published methods have no floor"):
+        GlobalAllocation().select(problem, [0.85], floor=0.1)
 
 
 def test_budgets_per_modality():
@@ -96,7 +129,9 @@ def test_budgets_per_modality():
     ("target", "message"),
     [
         (75, "did you mean 0.75"),
-        (1.0, "lies in"),
+        (1.0, "not 1$"),
+        ("0.75", "is no sparsity; give a number"),
+        (None, "is no sparsity"),
         (-0.1, "lies in"),
         ({"vision": 0.5}, "no budget for modality 'text'"),
         ({"vison": 0.5, "text": 0.5}, "did you mean 'vision'"),

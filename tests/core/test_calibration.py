@@ -223,7 +223,7 @@ def test_large_convolution_inputs_are_unfolded_in_parts(monkeypatch):
     layer = nn.Sequential(nn.Conv2d(3, 2, 3))
     adapter = Lambda({"t": None}, w=Owner("0", "t"))
     whole = run(layer, adapter, [{"x": images}])
-    monkeypatch.setattr("vlp_plugins.statistics.tokens._UNFOLDED", 2 * 9 * images[0].numel())
+    monkeypatch.setattr("vlp_plugins.calibration.tokens._UNFOLDED", 2 * 9 * images[0].numel())
     counting = Counting()
     parts = run(layer, adapter, [{"x": images}], statistics=[counting])
     assert counting.tokens == [72, 72, 36]

@@ -12,7 +12,7 @@ import torch
 from toy import ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration import calibrate
-from vlp_plugins.checkpoint import Checkpoint
+from vlp_plugins.calibration.checkpoint import Checkpoint
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics.second_moment import InputSecondMoment
 from vlp_plugins.statistics.store import Statistics

@@ -7,7 +7,9 @@ import torch
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 from vlp_plugins import Pattern, prune
+from vlp_plugins.allocation import ModalityAllocation
 from vlp_plugins.errors import (
+    DataError,
     SparsityError,
     StatisticsError,
     UnclaimedModelError,
@@ -22,7 +24,7 @@ from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
-TOTAL = {"vision": 17280, "text": 16384, "fusion": 20096}
+TOTAL = ("vision", "text", "fusion")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,49 @@ def test_multiflow_s_parts_can_be_switched_off(model, batches):
     assert edges.manifest.parameters["nodes"] is False
 
 
+def test_an_allocation_of_one_s_own_is_kept_under_budgets(model):
+    class Mine(ModalityAllocation):
+        """Named otherwise, to be told apart."""
+
+        name = "mine"
+
+    masks = prune(model, method="omp", allocation=Mine(), sparsity=dict.fromkeys(TOTAL, 0.5))
+
+    assert masks.manifest.parameters["allocation"] == "mine"
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model):
+    import numpy as np
+
+    expected = prune(model, method="omp", sparsity=0.75)
+
+    assert prune(model, method="omp", sparsity=np.float32(0.75)) == expected
+    assert prune(model, method="omp", sparsity=torch.tensor(0.75)) == expected
+    assert prune(model, method="omp", sparsity=np.array([0.75]))[0] == expected
+
+
+def test_a_scorer_is_a_method_with_global_allocation(model):
+    assert prune(model, method=Magnitude(), sparsity=0.5) == prune(
+        model, method="omp", sparsity=0.5
+    )
+
+
+def test_owners_decide_whose_inputs_count_for_tied_weights():
+    from benchmarks.parity import blip
+
+    golden = GOLDEN.parent / "blip"
+    model, batches = blip.model_from_golden(golden), blip.batches_from_golden(golden)
+
+    every = prune(model, batches, sparsity=0.75)
+    first = prune(model, batches, sparsity=0.75, owners="first")
+
+    overlap = every.compare(first)
+    assert overlap["vision"].differing == 0
+    assert overlap["text"].differing > 0
+    own = [name for name in every if name.startswith("decoder.")]
+    assert all(torch.equal(every[name], first[name]) for name in own)
+
+
 def test_a_composition_of_one_s_own_needs_no_registration(model):
     mine = Composition("mine", Magnitude(), allocation=registry().method("wanda").allocation)
 
@@ -171,7 +216,12 @@ def test_a_composition_of_one_s_own_needs_no_registration(model):
     ("options", "error", "message"),
     [
         ({"method": "multiflw", "sparsity": 0.5}, UnknownNameError, "did you mean 'multiflow'"),
-        ({"sparsity": 0.5}, StatisticsError, "needs data: pass batches"),
+        ({"sparsity": 0.5}, StatisticsError, "needs data: give batches"),
+        ({"sparsity": 0.5, "batches": {"input_ids": 1}}, DataError, "a single batch"),
+        ({"method": "omp", "sparsity": 0.5, "owners": "frist"}, UnsupportedError, "mean 'first'"),
+        ({"method": None, "sparsity": 0.5}, UnsupportedError, "give a name, a Scorer"),
+        ({"method": "omp", "sparsity": "0.75"}, SparsityError, "is no sparsity"),
+        ({"method": "omp", "sparsity": 0.5, "adapter": int}, UnsupportedError, "is no adapter"),
         ({"method": "omp"}, SparsityError, "no sparsity given"),
         ({"method": "omp", "sparsity": 63}, SparsityError, "did you mean 0.63"),
         ({"method": "omp", "sparsity": []}, SparsityError, "list of sparsities is empty"),

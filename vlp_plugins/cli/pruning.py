@@ -29,9 +29,9 @@ def prune(resume: bool, **options: Any) -> None:
     An option wins over the recipe's key. Under torchrun the processes share the data pass:
     torchrun --nproc-per-node 2 -m vlp_plugins prune ...
     """
+    from vlp_plugins.calibration.processes import place
     from vlp_plugins.job import run
     from vlp_plugins.launch import process_group
-    from vlp_plugins.processes import place
 
     recipe = read_recipe(**options)
     with process_group():

@@ -14,6 +14,7 @@ _SILENCE = {
     "TRANSFORMERS_VERBOSITY": "error",  # advice to install torchvision; tables of missing keys
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",  # a line for every try to reach the hub without a network
     "TOKENIZERS_PARALLELISM": "false",
 }
 _OURS = ("vlp_plugins", "vlp_adapters")

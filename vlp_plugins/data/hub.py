@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column, choose_split
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
-from vlp_plugins.errors import DataError
+from vlp_plugins.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -174,8 +174,8 @@ def _unloadable(source: str, error: Exception) -> DataError:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
 
 
 def _length(dataset: Any) -> int | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp_plugins.errors import DataError
+from vlp_plugins.errors import DataError, first_line
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
 
@@ -107,8 +107,7 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
         try:
             return load()
         except Exception as error:  # damaged files raise what their parsers raise
-            lines = str(error).strip().splitlines()
-            reasons.append(lines[0] if lines else type(error).__name__)
+            reasons.append(first_line(error))
             return None
 
     whole = attempt(lambda: transformers.AutoProcessor.from_pretrained(folder, backend="pil"))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, CaptioningAdapter
-from vlp_plugins.batches import to_device
+from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
 

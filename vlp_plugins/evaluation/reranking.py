@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Batch, MatchingAdapter, need
-from vlp_plugins.batches import to_device
+from vlp_plugins.calibration.batches import to_device
 
 _ROWS = 64  # pairs per call of the matching head
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch, MatchingAdapter, RetrievalAdapter
-from vlp_plugins.batches import to_device
+from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
 from vlp_plugins.evaluation.reranking import PairInputs, match_scores, reranked

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 
+from vlp_plugins.calibration.processes import place
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks import Masks
 from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes
-from vlp_plugins.processes import place
 from vlp_plugins.report.page import Table
 from vlp_plugins.statistics.store import Statistics
 

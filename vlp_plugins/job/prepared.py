@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.allocation import Target
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.data.sources import open_source
@@ -17,12 +16,19 @@ from vlp_plugins.job.images_only import ImagesOnly, takes_no_text
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition
-from vlp_plugins.pruning import is_published, make_masks, resolve_method, targets_of
+from vlp_plugins.pruning import make_masks
 from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.resolving import (
+    is_published,
+    resolve_method,
+    resolve_targets,
+    with_pattern,
+)
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored
 from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import Target
 from vlp_plugins.weights import WeightMap
 
 
@@ -106,9 +112,9 @@ def prepare(recipe: Recipe) -> Prepared:
         VlpError: if a name is unknown, a sparsity impossible, or the model cannot be pruned.
     """
     need(recipe, "model")
-    asked = list(recipe.sparsity) or None
-    method = resolve_method(recipe.method, recipe.allocation, asked, recipe.parameters)
-    targets = targets_of(asked, method.allocation)
+    targets, _ = resolve_targets(recipe.sparsity or None)
+    method = resolve_method(recipe.method, recipe.allocation, targets, recipe.parameters)
+    targets = with_pattern(targets, method.allocation)
     _check_targets(targets, recipe.floor)
     model, adapter = load_model(
         str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device

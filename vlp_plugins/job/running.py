@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlp_plugins.atomic import check_new_folder
 from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.processes import place
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.errors import DataError, StatisticsError, VlpError
 from vlp_plugins.job.facts import StopWatch, agreement, data_facts, memory_facts
@@ -18,7 +19,6 @@ from vlp_plugins.job.prepared import Prepared, prepare, title_of
 from vlp_plugins.job.writing import write_results
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.masks import Masks
-from vlp_plugins.processes import place
 from vlp_plugins.recipes import Recipe, need
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.saving import check_can_save
@@ -80,7 +80,7 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
     masks = dict(zip(map(title_of, job.targets), job.masks(statistics), strict=True))
     watch.lap("masks")
     tables = agreement(job, statistics, masks) if writes else []
-    if tables:
+    if any(table.rows for table in tables):
         watch.lap("masks of either half of the data")
 
     def facts() -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlp_plugins.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.statistics.base import ActivationStatistic
+from vlp_plugins.statistics.base import ActivationStatistic, distinct
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class Composition:
 
     @property
     def needs(self) -> tuple[ActivationStatistic, ...]:
-        """The statistics that the data pass must gather, each once."""
+        """The statistics that the data pass must gather, each once.
+
+        Raises:
+            UnsupportedError: if the scores need different statistics of one name.
+        """
         read = (*self.score.needs, *(self.allocation_score.needs if self.allocation_score else ()))
-        return tuple({statistic.name: statistic for statistic in read}.values())
+        return distinct(read)
 
     def with_allocation(self, allocation: Allocation | None) -> Composition:
         """The same method with another allocation; None keeps its own."""

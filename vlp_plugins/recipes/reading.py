@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.allocation import Target, allocation_by_name, check_sparsity
+from vlp_plugins.allocation import allocation_by_name
 from vlp_plugins.errors import RecipeError, SparsityError, suggest
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.recipes.values import (
@@ -19,6 +19,7 @@ from vlp_plugins.recipes.values import (
     read_yaml,
     text,
 )
+from vlp_plugins.targets import Target, check_sparsity
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlp_plugins.allocation import Target
+from vlp_plugins.targets import Target
 
 
 @dataclass(frozen=True)

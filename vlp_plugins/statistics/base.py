@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
+from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.weights import Weight
 
 
@@ -40,9 +41,14 @@ class ActivationStatistic(ABC):
 
     Being additive is what makes the pass streaming, resumable and equal on any number of
     processes: accumulators are float64 sums of per-batch values.
+
+    Attributes:
+        name: what its sums are kept and found by, in files, too. It must tell every parameter that
+            changes the values (`f"input_power_{p}"`, set in `__init__`): statistics of one name
+            share one set of sums. Without `|`.
     """
 
-    name: ClassVar[str]
+    name: str
 
     @abstractmethod
     def size(self, weight: Weight) -> int:
@@ -59,3 +65,29 @@ class ActivationStatistic(ABC):
         Returns:
             `[size]` in float32 (summed in float64 by the caller).
         """
+
+
+def distinct(statistics: Iterable[ActivationStatistic]) -> tuple[ActivationStatistic, ...]:
+    """Each statistic once, by its name.
+
+    Raises:
+        UnsupportedError: if two of one name are not the same.
+    """
+    found: dict[str, ActivationStatistic] = {}
+    for statistic in statistics:
+        known = found.setdefault(statistic.name, statistic)
+        if known is not statistic and _identity(known) != _identity(statistic):
+            raise UnsupportedError(
+                f"two statistics are called {statistic.name!r}, but one is {_described(known)} and "
+                f"one {_described(statistic)}; the name of a statistic must tell its parameters"
+            )
+    return tuple(found.values())
+
+
+def _identity(statistic: ActivationStatistic) -> tuple[type, dict[str, object]]:
+    return type(statistic), getattr(statistic, "__dict__", {})
+
+
+def _described(statistic: ActivationStatistic) -> str:
+    kind, parameters = _identity(statistic)
+    return f"{kind.__name__}({', '.join(f'{k}={v!r}' for k, v in parameters.items())})"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
 from vlp_plugins.statistics.base import ActivationStatistic
@@ -50,7 +48,7 @@ class InputSecondMoment(ActivationStatistic):
     published code divides by samples, not tokens (quirk M1); within a tensor only ratios matter.
     """
 
-    name: ClassVar[str] = INPUT_SECOND_MOMENT
+    name = INPUT_SECOND_MOMENT
 
     def size(self, weight: Weight) -> int:
         return weight.matrix.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,8 @@ from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
 from vlp_plugins.statistics.base import Site
 from vlp_plugins.weights import WeightMap
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, Site]
 """Statistic name and site."""
@@ -36,6 +39,7 @@ class Statistics:
         adapter: name of the adapter.
         published: whether the activation probe followed the published code.
         shapes: shape of every weight by canonical name, in the adapter's order.
+        weights_hash: `WeightMap.content_hash` of the model; empty if nobody recorded it.
     """
 
     sums: dict[Key, torch.Tensor]
@@ -46,6 +50,8 @@ class Statistics:
     adapter: str
     published: bool
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    weights_hash: str = ""
+    _warned: bool = field(default=False, init=False, repr=False, compare=False)
 
     def mean(
         self,
@@ -95,8 +101,42 @@ class Statistics:
         """Names of the statistics that were gathered."""
         return {name for name, _ in self.sums}
 
-    def check(self, weights: WeightMap) -> None:
-        """Raises `StatisticsError` with the first difference to the weights of another model."""
+    def check(self, weights: WeightMap, *, published: bool | None = None) -> None:
+        """Makes sure that the statistics belong to a model and were gathered as they are used.
+
+        Other weights of the same structure give a warning, once: statistics of a pre-trained model
+        for its fine-tuned sister are legitimate, those of a mistaken checkpoint are not.
+
+        Args:
+            weights: of the model that the statistics shall serve.
+            published: the variant that they shall serve; None does not check.
+
+        Raises:
+            StatisticsError: with the first difference to the structure of the model, or if the
+                variant is another.
+        """
+        self._check_structure(weights)
+        if published is not None and published != self.published:
+            asked, mine = (
+                "published" if is_published else "default"
+                for is_published in (published, self.published)
+            )
+            raise StatisticsError(
+                f"the statistics were gathered with variant={mine!r}, but variant={asked!r} is "
+                f"asked for; use variant={mine!r}, or repeat the data pass with variant={asked!r}"
+            )
+        if self._warned or not self.weights_hash:
+            return
+        if (found := weights.content_hash()) != self.weights_hash:
+            self._warned = True
+            logger.warning(
+                "the statistics were gathered with other weights (%s, the model has %s): right "
+                "for a model before and after fine-tuning, wrong for any other checkpoint",
+                self.weights_hash,
+                found,
+            )
+
+    def _check_structure(self, weights: WeightMap) -> None:
         if weights.structure == self.structure:
             return
         mine = self.shapes or {site.weight: () for _, site in self.sums}
@@ -121,6 +161,7 @@ class Statistics:
             "adapter": self.adapter,
             "published": self.published,
             "shapes": [[name, list(shape)] for name, shape in self.shapes.items()],
+            "weights": self.weights_hash,
         }
         files.write(path, "statistics", pack_sums(self.sums), header)
 
@@ -143,6 +184,7 @@ class Statistics:
                 adapter=str(header["adapter"]),
                 published=bool(header["published"]),
                 shapes={name: tuple(shape) for name, shape in header["shapes"]},
+                weights_hash=str(header.get("weights", "")),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StatisticsError(

@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     from vlp_adapters.blip.convert import load_original as load_original
     from vlp_adapters.blip.convert import save_original as save_original
     from vlp_adapters.blip.modeling import BlipForPretraining as BlipForPretraining
-    from vlp_adapters.blip.modeling import BlipPretrainOutput as BlipPretrainOutput
 
 _HOMES = {
     "BlipForPretraining": "modeling",
     "BlipPretrainConfig": "configuration",
-    "BlipPretrainOutput": "modeling",
     "load_original": "convert",
     "save_original": "convert",
 }
@@ -26,16 +24,9 @@ _HOMES = {
 __all__ = [
     "BlipForPretraining",
     "BlipPretrainConfig",
-    "BlipPretrainOutput",
     "load_original",
-    "register",
     "save_original",
 ]
-
-
-def register() -> None:
-    """Makes `AutoConfig` and `AutoModel` know the model (importing a class of it does too)."""
-    import_module(f"{__name__}.modeling")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import cast
 
 from torch import Tensor, nn
 
-from vlp_adapters.blip import features
+from vlp_adapters.blip import forward
 from vlp_adapters.blip.kinds import Kind, kind_of
-from vlp_adapters.blip.layers import EXCLUSIONS, weight_specs
-from vlp_adapters.blip.loading import load
 from vlp_adapters.blip.losses import training_losses
-from vlp_adapters.blip.names import to_original_name
+from vlp_adapters.blip.names import is_original, to_original_name
 from vlp_adapters.blip.streams import activation_streams
-from vlp_adapters.blip.tasks import downstream_paths
+from vlp_adapters.blip.weights import EXCLUSIONS, downstream_paths, weight_specs
+from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
 from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
 
-_WITHOUT_ORIGINAL = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")
+_MODEL_TYPE = "vlp_blip_pretrain"
+_IN_ORIGINAL = re.compile(
+    r"(vision_model|text_encoder|vision_proj|text_proj)(_m)?\.|(text_decoder|itm_head)\.|temp$"
+)
 
 
 class BlipAdapter(Adapter):
@@ -89,23 +93,38 @@ class BlipAdapter(Adapter):
     def load(self, source: str) -> nn.Module | None:
         """Loads what `save_pretrained` wrote, or an original `.pth` or `.safetensors` file.
 
+        Finding out that it is neither is cheap and quiet; folders of transformers' own classes are
+        not loaded here.
+
         Raises:
             UnsupportedError: if it is BLIP's, but damaged, incomplete or of another task.
         """
-        return load(source)
+        path = Path(source)
+        if is_saved_as(path, _MODEL_TYPE):
+            from vlp_adapters.blip.modeling import BlipForPretraining
+
+            return from_folder(BlipForPretraining, path, "BLIP")
+        if not is_original(tensor_names(path)):
+            return None
+        from vlp_adapters.blip.convert import load_original
+
+        return load_original(path)
 
     def original_name(self, path: str) -> str | None:
-        """The name that the BLIP code base gives to parameter `path`."""
-        return None if path.startswith(_WITHOUT_ORIGINAL) else to_original_name(path)
+        """The name that the BLIP code base gives to parameter `path`.
+
+        None for what only `BlipModel` has, and for a tower on its own.
+        """
+        return to_original_name(path) if _IN_ORIGINAL.match(path) else None
 
     def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, D]` from `pixel_values` or `image_embeds`."""
-        return features.image_features(model, features.image_embeds_of(model, batch))
+        return forward.image_features(model, forward.image_embeds_of(model, batch))
 
     def text_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, D]` from `input_ids` and `attention_mask`."""
         ids, mask = need(batch, "input_ids", "attention_mask")
-        return features.text_features(model, ids, mask)
+        return forward.text_features(model, ids, mask)
 
     def match(self, model: nn.Module, batch: Batch) -> Tensor:
         """`[B]` log-odds that image and text of each row belong together.
@@ -114,12 +133,12 @@ class BlipAdapter(Adapter):
         (`[B, T, Dv]`, tokens of the vision encoder) instead of `pixel_values`.
         """
         ids, mask = need(batch, "input_ids", "attention_mask")
-        logits = features.match_logits(model, ids, mask, features.image_embeds_of(model, batch))
+        logits = forward.match_logits(model, ids, mask, forward.image_embeds_of(model, batch))
         return logits[:, 1] - logits[:, 0]
 
     def caption(self, model: nn.Module, batch: Batch, *, max_length: int) -> Tensor:
         """`[B, L]` token ids, greedy; texts of the batch are not read."""
-        return features.write_captions(model, batch, max_length)
+        return forward.write_captions(model, batch, max_length)
 
 
 def _kind(model: nn.Module) -> Kind:

@@ -47,13 +47,6 @@ def enqueue(queue: Tensor, pointer: Tensor, features: Tensor) -> None:
     queue[:, columns[-size:]] = features[-size:].T.to(queue.dtype)
 
 
-def similarity(features: Tensor, others: Tensor, temperature: Tensor) -> Tensor:
-    """`features [B, D] @ others [D, M] / temperature`, never in less than float32."""
-    exact = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
-        return features.to(exact) @ others.to(exact) / temperature.to(exact)
-
-
 def contrastive_loss(similarities: Similarities, alpha: float) -> Tensor:
     """Mean of both directions of the image-text contrastive loss (ALBEF, arXiv:2107.07651, eq. 6).
 

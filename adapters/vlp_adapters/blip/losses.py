@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vlp_adapters.blip.answers import answers_of
-from vlp_adapters.blip.contrastive import similarity
-from vlp_adapters.blip.features import image_features, match_logits, text_features
-from vlp_adapters.blip.kinds import Kind, decoder_ids, text_config
-from vlp_adapters.blip.negatives import draw_negatives
-from vlp_adapters.blip.objectives import matching_loss, word_labels
-from vlp_adapters.blip.passes import image_tokens, text_tokens
+from vlp_adapters.blip.forward import (
+    image_features,
+    image_tokens,
+    match_logits,
+    text_features,
+    text_tokens,
+)
+from vlp_adapters.blip.kinds import (
+    NEGATIVES_FLOOR,
+    Kind,
+    answers_of,
+    decoder_ids,
+    text_config,
+    word_labels,
+)
 from vlp_adapters.inputs import need_partners, pairs_of
-from vlp_adapters.negatives import check_negatives, generator_of
+from vlp_adapters.negatives import check_negatives, draw_negatives, generator_of
+from vlp_adapters.objectives import batch_contrastive_loss, matching_loss, similarity
 from vlp_plugins.adapter import Batch, Negatives
 from vlp_plugins.errors import BatchError, UnsupportedError
 
@@ -66,16 +75,14 @@ def _retrieval(model: Any, batch: Batch, negatives: Negatives | None) -> dict[st
         torch.tensor(_TEMPERATURE, device=image.device),
     )
     if negatives is None:
-        negatives = draw_negatives(logits, logits.T, generator_of(ids))
+        negatives = draw_negatives(
+            logits, logits.T, floor=NEGATIVES_FLOOR, generator=generator_of(ids)
+        )
     else:
         check_negatives(negatives, len(ids))
-
-    def match(words: Tensor, real: Tensor, tokens: Tensor) -> Tensor:
-        return match_logits(model, words, real, tokens)
-
     return {
-        "itc": _contrastive(logits),
-        "itm": matching_loss(match, ids, mask, image, negatives),
+        "itc": batch_contrastive_loss(logits),
+        "itm": matching_loss(partial(match_logits, model), ids, mask, image, negatives),
     }
 
 
@@ -83,7 +90,7 @@ def _dual(model: Any, batch: Batch) -> dict[str, Tensor]:
     pixels, ids, mask = _pairs(model, batch)
     images = image_features(model, image_tokens(model.vision_model, pixels))
     texts = text_features(model, ids, mask)
-    return {"itc": _contrastive(images @ texts.T * model.logit_scale.exp())}
+    return {"itc": batch_contrastive_loss(images @ texts.T * model.logit_scale.exp())}
 
 
 def _captioning(model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -133,10 +140,3 @@ _WITHOUT_NEGATIVES: dict[Kind, Callable[[Any, Batch], dict[str, Tensor]]] = {
 
 def _pairs(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return pairs_of(batch, text_config(model).max_position_embeddings)
-
-
-def _contrastive(logits: Tensor) -> Tensor:
-    """Mean of both directions over `[B, B]` similarities, the pairs on the diagonal."""
-    target = torch.arange(len(logits), device=logits.device)
-    by_image = functional.cross_entropy(logits, target)
-    return (by_image + functional.cross_entropy(logits.T, target)) / 2

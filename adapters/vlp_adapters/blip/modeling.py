@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,41 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, BlipTextModel, BlipVisionModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from vlp_adapters.blip.configuration import BlipPretrainConfig
 from vlp_adapters.blip.contrastive import (
     Similarities,
     contrastive_loss,
     enqueue,
-    similarity,
     update_momentum,
 )
-from vlp_adapters.blip.negatives import draw_negatives
-from vlp_adapters.blip.objectives import IGNORED, matching_loss, word_labels
-from vlp_adapters.blip.passes import image_tokens, text_tokens
+from vlp_adapters.blip.forward import image_tokens, text_tokens
+from vlp_adapters.blip.kinds import NEGATIVES_FLOOR, word_labels
 from vlp_adapters.blip.towers import BlipTowers
-from vlp_adapters.negatives import check_negatives
+from vlp_adapters.negatives import check_negatives, draw_negatives
+from vlp_adapters.objectives import IGNORED, matching_loss, similarity
+from vlp_adapters.pretraining import PretrainOutput, check_losses
 from vlp_plugins.adapter import Negatives
 
 LOSSES = ("itc", "itm", "lm")
 _COLDEST, _HOTTEST = 0.001, 0.5  # bounds of the learned temperature
-
-
-@dataclass
-class BlipPretrainOutput(ModelOutput):
-    """What a training step needs, and what its random choice was.
-
-    Attributes:
-        loss: sum of `losses`, a scalar.
-        losses: the terms by name: `itc` contrastive, `itm` matching, `lm` captioning.
-        negatives: the hard negatives of the matching loss (one image per text, one text per
-            image); None without that loss.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    negatives: Negatives | None = None
 
 
 class BlipForPretraining(BlipTowers):
@@ -106,9 +88,8 @@ class BlipForPretraining(BlipTowers):
         update_state: bool = True,
         losses: Collection[str] = LOSSES,
         alpha: float | None = None,
-        itm_pairs: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> BlipPretrainOutput:
+    ) -> PretrainOutput:
         """The pre-training losses of a batch of matching pairs.
 
         The contrastive part, which runs for `itc` and to draw negatives, changes state, in
@@ -122,20 +103,12 @@ class BlipForPretraining(BlipTowers):
             update_state: False leaves momentum twins, temperature and queues as they are.
             losses: which of `itc`, `itm`, `lm` to compute.
             alpha: share of soft targets; None for the configuration's.
-            itm_pairs: compute `itm` for the first so many pairs only (negatives are drawn from
-                the whole batch); None for all. Ignored if `negatives` are given.
             generator: CPU generator of the draws; None for the global one.
 
         Raises:
-            ValueError: if a loss is unknown, or `negatives` or `itm_pairs` do not fit.
+            ValueError: if a loss is unknown, or `negatives` do not fit.
         """
-        if (unknown := sorted(set(losses) - set(LOSSES))) or not losses:
-            raise ValueError(
-                f"losses={tuple(losses)!r}{f' has unknown {unknown}' if unknown else ''}: choose "
-                f"one or more of {', '.join(LOSSES)}"
-            )
-        if itm_pairs is not None and itm_pairs < 1:
-            raise ValueError(f"itm_pairs={itm_pairs}: give 1 or more, or leave 'itm' out of losses")
+        check_losses(losses, LOSSES)
         matching = "itm" in losses
         if matching and negatives is not None:
             check_negatives(negatives, len(input_ids))
@@ -150,11 +123,11 @@ class BlipForPretraining(BlipTowers):
                 terms["itc"] = contrastive_loss(similarities, share)
             if matching and negatives is None:
                 rows = len(input_ids)
-                pairs = rows if itm_pairs is None else min(itm_pairs, rows)
                 negatives = draw_negatives(
-                    similarities.image_to_text[:pairs, :rows],
-                    similarities.text_to_image[:pairs, :rows],
-                    generator,
+                    similarities.image_to_text[:, :rows],
+                    similarities.text_to_image[:, :rows],
+                    floor=NEGATIVES_FLOOR,
+                    generator=generator,
                 )
         if matching and negatives is not None:
             terms["itm"] = matching_loss(
@@ -162,7 +135,7 @@ class BlipForPretraining(BlipTowers):
             )
         if "lm" in losses:
             terms["lm"] = self._caption_loss(input_ids, attention_mask, image_embeds)
-        return BlipPretrainOutput(
+        return PretrainOutput(
             loss=torch.stack([*terms.values()]).sum(),
             losses=terms,
             negatives=negatives if matching else None,

@@ -7,6 +7,7 @@ its momentum twin have transformers' names.
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 
 from vlp_adapters.names import rebegin, reverse
 
@@ -25,6 +26,9 @@ _LAYER = (
 )
 _OURS = re.compile(r"vision_model(?P<twin>_m)?\.(?:encoder\.layers\.(?P<layer>\d+)\.)?(?P<tail>.+)")
 _ORIGINAL = re.compile(r"visual_encoder(?P<twin>_m)?\.(?:blocks\.(?P<layer>\d+)\.)?(?P<tail>.+)")
+_PATCHES = "visual_encoder.patch_embed.proj.weight"
+_FIRST_LAYER = "encoder.layer.0.crossattention.self.query.weight"
+_FIRST_LAYERS = (f"text_encoder.{_FIRST_LAYER}", f"text_decoder.bert.{_FIRST_LAYER}")
 _HEAD_BIAS = "text_decoder.cls.predictions.bias"  # BERT's second name of decoder.bias
 
 
@@ -50,6 +54,11 @@ def from_original_name(name: str) -> str | None:
     block = f"encoder.layers.{match['layer']}." if match["layer"] else ""
     tail = rebegin(match["tail"], reverse(_LAYER if block else _VISION))
     return f"vision_model{match['twin'] or ''}.{block}{tail}"
+
+
+def is_original(names: Set[str]) -> bool:
+    """True if these are the tensors of an original BLIP checkpoint, of any task."""
+    return _PATCHES in names and not names.isdisjoint(_FIRST_LAYERS)
 
 
 def _first_name(name: str) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp_adapters.blip.answers import answers_of
-from vlp_adapters.blip.kinds import Kind, decoder_ids, encoder_ids, text_config
-from vlp_adapters.blip.layers import DECODER, ENCODER, QUESTION, TEXT, VISION
-from vlp_adapters.blip.passes import image_tokens, text_tokens, token_count
+from vlp_adapters.blip.forward import image_tokens, text_tokens, token_count
+from vlp_adapters.blip.kinds import Kind, answers_of, decoder_ids, encoder_ids, text_config
+from vlp_adapters.blip.weights import DECODER, ENCODER, QUESTION, TEXT, VISION
 from vlp_adapters.inputs import pairs_of, texts_of
 from vlp_plugins.adapter import Batch, Stream, need
 

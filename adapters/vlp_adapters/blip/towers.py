@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import BlipTextModel, BlipVisionModel, PreTrainedModel
+from transformers import BlipTextModel, BlipVisionModel
 from transformers import initialization as init
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from vlp_adapters.blip.configuration import BlipPretrainConfig
-from vlp_adapters.blip.passes import begin_with, image_tokens, text_tokens
-from vlp_adapters.blip.sharing import shared_names
+from vlp_adapters.blip.forward import image_tokens, text_tokens
+from vlp_adapters.blip.kinds import begin_with
+from vlp_adapters.pretraining import DualEncoder
+
+_OWN = re.compile(r"\.attention\.")  # self-attention; `crossattention` is shared
 
 
-class BlipTowers(PreTrainedModel):
+class BlipTowers(DualEncoder):
     """Vision encoder, text encoder and text decoder, projections, matching head.
 
     Every parameter of the two text towers is shared, the same object, except self-attention; the
-    word head of the decoder is the word embedding. In the shapes below `B` pairs have `T` image
-    tokens of width `Dv` and `L` text tokens of width `D`. A subclass calls `post_init` when it is
-    complete.
+    word head of the decoder is the word embedding. A subclass ends its own `__init__` with
+    `post_init`.
     """
 
     config_class = BlipPretrainConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
 
     def __init__(self, config: BlipPretrainConfig) -> None:
         """Builds the networks; their weights are drawn by `post_init`."""
@@ -97,22 +96,6 @@ class BlipTowers(PreTrainedModel):
         logits: Tensor = output.logits
         return logits
 
-    def project_image(self, image_embeds: Tensor) -> Tensor:
-        """L2-normalised projection of the first token: `[B, T, Dv]` to `[B, embed_dim]`."""
-        return functional.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
-
-    def project_text(self, text_embeds: Tensor) -> Tensor:
-        """L2-normalised projection of the first token: `[B, L, D]` to `[B, embed_dim]`."""
-        return functional.normalize(self.text_proj(text_embeds[:, 0]), dim=-1)
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Images `[B, 3, H, W]` to L2-normalised `[B, embed_dim]`."""
-        return self.project_image(self.encode_image(pixel_values))
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Ids and mask `[B, L]` to L2-normalised `[B, embed_dim]`."""
-        return self.project_text(self.encode_text(input_ids, attention_mask))
-
     def match_logits(
         self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor
     ) -> Tensor:
@@ -154,3 +137,16 @@ class BlipTowers(PreTrainedModel):
             **(settings | options),
         )
         return ids
+
+
+def shared_names(text_encoder: nn.Module) -> dict[str, str]:
+    """Name in the decoder -> name in the encoder, for every parameter that the towers share.
+
+    All but self-attention (arXiv:2201.12086, section 3.2). The encoder's name is the first one:
+    published masks and scores are keyed by it.
+    """
+    return {
+        f"text_decoder.bert.{name}": f"text_encoder.{name}"
+        for name, _ in text_encoder.named_parameters()
+        if not _OWN.search(name)
+    }

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
     from vlp_adapters.xvlm.convert import save_original as save_original
     from vlp_adapters.xvlm.masking import mask_tokens as mask_tokens
     from vlp_adapters.xvlm.modeling import XvlmForPretraining as XvlmForPretraining
-    from vlp_adapters.xvlm.modeling import XvlmPretrainOutput as XvlmPretrainOutput
 
 _HOMES = {
     "XvlmForPretraining": "modeling",
     "XvlmPretrainConfig": "configuration",
-    "XvlmPretrainOutput": "modeling",
     "load_original": "convert",
     "mask_tokens": "masking",
     "save_original": "convert",
@@ -28,7 +26,6 @@ _HOMES = {
 __all__ = [
     "XvlmForPretraining",
     "XvlmPretrainConfig",
-    "XvlmPretrainOutput",
     "load_original",
     "mask_tokens",
     "save_original",

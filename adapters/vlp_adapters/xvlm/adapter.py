@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
 from vlp_adapters.inputs import need_partners
 from vlp_adapters.negatives import generator_of
-from vlp_adapters.xvlm.inputs import INPUTS, image_embeds_of, matching_pairs, text_embeds_of
-from vlp_adapters.xvlm.layers import EXCLUSIONS, FUSION, TEXT, VISION, image_tokens, weight_specs
-from vlp_adapters.xvlm.loading import load
-from vlp_adapters.xvlm.names import to_original_name
-from vlp_adapters.xvlm.targets import mask_words, word_targets
-from vlp_adapters.xvlm.tasks import downstream_paths
+from vlp_adapters.xvlm.masking import mask_words, word_targets
+from vlp_adapters.xvlm.names import is_original, to_original_name
+from vlp_adapters.xvlm.streams import (
+    activation_streams,
+    image_embeds_of,
+    matching_pairs,
+    text_embeds_of,
+)
+from vlp_adapters.xvlm.weights import EXCLUSIONS, downstream_paths, weight_specs
 from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
 
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
     from vlp_adapters.xvlm.modeling import XvlmForPretraining
 
+_MODEL_TYPE = "vlp_xvlm_pretrain"
+_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 # Compared as text, so that asking about another model does not import transformers.
 _CLASS = "vlp_adapters.xvlm.modeling.XvlmForPretraining"
 
@@ -50,34 +57,8 @@ class XvlmAdapter(Adapter):
     def streams(
         self, model: nn.Module, batch: Batch, *, published: bool = False
     ) -> Iterator[Stream]:
-        """`vision`, `text` and `fusion`, to be run in this order: the last reads both others.
-
-        Every image token is real. With `published`, the published code's mistake is repeated: where
-        captions are as long as the image has tokens, it takes the keys' and values' image tokens
-        for text and drops those at the positions of padding.
-        """
-        xvlm = _xvlm(model)
-        pixels, ids, mask = matching_pairs(xvlm, batch)
-        real = mask.bool()
-        is_mistaken = published and ids.shape[1] == image_tokens(xvlm, *pixels.shape[-2:])
-        embeds: dict[str, Tensor] = {}
-
-        def vision() -> None:
-            embeds[VISION] = xvlm.encode_image(pixels)
-
-        def text() -> None:
-            embeds[TEXT] = xvlm.encode_text(ids, mask)
-
-        def fusion() -> None:
-            xvlm.fuse(embeds[TEXT], mask, embeds[VISION])
-
-        return iter(
-            (
-                Stream(VISION, vision, {VISION: None}),
-                Stream(TEXT, text, {TEXT: real}),
-                Stream(FUSION, fusion, {TEXT: real, VISION: real if is_mistaken else None}),
-            )
-        )
+        """`vision`, `text` and `fusion`, to be run in this order; see `activation_streams`."""
+        return activation_streams(_xvlm(model), batch, published=published)
 
     def losses(
         self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
@@ -118,10 +99,21 @@ class XvlmAdapter(Adapter):
     def load(self, source: str) -> nn.Module | None:
         """Loads what `save_pretrained` wrote, or an original `.pth` or `.safetensors` file.
 
+        Finding out that it is neither is cheap and quiet.
+
         Raises:
             UnsupportedError: if it is X-VLM's, but damaged or incomplete.
         """
-        return load(source)
+        path = Path(source)
+        if is_saved_as(path, _MODEL_TYPE):
+            from vlp_adapters.xvlm.modeling import XvlmForPretraining
+
+            return from_folder(XvlmForPretraining, path, "X-VLM")
+        if not is_original(tensor_names(path)):
+            return None
+        from vlp_adapters.xvlm.convert import load_original
+
+        return load_original(path)
 
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]
@@ -132,7 +124,7 @@ class XvlmAdapter(Adapter):
         `mlm_labels`: the tokenizer is known here and nowhere later.
         """
         made = super().collate(processor, images, texts)
-        batch = {key: made[key] for key in INPUTS if key in made}
+        batch = {key: made[key] for key in _INPUTS if key in made}
         tokenizer = getattr(processor, "tokenizer", None)
         mask_token_id = getattr(tokenizer, "mask_token_id", None)
         if tokenizer is not None and mask_token_id is not None:

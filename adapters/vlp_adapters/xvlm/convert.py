@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import BertConfig, CLIPVisionConfig, SwinConfig
 
 from vlp_adapters.checkpoints import check_fit, read_state, write_state
+from vlp_adapters.shapes import CheckpointShapes, attention_heads
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
-from vlp_adapters.xvlm.infer import infer_config
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
-from vlp_adapters.xvlm.names import from_original_name, to_original_name
-from vlp_adapters.xvlm.swin import fuse_qkv, split_qkv
+from vlp_adapters.xvlm.names import from_original_name, fuse_qkv, split_qkv, to_original_name
 from vlp_plugins.errors import UnsupportedError
 
+_BERT = "text_encoder.bert."
 _DECODER = "text_encoder.cls.predictions.decoder.weight"
 _WORDS = "text_encoder.bert.embeddings.word_embeddings.weight"
 _POSITIONS = {  # buffers of the original by the table that they number
@@ -76,6 +79,87 @@ def load_original(
     return model.eval()
 
 
+def infer_config(
+    state: Mapping[str, Tensor], *, vision_heads: int | None = None, text_heads: int | None = None
+) -> XvlmPretrainConfig:
+    """Reads sizes from the tensors of an original checkpoint (original names).
+
+    Shapes do not tell the number of attention heads of BERT and CLIP: it is taken as width / 64,
+    which holds for the published sizes. Swin's can be read. Activations are the published ones
+    (`quick_gelu` in CLIP, `gelu` elsewhere).
+
+    Args:
+        state: tensors by original name.
+        vision_heads: heads per layer of a CLIP encoder; None for width / 64.
+        text_heads: heads per layer of the text encoder; None for width / 64.
+
+    Raises:
+        UnsupportedError: if it is no X-VLM pre-training checkpoint, or the number of heads is
+            needed.
+    """
+    shapes = CheckpointShapes(state, "X-VLM")
+    words, width = shapes[_BERT + "embeddings.word_embeddings.weight"]
+    layers = shapes.indices(re.escape(_BERT) + r"encoder\.layer\.(\d+)\.attention\.")
+    fusion = shapes.indices(re.escape(_BERT) + r"encoder\.layer\.(\d+)\.crossattention\.")
+    if not layers or not fusion:
+        raise UnsupportedError(
+            f"the checkpoint has {len(layers)} text layers, {len(fusion)} of them with "
+            "cross-attention; an X-VLM pre-training checkpoint has both kinds"
+        )
+    text = BertConfig(
+        vocab_size=words,
+        hidden_size=width,
+        num_hidden_layers=len(layers),
+        num_attention_heads=text_heads or attention_heads(width, "text"),
+        intermediate_size=shapes[_BERT + "encoder.layer.0.intermediate.dense.weight"][0],
+        max_position_embeddings=shapes[_BERT + "embeddings.position_embeddings.weight"][0],
+        type_vocab_size=shapes[_BERT + "embeddings.token_type_embeddings.weight"][0],
+        fusion_layer=min(fusion),
+    )
+    is_swin = "vision_encoder.patch_embed.proj.weight" in state
+    return XvlmPretrainConfig(
+        vision_config=_swin(shapes) if is_swin else _clip(shapes, vision_heads),
+        text_config=text,
+        embed_dim=shapes["text_proj.weight"][0],
+    )
+
+
 def save_original(model: XvlmForPretraining, path: str | os.PathLike[str]) -> None:
     """Writes `model` in the original format: `{"model": state_dict}`, or `.safetensors`."""
     write_state(state_to_original(model), path)
+
+
+def _clip(shapes: CheckpointShapes, heads: int | None) -> CLIPVisionConfig:
+    width, channels, patch_size, _ = shapes["vision_encoder.patch_embed.weight"]
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shapes["vision_encoder.encoder.layers.0.mlp.fc1.bias"][0],
+        num_hidden_layers=len(shapes.indices(r"vision_encoder\.encoder\.layers\.(\d+)\.")),
+        num_attention_heads=heads or attention_heads(width, "vision"),
+        num_channels=channels,
+        image_size=shapes.grid("vision_encoder.pos_embed.weight") * patch_size,
+        patch_size=patch_size,
+    )
+
+
+def _swin(shapes: CheckpointShapes) -> SwinConfig:
+    width, channels, patch_size, _ = shapes["vision_encoder.patch_embed.proj.weight"]
+    stages = shapes.indices(r"vision_encoder\.layers\.(\d+)\.")
+    blocks = [shapes.indices(rf"vision_encoder\.layers\.{n}\.blocks\.(\d+)\.") for n in stages]
+    tables = [
+        shapes[f"vision_encoder.layers.{n}.blocks.0.attn.relative_position_bias_table"]
+        for n in stages
+    ]
+    window = (math.isqrt(tables[0][0]) + 1) // 2  # the table has (2 window - 1)^2 rows
+    hidden, inputs = shapes["vision_encoder.layers.0.blocks.0.mlp.fc1.weight"]
+    return SwinConfig(
+        # Published sizes leave exactly one window in the last stage.
+        image_size=patch_size * 2 ** (len(stages) - 1) * window,
+        patch_size=patch_size,
+        num_channels=channels,
+        embed_dim=width,
+        depths=[len(indices) for indices in blocks],
+        num_heads=[heads for _, heads in tables],
+        window_size=window,
+        mlp_ratio=hidden / inputs,
+    )

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
+from vlp_adapters.negatives import check_negatives, draw_negatives
+from vlp_adapters.objectives import (
+    IGNORED,
+    batch_contrastive_loss,
+    matching_loss,
+    similarity,
+)
+from vlp_adapters.pretraining import DualEncoder, PretrainOutput, check_losses
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
-from vlp_adapters.xvlm.masking import IGNORED
-from vlp_adapters.xvlm.negatives import draw_negatives
 from vlp_adapters.xvlm.text import XvlmTextEncoder
 from vlp_adapters.xvlm.vision import build_vision_encoder, init_positions
 from vlp_plugins.adapter import Negatives
 
 LOSSES = ("itc", "itm", "mlm")
-
-
-@dataclass
-class XvlmPretrainOutput(ModelOutput):
-    """What a training step needs, and what its random choice was.
-
-    Attributes:
-        loss: sum of `losses`, a scalar.
-        losses: the terms by name: `itc` contrastive, `itm` matching, `mlm` masked words.
-        negatives: the hard negatives of the matching loss (one image per text, one text per
-            image); None without that loss.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    negatives: Negatives | None = None
+NEGATIVES_FLOOR = 1e-5  # least probability of a wrong partner, as in the original
 
 
 def build_head(width: int, outputs: int) -> nn.Sequential:
@@ -49,18 +38,14 @@ def build_head(width: int, outputs: int) -> nn.Sequential:
     )
 
 
-class XvlmForPretraining(PreTrainedModel):
+class XvlmForPretraining(DualEncoder):
     """Vision encoder, text encoder whose last layers fuse the image in, projections and heads.
 
-    In the shapes below `B` pairs have `T` image tokens of width `Dv` and `L` text tokens of width
-    `D`. The box head takes part in no loss here; it is kept so that checkpoints round trip. In a
+    The box head takes part in no loss here; it is kept so that checkpoints round trip. In a
     distributed run the contrastive loss compares the pairs of its own process only.
     """
 
     config_class = XvlmPretrainConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -109,22 +94,6 @@ class XvlmForPretraining(PreTrainedModel):
         """Fusion layers: `[B, L, D]`, `[B, L]` and `[B, T, Dv]` to `[B, L, D]`."""
         return self.text_encoder.bert.fuse(text_embeds, attention_mask, image_embeds)
 
-    def project_image(self, image_embeds: Tensor) -> Tensor:
-        """L2-normalised projection of the first token: `[B, T, Dv]` to `[B, embed_dim]`."""
-        return functional.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
-
-    def project_text(self, text_embeds: Tensor) -> Tensor:
-        """L2-normalised projection of the first token: `[B, L, D]` to `[B, embed_dim]`."""
-        return functional.normalize(self.text_proj(text_embeds[:, 0]), dim=-1)
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Images `[B, 3, H, W]` to L2-normalised `[B, embed_dim]`."""
-        return self.project_image(self.encode_image(pixel_values))
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Ids and mask `[B, L]` to L2-normalised `[B, embed_dim]`."""
-        return self.project_text(self.encode_text(input_ids, attention_mask))
-
     def match_logits(
         self, text_embeds: Tensor, attention_mask: Tensor, image_embeds: Tensor
     ) -> Tensor:
@@ -148,7 +117,7 @@ class XvlmForPretraining(PreTrainedModel):
         negatives: Negatives | None = None,
         losses: Collection[str] = LOSSES,
         generator: torch.Generator | None = None,
-    ) -> XvlmPretrainOutput:
+    ) -> PretrainOutput:
         """The pre-training losses of a batch of matching pairs.
 
         Args:
@@ -157,63 +126,46 @@ class XvlmForPretraining(PreTrainedModel):
             attention_mask: `[B, L]`, 1 for real tokens.
             mlm_input_ids: `[B, L]`, the captions with masked words (see `mask_tokens`).
             mlm_labels: `[B, L]`, the words to predict, -100 elsewhere.
-            negatives: hard negatives to use; drawn by similarity if None.
+            negatives: hard negatives of the first `N` pairs to use; drawn by similarity if None.
             losses: which of `itc`, `itm`, `mlm` to compute.
             generator: CPU generator of the draws; None for the global one.
 
         Raises:
             ValueError: if a loss is unknown, lacks its inputs, or `negatives` do not fit.
         """
-        self._check(losses, mlm_input_ids, mlm_labels)
+        check_losses(losses, LOSSES)
+        if "mlm" in losses and (mlm_input_ids is None or mlm_labels is None):
+            raise ValueError(
+                "the mlm loss needs mlm_input_ids and mlm_labels: make them with mask_tokens(), or"
+                " leave 'mlm' out of losses"
+            )
+        if "itm" in losses and negatives is not None:
+            check_negatives(negatives, len(input_ids))
         terms: dict[str, Tensor] = {}
         image_embeds = self.encode_image(pixel_values)
         if "itc" in losses or "itm" in losses:
             text_embeds = self.encode_text(input_ids, attention_mask)
-            image_features = self.project_image(image_embeds)
-            text_features = self.project_text(text_embeds)
+            logits = similarity(
+                self.project_image(image_embeds), self.project_text(text_embeds).T, self.temp
+            )
         if "itc" in losses:
-            terms["itc"] = self._contrastive_loss(image_features, text_features)
+            terms["itc"] = batch_contrastive_loss(logits)
         if "itm" in losses:
             if negatives is None:
-                negatives = draw_negatives(image_features, text_features, self.temp, generator)
-            terms["itm"] = self._matching_loss(text_embeds, attention_mask, image_embeds, negatives)
+                negatives = draw_negatives(
+                    logits, logits.T, floor=NEGATIVES_FLOOR, generator=generator
+                )
+            terms["itm"] = matching_loss(
+                self.match_logits, text_embeds, attention_mask, image_embeds, negatives
+            )
         if "mlm" in losses and mlm_input_ids is not None and mlm_labels is not None:
             hidden = self.text_encoder.bert(mlm_input_ids, attention_mask, image_embeds)
             terms["mlm"] = self._word_loss(hidden, mlm_labels)
-        return XvlmPretrainOutput(
+        return PretrainOutput(
             loss=torch.stack([*terms.values()]).sum(),
             losses=terms,
             negatives=negatives if "itm" in losses else None,
         )
-
-    def _contrastive_loss(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        logits = image_features @ text_features.T / self.temp
-        target = torch.arange(len(logits), device=logits.device)
-        by_image = functional.cross_entropy(logits, target)
-        by_text = functional.cross_entropy(logits.T, target)
-        return (by_image + by_text) / 2
-
-    def _matching_loss(
-        self, text: Tensor, attention_mask: Tensor, image: Tensor, negatives: Negatives
-    ) -> Tensor:
-        """B true pairs, B (negative image, text), B (image, negative text)."""
-        rows = len(text)
-        for kind, chosen in zip(("image", "text"), negatives, strict=True):
-            if len(chosen) != rows or not all(0 <= row < rows for row in chosen):
-                raise ValueError(
-                    f"{kind} negatives {[int(row) for row in chosen]} do not fit a batch of {rows}:"
-                    f" give {rows} row numbers from 0 to {rows - 1}"
-                )
-        images = torch.as_tensor(negatives[0], device=image.device)
-        texts = torch.as_tensor(negatives[1], device=text.device)
-        logits = self.match_logits(
-            torch.cat([text, text, text[texts]]),
-            torch.cat([attention_mask, attention_mask, attention_mask[texts]]),
-            torch.cat([image, image[images], image]),
-        )
-        target = torch.zeros(3 * rows, dtype=torch.long, device=logits.device)
-        target[:rows] = 1
-        return functional.cross_entropy(logits, target)
 
     def _word_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         predicted = labels != IGNORED
@@ -221,18 +173,6 @@ class XvlmForPretraining(PreTrainedModel):
         if not len(logits):
             return logits.sum()  # nothing to predict: 0, where a mean would be NaN
         return functional.cross_entropy(logits, labels[predicted])
-
-    def _check(
-        self, losses: Collection[str], mlm_ids: Tensor | None, labels: Tensor | None
-    ) -> None:
-        unknown = sorted(set(losses) - set(LOSSES))
-        if unknown or not losses:
-            raise ValueError(f"losses={tuple(losses)!r}: choose one or more of {', '.join(LOSSES)}")
-        if "mlm" in losses and (mlm_ids is None or labels is None):
-            raise ValueError(
-                "the mlm loss needs mlm_input_ids and mlm_labels: make them with mask_tokens(), or"
-                " leave 'mlm' out of losses"
-            )
 
 
 AutoModel.register(XvlmPretrainConfig, XvlmForPretraining, exist_ok=True)

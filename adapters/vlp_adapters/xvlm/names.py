@@ -1,4 +1,4 @@
-"""Parameter names: the original X-VLM code base's and ours, both ways. Pure functions on strings.
+"""Parameter names: the original X-VLM code base's and ours, both ways.
 
 The text encoder, projections and heads have the original's names already; the vision encoders
 have transformers' names.
@@ -7,6 +7,10 @@ have transformers' names.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Set
+
+import torch
+from torch import Tensor
 
 from vlp_adapters.names import rebegin, reverse
 
@@ -28,6 +32,13 @@ _SWIN_BLOCK = (
 _SWIN_LAYER = re.compile(r"(?:encoder\.)?(layers\.\d+\.(?:blocks\.\d+|downsample)\.)(.+)")
 _BIAS_TABLE = "relative_position_bias_table"
 _OUR_BIAS_TABLE = f"relative_position_bias.{_BIAS_TABLE}"
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_HEADS = frozenset({"vision_proj.weight", "text_proj.weight", "itm_head.0.weight", "temp"})
+_PATCHES = (  # original names: CLIP ViT, Swin
+    "vision_encoder.patch_embed.weight",
+    "vision_encoder.patch_embed.proj.weight",
+)
+_FIRST_LAYER = "text_encoder.bert.encoder.layer.0.attention.self.query.weight"
 _COMPUTED = ("position_ids", "relative_position_index", "attn_mask")
 
 
@@ -61,6 +72,38 @@ def from_original_name(name: str) -> str | None:
         inner = layer[2].replace(_BIAS_TABLE, _OUR_BIAS_TABLE)
         return f"vision_encoder.encoder.{layer[1]}{rebegin(inner, reverse(_SWIN_BLOCK))}"
     return f"vision_encoder.{rebegin(tail, reverse(_VISION))}"
+
+
+def is_original(names: Set[str]) -> bool:
+    """True if these are the tensors of an original X-VLM pre-training checkpoint."""
+    return names >= _HEADS and _FIRST_LAYER in names and not names.isdisjoint(_PATCHES)
+
+
+def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Swin's query, key and value, which the original keeps in one matrix and transformers apart.
+
+    Replaces every `attn.qkv.*` (first dimension `3 D`) by `attn.{q,k,v}_proj.*` (`D` each).
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." not in name:
+            result[name] = tensor
+            continue
+        for projection, rows in zip(_PROJECTIONS, tensor.chunk(3), strict=True):
+            result[name.replace(".qkv.", f".{projection}.")] = rows.clone()
+    return result
+
+
+def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `split_qkv`."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".attn.q_proj." in name:
+            parts = [state[name.replace(".q_proj.", f".{part}.")] for part in _PROJECTIONS]
+            result[name.replace(".q_proj.", ".qkv.")] = torch.cat(parts)
+        elif ".attn.k_proj." not in name and ".attn.v_proj." not in name:
+            result[name] = tensor
+    return result
 
 
 def _vision_part(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.batches import DIGEST_BYTES
+from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
 from vlp_plugins.statistics.base import ActivationStatistic
@@ -51,6 +51,7 @@ class PassState:
         """Hash of all batches in their order."""
         return self.hashes[-1] if self.hashes else b""
 
+    @torch.inference_mode(False)  # or a caller in it gets sums that nobody may change
     def after(self, values: Mapping[Key, torch.Tensor], samples: int, digest: bytes) -> PassState:
         """The state after one more batch.
 

@@ -1,4 +1,4 @@
-"""What BLIP's classes tell about images and texts: features, matching, captions."""
+"""Forward passes of BLIP's classes: a tower, features, matching, captions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,67 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of
-from vlp_adapters.blip.passes import image_tokens, is_resized, text_tokens
 from vlp_plugins.adapter import Batch, need
 from vlp_plugins.errors import UnsupportedError
 
 _ITC = (Kind.PRETRAINING, Kind.RETRIEVAL, Kind.DUAL)
 _ITM = (Kind.PRETRAINING, Kind.RETRIEVAL)
 _LM = (Kind.PRETRAINING, Kind.CAPTIONING)
+
+
+def image_tokens(vision_model: Any, pixel_values: Tensor) -> Tensor:
+    """Images `[B, 3, H, W]` through a `BlipVisionModel`: `[B, T, Dv]`, the global token first.
+
+    Position embeddings are interpolated where `H` or `W` is not the configured size.
+    """
+    tokens: Tensor = vision_model(
+        pixel_values=pixel_values,
+        interpolate_pos_encoding=is_resized(vision_model, pixel_values),
+    ).last_hidden_state
+    return tokens
+
+
+def is_resized(vision_model: Any, pixel_values: Tensor) -> bool:
+    """True if images `[B, 3, H, W]` are not of the size that the position embeddings are for."""
+    size = vision_model.config.image_size
+    return tuple(pixel_values.shape[-2:]) != (size, size)
+
+
+def token_count(vision_model: Any, height: int, width: int) -> int:
+    """Number `T` of tokens of an image of so many pixels."""
+    patch = vision_model.config.patch_size
+    return 1 + (height // patch) * (width // patch)
+
+
+def text_tokens(
+    text_model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    context: Tensor | None = None,
+    context_mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """Ids and mask `[B, L]` through a `BlipTextModel`: `[B, L, D]`.
+
+    Args:
+        text_model: its layers are built as a decoder's, so they have cross-attention.
+        input_ids: `[B, L]` int64.
+        attention_mask: `[B, L]`, 1 for real tokens.
+        context: `[B, T, W]` that the cross-attention reads; None skips it.
+        context_mask: `[B, T]`, 1 for real tokens of `context`; None if all are. transformers 5.23
+            builds a mask of it and then does not apply it: its VQA decoder attends to padding.
+        causal: True for a decoder, whose tokens see only those before them.
+    """
+    tokens: Tensor = text_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        encoder_hidden_states=context,
+        encoder_attention_mask=context_mask,
+        is_decoder=causal,
+        use_cache=False,
+    ).last_hidden_state
+    return tokens
 
 
 def image_features(model: Any, image_embeds: Tensor) -> Tensor:

@@ -55,8 +55,14 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on `device`; what is there already is not copied."""
+    """The batch with every tensor on `device`; what is there already is not copied.
+
+    Tensors made in inference mode are, into ordinary ones.
+    """
     if isinstance(batch, torch.Tensor):
+        if batch.is_inference():
+            with torch.inference_mode(False):
+                return batch.to(device, copy=True)
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}

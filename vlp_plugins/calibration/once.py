@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vlp_plugins.calibration.tokens import TokenReader
 from vlp_plugins.statistics.base import ActivationStatistic
-from vlp_plugins.statistics.tokens import TokenReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class MeasuredOnce:
     Query, key and value read one tensor, all cross-attention layers read the same image
     embeddings. A tensor is recognised by its identity, its version counter and the identity of its
     token mask, never by its values. It is known by a weak reference only: no activation lives
-    longer than it would without the measurement.
+    longer than it would without the measurement. A tensor made in inference mode (a view of a
+    parameter that was) has no version counter and is measured every time.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,8 @@ class MeasuredOnce:
         reader: TokenReader,
     ) -> torch.Tensor:
         """The statistic of the real tokens of an input; the same object for the same input."""
+        if inputs.is_inference():
+            return _measure(statistic, inputs, real, reader)
         key = (id(inputs), statistic.name, reader.key)
         known = self._known.get(key)
         if (
@@ -48,11 +51,20 @@ class MeasuredOnce:
             and known.real is real
         ):
             return known.value
-        parts = [statistic.measure(tokens) for tokens in reader.read(inputs, real)]
-        value = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        value = _measure(statistic, inputs, real, reader)
         self._known[key] = _Known(weakref.ref(inputs), inputs._version, real, value)
         return value
 
     def clear(self) -> None:
         """Forgets everything; to be called at the end of a batch."""
         self._known.clear()
+
+
+def _measure(
+    statistic: ActivationStatistic,
+    inputs: torch.Tensor,
+    real: torch.Tensor | None,
+    reader: TokenReader,
+) -> torch.Tensor:
+    parts = [statistic.measure(tokens) for tokens in reader.read(inputs, real)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)

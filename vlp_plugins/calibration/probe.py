@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, Owner, Stream
+from vlp_plugins.calibration.once import MeasuredOnce
+from vlp_plugins.calibration.tokens import TokenReader, reader_of
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.statistics.base import ActivationStatistic, Site
-from vlp_plugins.statistics.once import MeasuredOnce
+from vlp_plugins.statistics.base import ActivationStatistic, Site, distinct
 from vlp_plugins.statistics.store import Key
-from vlp_plugins.statistics.tokens import TokenReader, reader_of
 from vlp_plugins.weights import WeightMap
 
 
@@ -43,10 +43,10 @@ class ActivationProbe:
         self._model = model
         self._adapter = adapter
         self._weights = weights
-        self._statistics = tuple({s.name: s for s in statistics}.values())
+        self._statistics = distinct(statistics)
         self._published = published
         self._sizes = {
-            (s.name, name): s.size(weights[name]) for s in statistics for name in weights
+            (s.name, name): s.size(weights[name]) for s in self._statistics for name in weights
         }
         self._stream: Stream | None = None
         self._found: list[tuple[Key, Owner, torch.Tensor]] = []
@@ -92,10 +92,11 @@ class ActivationProbe:
         """
         device = next(self._model.parameters()).device
         try:
-            # A stream that draws random numbers must not disturb those of the caller. Not
-            # inference mode: its tensors have no version counter.
+            # A stream that draws random numbers must not disturb those of the caller. Inference
+            # mode is left if the caller is in it: its tensors have no version counter, so
+            # `MeasuredOnce` could not tell whether one was changed.
             forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-            with torch.no_grad(), forked:
+            with torch.inference_mode(False), torch.no_grad(), forked:
                 streams = self._adapter.streams(self._model, batch, published=self._published)
                 for stream in streams:
                     self._stream = stream

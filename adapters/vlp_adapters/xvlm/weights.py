@@ -1,4 +1,4 @@
-"""The prunable layers of X-VLM: which module is which weight, and why the others are left alone."""
+"""The prunable weights of X-VLM: names, exclusions, and where they go in downstream models."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ _SWIN_PARTS = {
 }
 _TEXT_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.(.+)")
 
+TASKS = ("pretraining", "retrieval", "captioning", "vqa")
+_ENCODER = "text_encoder."
+_BERT = "text_encoder.bert."
+
 EXCLUSIONS = (
     Exclusion(r"^(vision|text)_proj\.", "projection into the common space: read by ITC only"),
     Exclusion(r"^itm_head\.", "ITM head: belongs to the matching task"),
@@ -77,13 +81,39 @@ def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
         yield WeightSpec(f"{modality}.{depth}.{part}", modality, depth, (Owner(path, tokens),))
 
 
-def image_tokens(model: XvlmForPretraining, height: int, width: int) -> int:
-    """Number of tokens that the vision encoder makes of an image of so many pixels."""
-    vision = model.config.vision_config
-    stride = vision.patch_size
-    if vision.model_type == "swin":
-        stride *= 2 ** (len(vision.depths) - 1)
-    return 1 + (height // stride) * (width // stride)
+def downstream_paths(task: str, model: XvlmForPretraining) -> dict[str, tuple[str, ...]]:
+    """By canonical name the parameter paths in the model of `task`.
+
+    - `pretraining`: those of this model.
+    - `retrieval`: all but the MLM head; the text encoder loses its `bert.` part.
+    - `captioning`: text and fusion layers together become the decoder.
+    - `vqa`: text and fusion layers read the question; the answer decoder is made from copies of the
+      fusion layers, which inherit the mask. The decoder reads text states where the encoder reads
+      image tokens, so its cross-attention keys and values are copies only if both are equally
+      wide, and new otherwise.
+
+    Raises:
+        UnsupportedError: if the task is unknown, or its model keeps query, key and value of a Swin
+            encoder in one matrix.
+    """
+    if task not in TASKS:
+        raise UnsupportedError(
+            f"X-VLM knows no downstream task {task!r}; it knows: {', '.join(TASKS)}"
+        )
+    specs = list(weight_specs(model))
+    if task == "pretraining":
+        return {spec.name: (spec.owners[0].path,) for spec in specs}
+    if model.config.vision_config.model_type == "swin":
+        raise UnsupportedError(
+            f"the {task} model with a Swin encoder keeps query, key and value in one matrix "
+            "(attn.qkv), so a weight has no path of its own there; prune the pre-training model, "
+            "save it in the original format (save_original) and fine-tune that"
+        )
+    if task == "retrieval":
+        return {spec.name: (_encoder_path(spec),) for spec in specs}
+    if task == "captioning":
+        return {spec.name: (_decoder_path(spec),) for spec in specs}
+    return {spec.name: _vqa_paths(spec, model) for spec in specs}
 
 
 def _vision_part(path: str, model: XvlmForPretraining) -> tuple[str, int, str] | None:
@@ -111,3 +141,24 @@ def _text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
     index = int(match[1])
     part = BERT_PARTS[match[2]]
     return (TEXT, index, part) if index < fusion_layer else (FUSION, index - fusion_layer, part)
+
+
+def _encoder_path(spec: WeightSpec) -> str:
+    path = spec.owners[0].path
+    return _ENCODER + path.removeprefix(_BERT) if path.startswith(_BERT) else path
+
+
+def _decoder_path(spec: WeightSpec) -> str:
+    path = spec.owners[0].path
+    return f"text_decoder.{path.removeprefix(_ENCODER)}" if path.startswith(_ENCODER) else path
+
+
+def _vqa_paths(spec: WeightSpec, model: XvlmForPretraining) -> tuple[str, ...]:
+    config = model.config
+    is_as_wide = config.vision_config.hidden_size == config.text_config.hidden_size
+    is_new = spec.name.endswith(CROSS_INPUTS) and not is_as_wide
+    if spec.modality != FUSION or is_new:
+        return (_encoder_path(spec),)
+    index = config.fusion_layer + spec.depth
+    copied = _decoder_path(spec).replace(f".layer.{index}.", f".layer.{spec.depth}.", 1)
+    return (_encoder_path(spec), copied)

@@ -1,4 +1,4 @@
-"""The prunable layers of BLIP: which module is which weight, and why the others are left alone."""
+"""The prunable weights of BLIP: names, exclusions, and where they go in downstream classes."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ _VISION_PARTS = {
     "mlp.fc2": "mlp.fc2",
 }
 _TEXT_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+
+_TASK_TOWERS = {  # task -> which towers of the pre-training model its class has, by equal paths
+    "pretraining": ("vision_model.", "text_encoder.", "text_decoder."),
+    "retrieval": ("vision_model.", "text_encoder."),
+    "captioning": ("vision_model.", "text_decoder."),
+    "vqa": ("vision_model.", "text_encoder.", "text_decoder."),
+}
 
 EXCLUSIONS = (
     Exclusion(
@@ -84,6 +91,41 @@ def weight_specs(model: nn.Module) -> Iterable[WeightSpec]:
             spec = replace(known, owners=known.owners + spec.owners)
         specs[spec.name] = spec
     return specs.values()
+
+
+def downstream_paths(task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """By canonical name the parameter paths in the model of `task`.
+
+    - `pretraining`: this model; what encoder and decoder share has both paths.
+    - `retrieval`: `BlipForImageTextRetrieval`, the vision and the text encoder.
+    - `captioning`: `BlipForConditionalGeneration`, the vision encoder and the text decoder; the
+      self-attention of the text encoder maps to `()`.
+    - `vqa`: `BlipForQuestionAnswering`; what encoder and decoder shared is copied into both.
+
+    Args:
+        task: one of these.
+        model: the pre-training model; for `pretraining` any claimed model, whose own paths those
+            are.
+
+    Raises:
+        UnsupportedError: if the task is unknown, or the model is a downstream one already.
+    """
+    if task not in _TASK_TOWERS:
+        raise UnsupportedError(
+            f"BLIP knows no downstream task {task!r}; it knows: {', '.join(_TASK_TOWERS)}"
+        )
+    specs = weight_specs(model)
+    if task == Kind.PRETRAINING:
+        return {spec.name: tuple(owner.path for owner in spec.owners) for spec in specs}
+    if kind_of(model) is not Kind.PRETRAINING:
+        raise UnsupportedError(
+            f"{type(model).__name__} is no pre-training model, so its weights do not go to the "
+            f"{task} model; give BlipForPretraining"
+        )
+    return {
+        spec.name: tuple(o.path for o in spec.owners if o.path.startswith(_TASK_TOWERS[task]))
+        for spec in specs
+    }
 
 
 def _spec(model: nn.Module, path: str) -> WeightSpec | None:

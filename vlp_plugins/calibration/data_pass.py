@@ -10,16 +10,14 @@ from pathlib import Path
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.batches import batch_size, chain_hash, interleave, to_device
-from vlp_plugins.checkpoint import Checkpoint, PassState, identity_of
+from vlp_plugins.calibration.batches import batch_size, chain_hash, to_device
+from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
+from vlp_plugins.calibration.probe import ActivationProbe
+from vlp_plugins.calibration.processes import check_same, place, sum_over_processes
 from vlp_plugins.errors import DataError, OutputError, StatisticsError
-from vlp_plugins.processes import check_same, place, sum_over_processes
 from vlp_plugins.statistics.base import ActivationStatistic
-from vlp_plugins.statistics.probe import ActivationProbe
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
-
-__all__ = ["calibrate", "interleave"]
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -66,6 +64,7 @@ def calibrate(
         DataError: if there are no batches, or not those that the checkpoint has seen.
         BatchError: if a batch lacks an input or does not fit the mask of its tokens.
         NonFiniteError: if an activation is NaN or infinite.
+        UnsupportedError: if two different statistics have one name.
         StatisticsError: if the checkpoint is damaged or of another pass, or if no stream ran a
             weight.
         OutputError: if the checkpoint cannot be written.
@@ -182,6 +181,7 @@ def _finish(
         adapter=weights.adapter_name,
         published=published,
         shapes={name: weight.shape for name, weight in weights.items()},
+        weights_hash=weights.content_hash(),
     )
 
 

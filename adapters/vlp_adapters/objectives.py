@@ -1,0 +1,57 @@
+"""Parts of the pre-training losses that the image-text families have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlp_plugins.adapter import Negatives
+
+IGNORED = -100
+"""Label of positions that a loss of words leaves out."""
+
+
+def similarity(features: Tensor, others: Tensor, temperature: Tensor) -> Tensor:
+    """`features [B, D] @ others [D, M] / temperature`, never in less than float32."""
+    exact = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        return features.to(exact) @ others.to(exact) / temperature.to(exact)
+
+
+def batch_contrastive_loss(similarities: Tensor) -> Tensor:
+    """Mean of both directions over `[B, B]` similarities, the pairs on the diagonal."""
+    target = torch.arange(len(similarities), device=similarities.device)
+    by_image = functional.cross_entropy(similarities, target)
+    by_text = functional.cross_entropy(similarities.T, target)
+    return (by_image + by_text) / 2
+
+
+def matching_loss(
+    match: Callable[[Tensor, Tensor, Tensor], Tensor],
+    texts: Tensor,
+    attention_mask: Tensor,
+    image_embeds: Tensor,
+    negatives: Negatives,
+) -> Tensor:
+    """Cross-entropy of N true pairs, N (negative image, text), N (image, negative text).
+
+    Args:
+        match: texts, mask and image tokens of as many pairs to logits `[pairs, 2]`.
+        texts: `[B, L]` ids or `[B, L, D]` states, whichever `match` reads.
+        attention_mask: `[B, L]`, 1 for real tokens.
+        image_embeds: `[B, T, Dv]`.
+        negatives: of the first N pairs, for every text an image and for every image a text.
+    """
+    wrong_images = torch.as_tensor(negatives[0], device=image_embeds.device)
+    wrong_texts = torch.as_tensor(negatives[1], device=image_embeds.device)
+    pairs = len(wrong_images)
+    own = torch.arange(pairs, device=image_embeds.device)
+    rows = torch.cat([own, own, wrong_texts])
+    images = image_embeds[torch.cat([own, wrong_images, own])]
+    logits = match(texts[rows], attention_mask[rows], images)
+    target = torch.zeros(3 * pairs, dtype=torch.long, device=logits.device)
+    target[:pairs] = 1
+    return functional.cross_entropy(logits, target)

@@ -1,0 +1,63 @@
+"""The command as a function, and what most tests prune."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+from click.testing import CliRunner, Result
+
+from vlp_plugins.cli import main
+
+Command = Callable[..., Result]
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def command(*args: object, code: int = 0) -> Result:
+    """Runs `vlp` with these arguments and checks its exit code; never a traceback."""
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    text = f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), text
+    assert result.exit_code == code, text
+    return result
+
+
+@pytest.fixture(scope="session")
+def vlp() -> Command:
+    return command
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `xvlm`, `blip`, `vit` and `clip`."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_models.save_xvlm(folder / "xvlm")
+    tiny_models.save_blip(folder / "blip")
+    tiny_models.save_vit(folder / "vit")
+    tiny_models.save_clip(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xvlm(models: Path) -> Path:
+    return models / "xvlm"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory: pytest.TempPathFactory, xvlm: Path, photos: Path) -> Path:
+    """What MULTIFLOW makes of X-VLM at three sparsities, with the pruned models."""
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    command(
+        "prune", "--model", xvlm, "--method", "multiflow", "--sparsity", "0.63", "0.75", "0.9",
+        "--data", photos, "--batch-size", "3", "--out", out, "--save-model", "--device", "cpu",
+    )  # fmt: skip
+    return out

@@ -1,0 +1,153 @@
+"""The files that masks, statistics and checkpoints are kept in, all of one build.
+
+One safetensors file: tensors, and one JSON header that holds the schema version, what made the
+file, package versions, a checksum over the tensors, and whatever the kind of file has to say.
+safetensors holds nothing but numbers and text: reading a file of unknown origin executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from vlp_plugins.atomic import write_bytes
+from vlp_plugins.errors import VlpError, first_line
+
+_PACKAGES = ("vlp-plugins", "torch", "transformers", "numpy")  # they decide the values
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        kind: what messages call it, as in "mask file".
+        key: of the safetensors metadata under which the header lies.
+        schema: version of the format; a change that old code cannot read adds 1.
+        error: what is raised.
+        remedy: what the user should do about a file that is missing, damaged or foreign.
+    """
+
+    kind: str
+    key: str
+    schema: int
+    error: type[VlpError]
+    remedy: str
+
+
+def write(
+    path: str | os.PathLike[str],
+    form: Format,
+    tensors: Mapping[str, torch.Tensor],
+    header: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: the file.
+        form: its kind.
+        tensors: on CPU, by name.
+        header: goes beside schema, checksum, `made_by` and `versions`; the last two may be in it.
+            Values that JSON lacks become text.
+        overwrite: replace an existing file.
+
+    Raises:
+        OutputError: if the file exists and is not to be overwritten, or cannot be written.
+    """
+    # Cloned, because two names may hold one tensor, which safetensors refuses.
+    tensors = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    made = {"made_by": made_by(), "versions": versions(), **header}
+    made |= {"schema": form.schema, "checksum": checksum(tensors)}
+    data = save(tensors, metadata={form.key: json.dumps(made, default=str)})
+    write_bytes(path, data, overwrite=overwrite)
+
+
+def read(
+    path: str | os.PathLike[str], form: Format
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads what `write` wrote.
+
+    Returns:
+        Tensors by name, and the header.
+
+    Raises:
+        VlpError: `form.error`, if it is missing, damaged, truncated, of another kind or too new.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise form.error(f"{path} is no file; {form.remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(path, form, file.metadata() or {})
+            # Cloned, because the tensors of an open file are a view of its pages on the disk.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        damaged = header["checksum"] != checksum(tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise form.error(
+            f"{path} is no {form.kind} file, or it is damaged or truncated "
+            f"({type(error).__name__}: {first_line(error)}); {form.remedy}"
+        ) from error
+    if damaged:
+        raise form.error(f"{path} is damaged: the checksum differs; {form.remedy}")
+    return tensors, header
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of CPU tensors; their order does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        data = tensor.contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(data.numpy()))  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def made_by() -> str:
+    """This program and its version."""
+    return f"vlp_plugins {_version('vlp-plugins') or 'of unknown version'}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that decide what is in a file."""
+    found = {package: _version(package) for package in _PACKAGES}
+    return {package: known for package, known in found.items() if known}
+
+
+def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if form.key not in metadata:
+        raise form.error(
+            f"{path} is no {form.kind} file of vlp-plugins (perhaps a checkpoint?); {form.remedy}"
+        )
+    header: dict[str, Any] = json.loads(metadata[form.key])
+    schema = header["schema"]
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError(f"format {schema!r}")
+    if schema > form.schema:
+        raise form.error(
+            f"{path} has format {schema}, newer than the {form.schema} that this version reads; "
+            f"it was made by {header.get('made_by')}: upgrade vlp-plugins"
+        )
+    return header
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,128 @@
+"""From what a user writes to the parts of a run: adapter, method, targets, variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.allocation import Allocation, ModalityAllocation, Pattern, allocation_by_name
+from vlp_plugins.errors import SparsityError, UnsupportedError, suggest
+from vlp_plugins.methods.base import Composition
+from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.plugins import registry
+from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.targets import Target, target_of
+
+Variant = Literal["default", "published"]
+Owners = Literal["all", "first"]
+
+
+def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
+    """The adapter meant by an instance, a name (`module` for any module), or None (who claims it?).
+
+    Raises:
+        UnclaimedModelError: if nobody claims the model.
+        UnknownNameError: if there is no adapter of that name.
+    """
+    if adapter is None:
+        return registry().adapter_for(model)
+    if isinstance(adapter, Adapter):
+        return adapter
+    if isinstance(adapter, str):
+        return ModuleAdapter(model) if adapter == "module" else registry().adapter(adapter)
+    raise UnsupportedError(
+        f"{adapter!r} is no adapter; give a name or an instance, such as ModuleAdapter(model)"
+    )
+
+
+def resolve_method(
+    method: str | Scorer | Composition,
+    allocation: Allocation | str | None,
+    targets: Iterable[Target],
+    parameters: Mapping[str, Any],
+) -> Composition:
+    """The composition meant by a name, a scorer (with global allocation) or a composition.
+
+    Budgets per modality need an allocation that has them: without an explicit one, a method whose
+    own takes none becomes modality-wise.
+
+    Raises:
+        UnknownNameError: for an unknown method or parameter.
+        SparsityError: for an unknown allocation.
+    """
+    if isinstance(method, str):
+        composition = registry().method(method, **parameters)
+    elif parameters:
+        raise UnsupportedError(
+            f"{', '.join(parameters)}: parameters go to the method itself, not beside it"
+        )
+    elif isinstance(method, Scorer):
+        composition = Composition(type(method).name, method)
+    elif isinstance(method, Composition):
+        composition = method
+    else:
+        raise UnsupportedError(f"{method!r} is no method; give a name, a Scorer or a Composition")
+    if isinstance(allocation, str):
+        allocation = allocation_by_name(allocation)
+    budgets = any(isinstance(target, Mapping) for target in targets)
+    if allocation is None and budgets and not composition.allocation.takes_budgets:
+        allocation = ModalityAllocation()
+    return composition.with_allocation(allocation)
+
+
+def resolve_targets(sparsity: Any) -> tuple[list[Target], bool]:
+    """Targets as a list, and whether there was one alone. None gives an empty list.
+
+    Raises:
+        SparsityError: for anything but numbers in [0, 1), mappings of them, or a list of those.
+    """
+    if sparsity is None:
+        return [], True
+    several = isinstance(sparsity, (list, tuple)) or getattr(sparsity, "ndim", 0) == 1
+    if not several:
+        return [target_of(sparsity)], True
+    if len(sparsity) == 0:
+        raise SparsityError("the list of sparsities is empty; give for instance [0.63, 0.75, 0.9]")
+    return [target_of(value) for value in sparsity], False
+
+
+def with_pattern(targets: list[Target], allocation: Allocation) -> list[Target]:
+    """The targets, or the one that a pattern brings.
+
+    Raises:
+        SparsityError: if there are none and the allocation is no pattern.
+    """
+    if targets:
+        return targets
+    if isinstance(allocation, Pattern):
+        return [allocation.sparsity]
+    raise SparsityError("no sparsity given; give for instance 0.75")
+
+
+def is_published(variant: str) -> bool:
+    """True for `published`, False for `default`.
+
+    Raises:
+        UnsupportedError: for anything else.
+    """
+    return _one_of(variant, "variant", ("default", "published")) == "published"
+
+
+def resolve_owners(owners: str | None, *, published: bool) -> Owners:
+    """`all` or `first`; None: `all`, or `first` in the published variant.
+
+    Raises:
+        UnsupportedError: for anything else.
+    """
+    if owners is None:
+        return "first" if published else "all"
+    return "all" if _one_of(owners, "owners", ("all", "first")) == "all" else "first"
+
+
+def _one_of(value: str, what: str, known: tuple[str, str]) -> str:
+    if value not in known:
+        raise UnsupportedError(f"{what} {value!r} is unknown{suggest(str(value), list(known))}")
+    return value
