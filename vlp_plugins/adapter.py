@@ -174,6 +174,13 @@ class Adapter(ABC):
             )
         )
 
+    def settings(self) -> dict[str, Any]:
+        """What JSON can keep and makes this adapter anew as keywords of its class.
+
+        Masks carry it, so that they can be applied later without an adapter at hand.
+        """
+        return {}
+
     def original_name(self, path: str) -> str | None:
         """The name that the original code base gives to parameter `path`; None if it has none."""
         return None

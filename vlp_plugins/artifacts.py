@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+import vlp_plugins
 from vlp_plugins.atomic import write_bytes
 from vlp_plugins.errors import VlpError, first_line
 
@@ -99,7 +100,7 @@ def read(
         damaged = header["checksum"] != checksum(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise form.error(
-            f"{path} is no {form.kind} file, or it is damaged or truncated "
+            f"{path} is damaged, truncated or no {form.kind} file "
             f"({type(error).__name__}: {first_line(error)}); {form.remedy}"
         ) from error
     if damaged:
@@ -120,13 +121,18 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def made_by() -> str:
     """This program and its version."""
-    return f"vlp_plugins {_version('vlp-plugins') or 'of unknown version'}"
+    return f"vlp_plugins {vlp_plugins.__version__}"
 
 
 def versions() -> dict[str, str]:
     """Versions of the installed packages that decide what is in a file."""
-    found = {package: _version(package) for package in _PACKAGES}
-    return {package: known for package, known in found.items() if known}
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -144,10 +150,3 @@ def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, 
             f"it was made by {header.get('made_by')}: upgrade vlp-plugins"
         )
     return header
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, WeightSpec
 from vlp_plugins.errors import NonFiniteError, TieError, UnsupportedError
+
+_SAMPLE = 4096  # words
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,15 @@ class Weight:
 class WeightMap(Mapping[str, Weight]):
     """Canonical name -> `Weight`, in the adapter's order. A weight exists once."""
 
-    def __init__(self, weights: Mapping[str, Weight], adapter_name: str) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        adapter_name: str,
+        adapter_settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._weights = dict(weights)
         self.adapter_name = adapter_name
+        self.adapter_settings = dict(adapter_settings or {})
 
     @classmethod
     def of(cls, model: nn.Module, adapter: Adapter) -> WeightMap:
@@ -94,7 +103,7 @@ class WeightMap(Mapping[str, Weight]):
         if not found:
             raise UnsupportedError(f"{type(model).__name__} has no prunable weight")
         _reject_overlaps(found)
-        return cls(found, adapter.name)
+        return cls(found, adapter.name, adapter.settings())
 
     def __getitem__(self, name: str) -> Weight:
         return self._weights[name]
@@ -120,16 +129,20 @@ class WeightMap(Mapping[str, Weight]):
     @property
     def structure(self) -> str:
         """Hash of canonical names and shapes: masks fit models of equal structure."""
-        text = json.dumps([[w.name, list(w.shape)] for w in self.values()])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return structure_of({name: weight.shape for name, weight in self.items()})
 
     def content_hash(self) -> str:
-        """Hash of the weights' values, for information. Reads every weight once."""
+        """Hash that tells whether the weights have other values, for instance after a training.
+
+        It is made for speed, not against intent: SHA-256 over name, dtype, shape, sum and a
+        sample of every weight. The sum is one of 64-bit words modulo 2^64, so that every bit of
+        every element counts and threads and devices agree on it; the sample, strided, adds the
+        order. Reads every weight once.
+        """
         digest = hashlib.sha256()
         for weight in self.values():
-            data = weight.parameter.detach().cpu().contiguous()
-            digest.update(weight.name.encode())
-            digest.update(memoryview(data.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+            digest.update(f"{weight.name}|{weight.parameter.dtype}|{weight.shape}|".encode())
+            digest.update(_sum_and_sample(weight.parameter.detach()))
         return digest.hexdigest()[:16]
 
     def check_finite(self) -> None:
@@ -144,6 +157,25 @@ class WeightMap(Mapping[str, Weight]):
                     f"weight {weight.name!r} ({weight.aliases[0]}) has {bad} NaN or infinite "
                     "elements; the checkpoint is damaged or was saved after a diverged training"
                 )
+
+
+def structure_of(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Hash of names and shapes in their order; see `WeightMap.structure`."""
+    text = json.dumps([[name, list(shape)] for name, shape in shapes.items()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sum_and_sample(tensor: torch.Tensor) -> bytes:
+    """The sum of the 64-bit words of a tensor, every n-th word, and what is left of the last."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8)
+    whole = len(data) // 8 * 8
+    # A clone where memory is not aligned to words; torch refuses the view then.
+    aligned = data.data_ptr() % 8 == 0 and data.storage_offset() % 8 == 0
+    words = (data if aligned else data.clone())[:whole].view(torch.int64)
+    sample = words[:: max(1, len(words) // _SAMPLE)]
+    total = words.sum().view(1)
+    parts = (total.view(torch.uint8), sample.contiguous().view(torch.uint8), data[whole:])
+    return b"".join(part.cpu().numpy().tobytes() for part in parts)
 
 
 def _resolve(model: nn.Module, spec: WeightSpec) -> nn.Parameter:

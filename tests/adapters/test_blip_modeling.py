@@ -1,4 +1,4 @@
-"""BLIP computes what the published implementation computes, shares its weights, and trains."""
+"""BLIP computes what the published implementation computes; ties, saving, captions."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from blip_modeling_examples import tiny_batch, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AutoConfig, AutoModel, BlipTextConfig, BlipVisionConfig
+from transformers import AutoConfig, AutoModel
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original
 from vlp_adapters.blip.convert import infer_config
 from vlp_adapters.blip.names import from_original_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
+
+
 OUTPUTS = json.loads((GOLDEN / "outputs.json").read_text())
+
+
 LOSS_NAMES = {"itc": "ita", "itm": "itm", "lm": "lm"}  # ours -> the golden one
 
 
@@ -44,41 +47,6 @@ def golden() -> BlipForPretraining:
     return load_original(GOLDEN / "model.safetensors", config)
 
 
-def tiny_config(**options: Any) -> BlipPretrainConfig:
-    vision = BlipVisionConfig(
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
-    )
-    text = BlipTextConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=16,
-        bos_token_id=48,
-        sep_token_id=2,
-    )
-    sizes = {"embed_dim": 8, "queue_size": 12, "dec_token_id": 48, "enc_token_id": 49}
-    return BlipPretrainConfig(**({"vision_config": vision, "text_config": text} | sizes | options))
-
-
-def tiny_batch(rows: int = 4) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(4, 48, (rows, 10), generator=generator)
-    mask = torch.ones(rows, 10, dtype=torch.long)
-    mask[0, 6:] = 0
-    return {
-        "pixel_values": torch.randn(rows, 3, 16, 16, generator=generator),
-        "input_ids": ids * mask,
-        "attention_mask": mask,
-    }
-
-
 @pytest.fixture
 def tiny() -> BlipForPretraining:
     torch.manual_seed(0)
@@ -98,7 +66,7 @@ def assert_tied(model: BlipForPretraining) -> None:
     assert apart == {name for name in encoder if ".attention." in name}
 
 
-# --- parity with the published implementation -------------------------------------------------
+# --- parity with the published implementation ---
 
 
 def test_losses_of_a_sequence_of_batches_equal_the_published_ones(
@@ -146,7 +114,7 @@ def test_queues_after_one_batch_equal_the_published_ones(golden: BlipForPretrain
         torch.testing.assert_close(value, expected[f"{name}_after"], atol=1e-5, rtol=0)
 
 
-# --- attention --------------------------------------------------------------------------------
+# --- attention ---
 
 
 @torch.no_grad()
@@ -184,7 +152,7 @@ def test_padding_changes_nothing(tiny: BlipForPretraining) -> None:
         )
 
 
-# --- shared weights ---------------------------------------------------------------------------
+# --- shared weights ---
 
 
 def test_ties_hold_after_construction_saving_and_a_training_step(
@@ -253,7 +221,7 @@ def test_blip_base_has_the_published_number_of_prunable_weights() -> None:
     assert sum(weights.values()) == 226_492_416
 
 
-# --- initialisation and configuration ---------------------------------------------------------
+# --- initialisation and configuration ---
 
 
 def test_new_weights_have_the_configured_spread_and_twins_start_equal() -> None:
@@ -279,130 +247,7 @@ def test_untied_towers_are_refused() -> None:
         tiny_config(tie_word_embeddings=False)
 
 
-# --- losses -----------------------------------------------------------------------------------
-
-
-def test_every_trained_parameter_gets_a_gradient_and_no_twin_does(
-    tiny: BlipForPretraining,
-) -> None:
-    tiny(**tiny_batch()).loss.backward()
-    for name, parameter in tiny.named_parameters():
-        is_twin = "_m." in name
-        assert (parameter.grad is None) == is_twin, name
-
-
-def test_training_lowers_the_loss() -> None:
-    torch.manual_seed(0)
-    model = BlipForPretraining(tiny_config())
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        output = model(**tiny_batch(), negatives=([1, 2, 3, 0], [3, 0, 1, 2]))
-        output.loss.backward()
-        optimizer.step()
-        losses.append(output.losses["lm"].item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
-def test_losses_can_be_chosen(tiny: BlipForPretraining) -> None:
-    output = tiny(**tiny_batch(), losses=("itc", "lm"))
-    assert set(output.losses) == {"itc", "lm"}
-    assert output.negatives is None
-    with pytest.raises(ValueError, match="choose one or more of itc, itm, lm"):
-        tiny(**tiny_batch(), losses=("mlm",))
-
-
-def test_negatives_may_be_given_for_the_first_pairs_only(tiny: BlipForPretraining) -> None:
-    few = ([1, 2], [3, 0])
-    output = tiny(**tiny_batch(6), update_state=False, negatives=few)
-    assert output.negatives == few
-    image = tiny.encode_image(tiny_batch(6)["pixel_values"])
-    ids, mask = tiny_batch(6)["input_ids"], tiny_batch(6)["attention_mask"]
-    texts, images = [0, 1, 0, 1, 3, 0], [0, 1, 1, 2, 0, 1]
-    logits = tiny.match_logits(ids[texts], mask[texts], image[images])
-    expected = functional.cross_entropy(logits, torch.tensor([1, 1, 0, 0, 0, 0]))
-    torch.testing.assert_close(output.losses["itm"], expected)
-
-
-def test_negatives_never_are_the_own_partner(tiny: BlipForPretraining) -> None:
-    for seed in range(5):
-        generator = torch.Generator().manual_seed(seed)
-        output = tiny(**tiny_batch(), update_state=False, generator=generator)
-        for chosen in output.negatives:
-            assert all(row != own for own, row in enumerate(chosen))
-
-
-@pytest.mark.parametrize("negatives", [([0, 1], [1]), ([4, 0, 0, 0], [1, 0, 0, 0]), ([], [])])
-def test_negatives_that_do_not_fit_are_refused(
-    tiny: BlipForPretraining, negatives: tuple[list[int], list[int]]
-) -> None:
-    with pytest.raises(ValueError, match="do not fit a batch of 4 pairs"):
-        tiny(**tiny_batch(), negatives=negatives)
-
-
-def test_one_pair_has_no_negative(tiny: BlipForPretraining) -> None:
-    with pytest.raises(ValueError, match="leave 'itm' out"):
-        tiny(**tiny_batch(1))
-
-
-def test_soft_targets_are_those_of_the_momentum_networks(tiny: BlipForPretraining) -> None:
-    hard, soft = (
-        tiny(**tiny_batch(), update_state=False, losses=("itc",), alpha=alpha).loss
-        for alpha in (0.0, 1.0)
-    )
-    half = tiny(**tiny_batch(), update_state=False, losses=("itc",), alpha=0.5).loss
-    torch.testing.assert_close(half, (hard + soft) / 2)
-    assert not torch.isclose(hard, soft)
-
-
-# --- state ------------------------------------------------------------------------------------
-
-
-def test_a_forward_without_state_update_leaves_the_model_as_it_was(
-    tiny: BlipForPretraining,
-) -> None:
-    before = {name: value.clone() for name, value in tiny.state_dict().items()}
-    tiny(**tiny_batch(), update_state=False)
-    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
-    tiny(**tiny_batch())
-    changed = {name for name, value in tiny.state_dict().items() if not value.equal(before[name])}
-    assert {"image_queue", "text_queue", "queue_ptr"} <= changed
-    assert all("_m." in name or "queue" in name for name in changed)
-
-
-def test_twins_follow_their_networks_slowly(tiny: BlipForPretraining) -> None:
-    with torch.no_grad():
-        tiny.vision_proj.weight += 1.0
-    before = tiny.vision_proj_m.weight.clone()
-    tiny(**tiny_batch(), losses=("itc",))
-    expected = torch.full_like(before, 1 - tiny.config.momentum)
-    torch.testing.assert_close(tiny.vision_proj_m.weight - before, expected, rtol=1e-3, atol=1e-6)
-
-
-def test_the_queue_starts_over_at_its_end(tiny: BlipForPretraining) -> None:
-    for _ in range(2):
-        tiny(**tiny_batch(5), losses=("itc",))
-    assert tiny.queue_ptr.item() == 10
-    tiny(**tiny_batch(5), losses=("itc",))  # 12 columns: two at the end, three at the start
-    assert tiny.queue_ptr.item() == 3
-    features = tiny.get_image_features(tiny_batch(5)["pixel_values"])
-    columns = tiny.image_queue[:, [10, 11, 0, 1, 2]].T
-    torch.testing.assert_close(columns, features, rtol=0, atol=1e-3)
-
-
-def test_autocast_and_half_precision_run(tiny: BlipForPretraining) -> None:
-    batch = tiny_batch() | {"update_state": False, "negatives": ([1, 2, 3, 0], [1, 2, 3, 0])}
-    exact = tiny(**batch).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = tiny(**batch).loss
-    loss.backward()
-    torch.testing.assert_close(loss, exact, rtol=0.05, atol=0, check_dtype=False)
-    half = tiny.to(torch.bfloat16)(**batch).loss
-    torch.testing.assert_close(half, exact, rtol=0.05, atol=0, check_dtype=False)
-
-
-# --- generation -------------------------------------------------------------------------------
+# --- generation ---
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -420,3 +420,49 @@ def test_sum_of_squares_reads_transposed_inputs():
     x = torch.randn(50, 40).t()
     expected = x.double().square().sum(0).float()
     torch.testing.assert_close(sum_of_squares(x), expected)
+
+
+def test_a_caller_in_inference_mode_gets_the_same_statistics():
+    ordinary, counting = Counting(), Counting()
+    model = toy_model()
+    expected = run_toy(toy_batches(3), model, statistics=[ordinary])
+    with torch.inference_mode():
+        batches = toy_batches(3)  # inference tensors themselves
+        found = run_toy(batches, model, statistics=[counting])
+    assert batches[0]["pixel_values"].is_inference()
+    assert counting.tokens == ordinary.tokens  # measured once, here too
+    assert all(torch.equal(found.sums[key], value) for key, value in expected.sums.items())
+    assert not any(value.is_inference() for value in found.sums.values())
+
+    later = run_toy(batches)
+    assert later.fingerprint == expected.fingerprint
+    assert torch.equal(moment(later, "text.q"), moment(expected, "text.q"))
+
+
+def test_a_model_made_in_inference_mode_is_measured():
+    with torch.inference_mode():
+        model = toy_model()
+    expected, found = run_toy(toy_batches(2)), run_toy(toy_batches(2), model)
+    # Not to the bit: torch takes other kernels for such parameters.
+    torch.testing.assert_close(found.sums, expected.sums, rtol=1e-6, atol=1e-6)
+
+
+def test_views_of_parameters_made_in_inference_mode_are_measured():
+    class Query(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Parameter(torch.full((1, 3, 2), 2.0))
+            self.a = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> None:
+            self.a(self.query.expand(len(x), -1, -1))
+
+    with torch.inference_mode():
+        model = Query()
+    statistics = run(model, Lambda({"t": None}, a=Owner("a", "t")), [{"x": torch.ones(4, 1)}])
+    assert moment(statistics, "a").tolist() == [12, 12]
+
+
+def test_a_single_batch_for_a_list_of_batches_is_said():
+    with pytest.raises(DataError, match="a single batch; give a list"):
+        run_toy(toy_batches(1)[0])

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from toy_masks import Captioning, Pretraining, random_masks
 
+from vlp_plugins.artifacts import checksum
 from vlp_plugins.errors import MaskError, OutputError
 from vlp_plugins.masks import Masks
-from vlp_plugins.masks.files import METADATA_KEY
+from vlp_plugins.masks.files import FORMAT
 
 
 @pytest.fixture
@@ -33,12 +34,14 @@ def path(tmp_path, masks):
 
 
 def rewrite(path, *, bits=None, **changes):
-    """Writes the file anew with other bits or manifest fields, as if it had been damaged."""
+    """Writes the file anew with other bits or manifest fields and the checksum that fits them, as
+    another program might."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        manifest = json.loads(file.metadata()[METADATA_KEY])
-    manifest |= changes
-    save_file({**tensors, **(bits or {})}, path, metadata={METADATA_KEY: json.dumps(manifest)})
+        header = json.loads(file.metadata()[FORMAT.key])
+    tensors |= bits or {}
+    header |= {"checksum": checksum(tensors), **changes}
+    save_file(tensors, path, metadata={FORMAT.key: json.dumps(header)})
 
 
 def refusal(path):
@@ -110,7 +113,7 @@ def test_every_truncation_is_noticed(path):
     whole = path.read_bytes()
     for size in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert "damaged or truncated" in refusal(path)
+        assert "damaged, truncated or no mask file" in refusal(path)
 
 
 def test_every_flipped_bit_of_a_mask_is_noticed(path):
@@ -124,18 +127,30 @@ def test_every_flipped_bit_of_a_mask_is_noticed(path):
             assert "is damaged" in refusal(path)
 
 
+def test_bytes_that_changed_places_are_noticed(path):
+    """The number of kept elements, and so every count in the manifest, stays the same."""
+    changed = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(changed[:8], "little")
+    first, second = changed[start : start + 2]
+    assert first != second  # both of one mask
+    changed[start : start + 2] = [second, first]
+    path.write_bytes(changed)
+
+    assert "is damaged: the checksum differs; make or copy it again" in refusal(path)
+
+
 def test_text_and_checkpoints_are_no_mask_files(tmp_path):
     text = tmp_path / "masks.safetensors"
     text.write_text("no masks at all " * 10)
-    assert "is no mask file" in refusal(text)
+    assert "no mask file" in refusal(text)
 
     checkpoint = tmp_path / "model.safetensors"
     save_file({"encoder.weight": torch.ones(2, 2)}, checkpoint)
-    assert "holds no masks (perhaps a checkpoint?)" in refusal(checkpoint)
+    assert "is no mask file of vlp-plugins (perhaps a checkpoint?)" in refusal(checkpoint)
 
     published = tmp_path / "masks.pth"
     torch.save({"encoder.weight_pruning_mask": torch.ones(2, 2)}, published)
-    assert "import_published" in refusal(published)
+    assert "`vlp masks import` reads published .pth files" in refusal(published)
 
 
 def test_a_newer_format_asks_for_an_upgrade(path):
@@ -149,19 +164,25 @@ def test_a_newer_format_asks_for_an_upgrade(path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema": "one"},
-        {"schema": 0},
         {"weights": 3},
         {"weights": {"text.ffn": {"shape": [7, -3], "modality": "text", "kept": 1}}},
         {"weights": {"text.ffn": {"shape": [7, 3], "modality": "text"}}},
         {"weights": {"text.ffn": {"shape": [7, 3], "modality": None, "kept": 1}}},
         {"adapter": None},
+        {"adapter_settings": []},
     ],
 )
 def test_a_damaged_manifest(path, changes):
     rewrite(path, **changes)
 
     assert "damaged manifest" in refusal(path)
+
+
+@pytest.mark.parametrize("schema", ["one", 0, None])
+def test_a_damaged_version(path, schema):
+    rewrite(path, schema=schema)
+
+    assert f"format {schema!r}" in refusal(path)
 
 
 def test_names_and_shapes_are_protected_by_the_structure_hash(path, masks):

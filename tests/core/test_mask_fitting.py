@@ -5,9 +5,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
+from vlp_plugins import prune
 from vlp_plugins.errors import MaskError
+from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.weights import WeightMap
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -122,6 +126,52 @@ def test_a_weight_without_mask_is_named_with_its_path():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Stack(nn.Module):
+    """As many equal layers as asked for, and a head of another kind."""
+
+    def __init__(self, depth, *, head=True):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"ffn": nn.Linear(4, 4)}) for _ in range(depth))
+        if head:
+            self.head = nn.Linear(4, 2)
+
+
+def stack_masks(depth):
+    model = Stack(depth)
+    weights = WeightMap.of(model, ModuleAdapter(model))
+    dense = {name: torch.rand(weight.shape) < 0.5 for name, weight in weights.items()}
+    return Masks.from_dense(dense, Manifest.for_weights(weights, method="toy"))
+
+
+def test_masks_of_a_deeper_model_are_refused():
+    masks, shallow = stack_masks(4), Stack(2)
+    before = copy.deepcopy(shallow.state_dict())
+
+    for use in (masks.apply, masks.verify):
+        with pytest.raises(
+            MaskError, match=r"have 'layers\.2\.ffn' \[4, 4\], which the model lacks"
+        ):
+            use(shallow)
+
+    assert all(torch.equal(value, before[name]) for name, value in shallow.state_dict().items())
+
+
+def test_a_model_may_lack_a_whole_kind_of_weight():
+    masks, headless = stack_masks(2), Stack(2, head=False)
+
+    masks.apply(headless)
+
+    assert masks.verify(headless) == []
+
+
+def test_masks_in_the_names_of_another_adapter_are_refused():
+    masks, model = stack_masks(2), Stack(2)
+    stranger = ModuleAdapter(model, name="stranger")
+
+    with pytest.raises(MaskError, match="made with adapter 'module', but .* adapter 'stranger'"):
+        masks.apply(model, stranger)
+
+
 def test_a_model_without_values_is_refused():
     with torch.device("meta"):
         model = Pretraining()
@@ -131,20 +181,51 @@ def test_a_model_without_values_is_refused():
         masks.apply(model, ADAPTER)
 
 
-def test_without_an_adapter_the_registered_ones_are_asked(monkeypatch):
-    plugins = pytest.importorskip("vlp_plugins.plugins")
-
+@pytest.mark.parametrize("registered", ["toy", "under another name"])
+def test_without_an_adapter_the_registered_ones_are_asked(monkeypatch, registered):
     class OneAdapter:
+        def adapter_names(self):
+            return [registered]
+
+        def adapter(self, name):
+            return ADAPTER
+
         def adapter_for(self, model):
             return ADAPTER
 
-    monkeypatch.setattr(plugins, "registry", OneAdapter)
+    monkeypatch.setattr("vlp_plugins.plugins.recalling.registry", OneAdapter)
     model = Pretraining()
     masks = random_masks(model)
 
     masks.apply(model)
 
     assert masks.verify(model) == []
+
+
+def test_masks_of_any_module_remember_how_it_was_described(tmp_path):
+    model = Stack(3)
+    adapter = ModuleAdapter(
+        model, exclude=r"layers\.0", modalities={"head": "task"}, tokens={"layers": None}
+    )
+    prune(model, method="magnitude", sparsity=0.5, adapter=adapter).save(tmp_path / "masks")
+    masks = Masks.load(tmp_path / "masks")
+
+    masks.apply(model)
+
+    assert masks.verify(model) == []
+    assert list(masks) == ["layers.1.ffn", "layers.2.ffn", "head"]
+    assert masks.manifest.adapter_settings == adapter.settings()
+
+
+def test_a_module_that_the_remembered_settings_do_not_fit_is_refused():
+    model = Stack(1)
+    adapter = ModuleAdapter(model, exclude="head")
+    masks = prune(model, method="magnitude", sparsity=0.5, adapter=adapter)
+
+    with pytest.raises(
+        MaskError, match=r"do not fit Stack: .*exclude=\['head'\].* no layer's path"
+    ):
+        masks.apply(Stack(1, head=False))
 
 
 def test_verify_counts_revived_weights_by_weight():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_linear_layers_are_named_by_their_path_and_indexed() -> None:
     assert list(weights) == expected
     assert [weight.depth for weight in weights.values()] == [0, 0, 1, 1, 0]
     assert {weight.modality for weight in weights.values()} == {"model"}
+
+
+def test_settings_make_the_adapter_anew_after_a_way_through_json() -> None:
+    model = nn.ModuleDict({"encoder": mlp(), "head": nn.Linear(3, 2)})
+    adapter = ModuleAdapter(
+        model, exclude="head", modalities={"encoder": "text"}, tokens={"encoder": None}
+    )
+    again = ModuleAdapter(model, **json.loads(json.dumps(adapter.settings())))
+    assert list(again.weights(model)) == list(adapter.weights(model))
+    assert again.settings() == adapter.settings()
 
 
 def test_convolutions_are_flattened_and_grouped_ones_are_not_pruned() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from torch import nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import OutputError, StatisticsError
+from vlp_plugins.errors import OutputError, StatisticsError, UnsupportedError
+from vlp_plugins.methods.base import Composition
 from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.statistics.base import Site
+from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.statistics.base import ActivationStatistic, Site
 from vlp_plugins.statistics.second_moment import InputSecondMoment
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.weights import Weight, WeightMap
 
 
 def toy_weights(model: Toy | None = None) -> WeightMap:
@@ -87,6 +90,7 @@ def test_a_file_gives_back_every_bit(statistics, tmp_path):
         "adapter",
         "published",
         "shapes",
+        "weights_hash",
     ):
         assert getattr(loaded, name) == getattr(statistics, name), name
     loaded.check(toy_weights())
@@ -180,3 +184,79 @@ def test_statistics_of_another_model_name_the_first_difference(statistics):
     statistics.structure = "another"
     with pytest.raises(StatisticsError, match="statistics have 'text.more', the model does not"):
         statistics.check(toy_weights())
+
+
+def test_statistics_of_one_variant_do_not_serve_the_other(statistics):
+    statistics.check(toy_weights(), published=False)
+    with pytest.raises(StatisticsError, match="with variant='default', but variant='published'"):
+        statistics.check(toy_weights(), published=True)
+    statistics.published = True
+    with pytest.raises(StatisticsError, match="repeat the data pass with variant='default'"):
+        statistics.check(toy_weights(), published=False)
+
+
+def test_statistics_of_other_weights_serve_with_a_warning(statistics, caplog):
+    fine_tuned = toy_model()
+    with torch.no_grad():
+        fine_tuned.feed.weight += 0.1
+    with caplog.at_level(logging.WARNING, "vlp_plugins.statistics"):
+        statistics.check(toy_weights())
+        assert not caplog.records
+        statistics.check(toy_weights(fine_tuned))
+        statistics.check(toy_weights(fine_tuned))
+    (said,) = caplog.messages
+    assert "gathered with other weights" in said
+    assert toy_weights().content_hash() in said
+
+
+class Power(ActivationStatistic):
+    """What an outsider might write: a statistic with a parameter."""
+
+    def __init__(self, p: int, name: str) -> None:
+        self.p = p
+        self.name = name
+
+    def size(self, weight: Weight) -> int:
+        return weight.matrix.shape[1]
+
+    def measure(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.float().abs().pow(self.p).sum(0)
+
+
+def gathered(*needs: ActivationStatistic) -> Statistics:
+    model = toy_model()
+    return calibrate(model, ToyAdapter(), toy_weights(model), toy_batches(2), needs)
+
+
+def test_the_name_of_a_statistic_tells_its_parameters():
+    both = gathered(Power(1, "power_1"), Power(4, "power_4"))
+    for p in (1, 4):
+        alone = gathered(Power(p, f"power_{p}"))
+        mine = both.mean(f"power_{p}", "text.q")
+        assert torch.equal(mine, alone.mean(f"power_{p}", "text.q"))
+    assert not torch.equal(mine, both.mean("power_1", "text.q"))
+
+
+def test_two_different_statistics_of_one_name_are_refused():
+    message = r"called 'power'.*Power\(p=1, name='power'\).*Power\(p=4, .*must tell its parameters"
+    with pytest.raises(UnsupportedError, match=message):
+        gathered(Power(1, "power"), Power(4, "power"))
+    same = gathered(Power(1, "power"), Power(1, "power"))
+    assert torch.equal(
+        same.mean("power", "text.q"), gathered(Power(1, "power")).mean("power", "text.q")
+    )
+
+
+def test_scores_that_need_different_statistics_of_one_name_are_refused():
+    class Reads(Scorer):
+        name = "reads"
+
+        def __init__(self, p: int) -> None:
+            self.needs = (Power(p, "power"),)
+
+        def score(self, weight, evidence):
+            raise NotImplementedError
+
+    method = Composition("mixed", Reads(1), allocation_score=Reads(4))
+    with pytest.raises(UnsupportedError, match="two statistics are called 'power'"):
+        _ = method.needs

@@ -93,6 +93,37 @@ def test_structure_depends_on_names_and_shapes_alone():
     assert one.content_hash() != other.content_hash()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_every_element_and_the_order_of_the_weights_is_in_their_hash(dtype):
+    model = nn.Sequential(nn.Linear(3, 5, dtype=dtype))  # 15 elements: no whole 64-bit words
+    weights = WeightMap.of(model, Listed(spec("a", "0")))
+    known = weights.content_hash()
+    data = model[0].weight.data
+
+    for index in range(15):
+        value = data.view(-1)[index].clone()
+        data.view(-1)[index] = value * 1.01
+        assert weights.content_hash() != known
+        data.view(-1)[index] = value
+    data.copy_(data.flip(0))
+    assert weights.content_hash() != known
+    data.copy_(data.flip(0))
+    assert weights.content_hash() == known
+
+
+def test_equal_weights_have_equal_hashes_however_they_lie_in_memory():
+    weight = torch.randn(3, 5000)
+    transposed = weight.T.contiguous().T
+    unaligned = torch.cat([torch.zeros(1), weight.flatten()])[1:].view(3, 5000)  # to 64-bit words
+    model = nn.Sequential(nn.Linear(5000, 3))
+    hashes = set()
+    for same in (weight, transposed, unaligned):
+        model[0].weight = nn.Parameter(same)
+        hashes.add(WeightMap.of(model, Listed(spec("a", "0"))).content_hash())
+
+    assert len(hashes) == 1
+
+
 def test_a_weight_with_nan_is_named():
     model = towers()
     with torch.no_grad():

@@ -110,15 +110,56 @@ def test_a_stream_has_no_length(photos: Path, processor: Any) -> None:
     assert sizes(batches) == [2, 2]
 
 
-def test_damaged_images_are_judged_where_the_limit_stops(
+def damage(folder: Path, count: int) -> None:
+    for number in range(count):
+        (folder / f"{number:03}.png").write_bytes(b"no image")
+
+
+def test_a_few_damaged_images_are_few_whatever_the_limit(
     numbered: Callable[[int], Path], processor: Any
 ) -> None:
-    folder = numbered(100)
-    for number in (1, 2):  # 2 of 100 are few, 2 of the first 6 are not
-        (folder / f"{number:03}.png").write_bytes(b"no image")
-    assert sum(sizes(batches_of(folder, processor, 4))) == 98
-    with pytest.raises(DataError, match="2 of 6 records read cannot be used"):
-        list(batches_of(folder, processor, 4, limit=1))
+    folder = numbered(40)
+    damage(folder, 2)  # 2 of 40 are few, though 2 of the first 4 or 10
+    assert sum(sizes(batches_of(folder, processor, 4))) == 38
+    for limit in (1, 2, 5):
+        assert sizes(batches_of(folder, processor, 2, limit=limit)) == [2] * limit
+
+
+def test_more_than_5_percent_damaged_stop_a_limited_run_too(
+    numbered: Callable[[int], Path], processor: Any
+) -> None:
+    folder = numbered(40)
+    damage(folder, 3)
+    with pytest.raises(DataError, match="3 of 3 records read cannot be used"):
+        list(batches_of(folder, processor, 2, limit=1))
+
+
+def test_a_stream_of_unknown_length_may_begin_with_a_few_damaged_images(
+    numbered: Callable[[int], Path], processor: Any
+) -> None:
+    def streamed(limit: int | None) -> CaptionedBatches:
+        batches = batches_of(folder, processor, 2, limit=limit)
+        batches.source.length = None
+        return batches
+
+    folder = numbered(20)
+    damage(folder, 2)
+    assert sizes(streamed(limit=2)) == [2, 2]
+    with pytest.raises(DataError, match="2 of 20 records read"):  # at the end all is known
+        list(streamed(limit=None))
+    damage(folder, 11)  # more than 5% of the 200 that are tried
+    with pytest.raises(DataError, match="11 of 13 records read"):
+        list(streamed(limit=1))
+
+
+def test_the_message_names_the_record_and_not_its_buffer(
+    numbered: Callable[[int], Path], processor: Any
+) -> None:
+    folder = numbered(3)
+    damage(folder, 1)
+    with pytest.raises(DataError) as caught:
+        list(batches_of(folder, processor, 2))
+    assert "(first: 000.png: cannot identify image file)" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2, "limit": 0}])

@@ -15,8 +15,7 @@ import torch
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
-from vlp_plugins.statistics.base import ActivationStatistic
-from vlp_plugins.statistics.store import Key, pack_sums, unpack_sums
+from vlp_plugins.statistics.base import ActivationStatistic, Key
 from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -100,7 +99,7 @@ class Checkpoint:
             OutputError: if it cannot be written.
         """
         hashes = torch.frombuffer(bytearray(b"".join(state.hashes)), dtype=torch.uint8)
-        tensors = pack_sums(dict(state.sums)) | {_HASHES: hashes.view(-1, DIGEST_BYTES)}
+        tensors = files.pack_sums(dict(state.sums)) | {_HASHES: hashes.view(-1, DIGEST_BYTES)}
         files.write(
             self.path,
             "checkpoint",
@@ -136,7 +135,7 @@ class Checkpoint:
             rows = tensors.pop(_HASHES)
             even, odd = header["samples"]
             hashes = tuple(bytes(row.tolist()) for row in rows)
-            return PassState(unpack_sums(tensors), (int(even), int(odd)), hashes)
+            return PassState(files.unpack_sums(tensors), (int(even), int(odd)), hashes)
         except (KeyError, ValueError, TypeError) as error:
             raise StatisticsError(
                 f"{self.path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"

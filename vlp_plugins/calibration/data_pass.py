@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +69,8 @@ def calibrate(
             weight.
         OutputError: if the checkpoint cannot be written.
     """
+    if isinstance(batches, Mapping):
+        raise DataError("that is a single batch; give a list of batches, or a loader")
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
     if checkpoint_every < 1:

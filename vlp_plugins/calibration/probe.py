@@ -14,8 +14,7 @@ from vlp_plugins.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.calibration.once import MeasuredOnce
 from vlp_plugins.calibration.tokens import TokenReader, reader_of
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.statistics.base import ActivationStatistic, Site, distinct
-from vlp_plugins.statistics.store import Key
+from vlp_plugins.statistics.base import ActivationStatistic, Key, Site, distinct
 from vlp_plugins.weights import WeightMap
 
 

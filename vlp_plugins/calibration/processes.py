@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from vlp_plugins.errors import DataError
-from vlp_plugins.statistics.store import Key
+from vlp_plugins.statistics.base import Key
 
 
 def place() -> tuple[int, int]:

@@ -1,26 +1,25 @@
-"""Mask files: one safetensors file per mask set.
+"""Mask files: one safetensors file per mask set; `vlp_plugins.artifacts` says how it is built.
 
 Every weight is a uint8 tensor under its canonical name, one bit per element in row-major order,
-the most significant bit first. The header holds the manifest as JSON under one key. safetensors
-holds nothing but numbers and text: reading a file of unknown origin executes nothing.
+the most significant bit first. The header is the manifest.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from vlp_plugins.atomic import check_new, write_bytes
+from vlp_plugins import artifacts
+from vlp_plugins.atomic import check_new
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.bits import count_ones, flaw
-from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.manifest import SCHEMA, Manifest
 
-METADATA_KEY = "vlp_masks"
+FORMAT = artifacts.Format("mask", "vlp_masks", SCHEMA, MaskError, "make or copy it again")
 
 
 def write(
@@ -36,10 +35,7 @@ def write(
         OutputError: if the file exists and is not to be overwritten, or cannot be written.
     """
     check_new(path, overwrite=overwrite)
-    # Two names may hold one tensor (equal masks); safetensors refuses that.
-    tensors = {name: bits.clone() for name, bits in packed.items()}
-    data = save(tensors, metadata={METADATA_KEY: manifest.to_json()})
-    write_bytes(path, data, overwrite=overwrite)
+    artifacts.write(path, FORMAT, packed, asdict(manifest), overwrite=overwrite)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], Manifest]:
@@ -51,46 +47,30 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], Manifes
     Raises:
         MaskError: if the file is missing, damaged, foreign or of a newer version.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MaskError(f"{path} is no file; give the path of a mask file")
+    form = replace(FORMAT, remedy=f"{FORMAT.remedy}{_hint(Path(path))}")
+    packed, header = artifacts.read(path, form)
     try:
-        with safe_open(path, framework="pt") as file:
-            manifest = _manifest(file.metadata() or {})
-            # Cloned, because the tensors of an open file are a view of its pages on the disk.
-            packed = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        manifest = Manifest.from_header(header)
         _check(packed, manifest)
     except MaskError as error:
-        raise MaskError(f"mask file {path} {error}") from error.__cause__
-    except (SafetensorError, OSError) as error:
-        raise MaskError(
-            f"{path} is no mask file, or it is damaged or truncated ({error}); make or copy it "
-            f"again{_hint(path)}"
-        ) from error
+        raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
     return packed, manifest
-
-
-def _manifest(metadata: Mapping[str, str]) -> Manifest:
-    if METADATA_KEY not in metadata:
-        raise MaskError("holds no masks (perhaps a checkpoint?); give a file that Masks.save wrote")
-    return Manifest.from_json(metadata[METADATA_KEY])
 
 
 def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
     """Raises `MaskError` at the first weight whose bits are not what the manifest says."""
     for name in (*manifest.weights, *packed):
         if name not in packed:
-            raise MaskError(f"is damaged: the mask of {name!r} is missing; make or copy it again")
+            raise MaskError(f"is damaged: the mask of {name!r} is missing")
         if name not in manifest.weights:
-            raise MaskError(f"is damaged: {name!r} is not in its manifest; make or copy it again")
+            raise MaskError(f"is damaged: {name!r} is not in its manifest")
         bits, record = packed[name], manifest.weights[name]
         if found := flaw(bits, manifest.shape(name)):
-            raise MaskError(f"is damaged: the mask of {name!r} {found}; make or copy it again")
+            raise MaskError(f"is damaged: the mask of {name!r} {found}")
         kept = count_ones(bits)
         if kept != record["kept"]:
             raise MaskError(
-                f"is damaged: {name!r} keeps {kept} elements, its manifest says "
-                f"{record['kept']}; make or copy it again"
+                f"is damaged: {name!r} keeps {kept} elements, its manifest says {record['kept']}"
             )
 
 

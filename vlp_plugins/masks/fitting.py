@@ -26,7 +26,17 @@ class Violation:
 
 def match(manifest: Manifest, weights: WeightMap) -> dict[str, str]:
     """For every weight of a model the name of its mask; see `Masks.match`."""
-    return {name: _mask_for(manifest, weight) for name, weight in weights.items()}
+    if manifest.adapter != weights.adapter_name:
+        raise MaskError(
+            f"these masks were made with adapter {manifest.adapter!r}, but the model is described "
+            f"by adapter {weights.adapter_name!r}, whose names mean other weights; use masks made "
+            f"for a model of this family, or apply them with adapter {manifest.adapter!r}"
+        )
+    if manifest.structure == weights.structure:
+        return {name: name for name in weights}
+    matched = {name: _mask_for(manifest, weight) for name, weight in weights.items()}
+    _reject_leftovers(manifest, weights, {*matched.values()})
+    return matched
 
 
 def pairs(
@@ -37,11 +47,7 @@ def pairs(
     Raises:
         MaskError: before the first pair, if the masks do not fit or a weight has no values.
     """
-    if adapter is None:
-        from vlp_plugins.plugins import registry  # a default; masks know no plug-ins otherwise
-
-        adapter = registry().adapter_for(model)
-    weights = WeightMap.of(model, adapter)
+    weights = WeightMap.of(model, adapter or _default_adapter(manifest, model))
     matched = match(manifest, weights)
     for weight in weights.values():
         if weight.parameter.is_meta:
@@ -69,6 +75,34 @@ def wrong_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> Ma
         f"the mask of {name!r} is {list(mask)}, but the weight is {list(weight)}; "
         "use masks made for a model of this structure"
     )
+
+
+def _default_adapter(manifest: Manifest, model: nn.Module) -> Adapter:
+    # Here, because plug-ins are above masks, which know of them only what this default needs.
+    from vlp_plugins.plugins.recalling import recall_adapter
+
+    return recall_adapter(model, manifest.adapter, manifest.adapter_settings)
+
+
+def _reject_leftovers(manifest: Manifest, weights: WeightMap, used: set[str]) -> None:
+    """Raises `MaskError` if the model lacks some of the layers that a kind of mask is for.
+
+    A downstream model may lack a whole kind of weight (the cross-attention of a text encoder by
+    itself, a decoder), but a model that has the kind in some layers only is a shallower one.
+    """
+    present = {_kind(name): name for name in (*sorted(used), *weights)}
+    for name in manifest.weights:
+        if name not in used and _kind(name) in present:
+            raise MaskError(
+                f"these masks have {name!r} {list(manifest.shape(name))}, which the model lacks "
+                f"although it has {present[_kind(name)]!r}, the same in another layer; use masks "
+                "made for a model of this structure"
+            )
+
+
+def _kind(name: str) -> str:
+    """`text.3.cross.query` is `text.#.cross.query`: a canonical name without its layer."""
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 def _mask_for(manifest: Manifest, weight: Weight) -> str:

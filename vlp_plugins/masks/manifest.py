@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypedDict
 
-import vlp_plugins
+from vlp_plugins.artifacts import made_by, versions
 from vlp_plugins.errors import MaskError
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.weights import WeightMap, structure_of
 
 SCHEMA = 1
 """Version of the manifest and of the file around it; a change that old code cannot read adds 1."""
@@ -33,6 +30,7 @@ class Manifest:
 
     Attributes:
         adapter: name of the adapter whose canonical names are used.
+        adapter_settings: what makes that adapter anew; see `Adapter.settings`.
         structure: hash of names and shapes, equal to `WeightMap.structure` of the model.
         method: name of the method.
         weights: by canonical name, in the adapter's order. `Masks` counts `kept` itself.
@@ -40,7 +38,8 @@ class Manifest:
         seed: of the run.
         sparsity: what was asked for, by modality if a mapping; None if unknown.
         calibration: fingerprint, samples, batches and token handling; None without data.
-        weights_hash: `WeightMap.content_hash()` of the dense model, for information.
+        weights_hash: `WeightMap.content_hash()` of the dense model, for information; None for a
+            model without values.
         versions: of the packages that took part.
         created: time in UTC, ISO 8601.
         note: anything else worth knowing, such as "inverted".
@@ -52,6 +51,7 @@ class Manifest:
     structure: str
     method: str
     weights: dict[str, WeightRecord]
+    adapter_settings: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     sparsity: float | dict[str, float] | None = None
@@ -61,7 +61,7 @@ class Manifest:
     created: str | None = None
     note: str | None = None
     schema: int = SCHEMA
-    made_by: str = f"vlp_plugins {vlp_plugins.__version__}"
+    made_by: str = field(default_factory=made_by)
 
     @classmethod
     def for_weights(
@@ -76,13 +76,14 @@ class Manifest:
         weights_hash: str | None = None,
         note: str | None = None,
     ) -> Manifest:
-        """The manifest of masks for the weights of a model, dated now."""
+        """The manifest of masks for the weights of a model, dated now; hashes their values."""
         records: dict[str, WeightRecord] = {
             name: {"shape": list(w.shape), "modality": w.modality, "kept": w.numel}
             for name, w in weights.items()
         }
         return cls(
             adapter=weights.adapter_name,
+            adapter_settings=weights.adapter_settings,
             structure=weights.structure,
             method=method,
             weights=records,
@@ -90,8 +91,8 @@ class Manifest:
             seed=seed,
             sparsity=dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
             calibration=None if calibration is None else dict(calibration),
-            weights_hash=weights_hash,
-            versions=_versions(),
+            weights_hash=weights_hash or _content_hash(weights),
+            versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             note=note,
         )
@@ -104,45 +105,27 @@ class Manifest:
         """Number of elements of a weight."""
         return math.prod(self.weights[name]["shape"])
 
-    def to_json(self) -> str:
-        """As JSON; values that JSON lacks become text."""
-        return json.dumps(asdict(self), default=str)
-
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Inverse of `to_json`.
+    def from_header(cls, header: Mapping[str, Any]) -> Manifest:
+        """Inverse of `dataclasses.asdict`, for what was read from a file of unknown origin.
 
         Raises:
-            MaskError: if the text is damaged, made by a newer version, or contradicts itself.
+            MaskError: if a field is missing or of a wrong type, or names and shapes contradict
+                the structure; the message continues a sentence about the file.
         """
         try:
-            data = json.loads(text)
-            schema = data["schema"]
-            if isinstance(schema, int) and schema > SCHEMA:
-                raise MaskError(
-                    f"has format {schema}, newer than the {SCHEMA} that this version reads; "
-                    f"it was made by {data.get('made_by')}: upgrade vlp-plugins"
-                )
             known = {f.name for f in fields(cls)}
-            manifest = cls(**{key: value for key, value in data.items() if key in known})
+            manifest = cls(**{key: value for key, value in header.items() if key in known})
             _check_types(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise MaskError(
-                f"has a damaged manifest ({type(error).__name__}: {error}); make or copy it again"
-            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MaskError(f"has a damaged manifest ({type(error).__name__}: {error})") from error
         structure = structure_of({name: manifest.shape(name) for name in manifest.weights})
         if structure != manifest.structure:
             raise MaskError(
                 f"was altered: its names and shapes have structure {structure}, its manifest "
-                f"says {manifest.structure}; make or copy it again"
+                f"says {manifest.structure}"
             )
         return manifest
-
-
-def structure_of(shapes: Mapping[str, Sequence[int]]) -> str:
-    """The hash that `WeightMap.structure` gives to a model with these weights in this order."""
-    text = json.dumps([[name, list(shape)] for name, shape in shapes.items()])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_types(manifest: Manifest) -> None:
@@ -152,6 +135,8 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"{key} is not a text")
     if not isinstance(manifest.schema, int) or manifest.schema < 1:
         raise ValueError(f"format {manifest.schema!r}")
+    if not isinstance(manifest.adapter_settings, dict):
+        raise ValueError("adapter_settings is no mapping")
     for name, record in manifest.weights.items():
         sizes = [*record["shape"], record["kept"]]
         if not all(isinstance(size, int) and size >= 0 for size in sizes):
@@ -160,12 +145,7 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"modality of {name!r} is not a text")
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the packages that decide the values of masks."""
-    found = {}
-    for package in ("vlp-plugins", "torch", "transformers", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _content_hash(weights: WeightMap) -> str | None:
+    if any(weight.parameter.is_meta for weight in weights.values()):
+        return None
+    return weights.content_hash()

@@ -14,9 +14,9 @@ from vlp_plugins.adapter import Adapter
 from vlp_plugins.atomic import atomic_file
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.bits import pack
-from vlp_plugins.masks.manifest import Manifest, structure_of
+from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.weights import Weight, WeightMap
+from vlp_plugins.weights import Weight, WeightMap, structure_of
 
 SUFFIX = "_pruning_mask"
 

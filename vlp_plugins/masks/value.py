@@ -130,10 +130,12 @@ class Masks(Mapping[str, torch.Tensor]):
         """For every weight of a model the name of its mask.
 
         A weight without a mask of its own that is a copy has the mask of what it was copied from.
-        Masks that no weight uses are fine: a downstream model may lack a decoder.
+        Masks that no weight uses are fine if the model lacks their whole kind: a downstream model
+        may have no decoder, but not fewer layers.
 
         Raises:
-            MaskError: naming the first weight without a mask or with one of another shape.
+            MaskError: if the adapters differ, or naming the first weight without a mask or with
+                one of another shape, or the first mask of a layer that the model lacks.
         """
         return match(self.manifest, weights)
 
@@ -142,10 +144,12 @@ class Masks(Mapping[str, torch.Tensor]):
 
         Args:
             model: of the structure the masks were made for, or a downstream model of the family.
-            adapter: None asks the registered adapters which one claims the model.
+            adapter: None takes the one that the masks were made with, as far as the manifest
+                tells, or asks the registered adapters which one claims the model.
 
         Raises:
             MaskError: if they do not fit; the model is unchanged then.
+            UnclaimedModelError: without an adapter, if none claims the model.
         """
         for weight, mask in pairs(self, self.manifest, model, adapter):
             # Filling, not multiplying: no negative zeros, and no NaN where a weight is infinite.

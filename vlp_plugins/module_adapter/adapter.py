@@ -86,6 +86,14 @@ class ModuleAdapter(Adapter):
         exclude = (exclude,) if isinstance(exclude, str) else exclude
         self._exclude = [p for p, _ in _compile(dict.fromkeys(exclude), "exclude", paths)]
 
+    def settings(self) -> dict[str, Any]:
+        """`exclude`, `modalities` and `tokens`; no loss, which is code."""
+        return {
+            "exclude": [pattern.pattern for pattern in self._exclude],
+            "modalities": {pattern.pattern: value for pattern, value in self._modalities},
+            "tokens": {pattern.pattern: value for pattern, value in self._tokens},
+        }
+
     def claims(self, model: nn.Module) -> bool:
         """True for models of the class it was made for."""
         return type(model) is self._type

@@ -36,6 +36,10 @@ class Site:
         return cls(weight, stream, int(owner))
 
 
+Key = tuple[str, Site]
+"""Statistic name and site: what a sum is found by."""
+
+
 class ActivationStatistic(ABC):
     """A statistic of the inputs of a weight, additive over batches.
 

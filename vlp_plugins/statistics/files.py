@@ -1,25 +1,16 @@
-"""The file that statistics and checkpoints are kept in: safetensors, a JSON header, a checksum.
-
-safetensors holds nothing but numbers and text: reading a file of unknown origin executes nothing.
-"""
+"""The file that statistics and checkpoints are kept in; `vlp_plugins.artifacts` says how."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-import vlp_plugins
-from vlp_plugins.atomic import write_bytes
+from vlp_plugins import artifacts
 from vlp_plugins.errors import StatisticsError
+from vlp_plugins.statistics.base import Key, Site
 
 SCHEMA = 1
 """Version of the format; a change that old code cannot read adds 1."""
@@ -42,16 +33,7 @@ def write(
     Raises:
         OutputError: if it cannot be written.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    made = {
-        **header,
-        "schema": SCHEMA,
-        "made_by": f"vlp_plugins {vlp_plugins.__version__}",
-        "versions": _versions(),
-        "checksum": _checksum(tensors),
-    }
-    data = save(tensors, metadata={_key(kind): json.dumps(made)})
-    write_bytes(path, data, overwrite=True)
+    artifacts.write(path, _format(kind), tensors, header, overwrite=True)
 
 
 def read(
@@ -70,50 +52,29 @@ def read(
     Raises:
         StatisticsError: if it is missing, damaged, truncated, of another kind or too new.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise StatisticsError(f"{path} is no file; {remedy}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_key(kind))
-            if text is None:
-                raise StatisticsError(f"{path} is no {kind} file of vlp-plugins; {remedy}")
-            header = json.loads(text)
-            if header["schema"] > SCHEMA:
-                raise StatisticsError(
-                    f"{path} has format {header['schema']}, newer than the {SCHEMA} that this "
-                    f"version reads; it was made by {header.get('made_by')}: upgrade vlp-plugins"
-                )
-            # Cloned, because the tensors of an open file are a view of its pages on the disk.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if header["checksum"] != _checksum(tensors):
-            raise ValueError("the checksum differs")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise StatisticsError(
-            f"{path} is damaged, truncated or no {kind} file "
-            f"({type(error).__name__}: {error}); {remedy}"
-        ) from error
-    return tensors, header
+    return artifacts.read(path, _format(kind, remedy))
 
 
-def _key(kind: str) -> str:
-    return f"vlp_{kind}"
+def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Accumulators by a text that `unpack_sums` reads."""
+    return {f"{statistic}|{site}": tensor for (statistic, site), tensor in sums.items()}
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
+    """Inverse of `pack_sums`, in sorted order.
+
+    Raises:
+        ValueError: if a name or tensor is none that `pack_sums` gives.
+    """
+    sums = {}
     for name in sorted(tensors):
-        digest.update(f"{name}|{tensors[name].dtype}|{list(tensors[name].shape)}|".encode())
-        data = tensors[name].reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))  # type: ignore[arg-type]
-    return digest.hexdigest()
+        statistic, site = name.split("|", 1)
+        tensor = tensors[name]
+        if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) != 2:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        sums[statistic, Site.parse(site)] = tensor
+    return sums
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("vlp-plugins", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _format(kind: str, remedy: str = "") -> artifacts.Format:
+    return artifacts.Format(kind, f"vlp_{kind}", SCHEMA, StatisticsError, remedy)

@@ -11,13 +11,10 @@ import torch
 
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
-from vlp_plugins.statistics.base import Site
+from vlp_plugins.statistics.base import Key
 from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[str, Site]
-"""Statistic name and site."""
 
 _REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
 
@@ -163,7 +160,7 @@ class Statistics:
             "shapes": [[name, list(shape)] for name, shape in self.shapes.items()],
             "weights": self.weights_hash,
         }
-        files.write(path, "statistics", pack_sums(self.sums), header)
+        files.write(path, "statistics", files.pack_sums(self.sums), header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
@@ -176,7 +173,7 @@ class Statistics:
         try:
             even, odd = header["samples"]
             return cls(
-                sums=unpack_sums(tensors),
+                sums=files.unpack_sums(tensors),
                 samples=(int(even), int(odd)),
                 batches=int(header["batches"]),
                 fingerprint=str(header["fingerprint"]),
@@ -190,27 +187,6 @@ class Statistics:
             raise StatisticsError(
                 f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
-
-
-def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Accumulators by a text that `unpack_sums` reads."""
-    return {f"{statistic}|{site}": tensor for (statistic, site), tensor in sums.items()}
-
-
-def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
-    """Inverse of `pack_sums`, in sorted order.
-
-    Raises:
-        ValueError: if a name or tensor is none that `pack_sums` gives.
-    """
-    sums = {}
-    for name in sorted(tensors):
-        statistic, site = name.split("|", 1)
-        tensor = tensors[name]
-        if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) != 2:
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-        sums[statistic, Site.parse(site)] = tensor
-    return sums
 
 
 def _first_difference(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> str:

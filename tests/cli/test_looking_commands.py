@@ -1,0 +1,109 @@
+"""`vlp inspect`, `vlp plugins`, and the program around all commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from conftest import Command
+
+from vlp_adapters.blip import BlipPretrainConfig
+from vlp_adapters.xvlm import XvlmPretrainConfig
+from vlp_plugins.recipes import OPTIONS
+
+
+def test_what_is_pruned_what_not_and_why(vlp: Command, models: Path) -> None:
+    text = vlp("inspect", models / "xvlm").stdout
+    assert text.startswith("XvlmForPretraining, adapter 'xvlm'")
+    assert re.search(r"fusion +1 +10 +0 +\d", text)
+    assert re.search(r"embeddings: words, patches.* +8 +[\d,]+ +vision_encoder.embeddings", text)
+
+
+def test_shared_weights_are_one_row_with_all_their_names(vlp, models) -> None:
+    text = vlp("inspect", models / "blip", "--weights").stdout
+    assert re.search(r"text +2 +28 +12 +[\d,]+", text)
+    row = next(line for line in text.splitlines() if line.startswith("text.0.cross.query "))
+    assert "text_encoder." in row and ", text_decoder." in row
+
+
+@pytest.mark.parametrize(
+    ("config", "adapter", "prunable"),
+    [
+        (BlipPretrainConfig.base(), "blip", "226,492,416"),
+        (XvlmPretrainConfig.base(), "xvlm", "184,025,088"),
+        (transformers.ViTConfig(architectures=["ViTModel"]), "vit", "84,934,656"),
+        (transformers.Dinov2Config(architectures=["Dinov2Model"]), "vit", "84,934,656"),
+    ],
+)
+def test_a_full_size_model_is_inspected_from_its_configuration(
+    vlp, tmp_path, config, adapter, prunable
+) -> None:
+    config.save_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "config.json"):
+        text = vlp("inspect", source).stdout
+        assert f"adapter '{adapter}'" in text
+        assert re.search(rf"^all .* {prunable}$", text, re.MULTILINE)
+
+
+def test_any_model_by_module_adapter(vlp, models) -> None:
+    refused = vlp("inspect", models / "clip", code=2)
+    assert "no adapter claims CLIPModel" in refused.stderr
+    assert "ModuleAdapter" in refused.stderr and "--adapter module" in refused.stderr
+    assert "CLIPModel, adapter 'module'" in vlp(
+        "inspect", models / "clip", "--adapter", "module"
+    ).stdout
+
+
+def test_plugins_lists_our_own(vlp) -> None:
+    text = vlp("plugins").stdout
+    assert re.search(r"^builtin +vlp-plugins +\S+ +ok +.*methods: .*multiflow", text, re.MULTILINE)
+    assert re.search(r"^adapters +vlp-plugins +\S+ +ok +adapters: blip, vit, xvlm", text, re.MULTILINE)
+
+
+def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:
+    for command in ("prune", "plan"):
+        text = vlp(command, "--help").stdout
+        assert [option for option in OPTIONS.values() if f"{option} " not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "--spasity", "0.5"], "No such option '--spasity'"),
+        (["prune", "--sparsity"], "Option '--sparsity' requires a value"),
+        (["prune", "--batch-size", "many"], "'many' is not a valid integer"),
+        (["prun"], "No such command 'prun'"),
+        (["masks", "show"], "Missing argument 'FILE'"),
+        (["--nonsense"], "No such option '--nonsense'"),
+    ],
+)
+def test_wrong_use_is_one_line_too(vlp, arguments, message) -> None:
+    result = vlp(*arguments, code=2)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr and "--help" in result.stderr
+
+
+def test_without_arguments_it_shows_its_commands(vlp) -> None:
+    result = vlp(code=2)
+    assert "prune" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_is_quick() -> None:
+    """It imports neither torch nor transformers."""
+    script = (
+        "import sys; from vlp_plugins.cli import main; "
+        "print([m for m in ('torch', 'transformers', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vlp_plugins", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("vlp, version ")

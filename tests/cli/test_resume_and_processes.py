@@ -1,0 +1,104 @@
+"""Statistics without data, an interrupted run, several processes: always the same bits."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+from conftest import Command
+
+from vlp_plugins.masks import Masks
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_other_sparsities_come_from_statistics_without_data(vlp: Command, pruned, xvlm, tmp_path):
+    statistics = pruned / "statistics.safetensors"
+    result = vlp(
+        "prune", "--model", xvlm, "--statistics", statistics, "--sparsity", "0.9", "0.3",
+        "--out", tmp_path / "o",
+    )  # fmt: skip
+    again = Masks.load(tmp_path / "o" / "masks-0.9.safetensors")
+    assert again == Masks.load(pruned / "masks-0.9.safetensors")
+    assert again.manifest.calibration["batches"] == 4
+    assert "read in an earlier run" in result.stdout
+    assert "data pass" not in result.stdout
+    assert (tmp_path / "o" / "statistics.safetensors").read_bytes() == statistics.read_bytes()
+
+
+def test_statistics_of_the_other_variant_are_refused(vlp, pruned, xvlm, tmp_path) -> None:
+    result = vlp(
+        "prune", "--model", xvlm, "--statistics", pruned / "statistics.safetensors",
+        "--sparsity", "0.9", "--variant", "published", "--out", tmp_path / "o", code=2,
+    )  # fmt: skip
+    assert "gathered with variant 'default'" in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture(scope="module")
+def many_photos(tmp_path_factory) -> Path:
+    return tiny_models.save_photos(tmp_path_factory.mktemp("many") / "photos", 400)
+
+
+def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(vlp, xvlm, many_photos, tmp_path):
+    words = [
+        "prune", "--model", str(xvlm), "--sparsity", "0.75", "--data", str(many_photos),
+        "--batch-size", "2", "--checkpoint-every", "5", "--device", "cpu",
+    ]  # fmt: skip
+    out, checkpoint = tmp_path / "out", tmp_path / "out.checkpoint"
+    command = [sys.executable, "-m", "vlp_plugins", *words, "--out", str(out)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    begin = time.monotonic()
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() - begin < 60:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+
+    assert process.returncode == 130, text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.checkpoint"]
+    assert "Traceback" not in text
+    repeat = shlex.split(re.search(r"^interrupted; to go on: (vlp .*)$", text, re.MULTILINE)[1])
+    assert repeat[-1] == "--resume"
+
+    result = vlp(*repeat[1:])
+    assert "samples in 200 batches" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    vlp(*words, "--out", tmp_path / "whole")
+    for name in ("masks-0.75.safetensors",):
+        assert Masks.load(out / name) == Masks.load(tmp_path / "whole" / name)
+
+
+def test_resume_without_a_checkpoint_says_so_and_begins(vlp, xvlm, photos, tmp_path) -> None:
+    result = vlp("prune", "--model", xvlm, "--sparsity", "0.5", "--data", photos,
+                 "--out", tmp_path / "o", "--resume")  # fmt: skip
+    assert "starting from the first batch" in result.stderr
+
+
+def test_two_processes_write_one_folder_with_the_same_masks(pruned, xvlm, photos, tmp_path) -> None:
+    words = [
+        "prune", "--model", str(xvlm), "--sparsity", "0.63", "0.75", "0.9", "--data", str(photos),
+        "--batch-size", "3", "--device", "cpu", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launch, "--nproc-per-node", "2", "-m", "vlp_plugins", *words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written: ") == 1
+    assert "processes: 2" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for name in ("masks-0.63.safetensors", "masks-0.75.safetensors", "masks-0.9.safetensors"):
+        assert Masks.load(tmp_path / "out" / name) == Masks.load(pruned / name)

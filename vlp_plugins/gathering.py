@@ -1,0 +1,163 @@
+"""gather() and split_half(): the data pass by itself, and whether its data was enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.allocation import Allocation
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.masks.overlap import Overlap
+from vlp_plugins.methods.base import Composition
+from vlp_plugins.pruning import make_masks
+from vlp_plugins.resolving import (
+    Owners,
+    Variant,
+    is_published,
+    resolve_adapter,
+    resolve_method,
+    resolve_targets,
+    with_pattern,
+)
+from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import Target
+from vlp_plugins.weights import WeightMap
+
+
+def gather(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    method: str | Scorer | Composition = "multiflow",
+    adapter: Adapter | str | None = None,
+    variant: Variant = "default",
+    limit: int | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+    **parameters: Any,
+) -> Statistics:
+    """Runs the data pass of a method and makes no masks; `prune` takes the result for batches.
+
+    Example:
+        statistics = gather(model, interleave(photos, captions), limit=100)
+        statistics.save("statistics.safetensors")
+        masks = prune(model, sparsity=[0.63, 0.75, 0.9], statistics=statistics)
+
+    Args:
+        model: see `prune`. It is left as it is.
+        batches: calibration batches; read once.
+        method: what the statistics are for: registered name, a `Scorer` or a `Composition`.
+        adapter: see `prune`.
+        variant: what `prune` will be given; statistics of one do not serve the other.
+        limit: number of batches to read; None reads all.
+        checkpoint: file that keeps the state of the data pass.
+        checkpoint_every: batches between two writes of it.
+        resume: continue from that file.
+        progress: called with (batches done, batches in all or None).
+        **parameters: of the method.
+
+    Returns:
+        The statistics; they serve every method that needs nothing else.
+
+    Raises:
+        UnsupportedError: if the method reads no data.
+        DataError: if there are no batches.
+        NonFiniteError: if an activation is NaN or infinite.
+    """
+    adapter = resolve_adapter(model, adapter)
+    composition = _reading(resolve_method(method, None, [], parameters))
+    return calibrate(
+        model,
+        adapter,
+        WeightMap.of(model, adapter),
+        batches,
+        composition.needs,
+        published=is_published(variant),
+        limit=limit,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def split_half(
+    model: nn.Module,
+    statistics: Statistics,
+    *,
+    method: str | Scorer | Composition = "multiflow",
+    sparsity: Target | None = None,
+    adapter: Adapter | str | None = None,
+    allocation: Allocation | str | None = None,
+    floor: float = 0.0,
+    owners: Owners | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> dict[str, Overlap]:
+    """Compares the masks that the even and the odd batches give alone: was that enough data?
+
+    Example:
+        statistics = gather(model, batches)
+        for modality, overlap in split_half(model, statistics, sparsity=0.75).items():
+            print(f"{modality}: {overlap.agreement:.1%} of the elements agree")
+
+    Args:
+        model: the one that the statistics are of.
+        statistics: what `gather` returned; at least two batches. They know their variant.
+        method: see `prune`.
+        sparsity: see `prune`; one alone.
+        adapter: see `prune`.
+        allocation: see `prune`.
+        floor: see `prune`.
+        owners: see `prune`.
+        seed: see `prune`.
+        **parameters: of the method.
+
+    Returns:
+        Overlaps by modality and, last, under `all`. The closer the agreement is to 1, the less
+        more data would change.
+
+    Raises:
+        UnsupportedError: if the method reads no data, or for a list of sparsities.
+        StatisticsError: if there was a single batch, or the statistics are of another model.
+    """
+    adapter = resolve_adapter(model, adapter)
+    targets, single = resolve_targets(sparsity)
+    if not single:
+        raise UnsupportedError(f"sparsity={sparsity!r}: split_half compares one sparsity at a time")
+    composition = _reading(resolve_method(method, allocation, targets, parameters))
+    targets = with_pattern(targets, composition.allocation)
+    weights = WeightMap.of(model, adapter)
+    even, odd = (
+        make_masks(
+            weights,
+            composition,
+            targets,
+            statistics,
+            floor=floor,
+            owners=owners,
+            published=statistics.published,
+            seed=seed,
+            half=half,
+        )[0]
+        for half in (0, 1)
+    )
+    return even.compare(odd)
+
+
+def _reading(method: Composition) -> Composition:
+    """The method, if it reads data."""
+    if not method.needs:
+        raise UnsupportedError(
+            f"method {method.name!r} reads no data, so there are no statistics to gather or to "
+            "compare; prune with it directly, or name a method that reads data"
+        )
+    return method
