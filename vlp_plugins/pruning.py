@@ -15,6 +15,7 @@ from vlp_plugins.calibration import calibrate
 from vlp_plugins.errors import DataError, StatisticsError
 from vlp_plugins.masks import Manifest, Masks, pack
 from vlp_plugins.methods.base import Composition
+from vlp_plugins.parallel import over_tensors
 from vlp_plugins.resolving import (
     Owners,
     Variant,
@@ -178,15 +179,17 @@ def make_masks(
     if method.allocation_score is not None:
         allocated = Scored(method.allocation_score, weights, evidence, published)
     selections = method.allocation.select(allocated, targets, floor=floor)
-    packed: list[dict[str, torch.Tensor]] = [{} for _ in targets]
     ranked = ranked.ranking()
-    for name, weight in weights.items():
-        scores = ranked.scores(name)
-        chosen = [selection[name] for selection in selections]
+
+    def bits_of(weight: Weight) -> list[torch.Tensor]:
+        scores = ranked.scores(weight.name)
+        chosen = [selection[weight.name] for selection in selections]
         if method.allocation_score is not None:
             chosen = _recut(ranked, scores, chosen, weight)
-        for target, selection in zip(packed, chosen, strict=True):
-            target[name] = pack(selection.mask(scores).view(weight.shape))
+        return [pack(selection.mask(scores).view(weight.shape)) for selection in chosen]
+
+    bits = over_tensors(bits_of, weights.values(), ranked.device)
+    packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
     manifests = [
         Manifest.for_weights(
             weights,

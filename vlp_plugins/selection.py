@@ -50,6 +50,11 @@ class Scored:
             )
         return scores
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.weights.values())).parameter.device
+
     def source(self, name: str) -> ScoreSource:
         """`scores` of one weight as a function."""
         return lambda: self.scores(name)
@@ -70,7 +75,7 @@ class Scored:
             matrices = {name: weight.matrix for name, weight in self.weights.items()}
             return self.scorer.global_cuts(matrices, removals)
         sources = {name: self.source(name) for name in self.weights}
-        return find_cuts(sources, removals, all_ties=self.published)
+        return find_cuts(sources, removals, all_ties=self.published, device=self.device)
 
     def cuts_of(self, scores: torch.Tensor, removals: Sequence[int]) -> list[Cut]:
         """Cuts of one tensor's scores that remove so many of its smallest, one per count."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vlp_plugins.parallel import over_tensors
+
 ScoreSource = Callable[[], torch.Tensor]
 """Computes the float32 scores of one tensor, the same every time."""
 
@@ -83,7 +85,11 @@ def _key_to_score(key: int) -> float:
 
 
 def find_cuts(
-    sources: Mapping[str, ScoreSource], removals: Sequence[int], *, all_ties: bool = False
+    sources: Mapping[str, ScoreSource],
+    removals: Sequence[int],
+    *,
+    all_ties: bool = False,
+    device: torch.device | None = None,
 ) -> list[dict[str, Cut]]:
     """Cuts that remove the smallest scores of several tensors taken together.
 
@@ -93,12 +99,16 @@ def find_cuts(
         sources: by name, in order.
         removals: for every cut how many elements to remove, each from 0 to the total number.
         all_ties: remove every element equal to the threshold, as published code does (quirk G1).
+        device: where the scores are; on a CPU the tensors are shared out among its cores.
 
     Returns:
         For every entry of `removals`, the cut of every tensor. The `remove` fields sum to the
         entry exactly (to more with `all_ties` and ties).
     """
-    coarse = {name: _coarse_counts(source()) for name, source in sources.items()}
+    device = device or torch.device("cpu")
+    names = list(sources)
+    counted = over_tensors(lambda name: _coarse_counts(sources[name]()), names, device)
+    coarse = dict(zip(names, counted, strict=True))
     total = sum(counts.to("cpu", torch.int64) for counts in coarse.values())
     cumulative = torch.as_tensor(total).cumsum(0)
     size = int(cumulative[-1])
@@ -108,7 +118,7 @@ def find_cuts(
             raise ValueError(f"cannot remove {removal} of {size} elements")
         if 0 < removal < size or (removal == size and all_ties):
             buckets[removal] = int(torch.searchsorted(cumulative, removal))
-    fine = {b: _fine_counts(sources, coarse, b) for b in sorted(set(buckets.values()))}
+    fine = {b: _fine_counts(sources, coarse, b, device) for b in sorted(set(buckets.values()))}
     results = []
     for removal in removals:
         if removal == 0:
@@ -138,16 +148,20 @@ def _count(values: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _fine_counts(
-    sources: Mapping[str, ScoreSource], coarse: Mapping[str, torch.Tensor], bucket: int
+    sources: Mapping[str, ScoreSource],
+    coarse: Mapping[str, torch.Tensor],
+    bucket: int,
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """Counts of the lower 16 bits of the elements of one bucket, for tensors that have any."""
-    counts = {}
-    for name, source in sources.items():
-        if int(coarse[name][bucket]):
-            keys = order_keys(source())
-            inside = pick(keys, _upper(keys) == bucket - _BUCKETS // 2)
-            counts[name] = _count(inside & 0xFFFF, _BUCKETS)
-    return counts
+
+    def count(name: str) -> torch.Tensor:
+        keys = order_keys(sources[name]())
+        inside = pick(keys, _upper(keys) == bucket - _BUCKETS // 2)
+        return _count(inside & 0xFFFF, _BUCKETS)
+
+    names = [name for name in sources if int(coarse[name][bucket])]
+    return dict(zip(names, over_tensors(count, names, device), strict=True))
 
 
 def _split(

@@ -44,6 +44,8 @@ class Scorer(ABC):
     def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
         """Importance of every element; smaller is pruned first.
 
+        It is called for several weights at a time from different threads.
+
         Args:
             weight: `[out, in]`, any floating dtype, never modified.
             evidence: what is known about this weight.

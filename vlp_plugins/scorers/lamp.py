@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.parallel import over_tensors
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
 from vlp_plugins.thresholds import KEEP_ALL, Cut, order_keys, pick
 
@@ -44,7 +45,9 @@ class Lamp(MagnitudeRanked):
     def global_cuts(
         self, weights: Mapping[str, torch.Tensor], removals: Sequence[int]
     ) -> list[dict[str, Cut]]:
-        buckets = {name: _Buckets(weight) for name, weight in weights.items()}
+        device = next(iter(weights.values())).device
+        counted = over_tensors(_Buckets, weights.values(), device)
+        buckets = dict(zip(weights, counted, strict=True))
         return [_cuts(weights, buckets, removal) for removal in removals]
 
 
