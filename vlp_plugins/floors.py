@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from vlp_plugins.cuts import Cut
 from vlp_plugins.errors import SparsityError
 from vlp_plugins.selection import Scored, Selection
-from vlp_plugins.thresholds import Cut
 
 
 def under_floor(

@@ -13,6 +13,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import has_no_weights, meta_model
+from vlp_plugins.devices import default_device
 from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError, first_line
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
@@ -96,22 +97,6 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
     return model, _adapter_of(model, known, adapter)
 
 
-def default_device(device: str | None) -> torch.device:
-    """The device of that name; None takes a GPU if there is one.
-
-    Raises:
-        UnsupportedError: if there is no such device.
-    """
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UnsupportedError(
-            f"device {device!r} cannot be used ({first_line(error)}); write cpu, or leave it out"
-        ) from error
-    return found
-
-
 def _expanded(source: str) -> str:
     return str(Path(source).expanduser()) if source.startswith("~") else source
 
@@ -161,6 +146,8 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
     import transformers
 
     path = Path(source)
+    if path.is_file() and (path.parent / "config.json").is_file():
+        raise UnsupportedError(f"{source} is only part of a model; give the folder that it is in")
     if path.is_file():
         raise UnsupportedError(
             f"{source} is a checkpoint file that no adapter recognises; give a folder with "

@@ -12,6 +12,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration import calibrate
+from vlp_plugins.cuts import Cut
 from vlp_plugins.errors import DataError, StatisticsError
 from vlp_plugins.masks import Manifest, Masks, pack
 from vlp_plugins.methods.base import Composition
@@ -30,7 +31,6 @@ from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
-from vlp_plugins.thresholds import Cut
 from vlp_plugins.weights import Weight, WeightMap
 
 

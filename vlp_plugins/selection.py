@@ -8,10 +8,12 @@ from typing import Protocol
 
 import torch
 
+from vlp_plugins.brackets import Sampled
+from vlp_plugins.cuts import Cut, ScoreSource
 from vlp_plugins.errors import NonFiniteError
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked, Scorer
 from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.thresholds import Cut, ScoreSource, find_cuts
+from vlp_plugins.thresholds import find_cuts
 from vlp_plugins.weights import Weight
 
 
@@ -59,6 +61,14 @@ class Scored:
         """`scores` of one weight as a function."""
         return lambda: self.scores(name)
 
+    def _sampled(self, name: str) -> Sampled:
+        weight = self.weights[name]
+
+        def every(n: int) -> torch.Tensor:
+            return self.scorer.score(weight.matrix.flatten()[None, ::n], self.evidence[name])
+
+        return Sampled(weight.numel, every)
+
     def subset(self, names: Sequence[str]) -> Scored:
         """The same for some of the weights."""
         return replace(self, weights={name: self.weights[name] for name in names})
@@ -75,11 +85,21 @@ class Scored:
             matrices = {name: weight.matrix for name, weight in self.weights.items()}
             return self.scorer.global_cuts(matrices, removals)
         sources = {name: self.source(name) for name in self.weights}
-        return find_cuts(sources, removals, all_ties=self.published, device=self.device)
+        samples = {name: self._sampled(name) for name in self.weights}
+        return find_cuts(
+            sources,
+            removals,
+            all_ties=self.published,
+            device=self.device,
+            samples=samples if self.scorer.elementwise else None,
+        )
 
     def cuts_of(self, scores: torch.Tensor, removals: Sequence[int]) -> list[Cut]:
         """Cuts of one tensor's scores that remove so many of its smallest, one per count."""
-        found = find_cuts({"": lambda: scores}, removals, all_ties=self.published)
+        sampled = Sampled(scores.numel(), lambda n: scores.flatten()[::n])
+        found = find_cuts(
+            {"": lambda: scores}, removals, all_ties=self.published, samples={"": sampled}
+        )
         return [cuts[""] for cuts in found]
 
 

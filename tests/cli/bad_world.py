@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PROJECTION = "text_encoder.bert.encoder.layer.0.intermediate.dense.weight"
+CLIP_LAYER = "vision_model.encoder.layers.0.mlp.fc1.weight"
 WORD_EMBEDDINGS = "text_encoder.bert.embeddings.word_embeddings.weight"
 
 
@@ -26,18 +27,23 @@ def make(folder: Path, models: Path, photos: Path, pruned: Path) -> dict[str, Pa
         "statistics": pruned / "statistics.safetensors",
     }
 
-    def changed(name: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    def changed(
+        name: str, change: Callable[[dict[str, Tensor]], object], source: Path = xvlm
+    ) -> None:
         world[name] = folder / name
-        shutil.copytree(xvlm, folder / name)
-        state = load_file(xvlm / "model.safetensors")
+        shutil.copytree(source, folder / name)
+        state = load_file(source / "model.safetensors")
         change(state)
         save_file(state, folder / name / "model.safetensors", metadata={"format": "pt"})
 
     changed("nan_weight", lambda state: state[PROJECTION][0].fill_(float("nan")))
     changed("nan_input", lambda state: state[WORD_EMBEDDINGS].fill_(float("inf")))
     changed("lacking", lambda state: state.pop(PROJECTION))
+    changed("lacking_clip", lambda state: state.pop(CLIP_LAYER), models / "clip")
+    world["wider"] = tiny_models.save_xvlm(folder / "wider", intermediate_size=32)
     world["no_processor"] = _without(xvlm, folder / "no_processor", "preprocessor_config.json")
     world["truncated_model"] = _truncated_model(xvlm, folder / "truncated_model")
+    world["truncated_clip"] = _truncated_model(models / "clip", folder / "truncated_clip")
 
     world["empty"] = folder / "empty"
     world["empty"].mkdir()
@@ -82,4 +88,3 @@ def _file(path: Path, data: bytes) -> Path:
 def listing(folder: Path) -> dict[str, int]:
     """Every file below a folder with its size, hidden ones too."""
     return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*")}
-

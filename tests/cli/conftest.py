@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from click.testing import CliRunner, Result
 from vlp_plugins.cli import main
 
 Command = Callable[..., Result]
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def command(*args: object, code: int = 0) -> Result:

@@ -27,7 +27,7 @@ def test_shared_weights_are_one_row_with_all_their_names(vlp, models) -> None:
     text = vlp("inspect", models / "blip", "--weights").stdout
     assert re.search(r"text +2 +28 +12 +[\d,]+", text)
     row = next(line for line in text.splitlines() if line.startswith("text.0.cross.query "))
-    assert "text_encoder." in row and ", text_decoder." in row
+    assert re.search(r"text_encoder\.\S+, text_decoder\.", row)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,17 @@ def test_a_full_size_model_is_inspected_from_its_configuration(
 def test_any_model_by_module_adapter(vlp, models) -> None:
     refused = vlp("inspect", models / "clip", code=2)
     assert "no adapter claims CLIPModel" in refused.stderr
-    assert "ModuleAdapter" in refused.stderr and "--adapter module" in refused.stderr
-    assert "CLIPModel, adapter 'module'" in vlp(
-        "inspect", models / "clip", "--adapter", "module"
-    ).stdout
+    assert "ModuleAdapter" in refused.stderr
+    assert "--adapter module" in refused.stderr
+    text = vlp("inspect", models / "clip", "--adapter", "module").stdout
+    assert text.startswith("CLIPModel, adapter 'module'")
 
 
 def test_plugins_lists_our_own(vlp) -> None:
     text = vlp("plugins").stdout
-    assert re.search(r"^builtin +vlp-plugins +\S+ +ok +.*methods: .*multiflow", text, re.MULTILINE)
-    assert re.search(r"^adapters +vlp-plugins +\S+ +ok +adapters: blip, vit, xvlm", text, re.MULTILINE)
+    ours = r" +vlp-plugins +\S+ +ok +"
+    assert re.search(rf"^builtin{ours}.*methods: .*multiflow", text, re.MULTILINE)
+    assert re.search(rf"^adapters{ours}adapters: blip, vit, xvlm", text, re.MULTILINE)
 
 
 def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:
@@ -83,13 +84,14 @@ def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:
 )
 def test_wrong_use_is_one_line_too(vlp, arguments, message) -> None:
     result = vlp(*arguments, code=2)
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert message in result.stderr and "--help" in result.stderr
+    assert re.fullmatch(r"error: .*; see .* --help\n", result.stderr)
+    assert message in result.stderr
 
 
 def test_without_arguments_it_shows_its_commands(vlp) -> None:
     result = vlp(code=2)
-    assert "prune" in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.startswith("Usage: ")
+    assert "prune" in result.stderr
 
 
 def test_help_is_quick() -> None:
@@ -98,12 +100,13 @@ def test_help_is_quick() -> None:
         "import sys; from vlp_plugins.cli import main; "
         "print([m for m in ('torch', 'transformers', 'rich') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run("-c", script) == "[]\n"
 
 
 def test_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "vlp_plugins", "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("vlp, version ")
+    assert run("-m", "vlp_plugins", "--version").startswith("vlp, version ")
+
+
+def run(*words: str) -> str:
+    """What Python prints."""
+    return subprocess.run([sys.executable, *words], stdout=-1, text=True, check=True).stdout

@@ -95,8 +95,9 @@ def test_masks_of_any_model_by_module_adapter(vlp, models, tmp_path) -> None:
     vlp("prune", "--model", clip, *module, "--method", "lamp", "--sparsity", "0.5",
         "--out", tmp_path / "o")  # fmt: skip
     masks = tmp_path / "o" / "masks-0.5.safetensors"
-    vlp("masks", "verify", masks, clip, *module, code=1)
-    vlp("masks", "apply", masks, clip, *module, "--out", tmp_path / "sparse")
+    vlp("masks", "verify", masks, clip, code=1)
+    vlp("masks", "apply", masks, clip, "--out", tmp_path / "sparse")
+    vlp("masks", "verify", masks, tmp_path / "sparse")
     vlp("masks", "verify", masks, tmp_path / "sparse", *module)
 
 
@@ -110,5 +111,6 @@ def test_nothing_is_overwritten(vlp, masks, xvlm, tmp_path) -> None:
     target.write_text("precious")
     for words in (["invert", masks], ["export", masks, xvlm], ["import", masks, xvlm]):
         result = vlp("masks", *words, "--out", target, code=2)
-        assert result.stderr.startswith("error: ") and "exists already" in result.stderr
+        assert result.stderr.startswith("error: ")
+        assert "exists already" in result.stderr
     assert target.read_text() == "precious"

@@ -34,15 +34,6 @@ def test_other_sparsities_come_from_statistics_without_data(vlp: Command, pruned
     assert (tmp_path / "o" / "statistics.safetensors").read_bytes() == statistics.read_bytes()
 
 
-def test_statistics_of_the_other_variant_are_refused(vlp, pruned, xvlm, tmp_path) -> None:
-    result = vlp(
-        "prune", "--model", xvlm, "--statistics", pruned / "statistics.safetensors",
-        "--sparsity", "0.9", "--variant", "published", "--out", tmp_path / "o", code=2,
-    )  # fmt: skip
-    assert "gathered with variant 'default'" in result.stderr
-    assert not (tmp_path / "o").exists()
-
-
 @pytest.fixture(scope="module")
 def many_photos(tmp_path_factory) -> Path:
     return tiny_models.save_photos(tmp_path_factory.mktemp("many") / "photos", 400)

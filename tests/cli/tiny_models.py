@@ -26,7 +26,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 
-WORDS = "a red blue green one two three seven on the left right of".split()
+WORDS = ["a", "red", "blue", "green", "one", "two", "seven", "on", "the", "left", "right", "of"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
 SIDE = 16
 
@@ -45,11 +45,11 @@ def save_tokenizer(folder: Path) -> None:
     BertTokenizer(vocab=vocabulary, model_max_length=24, bos_token="[DEC]").save_pretrained(folder)
 
 
-def save_xvlm(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
+def save_xvlm(folder: Path, **sizes: int) -> Path:
+    torch.manual_seed(0)
     config = XvlmPretrainConfig(
-        vision_config=CLIPVisionConfig(**VISION),
-        text_config=BertConfig(**TEXT, fusion_layer=1),
+        vision_config=CLIPVisionConfig(**VISION | sizes),
+        text_config=BertConfig(**TEXT | sizes, fusion_layer=1),
         embed_dim=8,
     )
     XvlmForPretraining(config).save_pretrained(folder)

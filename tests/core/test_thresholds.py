@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlp_plugins import thresholds
+from vlp_plugins.brackets import Sampled, spread
 from vlp_plugins.thresholds import find_cuts, order_keys
 
 # Few distinct values, so that ties within and across tensors are common; signed zeros included.
@@ -33,6 +35,51 @@ def test_cuts_equal_a_stable_sort_of_everything(lists, fraction):
     masks = [cuts[str(i)].mask(t) for i, t in enumerate(tensors)]
     assert torch.equal(torch.cat(masks), by_sorting(tensors, removal))
     assert [c.remove for c in cuts.values()] == [int((~m).sum()) for m in masks]
+
+
+def sampled(tensors):
+    return {name: Sampled(t.numel(), lambda n, t=t: t[::n]) for name, t in tensors.items()}
+
+
+@given(lists=st.lists(values, min_size=1, max_size=4), fraction=st.floats(0, 1), ties=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_a_guess_from_a_sample_changes_nothing(lists, fraction, ties):
+    tensors = {str(i): torch.tensor(v, dtype=torch.float32) for i, v in enumerate(lists)}
+    removal = int(fraction * sum(t.numel() for t in tensors.values()))
+    sources = {name: lambda t=t: t for name, t in tensors.items()}
+
+    plain = find_cuts(sources, [removal], all_ties=ties)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thresholds, "SAMPLED_FROM", 1)
+        guessed = find_cuts(sources, [removal], all_ties=ties, samples=sampled(tensors))[0]
+
+    for name, tensor in tensors.items():
+        assert guessed[name].remove == plain[name].remove
+        assert torch.equal(guessed[name].mask(tensor), plain[name].mask(tensor))
+
+
+def test_a_sample_saves_a_sweep_and_a_wrong_one_costs_only_time():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(200_000, generator=generator)
+    sweeps = []
+
+    def source():
+        sweeps.append(1)
+        return scores
+
+    expected = find_cuts({"a": lambda: scores}, [50_000, 150_000])
+    right = find_cuts({"a": source}, [50_000, 150_000], samples=sampled({"a": scores}))
+    assert len(sweeps) == 1
+    misleading = Sampled(scores.numel(), lambda n: torch.zeros(100) + 9)
+    wrong = find_cuts({"a": source}, [50_000, 150_000], samples={"a": misleading})
+
+    assert right == wrong == expected
+
+
+def test_the_stride_of_a_sample_meets_every_column():
+    for stride in (144, 768, 30, 1, 2):
+        assert math.gcd(spread(stride), 2 * 3 * 5 * 7) == 1
+        assert spread(stride) >= stride
 
 
 def test_several_cuts_come_from_the_same_two_sweeps():

@@ -107,7 +107,8 @@ def calibrate(
         except BaseException:  # Ctrl-C above all, but a loader that fails is as good a reason
             if file is not None and state.batches > saved:
                 file.save(state)
-                logger.warning("stopped; %s holds the first %d batches", file.path, state.batches)
+                # What to do with it, the caller knows: the command tells, or deletes it.
+                logger.info("stopped; %s holds the first %d batches", file.path, state.batches)
             raise
     _check_read(index + 1, done.batches, limit)
     if file is not None and state.batches > saved:

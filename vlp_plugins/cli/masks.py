@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlp_plugins.cli.options import model_options, new_file
 from vlp_plugins.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from vlp_plugins.masks import Masks
 
 NOT_SPARSE = 1
 """Exit code of `vlp masks verify` if the model is not as sparse as the masks."""
@@ -58,8 +61,8 @@ def apply(file: Path, model: str, target: Path, **loading: Any) -> None:
 
     check_new_folder(target)
     found = Masks.load(file)
-    loaded, adapter = load_model(model, **loading)
-    found.apply(loaded, adapter)
+    loaded, adapter = load_model(model, **_as_made(found, loading))
+    found.apply(loaded, adapter if loading["adapter"] else None)
     save_model(loaded, target, source=model)
     click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
 
@@ -74,7 +77,8 @@ def verify(file: Path, model: str, **loading: Any) -> None:
     from vlp_plugins.masks import Masks
 
     found = Masks.load(file)
-    violations = found.verify(*load_model(model, **loading))
+    loaded, adapter = load_model(model, **_as_made(found, loading))
+    violations = found.verify(loaded, adapter if loading["adapter"] else None)
     if not violations:
         click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
         return
@@ -153,3 +157,11 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     loaded, adapter = load_model(model, **loading)
     export_published(found, target, WeightMap.of(loaded, adapter), adapter)
     click.echo(f"{target}: {len(found)} masks, sparsity {found.sparsity:.4%}")
+
+
+def _as_made(found: Masks, loading: dict[str, Any]) -> dict[str, Any]:
+    """Loads a model for the adapter that the masks were made with, unless another is asked for."""
+    from vlp_plugins.loading import MODULE
+
+    any_model = found.manifest.adapter == MODULE and loading["adapter"] is None
+    return loading | {"adapter": MODULE} if any_model else loading

@@ -90,5 +90,11 @@ def data_progress(*, shown: bool) -> Iterator[Progress]:
     )
     silent = not (shown and console.is_terminal)
     with Progress(*columns, console=console, disable=silent) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        task = bar.add_task("", total=None, visible=False, start=False)
+
+        def show(done: int, total: int | None) -> None:
+            if not bar.tasks[0].started:
+                bar.start_task(task)  # not before: loading the model says nothing about batches
+            bar.update(task, completed=done, total=total, visible=True)
+
+        yield show

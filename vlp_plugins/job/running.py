@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from vlp_plugins.atomic import check_new_folder
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.errors import DataError, StatisticsError, VlpError
+from vlp_plugins.errors import DataError, VlpError
 from vlp_plugins.job.facts import StopWatch, agreement, data_facts, memory_facts
 from vlp_plugins.job.prepared import Prepared, prepare, title_of
 from vlp_plugins.job.writing import write_results
@@ -23,6 +24,8 @@ from vlp_plugins.recipes import Recipe, need
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.saving import check_can_save
 from vlp_plugins.statistics.store import Statistics
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
 
@@ -125,8 +128,9 @@ def _statistics(
         return None
     if batches is None:
         assert known is not None
-        return _checked(known, job)
-    with _rejecting(out, batches, keep=resume):
+        known.check(job.weights, published=job.published)
+        return known
+    with _checkpoints_kept_if_useful(out, batches, resumed=resume):
         return calibrate(
             job.model,
             job.adapter,
@@ -141,35 +145,28 @@ def _statistics(
         )
 
 
-def _checked(statistics: Statistics, job: Prepared) -> Statistics:
-    """Statistics of an earlier run, if they were gathered as this run would gather them."""
-    statistics.check(job.weights)
-    if statistics.published != job.published:
-        ways = {True: "published", False: "default"}
-        raise StatisticsError(
-            f"{job.recipe.statistics} was gathered with variant {ways[statistics.published]!r}; "
-            f"give --variant {ways[statistics.published]}, or --data to gather it anew"
-        )
-    return statistics
-
-
 @contextmanager
-def _rejecting(out: Path, batches: CaptionedBatches, *, keep: bool) -> Iterator[None]:
+def _checkpoints_kept_if_useful(
+    out: Path, batches: CaptionedBatches, *, resumed: bool
+) -> Iterator[None]:
     """Leaves no checkpoint of a pass that was rejected and would be rejected again (NaN).
 
-    That of an interruption stays, and so does that of data that broke off or of an earlier run.
+    That of data that broke off stays, and so does that of an earlier run.
     """
     try:
         yield
-    except VlpError as error:
-        if not keep and not _can_go_on(error, batches):
-            _delete_checkpoints(out)
+    except Exception as error:
+        if not resumed:
+            if not _can_go_on(error, batches):
+                _delete_checkpoints(out)
+            elif found := checkpoints(out):
+                _log.warning("%s keeps what was read; --resume goes on from there", found[0])
         raise
 
 
-def _can_go_on(error: VlpError, batches: CaptionedBatches) -> bool:
+def _can_go_on(error: Exception, batches: CaptionedBatches) -> bool:
     if not isinstance(error, DataError):
-        return False
+        return not isinstance(error, VlpError)
     try:
         batches.source.check()
     except DataError:  # too many images do not decode; without them the batches are others

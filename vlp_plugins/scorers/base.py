@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.cuts import Cut
 from vlp_plugins.statistics.base import ActivationStatistic
-from vlp_plugins.thresholds import Cut
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,13 @@ class Scorer(ABC):
 
     Attributes:
         name: the name it is registered under.
+        elementwise: True if the score of an element depends on that element alone; thresholds are
+            then guessed from a sample, which saves time and changes nothing else.
         needs: the statistics that `Evidence` must hold; the data pass gathers them.
     """
 
     name: ClassVar[str]
+    elementwise: ClassVar[bool] = False
     needs: ClassVar[tuple[ActivationStatistic, ...]] = ()
 
     @abstractmethod

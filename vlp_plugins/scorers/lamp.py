@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.cuts import KEEP_ALL, Cut, pick
 from vlp_plugins.parallel import over_tensors
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
-from vlp_plugins.thresholds import KEEP_ALL, Cut, order_keys, pick
+from vlp_plugins.thresholds import order_keys
 
 _SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
 

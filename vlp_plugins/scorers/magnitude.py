@@ -13,6 +13,7 @@ class Magnitude(Scorer):
     """|w|. With global allocation this is one-shot magnitude pruning (OMP)."""
 
     name: ClassVar[str] = "magnitude"
+    elementwise: ClassVar[bool] = True
 
     def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
         return weight.float().abs()

@@ -1,0 +1,91 @@
+"""What appears on the terminal beside results: a bar, warnings, and no library's chatter."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vlp_plugins.cli.options import ManyValues, recipe_options
+from vlp_plugins.cli.pruning import data_progress
+from vlp_plugins.cli.quiet import quiet_libraries, show_log
+
+
+def parsed(*words: str) -> dict[str, object]:
+    """The parameters that click makes of the words of `vlp prune`."""
+    command = recipe_options(ManyValues("prune", params=[]))
+    return command.make_context("prune", list(words)).params
+
+
+@pytest.mark.parametrize(
+    ("words", "sparsity", "recipe"),
+    [
+        (["--sparsity", "0.1", "0.2", "0.3"], ("0.1", "0.2", "0.3"), None),
+        (["--sparsity=0.1", "0.2", "--model", "m"], ("0.1", "0.2"), None),
+        (["--sparsity", "0.1", "--sparsity", "0.2"], ("0.1", "0.2"), None),
+        (["r.yaml", "--sparsity", "0.1", "0.2"], ("0.1", "0.2"), "r.yaml"),
+        (["--sparsity", "0.1", "0.2", "r.yaml"], ("0.1", "0.2"), "r.yaml"),
+        (["--sparsity", "-0.1", "--seed", "1"], ("-0.1",), None),
+        (["--sparsity", "vision=0.5,text=0.8", "0.2"], ("vision=0.5,text=0.8", "0.2"), None),
+    ],
+)
+def test_an_option_takes_several_values(words, sparsity, recipe) -> None:
+    found = parsed(*words)
+    assert found["sparsity"] == sparsity
+    assert found["recipe"] == (Path(recipe) if recipe else None)
+
+
+def test_the_bar_shows_batches_and_the_time_left(monkeypatch) -> None:
+    screen: list[Console] = []
+
+    def console(*_: object, **__: object) -> Console:
+        options = {"force_terminal": True, "width": 100, "record": True}
+        screen.append(Console(file=io.StringIO(), **options))
+        return screen[0]
+
+    monkeypatch.setattr("rich.console.Console", console)
+    with data_progress(shown=True) as progress:
+        for done in range(1, 6):
+            progress(done, 8)
+    text = screen[0].export_text()
+    assert re.search(r"reading data .*5/8 batches, passed 0:00:0\d left 0:00:0\d", text)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_no_bar_where_nobody_looks(capsys, shown) -> None:
+    with data_progress(shown=shown) as progress:
+        progress(1, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_of_ours_are_one_line(capsys) -> None:
+    before = logging.getLogger().handlers[:]
+    try:
+        show_log()
+        show_log()
+        logging.getLogger("vlp_plugins.anything").warning("two\nlines of %s", "text")
+        logging.getLogger("vlp_plugins.anything").info("nothing")
+        assert capsys.readouterr().err == "warning: two lines of text\n"
+    finally:
+        logging.getLogger().handlers[:] = before
+
+
+def test_libraries_are_silent_but_the_users_wish_counts(monkeypatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    quiet_libraries()
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
+    assert os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS") == "1"
+    assert "transformers" in sys.modules
+
+
+def test_nothing_but_results_on_a_run_without_mistakes(vlp, xvlm, photos, tmp_path) -> None:
+    """`vlp` runs in this process, where transformers is imported and would chatter."""
+    words = ("--model", xvlm, "--sparsity", "0.5", "--data", photos, "--save-model")
+    assert vlp("prune", *words, "--out", tmp_path / "o").stderr == ""

@@ -1,0 +1,66 @@
+"""layers.csv and the warnings about layers that collapse."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+import torch
+from toy_masks import Pretraining, ToyAdapter
+
+from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.report.charts import sparsity_by_depth
+from vlp_plugins.report.layers import LayerRow, collapse_warnings, layer_rows, to_csv
+from vlp_plugins.weights import WeightMap
+
+
+@pytest.fixture
+def weights() -> WeightMap:
+    return WeightMap.of(Pretraining(), ToyAdapter())
+
+
+def masks_of(weights: WeightMap, **kept: int) -> Masks:
+    """Keeps the first elements of the named weights, and everything of the others."""
+    dense = {}
+    for name, weight in weights.items():
+        count = kept.get(name.replace(".", "_"), weight.numel)
+        dense[name] = (torch.arange(weight.numel) < count).view(weight.shape)
+    return Masks.from_dense(dense, Manifest.for_weights(weights, method="test"))
+
+
+def row(name: str, kept: int, total: int) -> LayerRow:
+    return LayerRow(name, "text", 0, (total, 1), 1, (1 - kept / total,), (kept,))
+
+
+def test_one_row_per_weight_in_the_adapters_order(weights: WeightMap) -> None:
+    one, two = masks_of(weights), masks_of(weights, vision_ffn=3)
+    text = to_csv(layer_rows(weights, [one, two]), ["0.1", "0.2"])
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["name"] for row in rows] == list(weights)
+    found = next(row for row in rows if row["name"] == "vision.ffn")
+    total = weights["vision.ffn"].numel
+    assert (found["kept_0.1"], found["kept_0.2"]) == (str(total), "3")
+    assert float(found["sparsity_0.2"]) == pytest.approx(1 - 3 / total, abs=1e-6)
+    assert found["shape"] == "x".join(map(str, weights["vision.ffn"].shape))
+
+
+def test_empty_and_nearly_empty_layers_are_told_apart() -> None:
+    rows = [row("a", 0, 1000), row("b", 9, 1000), row("c", 10, 1000), row("d", 500, 1000)]
+    empty, thin = collapse_warnings(rows, ["0.9"])
+    assert empty.startswith("sparsity 0.9: 1 of 4 weights removed entirely: a;")
+    assert thin.startswith("sparsity 0.9: 1 of 4 weights all but removed (over 99 %): b;")
+    assert collapse_warnings(rows[2:], ["0.9"]) == []
+
+
+def test_many_collapsed_layers_are_one_sentence() -> None:
+    (warning,) = collapse_warnings([row(f"layer{i}", 0, 10) for i in range(8)], ["0.9"])
+    assert "layer4 and 3 more;" in warning
+
+
+def test_the_chart_is_the_same_text_for_the_same_masks(weights: WeightMap) -> None:
+    rows = layer_rows(weights, [masks_of(weights, vision_ffn=3)])
+    chart = sparsity_by_depth(rows, ["0.5"])
+    assert chart.startswith("<svg")
+    assert chart == sparsity_by_depth(rows, ["0.5"])
+    assert "http" not in chart.replace('"http://www.w3.org/', "")  # names of formats
