@@ -161,9 +161,8 @@ def main() -> None:
         print(f"{family}: {f['elements']:,} prunable weights, {options.batches} batches of "
               f"{options.batch_size}, best of {options.rounds}, {device}")  # fmt: skip
         for name, seconds in f["seconds"].items():
-            print(
-                f"  {name:12} {seconds:8.2f} s   extra peak {f['extra_peak_bytes'][name] / 1e6:8.0f} MB"
-            )
+            extra = f["extra_peak_bytes"][name] / 1e6
+            print(f"  {name:12} {seconds:8.2f} s   extra peak {extra:8.0f} MB")
         for name, target in TARGETS.items():
             verdict = "ok" if f[name] <= target else "ABOVE"
             print(f"  {name:36} {f[name]:12.4g}  target {target:g}  {verdict}")

@@ -127,6 +127,12 @@ def compare_family(family: Family) -> list[Line]:
     return lines
 
 
+def unknown_runs(family: Family) -> set[str]:
+    """Runs that were recorded for methods that are not registered."""
+    runs = {path.stem.rpartition("_")[0] for path in (family.folder / "masks").glob("*_0.??.*")}
+    return {run for run in runs if run.removesuffix("_len17") not in registry().method_names()}
+
+
 def _recorded_names(weights: WeightMap, adapter: Adapter) -> dict[str, str]:
     """Canonical name -> the name in the recorded files."""
     names = {}

@@ -31,9 +31,6 @@ class Program(click.Group):
         except Exception as error:  # click.Abort, which stands for Ctrl-C, among them
             if os.environ.get("VLP_TRACEBACK"):
                 raise
-            if isinstance(error, BrokenPipeError):
-                _close_output()
-                sys.exit(UNEXPECTED)
             text, code = explain(error)
             click.echo(text, err=True)
             sys.exit(code)
@@ -81,11 +78,6 @@ def _who() -> str:
     """Which of several processes speaks."""
     world = int(os.environ.get("WORLD_SIZE") or 1)
     return f"process {os.environ.get('RANK', '?')} of {world}: " if world > 1 else ""
-
-
-def _close_output() -> None:
-    """Whoever read our output has gone; Python would complain once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})

@@ -36,7 +36,7 @@ def prune(resume: bool, **options: Any) -> None:
     recipe = read_recipe(**options)
     with process_group():
         speaks = place()[0] == 0
-        with _interruption(recipe), data_progress(shown=speaks) as progress:
+        with _interruption(recipe, speaks=speaks), data_progress(shown=speaks) as progress:
             result = run(recipe, progress=progress, resume=resume)
     if not speaks:
         return
@@ -50,19 +50,27 @@ def prune(resume: bool, **options: Any) -> None:
 
 
 @contextmanager
-def _interruption(recipe: Recipe) -> Iterator[None]:
+def _interruption(recipe: Recipe, *, speaks: bool) -> Iterator[None]:
     """Says after Ctrl-C how to go on."""
-    from vlp_plugins.job import checkpoints
-    from vlp_plugins.recipes import command_of
-
     try:
         yield
     except KeyboardInterrupt:
-        text = "interrupted; nothing was written"
-        if recipe.out and checkpoints(Path(recipe.out)):
-            text = f"interrupted; to go on: {command_of(recipe)} --resume"
-        click.echo(text, err=True)
+        if speaks:
+            click.echo(_how_to_go_on(recipe), err=True)
         sys.exit(INTERRUPTED)
+
+
+def _how_to_go_on(recipe: Recipe) -> str:
+    from vlp_plugins.calibration.processes import place
+    from vlp_plugins.job import checkpoints
+    from vlp_plugins.recipes import command_of
+
+    if not recipe.out or not checkpoints(Path(recipe.out)):
+        return "interrupted; nothing was written"
+    command = f"{command_of(recipe)} --resume"
+    if (world := place()[1]) > 1:  # a checkpoint is of as many processes as wrote it
+        command = command.replace("vlp", f"torchrun --nproc-per-node {world} -m vlp_plugins", 1)
+    return f"interrupted; to go on: {command}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a method is: a composition of published parts, or a procedure that makes masks."""
+"""What a method is: a composition of a score and an allocation."""
 
 from __future__ import annotations
 
