@@ -12,9 +12,9 @@ import bad_world
 import pytest
 import torch
 from click.testing import Result
-from conftest import Command
 from mistakes import HALF, MAGNITUDE, MISTAKES
 from safetensors.torch import load_file
+from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_plugins import prune

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import Command
+from vlp_command import Command
 
 from vlp_adapters.blip import BlipPretrainConfig
 from vlp_adapters.xvlm import XvlmPretrainConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
 from safetensors.torch import load_file, save_file
+from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_plugins.masks import Masks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
+from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 

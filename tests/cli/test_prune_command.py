@@ -9,11 +9,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel
 
 from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_plugins.masks import Masks
@@ -153,52 +151,3 @@ def test_a_pattern_brings_its_own_sparsity(vlp, xvlm, tmp_path) -> None:
     vlp("prune", "--model", xvlm, "--method", "omp", "--allocation", "keep=2,of=4", "--out", out)
     assert masks_in(out)["masks-0.5.safetensors"].sparsity == 0.5
     assert yaml.safe_load((out / "recipe.yaml").read_text())["allocation"] == "keep=2,of=4"
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "modalities"),
-    [
-        ("blip", [], {"vision", "text"}),
-        ("vit", [], {"vision"}),
-        ("vit", ["--adapter", "module"], {"model"}),
-        ("clip", ["--adapter", "module"], {"model"}),
-        ("xvlm", ["--dtype", "bfloat16"], {"vision", "text", "fusion"}),
-        ("blip", ["--variant", "published"], {"vision", "text"}),
-    ],
-)
-def test_every_family_and_any_transformers_model(
-    vlp, models, photos, tmp_path, model, options, modalities
-) -> None:
-    out = tmp_path / "out"
-    vlp(
-        "prune", "--model", models / model, *options, "--sparsity", "0.5", "--data", photos,
-        "--out", out, "--save-model",
-    )  # fmt: skip
-    masks = masks_in(out)["masks-0.5.safetensors"]
-    assert set(masks.counts().by_modality) == modalities
-    adapter = [] if "--adapter" not in options else options
-    vlp("masks", "verify", out / "masks-0.5.safetensors", out / "model-0.5", *adapter)
-    AutoModel.from_pretrained(out / "model-0.5")
-
-
-def test_images_without_captions_are_enough_for_a_model_of_images(
-    vlp, models, photos, tmp_path
-) -> None:
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for path in photos.glob("*.png"):
-        (bare / path.name).write_bytes(path.read_bytes())
-    words = ("--model", models / "vit", "--sparsity", "0.5", "--data", bare)
-    vlp("prune", *words, "--out", tmp_path / "o")
-    assert masks_in(tmp_path / "o")["masks-0.5.safetensors"].sparsity == 0.5
-
-
-def test_skipped_images_are_counted(vlp, xvlm, photos, tmp_path) -> None:
-    many = tiny_models.save_photos(tmp_path / "many", 30)
-    (many / "007.png").write_bytes(b"no image")
-    result = vlp(
-        "prune", "--model", xvlm, "--sparsity", "0.5", "--data", many, "--out", tmp_path / "o"
-    )
-    assert "images that could not be used: 1 of 30" in result.stdout
-    assert re.fullmatch(r"warning: .* 1 of 30 records .*007.png.*\n", result.stderr)
-    assert "1 of 30" in (tmp_path / "o" / "report.html").read_text()

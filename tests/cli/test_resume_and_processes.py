@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from conftest import Command
+from vlp_command import Command
 
 from vlp_plugins.masks import Masks
 
@@ -48,7 +48,7 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(vlp, xvlm, many
     command = [sys.executable, "-m", "vlp_plugins", *words, "--out", str(out)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     begin = time.monotonic()
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() - begin < 60:
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() - begin < 120:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, text = process.communicate(timeout=60)

@@ -30,6 +30,7 @@ def sparsity_by_depth(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
             axis.plot(depths, values, marker="o", markersize=3, color=colour, label=modality)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("depth")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(-0.02, 1.02)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("sparsity")

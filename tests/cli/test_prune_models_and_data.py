@@ -1,0 +1,66 @@
+"""`vlp prune` on every model family, and on data that is not as it should be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny_models
+from transformers import AutoModel
+from vlp_command import Command
+
+from vlp_plugins.masks import Masks
+
+
+def only_masks(out: Path) -> Masks:
+    return Masks.load(out / "masks-0.5.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "modalities"),
+    [
+        ("blip", [], {"vision", "text"}),
+        ("vit", [], {"vision"}),
+        ("vit", ["--adapter", "module"], {"model"}),
+        ("clip", ["--adapter", "module"], {"model"}),
+        ("xvlm", ["--dtype", "bfloat16"], {"vision", "text", "fusion"}),
+        ("blip", ["--variant", "published"], {"vision", "text"}),
+    ],
+)
+def test_every_family_and_any_transformers_model(
+    vlp: Command, models, photos, tmp_path, model, options, modalities
+) -> None:
+    out = tmp_path / "out"
+    vlp(
+        "prune", "--model", models / model, *options, "--sparsity", "0.5", "--data", photos,
+        "--out", out, "--save-model",
+    )  # fmt: skip
+    masks = only_masks(out)
+    assert set(masks.counts().by_modality) == modalities
+    adapter = [] if "--adapter" not in options else options
+    vlp("masks", "verify", out / "masks-0.5.safetensors", out / "model-0.5", *adapter)
+    AutoModel.from_pretrained(out / "model-0.5")
+
+
+def test_images_without_captions_are_enough_for_a_model_of_images(
+    vlp, models, photos, tmp_path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in photos.glob("*.png"):
+        (bare / path.name).write_bytes(path.read_bytes())
+    words = ("--model", models / "vit", "--sparsity", "0.5", "--data", bare)
+    vlp("prune", *words, "--out", tmp_path / "o")
+    assert only_masks(tmp_path / "o").sparsity == 0.5
+
+
+def test_skipped_images_are_counted(vlp, xvlm, photos, tmp_path) -> None:
+    many = tiny_models.save_photos(tmp_path / "many", 30)
+    (many / "007.png").write_bytes(b"no image")
+    result = vlp(
+        "prune", "--model", xvlm, "--sparsity", "0.5", "--data", many, "--out", tmp_path / "o"
+    )
+    assert "images that could not be used: 1 of 30" in result.stdout
+    assert re.fullmatch(r"warning: .* 1 of 30 records .*007.png.*\n", result.stderr)
+    assert "1 of 30" in (tmp_path / "o" / "report.html").read_text()

@@ -1,0 +1,20 @@
+"""The command as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from click.testing import CliRunner, Result
+
+from vlp_plugins.cli import main
+
+Command = Callable[..., Result]
+
+
+def command(*args: object, code: int = 0) -> Result:
+    """Runs `vlp` with these arguments and checks its exit code; never a traceback."""
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    text = f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), text
+    assert result.exit_code == code, text
+    return result
