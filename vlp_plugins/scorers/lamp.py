@@ -13,6 +13,8 @@ from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
 from vlp_plugins.thresholds import order_keys
 
 _SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
+_BUCKETS = 1 << 15
+_BLOCK = 1 << 18  # elements that are counted at a time
 
 
 def lamp(weight: torch.Tensor) -> torch.Tensor:
@@ -56,10 +58,14 @@ class _Buckets:
     """Counts and squared sums of |w| by bucket, and the LAMP scores that a bucket can hold."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        magnitude = weight.float().abs()
-        index = order_keys(magnitude) >> _SHIFT
-        counts = torch.bincount(index)
-        sums = torch.bincount(index, weights=magnitude.flatten().double().square_())
+        counts = torch.zeros(_BUCKETS, dtype=torch.int64, device=weight.device)
+        sums = torch.zeros(_BUCKETS, dtype=torch.float64, device=weight.device)
+        for part in weight.flatten().split(_BLOCK):  # temporaries stay small
+            magnitude = part.float().abs()
+            index = order_keys(magnitude) >> _SHIFT
+            counts += torch.bincount(index, minlength=_BUCKETS)
+            squares = magnitude.double().square_()
+            sums += torch.bincount(index, weights=squares, minlength=_BUCKETS)
         self.filled = torch.nonzero(counts)[:, 0]
         self.counts = counts[self.filled]
         tails = sums.flip(0).cumsum(0).flip(0)[self.filled]  # of the bucket and all above
