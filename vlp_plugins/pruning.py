@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,7 +14,7 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.cuts import Cut
-from vlp_plugins.errors import DataError, StatisticsError
+from vlp_plugins.errors import StatisticsError
 from vlp_plugins.masks import Manifest, Masks, pack
 from vlp_plugins.methods.base import Composition
 from vlp_plugins.parallel import over_tensors
@@ -112,11 +113,16 @@ def prune(
     if isinstance(statistics, (str, Path)):
         statistics = Statistics.load(statistics)
     if composition.needs and statistics is None:
+        if batches is None:
+            raise StatisticsError(
+                f"method {composition.name!r} needs data: give batches, or statistics of an "
+                "earlier pass"
+            )
         statistics = calibrate(
             model,
             adapter,
             weights,
-            _several(batches, composition.name),
+            batches,
             composition.needs,
             published=published,
             limit=limit,
@@ -190,29 +196,18 @@ def make_masks(
 
     bits = over_tensors(bits_of, weights.values(), ranked.device)
     packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
-    manifests = [
-        Manifest.for_weights(
-            weights,
-            method=method.name,
-            parameters=_parameters(method, floor=floor, owners=source, published=published),
-            seed=seed,
-            sparsity=dict(target) if isinstance(target, Mapping) else target,
-            calibration=_calibration(statistics if method.needs else None),
-        )
-        for target in targets
+    manifest = Manifest.for_weights(
+        weights,
+        method=method.name,
+        parameters=_parameters(method, floor=floor, owners=source, published=published),
+        seed=seed,
+        calibration=_calibration(statistics if method.needs else None),
+    )
+    asked = [dict(target) if isinstance(target, Mapping) else target for target in targets]
+    return [
+        Masks(bits, replace(manifest, sparsity=sparsity))
+        for bits, sparsity in zip(packed, asked, strict=True)
     ]
-    return [Masks(p, manifest) for p, manifest in zip(packed, manifests, strict=True)]
-
-
-def _several(batches: Iterable[Batch] | None, method: str) -> Iterable[Batch]:
-    """The batches, if there are any and they are several."""
-    if batches is None:
-        raise StatisticsError(
-            f"method {method!r} needs data: give batches, or statistics of an earlier pass"
-        )
-    if isinstance(batches, Mapping):
-        raise DataError("that is a single batch; give a list of batches, or a loader")
-    return batches
 
 
 def _evidence(

@@ -15,10 +15,10 @@ from transformers import ViTConfig
 from vlp_adapters.vit import from_original
 
 
-def model_from_golden(folder: Path) -> Any:
-    """The recorded classifier in evaluation mode."""
+def config_from_golden(folder: Path) -> ViTConfig:
+    """The configuration of the recorded sizes."""
     sizes = json.loads((folder / "config.json").read_text())
-    config = ViTConfig(
+    return ViTConfig(
         image_size=sizes["image_res"],
         patch_size=sizes["patch_size"],
         hidden_size=sizes["hidden_size"],
@@ -29,8 +29,15 @@ def model_from_golden(folder: Path) -> Any:
         layer_norm_eps=sizes["layer_norm_eps"],
         qkv_bias=sizes["qkv_bias"],
         num_labels=sizes["num_labels"],
+        hidden_dropout_prob=sizes["dropout"],
+        attention_probs_dropout_prob=sizes["dropout"],
     )
-    return from_original(load_file(folder / "model.safetensors"), config).eval()
+
+
+def model_from_golden(folder: Path) -> Any:
+    """The recorded classifier in evaluation mode."""
+    state = load_file(folder / "model.safetensors")
+    return from_original(state, config_from_golden(folder)).eval()
 
 
 def batches_from_golden(folder: Path, file: str = "batches.safetensors") -> list[dict[str, Tensor]]:

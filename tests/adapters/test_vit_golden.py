@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig
 
+from benchmarks.parity.vit import config_from_golden
 from vlp_adapters.vit import ViTAdapter, from_original
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
@@ -22,21 +23,7 @@ ADAPTER = ViTAdapter()
 
 
 def golden_config() -> ViTConfig:
-    sizes = json.loads((GOLDEN / "config.json").read_text())
-    return ViTConfig(
-        image_size=sizes["image_res"],
-        patch_size=sizes["patch_size"],
-        hidden_size=sizes["hidden_size"],
-        num_hidden_layers=sizes["num_hidden_layers"],
-        num_attention_heads=sizes["num_attention_heads"],
-        intermediate_size=sizes["intermediate_size"],
-        hidden_act=sizes["hidden_act"],
-        layer_norm_eps=sizes["layer_norm_eps"],
-        qkv_bias=sizes["qkv_bias"],
-        num_labels=sizes["num_labels"],
-        hidden_dropout_prob=sizes["dropout"],
-        attention_probs_dropout_prob=sizes["dropout"],
-    )
+    return config_from_golden(GOLDEN)
 
 
 def golden_batch(index: int) -> dict[str, Tensor]:
