@@ -123,9 +123,22 @@ class Adapter(ABC):
         return ()
 
     def losses(
-        self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        negatives: Negatives | None = None,
+        published: bool = False,
     ) -> dict[str, torch.Tensor]:
         """The terms of the pre-training loss by name; gradient methods use their plain sum.
+
+        Random choices depend on the batch and the model only, never on the global random state.
+
+        Args:
+            model: a model that this adapter claims.
+            batch: tensors on the model's device.
+            negatives: hard negatives of the matching loss; drawn if None.
+            published: reproduce what the published code does where it departs from the idea.
 
         Raises:
             UnsupportedError: if the family has no loss of its own.
@@ -134,6 +147,21 @@ class Adapter(ABC):
         raise UnsupportedError(
             f"adapter {self.name!r} defines no loss; give one with ModuleAdapter(model, loss=...)"
         )
+
+    def loss_state(self, model: nn.Module) -> Iterable[torch.Tensor]:
+        """Buffers and parameters that `losses` changes (queues, momentum copies), to be restored.
+
+        Prunable weights are never among them.
+        """
+        return ()
+
+    def advance(  # noqa: B027 - most losses change nothing
+        self, model: nn.Module, batch: Batch, *, published: bool = False
+    ) -> None:
+        """Changes `loss_state` as `losses` of this batch would, without computing the losses.
+
+        Several processes share the batches: each computes its own, and advances past the others'.
+        """
 
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Where each weight of a pre-training model goes in the downstream model of a task.

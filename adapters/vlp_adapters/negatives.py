@@ -49,7 +49,8 @@ def _draw_partners(
             f"{similarities.shape[1]} pair(s); use batches of at least 2 or leave 'itm' out of "
             "losses"
         )
-    weights = similarities.softmax(dim=1) + floor
+    # NaN would stop the draw; it shows in the losses, where somebody can say which batch it was.
+    weights = similarities.softmax(dim=1).nan_to_num() + floor
     weights.fill_diagonal_(0.0)
     return [int(torch.multinomial(row, 1, generator=generator)) for row in weights.cpu()]
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from vlp_adapters.blip import forward
 from vlp_adapters.blip.kinds import Kind, kind_of
-from vlp_adapters.blip.losses import training_losses
+from vlp_adapters.blip.losses import advance, training_losses
 from vlp_adapters.blip.names import is_original, to_original_name
 from vlp_adapters.blip.streams import activation_streams
 from vlp_adapters.blip.weights import EXCLUSIONS, downstream_paths, weight_specs
 from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
 from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
+
+if TYPE_CHECKING:
+    from vlp_adapters.blip.modeling import BlipForPretraining
 
 _MODEL_TYPE = "vlp_blip_pretrain"
 _IN_ORIGINAL = re.compile(
@@ -61,6 +64,7 @@ class BlipAdapter(Adapter):
         batch: Batch,
         *,
         negatives: Negatives | None = None,
+        published: bool = False,
         update_state: bool = True,
     ) -> dict[str, Tensor]:
         """`itc` contrastive, `itm` matching, `lm` words: those that the class has heads for.
@@ -76,6 +80,8 @@ class BlipAdapter(Adapter):
             batch: `B` matching pairs, at least two where there is `itm`.
             negatives: for every text a wrong image, for every image a wrong text; only `itm`
                 reads them.
+            published: leave the momentum copies of the projections as they are, as happens inside
+                the published pruners, which hold on to projections that they have replaced.
             update_state: whether queues, momentum copies and bounds of the temperature of the
                 pre-training model advance as in training, in evaluation mode too. Published
                 gradients are those of batches in order with this on.
@@ -84,7 +90,31 @@ class BlipAdapter(Adapter):
             BatchError: if inputs are missing or do not fit each other.
             UnsupportedError: if the model is one tower, without any loss.
         """
-        return training_losses(_kind(model), model, batch, negatives, update_state=update_state)
+        return training_losses(
+            _kind(model),
+            model,
+            batch,
+            negatives,
+            update_state=update_state,
+            update_projections=not published,
+        )
+
+    def loss_state(self, model: nn.Module) -> list[Tensor]:
+        """Of the pre-training model: queues, their pointer, temperature, momentum copies."""
+        if _kind(model) is not Kind.PRETRAINING:
+            return []
+        return cast("BlipForPretraining", model).contrast_state()
+
+    def advance(self, model: nn.Module, batch: Batch, *, published: bool = False) -> None:
+        """A momentum step, and the momentum features of the batch into the queues.
+
+        About an eighth of the time that `losses` and their backward take.
+
+        Raises:
+            BatchError: if inputs are missing or do not fit each other.
+        """
+        if _kind(model) is Kind.PRETRAINING:
+            advance(model, batch, update_projections=not published)
 
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Paths in transformers' downstream classes; see `downstream_paths`."""

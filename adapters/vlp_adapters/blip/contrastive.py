@@ -40,11 +40,13 @@ def enqueue(queue: Tensor, pointer: Tensor, features: Tensor) -> None:
         queue: `[D, Q]`.
         pointer: `[1]` int64, the first column to overwrite; not moved here, as the queues of
             images and texts share it.
-        features: `[B, D]`; of more than `Q` the last ones are kept.
+        features: `[B, D]`; of more than `Q` the last ones are kept. In place of a row with NaN or
+            infinity the column stays as it is: one bad sample would spoil every later batch.
     """
     size = queue.shape[1]
-    columns = (pointer + torch.arange(len(features), device=queue.device)) % size
-    queue[:, columns[-size:]] = features[-size:].T.to(queue.dtype)
+    columns = (pointer + torch.arange(len(features), device=queue.device))[-size:] % size
+    new = features[-size:].T.to(queue.dtype)
+    queue[:, columns] = torch.where(new.isfinite().all(0), new, queue[:, columns])
 
 
 def contrastive_loss(similarities: Similarities, alpha: float) -> Tensor:

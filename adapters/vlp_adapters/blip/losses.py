@@ -34,11 +34,17 @@ _TEMPERATURE = 0.07  # BLIP's at the start; transformers' matching model does no
 
 
 def training_losses(
-    kind: Kind, model: Any, batch: Batch, negatives: Negatives | None, *, update_state: bool
+    kind: Kind,
+    model: Any,
+    batch: Batch,
+    negatives: Negatives | None,
+    *,
+    update_state: bool,
+    update_projections: bool,
 ) -> dict[str, Tensor]:
     """The terms by name; see `BlipAdapter.losses`."""
     if kind is Kind.PRETRAINING:
-        return _pretraining(model, batch, negatives, update_state)
+        return _pretraining(model, batch, negatives, update_state, update_projections)
     if kind is Kind.RETRIEVAL:
         return _retrieval(model, batch, negatives)
     if kind not in _WITHOUT_NEGATIVES:
@@ -49,8 +55,19 @@ def training_losses(
     return _WITHOUT_NEGATIVES[kind](model, batch)
 
 
+def advance(model: Any, batch: Batch, *, update_projections: bool) -> None:
+    """Changes the state of the pre-training model as its losses of this batch would."""
+    pixels, ids, mask = _pairs(model, batch)
+    need_partners(len(ids))
+    model.advance(pixels, ids, mask, update_projections=update_projections)
+
+
 def _pretraining(
-    model: Any, batch: Batch, negatives: Negatives | None, update_state: bool
+    model: Any,
+    batch: Batch,
+    negatives: Negatives | None,
+    update_state: bool,
+    update_projections: bool,
 ) -> dict[str, Tensor]:
     pixels, ids, mask = _pairs(model, batch)
     need_partners(len(ids))
@@ -60,6 +77,7 @@ def _pretraining(
         attention_mask=mask,
         negatives=negatives,
         update_state=update_state,
+        update_projections=update_projections,
         generator=generator_of(ids),
     )
     return dict(output.losses)

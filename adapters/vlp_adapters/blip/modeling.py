@@ -51,14 +51,24 @@ class BlipForPretraining(BlipTowers):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.post_init()
 
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Every network of the contrastive loss with its momentum twin."""
-        return [
+    def momentum_pairs(self, *, projections: bool = True) -> list[tuple[nn.Module, nn.Module]]:
+        """Every network of the contrastive loss with its momentum twin.
+
+        Args:
+            projections: those of the projections, too.
+        """
+        pairs: list[tuple[nn.Module, nn.Module]] = [
             (self.vision_model, self.vision_model_m),
             (self.text_encoder, self.text_encoder_m),
             (self.vision_proj, self.vision_proj_m),
             (self.text_proj, self.text_proj_m),
         ]
+        return pairs if projections else pairs[:2]
+
+    def contrast_state(self) -> list[Tensor]:
+        """What a forward with `update_state` changes: queues, temperature, momentum twins."""
+        twins = [slow for _, twin in self.momentum_pairs() for slow in twin.parameters()]
+        return [self.image_queue, self.text_queue, self.queue_ptr, self.temp, *twins]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -89,6 +99,7 @@ class BlipForPretraining(BlipTowers):
         losses: Collection[str] = LOSSES,
         alpha: float | None = None,
         generator: torch.Generator | None = None,
+        update_projections: bool = True,
     ) -> PretrainOutput:
         """The pre-training losses of a batch of matching pairs.
 
@@ -104,6 +115,7 @@ class BlipForPretraining(BlipTowers):
             losses: which of `itc`, `itm`, `lm` to compute.
             alpha: share of soft targets; None for the configuration's.
             generator: CPU generator of the draws; None for the global one.
+            update_projections: False leaves the momentum twins of the projections as they are.
 
         Raises:
             ValueError: if a loss is unknown, or `negatives` do not fit.
@@ -115,6 +127,8 @@ class BlipForPretraining(BlipTowers):
         terms: dict[str, Tensor] = {}
         image_embeds = self.encode_image(pixel_values)
         if "itc" in losses or (matching and negatives is None):
+            if update_state:
+                self._update_twins(update_projections)
             similarities = self._compare(
                 image_embeds, pixel_values, input_ids, attention_mask, update_state
             )
@@ -141,6 +155,41 @@ class BlipForPretraining(BlipTowers):
             negatives=negatives if matching else None,
         )
 
+    @torch.no_grad()
+    def advance(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        update_projections: bool = True,
+    ) -> None:
+        """Changes state as `forward` of this batch does, without any loss; same arguments."""
+        self._update_twins(update_projections)
+        features = self._momentum_features(pixel_values, input_ids, attention_mask)
+        self._enqueue(*features)
+
+    @torch.no_grad()
+    def _update_twins(self, projections: bool) -> None:
+        # `.data`: a graph of an earlier batch that still waits for its backward stays valid.
+        self.temp.data.clamp_(_COLDEST, _HOTTEST)
+        for online, twin in self.momentum_pairs(projections=projections):
+            update_momentum(online, twin, self.config.momentum)
+
+    def _momentum_features(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """L2-normalised `[B, D]` features of images and texts by the momentum twins."""
+        tokens = image_tokens(self.vision_model_m, pixel_values)
+        image = functional.normalize(self.vision_proj_m(tokens[:, 0]), dim=-1)
+        tokens = text_tokens(self.text_encoder_m, input_ids, attention_mask)
+        return image, functional.normalize(self.text_proj_m(tokens[:, 0]), dim=-1)
+
+    def _enqueue(self, image: Tensor, text: Tensor) -> None:
+        enqueue(self.image_queue, self.queue_ptr, image)
+        enqueue(self.text_queue, self.queue_ptr, text)
+        self.queue_ptr.add_(len(image)).remainder_(self.config.queue_size)
+
     def _compare(
         self,
         image_embeds: Tensor,
@@ -150,26 +199,16 @@ class BlipForPretraining(BlipTowers):
         update_state: bool,
     ) -> Similarities:
         """Compares the batch with its momentum features and the queues."""
-        if update_state:
-            # `.data`: a graph of an earlier batch that still waits for its backward stays valid.
-            self.temp.data.clamp_(_COLDEST, _HOTTEST)
-            for online, twin in self.momentum_pairs():
-                update_momentum(online, twin, self.config.momentum)
         image = self.project_image(image_embeds)
         text = self.get_text_features(input_ids, attention_mask)
         with torch.no_grad():
-            tokens = image_tokens(self.vision_model_m, pixel_values)
-            image_m = functional.normalize(self.vision_proj_m(tokens[:, 0]), dim=-1)
-            tokens = text_tokens(self.text_encoder_m, input_ids, attention_mask)
-            text_m = functional.normalize(self.text_proj_m(tokens[:, 0]), dim=-1)
+            image_m, text_m = self._momentum_features(pixel_values, input_ids, attention_mask)
             images = torch.cat([image_m.T, self.image_queue], dim=1)
             texts = torch.cat([text_m.T, self.text_queue], dim=1)
             by_image_m = similarity(image_m, texts, self.temp)
             by_text_m = similarity(text_m, images, self.temp)
             if update_state:
-                enqueue(self.image_queue, self.queue_ptr, image_m)
-                enqueue(self.text_queue, self.queue_ptr, text_m)
-                self.queue_ptr.add_(len(image_m)).remainder_(self.config.queue_size)
+                self._enqueue(image_m, text_m)
         return Similarities(
             image_to_text=similarity(image, texts, self.temp),
             text_to_image=similarity(text, images, self.temp),

@@ -94,7 +94,12 @@ class ViTAdapter(Adapter):
         return iter((Stream(VISION, lambda: model(pixel_values=pixels), {VISION: None}),))
 
     def losses(
-        self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        negatives: Negatives | None = None,
+        published: bool = False,
     ) -> dict[str, Tensor]:
         """Cross-entropy of the classifier, `ce`. There are no hard negatives to choose.
 
@@ -102,6 +107,7 @@ class ViTAdapter(Adapter):
             model: a classifier of `C` classes.
             batch: `pixel_values` and `labels`, `[B]` integers from 0 to C - 1.
             negatives: ignored.
+            published: ignored.
 
         Raises:
             UnsupportedError: if the model has no classifier.

@@ -61,7 +61,12 @@ class XvlmAdapter(Adapter):
         return activation_streams(_xvlm(model), batch, published=published)
 
     def losses(
-        self, model: nn.Module, batch: Batch, *, negatives: Negatives | None = None
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        negatives: Negatives | None = None,
+        published: bool = False,
     ) -> dict[str, Tensor]:
         """`itc` contrastive, `itm` matching, `mlm` masked words.
 
@@ -73,6 +78,7 @@ class XvlmAdapter(Adapter):
             model: a model that this adapter claims.
             batch: `B` matching pairs, at least two.
             negatives: for every text a wrong image, for every image a wrong text.
+            published: ignored.
 
         Raises:
             BatchError: if inputs are missing or do not fit each other.
