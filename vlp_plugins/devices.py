@@ -1,10 +1,10 @@
-"""Where a model runs."""
+"""Where a model runs, and in which precision."""
 
 from __future__ import annotations
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError, first_line
+from vlp_plugins.errors import UnsupportedError, first_line, suggest
 
 
 def default_device(device: str | None) -> torch.device:
@@ -21,3 +21,20 @@ def default_device(device: str | None) -> torch.device:
             f"device {device!r} cannot be used ({first_line(error)}); write cpu, or leave it out"
         ) from error
     return found
+
+
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype for `torch.autocast`; None for none.
+
+    Raises:
+        UnsupportedError: for anything but bfloat16 and float16.
+    """
+    if dtype is None or dtype in _PRECISIONS.values():
+        return dtype  # type: ignore[return-value]
+    name = str(dtype).removeprefix("torch.")
+    if name not in _PRECISIONS:
+        raise UnsupportedError(f"autocast {name!r} is unknown{suggest(name, list(_PRECISIONS))}")
+    return _PRECISIONS[name]

@@ -6,13 +6,14 @@ Batches are mappings of tensors, or whatever else a loader makes: tuples, lists,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.errors import BatchError
+from vlp_plugins.errors import BatchError, DataError
 
 DIGEST_BYTES = 32
 
@@ -26,6 +27,76 @@ def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
                 yield next(loader)
             except StopIteration:
                 running.remove(loader)
+
+
+def check_batches(batches: Iterable[Batch], limit: int | None) -> None:
+    """Raises `DataError` if that is a single batch, or if `limit` leaves none."""
+    if isinstance(batches, Mapping):
+        raise DataError("that is a single batch; give a list of batches, or a loader")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
+
+
+def batches_again(
+    batches: Iterable[Batch], limit: int | None = None
+) -> Callable[[], Iterator[Batch]]:
+    """Makes sure that several passes see the same batches in the same order.
+
+    Later passes are compared with the first by hash, except those over a list or a tuple.
+
+    Args:
+        batches: any iterable; an iterator, which ends for good, serves a single pass.
+        limit: number of batches of every pass; None for all.
+
+    Returns:
+        A function whose every call starts a pass.
+
+    Raises:
+        DataError: at once for a single batch or a limit below 1; during a pass if there are no
+            batches, if they are not those of the first pass, or if they cannot be read again.
+    """
+    check_batches(batches, limit)
+    once = isinstance(batches, Iterator)
+    hashes: list[bytes] | None = None if isinstance(batches, list | tuple) else []
+    passes = 0
+
+    def again() -> Iterator[Batch]:
+        nonlocal passes
+        passes += 1
+        if once and passes > 1:
+            raise DataError(
+                "the batches are an iterator (a generator?), which can be read once, but the "
+                "method goes over them several times; give a list of batches, or a loader"
+            )
+        return _recognised(islice(batches, limit), hashes)
+
+    return again
+
+
+def _recognised(batches: Iterator[Batch], hashes: list[bytes] | None) -> Iterator[Batch]:
+    """The batches; what an earlier pass has seen must come again."""
+    seen = len(hashes or ())
+    digest = b""
+    index = -1
+    for index, batch in enumerate(batches):
+        if hashes is not None:
+            digest = chain_hash(digest, batch)
+            if index == len(hashes):
+                hashes.append(digest)
+            elif digest != hashes[index]:
+                raise DataError(
+                    f"batch {index} is not the one of the first pass over the data; the method "
+                    "needs the same batches in every pass: turn shuffling and augmentation off, "
+                    "or give a list of batches"
+                )
+        yield batch
+    if index < 0:
+        raise DataError("the calibration data is empty: no batch was read; check its path")
+    if index + 1 < seen:
+        raise DataError(
+            f"the data gave {index + 1} batches, but {seen} in an earlier pass; the method needs "
+            "the same batches in every pass: give a list of batches, or a loader without shuffling"
+        )
 
 
 def chain_hash(previous: bytes, batch: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.batches import DIGEST_BYTES
+from vlp_plugins.calibration.tally import Tally
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
-from vlp_plugins.statistics.base import ActivationStatistic, Key
+from vlp_plugins.statistics.base import LOSS_STREAM, Key, Statistic
 from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -31,19 +32,27 @@ class PassState:
     So an interruption at any moment finds a state that is whole: that before the batch, or after.
 
     Attributes:
-        sums: see `Statistics`; with several processes, of this process's batches only.
-        samples: number of samples in the even and the odd batches, of all processes.
+        sums: of activation statistics, see `Statistics`; with several processes, of this process's
+            batches only.
+        read: batches and samples of all processes.
+        skipped: those that this process left out because they hold NaN or infinity.
         hashes: the chained hash after every batch.
     """
 
     sums: Mapping[Key, torch.Tensor] = field(default_factory=dict)
-    samples: tuple[int, int] = (0, 0)
+    read: Tally = field(default_factory=Tally)
+    skipped: Tally = field(default_factory=Tally)
     hashes: tuple[bytes, ...] = ()
 
     @property
     def batches(self) -> int:
         """Number of batches seen."""
         return len(self.hashes)
+
+    @property
+    def half(self) -> int:
+        """To which half the next batch belongs: 0 for even, 1 for odd."""
+        return self.batches % 2
 
     @property
     def fingerprint(self) -> bytes:
@@ -59,16 +68,20 @@ class PassState:
             samples: size of the batch.
             digest: chained hash up to this batch.
         """
-        half = self.batches % 2
+        half = self.half
         sums = dict(self.sums)
         for key, value in values.items():
             old = sums.get(key)
             new = value.new_zeros(2, len(value)) if old is None else old.clone()
             new[half] += value
             sums[key] = new
-        even, odd = self.samples
-        counted = (even, odd + samples) if half else (even + samples, odd)
-        return PassState(sums, counted, (*self.hashes, digest))
+        read = self.read.plus(half, samples)
+        return PassState(sums, read, self.skipped, (*self.hashes, digest))
+
+    def without(self, samples: int, digest: bytes) -> PassState:
+        """The state after a batch that is left out; see `after`."""
+        state = self.after({}, samples, digest)
+        return replace(state, skipped=self.skipped.plus(self.half, samples))
 
 
 class Checkpoint:
@@ -92,24 +105,29 @@ class Checkpoint:
         self._world = world
         self.path = self._base.with_name(self._base.name + self._mark(rank))
 
-    def save(self, state: PassState) -> None:
+    def save(self, state: PassState, large: Mapping[Key, torch.Tensor]) -> None:
         """Writes a state, whole or not at all.
+
+        Args:
+            state: what is known after some batches.
+            large: sums of loss statistics after the same batches.
 
         Raises:
             OutputError: if it cannot be written.
         """
         hashes = torch.frombuffer(bytearray(b"".join(state.hashes)), dtype=torch.uint8)
-        tensors = files.pack_sums(dict(state.sums)) | {_HASHES: hashes.view(-1, DIGEST_BYTES)}
-        files.write(
-            self.path,
-            "checkpoint",
-            tensors,
-            {"identity": self._identity, "samples": list(state.samples)},
-        )
+        tensors = files.pack_sums({**state.sums, **large})
+        tensors[_HASHES] = hashes.view(-1, DIGEST_BYTES)
+        header = {
+            "identity": self._identity,
+            "samples": state.read.samples,
+            "skipped": [state.skipped.batches, state.skipped.samples],
+        }
+        files.write(self.path, "checkpoint", tensors, header)
         logger.debug("wrote %s after %d batches", self.path, state.batches)
 
-    def load(self) -> PassState:
-        """Reads the state to resume from; an empty one if there is no file.
+    def load(self) -> tuple[PassState, dict[Key, torch.Tensor]]:
+        """Reads the state to resume from and the large sums; empty ones if there is no file.
 
         Raises:
             StatisticsError: if the file is damaged or of another model, method or number of
@@ -122,7 +140,7 @@ class Checkpoint:
                     "as before, or delete it and run the pass from the start"
                 )
             logger.warning("no checkpoint at %s; starting from the first batch", self.path)
-            return PassState()
+            return PassState(), {}
         tensors, header = files.read(self.path, "checkpoint", _REMEDY)
         for key, mine in self._identity.items():
             theirs = header.get("identity", {}).get(key)
@@ -133,9 +151,13 @@ class Checkpoint:
                 )
         try:
             rows = tensors.pop(_HASHES)
-            even, odd = header["samples"]
             hashes = tuple(bytes(row.tolist()) for row in rows)
-            return PassState(files.unpack_sums(tensors), (int(even), int(odd)), hashes)
+            batches = ((len(hashes) + 1) // 2, len(hashes) // 2)
+            read = Tally(batches, _pair(header["samples"]))
+            skipped = Tally(*map(_pair, header.get("skipped", [(0, 0), (0, 0)])))
+            sums = files.unpack_sums(tensors)
+            large = {key: sums.pop(key) for key in list(sums) if key[1].stream == LOSS_STREAM}
+            return PassState(sums, read, skipped, hashes), large
         except (KeyError, ValueError, TypeError) as error:
             raise StatisticsError(
                 f"{self.path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
@@ -153,8 +175,17 @@ class Checkpoint:
         return [path for path in found if not fnmatchcase(path.name, mine)]
 
 
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    even, odd = values
+    return int(even), int(odd)
+
+
 def identity_of(
-    weights: WeightMap, statistics: Sequence[ActivationStatistic], *, published: bool
+    weights: WeightMap,
+    statistics: Sequence[Statistic],
+    *,
+    published: bool,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """What a pass must have in common with the one that it resumes. Reads every weight once."""
     return {
@@ -163,4 +194,5 @@ def identity_of(
         "weights": weights.content_hash(),
         "statistics": sorted({statistic.name for statistic in statistics}),
         "published": published,
+        "autocast": None if autocast is None else str(autocast),
     }

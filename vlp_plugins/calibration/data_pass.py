@@ -1,21 +1,33 @@
-"""The data pass: every batch once through the adapter's streams, statistics added up."""
+"""The data pass: every batch once through the probes, statistics added up."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.calibration.batches import batch_size, chain_hash, to_device
+from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
-from vlp_plugins.calibration.probe import ActivationProbe
-from vlp_plugins.calibration.processes import check_same, place, sum_over_processes
-from vlp_plugins.errors import DataError, OutputError, StatisticsError
-from vlp_plugins.statistics.base import ActivationStatistic
+from vlp_plugins.calibration.measuring import Measuring
+from vlp_plugins.calibration.processes import (
+    check_same,
+    of_first,
+    place,
+    sum_large,
+    sum_over_processes,
+    sum_tally,
+    turns,
+)
+from vlp_plugins.calibration.running import RunningPass
+from vlp_plugins.calibration.tally import Tally
+from vlp_plugins.errors import DataError, NonFiniteError, OutputError, StatisticsError
+from vlp_plugins.statistics.base import Key, Statistic
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
 
@@ -29,9 +41,12 @@ def calibrate(
     adapter: Adapter,
     weights: WeightMap,
     batches: Iterable[Batch],
-    statistics: Sequence[ActivationStatistic],
+    statistics: Sequence[Statistic],
     *,
     published: bool = False,
+    autocast: torch.dtype | None = None,
+    skip_nonfinite: bool = False,
+    keep_state: bool = False,
     limit: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 50,
@@ -42,7 +57,7 @@ def calibrate(
 
     In a `torch.distributed` process group every process must be given the same batches in the same
     order; process r runs those whose index is r modulo the number of processes, and all return
-    the same statistics.
+    the same statistics. A model under `fully_shard` runs every batch in all processes at once.
 
     Args:
         model: a model that `adapter` claims; batches are moved to the device of its parameters.
@@ -51,9 +66,15 @@ def calibrate(
         batches: any iterable; read once, up to `limit`.
         statistics: what to gather.
         published: follow the published code where it departs from the idea.
+        autocast: dtype in which losses run under `torch.autocast`; None runs as the model is.
+        skip_nonfinite: go on without batches whose loss, gradients or activations are not finite;
+            they count in no mean.
+        keep_state: leave what the losses change (`Adapter.loss_state`) as the last batch left it,
+            for a pass that goes on from there; the caller restores it.
         limit: number of batches to use; None uses all.
-        checkpoint: file that keeps the state of the pass (one per process, `name.rank0of2`). It
-            stays after the pass and is overwritten by the next; delete it when you like.
+        checkpoint: file that keeps the state of the pass (one per process, `name.rank0of2`; of a
+            sharded model one in all). It stays after the pass and is overwritten by the next;
+            delete it when you like.
         checkpoint_every: batches between two writes; an interruption or an error writes, too.
         resume: continue from the checkpoint: the iterable must give the same batches again, those
             seen already are compared by hash only. The result has the same bits as that of an
@@ -63,85 +84,81 @@ def calibrate(
     Raises:
         DataError: if there are no batches, or not those that the checkpoint has seen.
         BatchError: if a batch lacks an input or does not fit the mask of its tokens.
-        NonFiniteError: if an activation is NaN or infinite.
-        UnsupportedError: if two different statistics have one name.
-        StatisticsError: if the checkpoint is damaged or of another pass, or if no stream ran a
-            weight.
+        NonFiniteError: if a loss, gradient or activation is NaN or infinite, or if nothing but
+            such batches is left.
+        UnsupportedError: if two different statistics have one name, or if a statistic needs a
+            loss and the adapter has none.
+        StatisticsError: if the checkpoint is damaged or of another pass, or if a weight was
+            reached by no stream, or not by the loss.
         OutputError: if the checkpoint cannot be written.
     """
-    if isinstance(batches, Mapping):
-        raise DataError("that is a single batch; give a list of batches, or a loader")
-    if limit is not None and limit < 1:
-        raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
+    check_batches(batches, limit)
     if checkpoint_every < 1:
         raise DataError(f"checkpoint_every={checkpoint_every}; use 1 or more batches")
-    rank, world = place()
     file = None
+    measuring = Measuring(
+        model,
+        adapter,
+        weights,
+        statistics,
+        published=published,
+        autocast=autocast,
+        skip_nonfinite=skip_nonfinite,
+        keep_state=keep_state,
+    )
     if checkpoint is not None:
-        identity = identity_of(weights, statistics, published=published)
-        file = Checkpoint(checkpoint, identity, rank, world)
+        identity = identity_of(weights, statistics, published=published, autocast=autocast)
+        file = Checkpoint(checkpoint, identity, *turns(sharded=measuring.sharded))
     done = _resumed(file, resume, limit)
-    state, saved = done, done.batches
+    if measuring.sharded:
+        done, file = _together(done), None if place()[0] else file
     device = next(model.parameters()).device
+    running = RunningPass(measuring, device, file, checkpoint_every, done)
     total = _total(batches, limit)
-    probe = ActivationProbe(model, adapter, weights, statistics, published=published)
-    with probe.attached():
+    with measuring.attached():
         try:
-            digest = b""
             index = -1
             for index, batch in enumerate(islice(batches, limit)):
-                digest = chain_hash(digest, batch)
-                if index < done.batches:
-                    _check_replayed(done, index, digest, file)
-                else:
-                    mine = index % world == rank
-                    values = probe.measure(to_device(batch, device), index) if mine else {}
-                    state = state.after(values, batch_size(batch), digest)
-                    if file is not None and state.batches % checkpoint_every == 0:
-                        file.save(state)
-                        saved = state.batches
+                running.take(batch, index)
                 if progress is not None:
                     progress(index + 1, total)
         except OutputError:
             raise
         except BaseException:  # Ctrl-C above all, but a loader that fails is as good a reason
-            if file is not None and state.batches > saved:
-                file.save(state)
-                # What to do with it, the caller knows: the command tells, or deletes it.
-                logger.info("stopped; %s holds the first %d batches", file.path, state.batches)
+            running.save_interrupted()
             raise
-    _check_read(index + 1, done.batches, limit)
-    if file is not None and state.batches > saved:
-        file.save(state)
-    return _finish(state, model, weights, statistics, published)
+    _check_read(index + 1, running.replayed, limit)
+    running.save()
+    return _finish(running, measuring, device, weights, published)
 
 
-def _resumed(file: Checkpoint | None, resume: bool, limit: int | None) -> PassState:
+def _resumed(
+    file: Checkpoint | None, resume: bool, limit: int | None
+) -> tuple[PassState, dict[Key, torch.Tensor]]:
     if file is None:
         if resume:
             raise StatisticsError("resume needs the checkpoint file of the earlier pass; give it")
-        return PassState()
+        return PassState(), {}
     if not resume:
         if file.path.exists():
             logger.warning("%s is not resumed and will be overwritten", file.path)
-        return PassState()
-    state = file.load()
+        return PassState(), {}
+    state, large = file.load()
     if limit is not None and state.batches > limit:
         raise StatisticsError(
             f"checkpoint {file.path} holds {state.batches} batches already, more than "
             f"limit={limit}; raise the limit, or delete it and run the pass from the start"
         )
     logger.info("resuming after %d batches", state.batches)
-    return state
+    return state, large
 
 
-def _check_replayed(done: PassState, index: int, digest: bytes, file: Checkpoint | None) -> None:
-    if digest != done.hashes[index]:
-        where = "" if file is None else f" {file.path}"
-        raise DataError(
-            f"batch {index} is not the one that checkpoint{where} has seen; give the same data in "
-            "the same order (fix the loader's seed), or delete the checkpoint and start again"
-        )
+def _together(
+    done: tuple[PassState, dict[Key, torch.Tensor]],
+) -> tuple[PassState, dict[Key, torch.Tensor]]:
+    """Where process 0 stands, for all; the sums stay with it alone."""
+    first = of_first(replace(done[0], sums={}, skipped=Tally()))
+    return (first, {}) if place()[0] else done
 
 
 def _check_read(read: int, replayed: int, limit: int | None) -> None:
@@ -157,27 +174,28 @@ def _check_read(read: int, replayed: int, limit: int | None) -> None:
 
 
 def _finish(
-    state: PassState,
-    model: nn.Module,
+    running: RunningPass,
+    measuring: Measuring,
+    device: torch.device,
     weights: WeightMap,
-    statistics: Sequence[ActivationStatistic],
     published: bool,
 ) -> Statistics:
+    state = running.state
     fingerprint = state.fingerprint.hex()[:16]
     check_same(fingerprint, f"{state.batches} batches")
-    sums = sum_over_processes(state.sums, next(model.parameters()).device)
-    reached = {site.weight for _, site in sums}
-    missed = [name for name in weights if name not in reached]
-    if statistics and missed:
-        raise StatisticsError(
-            f"no stream of adapter {weights.adapter_name!r} ran weight {missed[0]!r} at "
-            f"{', '.join(owner.module for owner in weights[missed[0]].owners)} ({len(missed)} "
-            "weights in all); the adapter must run it or exclude it (with ModuleAdapter: "
-            "exclude=..., or batches that use the whole model)"
+    counted = state.read - sum_tally(state.skipped, device)
+    if not sum(counted.batches):
+        raise NonFiniteError(
+            f"all {state.batches} batches were left out, because each had a NaN or infinite loss, "
+            "gradient or activation; look at the checkpoint (weights after a diverged training), "
+            "or run in float32"
         )
+    small = sum_over_processes(state.sums, device)
+    sums = small | sum_large(running.large.sums, device)
+    measuring.check_reached(sums)
     return Statistics(
         sums=sums,
-        samples=state.samples,
+        samples=counted.samples,
         batches=state.batches,
         fingerprint=fingerprint,
         structure=weights.structure,
@@ -185,6 +203,7 @@ def _finish(
         published=published,
         shapes={name: weight.shape for name, weight in weights.items()},
         weights_hash=weights.content_hash(),
+        counted=counted.batches,
     )
 
 

@@ -14,6 +14,7 @@ from vlp_plugins.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.calibration.once import MeasuredOnce
 from vlp_plugins.calibration.tokens import TokenReader, reader_of
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.sharding import as_forward, at_rest
 from vlp_plugins.statistics.base import ActivationStatistic, Key, Site, distinct
 from vlp_plugins.weights import WeightMap
 
@@ -50,6 +51,11 @@ class ActivationProbe:
         self._stream: Stream | None = None
         self._found: list[tuple[Key, Owner, torch.Tensor]] = []
         self._once = MeasuredOnce()
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self._statistics)
 
     @contextmanager
     def attached(self) -> Iterator[ActivationProbe]:
@@ -96,17 +102,21 @@ class ActivationProbe:
             # `MeasuredOnce` could not tell whether one was changed.
             forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
             with torch.inference_mode(False), torch.no_grad(), forked:
-                streams = self._adapter.streams(self._model, batch, published=self._published)
-                for stream in streams:
-                    self._stream = stream
-                    try:
-                        stream.run()
-                    finally:
-                        self._stream = None
+                as_forward(self._model, lambda: self._run(batch))
+                at_rest(self._model)
             return self._collect(index)
         finally:
             self._found.clear()
             self._once.clear()
+
+    def _run(self, batch: Batch) -> None:
+        """Every stream of a batch, under the hooks."""
+        for stream in self._adapter.streams(self._model, batch, published=self._published):
+            self._stream = stream
+            try:
+                stream.run()
+            finally:
+                self._stream = None
 
     def _modules(self) -> Iterator[tuple[str, nn.Module, list[_Use]]]:
         """Every module that uses weights, once, and what it uses.

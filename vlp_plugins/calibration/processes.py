@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
+from vlp_plugins.calibration.tally import Tally
 from vlp_plugins.errors import DataError
 from vlp_plugins.statistics.base import Key
+
+Value = TypeVar("Value")
 
 
 def place() -> tuple[int, int]:
@@ -16,6 +20,16 @@ def place() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def turns(*, sharded: bool) -> tuple[int, int]:
+    """Of how many batches each process runs one, and which; (0, 1): it runs them all.
+
+    Args:
+        sharded: whether the parameters of the model are shared out among the processes, which then
+            run every batch together.
+    """
+    return (0, 1) if sharded else place()
 
 
 def check_same(value: str, what: str) -> None:
@@ -38,6 +52,15 @@ def check_same(value: str, what: str) -> None:
             )
 
 
+def of_first(value: Value) -> Value:
+    """The value of process 0, in all of them. Objects travel pickled."""
+    if place()[1] == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def sum_over_processes(
     sums: Mapping[Key, torch.Tensor], device: torch.device
 ) -> dict[Key, torch.Tensor]:
@@ -54,16 +77,57 @@ def sum_over_processes(
     """
     if place()[1] == 1:
         return {key: sums[key] for key in sorted(sums)}
-    met: list[dict[Key, tuple[int, ...]]] = [{}] * place()[1]
-    distributed.all_gather_object(met, {key: tuple(value.shape) for key, value in sums.items()})
-    shapes = {key: shape for found in met for key, shape in found.items()}
+    shapes = _shapes(sums)
     keys = sorted(shapes)
     if not keys:
         return {}
     parts = [sums.get(key, torch.zeros(shapes[key], dtype=torch.float64)) for key in keys]
     joined = torch.cat([part.flatten() for part in parts])
-    if distributed.get_backend() == "nccl":
-        joined = joined.to(device)
-    distributed.all_reduce(joined)
-    split = joined.cpu().split([part.numel() for part in parts])
+    joined = _all_reduce(joined, device).cpu()
+    split = joined.split([part.numel() for part in parts])
     return {key: flat.view(shapes[key]).clone() for key, flat in zip(keys, split, strict=True)}
+
+
+def sum_large(sums: dict[Key, torch.Tensor], device: torch.device) -> dict[Key, torch.Tensor]:
+    """`sum_over_processes` tensor by tensor: nothing of the model's size exists twice.
+
+    Args:
+        sums: emptied meanwhile.
+        device: see `sum_over_processes`.
+
+    Returns:
+        The sums on the CPU, in sorted order.
+    """
+    shapes = _shapes(sums)
+    found = {}
+    for key in sorted(shapes):
+        part = sums.pop(key, None)
+        if part is None:
+            part = torch.zeros(shapes[key], dtype=torch.float64)
+        found[key] = _all_reduce(part, device).cpu()
+    return found
+
+
+def sum_tally(tally: Tally, device: torch.device) -> Tally:
+    """The counts of all processes together."""
+    counts = _all_reduce(torch.tensor([*tally.batches, *tally.samples]), device).tolist()
+    return Tally((counts[0], counts[1]), (counts[2], counts[3]))
+
+
+def _shapes(sums: Mapping[Key, torch.Tensor]) -> dict[Key, tuple[int, ...]]:
+    """Of the accumulators of all processes, which may have met different sites."""
+    mine = {key: tuple(value.shape) for key, value in sums.items()}
+    if place()[1] == 1:
+        return mine
+    met: list[dict[Key, tuple[int, ...]]] = [{}] * place()[1]
+    distributed.all_gather_object(met, mine)
+    return {key: shape for found in met for key, shape in found.items()}
+
+
+def _all_reduce(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum over all processes, in place where the process group works on that device."""
+    if place()[1] == 1:
+        return values
+    values = values.to(device if distributed.get_backend() == "nccl" else "cpu")
+    distributed.all_reduce(values)
+    return values

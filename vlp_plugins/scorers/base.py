@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 
 from vlp_plugins.cuts import Cut
-from vlp_plugins.statistics.base import ActivationStatistic
+from vlp_plugins.statistics.base import Statistic
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,17 @@ class Evidence:
         name: canonical name of the weight.
         seed: seed of the run, for scorers that draw numbers.
         statistics: by statistic name the mean over samples, e.g. `input_second_moment`
-            `[in_features]`, float64, already reduced over the weight's owners.
+            `[in_features]`, float64, already reduced over the weight's owners; of the loss the
+            mean over batches, e.g. `mean_gradient` `[out * in_features]`, float32.
     """
 
     name: str
     seed: int = 0
     statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def every(self, n: int) -> Evidence:
+        """What an elementwise scorer may know about every n-th element."""
+        return replace(self, statistics={k: v[::n] for k, v in self.statistics.items()})
 
 
 class Scorer(ABC):
@@ -34,14 +39,15 @@ class Scorer(ABC):
 
     Attributes:
         name: the name it is registered under.
-        elementwise: True if the score of an element depends on that element alone; thresholds are
-            then guessed from a sample, which saves time and changes nothing else.
+        elementwise: True if the score of an element depends on that element alone, and statistics
+            that it reads have one value per element; thresholds are then guessed from a sample,
+            which saves time and changes nothing else.
         needs: the statistics that `Evidence` must hold; the data pass gathers them.
     """
 
     name: ClassVar[str]
     elementwise: ClassVar[bool] = False
-    needs: ClassVar[tuple[ActivationStatistic, ...]] = ()
+    needs: ClassVar[tuple[Statistic, ...]] = ()
 
     @abstractmethod
     def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:

@@ -49,7 +49,7 @@ class Lamp(MagnitudeRanked):
         self, weights: Mapping[str, torch.Tensor], removals: Sequence[int]
     ) -> list[dict[str, Cut]]:
         device = next(iter(weights.values())).device
-        counted = over_tensors(_Buckets, weights.values(), device)
+        counted = over_tensors(lambda name: _Buckets(weights[name]), weights, device)
         buckets = dict(zip(weights, counted, strict=True))
         return [_cuts(weights, buckets, removal) for removal in removals]
 

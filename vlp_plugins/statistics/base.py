@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -71,13 +72,47 @@ class ActivationStatistic(ABC):
         """
 
 
-def distinct(statistics: Iterable[ActivationStatistic]) -> tuple[ActivationStatistic, ...]:
+class LossStatistic(ABC):
+    """A statistic of the gradients of the pre-training loss, additive over batches.
+
+    Attributes:
+        name: see `ActivationStatistic.name`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def size(self, weight: Weight) -> int:
+        """Length of the accumulator of `weight`."""
+
+    @abstractmethod
+    def measure(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The contribution of one batch.
+
+        Args:
+            weight: detached, of the parameter's shape.
+            gradient: of the batch's loss by the weight, summed over all uses of the weight, same
+                shape, float32.
+
+        Returns:
+            `[size]`, float32 (summed in float64 by the caller); may be a view of `gradient`.
+        """
+
+
+Statistic = ActivationStatistic | LossStatistic
+_Kind = TypeVar("_Kind", bound=Statistic)
+
+LOSS_STREAM = "loss"
+"""Stream of the sites of loss statistics: one per weight, whoever uses it."""
+
+
+def distinct(statistics: Iterable[_Kind]) -> tuple[_Kind, ...]:
     """Each statistic once, by its name.
 
     Raises:
         UnsupportedError: if two of one name are not the same.
     """
-    found: dict[str, ActivationStatistic] = {}
+    found: dict[str, _Kind] = {}
     for statistic in statistics:
         known = found.setdefault(statistic.name, statistic)
         if known is not statistic and _identity(known) != _identity(statistic):
@@ -88,10 +123,10 @@ def distinct(statistics: Iterable[ActivationStatistic]) -> tuple[ActivationStati
     return tuple(found.values())
 
 
-def _identity(statistic: ActivationStatistic) -> tuple[type, dict[str, object]]:
+def _identity(statistic: Statistic) -> tuple[type, dict[str, object]]:
     return type(statistic), getattr(statistic, "__dict__", {})
 
 
-def _described(statistic: ActivationStatistic) -> str:
+def _described(statistic: Statistic) -> str:
     kind, parameters = _identity(statistic)
     return f"{kind.__name__}({', '.join(f'{k}={v!r}' for k, v in parameters.items())})"

@@ -51,7 +51,7 @@ class InputSecondMoment(ActivationStatistic):
     name = INPUT_SECOND_MOMENT
 
     def size(self, weight: Weight) -> int:
-        return weight.matrix.shape[1]
+        return weight.rows_and_columns[1]
 
     def measure(self, inputs: torch.Tensor) -> torch.Tensor:
         return sum_of_squares(inputs)

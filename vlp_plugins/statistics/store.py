@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
-from vlp_plugins.statistics.base import Key
+from vlp_plugins.statistics.base import LOSS_STREAM, Key
 from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,15 @@ class Statistics:
         sums: by statistic name and site float64 `[2, size]` on CPU; row 0 holds the batches with
             an even index, row 1 those with an odd one.
         samples: number of samples in the two halves.
-        batches: number of batches.
+        batches: number of batches that were read.
         fingerprint: hash of the batches in their order.
         structure: `WeightMap.structure` of the model.
         adapter: name of the adapter.
         published: whether the activation probe followed the published code.
         shapes: shape of every weight by canonical name, in the adapter's order.
         weights_hash: `WeightMap.content_hash` of the model; empty if nobody recorded it.
+        counted: number of batches in the two halves, without those that were skipped because they
+            hold NaN or infinity; None: all.
     """
 
     sums: dict[Key, torch.Tensor]
@@ -48,6 +51,7 @@ class Statistics:
     published: bool
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     weights_hash: str = ""
+    counted: tuple[int, int] | None = None
     _warned: bool = field(default=False, init=False, repr=False, compare=False)
 
     def mean(
@@ -58,7 +62,9 @@ class Statistics:
         owners: Literal["all", "first"] = "all",
         half: int | None = None,
     ) -> torch.Tensor:
-        """A statistic of one weight, summed over its sites and divided by the samples.
+        """A statistic of one weight, summed over its sites and divided.
+
+        Statistics of activations are divided by the samples, those of the loss by the batches.
 
         Args:
             statistic: name of the statistic.
@@ -67,7 +73,7 @@ class Statistics:
             half: 0 or 1 for the even or the odd batches; None for all.
 
         Returns:
-            `[size]`, float64.
+            `[size]`, float64; float32 of statistics of the loss, which are as large as the model.
 
         Raises:
             StatisticsError: if nothing was measured for it.
@@ -85,14 +91,21 @@ class Statistics:
                 f"the statistics hold no {statistic!r} of weight {weight!r} at {by} (they hold "
                 f"{', '.join(sorted(self.names())) or 'nothing'}); repeat the data pass"
             )
-        total = torch.stack(found).sum(0)
-        samples = sum(self.samples) if half is None else self.samples[half]
-        if not samples:
+        of_loss = sites[0].stream == LOSS_STREAM
+        counts = self._counted() if of_loss else self.samples
+        count = sum(counts) if half is None else counts[half]
+        if not count:
             raise StatisticsError(
                 f"the statistics come from {self.batches} batch(es), so half {half} is empty; "
                 "use at least 2 batches"
             )
-        return (total.sum(0) if half is None else total[half]) / samples
+        # One loss statistic has one site: nothing to stack.
+        total = found[0] if len(found) == 1 else torch.stack(found).sum(0)
+        mean = (total[0] + total[1] if half is None else total[half].clone()).div_(count)
+        return mean.float() if of_loss else mean
+
+    def _counted(self) -> tuple[int, int]:
+        return self.counted or ((self.batches + 1) // 2, self.batches // 2)
 
     def names(self) -> set[str]:
         """Names of the statistics that were gathered."""
@@ -159,6 +172,7 @@ class Statistics:
             "published": self.published,
             "shapes": [[name, list(shape)] for name, shape in self.shapes.items()],
             "weights": self.weights_hash,
+            "counted": self._counted(),
         }
         files.write(path, "statistics", files.pack_sums(self.sums), header)
 
@@ -171,10 +185,9 @@ class Statistics:
         """
         tensors, header = files.read(path, "statistics", _REMEDY)
         try:
-            even, odd = header["samples"]
             return cls(
                 sums=files.unpack_sums(tensors),
-                samples=(int(even), int(odd)),
+                samples=_pair(header["samples"]),
                 batches=int(header["batches"]),
                 fingerprint=str(header["fingerprint"]),
                 structure=str(header["structure"]),
@@ -182,11 +195,17 @@ class Statistics:
                 published=bool(header["published"]),
                 shapes={name: tuple(shape) for name, shape in header["shapes"]},
                 weights_hash=str(header.get("weights", "")),
+                counted=_pair(header["counted"]) if "counted" in header else None,
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StatisticsError(
                 f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
+
+
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    even, odd = values
+    return int(even), int(odd)
 
 
 def _first_difference(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> str:

@@ -1,0 +1,249 @@
+"""Gradients of the pre-training loss by the prunable weights, batch by batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.backward import backward, grad
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.finite import check_loss, first_nonfinite
+from vlp_plugins.calibration.loss_scale import LossScale
+from vlp_plugins.calibration.loss_state import check_whole
+from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.sharding import as_forward, at_rest, is_sharded, whole
+from vlp_plugins.weights import WeightMap
+
+logger = logging.getLogger("vlp_plugins.calibration")
+
+
+class LossProbe:
+    """Runs the adapter's losses forward and backward; nothing of the model changes for good."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        weights: WeightMap,
+        *,
+        published: bool = False,
+        autocast: torch.dtype | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Takes note; nothing is done to the model before `attached`."""
+        self._model = model
+        self._adapter = adapter
+        self._weights = weights
+        self._published = published
+        self._autocast = autocast
+        self._skip = skip_nonfinite
+        at_rest(model)
+        self._sharded = is_sharded(model.parameters())
+        self._device = next(model.parameters()).device
+        self._uses: dict[str, list[nn.Parameter]] = {}
+        self._stateful = False
+        self._found: dict[str, torch.Tensor] = {}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is shared out among processes, which then run every batch together."""
+        return self._sharded
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether batches whose loss or gradients are not finite are left out."""
+        return self._skip
+
+    @contextmanager
+    def attached(
+        self, names: Collection[str] | None = None, *, keep_state: bool = False
+    ) -> Iterator[LossProbe]:
+        """The model in evaluation mode, with gradients for some weights only.
+
+        On leaving, training flags, `requires_grad`, gradients, the random state and the adapter's
+        `loss_state` are as they were: every `with` block starts from the same state, so a second
+        pass over the same batches gives the same gradients.
+
+        Args:
+            names: canonical names of the weights to differentiate by; None: all.
+            keep_state: leave `loss_state` as the last batch left it, for a block that goes on from
+                there; the caller restores it.
+
+        Raises:
+            UnsupportedError: if the model was made in inference mode, or if its losses change
+                parameters that are sharded.
+        """
+        at_rest(self._model)
+        self._uses = self._parameters(self._weights if names is None else names)
+        training = [(module, module.training) for module in self._model.modules()]
+        wanting = [(p, p.requires_grad) for p in self._model.parameters()]
+        state = list(self._adapter.loss_state(self._model))
+        check_whole(state)
+        kept = [] if keep_state else [tensor.detach().clone() for tensor in state]
+        self._stateful = bool(state)
+        try:
+            self._model.eval()
+            # Whatever else wants a gradient would have one computed for nothing.
+            for parameter, _ in wanting:
+                parameter.requires_grad_(False)
+            for parameter in (p for uses in self._uses.values() for p in uses):
+                parameter.requires_grad_(True)
+            yield self
+        finally:
+            at_rest(self._model)
+            self._found.clear()
+            self._uses = {}
+            for module, training_flag in training:
+                module.training = training_flag
+            for parameter, flag in wanting:
+                parameter.requires_grad_(flag)
+            with torch.no_grad():
+                for tensor, before in zip(state if kept else (), kept, strict=True):
+                    tensor.copy_(before)
+
+    def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
+        """The gradients of one batch; to be called inside `attached`.
+
+        Args:
+            batch: as the adapter reads it; it is moved to the model's device.
+            index: of the batch, for error messages and to seed losses that draw random numbers.
+
+        Returns:
+            By canonical name a gradient of the weight's shape and device, float32, summed over all
+            uses, sharded as the weight is (`sharding.whole` gathers it); a weight that the loss
+            does not reach is absent. The next call empties the dictionary, so that two sets of
+            gradients never exist. None if the batch was skipped.
+
+        Raises:
+            NonFiniteError: if the loss or a gradient is NaN or infinite; names batch and layer.
+            BatchError: if the batch lacks what the loss needs.
+            UnsupportedError: if the family has no loss.
+        """
+        self._found.clear()
+        try:
+            with self._running(index), torch.enable_grad():
+                self._found.update(self._gradients(batch, index))
+        except NonFiniteError as error:
+            if not self._skip:
+                raise
+            logger.warning("skipped batch %d: %s", index, error)
+            return None
+        return self._found
+
+    def loss(self, batch: Batch, index: int) -> float:
+        """The summed losses of one batch, without gradients; to be called inside `attached`.
+
+        Advances `loss_state` as `measure` does.
+
+        Returns:
+            The loss; NaN or infinite where the model's is.
+        """
+        with self._running(index), torch.no_grad():
+            terms = self._losses(batch)
+            at_rest(self._model)
+            return float(torch.stack([term.float().reshape(()) for term in terms.values()]).sum())
+
+    def advance(self, batch: Batch, index: int = 0) -> None:
+        """Passes over a batch that another process computes; to be called inside `attached`.
+
+        Costs nothing with an adapter whose losses change nothing.
+        """
+        if not self._stateful:
+            return
+        with self._running(index), torch.no_grad():
+            batch = to_device(batch, self._device)
+            advance = self._adapter.advance
+            as_forward(self._model, lambda: advance(self._model, batch, published=self._published))
+            at_rest(self._model)
+
+    @contextmanager
+    def _running(self, index: int) -> Iterator[None]:
+        """Numbers drawn depend on the batch alone, and the caller's inference mode is left."""
+        device = self._device
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            stack.enter_context(forked)
+            torch.default_generator.manual_seed(index)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(index)
+            if self._autocast is not None:
+                stack.enter_context(torch.autocast(device.type, dtype=self._autocast))
+            yield
+
+    def _losses(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        batch = to_device(batch, self._device)
+        losses = self._adapter.losses
+        return as_forward(
+            self._model, lambda: losses(self._model, batch, published=self._published)
+        )
+
+    def _gradients(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
+        terms = self._losses(batch)
+        check_loss(terms, index, together=self._sharded)
+        total = torch.stack([term.float().reshape(()) for term in terms.values()]).sum()
+        leaves = [parameter for uses in self._uses.values() for parameter in uses]
+        if not total.requires_grad or not leaves:
+            return {}
+        half = torch.float16 in (self._autocast, leaves[0].dtype)
+        scale = LossScale() if half else None
+        # Backward belongs outside autocast: it takes the dtypes of the forward.
+        with torch.autocast(self._device.type, enabled=False):
+            while True:
+                scaled = total if scale is None else total * scale.value
+                differentiate = backward if self._sharded else grad
+                found = differentiate(scaled, leaves, retain_graph=scale is not None)
+                gradients = self._by_weight(found)
+                del found
+                bad = first_nonfinite(gradients)
+                if bad is None:
+                    break
+                if scale is None or not scale.lower():
+                    raise NonFiniteError(self._complaint(bad, gradients[bad], index))
+        if scale is not None:
+            for gradient in gradients.values():
+                gradient.div_(scale.value)
+        return gradients
+
+    def _by_weight(self, found: tuple[torch.Tensor | None, ...]) -> dict[str, torch.Tensor]:
+        """Adds up the gradients of the `Parameter`s that are one weight."""
+        gradients: dict[str, torch.Tensor] = {}
+        parts = iter(found)
+        for name, uses in self._uses.items():
+            for part in (next(parts) for _ in uses):
+                if part is None:
+                    continue
+                known = gradients.get(name)
+                gradients[name] = part.float() if known is None else known + part.float()
+        return gradients
+
+    def _parameters(self, names: Collection[str]) -> dict[str, list[nn.Parameter]]:
+        """By canonical name every `Parameter` that is the weight: a tie may be several."""
+        found = {}
+        for name in self._weights:
+            if name not in names:
+                continue
+            weight = self._weights[name]
+            paths = dict.fromkeys([*weight.aliases, *(owner.path for owner in weight.owners)])
+            uses = {id(p): p for p in map(self._model.get_parameter, paths)}
+            if any(parameter.is_inference() for parameter in uses.values()):
+                raise UnsupportedError(
+                    f"weight {name!r} was made in inference mode, in which nothing has gradients; "
+                    "load the model outside torch.inference_mode()"
+                )
+            found[name] = list(uses.values())
+        return found
+
+    def _complaint(self, name: str, gradient: torch.Tensor, index: int) -> str:
+        bad = int((~torch.isfinite(whole(gradient))).sum())
+        return (
+            f"the gradient of weight {name!r} ({self._weights[name].aliases[0]}) has {bad} NaN or "
+            f"infinite elements in batch {index}, though its loss is finite; look at that batch, "
+            "run in float32 or bfloat16, or leave such batches out with skip_nonfinite"
+        )
