@@ -109,7 +109,7 @@ class RowAllocation(Allocation):
             budget = budget_of(target, _modalities(scored))
             result: dict[str, Selection] = {}
             for name, weight in scored.weights.items():
-                rows, columns = weight.matrix.shape
+                rows, columns = weight.rows_and_columns
                 selection = RowSelection(int(budget[weight.modality] * columns), rows)
                 result[name] = selection
             check_floor(scored, result, floor)
@@ -150,7 +150,7 @@ class Pattern(Allocation):
                 )
         selections: dict[str, Selection] = {}
         for name, weight in scored.weights.items():
-            columns = weight.matrix.shape[1]
+            _, columns = weight.rows_and_columns
             if columns % self.of:
                 raise SparsityError(
                     f"pattern {self.keep} of {self.of} does not divide the {columns} inputs of "

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 import vlp_plugins
-from vlp_plugins.atomic import write_bytes
+from vlp_plugins.atomic import atomic_file
 from vlp_plugins.errors import VlpError, first_line
+from vlp_plugins.tensor_files import bytes_of_tensor, write_tensors
 
 _PACKAGES = ("vlp-plugins", "torch", "transformers", "numpy")  # they decide the values
 
@@ -59,7 +59,7 @@ def write(
     Args:
         path: the file.
         form: its kind.
-        tensors: on CPU, by name.
+        tensors: on any device, by name; copied one at a time if at all.
         header: goes beside schema, checksum, `made_by` and `versions`; the last two may be in it.
             Values that JSON lacks become text.
         overwrite: replace an existing file.
@@ -67,15 +67,10 @@ def write(
     Raises:
         OutputError: if the file exists and is not to be overwritten, or cannot be written.
     """
-    # Cloned, because two names may hold one tensor, which safetensors refuses.
-    tensors = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
     made = {"made_by": made_by(), "versions": versions(), **header}
     made |= {"schema": form.schema, "checksum": checksum(tensors)}
-    data = save(tensors, metadata={form.key: json.dumps(made, default=str)})
-    write_bytes(path, data, overwrite=overwrite)
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        write_tensors(temporary, tensors, {form.key: json.dumps(made, default=str)})
 
 
 def read(
@@ -109,13 +104,12 @@ def read(
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of CPU tensors; their order does not matter."""
+    """SHA-256 over names, dtypes, shapes and bytes of tensors; their order does not matter."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        data = tensor.contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))  # type: ignore[arg-type]
+        digest.update(bytes_of_tensor(tensor))
     return digest.hexdigest()
 
 

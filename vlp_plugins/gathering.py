@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration import calibrate
+from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.masks.overlap import Overlap
-from vlp_plugins.methods.base import Composition
-from vlp_plugins.pruning import make_masks
+from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.making import make_masks
 from vlp_plugins.resolving import (
-    Owners,
-    Variant,
-    is_published,
     resolve_adapter,
     resolve_method,
     resolve_targets,
@@ -27,6 +26,7 @@ from vlp_plugins.resolving import (
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
+from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
 
@@ -34,7 +34,7 @@ def gather(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
-    method: str | Scorer | Composition = "multiflow",
+    method: str | Scorer | Method = "multiflow",
     adapter: Adapter | str | None = None,
     variant: Variant = "default",
     limit: int | None = None,
@@ -42,6 +42,8 @@ def gather(
     checkpoint_every: int = 50,
     resume: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
+    autocast: torch.dtype | str | None = None,
+    skip_nonfinite: bool = False,
     **parameters: Any,
 ) -> Statistics:
     """Runs the data pass of a method and makes no masks; `prune` takes the result for batches.
@@ -62,6 +64,8 @@ def gather(
         checkpoint_every: batches between two writes of it.
         resume: continue from that file.
         progress: called with (batches done, batches in all or None).
+        autocast: see `prune`.
+        skip_nonfinite: see `prune`.
         **parameters: of the method.
 
     Returns:
@@ -70,7 +74,7 @@ def gather(
     Raises:
         UnsupportedError: if the method reads no data.
         DataError: if there are no batches.
-        NonFiniteError: if an activation is NaN or infinite.
+        NonFiniteError: if a loss, gradient or activation is NaN or infinite.
     """
     adapter = resolve_adapter(model, adapter)
     composition = _reading(resolve_method(method, None, [], parameters))
@@ -81,6 +85,8 @@ def gather(
         batches,
         composition.needs,
         published=is_published(variant),
+        autocast=autocast_of(autocast),
+        skip_nonfinite=skip_nonfinite,
         limit=limit,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
@@ -93,7 +99,7 @@ def split_half(
     model: nn.Module,
     statistics: Statistics,
     *,
-    method: str | Scorer | Composition = "multiflow",
+    method: str | Scorer | Method = "multiflow",
     sparsity: Target | None = None,
     adapter: Adapter | str | None = None,
     allocation: Allocation | str | None = None,
@@ -153,8 +159,9 @@ def split_half(
     return even.compare(odd)
 
 
-def _reading(method: Composition) -> Composition:
+def _reading(method: Method) -> Composition:
     """The method, if it reads data."""
+    method = composed(method)
     if not method.needs:
         raise UnsupportedError(
             f"method {method.name!r} reads no data, so there are no statistics to gather or to "

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_in_turn: ContextVar[bool] = ContextVar("in_turn", default=False)
+
+
+@contextmanager
+def in_turn(wanted: bool = True) -> Iterator[None]:
+    """Makes `over_tensors` take one tensor after the other inside the block.
+
+    For functions that talk to other processes, which all must do so in the same order.
+    """
+    token = _in_turn.set(wanted or _in_turn.get())
+    try:
+        yield
+    finally:
+        _in_turn.reset(token)
 
 
 def over_tensors(
@@ -28,11 +45,18 @@ def over_tensors(
     """
     items = list(items)
     threads = min(torch.get_num_threads(), len(items))
-    if device.type != "cpu" or threads < 2:
+    if device.type != "cpu" or threads < 2 or _in_turn.get():
         return [function(item) for item in items]
     before = torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()
+
+    def as_caller(item: Item) -> Result:
+        # A new thread is outside it, where nobody may write to tensors that were made inside.
+        with torch.inference_mode(inference):
+            return function(item)
+
     try:
         with ThreadPoolExecutor(threads, "vlp", torch.set_num_threads, (1,)) as pool:
-            return list(pool.map(function, items))
+            return list(pool.map(as_caller, items))
     finally:
         torch.set_num_threads(before)  # what the next new thread inherits

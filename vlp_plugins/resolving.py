@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.allocation import Allocation, ModalityAllocation, Pattern, allocation_by_name
-from vlp_plugins.errors import SparsityError, UnsupportedError, suggest
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.errors import SparsityError, UnsupportedError
+from vlp_plugins.methods.base import Composition, Method
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.targets import Target, target_of
-
-Variant = Literal["default", "published"]
-Owners = Literal["all", "first"]
 
 
 def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
@@ -39,12 +36,12 @@ def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
 
 
 def resolve_method(
-    method: str | Scorer | Composition,
+    method: str | Scorer | Method,
     allocation: Allocation | str | None,
     targets: Iterable[Target],
     parameters: Mapping[str, Any],
-) -> Composition:
-    """The composition meant by a name, a scorer (with global allocation) or a composition.
+) -> Method:
+    """The method meant by a name, a scorer (with global allocation) or a method itself.
 
     Budgets per modality need an allocation that has them: without an explicit one, a method whose
     own takes none becomes modality-wise.
@@ -54,17 +51,19 @@ def resolve_method(
         SparsityError: for an unknown allocation.
     """
     if isinstance(method, str):
-        composition = registry().method(method, **parameters)
+        composition: Method = registry().method(method, **parameters)
     elif parameters:
         raise UnsupportedError(
             f"{', '.join(parameters)}: parameters go to the method itself, not beside it"
         )
     elif isinstance(method, Scorer):
         composition = Composition(type(method).name, method)
-    elif isinstance(method, Composition):
+    elif isinstance(method, Method):
         composition = method
     else:
-        raise UnsupportedError(f"{method!r} is no method; give a name, a Scorer or a Composition")
+        raise UnsupportedError(
+            f"{method!r} is no method; give a name, a Scorer, a Composition or a Procedure"
+        )
     if isinstance(allocation, str):
         allocation = allocation_by_name(allocation)
     budgets = any(isinstance(target, Mapping) for target in targets)
@@ -100,29 +99,3 @@ def with_pattern(targets: list[Target], allocation: Allocation) -> list[Target]:
     if isinstance(allocation, Pattern):
         return [allocation.sparsity]
     raise SparsityError("no sparsity given; give for instance 0.75")
-
-
-def is_published(variant: str) -> bool:
-    """True for `published`, False for `default`.
-
-    Raises:
-        UnsupportedError: for anything else.
-    """
-    return _one_of(variant, "variant", ("default", "published")) == "published"
-
-
-def resolve_owners(owners: str | None, *, published: bool) -> Owners:
-    """`all` or `first`; None: `all`, or `first` in the published variant.
-
-    Raises:
-        UnsupportedError: for anything else.
-    """
-    if owners is None:
-        return "first" if published else "all"
-    return "all" if _one_of(owners, "owners", ("all", "first")) == "all" else "first"
-
-
-def _one_of(value: str, what: str, known: tuple[str, str]) -> str:
-    if value not in known:
-        raise UnsupportedError(f"{what} {value!r} is unknown{suggest(str(value), list(known))}")
-    return value

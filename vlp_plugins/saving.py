@@ -13,6 +13,7 @@ from torch import nn
 
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.sharding import here
 from vlp_plugins.weights import WeightMap
 
 _COMPANIONS = (
@@ -72,12 +73,12 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
 def restored(weights: WeightMap) -> Iterator[None]:
     """Gives prunable weights back the values that they had before the block.
 
-    A copy of them is kept on the CPU meanwhile.
+    A copy of them is kept on the CPU meanwhile; of sharded ones the part of this process.
     """
-    dense = {name: weight.parameter.detach().cpu().clone() for name, weight in weights.items()}
+    dense = {name: here(weight.parameter).cpu().clone() for name, weight in weights.items()}
     try:
         yield
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.parameter.copy_(dense[name])
+                here(weight.parameter).copy_(dense[name])

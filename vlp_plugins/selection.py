@@ -13,6 +13,7 @@ from vlp_plugins.cuts import Cut, ScoreSource
 from vlp_plugins.errors import NonFiniteError
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked, Scorer
 from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.sharding import OnDemand
 from vlp_plugins.thresholds import find_cuts
 from vlp_plugins.weights import Weight
 
@@ -65,7 +66,8 @@ class Scored:
         weight = self.weights[name]
 
         def every(n: int) -> torch.Tensor:
-            return self.scorer.score(weight.matrix.flatten()[None, ::n], self.evidence[name])
+            evidence = self.evidence[name].every(n)
+            return self.scorer.score(weight.matrix.flatten()[None, ::n], evidence)
 
         return Sampled(weight.numel, every)
 
@@ -82,7 +84,7 @@ class Scored:
     def cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
         """Cuts of the `ranking()` scores that remove exactly so many elements in all."""
         if isinstance(self.scorer, MagnitudeRanked) and not self.published:
-            matrices = {name: weight.matrix for name, weight in self.weights.items()}
+            matrices = OnDemand(self.weights, lambda name: self.weights[name].matrix)
             return self.scorer.global_cuts(matrices, removals)
         sources = {name: self.source(name) for name in self.weights}
         samples = {name: self._sampled(name) for name in self.weights}

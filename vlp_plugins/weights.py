@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, WeightSpec
 from vlp_plugins.errors import NonFiniteError, TieError, UnsupportedError
+from vlp_plugins.sharding import at_rest, is_sharded, whole
 
 _SAMPLE = 4096  # words
 
@@ -52,8 +54,16 @@ class Weight:
 
     @property
     def matrix(self) -> torch.Tensor:
-        """The detached weight as `[out, in]`; a convolution is flattened to `[out, in*kh*kw]`."""
-        return self.parameter.detach().flatten(1)
+        """The detached weight as `[out, in]`; a convolution is flattened to `[out, in*kh*kw]`.
+
+        A weight that is sharded among processes is gathered anew every time (a collective).
+        """
+        return whole(self.parameter).flatten(1)
+
+    @property
+    def rows_and_columns(self) -> tuple[int, int]:
+        """Shape of `matrix`."""
+        return self.shape[0], math.prod(self.shape[1:])
 
 
 class WeightMap(Mapping[str, Weight]):
@@ -73,13 +83,15 @@ class WeightMap(Mapping[str, Weight]):
     def of(cls, model: nn.Module, adapter: Adapter) -> WeightMap:
         """Resolves what the adapter declares.
 
-        Two declarations that turn out to be one tensor become one weight under the first name.
+        Two declarations that turn out to be one tensor become one weight under the first name. A
+        model under `fully_shard` is brought into its sharded state first.
 
         Raises:
             TieError: if weights overlap in memory without being equal, or if one declaration
                 names parameters that are no longer tied.
             UnsupportedError: if nothing is prunable or a path does not exist.
         """
+        at_rest(model)
         paths = _aliases(model)
         by_memory: dict[tuple[object, ...], str] = {}
         found: dict[str, Weight] = {}
@@ -127,6 +139,11 @@ class WeightMap(Mapping[str, Weight]):
         return groups
 
     @property
+    def sharded(self) -> bool:
+        """Whether a weight is shared out among processes."""
+        return is_sharded(weight.parameter for weight in self.values())
+
+    @property
     def structure(self) -> str:
         """Hash of canonical names and shapes: masks fit models of equal structure."""
         return structure_of({name: weight.shape for name, weight in self.items()})
@@ -141,7 +158,7 @@ class WeightMap(Mapping[str, Weight]):
         digest = hashlib.sha256()
         for weight in self.values():
             digest.update(f"{weight.name}|{weight.parameter.dtype}|{weight.shape}|".encode())
-            values = weight.parameter.detach().reshape(-1)
+            values = whole(weight.parameter).reshape(-1)
             sample = values[:: max(1, len(values) // _SAMPLE)].contiguous()
             digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -189,7 +206,8 @@ def _resolve(model: nn.Module, spec: WeightSpec) -> nn.Parameter:
 
 def _memory_key(tensor: torch.Tensor) -> tuple[object, ...]:
     """Equal for tensors that are one view of one storage."""
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+    # Of a sharded tensor a process may hold nothing; ties of sharded tensors are one object.
+    if tensor.numel() == 0 or tensor.device.type == "meta" or is_sharded((tensor,)):
         return (id(tensor),)
     pointer = tensor.untyped_storage().data_ptr()
     return (pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.device)
@@ -206,7 +224,7 @@ def _reject_overlaps(weights: Mapping[str, Weight]) -> None:
     spans = []
     for weight in weights.values():
         tensor = weight.parameter
-        if tensor.device.type == "meta":
+        if tensor.device.type == "meta" or is_sharded((tensor,)):
             continue
         start = tensor.data_ptr()
         extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1

@@ -36,6 +36,8 @@ def show(file: Path) -> None:
     click.echo(f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}")
     if m.note:
         click.echo(m.note)
+    if found.new_values is not None:
+        click.echo(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
     counts = found.counts()
     print_table(
         "",
@@ -51,9 +53,16 @@ def show(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("model")
 @new_file()
+@click.option(
+    "--keep-weights", is_flag=True, help="Zero what is removed, but write no new weights."
+)
 @model_options
-def apply(file: Path, model: str, target: Path, **loading: Any) -> None:
-    """Applies a mask FILE to MODEL (any of its structure) and saves the pruned model."""
+def apply(file: Path, model: str, target: Path, keep_weights: bool, **loading: Any) -> None:
+    """Applies a mask FILE to MODEL (any of its structure) and saves the pruned model.
+
+    Masks of methods that change what they keep, such as CHITA, bring new weights, which are
+    written, too.
+    """
     from vlp_plugins.atomic import check_new_folder
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks import Masks
@@ -62,9 +71,11 @@ def apply(file: Path, model: str, target: Path, **loading: Any) -> None:
     check_new_folder(target)
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
-    found.apply(loaded, adapter if loading["adapter"] else None)
+    found.apply(loaded, adapter if loading["adapter"] else None, values=not keep_weights)
     save_model(loaded, target, source=model)
     click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
+    if found.new_values is not None:
+        click.echo(f"the others were {'left as they are' if keep_weights else 'written anew'}")
 
 
 @masks.command()
@@ -96,16 +107,22 @@ def verify(file: Path, model: str, **loading: Any) -> None:
 def diff(one: Path, other: Path) -> None:
     """How alike two mask files are, per modality."""
     from vlp_plugins.masks import Masks
+    from vlp_plugins.masks.distance import distances
 
-    overlaps = Masks.load(one).compare(Masks.load(other))
-    print_table(
-        "",
-        ["modality", "elements", "differing", "agreement", "kept by both / by either"],
-        [
-            [name, f"{o.total:,}", f"{o.differing:,}", f"{o.agreement:.4%}", f"{o.iou:.4f}"]
-            for name, o in overlaps.items()
-        ],
-    )
+    first, second = Masks.load(one), Masks.load(other)
+    header = ["modality", "elements", "differing", "agreement", "kept by both / by either"]
+    rows = {
+        name: [name, f"{o.total:,}", f"{o.differing:,}", f"{o.agreement:.4%}", f"{o.iou:.4f}"]
+        for name, o in first.compare(second).items()
+    }
+    valued = [path for path, each in ((one, first), (other, second)) if each.new_values is not None]
+    if len(valued) == 2:
+        header.append("new weights apart")  # where both keep an element
+        for name, distance in distances(first, second).items():
+            rows[name].append(f"{distance:.4%}")
+    print_table("", header, list(rows.values()))
+    if len(valued) == 1:
+        click.echo(f"only {valued[0]} brings new weights of what it keeps")
 
 
 @masks.command()
@@ -115,8 +132,11 @@ def invert(file: Path, target: Path) -> None:
     """Keeps what FILE removes: a sanity check of a method."""
     from vlp_plugins.masks import Masks
 
-    inverted = Masks.load(file).invert()
+    found = Masks.load(file)
+    inverted = found.invert()
     inverted.save(target)
+    if found.new_values is not None:
+        click.echo(f"left out: {_new_weights(found)}", err=True)
     click.echo(f"{target}: sparsity {inverted.sparsity:.4%}")
 
 
@@ -157,6 +177,18 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     loaded, adapter = load_model(model, **loading)
     export_published(found, target, WeightMap.of(loaded, adapter), adapter)
     click.echo(f"{target}: {len(found)} masks, sparsity {found.sparsity:.4%}")
+    if found.new_values is not None:
+        click.echo(
+            f"warning: left out {_new_weights(found)}: published files hold masks alone, under "
+            "which the dense weights are another model; `vlp masks apply` writes a whole one",
+            err=True,
+        )
+
+
+def _new_weights(found: Masks) -> str:
+    from vlp_plugins.bytes import text_of
+
+    return f"{text_of(found.values_bytes)} of new weights, for the {found.kept:,} kept elements"
 
 
 def _as_made(found: Masks, loading: dict[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def recipe_options(command: Command) -> Command:
         click.option("--batches", **whole, help="Calibration batches; all if left out."),
         click.option("--batch-size", **whole, help="Pairs in a batch; 32 if left out."),
         click.option("--parameter", multiple=True, help="name=value, of the method; several."),
+        click.option("--lambda", **text, help="Ridge penalty of CHITA and CHITA++, or auto."),
         click.option("--allocation", **text, help="global, modality, layer, row, keep=2,of=4."),
         click.option("--floor", default=None, type=float, help="Least fraction each layer keeps."),
         click.option(
@@ -107,6 +108,19 @@ def recipe_options(command: Command) -> Command:
         click.option("--device", **text, help="cpu, cuda, ...; a GPU if there is one."),
         click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
         click.option("--checkpoint-every", **whole, help="Batches between two; 50 if left out."),
+        click.option("--memory-budget", **text, help="Of gradients of many batches, as in 8GiB."),
+        click.option(
+            "--autocast", default=None, type=click.Choice(["bfloat16", "float16"]),
+            help="Precision of the loss, whose gradients stay in float32.",
+        ),
+        click.option(
+            "--skip-nonfinite", is_flag=True, default=None,
+            help="Leave out batches whose loss or gradients are NaN or infinite.",
+        ),
+        click.option(
+            "--keep-statistics", is_flag=True, default=None,
+            help="Write statistics of more than 1 GB, too.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -120,8 +134,20 @@ def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
         RecipeError: if the file or an option is wrong.
         SparsityError: if a sparsity is.
     """
-    from vlp_plugins.recipes import Recipe, load_recipe, parameter_of, sparsity_of, with_options
+    from vlp_plugins.recipes import (
+        Recipe,
+        amount_of,
+        load_recipe,
+        parameter_of,
+        penalty_of,
+        sparsity_of,
+        with_options,
+    )
 
     options["sparsity"] = tuple(map(sparsity_of, options["sparsity"])) or None
     options["parameter"] = dict(map(parameter_of, options["parameter"])) or None
+    if options["lambda"] is not None:
+        options["lambda"] = penalty_of(options["lambda"], "--lambda")
+    if options["memory_budget"] is not None:
+        options["memory_budget"] = amount_of(options["memory_budget"], "--memory-budget")
     return with_options(load_recipe(recipe) if recipe else Recipe(), **options)

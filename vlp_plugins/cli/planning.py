@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
-from vlp_plugins.cli.tables import print_masks, print_table
+from vlp_plugins.cli.tables import print_counts, print_table
+
+if TYPE_CHECKING:
+    from vlp_plugins.job import Prepared
+    from vlp_plugins.plan import Plan
 
 
 @click.command(cls=ManyValues)
@@ -18,22 +22,16 @@ def plan(**options: Any) -> None:
     Takes what `vlp prune` takes; the data is not touched, and nothing is written.
     """
     from vlp_plugins.inspection import groups_of
-    from vlp_plugins.job import prepare, title_of
+    from vlp_plugins.job import prepare
     from vlp_plugins.plan import plan_run
 
     recipe = read_recipe(**options)
     job = prepare(recipe)
-    reads_data = bool(job.method.needs) and recipe.statistics is None
+    reads_data = job.method.reads_data and recipe.statistics is None
     planned = plan_run(
-        job.model,
-        job.adapter,
-        job.method,
-        job.targets,
-        processor=job.processor() if job.method.needs else None,
+        job,
+        processor=job.processor() if job.method.reads_data else None,
         batch_size=recipe.data.batch_size if reads_data else 1,
-        floor=recipe.floor,
-        published=job.published,
-        save_model=recipe.save_model,
     )
     click.echo(f"{recipe.method} on {recipe.model}: {job.weights.numel:,} prunable weights")
     print_table(
@@ -41,25 +39,72 @@ def plan(**options: Any) -> None:
         ["modality", "layers", "weights", "elements"],
         [[g.modality, g.layers, g.tensors, f"{g.elements:,}"] for g in groups_of(job.weights)],
     )
+    _print_counts(job, planned)
+    _print_memory(job, planned)
+    click.secho("\nData", bold=True)
+    click.echo(f"passes over the data: {planned.passes if reads_data else 0}")
+    if reads_data:
+        _print_time(job, planned)
+    if planned.cost is not None and planned.cost.notes:
+        click.secho("\nHow", bold=True)
+        for note in planned.cost.notes:
+            click.echo(note)
+
+
+def _print_counts(job: Prepared, planned: Plan) -> None:
+    from vlp_plugins.job import title_of
+
     click.secho("\nCounts", bold=True)
-    print_masks({title_of(t): m for t, m in zip(job.targets, planned.masks, strict=True)})
+    print_counts({title_of(t): c for t, c in zip(job.targets, planned.counts, strict=True)})
+    if all(len(counts) == 1 for counts in planned.counts):
+        click.echo("how modalities and layers share it depends on the data: known after the run")
+    if job.published and planned.cost is not None:
+        click.echo("the published variant may remove a few elements more or fewer")
+
+
+def _print_memory(job: Prepared, planned: Plan) -> None:
+    from vlp_plugins.job.facts import LARGE_STATISTICS
+
+    cost = planned.cost
     rows = {
         "model": planned.model_bytes,
-        "statistics": planned.statistics_bytes,
+        "statistics": planned.statistics_bytes if cost is None else None,
+        "gradients, solvers, copies": None if cost is None else cost.ram_bytes,
         "masks": planned.masks_bytes,
         "peak of the process": planned.peak_bytes,
         "peak of the GPU": planned.device_peak_bytes,
+        "files on the disk meanwhile": None if cost is None else cost.disk_bytes,
     }
     print_table(
         "Memory",
         ["what", "GB"],
         [[name, f"{size / 1e9:.3f}"] for name, size in rows.items() if size is not None],
     )
-    click.secho("\nData", bold=True)
-    click.echo(f"passes over the data: {planned.passes if reads_data else 0}")
-    if reads_data and planned.seconds_per_batch is not None:
-        size, total = recipe.data.batch_size, recipe.data.batches
-        click.echo(f"a batch of {size}: about {planned.seconds_per_batch:.2f} s")
+    if planned.statistics_bytes > LARGE_STATISTICS and not job.recipe.keep_statistics:
+        click.echo("the statistics are not written: --keep-statistics writes them")
+
+
+def _print_time(job: Prepared, planned: Plan) -> None:
+    each, cost = planned.seconds_per_batch, planned.cost
+    if each is None:
+        click.echo("a batch: nobody can say how long without running the method")
+        return
+    size, total = job.recipe.data.batch_size, job.recipe.data.batches
+    if cost is None:
+        click.echo(f"a batch of {size}: about {each:.2f} s")
         if total:
-            minutes = total * planned.seconds_per_batch / 60
-            click.echo(f"{total:,} batches: about {minutes:.1f} min")
+            click.echo(f"{total:,} batches: about {_duration(total * each)}")
+        return
+    click.echo(f"a batch of {size}, forward and backward: about {each:.2f} s")
+    click.echo(
+        f"{cost.gradient_batches:,} of them in all: about "
+        f"{_duration(cost.gradient_batches * each)}, and {_duration(cost.seconds)} beside; "
+        f"together about {_duration(planned.seconds or 0)}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """`4.2 s`, `12.5 min` or `3.1 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 
 from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
 from vlp_plugins.cli.program import INTERRUPTED
+from vlp_plugins.cli.quiet import steps_shown
 from vlp_plugins.cli.tables import print_masks
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Progress = Callable[[int, int | None], None]
 
 @click.command(cls=ManyValues)
 @recipe_options
-@click.option("--resume", is_flag=True, help="Continue an interrupted data pass.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 def prune(resume: bool, **options: Any) -> None:
     """Prunes as RECIPE and options say: masks, layers.csv and report.html in --out.
 
@@ -36,7 +37,11 @@ def prune(resume: bool, **options: Any) -> None:
     recipe = read_recipe(**options)
     with process_group():
         speaks = place()[0] == 0
-        with _interruption(recipe, speaks=speaks), data_progress(shown=speaks) as progress:
+        with (
+            _interruption(recipe, speaks=speaks),
+            data_progress(shown=speaks) as progress,
+            steps_shown() if speaks else nullcontext(),
+        ):
             result = run(recipe, progress=progress, resume=resume)
     if not speaks:
         return
@@ -62,10 +67,10 @@ def _interruption(recipe: Recipe, *, speaks: bool) -> Iterator[None]:
 
 def _how_to_go_on(recipe: Recipe) -> str:
     from vlp_plugins.calibration.processes import place
-    from vlp_plugins.job import checkpoints
+    from vlp_plugins.job import leftovers
     from vlp_plugins.recipes import command_of
 
-    if not recipe.out or not checkpoints(Path(recipe.out)):
+    if not recipe.out or not leftovers(Path(recipe.out)):
         return "interrupted; nothing was written"
     command = f"{command_of(recipe)} --resume"
     if (world := place()[1]) > 1:  # a checkpoint is of as many processes as wrote it

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -39,6 +41,28 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
         click.echo(f"{record.levelname.lower()}: {text}", err=True)
+
+
+class _Steps(logging.Handler):
+    """What methods tell of their rounds and choices, as they tell it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:  # the others are shown as warnings
+            click.echo(record.getMessage(), err=True)
+
+
+@contextmanager
+def steps_shown() -> Iterator[None]:
+    """Shows what the method tells meanwhile: rounds, and the curve that it chose lambda from."""
+    logger = logging.getLogger("vlp_plugins.methods")
+    level, handler = logger.level, _Steps(logging.INFO)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def show_log() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vlp_plugins.masks import Masks
+    from vlp_plugins.masks import Count, Masks
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -28,10 +28,15 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
 
 def print_masks(masks: Mapping[str, Masks]) -> None:
     """Sparsity and kept elements per modality, one row per mask set and modality."""
+    counts = {title: each.counts() for title, each in masks.items()}
+    print_counts({title: {**c.by_modality, "all": c.all} for title, c in counts.items()})
+
+
+def print_counts(counts: Mapping[str, Mapping[str, Count]]) -> None:
+    """Sparsity and kept elements, one row per title and group."""
     rows = []
-    for title, each in masks.items():
-        counts = each.counts()
-        for name, count in [*counts.by_modality.items(), ("all", counts.all)]:
+    for title, groups in counts.items():
+        for name, count in groups.items():
             removed, kept = f"{count.removed:,}", f"{count.kept:,}"
             rows.append([title, name, f"{count.sparsity:.4%}", removed, kept])
     print_table("", ["target", "modality", "sparsity", "removed", "kept"], rows)

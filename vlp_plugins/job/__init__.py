@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from vlp_plugins.job.prepared import Prepared, prepare, title_of
-from vlp_plugins.job.running import Result, checkpoints, run
+from vlp_plugins.job.running import Result, leftovers, run
 
-__all__ = ["Prepared", "Result", "checkpoints", "prepare", "run", "title_of"]
+__all__ = ["Prepared", "Result", "leftovers", "prepare", "run", "title_of"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.job.prepared import Prepared
@@ -14,6 +15,11 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes
 from vlp_plugins.report.page import Table
 from vlp_plugins.statistics.store import Statistics
+
+LARGE_STATISTICS = 10**9
+"""Bytes beyond which statistics are written on request only."""
+_ENOUGH = "Was that enough data?"
+_OVERLAPS = ("sparsity", "modality", "equal elements", "kept by both / by either")
 
 
 class StopWatch:
@@ -42,19 +48,22 @@ def memory_facts(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def data_facts(statistics: Statistics | None, source: CaptionSource | None) -> dict[str, str]:
+def data_facts(masks: Masks, source: CaptionSource | None) -> dict[str, str]:
     """What was read.
 
     Args:
-        statistics: None for a method without data.
-        source: where the pairs came from; None if the statistics come from a file.
+        masks: one of the sets that the run made; its manifest says what it read.
+        source: where the pairs came from; None if they were read in an earlier run.
     """
-    if statistics is None:
+    read = masks.manifest.calibration
+    if read is None:
         return {"calibration data": "none needed"}
+    if not {"samples", "batches", "fingerprint"} <= read.keys():  # of an outsider's method
+        return {"calibration data": ", ".join(f"{name} {value}" for name, value in read.items())}
     facts = {
-        "calibration data": f"{sum(statistics.samples):,} samples in {statistics.batches:,} batches"
+        "calibration data": f"{read['samples']:,} samples in {read['batches']:,} batches"
         + ("" if source is not None else ", read in an earlier run"),
-        "fingerprint of the data": statistics.fingerprint,
+        "fingerprint of the data": str(read["fingerprint"]),
     }
     if source is not None:
         facts["images that could not be used"] = f"{source.skipped:,} of {source.seen:,}"
@@ -63,15 +72,42 @@ def data_facts(statistics: Statistics | None, source: CaptionSource | None) -> d
     return facts
 
 
+def size_facts(
+    job: Prepared, statistics: Statistics | None, masks: Mapping[str, Masks]
+) -> dict[str, str]:
+    """What is large: statistics that are not written, and new weights that are."""
+    facts = {}
+    if statistics is not None and not keeps_statistics(job, statistics):
+        size = text_of(bytes_of_statistics(statistics))
+        facts["statistics"] = f"{size}, not written (--keep-statistics writes them)"
+    sizes = {title: each.values_bytes for title, each in masks.items() if each.values_bytes}
+    if sizes:
+        listed = ", ".join(f"{text_of(size)} at {title}" for title, size in sizes.items())
+        facts["new weights in the mask files"] = listed
+    return facts
+
+
+def keeps_statistics(job: Prepared, statistics: Statistics) -> bool:
+    """Whether statistics are written: those of gradients are as large as the model itself."""
+    return job.recipe.keep_statistics or bytes_of_statistics(statistics) <= LARGE_STATISTICS
+
+
+def bytes_of_statistics(statistics: Statistics) -> int:
+    """Bytes that they take, in memory and in a file."""
+    return sum(sums.numel() * sums.element_size() for sums in statistics.sums.values())
+
+
 def agreement(
     job: Prepared, statistics: Statistics | None, masks: Mapping[str, Masks]
 ) -> list[Table]:
     """How alike the masks from either half of the batches are: was that enough data?
 
-    No table for a method without data.
+    No table for a method without data, and one that says why for a procedure.
     """
-    if statistics is None:
+    if not job.method.reads_data:
         return []
+    if statistics is None:
+        return [Table(_ENOUGH, _OVERLAPS, [], _no_halves(job.method.name))]
     rows = []
     if min(statistics.samples) > 0:
         halves = [job.masks(statistics, half=half) for half in (0, 1)]
@@ -86,5 +122,12 @@ def agreement(
         if rows
         else "There was a single batch, so there are no two halves to compare. Give more batches."
     )
-    header = ["sparsity", "modality", "equal elements", "kept by both / by either"]
-    return [Table("Was that enough data?", header, rows, note)]
+    return [Table(_ENOUGH, _OVERLAPS, rows, note)]
+
+
+def _no_halves(method: str) -> str:
+    return (
+        f"{method} runs the model as it goes: there are no statistics of either half of the data "
+        "that two mask sets could be made from. To see what other data would change, run it again "
+        "with another --shuffle-seed and compare the masks by `vlp masks diff`."
+    )

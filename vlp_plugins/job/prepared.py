@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.bytes import bytes_of
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.errors import RecipeError, SparsityError
+from vlp_plugins.devices import autocast_of
+from vlp_plugins.errors import RecipeError, SparsityError, StatisticsError
 from vlp_plugins.job.images_only import ImagesOnly, takes_no_text
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition
-from vlp_plugins.pruning import make_masks
+from vlp_plugins.methods.base import Composition, Context, Method, Procedure, composed
+from vlp_plugins.methods.making import make_masks
 from vlp_plugins.recipes import Recipe, need
 from vlp_plugins.resolving import (
-    is_published,
     resolve_method,
     resolve_targets,
     with_pattern,
@@ -29,6 +31,7 @@ from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
+from vlp_plugins.variants import is_published
 from vlp_plugins.weights import WeightMap
 
 
@@ -39,9 +42,14 @@ class Prepared:
     recipe: Recipe
     model: nn.Module
     adapter: Adapter
-    method: Composition
+    method: Method
     targets: Sequence[Target]
     weights: WeightMap
+
+    @property
+    def is_composition(self) -> bool:
+        """Whether masks are made from statistics of one pass over the data."""
+        return isinstance(self.method, Composition)
 
     @property
     def published(self) -> bool:
@@ -71,7 +79,8 @@ class Prepared:
         if data.source is None:
             raise RecipeError(
                 f"method {self.method.name!r} reads calibration data: give --data FOLDER (images "
-                "with metadata.jsonl), or --statistics FILE of an earlier run"
+                "with metadata.jsonl)"
+                + (", or --statistics FILE of an earlier run" if self.is_composition else "")
             )
         processor = self.processor()
         source = open_source(
@@ -90,11 +99,40 @@ class Prepared:
             shuffle_seed=data.seed,
         )
 
+    def context(
+        self,
+        batches: Iterable[Batch] = (),
+        *,
+        workplace: Path | None = None,
+        resume: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> Context:
+        """What a procedure works with; without batches for `Procedure.cost` only."""
+        recipe = self.recipe
+        return Context(
+            self.model,
+            self.adapter,
+            self.weights,
+            batches=batches,
+            targets=self.targets,
+            published=self.published,
+            owners=recipe.owners,  # type: ignore[arg-type]
+            floor=recipe.floor,
+            seed=recipe.seed,
+            limit=recipe.data.batches,
+            autocast=autocast_of(recipe.autocast),
+            skip_nonfinite=recipe.skip_nonfinite,
+            memory_budget=None if recipe.memory_budget is None else bytes_of(recipe.memory_budget),
+            workplace=workplace,
+            resume=resume,
+            progress=progress,
+        )
+
     def masks(self, statistics: Statistics | None, *, half: int | None = None) -> list[Masks]:
-        """Masks for every target; `half` uses every other batch only."""
+        """Masks of a composition for every target; `half` uses every other batch only."""
         return make_masks(
             self.weights,
-            self.method,
+            composed(self.method),
             self.targets,
             statistics,
             floor=self.recipe.floor,
@@ -116,6 +154,11 @@ def prepare(recipe: Recipe) -> Prepared:
     method = resolve_method(recipe.method, recipe.allocation, targets, recipe.parameters)
     targets = with_pattern(targets, method.allocation)
     _check_targets(targets, recipe.floor)
+    if isinstance(method, Procedure) and recipe.statistics is not None:
+        raise StatisticsError(
+            f"method {method.name!r} runs the model as it goes and cannot use statistics of an "
+            "earlier pass; leave --statistics out and give --data"
+        )
     model, adapter = load_model(
         str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
     )
@@ -134,7 +177,7 @@ def title_of(target: Target) -> str:
 
 
 def _try_allocation(
-    method: Composition, targets: Sequence[Target], weights: WeightMap, floor: float
+    method: Method, targets: Sequence[Target], weights: WeightMap, floor: float
 ) -> None:
     """Shares out by magnitude: what cannot be met shows here, not after hours of reading data."""
     evidence = {name: Evidence(name) for name in weights}

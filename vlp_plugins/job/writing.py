@@ -14,7 +14,7 @@ import vlp_plugins
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.inspection import inspect_model
-from vlp_plugins.job.facts import StopWatch
+from vlp_plugins.job.facts import StopWatch, keeps_statistics
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks import Masks
 from vlp_plugins.recipes import Recipe, command_of
@@ -41,7 +41,7 @@ def write_results(
         job: what was run.
         out: the folder, new or empty.
         masks: by title.
-        statistics: None for a method without data.
+        statistics: None for a method that gathers none.
         tables: for the report.
         watch: gets the lap of writing.
         facts: what the report shows at its end.
@@ -55,7 +55,7 @@ def write_results(
             each.save(folder / f"masks-{title}.safetensors")
         (folder / "layers.csv").write_text(to_csv(rows, list(masks)), encoding="utf-8")
         (folder / "recipe.yaml").write_text(recipe_text(job.recipe), encoding="utf-8")
-        if statistics is not None:
+        if statistics is not None and keeps_statistics(job, statistics):
             statistics.save(folder / "statistics.safetensors")
         if job.recipe.save_model:
             _write_models(job, folder, masks)

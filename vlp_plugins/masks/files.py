@@ -1,7 +1,8 @@
 """Mask files: one safetensors file per mask set; `vlp_plugins.artifacts` says how it is built.
 
 Every weight is a uint8 tensor under its canonical name, one bit per element in row-major order,
-the most significant bit first. The header is the manifest.
+the most significant bit first. The header is the manifest. New values of the kept elements, if
+there are any, are float32 tensors under `values:` and the name; such files have format 2.
 """
 
 from __future__ import annotations
@@ -17,44 +18,83 @@ from vlp_plugins import artifacts
 from vlp_plugins.atomic import check_new
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.bits import count_ones, flaw
-from vlp_plugins.masks.manifest import SCHEMA, Manifest
+from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Manifest
+from vlp_plugins.masks.new_values import check_values
 
-FORMAT = artifacts.Format("mask", "vlp_masks", SCHEMA, MaskError, "make or copy it again")
+FORMAT = artifacts.Format(
+    "mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again"
+)
+_VALUES = "values:"
 
 
 def write(
     path: str | os.PathLike[str],
     packed: Mapping[str, torch.Tensor],
     manifest: Manifest,
+    values: Mapping[str, torch.Tensor] | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes packed masks and their manifest, whole or not at all.
+    """Writes packed masks, their manifest and new values, whole or not at all.
 
     Raises:
         OutputError: if the file exists and is not to be overwritten, or cannot be written.
     """
     check_new(path, overwrite=overwrite)
-    artifacts.write(path, FORMAT, packed, asdict(manifest), overwrite=overwrite)
+    # Files without new values stay readable by versions that know none.
+    form = replace(FORMAT, schema=SCHEMA if values is None else SCHEMA_WITH_VALUES)
+    named = {f"{_VALUES}{name}": tensor for name, tensor in (values or {}).items()}
+    artifacts.write(path, form, {**packed, **named}, asdict(manifest), overwrite=overwrite)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], Manifest]:
-    """Reads what `write` wrote and checks that bits and manifest agree.
+def read(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, torch.Tensor], Manifest, dict[str, torch.Tensor] | None]:
+    """Reads what `write` wrote and checks that bits, manifest and values agree.
 
     Returns:
-        uint8 1-D bits by canonical name, and the manifest.
+        uint8 1-D bits by canonical name, the manifest, and the new values if there are any.
 
     Raises:
         MaskError: if the file is missing, damaged, foreign or of a newer version.
     """
     form = replace(FORMAT, remedy=f"{FORMAT.remedy}{_hint(Path(path))}")
-    packed, header = artifacts.read(path, form)
+    tensors, header = artifacts.read(path, form)
     try:
         manifest = Manifest.from_header(header)
+        packed, values = _parted(tensors, manifest)
         _check(packed, manifest)
+        if values is not None:
+            _check_values(values, manifest)
     except MaskError as error:
         raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
-    return packed, manifest
+    return packed, manifest, values
+
+
+def _parted(
+    tensors: Mapping[str, torch.Tensor], manifest: Manifest
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+    """Bits and new values by canonical name; files of format 1 have none."""
+    if manifest.schema < SCHEMA_WITH_VALUES:
+        return dict(tensors), None
+    values = {
+        name.removeprefix(_VALUES): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_VALUES) and name not in manifest.weights
+    }
+    bits = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(_VALUES) or name in manifest.weights
+    }
+    return bits, values
+
+
+def _check_values(values: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
+    try:
+        check_values(values, manifest)
+    except MaskError as error:
+        raise MaskError(f"is damaged: {error}") from error
 
 
 def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
@@ -39,21 +37,20 @@ def match(manifest: Manifest, weights: WeightMap) -> dict[str, str]:
     return matched
 
 
-def pairs(
-    masks: Mapping[str, torch.Tensor], manifest: Manifest, model: nn.Module, adapter: Adapter | None
-) -> Iterator[tuple[Weight, torch.Tensor]]:
-    """Every weight of a model with its mask on its device, after all of them have been checked.
+def fit(
+    manifest: Manifest, model: nn.Module, adapter: Adapter | None
+) -> tuple[WeightMap, dict[str, str]]:
+    """The weights of a model, and for each the name of its mask.
 
     Raises:
-        MaskError: before the first pair, if the masks do not fit or a weight has no values.
+        MaskError: if the masks do not fit or a weight has no values.
     """
     weights = WeightMap.of(model, adapter or _default_adapter(manifest, model))
     matched = match(manifest, weights)
     for weight in weights.values():
         if weight.parameter.is_meta:
             raise MaskError(f"{weight.aliases[0]} is on the meta device; load its values first")
-    for name, weight in weights.items():
-        yield weight, masks[matched[name]].to(weight.parameter.device)
+    return weights, matched
 
 
 def difference(one: Manifest, two: Manifest) -> str | None:

@@ -15,6 +15,9 @@ from vlp_plugins.weights import WeightMap, structure_of
 SCHEMA = 1
 """Version of the manifest and of the file around it; a change that old code cannot read adds 1."""
 
+SCHEMA_WITH_VALUES = 2
+"""Version of masks that bring new values of the kept elements, which old code must not ignore."""
+
 
 class WeightRecord(TypedDict):
     """What the manifest says of one weight; `kept` is the number of elements that stay."""

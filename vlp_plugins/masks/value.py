@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -12,119 +12,56 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks import files
-from vlp_plugins.masks.bits import clear_padding, count_ones, flaw, pack, unpack
-from vlp_plugins.masks.counts import Counts
-from vlp_plugins.masks.fitting import Violation, difference, match, pairs, wrong_shape
-from vlp_plugins.masks.manifest import Manifest, WeightRecord
+from vlp_plugins.masks.applying import apply_masks, violations
+from vlp_plugins.masks.bits import clear_padding, pack
+from vlp_plugins.masks.fitting import Violation, difference, match, wrong_shape
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.new_values import compact
 from vlp_plugins.masks.overlap import Overlap, overlaps
+from vlp_plugins.masks.packed import PackedMasks
 from vlp_plugins.weights import WeightMap
 
 _INVERTED = "inverted"
 
 
-class Masks(Mapping[str, torch.Tensor]):
+class Masks(PackedMasks):
     """Canonical name -> bool mask of the weight's shape on the CPU, True = kept.
 
     Masks are held as bits, an eighth of a byte per element, and unpacked on access. Two sets are
-    equal if they have the same names, shapes and bits, whatever made them.
+    equal if they have the same names, shapes, bits and new values, whatever made them.
 
     Args:
         packed: what `pack` returns, by canonical name.
         manifest: describes the same names; its `kept` counts are replaced by those of the bits.
+        values: of methods that change what they keep: by canonical name float32 `[kept]`, in
+            row-major order; None leaves the kept weights as they are.
 
     Raises:
-        MaskError: if names or lengths of the two differ.
+        MaskError: if names or lengths differ, or values are not finite.
     """
 
-    def __init__(self, packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
-        for name in (*manifest.weights, *packed):
-            if name not in packed or name not in manifest.weights:
-                where = "the manifest lists" if name not in packed else "there is a mask for"
-                raise MaskError(f"{where} {name!r}, but the other side does not have it")
-            if found := flaw(packed[name], manifest.shape(name)):
-                raise MaskError(f"the mask of {name!r} {found}; make masks with pack()")
-        self._packed = {name: packed[name] for name in manifest.weights}
-        self.manifest = replace(
-            manifest,
-            weights={
-                name: WeightRecord(
-                    shape=record["shape"],
-                    modality=record["modality"],
-                    kept=count_ones(packed[name]),
-                )
-                for name, record in manifest.weights.items()
-            },
-        )
-
     @classmethod
-    def from_dense(cls, masks: Mapping[str, torch.Tensor], manifest: Manifest) -> Masks:
-        """Packs bool tensors of the weights' shapes.
+    def from_dense(
+        cls,
+        masks: Mapping[str, torch.Tensor],
+        manifest: Manifest,
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> Masks:
+        """Packs bool tensors, and new values if there are any, of the weights' shapes.
 
         Raises:
-            MaskError: if a mask is not bool, or names or shapes differ from the manifest's.
+            MaskError: if a mask is not bool, names or shapes differ from the manifest's, or a
+                value of a kept element is not finite.
         """
         for name, mask in masks.items():
             if mask.dtype != torch.bool:
                 raise MaskError(f"mask {name!r} is {mask.dtype}; masks are bool, True = kept")
             if name in manifest.weights and tuple(mask.shape) != manifest.shape(name):
                 raise wrong_shape(name, tuple(mask.shape), manifest.shape(name))
-        return cls({name: pack(mask) for name, mask in masks.items()}, manifest)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return unpack(self._packed[name], self.manifest.shape(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._packed)
-
-    def __len__(self) -> int:
-        return len(self._packed)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._packed  # the inherited method would unpack
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Masks):
-            return NotImplemented
-        return not difference(self.manifest, other.manifest) and all(
-            torch.equal(bits, other._packed[name]) for name, bits in self._packed.items()
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return (
-            f"Masks({self.manifest.method}, {len(self)} weights, "
-            f"{self.removed:,} of {self.total:,} removed = {self.sparsity:.4%})"
-        )
-
-    @property
-    def packed(self) -> Mapping[str, torch.Tensor]:
-        """The bits themselves, uint8 1-D by canonical name; not to be modified."""
-        return self._packed
-
-    def counts(self) -> Counts:
-        """Exact counts of every weight and modality."""
-        return Counts.of(self.manifest)
-
-    @property
-    def kept(self) -> int:
-        """Number of elements kept."""
-        return self.counts().all.kept
-
-    @property
-    def total(self) -> int:
-        """Number of elements."""
-        return self.counts().all.total
-
-    @property
-    def removed(self) -> int:
-        """Number of elements removed."""
-        return self.counts().all.removed
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction removed, exact: removed / total."""
-        return self.counts().all.sparsity
+        if values is not None:
+            _same_names(values, masks)
+            values = {name: compact(name, values[name], mask) for name, mask in masks.items()}
+        return cls({name: pack(mask) for name, mask in masks.items()}, manifest, values)
 
     def match(self, weights: WeightMap) -> dict[str, str]:
         """For every weight of a model the name of its mask.
@@ -139,22 +76,25 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         return match(self.manifest, weights)
 
-    def apply(self, model: nn.Module, adapter: Adapter | None = None) -> None:
-        """Sets the removed weights of a model to zero, in place; ties, dtypes, devices stay.
+    def apply(
+        self, model: nn.Module, adapter: Adapter | None = None, *, values: bool = True
+    ) -> None:
+        """Zeroes the removed weights of a model and writes new values into the kept ones, if any.
+
+        It is done in place; ties, dtypes, devices stay. A warning says if the new values were
+        computed from other weights than the model has: they overwrite what it learned since.
 
         Args:
             model: of the structure the masks were made for, or a downstream model of the family.
             adapter: None takes the one that the masks were made with, as far as the manifest
                 tells, or asks the registered adapters which one claims the model.
+            values: False leaves the kept weights as they are.
 
         Raises:
             MaskError: if they do not fit; the model is unchanged then.
             UnclaimedModelError: without an adapter, if none claims the model.
         """
-        for weight, mask in pairs(self, self.manifest, model, adapter):
-            # Filling, not multiplying: no negative zeros, and no NaN where a weight is infinite.
-            with torch.no_grad():
-                weight.parameter.masked_fill_(~mask, 0)
+        apply_masks(self, self._values if values else None, self.manifest, model, adapter)
 
     def verify(self, model: nn.Module, adapter: Adapter | None = None) -> list[Violation]:
         """The weights that are not zero where their mask removes; none if really that sparse.
@@ -162,13 +102,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             MaskError: if the masks do not fit the model.
         """
-        violations = []
-        for weight, mask in pairs(self, self.manifest, model, adapter):
-            revived = int(torch.count_nonzero(weight.parameter.detach().masked_fill(mask, 0)))
-            if revived:
-                removed = int(mask.numel() - mask.sum())
-                violations.append(Violation(weight.name, weight.aliases[0], revived, removed))
-        return violations
+        return violations(self, self.manifest, model, adapter)
 
     def compare(self, other: Masks) -> dict[str, Overlap]:
         """The overlap of two mask sets by modality, and under `"all"` of the whole.
@@ -181,7 +115,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return overlaps(self._packed, other._packed, self.manifest)
 
     def invert(self) -> Masks:
-        """Keeps what is removed and removes what is kept: a sanity check of a method."""
+        """Keeps what is removed and removes what is kept, without new values: a sanity check."""
         parts = self.manifest.note.split("; ") if self.manifest.note else []
         parts = parts[:-1] if parts[-1:] == [_INVERTED] else [*parts, _INVERTED]
         bits = {
@@ -196,7 +130,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
-        files.write(path, self._packed, self.manifest, overwrite=overwrite)
+        files.write(path, self._packed, self.manifest, self._values, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -206,3 +140,10 @@ class Masks(Mapping[str, torch.Tensor]):
             MaskError: if the file is missing, damaged, foreign or of a newer version.
         """
         return cls(*files.read(path))
+
+
+def _same_names(values: Mapping[str, object], masks: Mapping[str, object]) -> None:
+    for name in (*masks, *values):
+        if name not in values or name not in masks:
+            lacking = "new values" if name in masks else "mask"
+            raise MaskError(f"there is no {lacking} for {name!r}, although the other is given")

@@ -130,6 +130,7 @@ class ModuleAdapter(Adapter):
         batch: Batch | Sequence[Any] | Tensor,
         *,
         negatives: Negatives | None = None,
+        published: bool = False,
     ) -> dict[str, Tensor]:
         """What `loss` returns: `{"loss": scalar}`, or its dict.
 

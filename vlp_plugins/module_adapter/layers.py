@@ -10,6 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vlp_plugins.adapter import Exclusion
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.sharding import is_sharded
 
 _TIED = "tied to an embedding or to an excluded layer"
 
@@ -105,5 +106,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
     """True if the tensors start at the same memory, or are one object."""
     if first is second:
         return True
+    if is_sharded((first, second)):
+        return False
     known = first.device.type != "meta" and first.device == second.device and first.numel() > 0
     return known and first.data_ptr() == second.data_ptr()

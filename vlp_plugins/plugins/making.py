@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import keyword
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from vlp_plugins.errors import UnknownNameError, UnsupportedError
@@ -17,7 +18,8 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
 
     Args:
         offer: what to make.
-        parameters: keywords for its factory.
+        parameters: keywords for its factory; `lambda`, which Python keeps for itself, is the
+            factory's `lambda_`, and so for every other such word.
         expected: the class that the result must have.
 
     Raises:
@@ -27,10 +29,11 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
     """
     what = f"{SINGULAR[offer.kind]} {offer.name!r}"
     allowed, open_ended = _keywords(offer.factory)
-    unknown = [name for name in parameters if name not in allowed and not open_ended]
+    parameters = _for_python(parameters, allowed, what)
+    unknown = [_public(n) for n in parameters if n not in allowed and not open_ended]
     if unknown:
         raise UnknownNameError(f"{what} has no parameter {unknown[0]!r}; it takes {_list(allowed)}")
-    missing = [name for name, required in allowed.items() if required and name not in parameters]
+    missing = [_public(n) for n, required in allowed.items() if required and n not in parameters]
     if missing:
         raise UnsupportedError(
             f"{what} needs a value for {', '.join(missing)}; it takes {_list(allowed)}"
@@ -62,5 +65,23 @@ def _keywords(factory: Factory) -> tuple[dict[str, bool], bool]:
     )
 
 
+def _for_python(
+    parameters: Mapping[str, Any], allowed: Collection[str], what: str
+) -> dict[str, Any]:
+    """The parameters under the names that the factory has for them."""
+    renamed: dict[str, Any] = {}
+    for name, value in parameters.items():
+        ours = f"{name}_" if keyword.iskeyword(name) and f"{name}_" in allowed else name
+        if ours in renamed:
+            raise UnsupportedError(f"{what} is given {_public(ours)!r} twice; give it once")
+        renamed[ours] = value
+    return renamed
+
+
+def _public(name: str) -> str:
+    """The name that users write: without the underscore that only Python needs."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
 def _list(allowed: Mapping[str, bool]) -> str:
-    return ", ".join(allowed) if allowed else "no parameters"
+    return ", ".join(map(_public, allowed)) if allowed else "no parameters"

@@ -54,7 +54,7 @@ class Registry:
         """
         offer = self._find(name, "methods", "scorers")
         if offer.kind == "methods":
-            return make(offer, parameters, Method)
+            return make(offer, parameters, Method)  # type: ignore[type-abstract]
         score = make(offer, parameters, Scorer)  # type: ignore[type-abstract]
         return Composition(name, score, parameters=parameters)
 

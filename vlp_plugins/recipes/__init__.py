@@ -24,15 +24,18 @@ from vlp_plugins.recipes.command import (
 )
 from vlp_plugins.recipes.reading import load_recipe
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.recipes.values import amount_of, penalty_of
 
 __all__ = [
     "OPTIONS",
     "DataRecipe",
     "Recipe",
+    "amount_of",
     "command_of",
     "load_recipe",
     "need",
     "parameter_of",
+    "penalty_of",
     "sparsity_of",
     "with_options",
 ]

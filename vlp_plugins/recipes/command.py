@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlp_plugins.errors import RecipeError, SparsityError, suggest
-from vlp_plugins.recipes.recipe import Recipe
+from vlp_plugins.recipes.recipe import LAMBDA, Recipe
 from vlp_plugins.recipes.values import plain_of
 from vlp_plugins.targets import Target, check_sparsity
 
@@ -19,6 +19,7 @@ OPTIONS: dict[str, str] = {
     "processor": "--processor",
     "method": "--method",
     "parameters": "--parameter",
+    "parameters.lambda": "--lambda",
     "sparsity": "--sparsity",
     "allocation": "--allocation",
     "floor": "--floor",
@@ -37,6 +38,10 @@ OPTIONS: dict[str, str] = {
     "seed": "--seed",
     "save_model": "--save-model",
     "checkpoint_every": "--checkpoint-every",
+    "memory_budget": "--memory-budget",
+    "autocast": "--autocast",
+    "skip_nonfinite": "--skip-nonfinite",
+    "keep_statistics": "--keep-statistics",
     "dtype": "--dtype",
     "device": "--device",
 }
@@ -53,6 +58,8 @@ def command_of(recipe: Recipe) -> str:
             continue
         if key == "parameters":
             for name, inner in value.items():
+                if name == LAMBDA:
+                    continue  # has an option of its own
                 words += [option, f"{name}={_parameter_text(inner)}"]
         elif key == "sparsity":
             words += [option, *map(sparsity_text, value)]
@@ -75,14 +82,16 @@ def with_options(recipe: Recipe, **options: Any) -> Recipe:
     """
     keys = {option.strip("-").replace("-", "_"): key for key, option in OPTIONS.items()}
     top: dict[str, Any] = {}
-    data: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {"data": {}, "parameters": {}}
     for name, value in options.items():
         if name not in keys:
             raise RecipeError(f"unknown option {name!r}{suggest(name, list(keys))}")
         if value is not None:
             section, _, key = keys[name].rpartition(".")
-            (data if section else top)[key] = value
-    return replace(recipe, **top, data=replace(recipe.data, **data))
+            (parts[section] if section else top)[key] = value
+    if parts["parameters"]:  # one parameter leaves the others as they are
+        top["parameters"] = {**top.get("parameters", recipe.parameters), **parts["parameters"]}
+    return replace(recipe, **top, data=replace(recipe.data, **parts["data"]))
 
 
 def need(recipe: Recipe, *keys: str) -> None:
@@ -145,5 +154,5 @@ def _parameter_text(value: Any) -> str:
 def _get(recipe: Recipe, key: str) -> Any:
     found: Any = recipe
     for name in key.split("."):
-        found = getattr(found, name)
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name)
     return found

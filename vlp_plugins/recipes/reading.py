@@ -8,20 +8,22 @@ from typing import Any
 
 from vlp_plugins.allocation import allocation_by_name
 from vlp_plugins.errors import RecipeError, SparsityError, suggest
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.recipes.lines import Value, read_yaml
+from vlp_plugins.recipes.recipe import LAMBDA, DataRecipe, Recipe
 from vlp_plugins.recipes.values import (
-    Value,
+    amount,
     choice,
     flag,
     integer,
     number,
+    penalty,
     plain,
-    read_yaml,
     text,
 )
 from vlp_plugins.targets import Target, check_sparsity
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTOCASTS = DTYPES[1:]
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -37,6 +39,10 @@ def load_recipe(path: str | Path) -> Recipe:
         if "allocation" in found:
             raise RecipeError(f"{root.where}: pattern and allocation exclude each other")
         found["allocation"] = found.pop("pattern")
+    if LAMBDA in found:
+        if LAMBDA in found.get("parameters", {}):
+            raise RecipeError(f"{root.where}: lambda stands here and among the parameters")
+        found["parameters"] = {**found.get("parameters", {}), LAMBDA: found.pop(LAMBDA)}
     return Recipe(**found)
 
 
@@ -132,6 +138,11 @@ _READERS: dict[str, Callable[[Value], Any]] = {
     "seed": integer(0),
     "save_model": flag,
     "checkpoint_every": integer(1),
+    "lambda": penalty,
+    "memory_budget": amount,
+    "autocast": choice(*AUTOCASTS),
+    "skip_nonfinite": flag,
+    "keep_statistics": flag,
     "dtype": choice(*DTYPES),
     "device": text,
 }

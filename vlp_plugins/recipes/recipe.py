@@ -8,6 +8,9 @@ from typing import Any
 
 from vlp_plugins.targets import Target
 
+LAMBDA = "lambda"
+"""The parameter that has a key and an option of its own; `Recipe.parameters` holds it."""
+
 
 @dataclass(frozen=True)
 class DataRecipe:
@@ -56,6 +59,10 @@ class Recipe:
         seed: for scores that draw random numbers.
         save_model: also write the pruned checkpoints.
         checkpoint_every: batches between two checkpoints of the data pass.
+        memory_budget: how much gradients of many batches may take, `8GiB`; None: what is free.
+        autocast: `bfloat16` or `float16` for forward passes of the loss; None runs in `dtype`.
+        skip_nonfinite: leave out batches whose loss or gradients are not finite.
+        keep_statistics: write statistics that are larger than 1 GB, too.
         dtype: of the model.
         device: None takes a GPU if there is one.
     """
@@ -76,5 +83,9 @@ class Recipe:
     seed: int = 0
     save_model: bool = False
     checkpoint_every: int = 50
+    memory_budget: str | None = None
+    autocast: str | None = None
+    skip_nonfinite: bool = False
+    keep_statistics: bool = False
     dtype: str = "float32"
     device: str | None = None

@@ -1,75 +1,39 @@
-"""YAML with line numbers, and values read from it with errors that say what was found."""
+"""Values read from YAML or from the command line, with errors that say what was found."""
 
 from __future__ import annotations
 
-import logging
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import yaml
+from vlp_plugins.bytes import bytes_of
+from vlp_plugins.errors import RecipeError, UnsupportedError
+from vlp_plugins.recipes.lines import EXPONENT, Value, parse_yaml
 
-from vlp_plugins.errors import RecipeError
-
-logger = logging.getLogger(__name__)
-
-# YAML 1.1, which PyYAML reads, wants a point in such numbers: 1e-5 is text, 1.0e-5 a number.
-_EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
-_MOST_LEVELS = 5
+_COMMAND_LINE = "command line"
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A value of a YAML file and where it stands.
-
-    Attributes:
-        data: text, number, bool or None; a list of values; or values by key.
-        where: `recipe.yaml, line 3`.
-        name: the key that it belongs to.
-    """
-
-    data: Any
-    where: str
-    name: str
-
-    def wrong(self, expected: str) -> RecipeError:
-        """The error that something else is expected here."""
-        return RecipeError(f"{self.where}: {self.name} must be {expected}, not {_said(self.data)}")
-
-    def items(self) -> Mapping[str, Value]:
-        """The values of a mapping by key."""
-        if not isinstance(self.data, dict):
-            raise self.wrong("a mapping of keys to values")
-        return self.data
-
-
-def read_yaml(path: Path) -> Value:
-    """Reads a YAML file that holds one mapping.
+def penalty_of(text: str, name: str) -> float | str:
+    """A number or `auto`, as it would be read from a recipe.
 
     Raises:
-        RecipeError: if there is no such file, it is not YAML, or a key stands in it twice.
+        RecipeError: for anything else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {path} is not UTF-8 text") from error
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}") from error
-    root = _parse(text, str(path), path.name)
-    if not isinstance(root.data, dict):
-        raise RecipeError(
-            f"{path} is no recipe: it holds {_said(root.data)}, not lines such as "
-            "`method: multiflow`"
-        )
-    return root
+    return penalty(parse_yaml(text, _COMMAND_LINE, name, hints=False))
+
+
+def amount_of(text: str, name: str) -> str:
+    """An amount of memory, as it would be read from a recipe.
+
+    Raises:
+        RecipeError: for anything else.
+    """
+    return amount(Value(text, _COMMAND_LINE, name))
 
 
 def plain_of(text: str, name: str) -> Any:
     """One value as it would be read from a recipe: `0.5`, `true`, `name`, `[1, 2]`."""
-    return plain(_parse(text, name, name, hints=False))
+    return plain(parse_yaml(text, name, name, hints=False))
 
 
 def text(value: Value) -> str:
@@ -93,11 +57,31 @@ def integer(minimum: int) -> Callable[[Value], int]:
 def number(value: Value) -> float:
     """A finite number; `1e-5`, which YAML takes for text, counts as one."""
     found = value.data
-    if isinstance(found, str) and _EXPONENT.fullmatch(found):
+    if isinstance(found, str) and EXPONENT.fullmatch(found):
         found = float(found)
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
         raise value.wrong("a number")
     return float(found)
+
+
+def penalty(value: Value) -> float | str:
+    """A number, or `auto`: chosen by the method."""
+    if value.data == "auto":
+        return "auto"
+    try:
+        return number(value)
+    except RecipeError as error:
+        raise value.wrong("a number or auto") from error
+
+
+def amount(value: Value) -> str:
+    """An amount of memory such as `8GiB`, or a number of bytes, as it is written."""
+    found = text(value)
+    try:
+        bytes_of(found)
+    except UnsupportedError as error:
+        raise RecipeError(f"{value.where}: {value.name}: {error}") from error
+    return found
 
 
 def flag(value: Value) -> bool:
@@ -125,67 +109,3 @@ def plain(value: Value) -> Any:
     if isinstance(value.data, list):
         return [plain(inner) for inner in value.data]
     return value.data
-
-
-def _parse(text: str, source: str, name: str, *, hints: bool = True) -> Value:
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return Value(None, source, name)
-        return _Tree(loader, source, hints).value(node, name)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{source}{line}: not YAML ({error.problem or error})") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{source}: not YAML ({error})") from error
-    finally:
-        loader.dispose()
-
-
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    """Turns YAML nodes into values that know their line."""
-
-    loader: yaml.SafeLoader
-    source: str
-    hints: bool
-
-    def value(self, node: yaml.Node, name: str, level: int = 0) -> Value:
-        where = self.where(node)
-        if level > _MOST_LEVELS:  # an alias may contain itself
-            raise RecipeError(f"{where}: nested deeper than {_MOST_LEVELS} levels")
-        if isinstance(node, yaml.MappingNode):
-            values: dict[str, Value] = {}
-            for key_node, inner in node.value:
-                key = str(key_node.value)
-                if key in values:
-                    raise RecipeError(f"{self.where(key_node)}: {key} stands here a second time")
-                values[key] = self.value(inner, key, level + 1)
-            return Value(values, where, name)
-        if isinstance(node, yaml.SequenceNode):
-            return Value([self.value(inner, name, level + 1) for inner in node.value], where, name)
-        data = self.loader.construct_object(node)
-        unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
-        if isinstance(data, str) and unquoted and (found := _EXPONENT.fullmatch(data)):
-            yaml_way = f"{found[1]}{found[2] or '.0'}e{found[3] or '+'}{found[4]}"
-            if self.hints:
-                message = "%s: %s is taken for a number; YAML writes it %s"
-                logger.warning(message, where, data, yaml_way)
-            data = float(data)
-        return Value(data, where, name)
-
-    def where(self, node: yaml.Node) -> str:
-        return f"{self.source}, line {node.start_mark.line + 1}"
-
-
-def _said(data: Any) -> str:
-    if data is None:
-        return "empty"
-    if isinstance(data, str):
-        return f"the text {data!r}"
-    if isinstance(data, dict):
-        return f"a mapping with {', '.join(data) or 'nothing'}"
-    if isinstance(data, Sequence):
-        return f"a list of {len(data)}"
-    return f"{data!r}" if not isinstance(data, bool) else f"{str(data).lower()}"

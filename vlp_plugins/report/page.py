@@ -12,6 +12,7 @@ from vlp_plugins.inspection import Inspection
 from vlp_plugins.masks import Masks
 from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
+from vlp_plugins.report.parameters import parameter_rows
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
                 "titles": titles,
                 "rows": rows,
                 "modalities": _modalities(run.masks),
+                "parameters": parameter_rows(run.masks),
                 "warnings": [*run.warnings, *collapse_warnings(rows, titles)],
                 "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",
             }

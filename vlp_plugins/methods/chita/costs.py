@@ -1,0 +1,185 @@
+"""What a run of CHITA or CHITA++ will need, said beforehand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vlp_plugins.allocation import Allocation
+from vlp_plugins.bytes import text_of
+from vlp_plugins.errors import DataError
+from vlp_plugins.methods.base import Context, Cost
+from vlp_plugins.methods.chita.groups import groups_of
+from vlp_plugins.methods.chita.lambdas import GRID
+from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.chita.timing import SolverTime
+from vlp_plugins.rows import Columns, plan_rows
+from vlp_plugins.schedules import levels_of
+
+_SOLVES_AROUND = 7
+"""Three around the guess, two more where it was a decade off, and half a decade to both sides."""
+_SOLVES_NEARBY = 5
+"""In later rounds, around the lambda of the round before."""
+_PAPER_ROWS = 500
+_SWEEPS = {"published": 2, "fast": 6, "best": 27}
+"""The most sweeps over the rows that one solve of the full problem takes."""
+_VECTORS = 8
+"""Of p float32 numbers: the weights, the result, the best so far, and what a solver works on."""
+_PART_COPIES = 4
+"""Of a part of the rows, in float32, while a solver works on it."""
+_DISK_RATE = 10**9
+"""Bytes per second."""
+
+
+def cost_of(
+    context: Context,
+    settings: Settings,
+    allocation: Allocation,
+    *,
+    rounds: int | None = None,
+    schedule: str = "const",
+) -> Cost:
+    """The cost of all targets.
+
+    Args:
+        context: `limit` says how many batches there will be, if `batches` does not.
+        settings: of the variant.
+        allocation: global or modality-wise.
+        rounds: of CHITA++; None for CHITA, where all targets share one set of rows.
+        schedule: of CHITA++.
+
+    Raises:
+        DataError: if nobody can say how many batches there will be.
+        UnsupportedError: if the rows cannot be kept as asked.
+        OutputError: if they cannot be kept on the disk.
+    """
+    p = context.weights.numel
+    batches = _batches(context, settings)
+    held = settings.held_out_of(batches)
+    n = settings.rows or max(1, (batches - held) // (rounds or 1))
+    work = _work(context, settings, allocation, rounds or 1, schedule)
+    gatherings = len(context.targets) * rounds if rounds else 1
+    plan = plan_rows(
+        Columns.of(context.weights, settings.columns_of_block),
+        n,
+        context.memory_budget,
+        context.workplace,
+        settings.dtype,
+        -(-work.sweeps // gatherings),
+        keep_in=settings.keep_in,
+        device=next(context.model.parameters()).device,
+    )
+    state = sum(t.numel() * t.element_size() for t in context.adapter.loss_state(context.model))
+    stage = 5 * p + state if rounds else 0  # values and support, and what the losses change
+    files = len(context.targets) * stage if context.workplace else 0
+    part = n * max(b - a for group in plan.cuts for own in group for a, b in pairwise(own))
+    ram = plan.ram_bytes + 4 * (_VECTORS * p + _PART_COPIES * part) + (3 * stage if rounds else 0)
+    forwards = held * (work.solves + 1) if held else 0
+    timed = SolverTime.measured(
+        settings.effort,
+        n,
+        settings.columns_of_block,
+        settings.first_order_of(1),
+        work.density,
+        plan.device,
+    )
+    reading = work.sweeps * plan.disk_bytes / _DISK_RATE
+    return Cost(
+        ram_bytes=ram,
+        disk_bytes=plan.disk_bytes + files,
+        passes=plan.passes * gatherings,
+        gradient_batches=plan.gradient_batches * gatherings + math.ceil(forwards / 3),
+        seconds=work.solves * timed.seconds(p) + reading,
+        notes=(
+            *_size_notes(n, p, settings),
+            *plan.lines,
+            f"effort {settings.effort}: up to {sweeps_of(settings)} sweeps over the rows for a "
+            f"solution, {work.solves} solutions in all",
+            *_auto_notes(settings, held, work.solves),
+            *([f"a disk is taken to read {text_of(_DISK_RATE)} a second"] if reading else []),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What solvers do for all targets.
+
+    Attributes:
+        solves: number of pruned models that are made.
+        sweeps: over the rows.
+        density: mean fraction of the weights that stay.
+    """
+
+    solves: int
+    sweeps: int
+    density: float
+
+
+def _work(
+    context: Context, settings: Settings, allocation: Allocation, rounds: int, schedule: str
+) -> _Work:
+    each = sweeps_of(settings)
+    solves = sweeps = kept = 0
+    p = context.weights.numel
+    for target in context.targets:
+        for index, level in enumerate(levels_of(target, schedule, rounds)):
+            groups = groups_of(context.weights, level, allocation, published=context.published)
+            first = len(GRID) + 2 if settings.first_order else _SOLVES_AROUND
+            tries = (_SOLVES_NEARBY if index else first) if settings.auto else 1
+            solves += tries
+            sweeps += tries * each * len(groups)
+            if settings.auto and not settings.first_order and not index:
+                sweeps += 1  # for the scale of the rows
+            kept += tries * sum(group.keep for group in groups)
+    return _Work(solves, sweeps, kept / max(1, solves * p))
+
+
+def _batches(context: Context, settings: Settings) -> int:
+    """How many batches there will be."""
+    try:
+        known = len(context.batches)  # type: ignore[arg-type]
+    except TypeError:
+        known = 0
+    numbers = [number for number in (known, context.limit) if number]
+    if numbers:
+        return min(numbers)
+    if settings.rows is None:
+        raise DataError(
+            "nobody can say how many batches there will be; give their number (batches in a "
+            "recipe, limit in Python), or rows"
+        )
+    return settings.rows
+
+
+def sweeps_of(settings: Settings) -> int:
+    """The most sweeps over the rows that one solve takes."""
+    step = 2 if settings.first_order else 0  # the published gradient step from the dense weights
+    if settings.columns_of_block is not None:
+        return 1 + step
+    return _SWEEPS[settings.effort] + (step if settings.effort == "published" else 0)
+
+
+def _size_notes(n: int, p: int, settings: Settings) -> list[str]:
+    size = settings.dtype.itemsize
+    notes = [
+        f"{n} rows of {p:,} gradients in {settings.row_dtype}: {text_of(n * p * size)} "
+        f"({n * p * size / 1e9:.0f} GB)"
+    ]
+    if n != _PAPER_ROWS:
+        whole = _PAPER_ROWS * p * 4
+        notes.append(
+            f"with the {_PAPER_ROWS} rows of the paper in float32 it would be {text_of(whole)} "
+            f"({whole / 1e9:.0f} GB)"
+        )
+    return notes
+
+
+def _auto_notes(settings: Settings, held: int, solves: int) -> list[str]:
+    if not settings.auto:
+        return []
+    return [
+        f"lambda=auto makes at least {solves} pruned models, and judges them by the loss on {held} "
+        "held-out batches (a forward counts as a third of a gradient)"
+    ]

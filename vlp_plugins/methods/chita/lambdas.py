@@ -1,0 +1,145 @@
+"""Choosing lambda by the loss of the pruned model on held-out calibration batches.
+
+The best lambda spans orders of magnitude between models and sparsities, and below it the update
+of the weights explodes ("collapse"): in Table 10 of the MULTIFLOW paper (Farina et al., CVPR 2024)
+the same method gives everything from the best recall to none.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from vlp_plugins.errors import NonFiniteError
+
+logger = logging.getLogger("vlp_plugins.methods")
+
+GRID = tuple(10.0**exponent for exponent in range(-5, 4))
+"""Of the papers, for the problem with a first-order term."""
+SMALLEST, LARGEST = 1e-30, 1e6
+"""Where the search ends. The scale of gradients differs, and a large lambda does no harm."""
+OF_MEAN_SQUARE = 1e-2
+"""Where it begins without a first-order term: this times the mean square of a gradient's elements.
+
+n lambda is weighed against the eigenvalues of Gram matrices of the rows, so the best lambda scales
+with the square of the gradients. Measured: `python -m benchmarks.demo.chita`.
+"""
+_HALF = 10**0.5
+_COLLAPSED = 1.5
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Found]):
+    """What was chosen, and between what.
+
+    Attributes:
+        lambda_: the lambda of the lowest held-out loss; of equal ones the largest.
+        loss: that loss.
+        found: what was solved with it.
+        curve: (lambda, loss) in ascending order; a loss may be infinite or NaN.
+        warnings: what is doubtful about the choice.
+    """
+
+    lambda_: float
+    loss: float
+    found: Found
+    curve: tuple[tuple[float, float], ...]
+    warnings: tuple[str, ...]
+
+
+def choose_lambda(
+    solve: Callable[[float], Found],
+    loss: Callable[[Found], float],
+    grid: Sequence[float] = GRID,
+) -> Choice[Found]:
+    """Tries a grid of lambdas, goes on beyond it while that helps, and half a decade to both sides.
+
+    Args:
+        solve: prunes with a lambda.
+        loss: of what that found; need not be finite. No more than two of them are held at a time.
+        grid: lambdas above 0, ascending.
+
+    Raises:
+        NonFiniteError: if no loss is finite.
+    """
+    curve: dict[float, float] = {}
+    best: tuple[float, float, Found] | None = None
+
+    def attempt(lambda_: float) -> None:
+        nonlocal best
+        found = solve(lambda_)
+        value = curve[lambda_] = loss(found)
+        better = best is None or (value, -lambda_) < (best[0], -best[1])
+        if math.isfinite(value) and better:
+            best = (value, lambda_, found)
+
+    for lambda_ in reversed(grid):
+        attempt(lambda_)
+    while best is None:
+        if max(curve) * 10 > LARGEST * _HALF:
+            raise NonFiniteError(
+                f"the loss of the pruned model on the held-out batches is NaN or infinite for "
+                f"every lambda from {min(curve):g} to {max(curve):g}; prune less, or give lambda "
+                "as a number"
+            )
+        attempt(max(curve) * 10)
+    while best[1] == max(curve) and best[1] * 10 < LARGEST * _HALF:
+        attempt(best[1] * 10)
+    while best[1] == min(curve) and best[1] / 10 > SMALLEST / _HALF:
+        attempt(best[1] / 10)
+    centre = best[1]
+    for lambda_ in (centre * _HALF, centre / _HALF):
+        if min(curve) < lambda_ < max(curve):
+            attempt(lambda_)
+    value, lambda_, found = best
+    points = tuple(sorted(curve.items()))
+    return Choice(lambda_, value, found, points, _doubts(lambda_, points))
+
+
+def grid_around(lambda_: float) -> Sequence[float]:
+    """Where to look first when the best lambda can be guessed; `choose_lambda` goes on from there.
+
+    Args:
+        lambda_: the guess, above 0.
+    """
+    return (lambda_ / 10, lambda_, lambda_ * 10)
+
+
+def curve_text(choice: Choice[Found], target: str) -> str:
+    """The curve as lines of a log, the chosen point marked."""
+    lines = [f"lambda by the held-out loss of the pruned model, sparsity {target}:"]
+    for lambda_, loss in choice.curve:
+        mark = "  <- chosen" if lambda_ == choice.lambda_ else ""
+        lines.append(f"  {lambda_:<10.3g} {loss:.4f}{mark}")
+    return "\n".join(lines)
+
+
+def _doubts(chosen: float, curve: Sequence[tuple[float, float]]) -> tuple[str, ...]:
+    place = [lambda_ for lambda_, _ in curve].index(chosen)
+    loss = curve[place][1]
+    doubts = []
+    if place == 0:
+        doubts.append(
+            f"the chosen lambda {chosen:g} is the smallest that was tried; a smaller one may be "
+            "better: try it as a number"
+        )
+    if place == len(curve) - 1:
+        doubts.append(
+            f"the chosen lambda {chosen:g} is the largest that was tried: the update of the "
+            "weights does not help here, and the method is little more than magnitude pruning; "
+            "more batches may change that"
+        )
+    if place > 0:
+        smaller, its_loss = curve[place - 1]
+        if not its_loss <= _COLLAPSED * loss:
+            doubts.append(
+                f"the chosen lambda {chosen:g} is at the edge of the collapse: at {smaller:.3g} "
+                f"the held-out loss is {its_loss:.4g} instead of {loss:.4g}; a lambda two or three "
+                "times larger is safer for other data"
+            )
+    return tuple(doubts)

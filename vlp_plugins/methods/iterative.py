@@ -1,0 +1,137 @@
+"""Any score, iterated: prune a little, look at the pruned model again, prune a little more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlp_plugins.allocation import Allocation, Pattern
+from vlp_plugins.errors import DataError, SparsityError
+from vlp_plugins.masks import Masks
+from vlp_plugins.methods.base import Composition, Context, Cost, Procedure
+from vlp_plugins.methods.fresh_batches import FreshBatches, number_of_batches, share_of
+from vlp_plugins.methods.rounds import RunInRounds
+from vlp_plugins.schedules import levels_of, schedule_by_name
+from vlp_plugins.scorers.snip import Snip
+from vlp_plugins.statistics.base import LossStatistic
+
+DEFAULT_ROUNDS = 8
+
+
+def itersnip(
+    *, rounds: int = DEFAULT_ROUNDS, schedule: str = "exp", batches_per_round: int | None = None
+) -> Iterative:
+    """IterSNIP (de Jorge et al., "Progressive Skeletonization", ICLR 2021): SNIP in rounds.
+
+    The MULTIFLOW paper takes 60 rounds of 50 batches and the exponential schedule.
+
+    Args:
+        rounds: number of rounds.
+        schedule: `exp`, `linear`, `const` or `cubic`.
+        batches_per_round: fresh batches of every round; None: all batches, shared out.
+    """
+    snip = Composition("snip", Snip())
+    return Iterative(snip, rounds=rounds, schedule=schedule, batches_per_round=batches_per_round)
+
+
+@dataclass(frozen=True)
+class Iterative(Procedure):
+    """A composition in rounds.
+
+    Every round gathers the statistics of the composition on the pruned model, from batches that
+    no round before has seen, and prunes to the sparsity of its schedule. What was removed stays
+    removed. Every target starts from the dense model and the first batch; what the losses change
+    (BLIP's queues and momentum copies) goes on from round to round.
+
+    Example:
+        prune(model, batches, method=Iterative(Composition("wanda", Wanda()), rounds=5), ...)
+
+    Attributes:
+        composition: what is done in every round.
+        rounds: number of rounds.
+        schedule: name of what leads from 0 to the target; see `vlp_plugins.schedules`.
+        batches_per_round: number of fresh batches; None shares all batches out among the rounds.
+    """
+
+    composition: Composition
+    rounds: int = DEFAULT_ROUNDS
+    schedule: str = "exp"
+    batches_per_round: int | None = None
+
+    def __post_init__(self) -> None:
+        schedule_by_name(self.schedule)
+        if self.rounds < 1:
+            raise SparsityError(f"rounds={self.rounds}; use 1 or more")
+        if self.batches_per_round is not None and self.batches_per_round < 1:
+            raise DataError(f"batches_per_round={self.batches_per_round}; use 1 or more, or None")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`iter` and the name of the composition."""
+        return f"iter{self.composition.name}"
+
+    @property
+    def allocation(self) -> Allocation:  # type: ignore[override]
+        """That of the composition."""
+        return self.composition.allocation
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            **self.composition.parameters,
+            "rounds": self.rounds,
+            "schedule": self.schedule,
+            "batches_per_round": self.batches_per_round,
+        }
+
+    @property
+    def reads_data(self) -> bool:
+        return self.composition.reads_data
+
+    def with_allocation(self, allocation: Allocation | None) -> Iterative:
+        return replace(self, composition=self.composition.with_allocation(allocation))
+
+    def run(self, context: Context) -> list[Masks]:
+        self._check(context)
+        per_round = self._batches_of_a_round(context)
+        batches = FreshBatches(context.batches, context.limit)
+        return [
+            RunInRounds(self, context, batches, per_round, number).prune(target)
+            for number, target in enumerate(context.targets)
+        ]
+
+    def cost(self, context: Context) -> Cost:
+        per_round = self._batches_of_a_round(context)
+        of_a_target = self.rounds * per_round
+        runs = len(context.targets)
+        total = number_of_batches(context) or of_a_target
+        copies = sum(w.numel * w.parameter.element_size() for w in context.weights.values())
+        state = sum(t.numel() * t.element_size() for t in context.adapter.loss_state(context.model))
+        by_loss = any(isinstance(statistic, LossStatistic) for statistic in self.composition.needs)
+        sizes = [s.size(w) for s in self.composition.needs for w in context.weights.values()]
+        gradients = 4 * context.weights.numel if by_loss else 0
+        return Cost(
+            ram_bytes=copies + state + gradients + 2 * 8 * sum(sizes),
+            disk_bytes=0 if context.workplace is None else runs * state,
+            passes=runs * -(-of_a_target // total) if of_a_target else 0,
+            gradient_batches=runs * of_a_target if by_loss else 0,
+            notes=(
+                f"{self.rounds} rounds of {per_round} batches for each of {runs} sparsities: every "
+                "sparsity starts from the dense model",
+            ),
+        )
+
+    def _batches_of_a_round(self, context: Context) -> int:
+        if not self.reads_data:
+            return 0
+        return self.batches_per_round or share_of(context, self.rounds)
+
+    def _check(self, context: Context) -> None:
+        """Raises `SparsityError` where the schedule cannot be followed."""
+        for target in context.targets:
+            steps = levels_of(target, self.schedule, self.rounds)
+            if isinstance(self.allocation, Pattern) and any(step != target for step in steps):
+                raise SparsityError(
+                    f"pattern {self.allocation.name} fixes the sparsity, so it cannot rise over "
+                    f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
+                )

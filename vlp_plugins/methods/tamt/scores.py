@@ -1,0 +1,80 @@
+"""What mask training trains by default: signed scores that start from the magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from vlp_plugins.methods.tamt.cutting import Cutting
+from vlp_plugins.selection import Selection
+
+LEARNING_RATE = 0.04
+LARGEST_STEP = 2.0
+"""In root mean squares: a step is at most that many times the learning rate."""
+_LEAST = torch.finfo(torch.float32).tiny
+
+
+class SignedScores:
+    """Scores S, one per weight; the largest stay.
+
+    They start at log |w|, so the first mask is that of the magnitudes, at the target sparsity
+    already, and a step of 0.7 crosses a factor of two in magnitude. The straight-through gradient
+    dL/dS = dL/dW * w reaches the removed weights too: one whose return would lower the loss rises
+    until it is back.
+
+    The step is plain gradient descent, with the gradient divided by its root mean square over the
+    model and its few largest elements cut off: a model that pruning has broken has gradients that
+    point no more than roughly, and a few enormous ones would swap whole neurons at the first step.
+    A step of the same size for every element, as Adam makes it, needs more steps than there are:
+    it moves the many elements without influence as far as those that matter.
+
+    Attributes:
+        values: S by canonical name, float32, of the weight's shape.
+    """
+
+    def __init__(
+        self,
+        dense: Mapping[str, torch.Tensor],
+        cutting: Cutting,
+        learning_rate: float = LEARNING_RATE,
+    ) -> None:
+        """Starts from the magnitudes.
+
+        Args:
+            dense: the weights by canonical name.
+            cutting: what removes the smallest scores.
+            learning_rate: how far an element whose gradient is the root mean square moves in the
+                first step.
+        """
+        self._dense = dense
+        self._cutting = cutting
+        self._rate = learning_rate
+        self.values = {
+            name: weight.float().abs().clamp_min_(_LEAST).log_() for name, weight in dense.items()
+        }
+
+    def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
+        """What stays now, and the scores that say so."""
+        return self._cutting.select(self.values), self.values
+
+    def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
+        """One step of gradient descent.
+
+        Args:
+            gradients: of the loss by the weights as they were under the mask, by canonical name;
+                overwritten.
+            factor: of the learning rate.
+        """
+        squares = 0.0
+        for name, gradient in gradients.items():
+            gradient.mul_(self._dense[name])
+            squares += float(gradient.double().square().sum())
+        count = sum(value.numel() for value in self.values.values())
+        if squares == 0:
+            return
+        scale = (squares / count) ** 0.5
+        largest = LARGEST_STEP * scale
+        for name, gradient in gradients.items():
+            step = gradient.clamp_(-largest, largest)
+            self.values[name].sub_(step, alpha=self._rate * factor / scale)

@@ -1,0 +1,52 @@
+"""What a method says about a run: its parameters, what it chose, and what it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlp_plugins.bytes import text_of
+from vlp_plugins.masks import Masks
+
+
+def parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
+    """The parameters that the manifests record, one text per mask set; last, new weights.
+
+    Args:
+        masks: by title; methods may record other things at other sparsities.
+    """
+    recorded = [each.manifest.parameters for each in masks.values()]
+    names = dict.fromkeys(name for parameters in recorded for name in parameters)
+    rows = [
+        (name, [_text(each[name]) if name in each else "" for each in recorded]) for name in names
+    ]
+    if any(each.new_values is not None for each in masks.values()):
+        rows.append(("new weights", [_new_weights(each) for each in masks.values()]))
+    return rows
+
+
+def _new_weights(masks: Masks) -> str:
+    if masks.new_values is None:
+        return "none"
+    return f"of the {masks.kept:,} kept elements, {text_of(masks.values_bytes)}"
+
+
+def _text(value: Any) -> str:
+    """A value as a person writes it; lists of pairs, such as curves, as `a: b`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_text(inner)}" for name, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        pairs = value and all(_is_pair(each) for each in value)
+        inner = (f"{_text(a)}: {_text(b)}" for a, b in value) if pairs else map(_text, value)
+        return ("; " if pairs else ", ").join(inner)
+    return str(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2

@@ -1,0 +1,89 @@
+"""Schedules: how sparsity rises from round to round of an iterative method. Pure functions.
+
+A schedule takes the index of a round from 0, the number of rounds and the target, and returns the
+sparsity after that round. All end exactly at the target. The published MULTIFLOW code computes its
+`linear` schedule as s + (1 - s) (t + 1) / T, which removes everything in the last round whatever
+the target (quirk G8); that is not shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from vlp_plugins.errors import SparsityError, suggest
+from vlp_plugins.targets import Target
+
+Schedule = Callable[[int, int, float], float]
+"""(round from 0, number of rounds, target) -> sparsity after that round."""
+
+
+def exponential(index: int, rounds: int, target: float) -> float:
+    """1 - (1 - s)^((t + 1) / T): every round removes the same fraction of what is left.
+
+    The `exp` schedule of the published MULTIFLOW code, for IterSNIP and CHITA++.
+    """
+    if index + 1 == rounds:
+        return target  # the power rounds
+    return 1 - (1 - target) ** ((index + 1) / rounds)
+
+
+def linear(index: int, rounds: int, target: float) -> float:
+    """Every round removes equally many: s (t + 1) / T."""
+    return target if index + 1 == rounds else target * (index + 1) / rounds
+
+
+def constant(index: int, rounds: int, target: float) -> float:  # noqa: ARG001 - a Schedule
+    """All at once, s; later rounds change only what a method changes beside its masks."""
+    return target
+
+
+def cubic(index: int, rounds: int, target: float) -> float:
+    """Many at first, while there are many to spare: s (1 - (1 - (t + 1) / T)^3).
+
+    Zhu & Gupta, "To prune, or not to prune" (ICLR 2018 workshop), equation 1 with initial
+    sparsity 0.
+    """
+    return target * (1 - (1 - (index + 1) / rounds) ** 3)
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "exp": exponential,
+    "exponential": exponential,
+    "linear": linear,
+    "const": constant,
+    "constant": constant,
+    "cubic": cubic,
+}
+
+
+def schedule_by_name(name: str) -> Schedule:
+    """`exp` or `exponential`, `linear`, `const` or `constant`, `cubic`.
+
+    Raises:
+        SparsityError: for anything else.
+    """
+    if name not in SCHEDULES:
+        raise SparsityError(f"unknown schedule {name!r}{suggest(name, list(SCHEDULES))}")
+    return SCHEDULES[name]
+
+
+def levels_of(target: Target, schedule: str, rounds: int) -> list[Target]:
+    """The sparsity after every round; the last is the target itself.
+
+    Args:
+        target: a sparsity, or one per modality, each of which then follows the schedule.
+        schedule: name of the schedule.
+        rounds: number of rounds.
+
+    Raises:
+        SparsityError: if there is no such schedule, or no round.
+    """
+    rise = schedule_by_name(schedule)
+    if rounds < 1:
+        raise SparsityError(f"rounds={rounds}; a schedule has 1 round or more")
+    if isinstance(target, Mapping):
+        return [
+            {name: rise(index, rounds, value) for name, value in target.items()}
+            for index in range(rounds)
+        ]
+    return [rise(index, rounds, target) for index in range(rounds)]
