@@ -17,10 +17,12 @@ from vlp_plugins.recipes import (
     OPTIONS,
     DataRecipe,
     Recipe,
+    amount_of,
     command_of,
     load_recipe,
     need,
     parameter_of,
+    penalty_of,
     sparsity_of,
     with_options,
 )
@@ -54,6 +56,11 @@ out: pruned
 seed: 7
 save_model: true
 checkpoint_every: 10
+lambda: 1e-2
+memory_budget: 8GiB
+autocast: float16
+skip_nonfinite: true
+keep_statistics: true
 dtype: bfloat16
 device: cpu
 """
@@ -63,7 +70,7 @@ EXPECTED = Recipe(
     adapter="blip",
     processor="models/tokens",
     method="multiflow",
-    parameters={"edges": True, "nodes": False},
+    parameters={"edges": True, "nodes": False, "lambda": 0.01},
     sparsity=(0.63, {"vision": 0.5, "text": 0.8}),
     allocation="modality",
     floor=0.01,
@@ -75,6 +82,10 @@ EXPECTED = Recipe(
     seed=7,
     save_model=True,
     checkpoint_every=10,
+    memory_budget="8GiB",
+    autocast="float16",
+    skip_nonfinite=True,
+    keep_statistics=True,
     dtype="bfloat16",
     device="cpu",
 )
@@ -135,6 +146,12 @@ def test_a_pattern_is_an_allocation(read: Any) -> None:
         ("floor: .inf", "floor must be a number, not inf"),
         ("data:\n  batch_size: 0", "line 2: batch_size must be a whole number from 1 on, not 0"),
         ("data: [a, b]", "data must be a mapping of keys to values, not a list of 2"),
+        ("lambda: small", "line 1: lambda must be a number or auto, not the text 'small'"),
+        ("lambda: [1, 2]", "lambda must be a number or auto, not a list of 2"),
+        ("lambda: true", "lambda must be a number or auto, not true"),
+        ("lambda: 1\nparameters: {lambda: 2}", "lambda stands here and among the parameters"),
+        ("memory_budget: much", "line 1: memory_budget: 'much' is no amount of memory"),
+        ("autocast: float32", "autocast must be one of bfloat16, float16, not the text 'float32'"),
         ("save_model: 'yes'", "save_model must be true or false, not the text 'yes'"),
         ("variant: publishd", "variant must be one of default, published"),
         ("allocation: modalty", "line 1: unknown allocation 'modalty' .did you mean 'modality'"),
@@ -170,6 +187,30 @@ def test_numbers_that_yaml_takes_for_text(read: Any, caplog: pytest.LogCaptureFi
     assert "line 2: 2E3 is taken for a number; YAML writes it 2.0e+3" in caplog.text
 
 
+def test_lambda_is_a_parameter_with_a_key_of_its_own(read: Any) -> None:
+    assert read("lambda: auto").parameters == {"lambda": "auto"}
+    assert read("lambda: 1e-5").parameters == {"lambda": 1e-5}
+    assert read("lambda: '1e-5'").parameters == {"lambda": 1e-5}
+    found = read("lambda: 1000\nparameters: {rounds: 60}")
+    assert found.parameters == {"rounds": 60, "lambda": 1000.0}
+    assert command_of(found).endswith("--parameter rounds=60 --lambda 1000.0")
+
+    assert with_options(found, **{"lambda": 0.1}).parameters == {"rounds": 60, "lambda": 0.1}
+    both = with_options(found, parameter={"rounds": 2}, **{"lambda": "auto"})
+    assert both.parameters == {"rounds": 2, "lambda": "auto"}
+    assert found.parameters["lambda"] == 1000.0
+
+
+def test_values_of_the_command_line_are_judged_like_those_of_a_recipe() -> None:
+    assert penalty_of("1e-5", "--lambda") == 1e-5
+    assert penalty_of("auto", "--lambda") == "auto"
+    assert amount_of("8GiB", "--memory-budget") == "8GiB"
+    with pytest.raises(RecipeError, match="command line.*: --lambda must be a number or auto"):
+        penalty_of("tiny", "--lambda")
+    with pytest.raises(RecipeError, match="command line: --memory-budget: '8 elephants' is no"):
+        amount_of("8 elephants", "--memory-budget")
+
+
 def from_command(words: list[str]) -> Recipe:
     """Reads the options back, as a command line would."""
     options: dict[str, list[str]] = {}
@@ -189,8 +230,10 @@ def from_command(words: list[str]) -> Recipe:
             values[name] = dict(map(parameter_of, given))
         elif key == "sparsity":
             values[name] = tuple(map(sparsity_of, given))
-        elif key == "save_model":
+        elif key in ("save_model", "skip_nonfinite", "keep_statistics"):
             values[name] = True
+        elif key == "lambda":
+            values[name] = penalty_of(given[0], option)
         else:
             values[name] = int(given[0]) if key in whole else given[0]
             values[name] = float(given[0]) if key == "floor" else values[name]
@@ -204,6 +247,8 @@ def from_command(words: list[str]) -> Recipe:
         Recipe(model="a b", method="omp", sparsity=(0.63, 0.9), out="o"),
         Recipe(parameters={"name": "x y", "word": "true", "number": "1e-5", "sizes": [1, 2]}),
         Recipe(parameters={"damping": 1e-5, "none": None}, floor=0.1 + 0.2),
+        Recipe(method="chita", parameters={"lambda": "auto"}, memory_budget="500 MB"),
+        Recipe(method="chita", parameters={"lambda": 1e-5, "rows": 50}),
     ],
 )
 def test_the_command_says_the_same_as_the_recipe(recipe: Recipe) -> None:
@@ -254,11 +299,28 @@ def test_the_papers_recipes(path: Path) -> None:
     assert recipe.method == method
     assert recipe.adapter == {"dino": "vit"}.get(family, family)
     made = registry().method(recipe.method, **recipe.parameters)
-    assert bool(made.needs) == (recipe.data.batches is not None)
-    if made.needs and recipe.adapter != "vit":
-        assert recipe.data.batches == 3000
+    assert made.reads_data == (recipe.data.batches is not None)
+    if made.reads_data and recipe.adapter != "vit":
+        assert recipe.data.batches == (500 if method == "chita" else 3000)
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("itersnip-blip", {"rounds": 60, "batches_per_round": 50, "schedule": "exp"}),
+        ("chita++-blip", {"rounds": 60, "rows": 50, "schedule": "exp", "lambda": 0.1}),
+        ("chita++-xvlm", {"rounds": 60, "rows": 50, "schedule": "exp", "lambda": 0.1}),
+        ("chita-blip", {"lambda": 0.1}),
+        ("chita-xvlm", {"lambda": 1000.0}),
+    ],
+)
+def test_the_papers_rounds_and_ridge_penalties(stem: str, expected: dict[str, Any]) -> None:
+    assert load_recipe(PAPER / f"{stem}.yaml").parameters == expected
 
 
 def test_there_is_a_recipe_for_every_method_of_the_paper_that_exists() -> None:
     found = {path.stem.split("-")[0] for path in PAPER.glob("*.yaml")}
-    assert found == {"random", "omp", "lamp", "l2", "multiflow"}
+    assert found == {
+        *("random", "omp", "lamp", "l2", "multiflow"),
+        *("snip", "itersnip", "tamt", "chita", "chita++"),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.plugin import vlp_adapters
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_plugins.adapter import Adapter, Owner
+from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.weights import WeightMap
 
@@ -252,6 +254,46 @@ def test_streams_leave_the_model_as_it_was(case: Case) -> None:
     assert [p.requires_grad for p in case.model.parameters()] == trained
     assert all(p.grad is None for p in case.model.parameters())
     assert torch.equal(random, torch.random.get_rng_state())
+
+
+def losses_of(case: Case, model: nn.Module, *, published: bool) -> dict[str, Tensor]:
+    batch = case.batch
+    if isinstance(batch, dict) and "attention_mask" in batch:
+        words = {"mlm_input_ids": batch["input_ids"], "mlm_labels": batch["input_ids"]}
+        batch = words | batch
+    elif isinstance(batch, dict):
+        batch = batch | {"labels": torch.tensor([0, 1])}
+    return case.adapter.losses(model, batch, published=published)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_losses_change_the_loss_state_alone_and_advance_changes_it_alike(
+    case: Case, published: bool
+) -> None:
+    other = copy.deepcopy(case.model)
+    before = copy.deepcopy(case.model.state_dict())
+    random = torch.random.get_rng_state()
+    try:
+        losses = losses_of(case, case.model, published=published)
+    except UnsupportedError:
+        assert not list(case.adapter.loss_state(case.model))
+        return
+    assert losses
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert torch.equal(random, torch.random.get_rng_state())
+
+    case.adapter.advance(other, case.batch, published=published)
+    after, advanced = case.model.state_dict(), other.state_dict()
+    assert all(torch.equal(value, advanced[name]) for name, value in after.items())
+    state = {tensor.data_ptr() for tensor in case.adapter.loss_state(case.model)}
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert all(after[name].data_ptr() in state for name in changed)
+    assert bool(changed) == bool(state)
+
+
+def test_no_prunable_weight_is_part_of_the_loss_state(case: Case) -> None:
+    state = {tensor.data_ptr() for tensor in case.adapter.loss_state(case.model)}
+    assert not state & {weight.parameter.data_ptr() for weight in case.weights.values()}
 
 
 def test_pretraining_covers_every_weight(case: Case) -> None:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from vlp_plugins.plugins import registry
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
+from vlp_plugins.weights import Weight
 
 SCORERS = registry().scorer_names()
 
@@ -16,8 +18,9 @@ def weight(dtype=torch.float32):
 def evidence(scorer, name="vision.0.mlp.fc1"):
     """Positive statistics of the sizes that the scorer asks for."""
     generator = torch.Generator().manual_seed(1)
+    owned = Weight(name, "vision", 0, nn.Parameter(weight()), (), ())
     statistics = {
-        need.name: torch.rand(10, generator=generator, dtype=torch.float64) + 0.1
+        need.name: torch.rand(need.size(owned), generator=generator, dtype=torch.float64) + 0.1
         for need in scorer.needs
     }
     return Evidence(name, 7, statistics)
@@ -71,6 +74,17 @@ def test_scores_ask_for_nothing_but_what_they_declare(scorer):
         rest = {key: value for key, value in given.statistics.items() if key != name}
         with pytest.raises(KeyError):
             scorer.score(weight(), Evidence(given.name, given.seed, rest))
+
+
+def test_an_elementwise_score_is_that_of_the_element_alone(scorer):
+    if not scorer.elementwise:
+        return
+    given = evidence(scorer)
+    scores = scorer.score(weight(), given)
+
+    some = scorer.score(weight().flatten()[None, ::7], given.every(7))
+
+    assert torch.equal(some[0], scores.flatten()[::7])
 
 
 def test_a_score_that_is_ranked_by_magnitude_has_the_order_of_magnitude(scorer):

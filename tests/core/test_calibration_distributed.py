@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from toy import ToyAdapter, toy_batches, toy_model
+from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.calibration.checkpoint import Checkpoint
 from vlp_plugins.errors import StatisticsError
+from vlp_plugins.statistics.gradient import MeanGradient
 from vlp_plugins.statistics.second_moment import InputSecondMoment
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
@@ -25,8 +27,10 @@ import sys
 from pathlib import Path
 from torch import distributed
 from toy import Counting, ToyAdapter, toy_batches, toy_model
+from toy_loss import LosingAdapter, losing_toy, spoilt
 from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import DataError
+from vlp_plugins.errors import DataError, NonFiniteError
+from vlp_plugins.statistics.gradient import MeanGradient
 from vlp_plugins.weights import WeightMap
 
 folder = Path(sys.argv[1])
@@ -56,6 +60,34 @@ found.save(folder / f"resumed{rank}")
 
 found, _ = run(toy_batches(1))
 found.save(folder / f"single{rank}")
+
+def run_losses(batches, **options):
+    model, adapter, counting = losing_toy(), LosingAdapter(), Counting()
+    weights = WeightMap.of(model, adapter)
+    statistics = [MeanGradient(), counting]
+    return calibrate(model, adapter, weights, batches, statistics, **options)
+
+run_losses(toy_batches(7)).save(folder / f"losses{rank}")
+batches = toy_batches(7)
+batches[3] = spoilt(batches[3])
+run_losses(batches, skip_nonfinite=True).save(folder / f"skipped{rank}")
+run_losses(toy_batches(1)).save(folder / f"few{rank}")
+
+def stopped():
+    yield from toy_batches(7)[:4]
+    raise KeyboardInterrupt
+
+try:
+    run_losses(stopped(), checkpoint=folder / "losses.ckpt")
+except KeyboardInterrupt:
+    pass
+found = run_losses(toy_batches(7), checkpoint=folder / "losses.ckpt", resume=True)
+found.save(folder / f"continued{rank}")
+
+try:
+    run_losses([spoilt(batch) for batch in toy_batches(3)], skip_nonfinite=True)
+except NonFiniteError as error:
+    (folder / f"nothing{rank}").write_text(str(error))
 
 try:
     run(toy_batches(4, seed=rank))
@@ -111,6 +143,33 @@ def test_both_processes_return_what_one_process_finds(folder, name, count):
         assert found.fingerprint == expected.fingerprint
         assert found.samples == expected.samples
         assert found.batches == count
+
+
+def losses_alone(batches: list[dict[str, torch.Tensor]]) -> Statistics:
+    model, adapter = losing_toy(), LosingAdapter()
+    weights = WeightMap.of(model, adapter)
+    statistics = [MeanGradient(), InputSecondMoment()]
+    return calibrate(model, adapter, weights, batches, statistics, skip_nonfinite=True)
+
+
+@pytest.mark.parametrize("name", ["losses", "continued", "skipped", "few"])
+def test_gradients_of_losses_that_remember_are_those_of_one_process(folder, name):
+    batches = toy_batches(1 if name == "few" else 7)
+    if name == "skipped":
+        batches[3] = spoilt(batches[3])
+    expected = losses_alone(batches)
+    for rank in (0, 1):
+        found = Statistics.load(folder / f"{name}{rank}")
+        assert found.sums.keys() == expected.sums.keys()
+        for key, value in expected.sums.items():
+            assert torch.equal(found.sums[key], value), key
+        assert found.counted == expected.counted
+        assert found.samples == expected.samples
+
+
+def test_no_process_waits_for_batches_that_all_were_left_out(folder):
+    for rank in (0, 1):
+        assert "all 3 batches were left out" in (folder / f"nothing{rank}").read_text()
 
 
 def test_each_process_runs_whole_batches_in_turn(folder):

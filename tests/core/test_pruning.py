@@ -17,8 +17,8 @@ from vlp_plugins.errors import (
     UnsupportedError,
 )
 from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
-from vlp_plugins.pruning import make_masks
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap

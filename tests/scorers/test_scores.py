@@ -12,6 +12,7 @@ from vlp_plugins.scorers.lamp import Lamp, lamp
 from vlp_plugins.scorers.layer_l2 import layer_l2
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.random import Random
+from vlp_plugins.scorers.snip import snip
 from vlp_plugins.scorers.wanda import wanda
 from vlp_plugins.thresholds import find_cuts
 
@@ -53,6 +54,14 @@ def test_wanda_scales_columns_by_the_input_norm(weight, moment):
     expected = [[abs(w) * math.sqrt(m) for w, m in zip(row, moment.tolist(), strict=True)]
                 for row in weight.tolist()]  # fmt: skip
     torch.testing.assert_close(wanda(weight, moment), torch.tensor(expected))
+
+
+def test_snip_is_the_change_of_the_loss_to_first_order(weight):
+    gradient = torch.randn(35, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = [[abs(w * gradient[7 * i + j].item()) for j, w in enumerate(row)]
+                for i, row in enumerate(weight.tolist())]  # fmt: skip
+    torch.testing.assert_close(snip(weight, gradient), torch.tensor(expected))
+    assert snip(weight.bfloat16(), gradient).dtype == torch.float32
 
 
 def test_layer_l2_divides_by_the_frobenius_norm(weight):

@@ -1,0 +1,77 @@
+"""What CHITA says beforehand that it will need."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from chita_runs import BATCHES, context_of
+from toy_loss import LosingAdapter, LosingToy
+
+from vlp_plugins.errors import DataError
+from vlp_plugins.methods.base import Context
+from vlp_plugins.methods.chita import chita, chita_plus_plus, timing
+from vlp_plugins.methods.chita.costs import sweeps_of
+from vlp_plugins.weights import WeightMap
+
+
+def test_gradients_are_those_that_the_run_takes(monkeypatch):
+    gradients = []
+    original = LosingAdapter.losses
+
+    def losses(self, model, batch, **options):
+        gradients.append(torch.is_grad_enabled())
+        return original(self, model, batch, **options)
+
+    monkeypatch.setattr(LosingAdapter, "losses", losses)
+    for method in (
+        chita(lambda_=0.1),
+        chita(lambda_=0.1, rows=3),
+        chita_plus_plus(lambda_=0.1, rounds=2),
+    ):
+        gradients.clear()
+        context = context_of(targets=[0.5, 0.75])
+        cost = method.cost(context)
+        assert not gradients
+
+        method.run(context)
+        assert cost.gradient_batches == len(gradients)
+
+
+def test_the_number_of_sweeps_is_not_underestimated():
+    for effort in ("published", "fast", "best"):
+        for options in ({}, {"block_size": None}, {"first_order": True}):
+            method = chita(lambda_=0.1, effort=effort, **options)
+            masks = method.run(context_of(targets=[0.9]))[0]
+
+            assert masks.manifest.parameters["sweeps"] <= sweeps_of(method.settings)
+
+
+def test_the_matrix_of_the_paper_is_named_beside_ours():
+    context = context_of()
+    p = context.weights.numel
+
+    notes = "\n".join(chita(lambda_=0.1).cost(context).notes)
+
+    assert f"{BATCHES} rows of {p:,} gradients in float32" in notes
+    assert "with the 500 rows of the paper in float32 it would be" in notes
+
+
+def test_auto_counts_its_forwards(monkeypatch):
+    monkeypatch.setattr(timing, "_seconds", lambda problem, effort: 1.0)
+    context = context_of(targets=[0.5, 0.75])
+
+    given, auto = (chita(lambda_=value).cost(context) for value in (0.1, "auto"))
+
+    assert auto.gradient_batches == 5 + -(-(7 * 2 + 1) // 3)
+    assert auto.seconds > given.seconds
+    assert "by the loss on 1 held-out batches" in "\n".join(auto.notes)
+
+
+def test_the_number_of_batches_may_come_from_the_limit_alone():
+    model = LosingToy()
+    adapter = LosingAdapter()
+    context = Context(model, adapter, WeightMap.of(model, adapter), (), [0.5], limit=4)
+
+    assert chita(lambda_=0.1).cost(context).gradient_batches == 4
+    with pytest.raises(DataError, match="nobody can say how many batches"):
+        chita(lambda_=0.1).cost(context_of(batches=iter([])))
