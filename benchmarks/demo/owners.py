@@ -23,8 +23,9 @@ from benchmarks.demo.run import MODELS
 from benchmarks.results import FOLDER, write_results
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.data import CaptionedBatches, load_processor, open_source
+from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
-from vlp_plugins.pruning import Owners, make_masks
+from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap
 
 POOL = 2000  # pairs that calibration samples are drawn from

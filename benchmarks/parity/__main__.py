@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.parity.compare import compare_family, families, unknown_runs
+from benchmarks.parity.compare import compare_family, unknown_runs
+from benchmarks.parity.family import families
 from benchmarks.results import FOLDER, write_results
 
 

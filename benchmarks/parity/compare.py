@@ -6,22 +6,21 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
+from benchmarks.parity.chita import compare_chita
+from benchmarks.parity.family import Family, Line, recorded_names
+from benchmarks.parity.gradients import compare_rows, compare_snip
+from benchmarks.parity.iterative import compare_iterative
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
-from vlp_plugins.pruning import make_masks
 from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.statistics.base import LossStatistic
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
@@ -34,67 +33,13 @@ THRESHOLD_TOLERANCE = 1e-6
 """An element of a mask may differ only if its score is this close to the threshold, relatively."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One comparison. `worst` is in the unit that `what` names; `ok` says if it is tolerated."""
-
-    family: str
-    what: str
-    detail: str
-    worst: float
-    ok: bool
-
-    def __str__(self) -> str:
-        verdict = "ok" if self.ok else "OUTSIDE"
-        return f"{self.family:5} {self.what:28} {self.detail:44} {verdict}"
-
-
-@dataclass(frozen=True)
-class Family:
-    """One recorded model and the ways to rebuild it."""
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """`blip`, `xvlm`, `vit`."""
-        return str(json.loads((self.folder / "config.json").read_text())["family"])
-
-    @property
-    def module(self) -> Any:
-        """The module of this package that knows the family."""
-        return import_module(f"benchmarks.parity.{self.name}")
-
-    def model(self) -> nn.Module:
-        """A fresh model."""
-        model: nn.Module = self.module.model_from_golden(self.folder)
-        return model
-
-    def batches(self, suffix: str = "") -> list[Batch]:
-        """The recorded batches, by our names."""
-        batches: list[Batch] = self.module.batches_from_golden(
-            self.folder, f"batches{suffix}.safetensors"
-        )
-        return batches
-
-    def load(self, name: str) -> dict[str, torch.Tensor]:
-        """A recorded file by its path without ending; empty if it was not recorded."""
-        path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.exists() else {}
-
-
-def families(folder: Path) -> list[Family]:
-    """The recorded families below a folder, by name."""
-    return [Family(path.parent) for path in sorted(folder.glob("*/config.json"))]
-
-
 def compare_family(family: Family) -> list[Line]:
     """All comparisons of one family; runs of methods that are not registered are left out."""
     lines = list(_outputs(family))
     model = family.model()
     adapter = registry().adapter_for(model)
     weights = WeightMap.of(model, adapter)
-    recorded = _recorded_names(weights, adapter)
+    recorded = recorded_names(weights, adapter)
     statistics: dict[str, Statistics] = {}
 
     def gathered(suffix: str) -> Statistics:
@@ -118,30 +63,32 @@ def compare_family(family: Family) -> list[Line]:
         if name not in registry().method_names():
             continue
         method = registry().method(name)
+        if not isinstance(method, Composition) or _reads_losses(method):
+            continue  # has a comparison of its own
         needed = gathered(suffix) if method.needs else None
         masks = make_masks(weights, method, [float(sparsity)], needed, published=True)[0]
         ranked = _ranking(weights, method, needed)
         lines.append(_masks(family, path.stem, load_file(path), masks, ranked, recorded, method))
         if (scores := family.load(f"scores/{run}")) and sparsity == "0.75":
             lines.append(_scores(family, run, scores, ranked, recorded))
-    return lines
+    return [
+        *lines,
+        *compare_rows(family),
+        *compare_snip(family),
+        *compare_iterative(family),
+        *compare_chita(family),
+    ]
+
+
+def _reads_losses(method: Composition) -> bool:
+    return any(isinstance(statistic, LossStatistic) for statistic in method.needs)
 
 
 def unknown_runs(family: Family) -> set[str]:
     """Runs that were recorded for methods that are not registered."""
     runs = {path.stem.rpartition("_")[0] for path in (family.folder / "masks").glob("*_0.??.*")}
-    return {run for run in runs if run.removesuffix("_len17") not in registry().method_names()}
-
-
-def _recorded_names(weights: WeightMap, adapter: Adapter) -> dict[str, str]:
-    """Canonical name -> the name in the recorded files."""
-    names = {}
-    for name, weight in weights.items():
-        original = adapter.original_name(weight.aliases[0])
-        if original is None:
-            raise ValueError(f"{name} ({weight.aliases[0]}) has no original name")
-        names[name] = original
-    return names
+    known = registry().method_names()
+    return {run for run in runs if re.sub("_(len17|block200)$", "", run) not in known}
 
 
 def _outputs(family: Family) -> list[Line]:
