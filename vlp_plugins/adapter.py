@@ -167,7 +167,7 @@ class Adapter(ABC):
         """Where each weight of a pre-training model goes in the downstream model of a task.
 
         Args:
-            task: `pretraining`, `retrieval`, `captioning` or `vqa`.
+            task: `pretraining`, `retrieval`, `captioning`, `vqa` or `classification`.
             model: the pre-training model.
 
         Returns:

@@ -151,7 +151,7 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
     if path.is_file():
         raise UnsupportedError(
             f"{source} is a checkpoint file that no adapter recognises; give a folder with "
-            "config.json, or an original BLIP or X-VLM checkpoint"
+            "config.json, or an original BLIP, X-VLM or CLIP checkpoint"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise UnsupportedError(f"folder {source} has no config.json; give the model's own folder")

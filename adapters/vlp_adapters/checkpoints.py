@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UnsupportedError(f"{path} is not a file; give a checkpoint")
+    reject_torchscript(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -101,7 +103,7 @@ def tensor_names(path: Path) -> set[str]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return set(file.keys())
-        if path.suffix not in _PICKLED or not path.is_file():
+        if path.suffix not in _PICKLED or not path.is_file() or _is_torchscript(path):
             return set()
         content = _open(path)
     # The unpickler fails in many ways on files that are not ours; whoever owns the file reports.
@@ -110,6 +112,20 @@ def tensor_names(path: Path) -> set[str]:
     state = content.get("model", content) if isinstance(content, Mapping) else None
     names = map(str, state) if isinstance(state, Mapping) else ()
     return {name.removeprefix("module.") for name in names}
+
+
+def reject_torchscript(path: Path) -> None:
+    """Checks that a file is not a TorchScript archive: a program, whose tensors need it to be run.
+
+    Raises:
+        UnsupportedError: if it is one; says how to convert it.
+    """
+    if _is_torchscript(path):
+        raise UnsupportedError(
+            f"{path} is a TorchScript archive (OpenAI publishes CLIP as such): a program, which is "
+            "not run here; if you trust it, convert it once: torch.save(torch.jit.load("
+            f"{path.name!r}, map_location='cpu').state_dict(), {path.with_suffix('.pth').name!r})"
+        )
 
 
 def is_saved_as(path: Path, model_type: str) -> bool:
@@ -151,6 +167,16 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
 def few(names: Sequence[str]) -> str:
     """The first three names."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _is_torchscript(path: Path) -> bool:
+    if path.suffix not in _PICKLED or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:  # whoever reads it says so
+        return False
 
 
 def _open(path: Path) -> object:

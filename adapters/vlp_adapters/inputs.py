@@ -48,14 +48,14 @@ def texts_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def need_partners(pairs: int) -> None:
-    """Checks that a batch has wrong partners for the matching loss.
+def need_partners(pairs: int, loss: str = "matching") -> None:
+    """Checks that a batch has wrong partners for the loss of that name.
 
     Raises:
         BatchError: if it has fewer than two pairs.
     """
     if pairs < 2:
         raise BatchError(
-            "the matching loss takes its wrong partners from the batch, which has only "
+            f"the {loss} loss takes its wrong partners from the batch, which has only "
             f"{pairs} pair(s); use batches of at least 2 and drop a last one that is smaller"
         )

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def vlp_adapters() -> Mapping[str, Callable[[], Adapter]]:
-    """BLIP, X-VLM and ViT/DINO."""
+    """BLIP, X-VLM, CLIP, SigLIP and ViT/DINO."""
     return {
         "blip": lambda: _make("blip.adapter", "BlipAdapter"),
         "xvlm": lambda: _make("xvlm.adapter", "XvlmAdapter"),
+        "clip": lambda: _make("clip.adapter", "ClipAdapter"),
+        "siglip": lambda: _make("clip.siglip", "SiglipAdapter"),
         "vit": lambda: _make("vit.adapter", "ViTAdapter"),
     }
 

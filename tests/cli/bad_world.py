@@ -20,7 +20,7 @@ def make(folder: Path, models: Path, photos: Path, pruned: Path) -> dict[str, Pa
     xvlm = models / "xvlm"
     world = {
         "xvlm": xvlm,
-        "clip": models / "clip",
+        "chinese_clip": models / "chinese_clip",
         "vit": models / "vit",
         "photos": photos,
         "masks": pruned / "masks-0.75.safetensors",
@@ -39,11 +39,11 @@ def make(folder: Path, models: Path, photos: Path, pruned: Path) -> dict[str, Pa
     changed("nan_weight", lambda state: state[PROJECTION][0].fill_(float("nan")))
     changed("nan_input", lambda state: state[WORD_EMBEDDINGS].fill_(float("inf")))
     changed("lacking", lambda state: state.pop(PROJECTION))
-    changed("lacking_clip", lambda state: state.pop(CLIP_LAYER), models / "clip")
+    changed("lacking_clip", lambda state: state.pop(CLIP_LAYER), models / "chinese_clip")
     world["wider"] = tiny_models.save_xvlm(folder / "wider", intermediate_size=32)
     world["no_processor"] = _without(xvlm, folder / "no_processor", "preprocessor_config.json")
     world["truncated_model"] = _truncated_model(xvlm, folder / "truncated_model")
-    world["truncated_clip"] = _truncated_model(models / "clip", folder / "truncated_clip")
+    world["truncated_clip"] = _truncated_model(models / "chinese_clip", folder / "truncated_clip")
 
     world["empty"] = folder / "empty"
     world["empty"].mkdir()

@@ -16,12 +16,14 @@ def vlp() -> Command:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `xvlm`, `blip`, `vit` and `clip`."""
+    """A folder of each family: `xvlm`, `blip`, ..., and `chinese_clip`, which is of none."""
     folder = tmp_path_factory.mktemp("models")
     tiny_models.save_xvlm(folder / "xvlm")
     tiny_models.save_blip(folder / "blip")
     tiny_models.save_vit(folder / "vit")
     tiny_models.save_clip(folder / "clip")
+    tiny_models.save_siglip(folder / "siglip")
+    tiny_models.save_chinese_clip(folder / "chinese_clip")
     return folder
 
 

@@ -35,6 +35,8 @@ def test_shared_weights_are_one_row_with_all_their_names(vlp, models) -> None:
     [
         (BlipPretrainConfig.base(), "blip", "226,492,416"),
         (XvlmPretrainConfig.base(), "xvlm", "184,025,088"),
+        (transformers.CLIPConfig(architectures=["CLIPModel"]), "clip", "122,683,392"),
+        (transformers.SiglipConfig(architectures=["SiglipModel"]), "siglip", "169,869,312"),
         (transformers.ViTConfig(architectures=["ViTModel"]), "vit", "84,934,656"),
         (transformers.Dinov2Config(architectures=["Dinov2Model"]), "vit", "84,934,656"),
     ],
@@ -49,20 +51,27 @@ def test_a_full_size_model_is_inspected_from_its_configuration(
         assert re.search(rf"^all .* {prunable}$", text, re.MULTILINE)
 
 
+def test_the_heads_of_siglip_are_left_alone_for_a_reason(vlp, models) -> None:
+    text = vlp("inspect", models / "siglip").stdout
+    assert re.search(r"text +2 +12 +0 +\d", text)
+    assert re.search(r"vision +2 +12 +0 +\d", text)
+    assert re.search(r"pooling head: reads the image with one probe +11 ", text)
+
+
 def test_any_model_by_module_adapter(vlp, models) -> None:
-    refused = vlp("inspect", models / "clip", code=2)
-    assert "no adapter claims CLIPModel" in refused.stderr
+    refused = vlp("inspect", models / "chinese_clip", code=2)
+    assert "no adapter claims ChineseCLIPModel" in refused.stderr
     assert "ModuleAdapter" in refused.stderr
     assert "--adapter module" in refused.stderr
-    text = vlp("inspect", models / "clip", "--adapter", "module").stdout
-    assert text.startswith("CLIPModel, adapter 'module'")
+    text = vlp("inspect", models / "chinese_clip", "--adapter", "module").stdout
+    assert text.startswith("ChineseCLIPModel, adapter 'module'")
 
 
 def test_plugins_lists_our_own(vlp) -> None:
     text = vlp("plugins").stdout
     ours = r" +vlp-plugins +\S+ +ok +"
     assert re.search(rf"^builtin{ours}.*methods: .*multiflow", text, re.MULTILINE)
-    assert re.search(rf"^adapters{ours}adapters: blip, vit, xvlm", text, re.MULTILINE)
+    assert re.search(rf"^adapters{ours}adapters: blip, clip, siglip, vit, xvlm", text, re.MULTILINE)
 
 
 def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:

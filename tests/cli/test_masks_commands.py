@@ -91,7 +91,7 @@ def test_export_and_import_give_the_same_masks(vlp, masks, xvlm, tmp_path) -> No
 
 
 def test_masks_of_any_model_by_module_adapter(vlp, models, tmp_path) -> None:
-    clip, module = models / "clip", ("--adapter", "module")
+    clip, module = models / "chinese_clip", ("--adapter", "module")
     vlp("prune", "--model", clip, *module, "--method", "lamp", "--sparsity", "0.5",
         "--out", tmp_path / "o")  # fmt: skip
     masks = tmp_path / "o" / "masks-0.5.safetensors"

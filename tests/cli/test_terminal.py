@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from vlp_plugins.cli.options import ManyValues, recipe_options
-from vlp_plugins.cli.pruning import data_progress
 from vlp_plugins.cli.quiet import quiet_libraries, show_log
+from vlp_plugins.cli.running import data_progress
 
 
 def parsed(*words: str) -> dict[str, object]:

@@ -13,14 +13,22 @@ from transformers import (
     BertTokenizer,
     BlipTextConfig,
     BlipVisionConfig,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
+    SiglipConfig,
+    SiglipModel,
     ViTConfig,
     ViTModel,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.chinese_clip.image_processing_pil_chinese_clip import (
+    ChineseCLIPImageProcessorPil,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
@@ -83,7 +91,6 @@ def save_vit(folder: Path) -> Path:
 
 
 def save_clip(folder: Path) -> Path:
-    """A model that none of our adapters claims."""
     torch.manual_seed(0)
     text = {**TEXT, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
     config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
@@ -91,6 +98,26 @@ def save_clip(folder: Path) -> Path:
     save_tokenizer(folder)
     sides = {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=sides).save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path) -> Path:
+    torch.manual_seed(0)
+    text = {**TEXT, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).save_pretrained(folder)
+    save_tokenizer(folder)
+    SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder
+
+
+def save_chinese_clip(folder: Path) -> Path:
+    """A model that none of our adapters claims."""
+    torch.manual_seed(0)
+    config = ChineseCLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)
+    ChineseCLIPModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    sides = {"height": SIDE, "width": SIDE}
+    ChineseCLIPImageProcessorPil(size=sides, crop_size=sides).save_pretrained(folder)
     return folder
 
 

@@ -24,11 +24,27 @@ from transformers import (
     BlipVisionConfig,
     BlipVisionModel,
     CLIPConfig,
+    CLIPForImageClassification,
     CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipTextModel,
+    SiglipVisionModel,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -45,6 +61,14 @@ from vlp_plugins.weights import WeightMap
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT: dict[str, Any] = {**SIZES, "intermediate_size": 32, "vocab_size": 50}
 IMAGE: dict[str, Any] = {**SIZES, "image_size": 16, "patch_size": 8}
+SIGLIP_TEXT: dict[str, Any] = {
+    **TEXT,
+    "max_position_embeddings": 16,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+FEW: dict[str, Any] = {"intermediate_size": 32, "num_register_tokens": 2}
 
 
 def images() -> dict[str, Tensor]:
@@ -66,6 +90,24 @@ def answered() -> dict[str, Tensor]:
     return pairs() | {"labels": torch.tensor([[1, 9, 2, 0], [1, 7, 9, 2]])}
 
 
+def unmasked() -> dict[str, Tensor]:
+    """Texts of 16 tokens without a mask, as SigLIP was trained."""
+    return {"input_ids": torch.randint(2, 50, (2, 16))}
+
+
+def unmasked_pairs() -> dict[str, Tensor]:
+    return images() | unmasked()
+
+
+def patches() -> dict[str, Tensor]:
+    """Two images of 4 and 2 patches of 8 x 8 pixels, padded to 4, as SigLIP 2 reads them."""
+    return {
+        "pixel_values": torch.rand(2, 4, 3 * 8 * 8),
+        "pixel_attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "spatial_shapes": torch.tensor([[2, 2], [1, 2]]),
+    }
+
+
 def conv_net() -> nn.Module:
     first, last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -80,6 +122,33 @@ def clip_config() -> CLIPConfig:
     vision = {**IMAGE, "intermediate_size": 32}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return CLIPConfig(text_config=TEXT | special, vision_config=vision, projection_dim=8)
+
+
+def ending_clip_config() -> CLIPConfig:
+    """As `clip_config`, and texts end with 11: 2 would stand for the highest id of a text."""
+    config = clip_config()
+    config.text_config.eos_token_id = 11
+    return config
+
+
+def ended() -> dict[str, Tensor]:
+    """The texts with 11 at their end."""
+    ids = texts()["input_ids"]
+    return texts() | {"input_ids": ids.masked_fill(ids == 2, 11)}
+
+
+def ended_pairs() -> dict[str, Tensor]:
+    return images() | ended()
+
+
+def siglip_config() -> SiglipConfig:
+    vision = {**IMAGE, "intermediate_size": 32}
+    return SiglipConfig(text_config=SIGLIP_TEXT, vision_config=vision)
+
+
+def siglip2_config() -> Siglip2Config:
+    vision = {**SIZES, "intermediate_size": 32, "patch_size": 8, "num_patches": 4}
+    return Siglip2Config(text_config=SIGLIP_TEXT, vision_config=vision)
 
 
 def blip_vision() -> BlipVisionConfig:
@@ -136,14 +205,56 @@ ROWS = {
         ),
         images,
     ),
+    "dinov2-registers": Row(
+        "vit",
+        lambda: Dinov2WithRegistersForImageClassification(
+            Dinov2WithRegistersConfig(**IMAGE, mlp_ratio=2, num_register_tokens=3)
+        ),
+        images,
+    ),
+    "dinov2-registers-swiglu": Row(
+        "vit",
+        lambda: Dinov2WithRegistersForImageClassification(
+            Dinov2WithRegistersConfig(**IMAGE, mlp_ratio=2, use_swiglu_ffn=True)
+        ),
+        images,
+    ),
+    "dinov3": Row("vit", lambda: DINOv3ViTModel(DINOv3ViTConfig(**IMAGE, **FEW)), images),
+    "dinov3-gated": Row(
+        "vit",
+        lambda: DINOv3ViTModel(DINOv3ViTConfig(**IMAGE, **FEW, use_gated_mlp=True)),
+        images,
+    ),
     "xvlm": Row("xvlm", xvlm, pairs),
+    "clip": Row("clip", lambda: CLIPModel(ending_clip_config()), ended_pairs),
+    "clip-vision": Row("clip", lambda: CLIPVisionModel(clip_config().vision_config), images),
+    "clip-vision-projected": Row(
+        "clip", lambda: CLIPVisionModelWithProjection(clip_config().vision_config), images
+    ),
+    "clip-text": Row("clip", lambda: CLIPTextModel(ending_clip_config().text_config), ended),
+    "clip-text-projected": Row(
+        "clip", lambda: CLIPTextModelWithProjection(ending_clip_config().text_config), ended
+    ),
+    "clip-classifier": Row("clip", lambda: CLIPForImageClassification(clip_config()), images),
+    "siglip": Row("siglip", lambda: SiglipModel(siglip_config()), unmasked_pairs),
+    "siglip-vision": Row(
+        "siglip", lambda: SiglipVisionModel(siglip_config().vision_config), images
+    ),
+    "siglip-text": Row("siglip", lambda: SiglipTextModel(siglip_config().text_config), unmasked),
+    "siglip-classifier": Row(
+        "siglip", lambda: SiglipForImageClassification(siglip_config()), images
+    ),
+    "siglip2": Row(
+        "siglip", lambda: Siglip2Model(siglip2_config()), lambda: patches() | unmasked()
+    ),
     "module-conv": Row("module", conv_net, lambda: torch.rand(2, 3, 8, 8)),
     "module-bert": Row("module", lambda: BertForMaskedLM(BertConfig(**TEXT)), texts),
     "module-clip": Row("module", lambda: CLIPModel(clip_config()), pairs),
 }
 
 
-WITH_TEXT = [name for name, row in ROWS.items() if row.batch in (texts, pairs, answered)]
+PADDED = (texts, pairs, answered, ended, ended_pairs)
+WITH_TEXT = [name for name, row in ROWS.items() if row.batch in PADDED]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the pruner has to know about ViT, DINO and DINOv2: one tower, one modality."""
+"""What the pruner has to know about ViT and DINO, first to third: one tower, one modality."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from vlp_adapters.classification import classifier_loss
 from vlp_adapters.vit.original import LAYER, to_original_name
 from vlp_plugins.adapter import (
     Adapter,
@@ -18,7 +19,7 @@ from vlp_plugins.adapter import (
     WeightSpec,
     need,
 )
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,12 +28,18 @@ VISION = "vision"
 
 # Compared as text, so that asking about another model does not import transformers.
 _CLASSES = frozenset(
-    {
-        "transformers.models.vit.modeling_vit.ViTModel",
-        "transformers.models.vit.modeling_vit.ViTForImageClassification",
-        "transformers.models.dinov2.modeling_dinov2.Dinov2Model",
-        "transformers.models.dinov2.modeling_dinov2.Dinov2ForImageClassification",
-    }
+    f"transformers.models.{module}.modeling_{module}.{name}"
+    for module, family, heads in (
+        ("vit", "ViT", ("Model", "ForImageClassification")),
+        ("dinov2", "Dinov2", ("Model", "ForImageClassification")),
+        (
+            "dinov2_with_registers",
+            "Dinov2WithRegisters",
+            ("Model", "ForImageClassification"),
+        ),
+        ("dinov3_vit", "DINOv3ViT", ("Model",)),
+    )
+    for name in (family + head for head in heads)
 )
 
 _CANONICAL = {
@@ -42,14 +49,16 @@ _CANONICAL = {
     "attention.o_proj": "attention.output",
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
-    "mlp.gate_proj": "mlp.gate",  # SwiGLU of DINOv2 giant
+    "mlp.gate_proj": "mlp.gate",  # SwiGLU of DINOv2 giant; DINOv3 has up and down at any size
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
 
 
 class ViTAdapter(Adapter):
-    """`ViTModel`, `Dinov2Model` and their image classifiers; DINO is a `ViTModel`.
+    """`ViTModel`, DINOv2 (with or without registers), their classifiers, and `DINOv3ViTModel`.
+
+    The first DINO is a `ViTModel`. Class token and registers are tokens as all others.
 
     There is one modality, so the modality-wise budgets of MULTIFLOW are those of global magnitude.
     """
@@ -57,7 +66,7 @@ class ViTAdapter(Adapter):
     name = "vit"
 
     def claims(self, model: nn.Module) -> bool:
-        """True for the four classes and what is derived from them."""
+        """True for these classes and what is derived from them."""
         return any(f"{c.__module__}.{c.__qualname__}" in _CLASSES for c in type(model).__mro__)
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
@@ -81,7 +90,7 @@ class ViTAdapter(Adapter):
             Exclusion(r"(^|\.)classifier\.", "classifier: belongs to the task, not to the tower"),
             Exclusion(r"(^|\.)pooler\.", "pooler: a head that reads the class token only"),
             Exclusion(r"(^|\.)embeddings\.", "embeddings: patches, positions, class token"),
-            Exclusion(r"(^|\.)(layernorm\w*|norm\d)\.", "normalisation"),
+            Exclusion(r"(^|\.)(layernorm\w*|norm\d?)\.", "normalisation"),
             Exclusion(r"\.layer_scale\d\.", "scale per channel"),
             Exclusion(r"\.bias$", "bias"),
         )
@@ -113,31 +122,8 @@ class ViTAdapter(Adapter):
             UnsupportedError: if the model has no classifier.
             BatchError: if the batch has no labels, or labels that do not fit.
         """
-        head = getattr(model, "classifier", None)
-        if head is None or isinstance(head, nn.Identity):
-            raise UnsupportedError(
-                f"{type(model).__name__} has no classifier, and gradient methods need its loss; "
-                "load the ...ForImageClassification model, or give a loss with "
-                "ModuleAdapter(model, loss=...)"
-            )
         (pixels,) = need(batch, "pixel_values")
-        labels = batch.get("labels")
-        if labels is None:
-            raise BatchError(
-                "gradient methods need labelled batches: batch has no labels "
-                f"(it has: {', '.join(batch)}); add labels, or use a method without gradients"
-            )
-        logits: Tensor = model(pixel_values=pixels).logits
-        size, classes = logits.shape
-        if labels.shape != (size,) or labels.is_floating_point():
-            raise BatchError(
-                f"labels should be {size} integers, one per image; they are "
-                f"{list(labels.shape)} {labels.dtype}"
-            )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise BatchError(f"labels go from {low} to {high}; the model has {classes} classes")
-        return {"ce": nn.functional.cross_entropy(logits, labels)}
+        return {"ce": classifier_loss(model, {"pixel_values": pixels}, batch)}
 
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Every weight stays where it is; `pretraining` is the only task."""

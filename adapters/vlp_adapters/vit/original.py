@@ -15,8 +15,12 @@ from vlp_plugins.errors import UnsupportedError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Path of a layer in transformers 5: ViT's `layers.3.`, DINOv2's `encoder.layer.3.`.
-LAYER = re.compile(r"((?:vit\.|dinov2\.)?)(layers|encoder\.layer)\.(\d+)\.(\w+\.\w+)(.*)")
+# Path of a layer in transformers 5: ViT's `layers.3.`, DINOv2's `encoder.layer.3.`, DINOv3's
+# `model.layer.3.`.
+LAYER = re.compile(
+    r"((?:vit\.|dinov2\.|dinov2_with_registers\.)?)"
+    r"(layers|encoder\.layer|model\.layer)\.(\d+)\.(\w+\.\w+)(.*)"
+)
 _ORIGINAL_ATTENTION = {
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
@@ -45,6 +49,8 @@ def to_original_name(path: str) -> str | None:
     if match is None:
         return path
     root, container, index, layer, rest = match.groups()
+    if container == "model.layer":
+        return f"layer.{index}.{layer}{rest}"
     names = _ORIGINAL_VIT if container == "layers" else _ORIGINAL_DINOV2
     original = names.get(layer, layer)
     return None if original is None else f"{root}encoder.layer.{index}.{original}{rest}"

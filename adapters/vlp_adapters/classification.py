@@ -1,0 +1,49 @@
+"""The loss of an image classifier, with labels that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlp_plugins.adapter import Batch
+from vlp_plugins.errors import BatchError, UnsupportedError
+
+
+def classifier_loss(model: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> Tensor:
+    """Mean cross-entropy of the labels of a batch.
+
+    Args:
+        model: a classifier of `C` classes, whose head is `classifier`.
+        inputs: arguments of its forward, without labels.
+        batch: `labels`, `[B]` integers from 0 to C - 1.
+
+    Raises:
+        UnsupportedError: if the model has no classifier.
+        BatchError: if the batch has no labels, or labels that do not fit.
+    """
+    head = getattr(model, "classifier", None)
+    if head is None or isinstance(head, nn.Identity):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no classifier, and gradient methods need its loss; "
+            "load the ...ForImageClassification model, or give a loss with "
+            "ModuleAdapter(model, loss=...)"
+        )
+    labels = batch.get("labels")
+    if labels is None:
+        raise BatchError(
+            "gradient methods need labelled batches: batch has no labels "
+            f"(it has: {', '.join(batch)}); add labels, or use a method without gradients"
+        )
+    logits: Tensor = model(**inputs).logits
+    size, classes = logits.shape
+    if labels.shape != (size,) or labels.is_floating_point():
+        raise BatchError(
+            f"labels should be {size} integers, one per image; they are "
+            f"{list(labels.shape)} {labels.dtype}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise BatchError(f"labels go from {low} to {high}; the model has {classes} classes")
+    return nn.functional.cross_entropy(logits, labels)

@@ -1,0 +1,77 @@
+"""CLIP as pruning sees it: transformers' classes, and checkpoints of OpenAI's and open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlp_adapters.checkpoints import reject_torchscript, tensor_names
+from vlp_adapters.clip.inputs import TowerInputs, ended_texts
+from vlp_adapters.clip.kinds import CLIP_CLASSES
+from vlp_adapters.clip.names import is_original, to_original_name
+from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
+from vlp_adapters.clip.weights import CLIP_EXCLUSIONS, VISION
+from vlp_adapters.objectives import batch_contrastive_loss, similarity
+from vlp_plugins.adapter import Batch
+from vlp_plugins.errors import UnsupportedError
+
+
+class ClipAdapter(TwoTowerAdapter):
+    """`CLIPModel`, its towers with and without projection, and `CLIPForImageClassification`.
+
+    Canonical names are `vision.{i}.attention.query`, `vision.{i}.mlp.fc1`, `text.{i}.self.query`,
+    `text.{i}.ffn.fc1`. Text attention is causal, and all after a text's end token is padding.
+    """
+
+    name = "clip"
+    title = "CLIP"
+    classes = CLIP_CLASSES
+    excluded = CLIP_EXCLUSIONS
+
+    def texts_of(self, tower: Any, batch: Batch) -> TowerInputs:
+        """Ids and mask; see `ended_texts`."""
+        return ended_texts(tower, batch)
+
+    def text_options(self, tokenizer: Any) -> dict[str, Any]:
+        """To the longest caption of the batch."""
+        return {"padding": True}
+
+    def embed(self, model: Any, modality: str, inputs: TowerInputs) -> Tensor:
+        """The pooled state, projected; L2-normalised `[B, D]`."""
+        name = "visual_projection" if modality == VISION else "text_projection"
+        projection = getattr(model, name, None)
+        if projection is None:
+            raise UnsupportedError(
+                f"{type(model).__name__} has no {name} into the common space of images and texts; "
+                "load CLIPModel, or the tower's class ...WithProjection"
+            )
+        return functional.normalize(
+            projection(states_of(model, modality, inputs).pooler_output), dim=-1
+        )
+
+    def contrast(self, model: Any, images: Tensor, texts: Tensor) -> Tensor:
+        """Symmetric cross-entropy (Radford et al. 2021, figure 3) at the learned temperature."""
+        temperature = (-model.logit_scale.float()).exp()
+        return batch_contrastive_loss(similarity(images, texts.T, temperature))
+
+    def load(self, source: str) -> nn.Module | None:
+        """Loads a checkpoint file with OpenAI's names; folders of transformers are not for here.
+
+        Raises:
+            UnsupportedError: if it is CLIP's, but damaged or without a vision transformer; or if it
+                is a TorchScript archive, as OpenAI publishes them: the error says how to convert.
+        """
+        path = Path(source)
+        reject_torchscript(path)
+        if not is_original(tensor_names(path)):
+            return None
+        from vlp_adapters.clip.convert import load_original
+
+        return load_original(path)
+
+    def original_name(self, path: str) -> str | None:
+        """OpenAI's name of parameter `path`; see `to_original_name`."""
+        return to_original_name(path)
