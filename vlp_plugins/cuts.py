@@ -32,6 +32,8 @@ class Cut:
 
     def mask(self, scores: torch.Tensor) -> torch.Tensor:
         """True where an element stays; bool, shape of `scores`."""
+        if self.remove == 0:
+            return torch.ones_like(scores, dtype=torch.bool)  # also those of -inf
         keep = _above(scores, self.threshold)
         if self.ties < self.equal:
             places = torch.nonzero((scores == self.threshold).flatten())[self.ties :, 0]

@@ -221,6 +221,22 @@ def test_blocks_solved_one_by_one_and_together_are_the_same(first_order, ridge, 
     assert alone.objective == pytest.approx(together.objective, rel=1e-4)
 
 
+@pytest.mark.parametrize("small", [1, blocks_module._SMALL])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("first_order", [0.0, 0.25])
+def test_rows_may_be_of_any_floating_dtype(small, dtype, first_order, monkeypatch):
+    monkeypatch.setattr(blocks_module, "_SMALL", small)
+    problem = made(first_order=first_order, bounds=BOUNDS)
+    rows = problem.rows.matrix.to(dtype)
+    wide = solve_published(replace(problem, rows=MemoryRows(rows.float(), BOUNDS)))
+
+    solution = solve_published(replace(problem, rows=MemoryRows(rows, BOUNDS)))
+
+    assert torch.equal(solution.support, wide.support)
+    torch.testing.assert_close(solution.values, wide.values, rtol=1e-4, atol=1e-4)
+    assert solution.objective == pytest.approx(wide.objective, rel=1e-5)
+
+
 def test_blocks_are_shared_out_among_threads_without_changing_a_bit(monkeypatch):
     monkeypatch.setattr(blocks_module, "_SMALL", 1)
     problem = made(n=70, p=4000, keep=900, bounds=tuple(range(0, 4001, 250)))
@@ -229,10 +245,12 @@ def test_blocks_are_shared_out_among_threads_without_changing_a_bit(monkeypatch)
         solutions = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            solutions.append(solve_published(problem).values)
+            solutions.append(solve_published(problem))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*solutions)
+    one, three = solutions
+    assert torch.equal(one.values, three.values)
+    assert one.objective == three.objective
 
 
 def test_rows_that_cut_a_block_are_refused(monkeypatch):

@@ -44,13 +44,14 @@ def solve_batch(
         targets = (pruned @ v_pruned[..., None])[..., 0].double() - c
         if c:
             dense = pad_sequence([weights[piece] for piece in columns], batch_first=True)
-            sums[-1] += (pruned @ dense[..., None]).sum(dtype=torch.float64)
+            moved = pruned @ dense[..., None].to(pruned.dtype)
+            sums[-1] += moved.sum(dtype=torch.float64)
         matrices, v_kept = _padded(part, weights, kept)
         solutions = solve_systems(gram(matrices, ridge), targets, ridge)
         found = v_kept.double() + (matrices.mT.double() @ solutions[..., None])[..., 0]
         for piece, row in zip(kept, found, strict=True):
             values[piece] = row[: len(piece)].float()
-        sums[:-1] += block_sums(solutions, targets, ridge, c)
+        sums[:-1] += block_sums(solutions, targets, ridge, c).sum(0)
         sums[-2] += v_pruned.double().square().sum()
     return values, sums
 
@@ -81,4 +82,5 @@ def _padded(
     ends = torch.tensor([len(piece) for piece in pieces], device=part.device)
     there = torch.arange(places.shape[1], device=part.device) < ends[:, None]
     columns = pick_columns(part, places.flatten()).unflatten(1, places.shape)
-    return (columns * there).transpose(0, 1), vector[places] * there
+    entries = vector[places].to(columns.dtype) * there
+    return (columns * there).transpose(0, 1), entries

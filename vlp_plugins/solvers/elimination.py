@@ -22,7 +22,6 @@ from vlp_plugins.solvers.batched import similar
 from vlp_plugins.solvers.blocks import edges_of, full_objective
 from vlp_plugins.solvers.columns import widened
 from vlp_plugins.solvers.problem import Problem, Solution
-from vlp_plugins.solvers.ranking import top_by
 from vlp_plugins.solvers.systems import factor
 
 STAGES = 16
@@ -46,8 +45,8 @@ def solve_elimination(problem: Problem, stages: int = STAGES) -> Solution:
     Raises:
         UnsupportedError: if the rows come in parts that cut a block.
     """
-    rows, device = problem.rows, problem.weights.device
-    largest = top_by(lambda some: problem.weights[some].abs(), rows.p, problem.keep, device)
+    rows = problem.rows
+    largest = problem.largest()
     bounds = problem.bounds or (0, rows.p)
     support = torch.zeros_like(largest)
     values = torch.zeros_like(problem.weights, dtype=torch.float32)

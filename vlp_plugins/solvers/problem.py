@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.solvers.importance import Importance
+from vlp_plugins.solvers.ranking import top_by
 from vlp_plugins.solvers.rows import Rows
 
 
@@ -29,6 +31,9 @@ class Problem:
             MULTIFLOW has 1 / (samples in a batch).
         bounds: boundaries of the blocks of the block-diagonal approximation, the first 0, the last
             p, ascending (equal neighbours are empty blocks); None for the full problem.
+        importance: factors of the columns. They say nothing about F: they multiply |v| where one
+            threshold over the whole vector decides how many weights each block keeps, and in the
+            full problem where it is the whole search (`published`). None: 1.
     """
 
     weights: torch.Tensor
@@ -37,6 +42,7 @@ class Problem:
     keep: int
     first_order: float = 0.0
     bounds: tuple[int, ...] | None = None
+    importance: Importance | None = None
 
     def __post_init__(self) -> None:
         p = self.rows.p
@@ -58,6 +64,28 @@ class Problem:
             ascending = all(start <= stop for start, stop in pairwise(self.bounds))
             if self.bounds[:1] != (0,) or self.bounds[-1:] != (p,) or not ascending:
                 raise UnsupportedError(f"block bounds go from 0 to {p} in ascending order")
+        if self.importance is not None and self.importance.bounds[-1] != p:
+            raise UnsupportedError(
+                f"factors of {self.importance.bounds[-1]} columns do not fit rows of {p}"
+            )
+
+    def weighed(self, values: torch.Tensor, entries: slice = slice(None)) -> torch.Tensor:
+        """Values times the importance of their columns, in place.
+
+        Args:
+            values: of the columns in `entries`.
+            entries: of any step above 0.
+        """
+        return values if self.importance is None else self.importance.times(values, entries)
+
+    def largest(self) -> torch.Tensor:
+        """Bool `[p]`: the `keep` weights of the largest |v|, times their importance."""
+        return top_by(
+            lambda entries: self.weighed(self.weights[entries].abs(), entries),
+            self.rows.p,
+            self.keep,
+            self.weights.device,
+        )
 
 
 @dataclass(frozen=True)

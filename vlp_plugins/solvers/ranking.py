@@ -9,9 +9,12 @@ import torch
 
 from vlp_plugins.brackets import Sampled
 from vlp_plugins.cuts import Cut, ScoreSource
-from vlp_plugins.thresholds import find_cuts
+from vlp_plugins.parallel import over_tensors
+from vlp_plugins.thresholds import SAMPLED_FROM, find_cuts
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18
+"""Scores in work at a time on one core: they stay in its cache."""
+_DEVICE_CHUNK = 1 << 22
 
 
 def top(scores: torch.Tensor, keep: int) -> torch.Tensor:
@@ -24,8 +27,6 @@ def top(scores: torch.Tensor, keep: int) -> torch.Tensor:
     Returns:
         bool `[p]`, `keep` of them true.
     """
-    if scores.device.type == "cpu" and 0 < keep < scores.numel() <= _CHUNK:
-        return _cut(scores, scores.numel() - keep).mask(scores)
     return top_by(lambda entries: scores[entries], len(scores), keep, scores.device)
 
 
@@ -35,7 +36,7 @@ def top_by(
     """The same for scores that are computed anew whenever a chunk of them is needed.
 
     Args:
-        scores: computes the float32 scores of a slice, of any step.
+        scores: computes the float32 scores of a slice, of any step; called from several threads.
         p: the number of scores.
         keep: how many to take, 0 to p.
         device: where the scores are.
@@ -43,9 +44,11 @@ def top_by(
     Returns:
         bool `[p]`, `keep` of them true.
     """
-    if p <= _CHUNK and device.type == "cpu" and 0 < keep < p:
-        return top(scores(slice(0, p, 1)), keep)
-    chunks = {str(first): slice(first, min(first + _CHUNK, p), 1) for first in range(0, p, _CHUNK)}
+    if p < SAMPLED_FROM and device.type == "cpu" and 0 < keep < p:
+        few = scores(slice(0, p, 1))
+        return _cut(few, p - keep).mask(few)
+    size = _CHUNK if device.type == "cpu" else _DEVICE_CHUNK
+    chunks = {str(first): slice(first, min(first + size, p), 1) for first in range(0, p, size)}
     cuts = find_cuts(
         {name: _source(scores, chunk) for name, chunk in chunks.items()},
         [p - keep],
@@ -53,8 +56,11 @@ def top_by(
         samples={name: _sampled(scores, chunk) for name, chunk in chunks.items()},
     )[0]
     chosen = torch.empty(p, dtype=torch.bool, device=device)
-    for name, chunk in chunks.items():
-        chosen[chunk] = cuts[name].mask(scores(chunk))
+
+    def choose(name: str) -> None:
+        chosen[chunks[name]] = cuts[name].mask(scores(chunks[name]))
+
+    over_tensors(choose, chunks, device)
     return chosen
 
 

@@ -35,7 +35,8 @@ def solve(problem: Problem, effort: Effort = "fast") -> Solution:
 
     Raises:
         UnsupportedError: if the effort is none of these, the rows come in parts that cut blocks,
-            or lambda is so small that float64 cannot tell it from rounding errors.
+            or lambda is so small that float64 cannot tell it from rounding errors; and see
+            `check_importance`.
         NonFiniteError: if the rows hold NaN or infinity.
     """
     if effort == "published":
@@ -44,7 +45,22 @@ def solve(problem: Problem, effort: Effort = "fast") -> Solution:
         known = [*_SEARCHES, "published"]
         raise UnsupportedError(f"there is no effort {effort!r}{suggest(effort, known)}")
     if problem.bounds is None:
+        check_importance(problem.importance is not None, effort, None)
         return _SEARCHES[effort](problem)
     if effort == "fast":
         return solve_elimination(problem)
     return solve_blockwise(problem, problem.bounds, _SEARCHES[effort])
+
+
+def check_importance(weighed: bool, effort: Effort, block_size: int | None) -> None:
+    """Makes sure that factors of the columns have something to multiply.
+
+    Raises:
+        UnsupportedError: if the support is searched over the whole vector by the objective alone.
+    """
+    if weighed and block_size is None and effort in _SEARCHES:
+        raise UnsupportedError(
+            f"without blocks effort {effort!r} searches the support over all weights by the "
+            "objective, where a factor of their importance has no meaning; give a block size, or "
+            "effort='published'"
+        )

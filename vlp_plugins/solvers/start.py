@@ -34,24 +34,24 @@ class Start:
 def starting_point(problem: Problem) -> Start:
     """The largest weights, or with a first-order term the published gradient step from v.
 
+    The importance of the columns weighs all sizes that are compared.
+
     No sweep without a first-order term. With one it is one sweep for the gradient and its exact
     length, and one more where the step does not keep the support: all candidates of the line
     search are then evaluated together.
     """
-    support = top_by(
-        lambda entries: problem.weights[entries].abs(),
-        problem.rows.p,
-        problem.keep,
-        problem.weights.device,
-    )
+    support = problem.largest()
     if problem.first_order == 0 or problem.keep in (0, problem.rows.p):
         return Start(problem.weights, support)
     gradient, length = _gradient(problem, support)
     if length == 0:
         return Start(problem.weights, support)
-    if stays_on_top(problem.weights, gradient, length, support):
+    sizes = problem.weights, gradient
+    if problem.importance is not None:  # compared as the support is chosen
+        sizes = problem.weighed(problem.weights.clone()), problem.weighed(gradient.clone())
+    if stays_on_top(*sizes, length, support):
         return Start(problem.weights - length * gradient, support)
-    length = shortened(problem.weights, gradient, length / 2, support)
+    length = shortened(*sizes, length / 2, support)
     return _searched(problem, support, gradient, length)
 
 
@@ -84,7 +84,8 @@ def _searched(
         step = length * 2**trial
 
         def size(entries: slice, step: float = step) -> torch.Tensor:
-            return (weights[entries] - step * gradient[entries]).abs_()
+            moved = (weights[entries] - step * gradient[entries]).abs_()
+            return problem.weighed(moved, entries)
 
         chosen = top_by(size, p, problem.keep, weights.device)
         members |= chosen.to(torch.int16) << (trial + 1)

@@ -53,31 +53,45 @@ def check_finite(found: torch.Tensor) -> None:
         )
 
 
-def refit(
-    columns: torch.Tensor, weights: torch.Tensor, solution: torch.Tensor, squares: float
+def visibly_rounded(
+    solutions: torch.Tensor, squares: torch.Tensor, lengths: torch.Tensor
 ) -> torch.Tensor:
-    """v_S + A_S' u, in float64 where float32 would round it visibly because u is long.
+    """Whether float32 would round A_S' u visibly beside v_S, because u is long.
+
+    Args:
+        solutions: u, float64 `[b, n]`.
+        squares: the sums of the squares of every A_S `[b]`.
+        lengths: |v_S| `[b]`.
+
+    Returns:
+        bool `[b]`.
+    """
+    rounding = 2.0**-24 * solutions.norm(dim=1) * squares.sqrt()
+    return ~(rounding < _VISIBLE * lengths)
+
+
+def refit(
+    columns: torch.Tensor, weights: torch.Tensor, solution: torch.Tensor, *, exact: bool
+) -> torch.Tensor:
+    """v_S + A_S' u.
 
     Args:
         columns: A_S `[n, k]`.
         weights: v_S `[k]`.
         solution: u, float64 `[n]`.
-        squares: the sum of the squares of A_S.
+        exact: whether to compute in float64; see `visibly_rounded`.
 
     Returns:
         float32 `[k]`.
     """
-    wide = widened(columns)
-    rounding = 2.0**-24 * float(solution.norm()) * squares**0.5
-    if rounding < _VISIBLE * float(weights.norm()):
-        return weights + (solution.to(wide.dtype) @ wide).float()
-    return (weights.double() + solution @ wide.double()).float()
+    wide = columns.double() if exact else widened(columns)
+    return torch.addmv(weights.to(wide.dtype), wide.mT, solution.to(wide.dtype)).float()
 
 
 def block_sums(
     solutions: torch.Tensor, targets: torch.Tensor, ridge: float, first_order: float
 ) -> torch.Tensor:
-    """What blocks add to A (w - v) `[n]`, and to |w_S - v_S|^2, at their minimisers.
+    """What every block adds to A (w - v) `[n]`, and to |w_S - v_S|^2, at its minimiser.
 
     Args:
         solutions: u `[b, n]`, float64.
@@ -86,8 +100,8 @@ def block_sums(
         first_order: c.
 
     Returns:
-        float64 `[n + 1]`.
+        float64 `[b, n + 1]`.
     """
-    moved = -(ridge * solutions + first_order).sum(0)
-    distance = (targets * solutions).sum() - ridge * solutions.square().sum()
-    return torch.cat((moved, distance[None]))
+    moved = -(ridge * solutions + first_order)
+    distance = (targets * solutions).sum(1) - ridge * solutions.square().sum(1)
+    return torch.cat((moved, distance[:, None]), 1)
