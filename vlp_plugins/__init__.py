@@ -19,33 +19,45 @@ from vlp_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     from vlp_plugins.allocation import Pattern
     from vlp_plugins.calibration import interleave
+    from vlp_plugins.dimensions import measure_id
     from vlp_plugins.gathering import gather, split_half
+    from vlp_plugins.intrinsic.profile import IdProfile
+    from vlp_plugins.lock import SparsityLock
     from vlp_plugins.masks import Masks
     from vlp_plugins.module_adapter import ModuleAdapter
     from vlp_plugins.pruning import prune
     from vlp_plugins.statistics.store import Statistics
+    from vlp_plugins.training import GradualPruning
 
 __version__ = "0.1.0"
 __all__ = [
+    "GradualPruning",
+    "IdProfile",
     "Masks",
     "ModuleAdapter",
     "Pattern",
+    "SparsityLock",
     "Statistics",
     "__version__",
     "gather",
     "hookimpl",
     "interleave",
+    "measure_id",
     "prune",
     "split_half",
 ]
 
 _HOMES = {
+    "GradualPruning": "vlp_plugins.training",
+    "IdProfile": "vlp_plugins.intrinsic.profile",
     "Masks": "vlp_plugins.masks",
     "ModuleAdapter": "vlp_plugins.module_adapter",
     "Pattern": "vlp_plugins.allocation",
+    "SparsityLock": "vlp_plugins.lock",
     "Statistics": "vlp_plugins.statistics.store",
     "gather": "vlp_plugins.gathering",
     "interleave": "vlp_plugins.calibration",
+    "measure_id": "vlp_plugins.dimensions",
     "prune": "vlp_plugins.pruning",
     "split_half": "vlp_plugins.gathering",
 }

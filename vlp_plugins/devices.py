@@ -38,3 +38,18 @@ def autocast_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if name not in _PRECISIONS:
         raise UnsupportedError(f"autocast {name!r} is unknown{suggest(name, list(_PRECISIONS))}")
     return _PRECISIONS[name]
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The floating dtype of that name; None for None.
+
+    Raises:
+        UnsupportedError: for anything but float32, bfloat16 and float16.
+    """
+    known = {"float32": torch.float32, **_PRECISIONS}
+    if dtype is None or dtype in known.values():
+        return dtype  # type: ignore[return-value]
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise UnsupportedError(f"dtype {name!r} is unknown{suggest(name, list(known))}")
+    return known[name]

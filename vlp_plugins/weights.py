@@ -177,6 +177,12 @@ class WeightMap(Mapping[str, Weight]):
                 )
 
 
+def uses_of(model: nn.Module, weight: Weight) -> list[nn.Parameter]:
+    """Every `Parameter` of a model that is the weight: tied ones may be several of one memory."""
+    paths = dict.fromkeys([*weight.aliases, *(owner.path for owner in weight.owners)])
+    return list({id(p): p for p in map(model.get_parameter, paths)}.values())
+
+
 def structure_of(shapes: Mapping[str, Sequence[int]]) -> str:
     """Hash of names and shapes in their order; see `WeightMap.structure`."""
     text = json.dumps([[name, list(shape)] for name, shape in shapes.items()])

@@ -8,19 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.parity.compare import compare_family, unknown_runs
+from benchmarks.parity.dimensions import compare_dimensions
 from benchmarks.parity.family import families
 from benchmarks.results import FOLDER, write_results
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
-    parser.add_argument("folder", type=Path, help="one folder per model family")
+    parser.add_argument("folder", type=Path, help="one folder per model family, and id")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     found = families(options.folder)
-    if not found:
-        print(f"{options.folder} has no family folder with a config.json", file=sys.stderr)
-        return 2
     lines = []
     for family in found:
         if not (Path(__file__).parent / f"{family.name}.py").exists():
@@ -28,6 +26,12 @@ def main() -> int:
         for line in compare_family(family):
             lines.append(line)
             print(line, flush=True)
+    for line in compare_dimensions(options.folder):
+        lines.append(line)
+        print(line, flush=True)
+    if not lines:
+        print(f"{options.folder} has neither a family with a config.json nor id", file=sys.stderr)
+        return 2
     left_out = {run for family in found for run in unknown_runs(family)}
     if left_out:
         print(f"recorded, but no such method yet: {', '.join(sorted(left_out))}")

@@ -37,6 +37,15 @@ def check_batches(batches: Iterable[Batch], limit: int | None) -> None:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
 
 
+def number_of_batches(batches: Iterable[Batch], limit: int | None) -> int | None:
+    """How many batches a pass reads at most; None if nobody knows."""
+    try:
+        length = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a DataLoader over an iterable data set
+        return limit
+    return length if limit is None else min(length, limit)
+
+
 def batches_again(
     batches: Iterable[Batch], limit: int | None = None
 ) -> Callable[[], Iterator[Batch]]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.calibration.batches import check_batches
+from vlp_plugins.calibration.batches import check_batches, number_of_batches
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
 from vlp_plugins.calibration.measuring import Measuring
 from vlp_plugins.calibration.processes import (
@@ -114,7 +114,7 @@ def calibrate(
         done, file = _together(done), None if place()[0] else file
     device = next(model.parameters()).device
     running = RunningPass(measuring, device, file, checkpoint_every, done)
-    total = _total(batches, limit)
+    total = number_of_batches(batches, limit)
     with measuring.attached():
         try:
             index = -1
@@ -205,11 +205,3 @@ def _finish(
         weights_hash=weights.content_hash(),
         counted=counted.batches,
     )
-
-
-def _total(batches: Iterable[Batch], limit: int | None) -> int | None:
-    try:
-        length = len(batches)  # type: ignore[arg-type]
-    except TypeError:  # a generator, or a DataLoader over an iterable data set
-        return limit
-    return length if limit is None else min(length, limit)

@@ -17,7 +17,7 @@ from vlp_plugins.calibration.loss_scale import LossScale
 from vlp_plugins.calibration.loss_state import check_whole
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.sharding import as_forward, at_rest, is_sharded, whole
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.weights import WeightMap, uses_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -229,15 +229,13 @@ class LossProbe:
         for name in self._weights:
             if name not in names:
                 continue
-            weight = self._weights[name]
-            paths = dict.fromkeys([*weight.aliases, *(owner.path for owner in weight.owners)])
-            uses = {id(p): p for p in map(self._model.get_parameter, paths)}
-            if any(parameter.is_inference() for parameter in uses.values()):
+            uses = uses_of(self._model, self._weights[name])
+            if any(parameter.is_inference() for parameter in uses):
                 raise UnsupportedError(
                     f"weight {name!r} was made in inference mode, in which nothing has gradients; "
                     "load the model outside torch.inference_mode()"
                 )
-            found[name] = list(uses.values())
+            found[name] = uses
         return found
 
     def _complaint(self, name: str, gradient: torch.Tensor, index: int) -> str:

@@ -15,6 +15,7 @@ from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.large_sums import LargeSums
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.calibration.probe import ActivationProbe
+from vlp_plugins.calibration.watching import check_reached, named
 from vlp_plugins.errors import NonFiniteError, StatisticsError
 from vlp_plugins.sharding import at_rest, is_sharded, whole
 from vlp_plugins.statistics.base import (
@@ -153,21 +154,12 @@ class Measuring:
         """Raises `StatisticsError` if a weight was reached by no stream, or not by the loss."""
         by_loss = {site.weight for _, site in sums if site.stream == LOSS_STREAM}
         by_stream = {site.weight for _, site in sums if site.stream != LOSS_STREAM}
-        missed = [name for name in self._weights if name not in by_stream]
-        if self._activation_probe is not None and self._activation_probe.measures and missed:
-            raise StatisticsError(
-                f"no stream of adapter {self._adapter.name!r} ran {self._named(missed)}; the "
-                "adapter must run it or exclude it (with ModuleAdapter: exclude=..., or batches "
-                "that use the whole model)"
-            )
+        if self._activation_probe is not None and self._activation_probe.measures:
+            check_reached(self._adapter, self._weights, by_stream)
         missed = [name for name in self._weights if name not in by_loss]
         if self._losses and missed:
             raise StatisticsError(
                 f"the loss of adapter {self._adapter.name!r} does not depend on "
-                f"{self._named(missed)}; exclude it (with ModuleAdapter: exclude=...), give a loss "
-                "that uses the whole model, or a method without gradients"
+                f"{named(self._weights, missed)}; exclude it (with ModuleAdapter: exclude=...), "
+                "give a loss that uses the whole model, or a method without gradients"
             )
-
-    def _named(self, missed: Sequence[str]) -> str:
-        owners = ", ".join(owner.module for owner in self._weights[missed[0]].owners)
-        return f"weight {missed[0]!r} at {owners} ({len(missed)} weights in all)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,10 @@ from torch import nn
 from vlp_plugins.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.calibration.once import MeasuredOnce
 from vlp_plugins.calibration.tokens import TokenReader, reader_of
+from vlp_plugins.calibration.watching import Use, real_of, run_quietly, uses_of, watched
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.sharding import as_forward, at_rest
 from vlp_plugins.statistics.base import ActivationStatistic, Key, Site, distinct
 from vlp_plugins.weights import WeightMap
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """One module as the user of one weight."""
-
-    weight: str
-    index: int
-    owner: Owner
 
 
 class ActivationProbe:
@@ -66,19 +56,12 @@ class ActivationProbe:
         Raises:
             UnsupportedError: if a module cannot be measured (a grouped convolution).
         """
-        training = [(module, module.training) for module in self._model.modules()]
-        hooks: list[Any] = []
-        try:
-            for path, module, uses in self._modules() if self._statistics else ():
+        with watched(self._model) as hooks:
+            watching = uses_of(self._model, self._weights) if self._statistics else ()
+            for path, module, uses in watching:
                 hook = self._hook(path, uses, reader_of(path, module))
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            self._model.eval()
             yield self
-        finally:
-            for handle in hooks:
-                handle.remove()
-            for module, flag in training:
-                module.training = flag
 
     def measure(self, batch: Batch, index: int) -> dict[Key, torch.Tensor]:
         """Runs the streams of one batch; to be called inside `attached`.
@@ -95,15 +78,8 @@ class ActivationProbe:
             UnsupportedError: if a stream does not say which tokens are real.
             NonFiniteError: if an input holds NaN or infinity.
         """
-        device = next(self._model.parameters()).device
         try:
-            # A stream that draws random numbers must not disturb those of the caller. Inference
-            # mode is left if the caller is in it: its tensors have no version counter, so
-            # `MeasuredOnce` could not tell whether one was changed.
-            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-            with torch.inference_mode(False), torch.no_grad(), forked:
-                as_forward(self._model, lambda: self._run(batch))
-                at_rest(self._model)
+            run_quietly(self._model, lambda: self._run(batch))
             return self._collect(index)
         finally:
             self._found.clear()
@@ -118,30 +94,15 @@ class ActivationProbe:
             finally:
                 self._stream = None
 
-    def _modules(self) -> Iterator[tuple[str, nn.Module, list[_Use]]]:
-        """Every module that uses weights, once, and what it uses.
-
-        A module that is reached by two paths cannot tell which path a call meant: it counts as
-        the first of its owners, or each call would count twice.
-        """
-        found: dict[nn.Module, tuple[str, dict[str, _Use]]] = {}
-        for name, weight in self._weights.items():
-            for index, owner in enumerate(weight.owners):
-                module = self._model.get_submodule(owner.module)
-                _, uses = found.setdefault(module, (owner.module, {}))
-                uses.setdefault(f"{name}.{owner.parameter}", _Use(name, index, owner))
-        for module, (path, uses) in found.items():
-            yield path, module, list(uses.values())
-
     def _hook(
-        self, path: str, uses: list[_Use], reader: TokenReader
+        self, path: str, uses: list[Use], reader: TokenReader
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._stream is None:
                 return
             inputs = args[0] if args else next(iter(kwargs.values()))
             for use in uses:
-                real = self._real(use.owner)
+                real = real_of(self._adapter, self._stream, use.owner)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
                     value = self._once.value(statistic, inputs, real, reader)
@@ -155,18 +116,6 @@ class ActivationProbe:
                     self._found.append(((statistic.name, site), use.owner, value))
 
         return see
-
-    def _real(self, owner: Owner) -> torch.Tensor | None:
-        assert self._stream is not None
-        try:
-            return self._stream.real[owner.tokens]
-        except KeyError:
-            raise UnsupportedError(
-                f"adapter {self._adapter.name!r}: stream {self._stream.name!r} does not say which "
-                f"tokens of {owner.tokens!r} are real, which {owner.module} reads (it says: "
-                f"{', '.join(self._stream.real) or 'nothing'}); add {owner.tokens!r} to "
-                "Stream.real, with None if all are"
-            ) from None
 
     def _collect(self, index: int) -> dict[Key, torch.Tensor]:
         """Sums the calls of each site, after one transfer and one look for NaN."""

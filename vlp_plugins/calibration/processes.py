@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from vlp_plugins.calibration.tally import Tally
-from vlp_plugins.errors import DataError
+from vlp_plugins.errors import DataError, VlpError
 from vlp_plugins.statistics.base import Key
 
 Value = TypeVar("Value")
@@ -59,6 +60,38 @@ def of_first(value: Value) -> Value:
     values = [value]
     distributed.broadcast_object_list(values)
     return values[0]
+
+
+def agreed(amount: int) -> int:
+    """The least of the amounts of all processes, so that all make the same plan."""
+    return min(told(amount))
+
+
+def told(value: Value) -> list[Value]:
+    """The values of all processes, in their order."""
+    processes = place()[1]
+    if processes == 1:
+        return [value]
+    values: list[Value] = [value] * processes
+    distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error of one process is raised in all of them, so that none waits for ever."""
+    mine: VlpError | None = None
+    try:
+        yield
+    except VlpError as error:
+        mine = error
+    errors = told(None if mine is None else (type(mine), str(mine)))
+    if mine is not None:
+        raise mine
+    for rank, theirs in enumerate(errors):
+        if theirs is not None:
+            kind, text = theirs
+            raise kind(f"process {rank}: {text}")
 
 
 def sum_over_processes(

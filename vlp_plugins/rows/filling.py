@@ -11,11 +11,11 @@ import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import place, turns
+from vlp_plugins.calibration.processes import failing_together, place, told, turns
 from vlp_plugins.errors import DataError, NonFiniteError
 from vlp_plugins.rows.entries import Entries, Gradients
 from vlp_plugins.rows.kept import Store
-from vlp_plugins.rows.processes import exchange, failing_together, told
+from vlp_plugins.rows.processes import exchange
 from vlp_plugins.rows.rounding import Rounding
 
 Progress = Callable[[int, int | None], None]

@@ -12,7 +12,7 @@ import torch
 from vlp_plugins.adapter import Batch
 from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import place
+from vlp_plugins.calibration.processes import failing_together, place
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.disk import FileStore
@@ -23,7 +23,6 @@ from vlp_plugins.rows.layout import Layout
 from vlp_plugins.rows.memory import MemoryStore
 from vlp_plugins.rows.passes import PassRows
 from vlp_plugins.rows.plan import RowPlan, plan_rows
-from vlp_plugins.rows.processes import failing_together
 
 logger = logging.getLogger("vlp_plugins.rows")
 

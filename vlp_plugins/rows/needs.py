@@ -11,11 +11,10 @@ from typing import Literal
 import torch
 
 from vlp_plugins.bytes import text_of
-from vlp_plugins.calibration.processes import place
-from vlp_plugins.rows.budget import usable_bytes
+from vlp_plugins.calibration.processes import agreed, place
+from vlp_plugins.capacity import usable_bytes
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.cutting import PART, cuts_of, least_width, shares_of
-from vlp_plugins.rows.processes import agreed
 
 Kept = Literal["ram", "disk", "passes"]
 

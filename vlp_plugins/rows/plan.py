@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.bytes import text_of
+from vlp_plugins.calibration.processes import agreed
+from vlp_plugins.capacity import local_processes, spill_folder, usable_disk
 from vlp_plugins.errors import DataError, OutputError, UnsupportedError, suggest
-from vlp_plugins.rows.budget import local_processes, spill_folder, usable_disk
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.cutting import PART, groups_of
 from vlp_plugins.rows.needs import Needs, RowPlan
-from vlp_plugins.rows.processes import agreed
 
 
 def plan_rows(

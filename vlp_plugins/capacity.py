@@ -1,4 +1,4 @@
-"""How much memory and disk there is for rows, if nobody said how much they may take."""
+"""How much memory and disk there is, if nobody said how much may be taken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DISK_SHARE = 0.9
 
 
 def usable_bytes(device: torch.device, beside: int) -> int:
-    """Bytes that rows may take of the memory of a device: three quarters of what is free.
+    """Bytes that may be taken of the memory of a device: three quarters of what is free.
 
     Args:
         device: a CPU stands for the RAM, which the processes of a machine share.

@@ -1,0 +1,104 @@
+"""A profile: what it gives pruning methods, and its file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from toy import ToyAdapter, toy_model
+
+from vlp_plugins import IdProfile
+from vlp_plugins.errors import StatisticsError
+from vlp_plugins.intrinsic.profile import LayerDimension
+from vlp_plugins.weights import WeightMap
+
+
+def layer(weight: str, stream: str, owner: int, dimension: float) -> LayerDimension:
+    return LayerDimension(weight, stream, owner, "m", "text", 0, dimension, 0.1, 24, 30)
+
+
+def profile_of(*layers: LayerDimension) -> IdProfile:
+    """Dimension 5 for what is not given."""
+    given = {each.weight for each in layers}
+    weights = WeightMap.of(toy_model(), ToyAdapter())
+    rest = [layer(name, "text", 0, 5.0) for name in weights if name not in given]
+    return IdProfile((*layers, *rest), weights.structure, "toy", {"padding": "real"})
+
+
+WEIGHTS = WeightMap.of(toy_model(), ToyAdapter())
+TIED = (
+    layer("text.out_proj", "decoder", 1, 12.0),
+    layer("text.out_proj", "text", 0, 4.0),
+    layer("text.out_proj", "fusion", 0, 8.0),
+)
+
+
+def test_factors_are_the_mean_of_streams_and_then_of_owners():
+    profile = profile_of(*TIED)
+    factors = profile.factors(WEIGHTS)
+    assert list(factors) == list(WEIGHTS)
+    assert factors["text.out_proj"] == 9.0
+    assert factors["vision.q"] == 5.0
+    assert profile.factors(WEIGHTS, owners="first")["text.out_proj"] == 6.0
+
+
+def test_the_first_owner_is_the_first_that_was_reached():
+    assert profile_of(TIED[0]).factors(WEIGHTS, owners="first")["text.out_proj"] == 12.0
+
+
+def test_a_model_of_the_family_with_fewer_weights_is_served():
+    profile = replace(profile_of(), structure="another")
+    fewer = {name: weight for name, weight in WEIGHTS.items() if name.startswith("text")}
+    assert set(profile.factors(WeightMap(fewer, "toy"))) == set(fewer)
+
+
+def test_weights_that_were_not_measured_are_named():
+    profile = profile_of()
+    kept = tuple(each for each in profile.layers if not each.weight.startswith("cross"))
+    with pytest.raises(StatisticsError) as caught:
+        replace(profile, layers=kept).factors(WEIGHTS)
+    message = str(caught.value)
+    assert "lacks 8 of the model's 19 weights" in message
+    assert "cross.0.q, cross.0.k" in message
+    assert message.count("cross") == 5
+
+
+@pytest.mark.parametrize("dimension", [0.0, -1.0, math.nan, math.inf])
+def test_a_dimension_that_is_no_positive_number_is_no_factor(dimension):
+    with pytest.raises(StatisticsError, match="'vision.q' at m"):
+        profile_of(layer("vision.q", "vision", 0, dimension)).factors(WEIGHTS)
+
+
+def test_a_file_holds_the_profile_to_the_last_bit(tmp_path):
+    profile = profile_of(*TIED, layer("vision.q", "vision", 0, 1 / 3))
+    file = tmp_path / "new" / "dimensions.json"
+    profile.save(file)
+    profile.save(file)
+    assert IdProfile.load(file) == profile
+    content = json.loads(file.read_text())
+    assert content["schema"] == 1
+    assert content["made_by"].startswith("vlp_plugins ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is no file"),
+        ("{", "is damaged, truncated or no JSON"),
+        ("[1]", "holds 'list', not 'intrinsic dimensions'"),
+        ('{"kind": "masks"}', "holds 'masks'"),
+        ('{"kind": "intrinsic dimensions", "schema": "x"}', "is damaged"),
+        ('{"kind": "intrinsic dimensions", "schema": 2, "made_by": "B"}', "made by B: upgrade"),
+        ('{"kind": "intrinsic dimensions", "schema": 1}', "is damaged .KeyError"),
+        ('{"kind": "intrinsic dimensions", "schema": 1, "layers": [{}]}', "is damaged"),
+    ],
+)
+def test_other_files_are_told(tmp_path, text, message):
+    file = tmp_path / "dimensions.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(StatisticsError, match=message) as caught:
+        IdProfile.load(file)
+    assert str(file) in str(caught.value)

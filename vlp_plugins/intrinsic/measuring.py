@@ -1,0 +1,194 @@
+"""The intrinsic dimension of every prunable layer of a model, within a memory budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.processes import (
+    agreed,
+    check_same,
+    place,
+    turns,
+)
+from vlp_plugins.calibration.watching import check_reached
+from vlp_plugins.capacity import usable_bytes
+from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.intrinsic.computing import compute
+from vlp_plugins.intrinsic.estimate import Estimator
+from vlp_plugins.intrinsic.outputs import OutputProbe, Padding
+from vlp_plugins.intrinsic.passing import Pass, Progress, Telling
+from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.intrinsic.reading import Reader
+from vlp_plugins.intrinsic.state import State, StateFile, file_of, resumed
+from vlp_plugins.sharding import at_rest, is_sharded
+from vlp_plugins.weights import WeightMap
+
+logger = logging.getLogger("vlp_plugins.intrinsic")
+
+
+def measure(
+    model: nn.Module,
+    adapter: Adapter,
+    weights: WeightMap,
+    batches: Iterable[Batch],
+    *,
+    estimator: Estimator | None = None,
+    padding: Padding = "real",
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    published: bool = False,
+    limit: int | None = None,
+    workplace: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> IdProfile:
+    """Estimates the dimension of what every prunable layer gives out. The model is left as it was.
+
+    A point is what a layer gives out for one sample, its tokens one after the other; if its module
+    is called several times in a stream, the calls are side by side. Points of as many layers as the
+    budget allows are gathered in one pass over the batches; the others in further passes, which run
+    the streams up to their last layer only. The result depends neither on the budget nor on how
+    samples are put into batches.
+
+    In a process group every process must be given the same batches in the same order; process r
+    runs those whose index is r modulo the number of processes, the layers are shared out for the
+    estimation, and all return the same profile. A model under `fully_shard` runs every batch in
+    all processes at once.
+
+    Args:
+        model: a model that `adapter` claims; batches are moved to the device of its parameters.
+        adapter: what it is described by.
+        weights: `WeightMap.of(model, adapter)`.
+        batches: any iterable; read once per pass, up to `limit`.
+        estimator: how a dimension is made of points; None: TwoNN on all of them.
+        padding: `real`, the default: a point holds the sample's real tokens (as the adapter tells
+            them) in their order, then zeros up to the longest sample. `published`: it holds what
+            the layer gives out at the positions of padding, too, and only batches are filled up
+            with zeros to the longest, as in the published code; there the same text is another
+            point in another batch, which is why it is not the default.
+        dtype: that points are kept in; None: that of the outputs. bfloat16 takes half of the memory
+            of float32 and loses digits.
+        memory_budget: bytes that points and the search for neighbours may take, per process, beside
+            the model and its forward pass; None: three quarters of what is free.
+        published: run the streams as the published code does where it departs from the idea.
+        limit: number of batches to use; None uses all.
+        workplace: folder for a file with what is known after every pass; it stays when all is done.
+        resume: go on from that file: an interruption costs the pass at work.
+        progress: called after every batch with (batches read in all passes, how many there will be,
+            or None).
+
+    Raises:
+        DataError: if there are no batches, or not the same ones in every pass.
+        BatchError: if an output does not fit the samples of its batch or the mask of its tokens.
+        NonFiniteError: if an output holds NaN or infinity; names the batch and the layer.
+        UnsupportedError: if a single layer does not fit into the budget.
+        StatisticsError: if a weight was reached by no stream, there are too few points, or the
+            file in the workplace is damaged or of another run.
+        OutputError: if it cannot be written.
+    """
+    check_padding(padding)
+    at_rest(model)
+    estimator = estimator or Estimator()
+    settings = {
+        "estimator": estimator.settings(),
+        "padding": padding,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "published": published,
+    }
+    file = file_of(workplace, weights, settings, resume=resume)
+    state = resumed(file, resume=resume)
+    if memory_budget is None:
+        memory_budget = agreed(usable_bytes(next(model.parameters()).device, 0))
+    reader = Reader(batches, limit, state.hashes, state.sizes)
+    probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
+    with probe.attached():
+        _go_on(state, probe, reader, estimator, memory_budget, dtype, file, progress)
+    check_reached(adapter, weights, {site.weight for site in state.sites})
+    return _profile(state, weights, settings)
+
+
+def _go_on(
+    state: State,
+    probe: OutputProbe,
+    reader: Reader,
+    estimator: Estimator,
+    budget: int,
+    dtype: torch.dtype | None,
+    file: StateFile | None,
+    progress: Progress | None,
+) -> None:
+    """Passes over the batches until every layer has a dimension; changes `state`.
+
+    A pass that had to give up all of its layers knows more about their sizes than the one before,
+    so there is an end.
+    """
+    sharded = is_sharded(probe.model.parameters())
+    device = next(probe.model.parameters()).device
+    tell = Telling(progress, reader.total)
+    while not state.hashes or state.left:
+        this = Pass(probe, state.sites, state.left, budget, dtype, turns(sharded=sharded))
+        points = this.run(reader, tell)
+        if not state.hashes:
+            check_same(reader.hashes[-1], f"{len(reader.hashes)} batches")
+        state.hashes, state.sizes = reader.hashes, reader.sizes
+        logger.info("a pass gathered points of %d layers", len(this.group))
+        state.found |= compute(
+            this.group,
+            points,
+            state.sites,
+            estimator,
+            device,
+            complete=sharded or place()[1] == 1,
+        )
+        tell.passes += 1
+        if file is not None and not place()[0]:
+            file.save(state)
+    if not tell.passes:  # all was known; make sure that it is about these batches
+        for _ in reader:
+            pass
+
+
+def check_padding(padding: str) -> None:
+    """Raises `UnsupportedError` for anything but `real` and `published`."""
+    if padding not in ("real", "published"):
+        raise UnsupportedError(
+            f"padding={padding!r} is unknown{suggest(str(padding), ['real', 'published'])}"
+        )
+
+
+def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> IdProfile:
+    order = {name: place for place, name in enumerate(weights)}
+    sites = sorted(state.found, key=lambda site: order[site.weight])  # stable: streams in order
+    layers = []
+    for site in sites:
+        found, weight = state.found[site], weights[site.weight]
+        layers.append(
+            LayerDimension(
+                weight=site.weight,
+                stream=site.stream,
+                owner=site.owner,
+                module=state.sites[site].module,
+                modality=weight.modality,
+                depth=weight.depth,
+                dimension=found.estimate.dimension,
+                error=found.estimate.error,
+                ambient=found.ambient,
+                points=found.points,
+            )
+        )
+    made_of = {
+        "weights": weights.content_hash(),
+        "samples": sum(state.sizes),
+        "batches": len(state.sizes),
+        "fingerprint": state.hashes[-1],
+    }
+    return IdProfile(
+        tuple(layers), weights.structure, weights.adapter_name, {**settings, **made_of}
+    )

@@ -1,0 +1,177 @@
+"""Hands over what prunable layers give out while an adapter's streams run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch, Stream
+from vlp_plugins.calibration.batches import batch_size
+from vlp_plugins.calibration.watching import Use, real_of, run_quietly, uses_of, watched
+from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.intrinsic.real_tokens import RealTokens
+from vlp_plugins.statistics.base import Site
+from vlp_plugins.weights import WeightMap
+
+Padding = Literal["real", "published"]
+"""What stands at the positions of padding: zeros (`real`), or what the layer gives out there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one call of one layer gave out.
+
+    Attributes:
+        site: weight, stream and owner.
+        module: dotted path.
+        call: index of the call in its stream; most modules are called once.
+        tokens: `[batch, T, features]`, on the model's device.
+        padding: bool `[batch, T]`, true where the point has zeros instead; None: nowhere.
+    """
+
+    site: Site
+    module: str
+    call: int
+    tokens: torch.Tensor
+    padding: torch.Tensor | None
+
+    @property
+    def width(self) -> int:
+        """Numbers per sample."""
+        return self.tokens.shape[1] * self.tokens.shape[2]
+
+
+class OutputProbe:
+    """Hooks on every module that uses a prunable weight."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        weights: WeightMap,
+        *,
+        padding: Padding = "real",
+        published: bool = False,
+    ) -> None:
+        """Says what will be watched, and changes nothing yet.
+
+        Args:
+            model: a model that `adapter` claims.
+            adapter: what it is described by.
+            weights: `WeightMap.of(model, adapter)`.
+            padding: `real`: a point holds the real tokens of its sample in their order, then zeros;
+                `published`: whatever the layer gives out for the padding of the batch.
+            published: run the published streams.
+        """
+        self.model = model
+        self._adapter = adapter
+        self._weights = weights
+        self._padding = padding
+        self._published = published
+        self._stream: Stream | None = None
+        self._size = 0
+        self._take: Callable[[Output], None] = lambda _: None
+        self._calls: Counter[Site] = Counter()
+        self._masks: dict[int, tuple[torch.Tensor, RealTokens]] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator[OutputProbe]:
+        """The model under hooks, in evaluation mode; as it was found on leaving."""
+        with watched(self.model) as hooks:
+            for path, module, uses in uses_of(self.model, self._weights):
+                hooks.append(module.register_forward_hook(self._hook(path, uses)))
+            yield self
+
+    def run(
+        self,
+        batch: Batch,
+        take: Callable[[Output], None],
+        wanted: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """Runs the streams of one batch; to be called inside `attached`.
+
+        Args:
+            batch: tensors on the model's device.
+            take: called with every output, which lives no longer than the call.
+            wanted: asked with the name of each stream; at the first that is not wanted, the batch
+                is left.
+
+        Raises:
+            BatchError: if an output does not fit the samples of the batch or the mask of its
+                tokens.
+            UnsupportedError: if a stream does not say which tokens are real, or a layer gives out
+                no tensor.
+        """
+        self._size, self._take = batch_size(batch), take
+        try:
+            run_quietly(self.model, lambda: self._run(batch, wanted))
+        finally:
+            self._take = lambda _: None
+            self._masks.clear()
+
+    def _run(self, batch: Batch, wanted: Callable[[str], bool]) -> None:
+        for stream in self._adapter.streams(self.model, batch, published=self._published):
+            if not wanted(stream.name):
+                return
+            self._calls.clear()
+            self._stream = stream
+            try:
+                stream.run()
+            finally:
+                self._stream = None
+
+    def _hook(self, path: str, uses: list[Use]) -> Callable[[nn.Module, Any, Any], None]:
+        def see(module: nn.Module, _: Any, output: Any) -> None:
+            if self._stream is None:
+                return
+            tokens = self._tokens(path, module, output)
+            for use in uses:
+                site = Site(use.weight, self._stream.name, use.index)
+                call = self._calls[site]
+                self._calls[site] += 1
+                self._take(Output(site, path, call, *self._selected(path, use, tokens)))
+
+        return see
+
+    def _tokens(self, path: str, module: nn.Module, output: Any) -> torch.Tensor:
+        """`[batch, ...tokens, features]`; a convolution's features are its channels."""
+        if not isinstance(output, torch.Tensor) or not output.ndim:
+            raise UnsupportedError(
+                f"{path}, a {type(module).__name__}, gives out {type(output).__name__}, whose "
+                "dimension cannot be measured; exclude it (ModuleAdapter(exclude=...))"
+            )
+        if isinstance(module, nn.Conv2d):
+            output = output.unsqueeze(0) if output.ndim == 3 else output
+            output = output.flatten(2).transpose(1, 2)
+        if output.ndim < 2 or len(output) != self._size:
+            raise BatchError(
+                f"the output of {path} is {list(output.shape)}, but the batch has {self._size} "
+                "samples; a point is what a layer gives out for one sample, so the first "
+                "dimension must be theirs: exclude layers that rearrange samples "
+                "(ModuleAdapter(exclude=...))"
+            )
+        return output
+
+    def _selected(
+        self, path: str, use: Use, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`[batch, T, features]`, and where that is padding."""
+        assert self._stream is not None
+        if self._padding == "real":
+            real = real_of(self._adapter, self._stream, use.owner)
+            if real is not None:
+                return self._seen(real.to(tokens.device)).select(tokens, path)
+        return (tokens.unsqueeze(1) if tokens.ndim == 2 else tokens.flatten(1, -2)), None
+
+    def _seen(self, real: torch.Tensor) -> RealTokens:
+        """The same mask is for many layers."""
+        known = self._masks.get(id(real))
+        if known is None:
+            known = self._masks[id(real)] = (real, RealTokens(real))
+        return known[1]

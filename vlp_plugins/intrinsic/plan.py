@@ -1,0 +1,166 @@
+"""What measuring dimensions will take, said from one batch before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.bytes import text_of
+from vlp_plugins.calibration.batches import batch_size, to_device
+from vlp_plugins.calibration.processes import agreed, turns
+from vlp_plugins.calibration.watching import check_reached
+from vlp_plugins.capacity import usable_bytes
+from vlp_plugins.errors import DataError
+from vlp_plugins.intrinsic.outputs import Output, OutputProbe, Padding
+from vlp_plugins.intrinsic.packing import Need, pack
+from vlp_plugins.intrinsic.room import Room, expected
+from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.sharding import at_rest, is_sharded
+from vlp_plugins.weights import WeightMap
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass over the batches.
+
+    Attributes:
+        layers: whose points are gathered, in the order of execution.
+        streams: that run.
+        held_bytes: of the points.
+        work_bytes: of the search for neighbours beside them.
+    """
+
+    layers: tuple[Met, ...]
+    streams: tuple[str, ...]
+    held_bytes: int
+    work_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """At the worst moment, beside the model and its forward pass."""
+        return self.held_bytes + self.work_bytes
+
+
+@dataclass(frozen=True)
+class IdPlan:
+    """What one process will do. All bytes are its own.
+
+    Attributes:
+        samples: of all processes.
+        batches: in every pass.
+        budget_bytes: that points and the search for neighbours may take.
+        passes: over the batches.
+        lines: the same for a person.
+    """
+
+    samples: int
+    batches: int
+    budget_bytes: int
+    passes: tuple[PlannedPass, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def points_bytes(self) -> int:
+        """Of the points of all layers."""
+        return sum(each.held_bytes for each in self.passes)
+
+
+def plan(
+    model: nn.Module,
+    adapter: Adapter,
+    weights: WeightMap,
+    batch: Batch,
+    samples: int,
+    *,
+    padding: Padding = "real",
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    published: bool = False,
+) -> IdPlan:
+    """Runs one batch and calculates the rest; nothing is kept of the outputs.
+
+    Texts that are longer than those of the batch take more than is said here: the work adapts.
+
+    Args:
+        model: see `measure`.
+        adapter: see `measure`.
+        weights: see `measure`.
+        batch: one like those to come.
+        samples: how many there will be.
+        padding: see `measure`.
+        dtype: see `measure`.
+        memory_budget: see `measure`.
+        published: see `measure`.
+
+    Raises:
+        UnsupportedError: if a single layer does not fit into the budget.
+        DataError: if there are no samples.
+    """
+    if samples < 1:
+        raise DataError(f"{samples} samples; there must be at least one")
+    at_rest(model)
+    device = next(model.parameters()).device
+    sites = Sites()
+    probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
+    with probe.attached():
+        probe.run(to_device(batch, device), lambda output: _note(sites, output, dtype))
+    check_reached(adapter, weights, {site.weight for site in sites})
+    budget = agreed(usable_bytes(device, 0)) if memory_budget is None else memory_budget
+    processes = turns(sharded=is_sharded(model.parameters()))[1]
+    size = batch_size(batch)
+    batches = -(-samples // size)
+    rows = min(samples, expected((), batches, size, processes)[0])
+    room = Room(budget, rows, samples, processes > 1, dtype)
+    layers = list(sites.values())
+    needs = [room.need(met) for met in layers]
+    passes = tuple(
+        _pass(sites, layers[start:stop], needs[start:stop]) for start, stop in pack(needs, budget)
+    )
+    lines = _lines(passes, samples, batches, budget, processes)
+    return IdPlan(samples, batches, budget, passes, lines)
+
+
+def _note(sites: Sites, output: Output, dtype: torch.dtype | None) -> None:
+    sites.see(output, (dtype or output.tokens.dtype).itemsize)
+
+
+def _pass(sites: Sites, layers: Sequence[Met], needs: Sequence[Need]) -> PlannedPass:
+    streams = sites.streams()
+    last = max(streams.index(met.site.stream) for met in layers)
+    return PlannedPass(
+        tuple(layers),
+        tuple(streams[: last + 1]),
+        sum(need.held for need in needs),
+        max(need.work for need in needs),
+    )
+
+
+def _lines(
+    passes: Sequence[PlannedPass], samples: int, batches: int, budget: int, processes: int
+) -> tuple[str, ...]:
+    count = sum(len(each.layers) for each in passes)
+    points = text_of(sum(each.held_bytes for each in passes))
+    per = " per process" if processes > 1 else ""
+    often = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
+    first = (
+        f"points of {count} layers for {samples} samples: {points}{per}; {often} over {batches} "
+        f"batches within {text_of(budget)}{per}"
+    )
+    return (
+        first,
+        *(
+            f"pass {number}: {_range(each.layers)}, {text_of(each.peak_bytes)}; runs "
+            f"{', '.join(each.streams)}"
+            for number, each in enumerate(passes, start=1)
+        ),
+    )
+
+
+def _range(layers: Sequence[Met]) -> str:
+    if len(layers) == 1:
+        return layers[0].module
+    return f"{len(layers)} layers from {layers[0].module} to {layers[-1].module}"

@@ -1,0 +1,154 @@
+"""What was measured of a model: the intrinsic dimension of every layer, and factors from it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from vlp_plugins.errors import StatisticsError
+from vlp_plugins.intrinsic import json_file
+from vlp_plugins.variants import Owners
+from vlp_plugins.weights import WeightMap
+
+_KIND = "intrinsic dimensions"
+_REMEDY = "measure the dimensions again, or give a file that IdProfile.save wrote"
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDimension:
+    """The intrinsic dimension of what one layer gives out, in one stream.
+
+    Attributes:
+        weight: canonical name of the layer's weight.
+        stream: of the adapter's forward, e.g. `vision`, `text`, `fusion`.
+        owner: index of the module among the weight's owners.
+        module: dotted path of that module.
+        modality: of the weight.
+        depth: of the weight, in its tower.
+        dimension: intrinsic dimension.
+        error: its standard error.
+        ambient: numbers in a point: tokens x features.
+        points: samples, one point each.
+    """
+
+    weight: str
+    stream: str
+    owner: int
+    module: str
+    modality: str
+    depth: int
+    dimension: float
+    error: float
+    ambient: int
+    points: int
+
+
+@dataclass(frozen=True)
+class IdProfile:
+    """The intrinsic dimensions of a model.
+
+    Attributes:
+        layers: in the order of the weights.
+        structure: hash of the model's prunable structure (`WeightMap.structure`).
+        adapter: name of the adapter.
+        settings: how it was measured.
+    """
+
+    layers: tuple[LayerDimension, ...]
+    structure: str
+    adapter: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def factors(self, weights: WeightMap, *, owners: Owners = "all") -> dict[str, float]:
+        """By canonical name of every weight the factor of its importance.
+
+        The mean over the streams of each owner, then over the owners (`all`), or the first owner
+        that was reached (`first`). A weight of a tower that reads a modality in two streams counts
+        both alike, and an owner that runs in more streams counts no more than another.
+
+        Args:
+            weights: of the model that the factors are for: that of the profile, or another one of
+                its family (after fine-tuning, or of a downstream task), as long as every weight
+                was measured.
+            owners: whose outputs count for a weight that several modules share.
+
+        Raises:
+            StatisticsError: if a weight was not measured, or a dimension is no positive number.
+        """
+        measured: dict[str, dict[int, list[float]]] = {}
+        for layer in self.layers:
+            by_owner = measured.setdefault(layer.weight, {})
+            by_owner.setdefault(layer.owner, []).append(_positive(layer))
+        if missing := [name for name in weights if name not in measured]:
+            raise StatisticsError(
+                f"the profile (adapter {self.adapter!r}) lacks {len(missing)} of the model's "
+                f"{len(weights)} weights (adapter {weights.adapter_name!r}): "
+                f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}; measure "
+                "the dimensions of this model, or of the pre-training model of its family"
+            )
+        found = {}
+        for name in weights:
+            means = [fmean(values) for _, values in sorted(measured[name].items())]
+            found[name] = means[0] if owners == "first" else fmean(means)
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON, whole or not at all; a file that is there is replaced.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        content = {
+            "adapter": self.adapter,
+            "structure": self.structure,
+            "settings": dict(self.settings),
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+        json_file.write(path, _KIND, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> IdProfile:
+        """Reads what `save` wrote.
+
+        Raises:
+            StatisticsError: if it is missing, damaged, another kind of file, or of a newer version.
+        """
+        content = json_file.read(path, _KIND, _REMEDY)
+        try:
+            layers = tuple(_layer(record) for record in content["layers"])
+            settings = dict(content["settings"])
+            return cls(layers, str(content["structure"]), str(content["adapter"]), settings)
+        except (KeyError, ValueError, TypeError) as error:
+            raise StatisticsError(
+                f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
+            ) from error
+
+
+def _positive(layer: LayerDimension) -> float:
+    if not 0 < layer.dimension < math.inf:
+        raise StatisticsError(
+            f"the dimension of {layer.weight!r} at {layer.module} (stream {layer.stream!r}) is "
+            f"{layer.dimension}, which is no factor of importance; measure it again with more "
+            "samples"
+        )
+    return layer.dimension
+
+
+def _layer(record: Mapping[str, Any]) -> LayerDimension:
+    return LayerDimension(
+        weight=str(record["weight"]),
+        stream=str(record["stream"]),
+        owner=int(record["owner"]),
+        module=str(record["module"]),
+        modality=str(record["modality"]),
+        depth=int(record["depth"]),
+        dimension=float(record["dimension"]),
+        error=float(record["error"]),
+        ambient=int(record["ambient"]),
+        points=int(record["points"]),
+    )
