@@ -1,9 +1,9 @@
 """Schedules: how sparsity rises from round to round of an iterative method. Pure functions.
 
 A schedule takes the index of a round from 0, the number of rounds and the target, and returns the
-sparsity after that round. All end exactly at the target. The published MULTIFLOW code computes its
-`linear` schedule as s + (1 - s) (t + 1) / T, which removes everything in the last round whatever
-the target (quirk G8); that is not shared.
+sparsity after that round; `at_step` makes one of training steps. All end exactly at the target. The
+published MULTIFLOW code computes its `linear` schedule as s + (1 - s) (t + 1) / T, which removes
+everything in the last round whatever the target (quirk G8); that is not shared.
 """
 
 from __future__ import annotations
@@ -44,6 +44,42 @@ def cubic(index: int, rounds: int, target: float) -> float:
     sparsity 0.
     """
     return target * (1 - (1 - (index + 1) / rounds) ** 3)
+
+
+def at_step(
+    step: int,
+    steps: int,
+    target: float,
+    *,
+    before: int = 0,
+    after: int = 0,
+    schedule: Schedule = cubic,
+) -> float:
+    """Sparsity after a training step: 0 for some steps, then the schedule, then the target.
+
+    With `cubic` it is s (1 - (1 - (t - t_i) / (T - t_i - t_f))^3) for t_i < t <= T - t_f: Sanh et
+    al., "Movement Pruning" (NeurIPS 2020), and Zhang et al., "PLATON" (ICML 2022).
+
+    Args:
+        step: how many steps are done.
+        steps: how many there are, T.
+        target: s, reached exactly at step T - t_f.
+        before: t_i, the steps of the initial warm-up.
+        after: t_f, the steps of the final warm-up.
+        schedule: of the rise between them.
+
+    Raises:
+        SparsityError: if the warm-ups leave no step for the rise, or are negative.
+    """
+    rounds = steps - before - after
+    if rounds < 1 or before < 0 or after < 0:
+        raise SparsityError(
+            f"of {steps} steps, warm-ups of {before} and {after} leave {rounds} for the sparsity "
+            "to rise in; both are 0 or more and leave at least 1"
+        )
+    if step <= before:
+        return 0.0
+    return target if step >= steps - after else schedule(step - before - 1, rounds, target)
 
 
 SCHEDULES: Mapping[str, Schedule] = {

@@ -1,0 +1,228 @@
+"""Keeps zeros zero while somebody trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.errors import MaskError, UnsupportedError
+from vlp_plugins.masks import Masks, Violation
+from vlp_plugins.masks.fitting import fit, wrong_shape
+from vlp_plugins.sharding import here, is_sharded, part_of
+from vlp_plugins.weights import Weight, uses_of
+
+_log = logging.getLogger(__name__)
+
+
+class SparsityLock:
+    """Masks that hold while a model is trained: what they remove is exactly zero after every step.
+
+    lock = SparsityLock(model, masks).attach(optimizer)
+
+    Weights are zeroed after each step of the optimizer, so that neither momentum nor weight decay
+    nor anything else that an optimizer does moves them. Gradients are zeroed as soon as they are
+    there, so that removed weights count neither in the norm that gradients are clipped by nor in
+    the optimizer's averages; gradient accumulation and `GradScaler` change nothing about that.
+
+    A weight exists once, under however many names. One byte per element is kept on the device of
+    the weight (under `fully_shard` for the part that the process holds), none for a weight of which
+    nothing is removed. A step costs one pass over gradients and one over weights.
+
+    Make the lock when the model is where and what it will be trained as: after `.to(...)` and after
+    wrapping by `fully_shard`.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks, adapter: Adapter | None = None) -> None:
+        """Takes the masks; nothing is done to the model before `apply` or `attach`.
+
+        Args:
+            model: of the structure the masks were made for, or a downstream model of the family.
+            masks: whose removed elements shall stay zero; new values in them are not written:
+                `masks.apply(model)` does that.
+            adapter: see `Masks.apply`.
+
+        Raises:
+            MaskError: if the masks do not fit the model.
+            UnclaimedModelError: without an adapter, if none claims the model.
+        """
+        self._weights, _ = fit(masks.manifest, model, adapter)
+        self._uses = {name: uses_of(model, weight) for name, weight in self._weights.items()}
+        self._removed: dict[str, torch.Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        self._watching = False
+        self.update(masks)
+
+    def update(self, masks: Masks | Mapping[str, torch.Tensor]) -> None:
+        """Other masks from now on; what they keep and the old ones removed may train again.
+
+        Args:
+            masks: as at first, or by canonical name of every weight a bool tensor, True = kept.
+
+        Raises:
+            MaskError: if they do not fit the model; the masks stay as they were then.
+        """
+        names = {name: name for name in self._weights}
+        if isinstance(masks, Masks):
+            names = masks.match(self._weights)
+        removed = {}
+        for name, weight in self._weights.items():
+            keep = _fitting(masks, names[name], weight)
+            if not bool(keep.all()):
+                removed[name] = ~part_of(keep, weight.parameter)
+        self._removed = removed
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zeroes what the masks remove, in place."""
+        for name, removed in self._removed.items():
+            here(self._weights[name].parameter).masked_fill_(removed, 0)
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zeroes the gradients of what the masks remove, where there are gradients."""
+        for name in self._removed:
+            for parameter in self._uses[name]:
+                self._mask_gradient(name, parameter)
+
+    def attach(self, *optimizers: Optimizer) -> SparsityLock:
+        """Applies the masks now, and at every step of the optimizers from now on.
+
+        A locked weight that no optimizer holds stays zero by itself, as nobody moves it; a warning
+        tells of one that wants gradients, which may be a mistake.
+
+        Args:
+            optimizers: any that train the model; those of `accelerate` may be wrapped.
+
+        Returns:
+            The lock, which is a context manager: it lets go when the block ends.
+
+        Raises:
+            UnsupportedError: if the optimizers hold none of the locked weights.
+        """
+        self._check_held(optimizers)
+        self.watch_gradients()
+        for optimizer in map(unwrapped, optimizers):
+            self._handles += [
+                optimizer.register_step_pre_hook(lambda *_: self.mask_gradients()),
+                optimizer.register_step_post_hook(lambda *_: self.apply()),
+            ]
+        self.apply()
+        return self
+
+    def watch_gradients(self) -> None:
+        """Zeroes the gradients of removed elements from now on whenever they are accumulated."""
+        if self._watching:
+            return
+        self._watching = True
+        for name, uses in self._uses.items():
+            for parameter in uses:
+                if parameter.requires_grad:
+                    handle = parameter.register_post_accumulate_grad_hook(
+                        lambda parameter, name=name: self._mask_gradient(name, parameter)
+                    )
+                    self._handles.append(handle)
+
+    def detach(self) -> None:
+        """Lets go: optimizers and gradients are as before `attach`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watching = False
+
+    def violations(self) -> list[Violation]:
+        """The weights that are not zero where masks remove; a collective if they are sharded."""
+        found = []
+        for name, weight in self._weights.items():
+            removed = self._removed.get(name)
+            if removed is None:
+                continue
+            there = here(weight.parameter).detach()
+            counts = torch.stack([(there.ne(0) & removed).sum(), removed.sum()])
+            if is_sharded((weight.parameter,)):
+                distributed.all_reduce(counts)
+            revived, size = counts.tolist()
+            if revived:
+                found.append(Violation(name, weight.aliases[0], revived, size))
+        return found
+
+    def check(self) -> None:
+        """Raises `MaskError` naming the first weight that is not zero where the masks remove."""
+        if found := self.violations():
+            first = found[0]
+            raise MaskError(
+                f"{len(found)} locked weights are not zero where they should be, first "
+                f"{first.weight!r} ({first.path}): {first.revived} of {first.removed} removed "
+                "elements; something writes to them after the optimizer's step, or the lock is not "
+                "attached to the optimizer that trains them"
+            )
+
+    def __enter__(self) -> SparsityLock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def _mask_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        removed = self._removed.get(name)
+        if removed is not None and parameter.grad is not None:
+            here(parameter.grad).masked_fill_(removed, 0)
+
+    def _check_held(self, optimizers: tuple[Optimizer, ...]) -> None:
+        held = {id(p) for each in optimizers for p in parameters_in(each)}
+        outside = [name for name, uses in self._uses.items() if not held & set(map(id, uses))]
+        if len(outside) == len(self._uses):
+            raise UnsupportedError(
+                f"the optimizer holds none of the {len(self._uses)} locked weights; make the lock "
+                "of the model that it trains, after the model was moved or wrapped"
+            )
+        wanting = [n for n in outside if any(p.requires_grad for p in self._uses[n])]
+        if wanting:
+            _log.warning(
+                "%d locked weights want gradients, but the optimizer does not hold them (first: "
+                "%r); attach to every optimizer that trains them",
+                len(wanting),
+                wanting[0],
+            )
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The optimizer itself, out of wrappers such as that of `accelerate`."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise UnsupportedError(
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer, so its steps cannot be "
+            "watched; give the torch optimizer, or call mask_gradients() before and apply() after "
+            "every step"
+        )
+    return optimizer
+
+
+def parameters_in(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Everything that an optimizer trains."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _fitting(masks: Mapping[str, torch.Tensor], name: str, weight: Weight) -> torch.Tensor:
+    """The mask of a weight, if there is one that fits."""
+    if name not in masks:
+        raise MaskError(f"there is no mask for {weight.name!r}; give one for every weight")
+    keep = masks[name]
+    if keep.dtype != torch.bool:
+        raise MaskError(f"the mask of {name!r} is {keep.dtype}; masks are bool, True = kept")
+    if tuple(keep.shape) != weight.shape:
+        raise wrong_shape(name, tuple(keep.shape), weight.shape)
+    return keep

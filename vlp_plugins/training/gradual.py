@@ -1,0 +1,298 @@
+"""Gradual pruning of a model that somebody else trains."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.allocation import Allocation, allocation_by_name
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.lock import SparsityLock, parameters_in, unwrapped
+from vlp_plugins.masks import Masks
+from vlp_plugins.sharding import zero_outside
+from vlp_plugins.targets import Target, target_of
+from vlp_plugins.training.base import TrainingScore
+from vlp_plugins.training.gradients import gradients_of, is_skipped
+from vlp_plugins.training.rising import Rise, RisingMasks
+from vlp_plugins.training.scores import training_score
+from vlp_plugins.training.state import dump, restore
+from vlp_plugins.training.timetable import Timetable, default_warmup
+from vlp_plugins.weights import WeightMap, uses_of
+
+logger = logging.getLogger("vlp_plugins.training")
+
+Profile = IdProfile | str | os.PathLike[str]
+
+
+class GradualPruning:
+    """Prunes a model while it is trained, with weights and gradients as they come along.
+
+    pruning = GradualPruning(model, score="platon", sparsity=0.75, steps=10_000)
+    pruning.attach(optimizer)
+    ...                          # the training loop, as it is
+    masks = pruning.masks()
+
+    Before every step of the optimizer it reads the gradients (once per step, however many
+    mini-batches were accumulated; `GradScaler`'s scale is taken out), after it it chooses masks if
+    the timetable says so. After `steps` less the final warm-up the masks have exactly the target
+    sparsity, and from then on `SparsityLock` keeps the zeros, however long the training goes on.
+
+    A removed weight may come back until then: it is set to zero when masks are chosen and trains
+    on until the next choice, as in the published code of PLATON, whose magnitude baseline does the
+    same. In between the model is therefore not exactly sparse. The published code goes on choosing
+    at every step of the final warm-up; here the masks are fixed, so that what is left can recover.
+    With `every=1` a removed weight is zero whenever it is looked at, so that only what PLATON
+    remembers of it brings it back. With `revive=False` what is removed stays removed, and is zero
+    at every step.
+
+    Per element of a weight it keeps one byte and, until the last choice, on the weight's device 4
+    bytes for every number that the score remembers and 4 for the samples since the last choice:
+    12 for PLATON, 8 for Taylor. Optimizers that compute gradients in `step` (a closure) are not
+    supported. With several processes (DDP) all have the same gradients and find the same masks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        sparsity: Target,
+        steps: int,
+        score: str | TrainingScore = "platon",
+        warmup: tuple[int, int] | None = None,
+        every: int = 10,
+        schedule: str = "cubic",
+        allocation: str | Allocation = "global",
+        floor: float = 0.0,
+        revive: bool = True,
+        factors: Mapping[str, float] | None = None,
+        id_profile: Profile | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        """Looks at the model; nothing is done to it before `attach`.
+
+        Args:
+            model: where and what it will be trained as.
+            sparsity: fraction removed at the end, by modality if a mapping.
+            steps: of the optimizer, in the whole training.
+            score: `magnitude`, `taylor`, `platon`, or an instance such as `Platon(beta2=0.9)`.
+            warmup: number of steps without pruning at the start, and with fixed masks at the end;
+                None: a twentieth and a quarter of the steps.
+            every: steps from one choice of masks to the next. 10 is the published value.
+            schedule: how the sparsity rises between the warm-ups.
+            allocation: how it is shared out among tensors. `id` needs an `id_profile`.
+            floor: least fraction that every tensor keeps.
+            revive: whether removed weights may come back before the final warm-up.
+            factors: by canonical name of every weight what multiplies its importance where tensors
+                are compared.
+            id_profile: of `measure_id`, or its file: the intrinsic dimensions are the factors.
+            adapter: None: whichever claims the model.
+
+        Raises:
+            SparsityError: if the numbers do not fit together.
+            StatisticsError: if factors or profile are of another model.
+            UnsupportedError: if the model is sharded among processes.
+        """
+        if adapter is None:
+            from vlp_plugins.plugins.discovery import registry  # above training; a default
+
+            adapter = registry().adapter_for(model)
+        weights = WeightMap.of(model, adapter)
+        if weights.sharded:
+            raise UnsupportedError(
+                "gradual pruning remembers whole weights and does not run on a model that "
+                "fully_shard has divided; SparsityLock does: prune first, then train under the lock"
+            )
+        known = _factors(factors, id_profile, weights)
+        if isinstance(allocation, str):
+            allocation = allocation_by_name(allocation)
+        before, after = default_warmup(steps) if warmup is None else warmup
+        rise = Rise(
+            training_score(score),
+            target_of(sparsity),
+            Timetable(steps, before, after, every, schedule),
+            allocation if known is None else allocation.with_factors(known),
+            floor,
+            revive,
+            known,
+        )
+        self._model, self._adapter = model, adapter
+        self._rising = RisingMasks(weights, rise)
+        self._uses = {name: uses_of(model, weight) for name, weight in weights.items()}
+        self._dense: str | None = weights.content_hash()
+        self._lock: SparsityLock | None = None
+        self._handles: list[RemovableHandle] = []
+        self._skipped = False
+
+    @property
+    def step(self) -> int:
+        """How many steps of the optimizer were counted so far."""
+        return self._rising.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the masks are the last ones, and locked."""
+        return self._rising.finished
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction that the masks remove now."""
+        return self._rising.sparsity
+
+    def attach(self, optimizer: Optimizer) -> GradualPruning:
+        """Follows the steps of an optimizer from now on.
+
+        Args:
+            optimizer: trains the model; that of `accelerate` may be wrapped.
+
+        Returns:
+            This, which is a context manager: it lets go when the block ends.
+
+        Raises:
+            UnsupportedError: if it follows one already, or the optimizer does not hold a weight
+                whose gradient is needed.
+        """
+        if self._handles:
+            raise UnsupportedError("this follows an optimizer already; detach() first")
+        optimizer = unwrapped(optimizer)
+        self._check_held(optimizer)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        if self._rising.held:
+            self._hold()
+        return self
+
+    def detach(self) -> None:
+        """Lets go of optimizer and gradients."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._lock is not None:
+            self._lock.detach()
+
+    def skip_step(self) -> None:
+        """Counts a step that the optimizer did not take.
+
+        `GradScaler` leaves steps out whose gradients are infinite. They are not counted by
+        themselves: who counts them among `steps` calls this. The final warm-up is there for the
+        others.
+        """
+        self._advance()
+
+    def masks(self) -> Masks:
+        """The masks as they are now; a warning says so if they are not the last ones."""
+        if not self.finished:
+            last = self._rising.rise.timetable.last
+            logger.warning(
+                "these are masks on the way, of step %d, and remove %.4f of the weights; the "
+                "target is reached at step %d",
+                self.step,
+                self.sparsity,
+                last,
+            )
+        return self._rising.masks(self._rising.rise.name, weights_hash=self._dense)
+
+    def check(self) -> None:
+        """Raises `MaskError` if something that shall be zero by now is not."""
+        if self._lock is not None:
+            self._lock.check()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs beside model and optimizer: tensors alone.
+
+        They are those in use, not copies: save them before the next step.
+        """
+        return dump(self._rising, self._dense)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on where another run stopped, with its model and optimizer.
+
+        Raises:
+            MaskError: if the state is of another run, or damaged.
+        """
+        self._dense = restore(self._rising, state)
+        if self._handles and self._rising.held:
+            self._hold()
+
+    def __enter__(self) -> GradualPruning:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._skipped = is_skipped(optimizer)
+        if self._skipped:
+            return
+        if self._rising.rise.score.reads_gradients and not self.finished:
+            self._rising.observe(gradients_of(self._uses, optimizer))
+        if self._lock is not None:
+            self._lock.mask_gradients()
+
+    def _after_step(self, *_: Any) -> None:
+        if not self._skipped:
+            self._advance()
+
+    def _advance(self) -> None:
+        if self._rising.advance():
+            if self._rising.held:
+                self._hold()
+            else:
+                for name, mask in self._rising.keep.items():
+                    zero_outside(self._rising.weights[name].parameter, mask)
+        elif self._lock is not None:
+            self._lock.apply()
+
+    def _hold(self) -> None:
+        """Locks the masks as they are."""
+        if self._lock is None:
+            masks = self._rising.masks(self._rising.rise.name, weights_hash=self._dense)
+            self._lock = SparsityLock(self._model, masks, self._adapter)
+        else:
+            self._lock.update(self._rising.keep)
+        if self._handles:
+            self._lock.watch_gradients()
+        self._lock.apply()
+
+    def _check_held(self, optimizer: Optimizer) -> None:
+        if not self._rising.rise.score.reads_gradients:
+            return
+        held = {id(parameter) for parameter in parameters_in(optimizer)}
+        outside = [name for name, uses in self._uses.items() if not held & set(map(id, uses))]
+        if outside:
+            raise UnsupportedError(
+                f"{len(outside)} of {len(self._uses)} prunable weights are not in the optimizer "
+                f"(first: {outside[0]!r}), and score {self._rising.rise.score.name!r} would take "
+                "them for unimportant; train them too, make this of the model that the optimizer "
+                "trains (after it was wrapped), leave them out by the adapter "
+                "(ModuleAdapter(model, ...)), or use score='magnitude'"
+            )
+
+
+def _factors(
+    factors: Mapping[str, float] | None, profile: Profile | None, weights: WeightMap
+) -> Factors | None:
+    if profile is None:
+        return None if factors is None else Factors.of(factors)
+    if factors is not None:
+        raise UnsupportedError("give factors or an id_profile, not both")
+    if not isinstance(profile, IdProfile):
+        profile = IdProfile.load(profile)
+    return Factors.from_profile(profile, weights, "all")

@@ -1,0 +1,91 @@
+"""A training that does nothing but prune: the pre-training loss, AdamW, and rising masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+
+from vlp_plugins.adapter import Batch
+from vlp_plugins.sharding import zero_outside
+from vlp_plugins.training.masters import Masters
+from vlp_plugins.training.rising import RisingMasks
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+WEIGHT_DECAY = 0.01
+
+
+class Gradients(Protocol):
+    """Gives the gradients of a batch; see `LossProbe.measure`."""
+
+    def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
+        """By canonical name; None if the batch was left out."""
+
+
+class Training:
+    """Weights, their optimizer and their masks.
+
+    Attributes:
+        masters: what is trained.
+        rising: their masks, which count the steps.
+        optimizer: AdamW; of the weights alone, as nothing else of the model is in masks.
+    """
+
+    def __init__(self, masters: Masters, rising: RisingMasks, lr: float) -> None:
+        """Starts with fresh moments.
+
+        Args:
+            masters: of the model.
+            rising: of the masters' weights.
+            lr: learning rate of the first step; it falls to zero on a straight line.
+        """
+        self.masters = masters
+        self.rising = rising
+        self._lr = lr
+        self.optimizer = torch.optim.AdamW(
+            masters.parameters.values(),
+            lr=lr,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=WEIGHT_DECAY,
+        )
+
+    def run(
+        self,
+        probe: Gradients,
+        batches: Iterable[Batch],
+        told: Callable[[int], None],
+    ) -> None:
+        """Takes a step with every batch.
+
+        Args:
+            probe: attached to the model.
+            batches: those from the next step on.
+            told: called after every step with the number of steps done.
+        """
+        for batch in batches:
+            gradients = probe.measure(batch, self.rising.step)
+            if gradients is not None:  # else the batch was left out, which costs a step
+                self._step(gradients)
+            chosen = self.rising.advance()
+            if chosen or self.rising.held:
+                self._zero()
+            self.masters.write()
+            told(self.rising.step)
+
+    def _step(self, gradients: dict[str, torch.Tensor]) -> None:
+        self.rising.observe(gradients)
+        for name, master in self.masters.parameters.items():
+            master.grad = gradients.get(name)
+            if master.grad is not None and self.rising.held:
+                zero_outside(master.grad, self.rising.keep[name])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * (1 - self.rising.step / self.rising.rise.timetable.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _zero(self) -> None:
+        for name, master in self.masters.parameters.items():
+            zero_outside(master, self.rising.keep[name])

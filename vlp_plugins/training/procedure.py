@@ -1,0 +1,267 @@
+"""Gradual pruning as a method: with a training loop of its own, on the calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from vlp_plugins.adapter import Batch
+from vlp_plugins.allocation import Allocation, GlobalAllocation
+from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
+from vlp_plugins.calibration.processes import of_first
+from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.intrinsic.factors import Factors, guided_name
+from vlp_plugins.masks import Masks
+from vlp_plugins.methods.base import Context, Cost, Procedure
+from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches
+from vlp_plugins.saving import restored
+from vlp_plugins.sharding import is_sharded
+from vlp_plugins.targets import Target
+from vlp_plugins.training.base import TrainingScore
+from vlp_plugins.training.files import TrainingFile
+from vlp_plugins.training.loop import Training
+from vlp_plugins.training.masters import Masters
+from vlp_plugins.training.rising import Rise, RisingMasks
+from vlp_plugins.training.timetable import Timetable, default_warmup
+
+LEARNING_RATE = 3e-4
+"""That of BLIP's pre-training. On the demo BLIP, with 48 steps, ten times as much is better at 90%
+and worse at 75%."""
+CHECKPOINTS = 8
+"""How often a run is saved: each checkpoint is several times the model's size."""
+
+
+@dataclass(frozen=True)
+class PruningWhileTraining(Procedure):
+    """Trains the weights with the pre-training loss and removes more and more of them.
+
+    Wang et al., "Exploring Intrinsic Dimension for Vision-Language Model Pruning" (ICML 2024),
+    prune so while they fine-tune; here it is a method with a fixed budget of steps on the
+    calibration batches, and the masks bring the new values of what they keep. Only prunable weights
+    are trained, so that masks and values are all there is to it; the model runs in evaluation mode,
+    as dropout adds noise that few steps cannot average out.
+
+    In a training of your own use `GradualPruning`, or `GradualPruningCallback` with `Trainer`.
+
+    The published variant computes the losses as the published MULTIFLOW code does; the papers'
+    own loops are trainings of downstream models, which are not reproduced here.
+
+    Attributes:
+        score: ranks what is removed.
+        steps: number of steps, one batch each; None: one per batch of the data.
+        lr: learning rate of the first step; it falls to zero on a straight line.
+        warmup: fractions of the steps before the first choice of masks and after the last; None: a
+            twentieth and a quarter.
+        every: steps from one choice to the next. Trainings of many steps take 10; for the few steps
+            here fewer are better (48 on the demo BLIP: 1, 4 and 8 for PLATON, 1 and 4 for Taylor).
+        revive: whether removed weights may come back; see `GradualPruning`.
+        schedule: how the sparsity rises.
+        allocation: how it is shared out among tensors.
+        factors: what multiplies the scores that tensors are compared by; None: nothing.
+    """
+
+    score: TrainingScore
+    steps: int | None = None
+    lr: float = LEARNING_RATE
+    warmup: tuple[float, float] | None = None
+    every: int = 1
+    revive: bool = True
+    schedule: str = "cubic"
+    allocation: Allocation = field(default_factory=GlobalAllocation)
+    factors: Factors | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
+        if not self.lr > 0:
+            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        if self.warmup is not None and not all(0 <= part < 1 for part in self.warmup):
+            raise UnsupportedError(
+                f"warmup={self.warmup}; both are fractions of the steps, in [0, 1)"
+            )
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Of the score; `id*` before it with factors."""
+        return self.score.name if self.factors is None else guided_name(self.score.name)
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            **self.score.parameters,
+            "steps": self.steps,
+            "lr": self.lr,
+            "warmup": self.warmup,
+            "every": self.every,
+            "revive": self.revive,
+            "schedule": self.schedule,
+            **({} if self.factors is None else self.factors.record()),
+        }
+
+    def with_allocation(self, allocation: Allocation | None) -> PruningWhileTraining:
+        if allocation is None:
+            return self
+        if self.factors is not None:
+            allocation = allocation.with_factors(self.factors)
+        return replace(self, allocation=allocation)
+
+    def with_factors(self, factors: Mapping[str, float]) -> PruningWhileTraining:
+        if self.factors is not None:
+            raise UnsupportedError(f"method {self.name!r} has factors already")
+        factors = Factors.of(factors)
+        allocation = self.allocation.with_factors(factors)
+        return replace(self, allocation=allocation, factors=factors)
+
+    def run(self, context: Context) -> list[Masks]:
+        if is_sharded(context.model.parameters()):
+            raise UnsupportedError(
+                f"{self.name} remembers whole weights on every process and does not run on a model "
+                "that fully_shard has divided; give the model as it was loaded"
+            )
+        batches = FreshBatches(context.batches, context.limit)
+        return [
+            self._masks(context, target, batches, number)
+            for number, target in enumerate(context.targets)
+        ]
+
+    def cost(self, context: Context) -> Cost:
+        steps = self._steps(context)
+        for target in context.targets:
+            self._rise(context, target)  # says what cannot be
+        runs, size = len(context.targets), context.weights.numel
+        total = number_of_batches(context) or steps
+        stored = sum(w.numel * w.parameter.element_size() for w in context.weights.values())
+        copies = stored + (4 * size if stored < 4 * size else 0)  # masters of half precision
+        loss_state = context.adapter.loss_state(context.model)
+        state = sum(t.numel() * t.element_size() for t in loss_state)
+        # Gradients, two moments, the samples of a window and one in the making.
+        tensors = 5 + len(self.score.remembers)
+        saved = 4 * (3 + 1 + len(self.score.remembers)) * size + state
+        return Cost(
+            ram_bytes=copies + 2 * state + (4 * tensors + 1) * size,
+            disk_bytes=0 if context.workplace is None else saved * runs,
+            passes=runs * -(-steps // total),
+            gradient_batches=runs * steps,
+            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
+        )
+
+    def _steps(self, context: Context) -> int:
+        steps = self.steps or number_of_batches(context)
+        if steps is None:
+            raise DataError(
+                "nobody can say how many batches there are (an iterator?), and the sparsity rises "
+                "over all steps; give steps, a limit, or a list of batches"
+            )
+        return steps
+
+    def _rise(self, context: Context, target: Target) -> Rise:
+        steps = self._steps(context)
+        before, after = default_warmup(steps)
+        if self.warmup is not None:
+            before, after = (int(part * steps) for part in self.warmup)
+        times = Timetable(steps, before, after, self.every, self.schedule)
+        return Rise(
+            self.score, target, times, self.allocation, context.floor, self.revive, self.factors
+        )
+
+    def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
+        rise = self._rise(context, target)
+        steps = rise.timetable.steps
+        dense = context.weights.content_hash()
+        file = TrainingFile(context.workplace, self._identity(context, rise, dense))
+        batches.restart()
+        seen = Seen(batches.take(steps))
+        probe = LossProbe(
+            context.model,
+            context.adapter,
+            context.weights,
+            published=context.published,
+            autocast=context.autocast,
+            skip_nonfinite=context.skip_nonfinite,
+        )
+
+        def told(done: int) -> None:
+            due = done % max(1, steps // CHECKPOINTS) == 0 or done == steps
+            if due and context.workplace is not None:
+                state = copy_of_state(context.model, context.adapter)
+                file.save(training, state, seen.digest, seen.sizes)
+            if context.progress is not None:
+                context.progress(number * steps + done, len(context.targets) * steps)
+
+        with (
+            torch.inference_mode(False),
+            restored(context.weights),
+            loss_state_again(context.model, context.adapter),
+            probe.attached(keep_state=True),
+        ):
+            masters = Masters(context.weights)
+            training = Training(masters, RisingMasks(masters.weights, rise), self.lr)
+            stream = iter(seen)
+            if context.resume:
+                self._resume(context, file, training, stream, seen)
+            training.run(probe, stream, told)
+            return of_first(self._result(context, training, seen, dense))
+
+    def _resume(
+        self,
+        context: Context,
+        file: TrainingFile,
+        training: Training,
+        stream: Iterator[Batch],
+        seen: Seen,
+    ) -> None:
+        """Brings training and model to where the file stands, past the batches before that.
+
+        Raises:
+            DataError: if the batches before are not those of the file.
+        """
+        found = file.load(training)
+        if found is None:
+            return
+        state, digest, sizes = found
+        _skip(stream, len(sizes))
+        if seen.digest != digest:
+            raise DataError(
+                f"the first {len(sizes)} batches are not those that checkpoint {file.path} has "
+                "seen; give the same data in the same order, or delete the checkpoint and start "
+                "again"
+            )
+        write_state(context.model, context.adapter, state)
+
+    def _result(self, context: Context, training: Training, seen: Seen, dense: str) -> Masks:
+        values = {name: m.detach() for name, m in training.masters.parameters.items()}
+        return training.rising.masks(
+            self.name,
+            weights_hash=dense,
+            parameters={
+                **training.rising.rise.record(),
+                "lr": self.lr,
+                "variant": "published" if context.published else "default",
+            },
+            seed=context.seed,
+            calibration=seen.calibration(),
+            values=values,
+        )
+
+    def _identity(self, context: Context, rise: Rise, dense: str) -> dict[str, Any]:
+        return {
+            "method": self.name,
+            **rise.record(),
+            "lr": self.lr,
+            "variant": "published" if context.published else "default",
+            "target": rise.target,
+            "seed": context.seed,
+            "autocast": str(context.autocast),
+            "adapter": context.adapter.name,
+            "structure": context.weights.structure,
+            "weights": dense,
+        }
+
+
+def _skip(stream: Iterable[Batch], count: int) -> None:
+    for _, _batch in zip(range(count), stream, strict=False):
+        pass
