@@ -52,6 +52,7 @@ data:
   caption_column: words
   max_length: 30
 statistics: old.safetensors
+id_profile: id-profile.json
 out: pruned
 seed: 7
 save_model: true
@@ -78,6 +79,7 @@ EXPECTED = Recipe(
     variant="published",
     data=DataRecipe("photos/", "train", 8, 20, 3, "scan", "words", 30),
     statistics="old.safetensors",
+    id_profile="id-profile.json",
     out="pruned",
     seed=7,
     save_model=True,
@@ -248,6 +250,7 @@ def from_command(words: list[str]) -> Recipe:
         Recipe(parameters={"name": "x y", "word": "true", "number": "1e-5", "sizes": [1, 2]}),
         Recipe(parameters={"damping": 1e-5, "none": None}, floor=0.1 + 0.2),
         Recipe(method="chita", parameters={"lambda": "auto"}, memory_budget="500 MB"),
+        Recipe(method="id*multiflow", allocation="id", id_profile="my profile.json"),
         Recipe(method="chita", parameters={"lambda": 1e-5, "rows": 50}),
     ],
 )
@@ -255,6 +258,10 @@ def test_the_command_says_the_same_as_the_recipe(recipe: Recipe) -> None:
     words = shlex.split(command_of(recipe))
     assert words[:2] == ["vlp", "prune"]
     assert from_command(words[2:]) == recipe
+
+
+def test_no_shell_takes_a_guided_method_for_a_pattern_of_file_names() -> None:
+    assert command_of(Recipe(method="id*omp")) == "vlp prune --method 'id*omp'"
 
 
 def test_the_command_is_short_where_everything_is_usual() -> None:

@@ -9,7 +9,7 @@ from vlp_plugins.methods import compositions
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.chita import chita, chita_plus_plus
 from vlp_plugins.methods.iterative import itersnip
-from vlp_plugins.methods.tamt import Tamt
+from vlp_plugins.methods.tamt import tamt
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.lamp import Lamp
@@ -18,6 +18,7 @@ from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.random import Random
 from vlp_plugins.scorers.snip import Snip
 from vlp_plugins.scorers.wanda import Wanda
+from vlp_plugins.training.named import platon, taylor
 
 
 @hookimpl
@@ -43,7 +44,9 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
         "multiflow": compositions.multiflow,
         "wanda": compositions.wanda,
         "itersnip": itersnip,
-        "tamt": Tamt,
+        "tamt": tamt,
+        "taylor": taylor,
+        "platon": platon,
         "chita": chita,
         "chita++": chita_plus_plus,
     }

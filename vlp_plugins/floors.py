@@ -11,23 +11,21 @@ from vlp_plugins.selection import Scored, Selection
 
 
 def under_floor(
-    scored: Scored, sparsities: Sequence[float], floor: float
+    scored: Scored, removals: Sequence[int], floor: float
 ) -> list[dict[str, Selection]]:
     """Global cuts over the given weights in which every tensor keeps its floor.
 
     Args:
         scored: weights and their scores.
-        sparsities: int(sparsity x N) elements go, floor or not.
+        removals: so many elements go, floor or not.
         floor: least fraction that each tensor keeps; 0 for none.
 
     Raises:
         SparsityError: if both cannot be had.
     """
-    total = sum(weight.numel for weight in scored.weights.values())
-    removals = [int(sparsity * total) for sparsity in sparsities]
     if floor == 0:
         return [dict(cuts) for cuts in scored.cuts(removals)]
-    caps = _caps(scored, floor)
+    caps = most_removed(scored, floor)
     return [_under_caps(scored, removal, caps, floor) for removal in removals]
 
 
@@ -37,7 +35,7 @@ def check_floor(scored: Scored, selections: Mapping[str, Selection], floor: floa
     Raises:
         SparsityError: naming the first tensor that would keep less.
     """
-    for name, cap in _caps(scored, floor).items() if floor else ():
+    for name, cap in most_removed(scored, floor).items() if floor else ():
         if selections[name].remove > cap:
             numel = scored.weights[name].numel
             raise SparsityError(
@@ -46,8 +44,12 @@ def check_floor(scored: Scored, selections: Mapping[str, Selection], floor: floa
             )
 
 
-def _caps(scored: Scored, floor: float) -> dict[str, int]:
-    """How many elements each tensor may lose."""
+def most_removed(scored: Scored, floor: float) -> dict[str, int]:
+    """How many elements each tensor may lose.
+
+    Raises:
+        SparsityError: if the floor makes no sense, or in the published variant.
+    """
     if not 0 <= floor < 1:
         raise SparsityError(f"a floor is the least fraction kept, in [0, 1), not {floor:g}")
     if scored.published:

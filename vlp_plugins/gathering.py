@@ -14,14 +14,18 @@ from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.overlap import Overlap
 from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
+    resolve_profile,
     resolve_targets,
     with_pattern,
+    with_profile,
 )
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
@@ -56,7 +60,8 @@ def gather(
     Args:
         model: see `prune`. It is left as it is.
         batches: calibration batches; read once.
-        method: what the statistics are for: registered name, a `Scorer` or a `Composition`.
+        method: what the statistics are for: registered name, a `Scorer` or a `Composition`;
+            those of `id*NAME` are those of NAME.
         adapter: see `prune`.
         variant: what `prune` will be given; statistics of one do not serve the other.
         limit: number of batches to read; None reads all.
@@ -77,7 +82,8 @@ def gather(
         NonFiniteError: if a loss, gradient or activation is NaN or infinite.
     """
     adapter = resolve_adapter(model, adapter)
-    composition = _reading(resolve_method(method, None, [], parameters))
+    resolved = resolve_method(method, None, [], parameters)
+    composition = _reading(resolved.method if isinstance(resolved, IdGuided) else resolved)
     return calibrate(
         model,
         adapter,
@@ -106,6 +112,7 @@ def split_half(
     floor: float = 0.0,
     owners: Owners | None = None,
     seed: int = 0,
+    id_profile: IdProfile | str | Path | None = None,
     **parameters: Any,
 ) -> dict[str, Overlap]:
     """Compares the masks that the even and the odd batches give alone: was that enough data?
@@ -125,6 +132,7 @@ def split_half(
         floor: see `prune`.
         owners: see `prune`.
         seed: see `prune`.
+        id_profile: see `prune`; nothing is measured here.
         **parameters: of the method.
 
     Returns:
@@ -139,9 +147,12 @@ def split_half(
     targets, single = resolve_targets(sparsity)
     if not single:
         raise UnsupportedError(f"sparsity={sparsity!r}: split_half compares one sparsity at a time")
-    composition = _reading(resolve_method(method, allocation, targets, parameters))
-    targets = with_pattern(targets, composition.allocation)
+    resolved = resolve_method(method, allocation, targets, parameters)
+    targets = with_pattern(targets, resolved.allocation)
+    profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
+    published = statistics.published
+    composition = _reading(with_profile(resolved, profile, weights, owners, published=published))
     even, odd = (
         make_masks(
             weights,
@@ -150,7 +161,7 @@ def split_half(
             statistics,
             floor=floor,
             owners=owners,
-            published=statistics.published,
+            published=published,
             seed=seed,
             half=half,
         )[0]
@@ -161,6 +172,11 @@ def split_half(
 
 def _reading(method: Method) -> Composition:
     """The method, if it reads data."""
+    if isinstance(method, IdGuided):
+        raise UnsupportedError(
+            f"{method.name!r} needs the intrinsic dimensions of the model; measure them by "
+            "measure_id and give id_profile"
+        )
     method = composed(method)
     if not method.needs:
         raise UnsupportedError(

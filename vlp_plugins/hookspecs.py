@@ -42,6 +42,9 @@ def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:  # type: ignore[empty-
 def vlp_methods() -> Mapping[str, Callable[..., Method]]:  # type: ignore[empty-body]
     """Pruning methods by name.
 
+    A `Composition` is `id*NAME` too, with intrinsic dimensions for factors of its importance; a
+    `Procedure` is if it implements `with_factors`.
+
     Returns:
         name -> class or factory. Called with the method's parameters as keywords.
     """

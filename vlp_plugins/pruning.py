@@ -15,14 +15,18 @@ from vlp_plugins.bytes import bytes_of
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import StatisticsError
+from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
+    resolve_profile,
     resolve_targets,
     with_pattern,
+    with_profile,
 )
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
@@ -75,6 +79,7 @@ def prune(
     skip_nonfinite: bool = False,
     memory_budget: int | str | None = None,
     workplace: Path | None = None,
+    id_profile: IdProfile | str | Path | None = None,
     **parameters: Any,
 ) -> Masks | list[Masks]:
     """Finds which weights of a model to remove. The model itself is left as it is.
@@ -88,8 +93,11 @@ def prune(
         sparsity: fraction removed in [0, 1), by modality if a mapping; several make several masks
             from one pass over the data. Left out with a `Pattern`, which fixes it.
         method: registered name, a `Scorer` (with global allocation), `Composition` or `Procedure`.
+            `id*NAME` is NAME with the importance of every layer multiplied by the intrinsic
+            dimension of what it gives out.
         adapter: name (`module` for any module) or instance; None asks every adapter.
-        allocation: how the target is shared out among tensors; None: the method's published way.
+        allocation: how the target is shared out among tensors; None: the method's published way;
+            `id`: budgets per modality in proportion to its intrinsic dimension.
         floor: least fraction that every tensor keeps.
         owners: whether the statistics of a tied weight come from `all` modules that use it or
             from the `first`; None: all, or first in the published variant. All was chosen by
@@ -105,9 +113,13 @@ def prune(
         autocast: `bfloat16` or `float16` for forward passes of methods that need gradients.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
         memory_budget: how much gradients may take beside the model, bytes or `"8GiB"`; for methods
-            that keep the gradients of many batches.
+            that keep the gradients of many batches. It holds for the points that dimensions are
+            measured from, too.
         workplace: folder for gradients on disk and for checkpoints between the stages of iterative
             methods; None: a temporary one.
+        id_profile: the intrinsic dimensions of the model, or their file, for `id*NAME` and the
+            allocation `id`; None measures them first, from the same batches. `measure_id` returns
+            one that can be saved and used again.
         **parameters: of the method, such as `edges=False` for MULTIFLOW.
 
     Returns:
@@ -118,7 +130,9 @@ def prune(
     resolved = resolve_method(method, allocation, targets, parameters)
     targets = with_pattern(targets, resolved.allocation)
     published = is_published(variant)
+    profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
+    resolved = with_profile(resolved, profile, weights, owners, published=published)
     if isinstance(resolved, Procedure):
         masks = _run(
             resolved,
@@ -181,6 +195,11 @@ def prune(
 
 
 def _run(method: Procedure, statistics: object, context: Context) -> list[Masks]:
+    if statistics is not None and isinstance(method, IdGuided):
+        raise StatisticsError(
+            f"{method.name!r} measures the model's intrinsic dimensions from batches, and cannot "
+            "use statistics of an earlier pass; measure them by measure_id and give id_profile"
+        )
     if statistics is not None:
         raise StatisticsError(
             f"method {method.name!r} runs the model as it goes and cannot use statistics of an "

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.allocation import Allocation, ModalityAllocation, Pattern, allocation_by_name
+from vlp_plugins.allocation import (
+    Allocation,
+    IdAllocation,
+    ModalityAllocation,
+    Pattern,
+    allocation_by_name,
+)
 from vlp_plugins.errors import SparsityError, UnsupportedError
+from vlp_plugins.intrinsic.factors import GUIDED, guided_name
+from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.targets import Target, target_of
+from vlp_plugins.variants import Owners, resolve_owners
+from vlp_plugins.weights import WeightMap
 
 
 def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
@@ -44,14 +56,18 @@ def resolve_method(
     """The method meant by a name, a scorer (with global allocation) or a method itself.
 
     Budgets per modality need an allocation that has them: without an explicit one, a method whose
-    own takes none becomes modality-wise.
+    own takes none becomes modality-wise. What needs the intrinsic dimensions of the model, `id*` in
+    front of a name or the allocation `id`, is an `IdGuided`: see `with_profile`.
 
     Raises:
         UnknownNameError: for an unknown method or parameter.
         SparsityError: for an unknown allocation.
+        UnsupportedError: if the method takes no factors, or no such allocation.
     """
+    scaled = False
     if isinstance(method, str):
-        composition: Method = registry().method(method, **parameters)
+        scaled = method.startswith(GUIDED)
+        composition: Method = registry().method(method.removeprefix(GUIDED), **parameters)
     elif parameters:
         raise UnsupportedError(
             f"{', '.join(parameters)}: parameters go to the method itself, not beside it"
@@ -69,7 +85,50 @@ def resolve_method(
     budgets = any(isinstance(target, Mapping) for target in targets)
     if allocation is None and budgets and not composition.allocation.takes_budgets:
         allocation = ModalityAllocation()
-    return composition.with_allocation(allocation)
+    composition = composition.with_allocation(allocation)
+    if scaled or composition.allocation == IdAllocation():
+        return IdGuided(composition, scaled=scaled)
+    return composition
+
+
+def with_profile(
+    method: Method,
+    profile: IdProfile | None,
+    weights: WeightMap,
+    owners: Owners | None,
+    *,
+    published: bool,
+) -> Method:
+    """The method itself in place of an `IdGuided` one, if the dimensions are known.
+
+    Args:
+        method: of `resolve_method`.
+        profile: of the model; None leaves the method as it is, and it will measure one.
+        weights: of the model.
+        owners: see `prune`.
+        published: see `prune`.
+
+    Raises:
+        UnsupportedError: if the method has no use for a profile.
+        StatisticsError: if the profile is of another model.
+    """
+    if profile is None:
+        return method
+    if not isinstance(method, IdGuided):
+        raise UnsupportedError(
+            f"method {method.name!r} does not read the intrinsic dimensions of id_profile; call it "
+            f"{guided_name(method.name)!r} or give the allocation 'id', or leave id_profile out"
+        )
+    return method.guided(profile, weights, resolve_owners(owners, published=published))
+
+
+def resolve_profile(profile: IdProfile | str | os.PathLike[str] | None) -> IdProfile | None:
+    """A profile itself, or read from its file.
+
+    Raises:
+        StatisticsError: if the file is missing or damaged.
+    """
+    return profile if profile is None or isinstance(profile, IdProfile) else IdProfile.load(profile)
 
 
 def resolve_targets(sparsity: Any) -> tuple[list[Target], bool]:

@@ -13,6 +13,7 @@ from vlp_plugins.cuts import Cut, ScoreSource
 from vlp_plugins.errors import NonFiniteError
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked, Scorer
 from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scorers.scaled import Scaled, before_scaling
 from vlp_plugins.sharding import OnDemand
 from vlp_plugins.thresholds import find_cuts
 from vlp_plugins.weights import Weight
@@ -77,15 +78,38 @@ class Scored:
 
     def ranking(self) -> Scored:
         """The same with the cheapest scorer of the same order within a tensor."""
-        if self.published or not isinstance(self.scorer, MagnitudeRanked):
+        if self.published:
             return self
-        return replace(self, scorer=Magnitude())
+        scorer = self._unscaled
+        return replace(self, scorer=Magnitude() if isinstance(scorer, MagnitudeRanked) else scorer)
+
+    @property
+    def _unscaled(self) -> Scorer:
+        return self.scorer.scorer if isinstance(self.scorer, Scaled) else self.scorer
 
     def cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
         """Cuts of the `ranking()` scores that remove exactly so many elements in all."""
-        if isinstance(self.scorer, MagnitudeRanked) and not self.published:
+        if self.published:
+            return self._own_cuts(removals)
+        if isinstance(self._unscaled, MagnitudeRanked):
             matrices = OnDemand(self.weights, lambda name: self.weights[name].matrix)
-            return self.scorer.global_cuts(matrices, removals)
+            if not isinstance(self.scorer, Scaled):
+                return self._unscaled.global_cuts(matrices, removals)
+            scales = {name: self.scorer.factors.relative(name) for name in self.weights}
+            return self._unscaled.global_cuts(matrices, removals, scales)
+        if not isinstance(self.scorer, Scaled):
+            return self._own_cuts(removals)
+        factors, ranked = self.scorer.factors, self.ranking()
+        return [
+            {
+                name: cut or ranked.cuts_of(ranked.scores(name), [cuts[name].remove])[0]
+                for name, cut in before_scaling(cuts, factors).items()
+            }
+            for cuts in self._own_cuts(removals)
+        ]
+
+    def _own_cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
+        """Cuts of the scores themselves."""
         sources = {name: self.source(name) for name in self.weights}
         samples = {name: self._sampled(name) for name in self.weights}
         return find_cuts(
@@ -107,19 +131,32 @@ class Scored:
 
 @dataclass(frozen=True)
 class RowSelection:
-    """Removes the same number of the smallest elements of each row (output neuron)."""
+    """Removes the same number of the smallest elements of each row (output neuron).
+
+    Attributes:
+        per_row: how many of each.
+        rows: number of rows.
+        extra: rows, fewer than all, that lose one more: those whose next element is the smallest.
+    """
 
     per_row: int
     rows: int
+    extra: int = 0
 
     @property
     def remove(self) -> int:
         """How many elements go."""
-        return self.per_row * self.rows
+        return self.per_row * self.rows + self.extra
 
     def mask(self, scores: torch.Tensor) -> torch.Tensor:
         """True where an element stays; equal scores go by position."""
-        return keep_largest_of_rows(scores, scores.shape[1] - self.per_row)
+        mask = keep_largest_of_rows(scores, scores.shape[1] - self.per_row)
+        if self.extra:
+            kept = scores.masked_fill(~mask, torch.inf)
+            places = kept.argmin(1)  # of equal ones the first
+            chosen = kept.gather(1, places[:, None])[:, 0].sort(stable=True).indices[: self.extra]
+            mask[chosen, places[chosen]] = False
+        return mask
 
 
 @dataclass(frozen=True)

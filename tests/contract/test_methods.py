@@ -7,13 +7,22 @@ import torch
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins import Masks, prune
+from vlp_plugins.allocation import Allocation
 from vlp_plugins.errors import StatisticsError
-from vlp_plugins.methods.base import Context, Procedure
+from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.methods.base import Composition, Context, Procedure
 from vlp_plugins.plugins import registry
+from vlp_plugins.selection import RowSelection
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 METHODS = registry().method_names()
+QUICK = {
+    "chita": {"lambda": 0.1},
+    "chita++": {"lambda": 0.1, "rounds": 2},
+    "itersnip": {"rounds": 2},
+}
+"""Parameters with which methods take less time and are the same methods."""
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +124,76 @@ def test_data_is_asked_for_exactly_where_it_is_needed(model, batches, method):
         assert prune(model, method=method, sparsity=0.5) == prune(
             model, batches, method=method, sparsity=0.5
         )
+
+
+def profile_of(weights, dimension_of):
+    """A profile that says `dimension_of(index)` of the weight with that index."""
+    layers = tuple(
+        LayerDimension(
+            name, "s", 0, name, weight.modality, weight.depth, dimension_of(i), 0.1, 10, 30
+        )
+        for i, (name, weight) in enumerate(weights.items())
+    )
+    return IdProfile(layers, weights.structure, weights.adapter_name)
+
+
+class AsMany(Allocation):
+    """As many elements of every tensor as other masks remove."""
+
+    name = "as many"
+
+    def __init__(self, masks, *, in_rows):
+        self.counts = {name: int((~masks[name]).sum()) for name in masks}
+        self.in_rows = in_rows
+
+    def select(self, scored, targets, *, floor=0.0):
+        selections = {}
+        for name, weight in scored.weights.items():
+            rows, count = weight.rows_and_columns[0], self.counts[name]
+            if self.in_rows:
+                selections[name] = RowSelection(count // rows, rows, count % rows)
+            else:
+                selections |= scored.subset([name]).cuts([count])[0]
+        return [selections]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dimensions_change_how_much_every_layer_loses_and_no_ranking(model, batches, method):
+    weights = WeightMap.of(model, registry().adapter_for(model))
+    options = {"sparsity": 0.75, **QUICK.get(method, {})}
+    differing = profile_of(weights, lambda i: 1.5 * 3 ** (i % 4))
+    equal = profile_of(weights, lambda i: 3.1)
+
+    plain = prune(model, batches, method=method, **options)
+    guided = prune(model, batches, method=f"id*{method}", id_profile=differing, **options)
+    same = prune(model, batches, method=f"id*{method}", id_profile=equal, **options)
+
+    assert guided.manifest.method == f"id*{method}"
+    assert guided.manifest.parameters["id_factors"]
+    assert guided != plain
+    assert guided.removed == plain.removed
+    assert same == plain
+    composition = registry().method(method)
+    if isinstance(composition, Composition):
+        in_rows = composition.allocation.name == "row"
+        as_many = composition.with_allocation(AsMany(guided, in_rows=in_rows))
+        assert prune(model, batches, method=as_many, sparsity=0.75) == guided
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_budgets_by_dimension_are_exact_and_in_proportion(model, batches, method):
+    weights = WeightMap.of(model, registry().adapter_for(model))
+    profile = profile_of(weights, lambda i: 1.0 + i % 3)
+    options = {"sparsity": 0.75, "id_profile": profile, **QUICK.get(method, {})}
+
+    masks = prune(model, batches, method=method, allocation="id", **options)
+
+    assert masks.removed == int(0.75 * weights.numel)
+    densities = {m: c.kept / (c.kept + c.removed) for m, c in masks.counts().by_modality.items()}
+    means = {
+        modality: sum(w.numel * (1.0 + list(weights).index(w.name) % 3) for w in members)
+        / sum(w.numel for w in members)
+        for modality, members in weights.by_modality().items()
+    }
+    level = {m: densities[m] / means[m] for m in means}
+    assert max(level.values()) == pytest.approx(min(level.values()), rel=1e-2)

@@ -172,7 +172,7 @@ def test_importing_the_package_imports_no_host_and_finds_no_plugins(site):
         assert not HOSTS & set(sys.modules), HOSTS & set(sys.modules)
         print("imported", sorted(n for n in sys.modules if n.endswith("_plugin")))
     """
-    root = str(Path(plugins.__file__).parents[1])
+    root = str(Path(plugins.__file__).parents[2])
     path = os.pathsep.join([str(site.folder), root, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", dedent(program)],

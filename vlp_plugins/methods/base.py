@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation, GlobalAllocation
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks import Masks
+from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.base import Statistic, distinct
-from vlp_plugins.targets import Target
-from vlp_plugins.variants import Owners
-from vlp_plugins.weights import WeightMap
 
 
 class Method(ABC):
@@ -48,6 +42,25 @@ class Method(ABC):
             UnsupportedError: if it has no other.
         """
 
+    def with_factors(self, factors: Mapping[str, float]) -> Method:
+        """The same method with the importance of every weight multiplied by a factor.
+
+        A constant per tensor cannot change the ranking within a tensor: the factor multiplies the
+        score that decides how many elements each tensor keeps. `id*NAME` is the method NAME with
+        intrinsic dimensions for factors; what is returned carries that name (`guided_name`), and
+        among its parameters what `Factors.record` says.
+
+        Args:
+            factors: above 0, by canonical name of every weight.
+
+        Raises:
+            UnsupportedError: if the method has no such score.
+        """
+        raise UnsupportedError(
+            f"method {self.name!r} takes no factors: it does not say which of its scores decides "
+            "how many elements a tensor keeps (its class would implement with_factors)"
+        )
+
 
 @dataclass(frozen=True)
 class Composition(Method):
@@ -60,6 +73,8 @@ class Composition(Method):
         allocation_score: the score that the allocation reads; None: `score`. MULTIFLOW ranks by
             information flow and allocates by magnitude.
         parameters: what the user set, for the manifest.
+        factors: what multiplies the score that the allocation reads; None: nothing. See
+            `with_factors`.
     """
 
     name: str
@@ -67,6 +82,7 @@ class Composition(Method):
     allocation: Allocation = field(default_factory=GlobalAllocation)
     allocation_score: Scorer | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    factors: Factors | None = None
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -83,71 +99,23 @@ class Composition(Method):
         return bool(self.needs)
 
     def with_allocation(self, allocation: Allocation | None) -> Composition:
-        return self if allocation is None else replace(self, allocation=allocation)
+        if allocation is None:
+            return self
+        if self.factors is not None:
+            allocation = allocation.with_factors(self.factors)
+        return replace(self, allocation=allocation)
 
-
-@dataclass(frozen=True)
-class Context:
-    """What a procedure works with. The model is as it was found when the procedure returns.
-
-    Attributes:
-        model: the model, on its device.
-        adapter: claims it.
-        weights: its prunable weights.
-        batches: calibration batches; a procedure that needs several passes iterates again, which
-            gives the same batches in the same order (`batches_again` makes sure).
-        targets: sparsities; one set of masks each.
-        published: follow the published code where it departs from the idea.
-        owners: whose inputs count for a tied weight, where inputs are measured.
-        floor: least fraction that every tensor keeps.
-        seed: for what is drawn at random.
-        limit: number of batches to read; None reads all.
-        autocast: dtype of the forward passes under `torch.autocast`; None runs as the model is.
-        skip_nonfinite: leave out batches whose loss or gradients are not finite.
-        memory_budget: bytes that gradients may take beside the model; None: what is free.
-        workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
-            checkpoints.
-        resume: go on from the checkpoints in `workplace`.
-        progress: called with (batches done, batches in all or None).
-    """
-
-    model: nn.Module
-    adapter: Adapter
-    weights: WeightMap
-    batches: Iterable[Batch]
-    targets: Sequence[Target]
-    published: bool = False
-    owners: Owners | None = None
-    floor: float = 0.0
-    seed: int = 0
-    limit: int | None = None
-    autocast: torch.dtype | None = None
-    skip_nonfinite: bool = False
-    memory_budget: int | None = None
-    workplace: Path | None = None
-    resume: bool = False
-    progress: Callable[[int, int | None], None] | None = None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a procedure will need beside the model, for `vlp plan`.
-
-    Attributes:
-        ram_bytes: of gradients, solvers and copies of weights at their peak.
-        disk_bytes: of temporary files.
-        passes: over the calibration batches, all targets together.
-        gradient_batches: forward and backward passes in all, one batch each.
-        seconds: beside those passes (solving, reading the disk); 0 if that is negligible.
-        notes: lines that explain the figures.
-    """
-
-    ram_bytes: int = 0
-    disk_bytes: int = 0
-    passes: int = 1
-    gradient_batches: int = 0
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
+    def with_factors(self, factors: Mapping[str, float]) -> Composition:
+        if self.factors is not None:
+            raise UnsupportedError(f"method {self.name!r} has factors already")
+        factors = Factors.of(factors)
+        return replace(
+            self,
+            name=guided_name(self.name),
+            allocation=self.allocation.with_factors(factors),
+            parameters={**self.parameters, **factors.record()},
+            factors=factors,
+        )
 
 
 class Procedure(Method):

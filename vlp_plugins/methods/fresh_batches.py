@@ -75,10 +75,15 @@ class Seen:
             self.sizes.append(batch_size(batch))
             yield batch
 
+    @property
+    def digest(self) -> str:
+        """Hash of all of them so far, in their order, hexadecimal."""
+        return self._digest.hex()
+
     def calibration(self) -> dict[str, Any]:
         """What the manifest of masks says about them."""
         return {
-            "fingerprint": self._digest.hex()[:16],
+            "fingerprint": self.digest[:16],
             "batches": len(self.sizes),
             "samples": sum(self.sizes),
         }

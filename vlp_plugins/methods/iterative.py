@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlp_plugins.allocation import Allocation, Pattern
 from vlp_plugins.errors import DataError, SparsityError
+from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition, Context, Cost, Procedure
 from vlp_plugins.methods.fresh_batches import FreshBatches, number_of_batches, share_of
@@ -67,8 +69,10 @@ class Iterative(Procedure):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """`iter` and the name of the composition."""
-        return f"iter{self.composition.name}"
+        """`iter` and the name of the composition; with factors `id*` stays in front."""
+        if self.composition.factors is None:
+            return f"iter{self.composition.name}"
+        return guided_name(f"iter{self.composition.name.removeprefix(GUIDED)}")
 
     @property
     def allocation(self) -> Allocation:  # type: ignore[override]
@@ -90,6 +94,9 @@ class Iterative(Procedure):
 
     def with_allocation(self, allocation: Allocation | None) -> Iterative:
         return replace(self, composition=self.composition.with_allocation(allocation))
+
+    def with_factors(self, factors: Mapping[str, float]) -> Iterative:
+        return replace(self, composition=self.composition.with_factors(factors))
 
     def run(self, context: Context) -> list[Masks]:
         self._check(context)

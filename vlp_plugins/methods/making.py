@@ -14,6 +14,7 @@ from vlp_plugins.masks import Manifest, Masks, pack
 from vlp_plugins.methods.base import Composition
 from vlp_plugins.parallel import in_turn, over_tensors
 from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
@@ -58,9 +59,12 @@ def make_masks(
         weights, method, statistics, owners=source, published=published, seed=seed, half=half
     )
     ranked = Scored(method.score, weights, evidence, published)
-    allocated = ranked
-    if method.allocation_score is not None:
-        allocated = Scored(method.allocation_score, weights, evidence, published)
+    allocated = Scored(method.allocation_score or method.score, weights, evidence, published)
+    if method.factors is not None:
+        method.factors.check(weights)
+        allocated = replace(allocated, scorer=Scaled(allocated.scorer, method.factors))
+    if method.allocation_score is None:
+        ranked = allocated
     with in_turn(weights.sharded):
         selections = method.allocation.select(allocated, targets, floor=floor)
     ranked = ranked.ranking()

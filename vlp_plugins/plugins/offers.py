@@ -24,8 +24,9 @@ SINGULAR: Mapping[Kind, str] = {
 }
 
 _HOOKS: Mapping[str, Kind] = {f"vlp_{kind}": kind for kind in KINDS}
-_NAME = re.compile(r"[^\s:,]+")
-"""A colon separates distribution and name, a comma the items of lists on the command line."""
+_NAME = re.compile(r"[^\s:,*]+")
+"""A colon separates distribution and name, a comma the items of lists on the command line, and a
+star what guides a method and its name (`id*multiflow`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +135,7 @@ def _call(
             raise pluggy.PluginValidationError(
                 plugin,
                 f"hook {hook} returned the name {name!r}; names are strings without spaces, "
-                "colons and commas",
+                "colons, commas and stars",
             )
         if name in before:
             raise pluggy.PluginValidationError(plugin, f"hook {hook} returned {name!r} twice")

@@ -34,6 +34,7 @@ OPTIONS: dict[str, str] = {
     "data.caption_column": "--caption-column",
     "data.max_length": "--max-length",
     "statistics": "--statistics",
+    "id_profile": "--id-profile",
     "out": "--out",
     "seed": "--seed",
     "save_model": "--save-model",

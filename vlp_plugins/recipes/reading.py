@@ -134,6 +134,7 @@ _READERS: dict[str, Callable[[Value], Any]] = {
     "variant": choice("default", "published"),
     "data": _data,
     "statistics": text,
+    "id_profile": text,
     "out": text,
     "seed": integer(0),
     "save_model": flag,

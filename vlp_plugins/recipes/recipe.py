@@ -45,16 +45,18 @@ class Recipe:
         model: path or hub id.
         adapter: name; None asks all.
         processor: path or hub id; None takes the model's.
-        method: registered name.
+        method: registered name, or `id*` and one.
         parameters: of the method.
         sparsity: targets; one mask set each. Empty with a pattern.
-        allocation: `global`, `modality`, `layer`, `row`, or a pattern such as `keep=2,of=4`; None
-            takes the method's own.
+        allocation: `global`, `modality`, `layer`, `row`, `id`, or a pattern such as `keep=2,of=4`;
+            None takes the method's own.
         floor: least fraction that every tensor keeps.
         owners: `all` or `first`: whose inputs count for a tied weight; None: by the variant.
         variant: `default` or `published`.
         data: where batches come from.
         statistics: file of an earlier pass, used instead of data.
+        id_profile: file with the model's intrinsic dimensions, for `id*NAME` and the allocation
+            `id`; None measures them from the data.
         out: folder to make.
         seed: for scores that draw random numbers.
         save_model: also write the pruned checkpoints.
@@ -79,6 +81,7 @@ class Recipe:
     variant: str = "default"
     data: DataRecipe = field(default_factory=DataRecipe)
     statistics: str | None = None
+    id_profile: str | None = None
     out: str | None = None
     seed: int = 0
     save_model: bool = False

@@ -69,11 +69,15 @@ class MagnitudeRanked(Scorer):
 
     @abstractmethod
     def global_cuts(
-        self, weights: Mapping[str, torch.Tensor], removals: Sequence[int]
+        self,
+        weights: Mapping[str, torch.Tensor],
+        removals: Sequence[int],
+        factors: Mapping[str, float] | None = None,
     ) -> list[dict[str, Cut]]:
         """The global thresholds of this score, as cuts of |w|.
 
         Args:
             weights: `[out, in]` by canonical name.
             removals: how many elements to remove from all of them together, per cut.
+            factors: by canonical name what multiplies the scores of a tensor, in (0, 1]; None: 1.
         """

@@ -46,18 +46,22 @@ class Lamp(MagnitudeRanked):
         return lamp(weight)
 
     def global_cuts(
-        self, weights: Mapping[str, torch.Tensor], removals: Sequence[int]
+        self,
+        weights: Mapping[str, torch.Tensor],
+        removals: Sequence[int],
+        factors: Mapping[str, float] | None = None,
     ) -> list[dict[str, Cut]]:
         device = next(iter(weights.values())).device
-        counted = over_tensors(lambda name: _Buckets(weights[name]), weights, device)
+        scales = dict.fromkeys(weights, 1.0) if factors is None else factors
+        counted = over_tensors(lambda name: _Buckets(weights[name], scales[name]), weights, device)
         buckets = dict(zip(weights, counted, strict=True))
         return [_cuts(weights, buckets, removal) for removal in removals]
 
 
 class _Buckets:
-    """Counts and squared sums of |w| by bucket, and the LAMP scores that a bucket can hold."""
+    """Counts and squared sums of |w| by bucket, and the scaled scores that a bucket can hold."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, scale: float) -> None:
         counts = torch.zeros(_BUCKETS, dtype=torch.int64, device=weight.device)
         sums = torch.zeros(_BUCKETS, dtype=torch.float64, device=weight.device)
         for part in weight.flatten().split(_BLOCK):  # temporaries stay small
@@ -66,6 +70,7 @@ class _Buckets:
             counts += torch.bincount(index, minlength=_BUCKETS)
             squares = magnitude.double().square_()
             sums += torch.bincount(index, weights=squares, minlength=_BUCKETS)
+        self.scale = scale
         self.filled = torch.nonzero(counts)[:, 0]
         self.counts = counts[self.filled]
         tails = sums.flip(0).cumsum(0).flip(0)[self.filled]  # of the bucket and all above
@@ -73,8 +78,8 @@ class _Buckets:
         edges = torch.stack((self.filled, self.filled + 1)).to(torch.int32) << _SHIFT
         low, high = edges.view(torch.float32).double().square()
         # A margin of 1e-12 absorbs the rounding of the bounds themselves.
-        self.lower = torch.where(tails > 0, low / tails, 0.0) * (1 - 1e-12)
-        self.upper = torch.where(high > 0, high / (self.above + high), 0.0) * (1 + 1e-12)
+        self.lower = torch.where(tails > 0, low / tails, 0.0) * (scale * (1 - 1e-12))
+        self.upper = torch.where(high > 0, high / (self.above + high), 0.0) * (scale * (1 + 1e-12))
 
 
 def _cuts(
@@ -122,7 +127,7 @@ def _quantile(values: torch.Tensor, counts: torch.Tensor, rank: int) -> float:
 def _scores_of(
     weight: torch.Tensor, buckets: _Buckets, chosen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorted |w| and LAMP scores (float64) of the elements in a run of buckets."""
+    """Sorted |w| and scaled LAMP scores (float64) of the elements in a run of buckets."""
     places = torch.nonzero(chosen)[:, 0]
     if len(places) == 0:
         empty = torch.empty(0, dtype=torch.float64, device=weight.device)
@@ -133,7 +138,7 @@ def _scores_of(
     values = pick(magnitude.flatten(), (index >= first) & (index <= last)).sort().values
     squares = values.double().square()
     tails = squares.flip(0).cumsum(0).flip(0) + buckets.above[places[-1]]
-    return values, torch.where(tails > 0, squares / tails, 0.0)
+    return values, torch.where(tails > 0, squares / tails, 0.0) * buckets.scale
 
 
 def _magnitude_cut(weight: torch.Tensor, values: torch.Tensor, count: int, certain: int) -> Cut:

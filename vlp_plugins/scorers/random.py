@@ -13,7 +13,8 @@ from vlp_plugins.scorers.base import Evidence, Scorer
 class Random(Scorer):
     """Independent uniform scores, drawn per weight from the seed and the canonical name.
 
-    The draw does not depend on the order of the weights, on the device or on the process.
+    The draw does not depend on the order of the weights, on the device or on the process. Factors
+    multiply it like any score: `id*random` removes by the factors, at random inside a layer.
     """
 
     name: ClassVar[str] = "random"

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlp_plugins.allocation import Allocation, GlobalAllocation, ModalityAllocation
+from vlp_plugins.allocation import (
+    Allocation,
+    GlobalAllocation,
+    IdAllocation,
+    ModalityAllocation,
+)
 from vlp_plugins.errors import SparsityError, UnsupportedError
 from vlp_plugins.methods.base import Context
 from vlp_plugins.targets import Target, budget_of
@@ -33,21 +38,28 @@ def groups_of(
     Args:
         weights: of the model.
         target: sparsity, by modality if the allocation is modality-wise.
-        allocation: global or modality-wise.
+        allocation: global, or by modality.
         published: count as the published code does, `int((1 - sparsity) N)` kept, which rounding
             can make one less than N - int(sparsity N).
 
     Raises:
         SparsityError: if the target does not fit the modalities.
     """
-    if isinstance(allocation, GlobalAllocation):
+    modalities = weights.by_modality()
+    if isinstance(allocation, GlobalAllocation | IdAllocation):
         if isinstance(target, Mapping):
             raise SparsityError(
-                f"global allocation takes one sparsity, not {dict(target)}; leave the allocation "
-                "out, or say modality"
+                f"{allocation.name} allocation takes one sparsity, not {dict(target)}; leave the "
+                "allocation out, or say modality"
             )
-        return [Group(tuple(weights), _kept(target, weights.numel, published))]
-    modalities = weights.by_modality()
+        keep = _kept(target, weights.numel, published)
+        if isinstance(allocation, GlobalAllocation):
+            return [Group(tuple(weights), keep)]
+        shares = allocation.kept(weights, keep)
+        return [
+            Group(tuple(weight.name for weight in members), shares[modality])
+            for modality, members in modalities.items()
+        ]
     budget = budget_of(target, list(modalities))
     return [
         Group(
@@ -59,11 +71,11 @@ def groups_of(
 
 
 def check_allocation(allocation: Allocation, method: str) -> None:
-    """Raises `UnsupportedError` unless sparsity is shared out globally or within modalities."""
-    if not isinstance(allocation, GlobalAllocation | ModalityAllocation):
+    """Raises `UnsupportedError` unless sparsity is shared out globally or by modality."""
+    if not isinstance(allocation, GlobalAllocation | ModalityAllocation | IdAllocation):
         raise UnsupportedError(
             f"method {method!r} shares out sparsity over all weights (global) or within "
-            f"modalities (modality), not by allocation {allocation.name!r}"
+            f"modalities (modality, id), not by allocation {allocation.name!r}"
         )
 
 

@@ -35,6 +35,7 @@ def masks_of(
         **setup.settings.parameters(),
         **(more or {}),
         **found.facts,
+        **(setup.factors.record() if setup.factors else {}),
         "allocation": setup.allocation.name,
         "variant": "published" if context.published else "default",
     }

@@ -12,6 +12,7 @@ import torch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.calibration.processes import check_same
+from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.base import Context
 from vlp_plugins.methods.chita.batches import Calibration, Seen
 from vlp_plugins.methods.chita.held_out import HeldOut
@@ -32,11 +33,12 @@ class Setup:
     Attributes:
         context: of the run.
         settings: of the variant.
-        allocation: global or modality-wise.
+        allocation: global, or by modality.
         calibration: batches for rows, and held-out ones.
         columns: where every weight lies in the rows.
         probe: of the model.
         held_out: what chooses lambda; None if it is given.
+        factors: of the weights' importance; None: 1.
     """
 
     context: Context
@@ -46,10 +48,17 @@ class Setup:
     columns: Columns
     probe: LossProbe
     held_out: HeldOut | None
+    factors: Factors | None = None
 
     @classmethod
     def of(
-        cls, context: Context, settings: Settings, allocation: Allocation, *, rounds: int = 1
+        cls,
+        context: Context,
+        settings: Settings,
+        allocation: Allocation,
+        *,
+        rounds: int = 1,
+        factors: Factors | None = None,
     ) -> Setup:
         """Divides the batches and looks at the held-out ones.
 
@@ -68,7 +77,7 @@ class Setup:
             )
         columns = Columns.of(context.weights, settings.columns_of_block)
         probe = _probe(context)
-        return cls(context, settings, allocation, calibration, columns, probe, held_out)
+        return cls(context, settings, allocation, calibration, columns, probe, held_out, factors)
 
     @property
     def device(self) -> torch.device:
@@ -136,6 +145,7 @@ class Setup:
                 first_order=settings.first_order_of(batches.sizes[0]),
                 nonzero=context.published,
                 alive=None if alive is None else self.columns.join(alive),
+                factors=self.factors,
             )
 
 

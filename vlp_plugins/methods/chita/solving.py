@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import torch
 
+from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.methods.chita.factors import importance_of
 from vlp_plugins.methods.chita.group_rows import GroupRows, gather, spread
 from vlp_plugins.methods.chita.groups import Group
 from vlp_plugins.rows import Columns
@@ -29,6 +31,7 @@ class Pruner:
         nonzero: only what is not 0 counts as kept, as in the published code.
         alive: bool `[p]`, false where a weight was removed before and stays so; None: nowhere.
         kept_in: where the rows are.
+        factors: what multiplies magnitudes where they share out weights among blocks; None: 1.
     """
 
     dense: torch.Tensor
@@ -39,6 +42,7 @@ class Pruner:
     nonzero: bool = False
     alive: torch.Tensor | None = None
     kept_in: str = "ram"
+    factors: Factors | None = None
 
     def mean_square(self) -> float:
         """Of all elements of the rows; one sweep."""
@@ -86,13 +90,21 @@ class Pruner:
         ridge: float,
         alive: torch.Tensor | None,
     ) -> Solution:
-        problem = Problem(dense, rows, ridge, group.keep, self.first_order, bounds)
+        importance = None
+        if self.factors is not None:
+            importance = importance_of(self.factors, self._widths(group))
+        problem = Problem(dense, rows, ridge, group.keep, self.first_order, bounds, importance)
         found = solve(problem, self.effort)
         if self.nonzero:
             return Solution(found.values, found.values != 0, found.objective)
         if alive is None:
             return found
         return Solution(found.values, stay_removed(found.support, alive), found.objective)
+
+    def _widths(self, group: Group) -> list[tuple[str, int]]:
+        """Names and numbers of columns of the weights of a group, in the order of the columns."""
+        spans = zip(self.columns.names, pairwise(self.columns.starts), strict=True)
+        return [(name, stop - start) for name, (start, stop) in spans if name in group.names]
 
 
 def stay_removed(support: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

@@ -6,4 +6,14 @@ default, `published` what the published code trains.
 
 from vlp_plugins.methods.tamt.procedure import Tamt
 
-__all__ = ["Tamt"]
+__all__ = ["Tamt", "tamt"]
+
+
+def tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
+    """Task-agnostic mask training (Liu et al., NAACL 2022).
+
+    Args:
+        steps: number of steps, one batch each; None: one per batch of the data.
+        lr: learning rate of the first step; None: that of the variant.
+    """
+    return Tamt(steps, lr)

@@ -14,6 +14,7 @@ from vlp_plugins.allocation import Allocation, GlobalAllocation
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks import Manifest, Masks
 from vlp_plugins.methods.base import Context, Cost, Procedure
 from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches
@@ -48,13 +49,13 @@ class Tamt(Procedure):
         steps: number of steps, one batch each; None: one per batch of the data.
         lr: learning rate of the first step; None: that of the variant.
         allocation: how the target is shared out among tensors.
+        factors: what multiplies the scores that tensors are compared by; None: nothing.
     """
 
     steps: int | None = None
     lr: float | None = None
     allocation: Allocation = field(default_factory=GlobalAllocation)
-
-    name = "tamt"
+    factors: Factors | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -63,11 +64,30 @@ class Tamt(Procedure):
             raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
 
     @property
+    def name(self) -> str:  # type: ignore[override]
+        """`tamt`, or `id*tamt` with factors."""
+        return "tamt" if self.factors is None else guided_name("tamt")
+
+    @property
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
-        return {"steps": self.steps, "lr": self.lr}
+        return {"steps": self.steps, "lr": self.lr, **self._record()}
+
+    def _record(self) -> dict[str, Any]:
+        return {} if self.factors is None else self.factors.record()
 
     def with_allocation(self, allocation: Allocation | None) -> Tamt:
-        return self if allocation is None else replace(self, allocation=allocation)
+        if allocation is None:
+            return self
+        if self.factors is not None:
+            allocation = allocation.with_factors(self.factors)
+        return replace(self, allocation=allocation)
+
+    def with_factors(self, factors: Mapping[str, float]) -> Tamt:
+        if self.factors is not None:
+            raise UnsupportedError(f"method {self.name!r} has factors already")
+        factors = Factors.of(factors)
+        allocation = self.allocation.with_factors(factors)
+        return replace(self, allocation=allocation, factors=factors)
 
     def run(self, context: Context) -> list[Masks]:
         if is_sharded(context.model.parameters()):
@@ -81,6 +101,8 @@ class Tamt(Procedure):
                 f"{self.allocation.name} allocation; leave out the allocation (and budgets per "
                 "modality), or variant='published'"
             )
+        if self.factors is not None:
+            self.factors.check(context.weights)
         batches = FreshBatches(context.batches, context.limit)
         return [
             self._masks(context, target, batches, number)
@@ -163,6 +185,7 @@ class Tamt(Procedure):
                 "allocation": self.allocation.name,
                 "floor": context.floor,
                 "variant": "published" if context.published else "default",
+                **self._record(),
             },
             seed=context.seed,
             sparsity=target,
@@ -176,8 +199,8 @@ class Tamt(Procedure):
         )
         rate = self.lr or _learning_rate(published=context.published)
         if context.published and not isinstance(target, Mapping):
-            return PublishedScores(dense, cutting, float(target), rate)
-        return SignedScores(dense, cutting, rate)
+            return PublishedScores(dense, cutting, float(target), rate, self.factors)
+        return SignedScores(dense, cutting, rate, self.factors)
 
 
 def _learning_rate(*, published: bool) -> float:

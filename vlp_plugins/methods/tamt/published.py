@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.tamt.cutting import Cutting
 from vlp_plugins.selection import Selection
 from vlp_plugins.thresholds import find_cuts
@@ -35,6 +36,7 @@ class PublishedScores:
         cutting: Cutting,
         sparsity: float,
         learning_rate: float = LEARNING_RATE,
+        factors: Factors | None = None,
     ) -> None:
         """Starts from the magnitudes.
 
@@ -43,8 +45,10 @@ class PublishedScores:
             cutting: what removes the smallest scores.
             sparsity: of the whole, and of every tensor's mask at the start.
             learning_rate: of the first step.
+            factors: what multiplies |M| where tensors are compared; None: nothing.
         """
         self._dense = dense
+        self._factors = factors
         self._cutting = cutting
         self._rate = learning_rate
         self.values = initial_masks(dense, sparsity)
@@ -57,8 +61,12 @@ class PublishedScores:
         )
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """|M| by canonical name."""
-        return {name: value.abs() for name, value in self.values.items()}
+        """|M| by canonical name, times the factors."""
+        sizes = {name: value.abs() for name, value in self.values.items()}
+        if self._factors is not None:
+            for name, size in sizes.items():
+                size.mul_(self._factors.relative(name))
+        return sizes
 
     def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
         """What stays now, and the scores that say so."""

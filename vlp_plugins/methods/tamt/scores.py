@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
+from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.tamt.cutting import Cutting
 from vlp_plugins.selection import Selection
 
@@ -29,6 +31,8 @@ class SignedScores:
     A step of the same size for every element, as Adam makes it, needs more steps than there are:
     it moves the many elements without influence as far as those that matter.
 
+    A factor of a tensor multiplies its magnitudes: its scores start higher by the logarithm.
+
     Attributes:
         values: S by canonical name, float32, of the weight's shape.
     """
@@ -38,6 +42,7 @@ class SignedScores:
         dense: Mapping[str, torch.Tensor],
         cutting: Cutting,
         learning_rate: float = LEARNING_RATE,
+        factors: Factors | None = None,
     ) -> None:
         """Starts from the magnitudes.
 
@@ -46,6 +51,7 @@ class SignedScores:
             cutting: what removes the smallest scores.
             learning_rate: how far an element whose gradient is the root mean square moves in the
                 first step.
+            factors: by canonical name; None: 1.
         """
         self._dense = dense
         self._cutting = cutting
@@ -53,6 +59,9 @@ class SignedScores:
         self.values = {
             name: weight.float().abs().clamp_min_(_LEAST).log_() for name, weight in dense.items()
         }
+        if factors is not None:
+            for name, values in self.values.items():
+                values.add_(math.log(factors.relative(name)))
 
     def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
         """What stays now, and the scores that say so."""

@@ -1,0 +1,79 @@
+"""What a procedure works with, and what it says that it will need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.targets import Target
+from vlp_plugins.variants import Owners
+from vlp_plugins.weights import WeightMap
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a procedure works with. The model is as it was found when the procedure returns.
+
+    Attributes:
+        model: the model, on its device.
+        adapter: claims it.
+        weights: its prunable weights.
+        batches: calibration batches; a procedure that needs several passes iterates again, which
+            gives the same batches in the same order (`batches_again` makes sure).
+        targets: sparsities; one set of masks each.
+        published: follow the published code where it departs from the idea.
+        owners: whose inputs count for a tied weight, where inputs are measured.
+        floor: least fraction that every tensor keeps.
+        seed: for what is drawn at random.
+        limit: number of batches to read; None reads all.
+        autocast: dtype of the forward passes under `torch.autocast`; None runs as the model is.
+        skip_nonfinite: leave out batches whose loss or gradients are not finite.
+        memory_budget: bytes that gradients may take beside the model; None: what is free.
+        workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
+            checkpoints.
+        resume: go on from the checkpoints in `workplace`.
+        progress: called with (batches done, batches in all or None).
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    weights: WeightMap
+    batches: Iterable[Batch]
+    targets: Sequence[Target]
+    published: bool = False
+    owners: Owners | None = None
+    floor: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+    autocast: torch.dtype | None = None
+    skip_nonfinite: bool = False
+    memory_budget: int | None = None
+    workplace: Path | None = None
+    resume: bool = False
+    progress: Callable[[int, int | None], None] | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a procedure will need beside the model, for `vlp plan`.
+
+    Attributes:
+        ram_bytes: of gradients, solvers and copies of weights at their peak.
+        disk_bytes: of temporary files.
+        passes: over the calibration batches, all targets together.
+        gradient_batches: forward and backward passes in all, one batch each.
+        seconds: beside those passes (solving, reading the disk); 0 if that is negligible.
+        notes: lines that explain the figures.
+    """
+
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    passes: int = 1
+    gradient_batches: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
