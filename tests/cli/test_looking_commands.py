@@ -71,6 +71,7 @@ def test_plugins_lists_our_own(vlp) -> None:
     text = vlp("plugins").stdout
     ours = r" +vlp-plugins +\S+ +ok +"
     assert re.search(rf"^builtin{ours}.*methods: .*multiflow", text, re.MULTILINE)
+    assert "id*NAME is method NAME with every layer's importance times" in text
     assert re.search(rf"^adapters{ours}adapters: blip, clip, siglip, vit, xvlm", text, re.MULTILINE)
 
 

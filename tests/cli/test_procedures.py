@@ -151,7 +151,7 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(vlp, words, tmp_pa
 
     failed = vlp("prune", *words, "--out", tmp_path / "out", code=2)
 
-    assert "out.work is where the method would work, but it is somebody else's" in failed.stderr
+    assert "out.work is where the run would work, but it is somebody else's" in failed.stderr
     assert (tmp_path / "out.work" / "thesis.tex").read_text() == "years"
     assert names(tmp_path) == ["out.work"]
 

@@ -5,13 +5,15 @@ Importing it stays cheap: what a command works with is imported when the command
 
 from __future__ import annotations
 
+from vlp_plugins.cli.dimensions import id_
 from vlp_plugins.cli.looking import inspect, plugins
 from vlp_plugins.cli.masks import masks
 from vlp_plugins.cli.planning import plan
 from vlp_plugins.cli.program import main
 from vlp_plugins.cli.pruning import prune
+from vlp_plugins.cli.sensitivity import sensitivity
 
 __all__ = ["main"]
 
-for command in (prune, plan, inspect, masks, plugins):
+for command in (prune, plan, id_, sensitivity, inspect, masks, plugins):
     main.add_command(command)

@@ -15,6 +15,7 @@ def plugins() -> None:
 
     rows = plugins_table(registry().plugins())
     print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])
+    click.echo("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
 
 
 @click.command()

@@ -21,7 +21,7 @@ _RECIPE = (".yaml", ".yml")
 class ManyValues(click.Command):
     """Lets `--sparsity` and `--parameter` take several values: `--sparsity 0.63 0.75 0.9`."""
 
-    many = ("--sparsity", "--parameter")
+    many: tuple[str, ...] = ("--sparsity", "--parameter")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats the option before each of its values; a recipe is never one of them."""
@@ -77,7 +77,7 @@ def recipe_options(command: Command) -> Command:
     options: list[Callable[[Command], Command]] = [
         click.argument("recipe", required=False, type=click.Path(path_type=Path)),
         click.option("--model", **text, help="Local folder, checkpoint file or hub id."),
-        click.option("--method", **text, help="Name of the method (see `vlp plugins`)."),
+        click.option("--method", **text, help="Name of a method (see `vlp plugins`), or id*NAME."),
         click.option("--sparsity", multiple=True, help="0.75, or vision=0.5,text=0.8; several."),
         click.option("--data", **text, help="Image folder with captions, tar shards, data set."),
         click.option("--out", **text, help="New folder for masks and report."),
@@ -85,7 +85,7 @@ def recipe_options(command: Command) -> Command:
         click.option("--batch-size", **whole, help="Pairs in a batch; 32 if left out."),
         click.option("--parameter", multiple=True, help="name=value, of the method; several."),
         click.option("--lambda", **text, help="Ridge penalty of CHITA and CHITA++, or auto."),
-        click.option("--allocation", **text, help="global, modality, layer, row, keep=2,of=4."),
+        click.option("--allocation", **text, help="global, modality, layer, row, id, keep=2,of=4."),
         click.option("--floor", default=None, type=float, help="Least fraction each layer keeps."),
         click.option(
             "--owners", default=None, type=click.Choice(["all", "first"]),
@@ -96,6 +96,7 @@ def recipe_options(command: Command) -> Command:
             help="Reproduce the published code's counts and quirks, or not.",
         ),
         click.option("--statistics", **text, help="Statistics of an earlier run instead of data."),
+        click.option("--id-profile", **text, help="Intrinsic dimensions of an earlier run."),
         click.option("--seed", **seed, help="For scores that draw random numbers."),
         click.option("--split", **text, help="Of the data; the only one or train if left out."),
         click.option("--shuffle-seed", **seed, help="Mixes the data; stored order if left out."),
@@ -108,7 +109,7 @@ def recipe_options(command: Command) -> Command:
         click.option("--device", **text, help="cpu, cuda, ...; a GPU if there is one."),
         click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
         click.option("--checkpoint-every", **whole, help="Batches between two; 50 if left out."),
-        click.option("--memory-budget", **text, help="Of gradients of many batches, as in 8GiB."),
+        click.option("--memory-budget", **text, help="Of gradients, or points of id*, as in 8GiB."),
         click.option(
             "--autocast", default=None, type=click.Choice(["bfloat16", "float16"]),
             help="Precision of the loss, whose gradients stay in float32.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
-from vlp_plugins.cli.tables import print_counts, print_table
+from vlp_plugins.cli.tables import duration, print_counts, print_table
 
 if TYPE_CHECKING:
     from vlp_plugins.job import Prepared
@@ -43,8 +43,9 @@ def plan(**options: Any) -> None:
     _print_memory(job, planned)
     click.secho("\nData", bold=True)
     click.echo(f"passes over the data: {planned.passes if reads_data else 0}")
-    if reads_data:
+    if reads_data and (planned.seconds_per_batch is not None or planned.measuring is None):
         _print_time(job, planned)
+    _print_measuring(planned)
     if planned.cost is not None and planned.cost.notes:
         click.secho("\nHow", bold=True)
         for note in planned.cost.notes:
@@ -84,6 +85,20 @@ def _print_memory(job: Prepared, planned: Plan) -> None:
         click.echo("the statistics are not written: --keep-statistics writes them")
 
 
+def _print_measuring(planned: Plan) -> None:
+    measuring = planned.measuring
+    if measuring is None:
+        return
+    click.secho("\nIntrinsic dimensions, first", bold=True)
+    for line in measuring.plan.lines:
+        click.echo(line)
+    click.echo(
+        f"forward passes: about {duration(measuring.seconds)}, "
+        f"{measuring.seconds_per_batch:.2f} s a batch; the search for neighbours comes on top"
+    )
+    click.echo("--id-profile takes the dimensions of an earlier run (its id-profile.json)")
+
+
 def _print_time(job: Prepared, planned: Plan) -> None:
     each, cost = planned.seconds_per_batch, planned.cost
     if each is None:
@@ -93,18 +108,11 @@ def _print_time(job: Prepared, planned: Plan) -> None:
     if cost is None:
         click.echo(f"a batch of {size}: about {each:.2f} s")
         if total:
-            click.echo(f"{total:,} batches: about {_duration(total * each)}")
+            click.echo(f"{total:,} batches: about {duration(total * each)}")
         return
     click.echo(f"a batch of {size}, forward and backward: about {each:.2f} s")
     click.echo(
         f"{cost.gradient_batches:,} of them in all: about "
-        f"{_duration(cost.gradient_batches * each)}, and {_duration(cost.seconds)} beside; "
-        f"together about {_duration(planned.seconds or 0)}"
+        f"{duration(cost.gradient_batches * each)}, and {duration(cost.seconds)} beside; "
+        f"together about {duration(planned.seconds or 0)}"
     )
-
-
-def _duration(seconds: float) -> str:
-    """`4.2 s`, `12.5 min` or `3.1 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -10,6 +10,7 @@ import torch
 from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks import Masks
 from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes
@@ -70,6 +71,14 @@ def data_facts(masks: Masks, source: CaptionSource | None) -> dict[str, str]:
     if (world := place()[1]) > 1:
         facts["processes"] = str(world)
     return facts
+
+
+def dimension_facts(profile: IdProfile | None) -> dict[str, str]:
+    """What intrinsic dimensions were measured from; nothing if none were."""
+    if profile is None:
+        return {}
+    samples = max(layer.points for layer in profile.layers)
+    return {"intrinsic dimensions": f"of {len(profile.layers)} layers, from {samples:,} samples"}
 
 
 def size_facts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -11,27 +11,30 @@ from torch import nn
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.bytes import bytes_of
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import Processor, load_processor, reads_text
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.data.processors import Processor
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import RecipeError, SparsityError, StatisticsError
-from vlp_plugins.job.images_only import ImagesOnly, takes_no_text
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Composition, Context, Method, Procedure, composed
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.recipes import Recipe, need
 from vlp_plugins.resolving import (
     resolve_method,
+    resolve_profile,
     resolve_targets,
     with_pattern,
+    with_profile,
 )
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
-from vlp_plugins.variants import is_published
+from vlp_plugins.variants import Owners, is_published
 from vlp_plugins.weights import WeightMap
 
 
@@ -56,17 +59,26 @@ class Prepared:
         """Whether the published variant is asked for."""
         return is_published(self.recipe.variant)
 
+    def guided(self, profile: IdProfile) -> Prepared:
+        """The same with a method that knows the intrinsic dimensions it needs.
+
+        Raises:
+            UnsupportedError: if it needs none.
+            StatisticsError: if the profile is of another model.
+        """
+        owners: Owners | None = self.recipe.owners  # type: ignore[assignment]
+        method = with_profile(self.method, profile, self.weights, owners, published=self.published)
+        return replace(self, method=method)
+
     def processor(self) -> Processor:
         """The processor of the model.
 
         Raises:
             DataError: if there is none.
         """
-        source = self.recipe.processor or self.recipe.model
-        processor = load_processor(str(source), max_length=self.recipe.data.max_length)
-        if not reads_text(processor) and takes_no_text(self.model, self.adapter):
-            return ImagesOnly(processor)
-        return processor
+        source = str(self.recipe.processor or self.recipe.model)
+        length = self.recipe.data.max_length
+        return processor_for(source, self.model, self.adapter, max_length=length)
 
     def batches(self) -> CaptionedBatches:
         """The calibration batches; a model of images only gets them without captions.
@@ -80,24 +92,20 @@ class Prepared:
             raise RecipeError(
                 f"method {self.method.name!r} reads calibration data: give --data FOLDER (images "
                 "with metadata.jsonl)"
-                + (", or --statistics FILE of an earlier run" if self.is_composition else "")
+                + (f", or {self._instead} of an earlier run" if self._instead else "")
             )
-        processor = self.processor()
-        source = open_source(
-            data.source,
-            split=data.split,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            captions="first" if reads_text(processor) else "none",
-        )
-        return CaptionedBatches(
-            source,
-            processor,
-            self.adapter,
-            data.batch_size,
-            limit=data.batches,
-            shuffle_seed=data.seed,
-        )
+        return batches_for(data.source, data, self.processor(), self.adapter)
+
+    @property
+    def _instead(self) -> str:
+        """The options that the method takes in place of data."""
+        method = self.method.method if isinstance(self.method, IdGuided) else self.method
+        statistics = "--statistics FILE" if method.reads_data else ""
+        if not isinstance(method, Composition):
+            return ""
+        if method is self.method:
+            return statistics
+        return " and ".join(filter(None, ("--id-profile FILE", statistics)))
 
     def context(
         self,
@@ -152,9 +160,16 @@ def prepare(recipe: Recipe) -> Prepared:
     need(recipe, "model")
     targets, _ = resolve_targets(recipe.sparsity or None)
     method = resolve_method(recipe.method, recipe.allocation, targets, recipe.parameters)
+    profile = resolve_profile(recipe.id_profile)
     targets = with_pattern(targets, method.allocation)
     _check_targets(targets, recipe.floor)
-    if isinstance(method, Procedure) and recipe.statistics is not None:
+    if isinstance(method, IdGuided) and profile is None and recipe.statistics is not None:
+        raise StatisticsError(
+            f"{method.name!r} measures the model's intrinsic dimensions from data; give "
+            "--id-profile FILE beside --statistics, or --data in its place"
+        )
+    inner = method.method if isinstance(method, IdGuided) else method
+    if isinstance(inner, Procedure) and recipe.statistics is not None:
         raise StatisticsError(
             f"method {method.name!r} runs the model as it goes and cannot use statistics of an "
             "earlier pass; leave --statistics out and give --data"
@@ -164,9 +179,12 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
+    job = Prepared(recipe, model, adapter, method, targets, weights)
+    if profile is not None:
+        job = job.guided(profile)
     if recipe.allocation or recipe.floor or any(isinstance(t, Mapping) for t in targets):
-        _try_allocation(method, targets, weights, recipe.floor)
-    return Prepared(recipe, model, adapter, method, targets, weights)
+        _try_allocation(job.method, targets, weights, recipe.floor)
+    return job
 
 
 def title_of(target: Target) -> str:

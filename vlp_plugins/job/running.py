@@ -14,15 +14,18 @@ from vlp_plugins.job.facts import (
     StopWatch,
     agreement,
     data_facts,
+    dimension_facts,
     memory_facts,
     size_facts,
 )
 from vlp_plugins.job.prepared import prepare, title_of
-from vlp_plugins.job.procedure import delete_work, run_procedure, work_left
+from vlp_plugins.job.procedure import measure_profile, run_procedure
+from vlp_plugins.job.workplace import delete_work, work_left
 from vlp_plugins.job.writing import write_results
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.recipes import Recipe, need
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.saving import check_can_save
@@ -50,9 +53,10 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
     """Prunes as the recipe says and writes `recipe.out` whole or not at all.
 
     The folder holds `masks-SPARSITY.safetensors`, `layers.csv`, `report.html`, `recipe.yaml`,
-    `statistics.safetensors` if one pass over the data gathered some, and with `save_model` a
-    folder `model-SPARSITY`. While data is read, a checkpoint lies beside the folder as
-    `OUT.checkpoint`, and the folder `OUT.work` of methods that run the model as they go.
+    `statistics.safetensors` if one pass over the data gathered some, `id-profile.json` if the
+    intrinsic dimensions were measured, and with `save_model` a folder `model-SPARSITY`. While data
+    is read, a checkpoint lies beside the folder as `OUT.checkpoint`, and the folder `OUT.work` of
+    methods that run the model as they go and of measuring.
 
     In a process group (`torchrun`) all processes read the data and share the work on it; process 0
     writes.
@@ -77,9 +81,18 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
         check_can_save(job.model)
     batches = job.batches() if job.method.reads_data and known is None else None
     watch.lap("loading")
+    profile = None
+    if isinstance(job.method, IdGuided):
+        assert batches is not None
+        profile = measure_profile(job, job.method, batches, out, progress=progress, resume=resume)
+        job = job.guided(profile)
+        watch.lap("intrinsic dimensions")
     statistics = None
     if isinstance(job.method, Procedure):
-        made = run_procedure(job, job.method, batches, out, progress=progress, resume=resume)
+        keep = profile is not None
+        made = run_procedure(
+            job, job.method, batches, out, progress=progress, resume=resume, keep=keep
+        )
         watch.lap("pruning")
     else:
         statistics = statistics_of(job, known, batches, out, progress=progress, resume=resume)
@@ -97,11 +110,12 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
             **watch.texts(),
             **memory_facts(next(job.model.parameters()).device),
             **data_facts(made[0], batches.source if batches is not None else None),
+            **dimension_facts(profile),
             **size_facts(job, statistics, masks),
         }
 
     if writes:
-        write_results(job, out, masks, statistics, tables, watch, facts)
+        write_results(job, out, masks, statistics, tables, watch, facts, profile)
     wait_for_all()
     delete_checkpoints(out)
     delete_work(out)

@@ -14,6 +14,8 @@ import vlp_plugins
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.inspection import inspect_model
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.job.dimensions import PROFILE
 from vlp_plugins.job.facts import StopWatch, keeps_statistics
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks import Masks
@@ -34,6 +36,7 @@ def write_results(
     tables: Sequence[Table],
     watch: StopWatch,
     facts: Callable[[], Mapping[str, str]],
+    profile: IdProfile | None = None,
 ) -> None:
     """Fills the folder; the report comes last, so that it knows what the rest took.
 
@@ -45,6 +48,7 @@ def write_results(
         tables: for the report.
         watch: gets the lap of writing.
         facts: what the report shows at its end.
+        profile: intrinsic dimensions that the run measured; None if it measured none.
 
     Raises:
         OutputError: if it exists or cannot be written; nothing of it is left then.
@@ -57,6 +61,8 @@ def write_results(
         (folder / "recipe.yaml").write_text(recipe_text(job.recipe), encoding="utf-8")
         if statistics is not None and keeps_statistics(job, statistics):
             statistics.save(folder / "statistics.safetensors")
+        if profile is not None:
+            profile.save(folder / PROFILE)
         if job.recipe.save_model:
             _write_models(job, folder, masks)
         try:

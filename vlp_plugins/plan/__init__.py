@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.plan.compositions import plan_composition
+from vlp_plugins.plan.guided import plan_guided
 from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.plan.procedures import plan_procedure
 from vlp_plugins.plan.value import Plan
@@ -39,6 +43,13 @@ def plan_run(
     if job.method.reads_data and processor is None:
         raise ValueError(f"method {job.method.name!r} reads data: a processor is needed")
     batches = None if processor is None else MadeUp(job.adapter, processor, batch_size, image_size)
+    return _plan(job, batches)
+
+
+def _plan(job: Prepared, batches: MadeUp | None) -> Plan:
+    if isinstance(job.method, IdGuided) and batches is not None:
+        inner = replace(job, method=job.method.method.with_allocation(job.method.allocation))
+        return plan_guided(job, job.method, batches, _plan(inner, batches))
     if isinstance(job.method, Procedure):
         return plan_procedure(job, job.method, batches)
     return plan_composition(job, batches)

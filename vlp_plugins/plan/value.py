@@ -5,9 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vlp_plugins.intrinsic.plan import IdPlan
 from vlp_plugins.masks import Count
 from vlp_plugins.methods.base import Cost
 from vlp_plugins.weights import WeightMap
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What measuring intrinsic dimensions will take.
+
+    Attributes:
+        plan: passes and bytes.
+        seconds_per_batch: of a made-up batch, forward only and with the outputs looked at.
+    """
+
+    plan: IdPlan
+    seconds_per_batch: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the forward passes; the search for neighbours comes on top."""
+        return len(self.plan.passes) * self.plan.batches * self.seconds_per_batch
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,7 @@ class Plan:
         seconds_per_batch: of a made-up batch; None for a method without data, and for one whose
             batches cannot be timed without running it.
         cost: of a method that runs the model as it goes.
+        measuring: of the intrinsic dimensions that the method needs first; None for none.
     """
 
     weights: WeightMap
@@ -39,6 +59,7 @@ class Plan:
     masks_bytes: int
     seconds_per_batch: float | None
     cost: Cost | None = None
+    measuring: Measuring | None = None
 
     @property
     def seconds(self) -> float | None:

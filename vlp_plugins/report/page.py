@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 
 import vlp_plugins
 from vlp_plugins.errors import UnsupportedError
@@ -13,6 +12,7 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.report.parameters import parameter_rows
+from vlp_plugins.report.templates import template
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,8 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
         UnsupportedError: if the packages of the extra `report` are missing.
     """
     check_can_render()
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        files("vlp_plugins.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
     sections = []
     for run in runs:
         titles = list(run.masks)
@@ -84,7 +77,7 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
                 "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",
             }
         )
-    return template.render(
+    return template("page.html.j2").render(
         title=title, sections=sections, tables=tables, version=vlp_plugins.__version__
     )
 

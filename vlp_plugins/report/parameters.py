@@ -18,7 +18,8 @@ def parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
     recorded = [each.manifest.parameters for each in masks.values()]
     names = dict.fromkeys(name for parameters in recorded for name in parameters)
     rows = [
-        (name, [_text(each[name]) if name in each else "" for each in recorded]) for name in names
+        (name, [value_text(each[name]) if name in each else "" for each in recorded])
+        for name in names
     ]
     if any(each.new_values is not None for each in masks.values()):
         rows.append(("new weights", [_new_weights(each) for each in masks.values()]))
@@ -31,7 +32,7 @@ def _new_weights(masks: Masks) -> str:
     return f"of the {masks.kept:,} kept elements, {text_of(masks.values_bytes)}"
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as a person writes it; lists of pairs, such as curves, as `a: b`."""
     if value is None:
         return "none"
@@ -40,10 +41,14 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_text(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}: {value_text(inner)}" for name, inner in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         pairs = value and all(_is_pair(each) for each in value)
-        inner = (f"{_text(a)}: {_text(b)}" for a, b in value) if pairs else map(_text, value)
+        inner = (
+            (f"{value_text(a)}: {value_text(b)}" for a, b in value)
+            if pairs
+            else map(value_text, value)
+        )
         return ("; " if pairs else ", ").join(inner)
     return str(value)
 

@@ -1,0 +1,124 @@
+"""`vlp id`: the intrinsic dimension of what every layer gives out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_source
+from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.tables import duration, print_table
+from vlp_plugins.errors import RecipeError
+
+if TYPE_CHECKING:
+    from vlp_plugins.job.loaded import ModelSource
+    from vlp_plugins.recipes import DataRecipe
+
+
+@click.command("id")
+@data_options(batches="Batches to read; all if left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder for profile and report.")
+@click.option("--memory-budget", help="What points may take beside the model, as in 8GiB.")
+@click.option("--points-dtype", help="That points are kept in: float32, bfloat16 or float16.")
+@click.option(
+    "--fit", type=click.Choice(["slope", "likelihood"]), default="slope", show_default=True,
+    help="Line through the origin, or maximum likelihood.",
+)  # fmt: skip
+@click.option(
+    "--drop",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Fraction of the largest ratios left out; two points if not given.",
+)
+@click.option("--blocks", type=click.IntRange(min=1), help="Mean over 1 to so many blocks.")
+@click.option(
+    "--padding",
+    type=click.Choice(["real", "published"]),
+    help="Points of real tokens, or with what layers give out for padding.",
+)
+@click.option(
+    "--variant", type=click.Choice(["default", "published"]), default="default", show_default=True,
+    help="Follow the published code in all of this, or not.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--plan", "planned", is_flag=True, help="Say bytes, passes and time, and stop.")
+@click.pass_context
+def id_(
+    context: click.Context, out: Path | None, resume: bool, planned: bool, **values: Any
+) -> None:
+    """The intrinsic dimension (TwoNN) of what every prunable layer of MODEL gives out.
+
+    Points are samples, some hundred or more; layers are taken in as many passes over the data as
+    the memory budget asks for. The folder --out holds id-profile.json (for --id-profile),
+    layers.csv and report.html. Under torchrun the processes share the work:
+    torchrun --nproc-per-node 2 -m vlp_plugins id ...
+    """
+    from vlp_plugins.calibration.processes import place
+    from vlp_plugins.job.dimensions import measure_dimensions
+    from vlp_plugins.job.loaded import Loaded
+    from vlp_plugins.job.workplace import work_left
+    from vlp_plugins.launch import process_group
+
+    source, data = model_source(values), data_recipe(values)
+    options = _options_of(values)
+    if planned:
+        _print_plan(source, data, options)
+        return
+    if data.source is None:
+        raise RecipeError("`vlp id` measures on data: give --data FOLDER (images with captions)")
+    line = command_line(context)
+    with process_group():
+        speaks = place()[0] == 0
+        with (
+            explained_interruption(
+                lambda: line, lambda: out is not None and bool(work_left(out)), speaks=speaks
+            ),
+            data_progress(shown=speaks) as progress,
+        ):
+            result = measure_dimensions(
+                lambda: Loaded.of(source, max_length=data.max_length),
+                data, options, out, command=line, resume=resume, progress=progress,
+            )  # fmt: skip
+    if not speaks:
+        return
+    from vlp_plugins.job.dimensions import LAYER_HEADER, MODALITY_HEADER, summary_of
+    from vlp_plugins.report.dimensions import layer_rows, modality_rows
+
+    layers = result.profile.layers
+    print_table("By modality", MODALITY_HEADER, modality_rows(layers))
+    print_table("Layers", LAYER_HEADER, layer_rows(layers))
+    click.echo()
+    for sentence in summary_of(result.profile):
+        click.echo(sentence)
+    click.echo()
+    for name, value in result.facts.items():
+        click.echo(f"{name}: {value}")
+    if result.out is not None:
+        click.echo(f"written: {result.out}")
+
+
+def _options_of(values: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `measure_id`; an estimator that is not asked for is left to the variant."""
+    from vlp_plugins.intrinsic.estimate import Estimator
+    from vlp_plugins.intrinsic.usual import PUBLISHED_BLOCKS
+
+    variant = values["variant"]
+    blocks = values["blocks"] or (PUBLISHED_BLOCKS if variant == "published" else 1)
+    return {
+        "estimator": Estimator(values["fit"], values["drop"], blocks),
+        "padding": values["padding"],
+        "dtype": values["points_dtype"],
+        "memory_budget": values["memory_budget"],
+        "variant": variant,
+    }
+
+
+def _print_plan(source: ModelSource, data: DataRecipe, options: dict[str, Any]) -> None:
+    from vlp_plugins.plan.dimensions import plan_dimensions
+
+    planned = plan_dimensions(source, data, options)
+    for sentence in planned.plan.lines:
+        click.echo(sentence)
+    click.echo(f"forward passes: about {duration(planned.forward_seconds)}, without the images")
+    click.echo(f"search for neighbours: about {duration(planned.neighbour_seconds)}")

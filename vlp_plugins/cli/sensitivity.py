@@ -1,0 +1,125 @@
+"""`vlp sensitivity`: how much can be pruned where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_source
+from vlp_plugins.cli.options import ManyValues
+from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.tables import print_table
+from vlp_plugins.errors import RecipeError
+
+DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
+
+
+class ManyParts(ManyValues):
+    """Lets `--by` and `--modality` take several values, too."""
+
+    many = (*ManyValues.many, "--by", "--modality")
+
+
+@click.command(cls=ManyParts)
+@data_options(batches="Batches that the method reads, if it reads data; all if left out.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--test", help="Data to measure on; pairs of --data that were not read if left out.")
+@click.option(
+    "--pairs", type=click.IntRange(min=2), default=512, show_default=True,
+    help="How many pairs are measured on, in whole batches.",
+)  # fmt: skip
+@click.option("--method", default="omp", show_default=True, help="See `vlp plugins`.")
+@click.option("--parameter", multiple=True, help="name=value, of the method; several.")
+@click.option("--allocation", help="Within a group: global, layer, row, keep=2,of=4.")
+@click.option(
+    "--sparsity", multiple=True, type=float, default=DEFAULT, show_default=True,
+    help="Of the group that is pruned; several.",
+)  # fmt: skip
+@click.option(
+    "--by", multiple=True, type=click.Choice(["modality", "block", "weight"]),
+    default=("modality", "block"), show_default=True,
+    help="What is pruned alone; several. A block is one modality at one depth.",
+)  # fmt: skip
+@click.option("--modality", multiple=True, help="Prune these only; several. All if left out.")
+@click.option(
+    "--id-profile",
+    type=click.Path(path_type=Path),
+    help="id-profile.json of `vlp id`: does the ID tell what can be pruned?",
+)
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True,
+    help="Rise of the loss, as a fraction of the dense one, that is taken for harmless.",
+)  # fmt: skip
+@click.option("--variant", type=click.Choice(["default", "published"]), default="default")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="For random scores.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.pass_context
+def sensitivity(
+    context: click.Context, out: Path, test: str | None, resume: bool, **values: Any
+) -> None:
+    """How much of MODEL can be pruned where: one modality, then one block of layers at a time.
+
+    Each is pruned alone at rising sparsity, by the method within it; the pre-training loss and R@1
+    are measured on pairs that the method does not read. The folder --out holds sensitivity.json,
+    points.csv and report.html.
+    """
+    from vlp_plugins.calibration.processes import place
+    from vlp_plugins.job.loaded import Loaded
+    from vlp_plugins.job.sensitivity import SensitivityRequest, measure_sensitivity
+    from vlp_plugins.job.sensitivity_page import relation_table, summary_table
+    from vlp_plugins.job.workplace import work_left
+    from vlp_plugins.launch import process_group
+    from vlp_plugins.recipes import parameter_of
+    from vlp_plugins.resolving import resolve_method
+
+    source, data = model_source(values), data_recipe(values)
+    if data.source is None and test is None:
+        raise RecipeError(
+            "`vlp sensitivity` measures on data: give --data FOLDER or --test FOLDER (images with "
+            "captions)"
+        )
+    request = SensitivityRequest(
+        data,
+        test,
+        values.pop("pairs"),
+        values.pop("id_profile"),
+        values.pop("tolerance"),
+        resolve_method(
+            values["method"], values["allocation"], [], dict(map(parameter_of, values["parameter"]))
+        ),
+        {
+            "sparsity": values["sparsity"],
+            "groups": values["by"],
+            "modalities": values["modality"] or None,
+            "variant": values["variant"],
+            "seed": values["seed"],
+        },
+    )
+    line = command_line(context)
+    with process_group():
+        speaks = place()[0] == 0
+        with (
+            explained_interruption(lambda: line, lambda: bool(work_left(out)), speaks=speaks),
+            data_progress(shown=speaks, what="pruning and measuring", units="points") as progress,
+        ):
+            result = measure_sensitivity(
+                lambda: Loaded.of(source, max_length=data.max_length),
+                request, out, command=line, resume=resume, progress=progress,
+            )  # fmt: skip
+    if not speaks:
+        return
+    analysis = result.analysis
+    tables = [summary_table(analysis, level) for level in analysis.found.levels]
+    if analysis.relations:
+        tables.append(relation_table(analysis))
+    for table in tables:
+        print_table(table.title, table.header, table.rows)
+    click.echo()
+    for sentence in analysis.sentences:
+        click.echo(sentence)
+    click.echo()
+    for name, fact in result.facts.items():
+        click.echo(f"{name}: {fact}")
+    click.echo(f"written: {result.out}")

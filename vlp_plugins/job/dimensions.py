@@ -1,0 +1,163 @@
+"""`vlp id` from end to end: load, measure, write a folder of results."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.calibration.processes import place
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.errors import OutputError, UnsupportedError
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.job.facts import StopWatch, memory_facts
+from vlp_plugins.job.loaded import Loaded
+from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.launch import wait_for_all
+from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.report.dimensions import (
+    dimension_by_depth,
+    dimension_sentences,
+    layer_rows,
+    layers_csv,
+    modality_rows,
+    vision_sentences,
+)
+from vlp_plugins.report.findings import Chart, Findings, render_findings
+from vlp_plugins.report.page import Table, check_can_render
+from vlp_plugins.report.parameters import value_text
+
+_log = logging.getLogger(__name__)
+
+PROFILE = "id-profile.json"
+MODALITY_HEADER = ("modality", "layers", "mean ID", "lowest", "highest")
+LAYER_HEADER = ("weight", "stream", "depth", "ID", "error", "ambient", "points")
+
+
+@dataclass(frozen=True)
+class IdResult:
+    """What a run measured.
+
+    Attributes:
+        profile: the dimensions.
+        facts: time, memory and data, as the report has them.
+        out: the folder; None if none was asked for.
+    """
+
+    profile: IdProfile
+    facts: Mapping[str, str]
+    out: Path | None
+
+
+def measure_dimensions(
+    load: Callable[[], Loaded],
+    data: DataRecipe,
+    options: Mapping[str, Any],
+    out: Path | None,
+    *,
+    command: str,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> IdResult:
+    """Measures and writes `out` whole or not at all; process 0 of several writes.
+
+    While it works, the folder `OUT.work` beside it keeps the passes that are done.
+
+    Args:
+        load: gives the model, after the folder of results was found to be free.
+        data: where batches come from.
+        options: of `measure_id`: estimator, padding, dtype, memory_budget, variant.
+        out: new folder; None writes nothing and keeps nothing.
+        command: repeats the run, for the report.
+        resume: go on from `OUT.work`.
+        progress: see `measure_id`.
+
+    Raises:
+        OutputError: if `out` is taken, or if `resume` is asked for without one.
+        VlpError: whatever loading and measuring say.
+    """
+    if out is None and resume:
+        raise OutputError(
+            "--resume goes on from what a run keeps beside its folder of results; give the --out "
+            "of that run"
+        )
+    writes = place()[0] == 0
+    folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
+    if folder is not None and writes:
+        check_new_folder(folder)
+    watch = StopWatch()
+    loaded = load()
+    batches = loaded.batches(data)
+    watch.lap("loading")
+    with nullcontext() if folder is None else working(folder, resume=resume) as work:
+        profile = measure_id(
+            loaded.model,
+            batches,
+            adapter=loaded.adapter,
+            workplace=work,
+            resume=resume,
+            progress=progress,
+            **options,
+        )
+    watch.lap("measuring")
+    facts = {
+        **watch.texts(),
+        **memory_facts(next(loaded.model.parameters()).device),
+        "images that could not be used": f"{batches.source.skipped:,} of {batches.source.seen:,}",
+        **{name: value_text(value) for name, value in profile.settings.items() if value},
+    }
+    if folder is not None:
+        if writes:
+            _write(profile, folder, command, facts)
+        wait_for_all()
+        delete_work(folder)
+    return IdResult(profile, facts, folder)
+
+
+def summary_of(profile: IdProfile) -> list[str]:
+    """What the dimensions say, in sentences."""
+    return [*dimension_sentences(profile.layers), *vision_sentences(profile.layers)]
+
+
+def _write(profile: IdProfile, out: Path, command: str, facts: Mapping[str, str]) -> None:
+    with atomic_folder(out) as folder:
+        profile.save(folder / PROFILE)
+        (folder / "layers.csv").write_text(layers_csv(profile.layers), encoding="utf-8")
+        try:
+            check_can_render()
+        except UnsupportedError as error:  # the packages of an extra are missing
+            _log.warning("%s", error)
+            return
+        page = render_findings(_findings(profile, command, facts))
+        (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _findings(profile: IdProfile, command: str, facts: Mapping[str, str]) -> Findings:
+    layers = profile.layers
+    chart = Chart(
+        "Intrinsic dimension by depth",
+        dimension_by_depth(layers),
+        "Lines: mean of the layers at a depth, with its standard error. Faint dots: the layers.",
+    )
+    modalities = Table(
+        "By modality",
+        MODALITY_HEADER,
+        modality_rows(layers),
+        "Mean over the layers' outputs, with the mean of their standard errors: all come from the "
+        "same samples, so the errors do not average out.",
+    )
+    every = Table("Layers", LAYER_HEADER, layer_rows(layers))
+    return Findings(
+        "vlp id: intrinsic dimensions",
+        command,
+        summary_of(profile),
+        [chart],
+        [modalities],
+        [every],
+        facts,
+    )

@@ -1,0 +1,181 @@
+"""`vlp sensitivity` from end to end: load, prune and measure part by part, write a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.adapter import Batch
+from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.calibration.processes import place
+from vlp_plugins.errors import DataError, RecipeError, UnsupportedError
+from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.job.facts import StopWatch, memory_facts
+from vlp_plugins.job.loaded import Loaded
+from vlp_plugins.job.sensitivity_page import findings_of
+from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.launch import wait_for_all
+from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.report.findings import render_findings
+from vlp_plugins.report.page import check_can_render
+from vlp_plugins.report.parameters import value_text
+from vlp_plugins.sensitivity import sensitivity
+from vlp_plugins.sensitivity.analysis import Analysis, analyse
+from vlp_plugins.sensitivity.files import to_csv, write_json
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SensitivityRequest:
+    """What is asked for beside the model.
+
+    Attributes:
+        data: for calibration; without `test` also for measuring.
+        test: where the pairs come from that are measured on; None: from `data`.
+        pairs: how many of them, in whole batches.
+        profile: file of intrinsic dimensions; None: nothing is said of them.
+        tolerance: rise of the loss, as a fraction of the dense one, that is taken for harmless.
+        method: as `resolve_method` found it.
+        options: of `sensitivity`: sparsity, groups, modalities, variant, seed.
+    """
+
+    data: DataRecipe
+    test: str | None
+    pairs: int
+    profile: Path | None
+    tolerance: float
+    method: Method
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """What a run found."""
+
+    analysis: Analysis
+    facts: Mapping[str, str]
+    out: Path
+
+
+def measure_sensitivity(
+    load: Callable[[], Loaded],
+    request: SensitivityRequest,
+    out: Path,
+    *,
+    command: str,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> SensitivityResult:
+    """Measures and writes `out` whole or not at all; process 0 of several writes.
+
+    While it works, the folder `OUT.work` beside it keeps every point that is measured.
+
+    Args:
+        load: gives the model, after the folder of results was found to be free.
+        request: what to do.
+        out: new folder.
+        command: repeats the run, for the report.
+        resume: go on from `OUT.work`.
+        progress: see `sensitivity`.
+
+    Raises:
+        VlpError: with one line that says what to do; nothing is written then.
+    """
+    folder = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
+    writes = place()[0] == 0
+    if writes:
+        check_new_folder(folder)
+    profile = None if request.profile is None else IdProfile.load(request.profile)
+    watch = StopWatch()
+    loaded = load()
+    dimensions = None
+    if profile is not None:
+        dimensions = Factors.from_profile(profile, loaded.weights, "all")
+    calibration, measured = _batches(loaded, request)
+    watch.lap("loading")
+    with working(folder, resume=resume) as work:
+        found = sensitivity(
+            loaded.model,
+            measured,
+            calibration=calibration,
+            adapter=loaded.adapter,
+            method=request.method,
+            id_profile=profile,
+            workplace=work,
+            resume=resume,
+            progress=progress,
+            **request.options,
+        )
+    watch.lap("measuring")
+    layers = () if profile is None else profile.layers
+    analysis = analyse(found, dimensions, layers, tolerance=request.tolerance)
+    facts = {
+        **watch.texts(),
+        **memory_facts(next(loaded.model.parameters()).device),
+        **{name: value_text(value) for name, value in found.settings.items() if value},
+    }
+    if writes:
+        _write(analysis, folder, command, facts)
+    wait_for_all()
+    delete_work(folder)
+    return SensitivityResult(analysis, facts, folder)
+
+
+def _batches(
+    loaded: Loaded, request: SensitivityRequest
+) -> tuple[Iterable[Batch] | None, Sequence[Batch]]:
+    """What the method reads, and what is measured on; never the same pairs.
+
+    Without data to test on, a method that reads data gets every other batch.
+    """
+    data = request.data
+    reads = bool(_inner(request.method).needs)
+    wanted = -(-request.pairs // data.batch_size)
+    if request.test is not None:
+        measured = list(loaded.batches(replace(data, source=request.test, batches=wanted)))
+        return (_read(loaded, request) if reads else None), measured
+    if not reads:
+        return None, list(loaded.batches(replace(data, batches=wanted)))
+    both = list(loaded.batches(replace(data, batches=2 * min(data.batches or wanted, wanted))))
+    if len(both) < 2:
+        raise DataError(
+            f"{data.source} has a single batch of {data.batch_size}, but method "
+            f"{request.method.name!r} reads data, and what it reads is not measured on: give "
+            "--test FOLDER, or a smaller --batch-size"
+        )
+    return both[0::2], both[1::2]
+
+
+def _inner(method: Method) -> Composition:
+    """The composition itself, whether or not dimensions guide it."""
+    return composed(method.method if isinstance(method, IdGuided) else method)
+
+
+def _read(loaded: Loaded, request: SensitivityRequest) -> Iterable[Batch]:
+    if request.data.source is None:
+        raise RecipeError(
+            f"method {request.method.name!r} reads calibration data: give --data FOLDER (images "
+            "with metadata.jsonl) beside --test"
+        )
+    return loaded.batches(request.data)
+
+
+def _write(analysis: Analysis, out: Path, command: str, facts: Mapping[str, str]) -> None:
+    with atomic_folder(out) as folder:
+        write_json(folder / "sensitivity.json", analysis)
+        (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
+        try:
+            check_can_render()
+        except UnsupportedError as error:  # the packages of an extra are missing
+            _log.warning("%s", error)
+            return
+        page = render_findings(findings_of(analysis, command, facts))
+        (folder / "report.html").write_text(page, encoding="utf-8")

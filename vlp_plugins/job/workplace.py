@@ -1,0 +1,84 @@
+"""The folder `OUT.work` beside a folder of results: what a run keeps until it ends well.
+
+Checkpoints between the stages of a method, gradients on the disk, passes and points that are done.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlp_plugins.artifacts import made_by
+from vlp_plugins.calibration.processes import place
+from vlp_plugins.errors import OutputError
+from vlp_plugins.launch import wait_for_all
+
+_log = logging.getLogger(__name__)
+_MARK = "vlp-prune-works-here.txt"
+"""Tells a folder of ours, which may be deleted, from one that happens to have the name."""
+
+
+def work_of(out: Path) -> Path:
+    """Where a run works."""
+    return out.with_name(f"{out.name}.work")
+
+
+def work_left(out: Path) -> list[Path]:
+    """What an interrupted run left there to go on from."""
+    work = work_of(out)
+    if not (work / _MARK).is_file():
+        return []
+    return sorted(path for path in work.rglob("*") if path.is_file() and path.name != _MARK)
+
+
+def delete_work(out: Path) -> None:
+    """Deletes the folder of work, if it is one."""
+    work = work_of(out)
+    if (work / _MARK).is_file():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def working(out: Path, *, resume: bool) -> Iterator[Path]:
+    """The folder, made by process 0; it stays after an error if somebody can go on from there."""
+    work = work_of(out)
+    first = place()[0] == 0
+    if first:
+        _check_ours(work)
+        if not resume:
+            delete_work(out)
+        _make(work)
+    wait_for_all()
+    try:
+        yield work
+    except BaseException as error:
+        if first and not work_left(out):
+            delete_work(out)
+        elif first and isinstance(error, Exception):
+            _log.warning("%s keeps what was done; --resume goes on from there", work)
+        raise
+
+
+def _check_ours(work: Path) -> None:
+    if not work.exists() or (work / _MARK).is_file():
+        return
+    if not work.is_dir() or any(work.iterdir()):
+        raise OutputError(
+            f"{work} is where the run would work, but it is somebody else's; move it away, or "
+            "give another --out"
+        )
+
+
+def _make(work: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        (work / _MARK).write_text(
+            f"Written by {made_by()}: what a run of `vlp` that has not ended keeps. The folder is "
+            "deleted when the run ends well; the same command with --resume goes on from it.\n",
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise OutputError(f"cannot make {work}: {error.strerror or error}") from error

@@ -1,0 +1,200 @@
+"""Intrinsic dimensions by modality: numbers, a sentence that compares them, rows, a chart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlp_plugins.intrinsic.profile import LayerDimension
+from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
+
+_ERRORS = 2.0
+"""A difference of so many standard errors counts as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityDimension:
+    """The intrinsic dimensions of the layers of one modality.
+
+    The errors of layers come from the same samples and may all go the same way, so they do not
+    average out: the error of the mean is the mean of the errors.
+
+    Attributes:
+        modality: its name.
+        layers: number of layer outputs; a layer that runs in several streams has several.
+        mean: of their dimensions.
+        error: of the mean.
+        lowest: of their dimensions.
+        highest: of their dimensions.
+        spread_error: standard error of `spread`.
+    """
+
+    modality: str
+    layers: int
+    mean: float
+    error: float
+    lowest: float
+    highest: float
+    spread_error: float
+
+    @property
+    def spread(self) -> float:
+        """Highest minus lowest."""
+        return self.highest - self.lowest
+
+
+def by_modality(layers: Sequence[LayerDimension]) -> list[ModalityDimension]:
+    """One entry per modality, in order of first appearance."""
+    groups: dict[str, list[LayerDimension]] = {}
+    for layer in layers:
+        groups.setdefault(layer.modality, []).append(layer)
+    return [_modality(name, members) for name, members in groups.items()]
+
+
+def _modality(name: str, members: Sequence[LayerDimension]) -> ModalityDimension:
+    ordered = sorted(members, key=lambda layer: layer.dimension)
+    count = len(ordered)
+    return ModalityDimension(
+        name,
+        count,
+        math.fsum(layer.dimension for layer in ordered) / count,
+        math.fsum(layer.error for layer in ordered) / count,
+        ordered[0].dimension,
+        ordered[-1].dimension,
+        math.hypot(ordered[0].error, ordered[-1].error) if count > 1 else 0.0,
+    )
+
+
+def dimension_sentences(layers: Sequence[LayerDimension]) -> list[str]:
+    """Which modality has the highest mean ID, and which the widest range, or that none has.
+
+    A difference counts if it is more than two standard errors.
+    """
+    groups = by_modality(layers)
+    if len(groups) == 1:
+        only = groups[0]
+        return [
+            f"{only.modality}: mean ID {_value(only)}, from {_range(only)}; nothing to compare."
+        ]
+    means = sorted(groups, key=lambda group: -group.mean)
+    spreads = sorted(groups, key=lambda group: -group.spread)
+    return [
+        _sentence(
+            "the highest mean ID",
+            {group.modality: (group.mean, group.error) for group in means},
+            "Mean IDs",
+        ),
+        _sentence(
+            "the widest range of IDs",
+            {group.modality: (group.spread, group.spread_error) for group in spreads},
+            "Ranges (highest minus lowest)",
+        ),
+    ]
+
+
+def vision_sentences(layers: Sequence[LayerDimension]) -> list[str]:
+    """Whether vision has a higher ID than text, as Wang, Zhang, Ma (ICML 2024) find.
+
+    Nothing unless the model has both.
+    """
+    groups = {group.modality: group for group in by_modality(layers)}
+    if not {"vision", "text"} <= groups.keys():
+        return []
+    vision, text = groups["vision"], groups["text"]
+    difference = vision.mean - text.mean
+    error = math.hypot(vision.error, text.error)
+    if abs(difference) <= _ERRORS * error:
+        verdict = "not shown, the difference is within the errors"
+    else:
+        verdict = "holds here" if difference > 0 else "the opposite holds here"
+    return [
+        f"Vision of higher ID than text: {verdict}: {_value(vision)} and {_value(text)}, "
+        f"{difference:+.2f} ± {error:.2f}."
+    ]
+
+
+def _sentence(what: str, values: Mapping[str, tuple[float, float]], title: str) -> str:
+    (first, (one, one_error)), (second, (other, other_error)) = list(values.items())[:2]
+    listed = ", ".join(f"{name} {v:.2f} ± {error:.2f}" for name, (v, error) in values.items())
+    error = math.hypot(one_error, other_error)
+    if one - other > _ERRORS * error:
+        verdict = f"{first} has {what}, by {one - other:.2f} ± {error:.2f} over {second}"
+    else:
+        verdict = (
+            f"{first} has {what}, but only by {one - other:.2f} ± {error:.2f} over {second}: the "
+            "difference is within the errors"
+        )
+    return f"{verdict}. {title}: {listed}."
+
+
+def layers_csv(layers: Sequence[LayerDimension]) -> str:
+    """Comma-separated text, one row per layer output."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["weight", "modality", "depth", "stream", "module", "id", "error", "ambient", "points"]
+    )
+    for layer in layers:
+        writer.writerow(
+            [layer.weight, layer.modality, layer.depth, layer.stream, layer.module,
+             f"{layer.dimension:.6g}", f"{layer.error:.6g}", layer.ambient, layer.points]
+        )  # fmt: skip
+    return text.getvalue()
+
+
+def modality_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
+    """Cells of a table: modality, layers, mean with error, lowest, highest."""
+    return [
+        [g.modality, str(g.layers), _value(g), f"{g.lowest:.2f}", f"{g.highest:.2f}"]
+        for g in by_modality(layers)
+    ]
+
+
+def layer_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
+    """Cells of a table: weight, stream, depth, ID, error, ambient dimension, points."""
+    return [
+        [layer.weight, layer.stream, str(layer.depth), f"{layer.dimension:.2f}",
+         f"{layer.error:.2f}", f"{layer.ambient:,}", f"{layer.points:,}"]
+        for layer in layers
+    ]  # fmt: skip
+
+
+def dimension_by_depth(layers: Sequence[LayerDimension]) -> str:
+    """Depth on x, ID on y; per modality the mean of the layers at a depth, with its error.
+
+    Faint dots are the layers themselves.
+    """
+    figure = empty_figure(6.4, 3.6)
+    axis = figure.subplots()
+    modalities = list(dict.fromkeys(layer.modality for layer in layers))
+    shift = 0.12
+    for place, modality in enumerate(modalities):
+        here = [layer for layer in layers if layer.modality == modality]
+        aside = shift * (place - (len(modalities) - 1) / 2)  # error bars must not hide each other
+        depths = sorted({layer.depth for layer in here})
+        at = [_modality("", [x for x in here if x.depth == depth]) for depth in depths]
+        axis.scatter(
+            [layer.depth + aside for layer in here], [layer.dimension for layer in here],
+            s=8, alpha=0.35, linewidths=0, color=colour(place),
+        )  # fmt: skip
+        axis.errorbar(
+            [depth + aside for depth in depths], [group.mean for group in at],
+            yerr=[group.error for group in at], color=colour(place), label=modality,
+            marker="o", markersize=4, capsize=3, linewidth=1.3,
+        )  # fmt: skip
+    depth_axis(axis)
+    axis.set_ylabel("intrinsic dimension")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8)
+    return svg_of(figure)
+
+
+def _value(group: ModalityDimension) -> str:
+    return f"{group.mean:.2f} ± {group.error:.2f}"
+
+
+def _range(group: ModalityDimension) -> str:
+    return f"{group.lowest:.2f} to {group.highest:.2f}"

@@ -1,0 +1,122 @@
+"""Points as JSON, and the file of points that an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.atomic import write_text
+from vlp_plugins.errors import DataError, OutputError
+from vlp_plugins.sensitivity.curves import Point
+from vlp_plugins.sensitivity.groups import Group
+
+Key = tuple[str, str, float]
+"""Level and title of a group, and a sparsity."""
+
+
+def record_of(point: Point) -> dict[str, Any]:
+    """What JSON can keep; a loss that is not finite is null."""
+    return {
+        "sparsity": point.sparsity,
+        "removed": point.removed,
+        "losses": [loss if math.isfinite(loss) else None for loss in point.losses],
+        "image_to_text": point.image_to_text,
+        "text_to_image": point.text_to_image,
+    }
+
+
+def point_of(record: Mapping[str, Any]) -> Point:
+    """Inverse of `record_of`; every loss that is not finite is NaN."""
+    return Point(
+        float(record["sparsity"]),
+        int(record["removed"]),
+        tuple(math.nan if loss is None else float(loss) for loss in record["losses"]),
+        record["image_to_text"],
+        record["text_to_image"],
+    )
+
+
+def key_of(group: Group, sparsity: float) -> Key:
+    """What identifies a point."""
+    return (group.level, group.title, sparsity)
+
+
+class PointsFile:
+    """JSON lines, one per point, each on the disk before the next is measured.
+
+    The first line says what is measured, so that points of another run are never taken for those
+    of this one. A last line that a kill cut short counts as not written.
+    """
+
+    def __init__(self, folder: Path | None, run: str, rank: int = 0) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            folder: exists; None keeps nothing.
+            run: a fingerprint of model, method, data and settings.
+            rank: of this process; each writes a file of its own.
+        """
+        self._folder = folder
+        self._run = run
+        self._first: list[str] = []
+        self._path = None if folder is None else folder / f"points-{rank}.jsonl"
+
+    def known(self) -> dict[Key, Point]:
+        """The points that all processes wrote before.
+
+        Raises:
+            DataError: if they are of another run.
+        """
+        found: dict[Key, Point] = {}
+        for path in sorted(self._folder.glob("points-*.jsonl")) if self._folder else ():
+            lines = path.read_text(encoding="utf-8").split("\n")
+            records = [json.loads(line) for line in lines[:-1]]  # the last is empty, or cut short
+            if not records:
+                continue
+            if records[0].get("run") != self._run:
+                raise DataError(
+                    f"{path} holds points of another run (other model, data, method or sparsities);"
+                    " start anew without --resume"
+                )
+            found |= {(r["level"], r["title"], r["sparsity"]): point_of(r) for r in records[1:]}
+        return found
+
+    def begin(self, known: Mapping[Key, Point]) -> None:
+        """Takes note of the points known before; the first new one is written with them."""
+        lines = [json.dumps({"run": self._run})]
+        lines += [_line(level, title, point) for (level, title, _), point in known.items()]
+        self._first = lines
+
+    def add(self, group: Group, point: Point) -> None:
+        """Keeps a point.
+
+        Raises:
+            OutputError: if the disk does not take it.
+        """
+        if self._path is None:
+            return
+        line = _line(group.level, group.title, point)
+        if self._first:
+            text = "".join(f"{each}\n" for each in (*self._first, line))
+            write_text(self._path, text, overwrite=True)
+            self._first = []
+            return
+        try:
+            self._append(self._path, line)
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+    @staticmethod
+    def _append(path: Path, line: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(level: str, title: str, point: Point) -> str:
+    return json.dumps({"level": level, "title": title, **record_of(point)})

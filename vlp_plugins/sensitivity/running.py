@@ -1,0 +1,200 @@
+"""sensitivity(): prunes one group of weights at a time and measures what is left of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.allocation import Allocation
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
+from vlp_plugins.calibration.processes import failing_together, place, told
+from vlp_plugins.errors import DataError, SparsityError, StatisticsError, UnsupportedError
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.launch import wait_for_all
+from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.resolving import (
+    resolve_adapter,
+    resolve_method,
+    resolve_profile,
+    with_profile,
+)
+from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.sensitivity.curves import Curve, Sensitivity
+from vlp_plugins.sensitivity.groups import groups_of
+from vlp_plugins.sensitivity.judging import Judge
+from vlp_plugins.sensitivity.points import missing_points
+from vlp_plugins.sensitivity.records import PointsFile, key_of
+from vlp_plugins.sensitivity.selecting import Selector
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import check_sparsity
+from vlp_plugins.variants import Owners, Variant, is_published
+from vlp_plugins.weights import WeightMap
+
+SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
+
+
+def sensitivity(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    calibration: Iterable[Batch] | None = None,
+    adapter: Adapter | str | None = None,
+    method: str | Scorer | Method = "omp",
+    sparsity: Sequence[float] = SPARSITIES,
+    groups: Sequence[str] = ("modality", "block"),
+    modalities: Sequence[str] | None = None,
+    allocation: Allocation | str | None = None,
+    owners: Owners | None = None,
+    variant: Variant = "default",
+    id_profile: IdProfile | str | Path | None = None,
+    seed: int = 0,
+    retrieve: bool = True,
+    workplace: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+    **parameters: Any,
+) -> Sensitivity:
+    """How a model takes the pruning of each of its parts, all others staying dense.
+
+    Every point (group, sparsity) zeroes weights of the group, measures the pre-training loss and
+    R@1 on the batches, and writes the dense weights back. Under `torchrun` the processes share the
+    points; each must be given the same batches.
+
+    Example:
+        found = sensitivity(model, test_batches, groups=["modality"])
+        for each in prunabilities(found):
+            print(each.group.title, each.loss, each.tolerated)
+
+    Args:
+        model: any module that an adapter with a loss claims. It is left as it is.
+        batches: what is measured on; kept in memory. The selection of weights never sees them.
+        calibration: what the method reads, if it reads data.
+        adapter: see `prune`.
+        method: see `prune`; a `Composition`. Its allocation works within the group alone.
+        sparsity: fractions of a group's elements to remove, above 0.
+        groups: `modality`, `block` (one modality at one depth), `weight`; in that order.
+        modalities: those that are pruned; None: all.
+        allocation: within a group; None: the method's own.
+        owners: see `prune`.
+        variant: see `prune`.
+        id_profile: of the model, for methods `id*NAME`; others do not read it.
+        seed: see `prune`.
+        retrieve: measure R@1, too, if the adapter embeds images and texts.
+        workplace: folder that keeps every point as soon as it is measured; None: keeps none.
+        resume: take points from `workplace` that an interrupted run measured.
+        progress: called with (points done, points in all) of this process.
+        **parameters: of the method.
+
+    Raises:
+        SparsityError: for a sparsity outside (0, 1), or one that the allocation cannot meet.
+        UnknownNameError: for a method, group or modality that does not exist.
+        UnsupportedError: for a method that is a `Procedure`, a family without a loss, or a model
+            that is sharded.
+        DataError: without batches, or if `workplace` holds another run.
+        StatisticsError: if the method reads data and there is no `calibration`, or dimensions and
+            there is no `id_profile`.
+        NonFiniteError: if the dense model's loss is not finite.
+    """
+    adapter = resolve_adapter(model, adapter)
+    sparsities = _checked(sparsity)
+    published = is_published(variant)
+    weights = WeightMap.of(model, adapter)
+    resolved = resolve_method(method, allocation, [], parameters)
+    if isinstance(resolved, IdGuided):
+        if id_profile is None:
+            raise StatisticsError(
+                f"method {resolved.name!r} needs the model's intrinsic dimensions: give an "
+                "id_profile, which `vlp id` or measure_id() makes"
+            )
+        profile = resolve_profile(id_profile)
+        resolved = with_profile(resolved, profile, weights, owners, published=published)
+    composition = composed(resolved)
+    if weights.sharded:
+        raise UnsupportedError(
+            "sensitivity prunes another part of the model in every process and needs whole "
+            "weights in each; load the model without fully_shard"
+        )
+    weights.check_finite()
+    chosen = groups_of(weights, groups, modalities)
+    check_batches(batches, None)
+    measured = list(batches)
+    if not measured:
+        raise DataError("there are no batches to measure on; check the path of the data")
+    selector = Selector(
+        weights,
+        composition,
+        _statistics(model, adapter, weights, composition, calibration, published=published),
+        owners,
+        published,
+        seed,
+    )
+    judge = Judge(model, adapter, weights, measured, retrieve=retrieve)
+    settings = {
+        "method": composition.name,
+        "parameters": json.loads(json.dumps(composition.parameters, default=str)),
+        "allocation": composition.allocation.name,
+        "variant": variant,
+        "owners": owners,
+        "seed": seed,
+        "sparsities": sparsities,
+        "groups": list(groups),
+        "batches": len(measured),
+        "pairs": sum(map(batch_size, measured)),
+        "data": _hash_of(measured),
+        "calibration": None if selector.statistics is None else selector.statistics.fingerprint,
+        "retrieval": judge.retrieves,
+    }
+    run = json.dumps([weights.structure, weights.content_hash(), settings])
+    record = PointsFile(workplace, hashlib.sha256(run.encode()).hexdigest()[:16], place()[0])
+    known = record.known() if resume else {}
+    wait_for_all()  # nobody may begin a file that another still reads
+    record.begin(known)
+    dense = judge.dense()
+    with failing_together():
+        found = missing_points(selector, judge, chosen, sparsities, known, record, progress)
+    points = {key: point for part in told(found) for key, point in part.items()} | known
+    curves = [Curve(g, tuple(points[key_of(g, s)] for s in sparsities)) for g in chosen]
+    return Sensitivity(dense, tuple(curves), weights.structure, adapter.name, settings)
+
+
+def _statistics(
+    model: nn.Module,
+    adapter: Adapter,
+    weights: WeightMap,
+    method: Composition,
+    calibration: Iterable[Batch] | None,
+    *,
+    published: bool,
+) -> Statistics | None:
+    if not method.needs:
+        return None
+    if calibration is None:
+        raise StatisticsError(
+            f"method {method.name!r} reads data: give calibration batches, other ones than those "
+            "that are measured on"
+        )
+    return calibrate(model, adapter, weights, calibration, method.needs, published=published)
+
+
+def _checked(sparsities: Sequence[float]) -> list[float]:
+    found = sorted(dict.fromkeys(check_sparsity(value) for value in sparsities))
+    if not found:
+        raise SparsityError("no sparsities given; give for instance [0.5, 0.75, 0.9]")
+    if found[0] == 0:
+        raise SparsityError("sparsity 0 is the dense model, which is measured anyway; leave it out")
+    return found
+
+
+def _hash_of(batches: Sequence[Batch]) -> str:
+    digest = b""
+    for batch in batches:
+        digest = chain_hash(digest, batch)
+    return digest.hex()[:16]
