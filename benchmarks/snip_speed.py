@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["blip", "xvlm"], choices=["blip", "xvlm"])
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two batches of two, one round")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=FOLDER)
@@ -92,7 +92,7 @@ def main() -> None:
         ratio = f["snip_over_gradients"]
         verdict = "ok" if ratio <= TARGET else "ABOVE"
         print(f"  snip_over_gradients {ratio:.3f}  target {TARGET:g}  {verdict}", flush=True)
-    print(write_results(f"snip_speed-{device.type}", figures, options.out))
+        print(write_results(f"snip_speed-{device.type}", figures, options.out))
 
 
 if __name__ == "__main__":
