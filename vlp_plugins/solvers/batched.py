@@ -51,7 +51,7 @@ def solve_batch(
         found = v_kept.double() + (matrices.mT.double() @ solutions[..., None])[..., 0]
         for piece, row in zip(kept, found, strict=True):
             values[piece] = row[: len(piece)].float()
-        sums[:-1] += block_sums(solutions, targets, ridge, c).sum(0)
+        sums[:-1] += block_sums(solutions, targets, ridge, c)
         sums[-2] += v_pruned.double().square().sum()
     return values, sums
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass
 from itertools import pairwise
 from queue import SimpleQueue
 
@@ -15,19 +16,14 @@ from vlp_plugins.solvers.columns import (
     inexact,
     pick_and_sum,
     symmetric,
+    weighted_sum,
     widened,
 )
-from vlp_plugins.solvers.grouping import Group, Room, groups_of
 from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.systems import (
-    block_sums,
-    check_finite,
-    refit,
-    solve_systems,
-    visibly_rounded,
-)
+from vlp_plugins.solvers.systems import block_sums, check_finite, refit, solve_systems
 
 _SMALL = 1 << 17  # elements of a block below which calls cost more than padding
+_GROUP = 1 << 20  # elements of kept columns that stay in the cache until they are used again
 
 
 def edges_of(bounds: tuple[int, ...], start: int, stop: int) -> list[int]:
@@ -71,60 +67,106 @@ def solve_blocks(
     if part.device.type != "cpu" or part.numel() < _SMALL * len(blocks):
         return solve_batch(problem, part, weights, inside, blocks)
     values = torch.zeros_like(weights, dtype=torch.float32)
-    sizes = [int(inside[start:stop].count_nonzero()) for start, stop in blocks]
-    groups = groups_of(sizes, len(part))
+    pruned = weights.masked_fill(inside, 0)
+    chosen = inside.nonzero()[:, 0]
+    ends = torch.searchsorted(chosen, torch.tensor(edges)).tolist()
+
+    groups = _groups(ends, len(part))
     rooms: SimpleQueue[Room] = SimpleQueue()
     for _ in range(min(torch.get_num_threads(), len(groups))):
-        rooms.put(Room.of(part, [sizes[group] for group in groups]))
+        rooms.put(Room.of(part, groups, ends))
 
-    def solve(these: slice) -> torch.Tensor:
-        bounds = edges[these.start : these.stop + 1]
-        span = slice(bounds[0], bounds[-1])
-        inner = [bound - span.start for bound in bounds]
-        group = Group.of(part[:, span], weights[span], inside[span], inner)
+    def solve(group: range) -> torch.Tensor:
+        pieces = [chosen[ends[i] : ends[i + 1]] for i in group]
+        spans = [slice(edges[i], edges[i + 1]) for i in group]
         room = rooms.get()
         try:
-            sums = _solve_group(problem, group, room)
+            return _solve_group(problem, part, weights, pruned, values, spans, pieces, room)
         finally:
             rooms.put(room)
-        values[span].scatter_(0, group.chosen, group.found)
-        return sums
 
-    return values, torch.cat(over_tensors(solve, groups, part.device)).sum(0)
+    sums = torch.stack(over_tensors(solve, groups, part.device)).sum(0)
+    sums[-1] += torch.linalg.vector_norm(pruned, dtype=torch.float64).square()
+    dense = weighted_sum(part, weights).sum() if problem.first_order else sums.new_zeros(())
+    return values, torch.cat((sums, dense[None]))
 
 
-def _solve_group(problem: Problem, group: Group, room: Room) -> torch.Tensor:
-    """Writes the values of some blocks; returns by block what it adds: see `full_objective`."""
-    n, ridge, c = problem.rows.n, problem.rows.n * problem.ridge, problem.first_order
-    blocks = group.blocks
-    products, grams = room.products[: len(blocks)], room.grams[: len(blocks)]
-    moved = products.new_empty((len(blocks), n))
-    sizes = [n * len(block.places) for block in blocks]
-    kept = [columns.view(n, -1) for columns in room.kept[: sum(sizes)].split(sizes)]
-    for block, columns, product, total in zip(blocks, kept, products, moved, strict=True):
-        pick_and_sum(widened(block.rows), block.places, block.pruned, columns, total)
-        symmetric(columns, out=product)
+@dataclass(frozen=True)
+class Room:
+    """Memory for one group of blocks, used again: fresh memory costs as much time as filling it.
+
+    Attributes:
+        kept: for the kept columns of all blocks of a group, 1-D.
+        products: for their Gram matrices `[b, n, n]`.
+        grams: for the same in float64.
+    """
+
+    kept: torch.Tensor
+    products: torch.Tensor
+    grams: torch.Tensor
+
+    @classmethod
+    def of(cls, part: torch.Tensor, groups: list[range], ends: list[int]) -> Room:
+        """Room for the largest of the groups."""
+        n, dtype = len(part), widened(part[:0]).dtype
+        kept = max(ends[group.stop] - ends[group.start] for group in groups)
+        most = max(map(len, groups))
+        products = part.new_empty((most, n, n), dtype=dtype)
+        exact = torch.empty_like(products, dtype=torch.float64)
+        return cls(part.new_empty(n * kept, dtype=dtype), products, exact)
+
+
+def _groups(ends: list[int], n: int) -> list[range]:
+    """Neighbouring blocks whose kept columns fit into the cache: they are factorised together."""
+    groups, first = [], 0
+    for i in range(1, len(ends)):
+        if i == len(ends) - 1 or (ends[i + 1] - ends[first]) * n > _GROUP:
+            groups.append(range(first, i))
+            first = i
+    return groups
+
+
+def _solve_group(
+    problem: Problem,
+    part: torch.Tensor,
+    weights: torch.Tensor,
+    pruned: torch.Tensor,
+    values: torch.Tensor,
+    spans: list[slice],
+    pieces: list[torch.Tensor],
+    room: Room,
+) -> torch.Tensor:
+    """Writes the values of some blocks and returns what they add to F: see `block_sums`.
+
+    Args:
+        problem: what the part belongs to.
+        part: `[n, m]`.
+        weights: v `[m]`.
+        pruned: v outside the support, else 0, `[m]`.
+        values: `[m]`, written at `pieces`.
+        spans: the columns of every block.
+        pieces: those of them that are in the support.
+        room: what to compute in.
+    """
+    n, ridge, c = len(part), problem.rows.n * problem.ridge, problem.first_order
+    products, grams = room.products[: len(spans)], room.grams[: len(spans)]
+    moved = products.new_empty((len(spans), n))
+    sizes = [n * len(piece) for piece in pieces]
+    flat = room.kept[: sum(sizes)].split(sizes)
+    kept = [block.view(n, len(piece)) for block, piece in zip(flat, pieces, strict=True)]
+    for i, (span, piece) in enumerate(zip(spans, pieces, strict=True)):
+        vector = pruned[span].to(products.dtype)
+        pick_and_sum(widened(part[:, span]), piece - span.start, vector, kept[i], moved[i])
+        symmetric(kept[i], out=products[i])
     targets = moved.double() - c
     grams.copy_(products)
     for i in inexact(products, ridge).nonzero()[:, 0].tolist():
         grams[i] = symmetric(kept[i].double())
-    squares = grams.diagonal(dim1=1, dim2=2).sum(1)
+    squares = grams.diagonal(dim1=1, dim2=2).sum(1).tolist()
     solutions = solve_systems(grams, targets, ridge)
-    exact = visibly_rounded(solutions, squares, _norms([block.kept for block in blocks])).tolist()
-    for i, block in enumerate(blocks):
-        block.found.copy_(refit(kept[i], block.kept, solutions[i], exact=exact[i]))
-    sums = torch.nn.functional.pad(block_sums(solutions, targets, ridge, c), (0, 1))
-    sums[:, -2] += _norms([block.pruned for block in blocks]).square()
-    if c:
-        pairs = zip(kept, blocks, strict=True)
-        of_kept = [columns @ block.kept.to(columns.dtype) for columns, block in pairs]
-        sums[:, -1] = (moved + torch.stack(of_kept)).sum(1, dtype=torch.float64)
-    return sums
-
-
-def _norms(vectors: list[torch.Tensor]) -> torch.Tensor:
-    """Their Euclidean norms, float64 `[b]`."""
-    return torch.stack([torch.linalg.vector_norm(one, dtype=torch.float64) for one in vectors])
+    for i, piece in enumerate(pieces):
+        values[piece] = refit(kept[i], weights[piece], solutions[i], squares[i])
+    return block_sums(solutions, targets, ridge, c)
 
 
 def full_objective(problem: Problem, sums: torch.Tensor) -> float:

@@ -21,7 +21,7 @@ import torch
 
 from vlp_plugins.solvers.columns import gram, pick_columns, weighted_sum
 from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.systems import check_finite, factor, refit, visibly_rounded
+from vlp_plugins.solvers.systems import check_finite, factor, refit
 
 _WIDTH = 1 << 14  # columns in work at a time
 
@@ -128,9 +128,8 @@ class Dual:
 
     def refit(self, kept: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """v_S + A_S' u for columns of the support `[n, k]` and v there `[k]`; float32 `[k]`."""
-        squares = self.matrix.diagonal().sum() - len(self.matrix) * self.ridge
-        exact = visibly_rounded(self.solution[None], squares.clamp_min(0), weights.double().norm())
-        return refit(kept, weights, self.solution, exact=bool(exact))
+        squares = float(self.matrix.diagonal().sum()) - len(self.matrix) * self.ridge
+        return refit(kept, weights, self.solution, max(squares, 0.0))
 
     def shift(self, part: torch.Tensor) -> torch.Tensor:
         """A'u of columns `[n, m]`; float32 `[m]`. With v added it is z."""

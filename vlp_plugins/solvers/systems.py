@@ -53,45 +53,31 @@ def check_finite(found: torch.Tensor) -> None:
         )
 
 
-def visibly_rounded(
-    solutions: torch.Tensor, squares: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """Whether float32 would round A_S' u visibly beside v_S, because u is long.
-
-    Args:
-        solutions: u, float64 `[b, n]`.
-        squares: the sums of the squares of every A_S `[b]`.
-        lengths: |v_S| `[b]`.
-
-    Returns:
-        bool `[b]`.
-    """
-    rounding = 2.0**-24 * solutions.norm(dim=1) * squares.sqrt()
-    return ~(rounding < _VISIBLE * lengths)
-
-
 def refit(
-    columns: torch.Tensor, weights: torch.Tensor, solution: torch.Tensor, *, exact: bool
+    columns: torch.Tensor, weights: torch.Tensor, solution: torch.Tensor, squares: float
 ) -> torch.Tensor:
-    """v_S + A_S' u.
+    """v_S + A_S' u, in float64 where float32 would round it visibly because u is long.
 
     Args:
         columns: A_S `[n, k]`.
         weights: v_S `[k]`.
         solution: u, float64 `[n]`.
-        exact: whether to compute in float64; see `visibly_rounded`.
+        squares: the sum of the squares of A_S.
 
     Returns:
         float32 `[k]`.
     """
-    wide = columns.double() if exact else widened(columns)
-    return torch.addmv(weights.to(wide.dtype), wide.mT, solution.to(wide.dtype)).float()
+    wide = widened(columns)
+    rounding = 2.0**-24 * float(solution.norm()) * squares**0.5
+    if rounding < _VISIBLE * float(weights.norm()):
+        return weights + (solution.to(wide.dtype) @ wide).float()
+    return (weights.double() + solution @ wide.double()).float()
 
 
 def block_sums(
     solutions: torch.Tensor, targets: torch.Tensor, ridge: float, first_order: float
 ) -> torch.Tensor:
-    """What every block adds to A (w - v) `[n]`, and to |w_S - v_S|^2, at its minimiser.
+    """What blocks add to A (w - v) `[n]`, and to |w_S - v_S|^2, at their minimisers.
 
     Args:
         solutions: u `[b, n]`, float64.
@@ -100,8 +86,8 @@ def block_sums(
         first_order: c.
 
     Returns:
-        float64 `[b, n + 1]`.
+        float64 `[n + 1]`.
     """
-    moved = -(ridge * solutions + first_order)
-    distance = (targets * solutions).sum(1) - ridge * solutions.square().sum(1)
-    return torch.cat((moved, distance[:, None]), 1)
+    moved = -(ridge * solutions + first_order).sum(0)
+    distance = (targets * solutions).sum() - ridge * solutions.square().sum()
+    return torch.cat((moved, distance[None]))
