@@ -14,8 +14,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
-def python_blocks():
-    return [code for language, code in BLOCKS if language == "python"]
+def python_block(word):
+    """The Python code of the README that has the word."""
+    (found,) = [code for language, code in BLOCKS if language == "python" and word in code]
+    return found
 
 
 def test_the_three_lines_run(tmp_path, monkeypatch):
@@ -25,7 +27,7 @@ def test_the_three_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"model": model_from_golden(golden), "batches": batches_from_golden(golden)}
 
-    exec(python_blocks()[0], names)
+    exec(python_block("masks.save"), names)
 
     assert names["masks"].verify(names["model"]) == []
     assert (tmp_path / "masks.safetensors").is_file()
@@ -37,10 +39,32 @@ def test_the_example_of_a_scorer_is_a_scorer():
     from vlp_plugins.scorers.base import Evidence
 
     names = {}
-    exec(python_blocks()[1], names)
+    exec(python_block("vlp_scorers"), names)
 
     scores = names["vlp_scorers"]()["square"]().score(torch.tensor([[-2.0]]), Evidence("w"))
     assert scores.tolist() == [[4.0]]
+
+
+def test_the_example_of_pruning_while_training_prunes():
+    import torch
+
+    from benchmarks.parity.blip import batches_from_golden, model_from_golden
+
+    golden = ROOT / "tests" / "golden" / "blip"
+    model = model_from_golden(golden)
+    batch = batches_from_golden(golden)[0]
+    names = {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
+    exec(python_block("GradualPruning").replace("10_000", "4"), names)
+
+    adapter = registry().adapter_for(model)
+    for _ in range(4):
+        names["optimizer"].zero_grad()
+        sum(adapter.losses(model, batch).values()).backward()
+        names["optimizer"].step()
+
+    masks = names["pruning"].masks()
+    assert masks.removed == int(0.75 * (masks.kept + masks.removed))
+    assert masks.verify(model) == []
 
 
 def test_every_method_is_in_the_table_and_every_row_is_a_method():
@@ -48,7 +72,7 @@ def test_every_method_is_in_the_table_and_every_row_is_a_method():
 
     assert set(rows) == {
         "multiflow", "omp", "lamp", "l2", "wanda", "random",
-        "snip", "itersnip", "tamt", "chita", "chita++",
+        "snip", "itersnip", "tamt", "taylor", "platon", "chita", "chita++",
     }  # fmt: skip
     assert set(rows) <= set(registry().method_names())
 
@@ -67,7 +91,8 @@ def test_every_command_that_is_mentioned_exists():
 def test_every_option_that_is_mentioned_exists():
     from vlp_plugins.cli import main
 
-    shown = CliRunner().invoke(main, ["prune", "--help"]).output
+    commands = ("prune", "id", "sensitivity")
+    shown = "".join(CliRunner().invoke(main, [name, "--help"]).output for name in commands)
     ours = set(re.findall(r"(--[a-z][a-z-]+)", README)) - {"--nproc-per-node"}
     assert {option for option in ours if option not in shown} == set()
 

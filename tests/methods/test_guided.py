@@ -92,8 +92,7 @@ def test_without_one_the_same_batches_are_measured_first(model, options):
     measured = measure_id(model, BATCHES, adapter=LosingAdapter())
     assert found == pruned(model, batches=BATCHES, id_profile=measured, **options)
     assert found.manifest.method == options["method"]
-    if options["method"].startswith("id*"):
-        assert found.manifest.parameters["id_profile"]["samples"] == 40
+    assert found.manifest.parameters["id_profile"]["samples"] == 40
 
 
 def test_the_published_variant_measures_as_published(model, monkeypatch):

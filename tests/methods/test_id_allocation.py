@@ -116,6 +116,12 @@ def test_by_name_it_knows_no_dimensions_yet():
         made.select(scored(towers(), Magnitude()), [0.5])
 
 
+def test_what_it_records_tells_one_profile_from_another():
+    assert IdAllocation().record() == {"allocation": "id"}
+    one, other = allocation().record(), allocation(**{"vision.a": 7.0}).record()
+    assert one["id_factors"] == allocation().factors.fingerprint != other["id_factors"]
+
+
 def test_a_weight_without_a_dimension_is_named():
     weights = weights_of(towers())
     more = WeightMap({**weights, "vision.c": weights["vision.a"]}, "towers")

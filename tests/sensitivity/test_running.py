@@ -261,6 +261,16 @@ def test_points_of_another_run_are_refused(model, tmp_path, change):
         run(model, tmp_path, resume=True, **change)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"level": "modality"}'])
+def test_damaged_points_are_refused(model, tmp_path, damage):
+    interrupted(model, tmp_path, after=3)
+    (path,) = tmp_path.glob("points-*.jsonl")
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:2], damage, *lines[3:]]))
+    with pytest.raises(DataError, match=r"points-0.jsonl is damaged .* without --resume"):
+        run(model, tmp_path, resume=True)
+
+
 def test_points_of_other_weights_are_refused(model, tmp_path):
     interrupted(model, tmp_path, after=2)
     with torch.no_grad():

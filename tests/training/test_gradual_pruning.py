@@ -218,6 +218,25 @@ def test_the_state_of_another_run_is_refused_and_says_why():
         other().load_state_dict({})
 
 
+def test_the_state_of_an_earlier_step_lets_go_of_the_zeros():
+    model, optimizer, pruning = begun()
+    states = {}
+
+    def keep(step):
+        if step == 6:
+            states.update({key: value.clone() for key, value in pruning.state_dict().items()})
+
+    train(model, optimizer, 20, after=keep)
+    pruning.load_state_dict(states)
+    assert not pruning.finished
+
+    train(model, optimizer, 7, first=6)
+    assert not any(bool(zeros.any()) for zeros in zeros_of(model).values())
+    train(model, optimizer, 20, first=7)
+    pruning.check()
+    assert all_equal(zeros_of(model), removed_of(pruning.masks()))
+
+
 def test_a_damaged_state_is_refused_and_changes_nothing():
     model, optimizer, pruning = begun()
     train(model, optimizer, 7)

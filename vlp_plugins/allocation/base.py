@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlp_plugins.errors import SparsityError
 from vlp_plugins.intrinsic.factors import Factors
@@ -49,6 +49,10 @@ class Allocation(ABC):
             UnsupportedError: if factors cannot change anything.
         """
         return self
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest of masks says about it, and a run that is resumed must have alike."""
+        return {"allocation": self.name}
 
 
 def overall(target: Target, allocation: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlp_plugins.allocation.base import Allocation, overall
 from vlp_plugins.allocation.thresholds import modalities_of, within_modalities
@@ -42,6 +42,10 @@ class IdAllocation(Allocation):
 
     def with_factors(self, factors: Factors) -> Allocation:
         return IdAllocation(factors)
+
+    def record(self) -> dict[str, Any]:
+        known = {} if self.factors is None else self.factors.record()
+        return {**super().record(), **known}
 
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0

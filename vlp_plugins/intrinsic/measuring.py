@@ -14,6 +14,7 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.processes import (
     agreed,
     check_same,
+    failing_together,
     place,
     turns,
 )
@@ -148,8 +149,10 @@ def _go_on(
             complete=sharded or place()[1] == 1,
         )
         tell.passes += 1
-        if file is not None and not place()[0]:
-            file.save(state)
+        if file is not None:
+            with failing_together():
+                if not place()[0]:
+                    file.save(state)
     if not tell.passes:  # all was known; make sure that it is about these batches
         for _ in reader:
             pass

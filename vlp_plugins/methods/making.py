@@ -146,7 +146,7 @@ def _parameters(
 ) -> dict[str, Any]:
     return {
         **method.parameters,
-        "allocation": method.allocation.name,
+        **method.allocation.record(),
         "floor": floor,
         "owners": owners,
         "variant": "published" if published else "default",

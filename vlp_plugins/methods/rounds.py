@@ -170,7 +170,7 @@ class RunInRounds:
         return {
             "method": method.name,
             "parameters": method.parameters,
-            "allocation": method.allocation.name,
+            **method.allocation.record(),
             "variant": "published" if context.published else "default",
             "target": target,
             "floor": context.floor,

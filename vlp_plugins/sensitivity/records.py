@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import DataError, OutputError
+from vlp_plugins.errors import DataError, OutputError, first_line
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 
@@ -69,21 +69,28 @@ class PointsFile:
         """The points that all processes wrote before.
 
         Raises:
-            DataError: if they are of another run.
+            DataError: if they are of another run, or damaged.
         """
         found: dict[Key, Point] = {}
         for path in sorted(self._folder.glob("points-*.jsonl")) if self._folder else ():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            records = [json.loads(line) for line in lines[:-1]]  # the last is empty, or cut short
-            if not records:
-                continue
-            if records[0].get("run") != self._run:
+            try:
+                found |= self._read(path)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
-                    f"{path} holds points of another run (other model, data, method or sparsities);"
-                    " start anew without --resume"
-                )
-            found |= {(r["level"], r["title"], r["sparsity"]): point_of(r) for r in records[1:]}
+                    f"{path} is damaged ({type(error).__name__}: {first_line(error)}); start anew "
+                    "without --resume"
+                ) from error
         return found
+
+    def _read(self, path: Path) -> dict[Key, Point]:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in lines[:-1]]  # the last is empty, or cut short
+        if records and records[0].get("run") != self._run:
+            raise DataError(
+                f"{path} holds points of another run (other model, data, method or sparsities); "
+                "start anew without --resume"
+            )
+        return {(r["level"], r["title"], r["sparsity"]): point_of(r) for r in records[1:]}
 
     def begin(self, known: Mapping[Key, Point]) -> None:
         """Takes note of the points known before; the first new one is written with them."""

@@ -223,6 +223,9 @@ class GradualPruning:
             MaskError: if the state is of another run, or damaged.
         """
         self._dense = restore(self._rising, state)
+        if self._lock is not None and not self._rising.held:  # the state is of an earlier step
+            self._lock.detach()
+            self._lock = None
         if self._handles and self._rising.held:
             self._hold()
 

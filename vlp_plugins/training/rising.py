@@ -64,7 +64,7 @@ class Rise:
         return {
             **self.score.parameters,
             **self.timetable.record(),
-            "allocation": self.allocation.name,
+            **self.allocation.record(),
             "floor": self.floor,
             "revive": self.revive,
             **({} if self.factors is None else self.factors.record()),

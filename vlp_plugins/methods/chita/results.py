@@ -36,7 +36,7 @@ def masks_of(
         **(more or {}),
         **found.facts,
         **(setup.factors.record() if setup.factors else {}),
-        "allocation": setup.allocation.name,
+        **setup.allocation.record(),
         "variant": "published" if context.published else "default",
     }
     manifest = Manifest.for_weights(

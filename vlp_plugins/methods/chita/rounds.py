@@ -139,7 +139,7 @@ class RunInStages:
         return {
             "method": self.method.name,
             "parameters": {**self.method.parameters, **self.setup.settings.parameters()},
-            "allocation": self.setup.allocation.name,
+            **self.setup.allocation.record(),
             "variant": "published" if context.published else "default",
             "target": target,
             "batches of a round": self.rows,

@@ -182,7 +182,7 @@ class Tamt(Procedure):
             parameters={
                 "steps": len(seen.sizes),
                 "lr": self.lr or _learning_rate(published=context.published),
-                "allocation": self.allocation.name,
+                **self.allocation.record(),
                 "floor": context.floor,
                 "variant": "published" if context.published else "default",
                 **self._record(),
