@@ -106,7 +106,7 @@ def small_budget(words: Sequence[object]) -> int:
     """
     budget = 1024
     while "error" in (text := CliRunner().invoke(main, [*map(str, words), str(budget)]).stderr):
-        budget = int(re.search(r"memory_budget=(\d+) or more", text)[1])
+        budget = int(re.search(r"memory_budget=(\d+) ", text)[1])
     return budget
 
 

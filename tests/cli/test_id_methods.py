@@ -189,5 +189,11 @@ def test_what_is_missing_is_asked_for(vlp, xvlm, guided, tmp_path) -> None:
     statistics = ("--statistics", guided / "statistics.safetensors")
     result = vlp(*start, "--method", "id*multiflow", *statistics, code=2)
     assert "give --id-profile FILE beside --statistics" in result.stderr
-    plan = ("plan", "--model", xvlm, "--sparsity", "0.5", "--method", "id*omp", "--data", "d")
+    plan = ("plan", "--model", xvlm, "--sparsity", "0.5", "--method", "id*omp")
     assert "give their number with --batches" in vlp(*plan, code=2).stderr
+
+
+def test_a_plan_counts_the_batches_of_the_data(vlp, xvlm, photos) -> None:
+    words = ("plan", "--model", xvlm, "--sparsity", "0.5", "--method", "id*omp", "--data", photos)
+    assert "1 pass over 2 batches" in vlp(*words, "--batch-size", "10").stdout.replace("\n", " ")
+    assert "10 are too few" in vlp(*words, "--batch-size", "10", "--batches", "1", code=2).stderr

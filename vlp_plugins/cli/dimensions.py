@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--drop",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=click.FloatRange(0, 0.9),
     help="Fraction of the largest ratios left out; two points if not given.",
 )
 @click.option("--blocks", type=click.IntRange(min=1), help="Mean over 1 to so many blocks.")

@@ -54,8 +54,9 @@ def pack(needs: Sequence[Need], budget: int) -> list[tuple[int, int]]:
             raise UnsupportedError(
                 f"the points of {need.name} take {text_of(need.held)} and the search for "
                 f"neighbours {text_of(need.work)}, but the memory budget is {text_of(budget)}; use "
-                "fewer samples (limit), keep points in bfloat16 (dtype='bfloat16', half of it), or "
-                f"give memory_budget={need.held + need.work} or more"
+                "fewer samples (limit, --batches), keep points in bfloat16 (dtype='bfloat16', "
+                "--points-dtype; half of it), or give "
+                f"memory_budget={need.held + need.work} (--memory-budget) or more"
             )
     passes: list[tuple[int, int]] = []
     start = 0

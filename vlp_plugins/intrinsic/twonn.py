@@ -44,9 +44,8 @@ def estimate(
         StatisticsError: if all points are equal, or fewer than 20 are usable, in a block too.
         NonFiniteError: if a coordinate is NaN or infinite.
     """
+    check_number(len(points), estimator, what=what)
     blocks = disjoint_blocks(len(points), estimator)
-    if (size := blocks[-1].shape[1]) < MINIMUM:
-        raise StatisticsError(_too_few(len(points), size, estimator.blocks, what))
     positions = [block.to(points.device) for block in blocks]
     found = [near.cpu() for near in nearest_in_blocks(points, positions, what=what)]
     if not found[0].r2.any() and all(torch.equal(point, points[0]) for point in points):
@@ -69,6 +68,12 @@ def estimate(
         block_dimensions=tuple(part.dimension for part in parts),
         block_deviations=tuple(part.deviation for part in parts),
     )
+
+
+def check_number(n: int, estimator: Estimator, *, what: str = "points") -> None:
+    """Raises `StatisticsError` if so many points are too few, in blocks or at all."""
+    if (size := n // estimator.blocks) < MINIMUM:
+        raise StatisticsError(_too_few(n, size, estimator.blocks, what))
 
 
 def disjoint_blocks(n: int, estimator: Estimator) -> list[torch.Tensor]:

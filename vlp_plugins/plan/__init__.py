@@ -10,6 +10,7 @@ from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.plan.compositions import plan_composition
 from vlp_plugins.plan.guided import plan_guided
+from vlp_plugins.plan.length import with_length
 from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.plan.procedures import plan_procedure
 from vlp_plugins.plan.value import Plan
@@ -26,7 +27,7 @@ def plan_run(
 ) -> Plan:
     """Finds out what a run costs with two made-up batches, and writes nothing.
 
-    No file is read. The batches have blank images and captions of usual length. The peak is that
+    No image is read. The batches have blank images and captions of usual length. The peak is that
     of this process, so it is meant for a fresh one that loads the model and plans, as `vlp plan`
     does; how an allocator fragments its memory cannot be calculated, only repeated.
 
@@ -43,7 +44,7 @@ def plan_run(
     if job.method.reads_data and processor is None:
         raise ValueError(f"method {job.method.name!r} reads data: a processor is needed")
     batches = None if processor is None else MadeUp(job.adapter, processor, batch_size, image_size)
-    return _plan(job, batches)
+    return _plan(with_length(job), batches)
 
 
 def _plan(job: Prepared, batches: MadeUp | None) -> Plan:

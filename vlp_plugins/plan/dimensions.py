@@ -13,6 +13,8 @@ from vlp_plugins.bytes import bytes_of
 from vlp_plugins.devices import dtype_of
 from vlp_plugins.errors import DataError
 from vlp_plugins.intrinsic.plan import IdPlan, plan
+from vlp_plugins.intrinsic.twonn import check_number
+from vlp_plugins.intrinsic.usual import usual_settings
 from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.recipes import DataRecipe
@@ -50,6 +52,7 @@ def plan_dimensions(
 
     Raises:
         DataError: if nobody says how many samples there will be.
+        StatisticsError: if they are too few.
         UnsupportedError: if a single layer does not fit into the budget.
     """
     loaded = Loaded.of(source, max_length=data.max_length)
@@ -57,6 +60,8 @@ def plan_dimensions(
     made_up = MadeUp(loaded.adapter, loaded.processor, min(data.batch_size, samples), _PIXELS)
     batch = next(iter(made_up))
     published = is_published(options["variant"])
+    estimator = options["estimator"] or usual_settings(published=published)[0]
+    check_number(samples, estimator, what="samples")
     dtype = dtype_of(options["dtype"])
     budget = options["memory_budget"]
 

@@ -9,6 +9,7 @@ from vlp_plugins.allocation import ModalityAllocation
 from vlp_plugins.bytes import bytes_of
 from vlp_plugins.errors import DataError
 from vlp_plugins.intrinsic.plan import plan
+from vlp_plugins.intrinsic.twonn import check_number
 from vlp_plugins.intrinsic.usual import usual_settings
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.memory import resident_bytes
@@ -28,6 +29,7 @@ def plan_guided(job: Prepared, method: IdGuided, batches: MadeUp, inner: Plan) -
 
     Raises:
         DataError: if nobody can say how many batches there will be.
+        StatisticsError: if there will be too few samples.
         UnsupportedError: if a layer does not fit into the memory budget.
     """
     count = job.recipe.data.batches
@@ -37,7 +39,8 @@ def plan_guided(job: Prepared, method: IdGuided, batches: MadeUp, inner: Plan) -
             f"dimensions for {method.name!r} takes; give their number with --batches"
         )
     budget = job.recipe.memory_budget
-    _, padding = usual_settings(published=job.published)
+    estimator, padding = usual_settings(published=job.published)
+    check_number(count * batches.size, estimator, what="samples")
     batch = next(iter(batches))
     start = time.perf_counter()
     measuring = plan(

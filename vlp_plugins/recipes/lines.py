@@ -56,7 +56,8 @@ def read_yaml(path: Path) -> Value:
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not UTF-8 text") from error
     except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}") from error
+        hint = "; a model is given by --model" if path.is_dir() else ""
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}{hint}") from error
     root = parse_yaml(text, str(path), path.name)
     if not isinstance(root.data, dict):
         raise RecipeError(

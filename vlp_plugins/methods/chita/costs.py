@@ -147,8 +147,8 @@ def _batches(context: Context, settings: Settings) -> int:
         return min(numbers)
     if settings.rows is None:
         raise DataError(
-            "nobody can say how many batches there will be; give their number (batches in a "
-            "recipe, limit in Python), or rows"
+            "nobody can say how many batches there will be; give their number (--batches, batches "
+            "in a recipe, limit in Python), or rows"
         )
     return settings.rows
 
