@@ -93,7 +93,8 @@ def test_every_option_that_is_mentioned_exists():
 
     commands = ("prune", "id", "sensitivity")
     shown = "".join(CliRunner().invoke(main, [name, "--help"]).output for name in commands)
-    ours = set(re.findall(r"(--[a-z][a-z-]+)", README)) - {"--nproc-per-node"}
+    readme = re.sub(r"`python -m [^`]*`", "", README)  # benchmarks have options of their own
+    ours = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--nproc-per-node"}
     assert {option for option in ours if option not in shown} == set()
 
 

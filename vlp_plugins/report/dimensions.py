@@ -90,7 +90,7 @@ def dimension_sentences(layers: Sequence[LayerDimension]) -> list[str]:
         _sentence(
             "the widest range of IDs",
             {group.modality: (group.spread, group.spread_error) for group in spreads},
-            "Ranges (highest minus lowest)",
+            "Ranges (highest minus lowest; more layers, wider)",
         ),
     ]
 
