@@ -39,9 +39,7 @@ def measure(
     family: str, device: torch.device, batches: int, size: int, rounds: int
 ) -> dict[str, Any]:
     """Seconds and extra peak bytes of both sides."""
-    model: Any = full_size(family, device)
-    if family == "xvlm":
-        model.config.text_config.mask_token_id = 103  # of BERT, for the masked-word loss
+    model = full_size(family, device)
     adapter = registry().adapter_for(model)
     data: list[Batch] = list(random_batches(batches, size, device))
     weights = WeightMap.of(model, adapter)
