@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -181,8 +181,7 @@ class SparsityLock:
             here(parameter.grad).masked_fill_(removed, 0)
 
     def _check_held(self, optimizers: tuple[Optimizer, ...]) -> None:
-        held = {id(p) for each in optimizers for p in parameters_in(each)}
-        outside = [name for name, uses in self._uses.items() if not held & set(map(id, uses))]
+        outside = held_by_none(self._uses, *optimizers)
         if len(outside) == len(self._uses):
             raise UnsupportedError(
                 f"the optimizer holds none of the {len(self._uses)} locked weights; make the lock "
@@ -211,9 +210,11 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def parameters_in(optimizer: Optimizer) -> list[torch.Tensor]:
-    """Everything that an optimizer trains."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def held_by_none(uses: Mapping[str, Sequence[nn.Parameter]], *optimizers: Optimizer) -> list[str]:
+    """The names of the weights of which no optimizer trains any parameter."""
+    groups = (group for each in optimizers for group in each.param_groups)
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    return [name for name, parameters in uses.items() if not held & set(map(id, parameters))]
 
 
 def _fitting(masks: Mapping[str, torch.Tensor], name: str, weight: Weight) -> torch.Tensor:

@@ -131,6 +131,11 @@ class WeightMap(Mapping[str, Weight]):
         """Number of prunable elements, each counted once."""
         return sum(weight.numel for weight in self.values())
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the prunable weights, each counted once."""
+        return sum(weight.numel * weight.parameter.element_size() for weight in self.values())
+
     def by_modality(self) -> dict[str, list[Weight]]:
         """The weights of each modality, in order of first appearance."""
         groups: dict[str, list[Weight]] = {}

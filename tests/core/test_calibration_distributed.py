@@ -93,6 +93,7 @@ try:
     run(toy_batches(4, seed=rank))
 except DataError as error:
     (folder / f"error{rank}").write_text(str(error))
+distributed.barrier()  # gloo may abort a process whose peer is still at work
 distributed.destroy_process_group()
 """
 

@@ -38,6 +38,7 @@ except KeyboardInterrupt:
     pass
 prune(model, toy_batches(6), resume=True, **stages).save(folder / f"itersnip{rank}")
 prune(model, toy_batches(6), method="tamt", **options).save(folder / f"tamt{rank}")
+distributed.barrier()  # gloo may abort a process whose peer is still at work
 distributed.destroy_process_group()
 """
 

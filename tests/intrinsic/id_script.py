@@ -74,6 +74,7 @@ def main(folder: Path) -> None:
         profile.save(folder / f"{name}{rank}.json")
     (folder / f"nan{rank}").write_text(error_of(NonFiniteError, spoilt))
     (folder / f"data{rank}").write_text(error_of(DataError, toy_batches(8, seed=rank)))
+    distributed.barrier()  # gloo may abort a process whose peer is still at work
     distributed.destroy_process_group()
 
 

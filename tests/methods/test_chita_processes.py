@@ -29,6 +29,7 @@ for name, method in METHODS.items():
 method = METHODS["stages"]
 method.run(context_of(workplace=folder))
 method.run(context_of(workplace=folder, resume=True))[0].save(folder / f"resumed{rank}")
+distributed.barrier()  # gloo may abort a process whose peer is still at work
 distributed.destroy_process_group()
 """
 

@@ -60,4 +60,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     main(Path(sys.argv[1]))
+    distributed.barrier()  # gloo may abort a process whose peer is still at work
     distributed.destroy_process_group()

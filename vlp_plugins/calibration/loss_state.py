@@ -28,6 +28,11 @@ def copy_of_state(model: nn.Module, adapter: Adapter) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in adapter.loss_state(model)]
 
 
+def bytes_of_state(model: nn.Module, adapter: Adapter) -> int:
+    """Bytes that the state takes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.loss_state(model))
+
+
 def check_whole(state: Sequence[torch.Tensor]) -> None:
     """Raises `UnsupportedError` if losses change something that is sharded.
 

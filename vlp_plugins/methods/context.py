@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.targets import Target
 from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap
@@ -56,6 +57,17 @@ class Context:
     workplace: Path | None = None
     resume: bool = False
     progress: Callable[[int, int | None], None] | None = None
+
+    def loss_probe(self) -> LossProbe:
+        """A probe of the model's loss, as the run asks for it."""
+        return LossProbe(
+            self.model,
+            self.adapter,
+            self.weights,
+            published=self.published,
+            autocast=self.autocast,
+            skip_nonfinite=self.skip_nonfinite,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlp_plugins.allocation import Allocation, Pattern
+from vlp_plugins.calibration.loss_state import bytes_of_state
 from vlp_plugins.errors import DataError, SparsityError
 from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.masks import Masks
@@ -112,8 +113,8 @@ class Iterative(Procedure):
         of_a_target = self.rounds * per_round
         runs = len(context.targets)
         total = number_of_batches(context) or of_a_target
-        copies = sum(w.numel * w.parameter.element_size() for w in context.weights.values())
-        state = sum(t.numel() * t.element_size() for t in context.adapter.loss_state(context.model))
+        copies = context.weights.stored_bytes
+        state = bytes_of_state(context.model, context.adapter)
         by_loss = any(isinstance(statistic, LossStatistic) for statistic in self.composition.needs)
         sizes = [s.size(w) for s in self.composition.needs for w in context.weights.values()]
         gradients = 4 * context.weights.numel if by_loss else 0

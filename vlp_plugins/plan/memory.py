@@ -27,6 +27,6 @@ def peak_with_writing(job: Prepared, peak: int, mask_file: int) -> int:
         mask_file: bytes of the largest file of masks; its checksum and its copy are made of it.
     """
     if job.recipe.save_model:  # the dense weights are kept while the pruned ones are written
-        dense = sum(w.numel * w.parameter.element_size() for w in job.weights.values())
+        dense = job.weights.stored_bytes
         peak = max(peak, resident_bytes() + dense)
     return max(peak, resident_bytes() + 2 * mask_file)

@@ -18,7 +18,7 @@ from vlp_plugins.allocation import Allocation, allocation_by_name
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.lock import SparsityLock, parameters_in, unwrapped
+from vlp_plugins.lock import SparsityLock, held_by_none, unwrapped
 from vlp_plugins.masks import Masks
 from vlp_plugins.sharding import zero_outside
 from vlp_plugins.targets import Target, target_of
@@ -277,8 +277,7 @@ class GradualPruning:
     def _check_held(self, optimizer: Optimizer) -> None:
         if not self._rising.rise.score.reads_gradients:
             return
-        held = {id(parameter) for parameter in parameters_in(optimizer)}
-        outside = [name for name, uses in self._uses.items() if not held & set(map(id, uses))]
+        outside = held_by_none(self._uses, optimizer)
         if outside:
             raise UnsupportedError(
                 f"{len(outside)} of {len(self._uses)} prunable weights are not in the optimizer "

@@ -10,8 +10,12 @@ import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.allocation import Allocation, GlobalAllocation
-from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
+from vlp_plugins.calibration.loss_state import (
+    bytes_of_state,
+    copy_of_state,
+    loss_state_again,
+    write_state,
+)
 from vlp_plugins.calibration.processes import of_first
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors, guided_name
@@ -134,10 +138,9 @@ class PruningWhileTraining(Procedure):
             self._rise(context, target)  # says what cannot be
         runs, size = len(context.targets), context.weights.numel
         total = number_of_batches(context) or steps
-        stored = sum(w.numel * w.parameter.element_size() for w in context.weights.values())
+        stored = context.weights.stored_bytes
         copies = stored + (4 * size if stored < 4 * size else 0)  # masters of half precision
-        loss_state = context.adapter.loss_state(context.model)
-        state = sum(t.numel() * t.element_size() for t in loss_state)
+        state = bytes_of_state(context.model, context.adapter)
         # Gradients, two moments, the samples of a window and one in the making.
         tensors = 5 + len(self.score.remembers)
         saved = 4 * (3 + 1 + len(self.score.remembers)) * size + state
@@ -175,14 +178,7 @@ class PruningWhileTraining(Procedure):
         file = TrainingFile(context.workplace, self._identity(context, rise, dense))
         batches.restart()
         seen = Seen(batches.take(steps))
-        probe = LossProbe(
-            context.model,
-            context.adapter,
-            context.weights,
-            published=context.published,
-            autocast=context.autocast,
-            skip_nonfinite=context.skip_nonfinite,
-        )
+        probe = context.loss_probe()
 
         def told(done: int) -> None:
             due = done % max(1, steps // CHECKPOINTS) == 0 or done == steps

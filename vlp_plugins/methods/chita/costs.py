@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.bytes import text_of
+from vlp_plugins.calibration.loss_state import bytes_of_state
 from vlp_plugins.errors import DataError
 from vlp_plugins.methods.base import Context, Cost
 from vlp_plugins.methods.chita.groups import groups_of
@@ -70,7 +71,7 @@ def cost_of(
         keep_in=settings.keep_in,
         device=next(context.model.parameters()).device,
     )
-    state = sum(t.numel() * t.element_size() for t in context.adapter.loss_state(context.model))
+    state = bytes_of_state(context.model, context.adapter)
     stage = 5 * p + state if rounds else 0  # values and support, and what the losses change
     files = len(context.targets) * stage if context.workplace else 0
     part = n * max(b - a for group in plan.cuts for own in group for a, b in pairwise(own))

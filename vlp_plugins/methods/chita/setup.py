@@ -70,13 +70,13 @@ class Setup:
         if settings.auto:
             # A probe of its own: that of the rows may be at work when it is asked.
             held_out = HeldOut(
-                _probe(context),
+                context.loss_probe(),
                 calibration.held_out,
                 calibration.available,
                 skip_nonfinite=context.skip_nonfinite,
             )
         columns = Columns.of(context.weights, settings.columns_of_block)
-        probe = _probe(context)
+        probe = context.loss_probe()
         return cls(context, settings, allocation, calibration, columns, probe, held_out, factors)
 
     @property
@@ -147,14 +147,3 @@ class Setup:
                 alive=None if alive is None else self.columns.join(alive),
                 factors=self.factors,
             )
-
-
-def _probe(context: Context) -> LossProbe:
-    return LossProbe(
-        context.model,
-        context.adapter,
-        context.weights,
-        published=context.published,
-        autocast=context.autocast,
-        skip_nonfinite=context.skip_nonfinite,
-    )

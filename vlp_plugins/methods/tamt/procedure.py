@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vlp_plugins.allocation import Allocation, GlobalAllocation
-from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import place
+from vlp_plugins.calibration.loss_state import bytes_of_state
+from vlp_plugins.calibration.processes import of_first
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks import Manifest, Masks
@@ -113,8 +113,8 @@ class Tamt(Procedure):
         steps = self._steps(context)
         runs = len(context.targets)
         size = context.weights.numel
-        copies = sum(w.numel * w.parameter.element_size() for w in context.weights.values())
-        state = sum(t.numel() * t.element_size() for t in context.adapter.loss_state(context.model))
+        copies = context.weights.stored_bytes
+        state = bytes_of_state(context.model, context.adapter)
         tensors = 5 if context.published else 2  # scores (with moments and |M|) and gradients
         total = number_of_batches(context) or steps
         return Cost(
@@ -150,14 +150,7 @@ class Tamt(Procedure):
         steps = self._steps(context)
         batches.restart()
         seen = Seen(batches.take(steps))
-        probe = LossProbe(
-            context.model,
-            context.adapter,
-            context.weights,
-            published=context.published,
-            autocast=context.autocast,
-            skip_nonfinite=context.skip_nonfinite,
-        )
+        probe = context.loss_probe()
 
         def told(done: int) -> None:
             if context.progress is not None:
@@ -191,7 +184,8 @@ class Tamt(Procedure):
             sparsity=target,
             calibration=seen.calibration(),
         )
-        return _of_first_process(Masks.from_dense(masks_of(scores, context.weights), manifest))
+        # Every process runs every step; where their arithmetic differs, that of the first counts.
+        return of_first(Masks.from_dense(masks_of(scores, context.weights), manifest))
 
     def _scores(self, context: Context, dense: dict[str, torch.Tensor], target: Target) -> Scores:
         cutting = Cutting(
@@ -211,12 +205,3 @@ def _train_mode(model: nn.Module) -> None:
     """Dropout on; batch norms keep their running averages, which nobody would restore."""
     for module in model.modules():
         module.training = not isinstance(module, _NormBase)
-
-
-def _of_first_process(masks: Masks) -> Masks:
-    """Every process runs every step; where their arithmetic differs, that of the first counts."""
-    if place()[1] == 1:
-        return masks
-    found = [masks]
-    distributed.broadcast_object_list(found)
-    return found[0]
