@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -18,8 +18,12 @@ from vlp_plugins.masks import Masks, Violation
 from vlp_plugins.masks.fitting import fit, wrong_shape
 from vlp_plugins.sharding import here, is_sharded, part_of
 from vlp_plugins.weights import Weight, uses_of
+from vlp_plugins.wrapping import bare, unwrapped
 
 _log = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class SparsityLock:
@@ -36,15 +40,17 @@ class SparsityLock:
     the weight (under `fully_shard` for the part that the process holds), none for a weight of which
     nothing is removed. A step costs one pass over gradients and one over weights.
 
-    Make the lock when the model is where and what it will be trained as: after `.to(...)` and after
-    wrapping by `fully_shard`.
+    Make the lock when the model is where and what it will be trained as: after `.to(...)`, after
+    `fully_shard`, after `accelerator.prepare`. A model wrapped by `DistributedDataParallel` or
+    `torch.compile` is taken as what is in the wrapper.
     """
 
     def __init__(self, model: nn.Module, masks: Masks, adapter: Adapter | None = None) -> None:
         """Takes the masks; nothing is done to the model before `apply` or `attach`.
 
         Args:
-            model: of the structure the masks were made for, or a downstream model of the family.
+            model: of the structure the masks were made for, or a downstream model of the family;
+                wrapped or not.
             masks: whose removed elements shall stay zero; new values in them are not written:
                 `masks.apply(model)` does that.
             adapter: see `Masks.apply`.
@@ -53,6 +59,7 @@ class SparsityLock:
             MaskError: if the masks do not fit the model.
             UnclaimedModelError: without an adapter, if none claims the model.
         """
+        model = bare(model)
         self._weights, _ = fit(masks.manifest, model, adapter)
         self._uses = {name: uses_of(model, weight) for name, weight in self._weights.items()}
         self._removed: dict[str, torch.Tensor] = {}
@@ -164,6 +171,24 @@ class SparsityLock:
                 "attached to the optimizer that trains them"
             )
 
+    def save_checked(
+        self,
+        save: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Result:
+        """Saves only what is as sparse as it should be: `check`, then `save(*args, **options)`.
+
+            lock.save_checked(model.save_pretrained, "tuned")
+
+        Of a sharded model every process must call it.
+
+        Raises:
+            MaskError: see `check`; nothing is saved then.
+        """
+        self.check()
+        return save(*args, **options)
+
     def __enter__(self) -> SparsityLock:
         return self
 
@@ -195,19 +220,6 @@ class SparsityLock:
                 len(wanting),
                 wanting[0],
             )
-
-
-def unwrapped(optimizer: Any) -> Optimizer:
-    """The optimizer itself, out of wrappers such as that of `accelerate`."""
-    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise UnsupportedError(
-            f"{type(optimizer).__name__} is no torch.optim.Optimizer, so its steps cannot be "
-            "watched; give the torch optimizer, or call mask_gradients() before and apply() after "
-            "every step"
-        )
-    return optimizer
 
 
 def held_by_none(uses: Mapping[str, Sequence[nn.Parameter]], *optimizers: Optimizer) -> list[str]:

@@ -18,7 +18,7 @@ from vlp_plugins.allocation import Allocation, allocation_by_name
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.lock import SparsityLock, held_by_none, unwrapped
+from vlp_plugins.lock import SparsityLock, held_by_none
 from vlp_plugins.masks import Masks
 from vlp_plugins.sharding import zero_outside
 from vlp_plugins.targets import Target, target_of
@@ -29,6 +29,7 @@ from vlp_plugins.training.scores import training_score
 from vlp_plugins.training.state import dump, restore
 from vlp_plugins.training.timetable import Timetable, default_warmup
 from vlp_plugins.weights import WeightMap, uses_of
+from vlp_plugins.wrapping import unwrapped
 
 logger = logging.getLogger("vlp_plugins.training")
 
