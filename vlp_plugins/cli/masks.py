@@ -56,26 +56,38 @@ def show(file: Path) -> None:
 @click.option(
     "--keep-weights", is_flag=True, help="Zero what is removed, but write no new weights."
 )
+@click.option(
+    "--sparse", is_flag=True, help="Save bits and values instead of zeros, in less space."
+)
 @model_options
-def apply(file: Path, model: str, target: Path, keep_weights: bool, **loading: Any) -> None:
+def apply(
+    file: Path, model: str, target: Path, keep_weights: bool, sparse: bool, **loading: Any
+) -> None:
     """Applies a mask FILE to MODEL (any of its structure) and saves the pruned model.
 
     Masks of methods that change what they keep, such as CHITA, bring new weights, which are
-    written, too.
+    written, too. With --sparse other commands read the folder as usual, and Python reads it by
+    vlp_plugins.sparse.load_sparse; transformers alone does not.
     """
     from vlp_plugins.atomic import check_new_folder
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks import Masks
     from vlp_plugins.saving import save_model
+    from vlp_plugins.sparse import save_sparse
 
     check_new_folder(target)
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
     found.apply(loaded, adapter if loading["adapter"] else None, values=not keep_weights)
-    save_model(loaded, target, source=model)
+    if sparse:
+        size = save_sparse(loaded, target, masks=found, adapter=adapter, source=model)
+    else:
+        save_model(loaded, target, source=model)
     click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
     if found.new_values is not None:
         click.echo(f"the others were {'left as they are' if keep_weights else 'written anew'}")
+    if sparse:
+        click.echo(str(size))
 
 
 @masks.command()

@@ -1,0 +1,146 @@
+"""The file of a compact sparse checkpoint; `vlp_plugins.artifacts` says how it is built.
+
+A weight that is sparse enough to gain by it is two tensors: `NAME.bitmask`, uint8, one bit per
+element in row-major order, the most significant bit first; and `NAME.values`, the elements whose
+bit is set. Everything else, parameters and buffers, is there as it is, whatever is tied once.
+NAME is the parameter's path in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlp_plugins import artifacts
+from vlp_plugins.bytes import text_of
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.sharding import OnDemand
+from vlp_plugins.sparse.packing import kept_values, mismatch, packed_bytes, unpacked
+
+SPARSE_FILE = "vlp_sparse.safetensors"
+FORMAT = artifacts.Format(
+    "sparse checkpoint",
+    "vlp_sparse",
+    1,
+    UnsupportedError,
+    "copy the whole folder again, or write it anew with save_sparse",
+)
+_BITMASK, _VALUES = ".bitmask", ".values"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSize:
+    """What a sparse checkpoint takes.
+
+    Attributes:
+        weights: number of weights that are stored as bits and values.
+        stored: their bytes in the file.
+        dense: their bytes in a dense checkpoint.
+        file: bytes of the whole file.
+    """
+
+    weights: int
+    stored: int
+    dense: int
+    file: int
+
+    @property
+    def ratio(self) -> float:
+        """Stored bytes of the sparse weights over their dense bytes; 1 if there are none."""
+        return self.stored / self.dense if self.dense else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.weights} weights take {text_of(self.stored)} instead of {text_of(self.dense)}, "
+            f"the whole file {text_of(self.file)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a file has, checked.
+
+    Attributes:
+        tensors: bits, values and dense tensors by their names in the file.
+        shapes: of the sparse weights, by path.
+        header: what else was written; see `save_sparse`.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    header: Mapping[str, Any]
+
+    def shapes_of_all(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all parameters and buffers, by path."""
+        packed = {f"{name}{end}" for name in self.shapes for end in (_BITMASK, _VALUES)}
+        dense = {n: tuple(t.shape) for n, t in self.tensors.items() if n not in packed}
+        return {**dense, **self.shapes}
+
+    def dense(self, name: str) -> torch.Tensor:
+        """The whole tensor of that path; made anew if it is a sparse one."""
+        if name not in self.shapes:
+            return self.tensors[name]
+        bits, values = self.tensors[name + _BITMASK], self.tensors[name + _VALUES]
+        return unpacked(bits, values, self.shapes[name])
+
+
+def write(
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    bits: Mapping[str, torch.Tensor],
+    header: Mapping[str, Any],
+) -> SparseSize:
+    """Writes the tensors of a model; the elements of one weight at a time are copied.
+
+    Args:
+        path: the file.
+        state: parameters and buffers by path.
+        bits: of `kept_bits`, of some of them.
+        header: goes beside the shapes of the sparse weights.
+
+    Raises:
+        OutputError: if it exists or cannot be written.
+    """
+    whole = {name: tensor for name, tensor in state.items() if name not in bits}
+    whole |= {name + _BITMASK: packed for name, packed in bits.items()}
+    values = {name + _VALUES: name for name in bits}
+
+    def tensor(name: str) -> torch.Tensor:
+        source = values.get(name)
+        return whole[name] if source is None else kept_values(state[source], bits[source])
+
+    shapes = {name: list(state[name].shape) for name in bits}
+    artifacts.write(path, FORMAT, OnDemand([*whole, *values], tensor), {"sparse": shapes, **header})
+    return SparseSize(
+        weights=len(bits),
+        stored=sum(packed_bytes(state[name], packed) for name, packed in bits.items()),
+        dense=sum(state[name].numel() * state[name].element_size() for name in bits),
+        file=path.stat().st_size,
+    )
+
+
+def read(path: Path) -> Stored:
+    """Reads what `write` wrote; nothing in the file is executed.
+
+    Raises:
+        UnsupportedError: if it is missing, damaged, foreign or of a newer version.
+    """
+    tensors, header = artifacts.read(path, FORMAT)
+    try:
+        shapes = {str(n): tuple(map(int, shape)) for n, shape in header["sparse"].items()}
+        for name, shape in shapes.items():
+            if found := mismatch(tensors[name + _BITMASK], tensors[name + _VALUES], shape):
+                raise ValueError(f"{name}: {found}")
+        for key in ("model", "adapter"):
+            if not isinstance(header[key], str):
+                raise ValueError(f"{key} is {header[key]!r}, no name")
+        dict(header["settings"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnsupportedError(
+            f"{path} is damaged ({type(error).__name__}: {error}); {FORMAT.remedy}"
+        ) from error
+    return Stored(tensors, shapes, header)

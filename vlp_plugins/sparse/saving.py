@@ -1,0 +1,174 @@
+"""Writes a folder with a compact sparse checkpoint."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.errors import MaskError, OutputError, UnsupportedError
+from vlp_plugins.masks import Masks
+from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.recalling import recall_adapter
+from vlp_plugins.saving import copy_companions
+from vlp_plugins.sharding import is_sharded
+from vlp_plugins.sparse.files import SPARSE_FILE, SparseSize, write
+from vlp_plugins.sparse.packing import kept_bits, packed_bytes
+from vlp_plugins.weights import WeightMap
+from vlp_plugins.wrapping import bare
+
+
+def save_sparse(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    masks: Masks | None = None,
+    adapter: Adapter | None = None,
+    source: str | None = None,
+    overwrite: bool = False,
+) -> SparseSize:
+    """Writes a pruned model in little space: bits and values of what is sparse, the rest as it is.
+
+    Every bit of every parameter and buffer comes back from `load_sparse`. A weight that would not
+    gain is stored dense. The folder has the model's configuration, but no file by a name that
+    transformers reads: only `load_sparse` and `load_model` can load it.
+
+    Args:
+        model: any; without a configuration of transformers it can only be loaded into a model.
+        folder: a new one.
+        masks: of the model, for the file to say where they come from.
+        adapter: of the model; None takes that of the masks, or asks all.
+        source: where the model came from; its tokenizer and processor files are copied.
+        overwrite: replace a folder that this function wrote; no other is ever replaced.
+
+    Returns:
+        What it takes.
+
+    Raises:
+        MaskError: if something that the masks remove is not zero.
+        UnsupportedError: if the model is sharded, on the meta device, or quantised.
+        UnclaimedModelError: without an adapter, if none claims the model.
+        OutputError: if the folder exists or cannot be written.
+    """
+    model, target = bare(model), Path(os.path.realpath(folder))
+    replaces = overwrite and (target / SPARSE_FILE).is_file()
+    if not replaces:
+        check_new_folder(target)
+    state = state_of(model)
+    _check_plain(model)
+    adapter = adapter or _adapter_for(model, masks)
+    if masks is not None and (found := masks.verify(model, adapter)):
+        raise MaskError(
+            f"{len(found)} weights are not zero where the masks remove (first: "
+            f"{found[0].weight!r}, {found[0].revived} of {found[0].removed} elements); apply them "
+            "first: masks.apply(model)"
+        )
+    header = {
+        "model": type(model).__name__,
+        "adapter": adapter.name,
+        "settings": adapter.settings(),
+        "masks": None if masks is None else asdict(masks.manifest),
+    }
+    bits = _worth_packing(model, adapter, state)
+    place = _beside(target) if replaces else target
+    with atomic_folder(place) as temporary:
+        _write_configuration(model, temporary)
+        size = write(temporary / SPARSE_FILE, state, bits, header)
+        copy_companions(source, temporary)
+    if replaces:
+        _replace(target, place)
+    return size
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the model would save, detached, each tensor once under its first name."""
+    saved = model.state_dict().keys()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named if name in saved}
+
+
+def check_whole(model: nn.Module, remedy: str) -> None:
+    """Checks that this process has the values of every tensor of a model.
+
+    Raises:
+        UnsupportedError: naming the first that it lacks, and the remedy.
+    """
+    for name, tensor in state_of(model).items():
+        if tensor.is_meta or is_sharded((tensor,)):
+            what = "on the meta device" if tensor.is_meta else "shared out among processes"
+            raise UnsupportedError(f"{name} is {what}; {remedy}")
+
+
+def _check_plain(model: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} is quantised, which sparse checkpoints do not know; save it "
+            "before it is quantised"
+        )
+    check_whole(
+        model,
+        "save a whole model: load its values first, or gather them into one process by "
+        "torch.distributed.checkpoint.state_dict",
+    )
+
+
+def _adapter_for(model: nn.Module, masks: Masks | None) -> Adapter:
+    if masks is None:
+        return registry().adapter_for(model)
+    return recall_adapter(model, masks.manifest.adapter, masks.manifest.adapter_settings)
+
+
+def _worth_packing(
+    model: nn.Module, adapter: Adapter, state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The bits of the prunable weights that take less in this way, by path."""
+    found = {}
+    for weight in WeightMap.of(model, adapter).values():
+        for path in weight.aliases:
+            if path not in state:  # another name of a parameter that is there under its first
+                continue
+            bits = kept_bits(state[path])
+            if packed_bytes(state[path], bits) < weight.numel * weight.parameter.element_size():
+                found[path] = bits
+    return found
+
+
+def _write_configuration(model: nn.Module, folder: Path) -> None:
+    config: Any = deepcopy(getattr(model, "config", None))
+    if not hasattr(config, "save_pretrained"):
+        return
+    config.architectures = [type(model).__name__]
+    config.dtype = getattr(model, "dtype", None)
+    config.save_pretrained(folder)
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".unfinished-{secrets.token_hex(4)}")
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Puts a folder in the place of another, which is there until the new one is whole."""
+    old = _beside(target)
+    try:
+        target.rename(old)
+        new.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(new, ignore_errors=True)
+        raise OutputError(f"cannot replace {target}: {error.strerror}; it is as before") from error
+    shutil.rmtree(old, ignore_errors=True)
