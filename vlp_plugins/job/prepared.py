@@ -158,6 +158,26 @@ def prepare(recipe: Recipe) -> Prepared:
         VlpError: if a name is unknown, a sparsity impossible, or the model cannot be pruned.
     """
     need(recipe, "model")
+    method, targets, profile = resolve_names(recipe)
+    model, adapter = load_model(
+        str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
+    )
+    weights = WeightMap.of(model, adapter)
+    weights.check_finite()
+    job = Prepared(recipe, model, adapter, method, targets, weights)
+    if profile is not None:
+        job = job.guided(profile)
+    if recipe.allocation or recipe.floor or any(isinstance(t, Mapping) for t in targets):
+        _try_allocation(job.method, targets, weights, recipe.floor)
+    return job
+
+
+def resolve_names(recipe: Recipe) -> tuple[Method, list[Target], IdProfile | None]:
+    """What a recipe names but for its model and data, which are not loaded.
+
+    Raises:
+        VlpError: if a name is unknown, a sparsity impossible, or one thing excludes another.
+    """
     targets, _ = resolve_targets(recipe.sparsity or None)
     method = resolve_method(recipe.method, recipe.allocation, targets, recipe.parameters)
     profile = resolve_profile(recipe.id_profile)
@@ -174,17 +194,7 @@ def prepare(recipe: Recipe) -> Prepared:
             f"method {method.name!r} runs the model as it goes and cannot use statistics of an "
             "earlier pass; leave --statistics out and give --data"
         )
-    model, adapter = load_model(
-        str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
-    )
-    weights = WeightMap.of(model, adapter)
-    weights.check_finite()
-    job = Prepared(recipe, model, adapter, method, targets, weights)
-    if profile is not None:
-        job = job.guided(profile)
-    if recipe.allocation or recipe.floor or any(isinstance(t, Mapping) for t in targets):
-        _try_allocation(job.method, targets, weights, recipe.floor)
-    return job
+    return method, targets, profile
 
 
 def title_of(target: Target) -> str:

@@ -21,7 +21,7 @@ from vlp_plugins.job.facts import (
 from vlp_plugins.job.prepared import prepare, title_of
 from vlp_plugins.job.procedure import measure_profile, run_procedure
 from vlp_plugins.job.workplace import delete_work, work_left
-from vlp_plugins.job.writing import write_results
+from vlp_plugins.job.writing import Finish, write_results
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Procedure
@@ -49,7 +49,13 @@ class Result:
     warnings: Sequence[str]
 
 
-def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = False) -> Result:
+def run(
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+    resume: bool = False,
+    finish: Finish | None = None,
+) -> Result:
     """Prunes as the recipe says and writes `recipe.out` whole or not at all.
 
     The folder holds `masks-SPARSITY.safetensors`, `layers.csv`, `report.html`, `recipe.yaml`,
@@ -65,6 +71,8 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
         recipe: what to do.
         progress: called with (batches done, batches in all or None).
         resume: continue from the checkpoint of an interrupted run.
+        finish: called in process 0 with the job, the masks by title, and the folder before it gets
+            its name: what it adds is there with the rest, or nothing is. It may change the model.
 
     Raises:
         VlpError: with one line that says what to do; nothing is written then.
@@ -115,7 +123,7 @@ def run(recipe: Recipe, *, progress: Progress | None = None, resume: bool = Fals
         }
 
     if writes:
-        write_results(job, out, masks, statistics, tables, watch, facts, profile)
+        write_results(job, out, masks, statistics, tables, watch, facts, profile, finish)
     wait_for_all()
     delete_checkpoints(out)
     delete_work(out)

@@ -27,6 +27,9 @@ from vlp_plugins.statistics.store import Statistics
 
 _log = logging.getLogger(__name__)
 
+Finish = Callable[[Prepared, Mapping[str, Masks], Path], None]
+"""Adds to a folder of results before it gets its name."""
+
 
 def write_results(
     job: Prepared,
@@ -37,8 +40,9 @@ def write_results(
     watch: StopWatch,
     facts: Callable[[], Mapping[str, str]],
     profile: IdProfile | None = None,
+    finish: Finish | None = None,
 ) -> None:
-    """Fills the folder; the report comes last, so that it knows what the rest took.
+    """Fills the folder; the report comes after the rest, so that it knows what that took.
 
     Args:
         job: what was run.
@@ -49,6 +53,7 @@ def write_results(
         watch: gets the lap of writing.
         facts: what the report shows at its end.
         profile: intrinsic dimensions that the run measured; None if it measured none.
+        finish: called at the end with the job, the masks and the folder; may change the model.
 
     Raises:
         OutputError: if it exists or cannot be written; nothing of it is left then.
@@ -65,14 +70,10 @@ def write_results(
             profile.save(folder / PROFILE)
         if job.recipe.save_model:
             _write_models(job, folder, masks)
-        try:
-            check_can_render()
-        except UnsupportedError as error:  # the packages of an extra are missing
-            _log.warning("%s", error)
-            return
         watch.lap("writing")
-        page = render(f"vlp prune: {job.recipe.method}", [_section(job, masks, tables, facts())])
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        _write_report(job, folder, masks, tables, facts)
+        if finish is not None:
+            finish(job, masks, folder)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -98,6 +99,22 @@ def _filled(values: Mapping[str, Any], standard: Mapping[str, Any]) -> dict[str,
         else:
             found[key] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def _write_report(
+    job: Prepared,
+    folder: Path,
+    masks: Mapping[str, Masks],
+    tables: Sequence[Table],
+    facts: Callable[[], Mapping[str, str]],
+) -> None:
+    try:
+        check_can_render()
+    except UnsupportedError as error:  # the packages of an extra are missing
+        _log.warning("%s", error)
+        return
+    page = render(f"vlp prune: {job.recipe.method}", [_section(job, masks, tables, facts())])
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _section(

@@ -22,11 +22,12 @@ from vlp_plugins.recipes.command import (
     sparsity_of,
     with_options,
 )
-from vlp_plugins.recipes.reading import load_recipe
+from vlp_plugins.recipes.reading import KEYS, load_recipe, with_values
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.recipes.values import amount_of, penalty_of
 
 __all__ = [
+    "KEYS",
     "OPTIONS",
     "DataRecipe",
     "Recipe",
@@ -38,4 +39,5 @@ __all__ = [
     "penalty_of",
     "sparsity_of",
     "with_options",
+    "with_values",
 ]

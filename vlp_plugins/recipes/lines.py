@@ -94,6 +94,26 @@ def parse_yaml(text: str, source: str, name: str, *, hints: bool = True) -> Valu
         loader.dispose()
 
 
+def yaml_way(found: re.Match[str]) -> str:
+    """How YAML writes a number that `EXPONENT` has found."""
+    return f"{found[1]}{found[2] or '.0'}e{found[3] or '+'}{found[4]}"
+
+
+def value_of(data: Any, where: str, name: str) -> Value:
+    """What Python has already, as if it had been read from a file.
+
+    Args:
+        data: text, number, bool, None, or lists and mappings of them.
+        where: what messages call the place it comes from.
+        name: what messages call the value.
+    """
+    if isinstance(data, Mapping):
+        return Value({str(k): value_of(v, where, str(k)) for k, v in data.items()}, where, name)
+    if isinstance(data, (list, tuple)):
+        return Value([value_of(inner, where, name) for inner in data], where, name)
+    return Value(data, where, name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Tree:
     """Turns YAML nodes into values that know their line."""
@@ -119,10 +139,9 @@ class _Tree:
         data = self.loader.construct_object(node)
         unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
         if isinstance(data, str) and unquoted and (found := EXPONENT.fullmatch(data)):
-            yaml_way = f"{found[1]}{found[2] or '.0'}e{found[3] or '+'}{found[4]}"
             if self.hints:
                 message = "%s: %s is taken for a number; YAML writes it %s"
-                logger.warning(message, where, data, yaml_way)
+                logger.warning(message, where, data, yaml_way(found))
             data = float(data)
         return Value(data, where, name)
 

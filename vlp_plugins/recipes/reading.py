@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.allocation import allocation_by_name
 from vlp_plugins.errors import RecipeError, SparsityError, suggest
-from vlp_plugins.recipes.lines import Value, read_yaml
+from vlp_plugins.recipes.lines import Value, read_yaml, value_of
 from vlp_plugins.recipes.recipe import LAMBDA, DataRecipe, Recipe
 from vlp_plugins.recipes.values import (
     amount,
@@ -33,7 +34,34 @@ def load_recipe(path: str | Path) -> Recipe:
         RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
             found), with the line.
     """
-    root = read_yaml(Path(path))
+    return Recipe(**_found(read_yaml(Path(path))))
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with other values for some keys, judged like those of a file.
+
+    Values under `data` and `parameters` leave the other ones there as they are.
+
+    Args:
+        recipe: is left as it is.
+        values: by key, nested as a recipe is.
+        where: what messages call the place they come from.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
+    root = value_of(values, where, "values")
+    found = _found(root)
+    section = root.items().get("data")
+    if section is not None and isinstance(section.data, dict):
+        found["data"] = replace(recipe.data, **_read(section, _DATA_READERS))
+    if "parameters" in found:
+        found["parameters"] = {**recipe.parameters, **found["parameters"]}
+    return replace(recipe, **found)
+
+
+def _found(root: Value) -> dict[str, Any]:
+    """What stands in a recipe, as keywords of `Recipe`."""
     found = _read(root, _READERS)
     if "pattern" in found:
         if "allocation" in found:
@@ -43,7 +71,7 @@ def load_recipe(path: str | Path) -> Recipe:
         if LAMBDA in found.get("parameters", {}):
             raise RecipeError(f"{root.where}: lambda stands here and among the parameters")
         found["parameters"] = {**found.get("parameters", {}), LAMBDA: found.pop(LAMBDA)}
-    return Recipe(**found)
+    return found
 
 
 def _read(section: Value, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
@@ -147,4 +175,6 @@ _READERS: dict[str, Callable[[Value], Any]] = {
     "dtype": choice(*DTYPES),
     "device": text,
 }
+KEYS = frozenset(_READERS)
+"""Every key that a recipe may have at its top."""
 _OTHER_WORDS = {"ties": "owners", "output": "out", "params": "parameters", "dataset": "data"}

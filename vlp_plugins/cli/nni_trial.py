@@ -1,0 +1,135 @@
+"""`vlp nni-trial`, the command of an NNI experiment's trials, and `vlp nni-best`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlp_plugins.cli.options import ManyValues, new_file, read_recipe, recipe_options
+from vlp_plugins.cli.quiet import steps_shown
+from vlp_plugins.cli.running import data_progress
+from vlp_plugins.cli.tables import print_table
+from vlp_plugins.errors import UnsupportedError
+
+_SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "report_every")
+
+
+@click.command("nni-trial", cls=ManyValues)
+@recipe_options
+@click.option("--test", help="Data to measure on; pairs of --data that are not read if left out.")
+@click.option(
+    "--pairs", type=click.IntRange(min=2), default=512, show_default=True,
+    help="How many pairs are measured on, in whole batches.",
+)  # fmt: skip
+@click.option(
+    "--metric", type=click.Choice(["auto", "recall", "loss"]), default="auto", show_default=True,
+    help="Of retrieval, or of pre-training; auto: recall if the model embeds images and texts.",
+)  # fmt: skip
+@click.option(
+    "--finetune-steps", type=click.IntRange(min=0), default=0, show_default=True,
+    help="On the pre-training loss after pruning, zeros kept.",
+)  # fmt: skip
+@click.option("--learning-rate", type=float, default=1e-5, show_default=True)
+@click.option(
+    "--report-every", type=click.IntRange(min=1), default=50, show_default=True,
+    help="Steps of fine-tuning between two intermediate results.",
+)  # fmt: skip
+@click.option(
+    "--check", "experiment", type=click.Path(path_type=Path),
+    help="Check the search space of this experiment's YAML, and do nothing else.",
+)  # fmt: skip
+def nni_trial(experiment: Path | None, **options: Any) -> None:
+    """One trial of an NNI experiment: prunes RECIPE as the tuner drew, measures, reports.
+
+    To be written as trialCommand. What is drawn wins over options, and they over RECIPE: `pruner`
+    names the method, `id` (true or false) guides it by intrinsic dimensions, other keys are those
+    of a recipe, finetune_steps and learning_rate, or parameters of the method. Results go to
+    OUT/EXPERIMENT/TRIAL. By hand, outside of an experiment, nothing is drawn.
+    """
+    with _needing_nni():
+        from vlp_plugins.hosts.nni.overlay import TrialSettings
+
+        settings = TrialSettings(**{name: options.pop(name) for name in _SETTINGS})
+        recipe = read_recipe(**options)
+        if experiment is not None:
+            _check(experiment, recipe, settings)
+        else:
+            _run(recipe, settings)
+
+
+@click.command("nni-best")
+@click.argument("folder", type=click.Path(path_type=Path))
+@new_file()
+@click.option(
+    "--min-sparsity", type=click.FloatRange(0, 1), help="Leave out trials that remove less."
+)
+def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
+    """Copies the best trial's masks, recipe and report to --out.
+
+    FOLDER is the experiment's: OUT/EXPERIMENT, where the recipe of its trials says OUT; OUT itself
+    will do if there is one experiment in it. NNI need not run.
+    """
+    with _needing_nni():
+        from vlp_plugins.hosts.nni.best import best_trial, export_trial, finished_trials
+        from vlp_plugins.hosts.nni.overlay import flattened
+
+        trials = finished_trials(folder)
+        best = best_trial(trials, min_sparsity=min_sparsity)
+        export_trial(best, target)
+    print_table(
+        "",
+        ["trial", "method", "sparsity", "drawn", f"result ({best.record.metric})"],
+        [
+            [
+                f"{trial.record.trial}{' *' if trial is best else ''}",
+                trial.record.method,
+                f"{trial.record.sparsity:.4%}",
+                ", ".join(f"{key} {value}" for key, value in flattened(trial.record.drawn).items()),
+                f"{trial.value:.4f}",
+            ]
+            for trial in trials
+        ],
+    )
+    click.echo(f"written: {target}, of trial {best.record.trial}")
+
+
+def _check(experiment: Path, recipe: Any, settings: Any) -> None:
+    from vlp_plugins.hosts.nni.search import check_experiment
+
+    found = check_experiment(experiment, recipe, settings)
+    click.echo(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
+
+
+def _run(recipe: Any, settings: Any) -> None:
+    from vlp_plugins.hosts.nni.experiment import NniTrial
+    from vlp_plugins.hosts.nni.trial import folder_of, run_trial
+
+    trial = NniTrial.current()
+    if trial.alone:
+        click.echo("no NNI experiment: nothing is drawn, RECIPE and options decide", err=True)
+    with data_progress(shown=sys.stderr.isatty()) as progress, steps_shown():
+        record = run_trial(recipe, settings, trial, progress=progress)
+    print_table(
+        "",
+        ["steps of fine-tuning", *record.final],
+        [
+            [step, *(f"{figure:.4f}" for figure in figures.values())]
+            for step, figures in record.results.items()
+        ],
+    )
+    click.echo(f"\n{record.method}: {record.sparsity:.4%} of the prunable weights are removed")
+    click.echo(f"written: {folder_of(recipe, trial)}")
+
+
+@contextmanager
+def _needing_nni() -> Iterator[None]:
+    """The host is imported by its name here only; without NNI it says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise UnsupportedError(str(error)) from error

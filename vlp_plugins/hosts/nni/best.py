@@ -1,0 +1,101 @@
+"""The best trial of an experiment, from the folders that the trials left; NNI need not run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.errors import DataError
+from vlp_plugins.hosts.nni.record import FILE, TrialRecord
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A trial and the folder of its masks."""
+
+    folder: Path
+    record: TrialRecord
+
+    @property
+    def value(self) -> float:
+        """What the tuner was told; the higher, the better."""
+        return float(self.record.final["default"])
+
+
+def finished_trials(folder: str | Path) -> list[FinishedTrial]:
+    """The trials of an experiment that ended well, in their order.
+
+    Args:
+        folder: `OUT/EXPERIMENT`; or `OUT`, if there is a single experiment in it.
+
+    Raises:
+        DataError: if there are none, or there are several experiments.
+        StatisticsError: if the record of a trial is damaged.
+    """
+    folder = Path(folder)
+    found = _trials_in(folder)
+    if not found:
+        inner = sorted(path for path in _folders(folder) if _trials_in(path))
+        if len(inner) > 1:
+            raise DataError(
+                f"{folder} holds {len(inner)} experiments; give the folder of one: "
+                f"{', '.join(str(path) for path in inner)}"
+            )
+        if not inner:
+            raise DataError(
+                f"{folder} holds no trial that ended well (OUT/EXPERIMENT/TRIAL/{FILE}); give the "
+                "folder that the trials' recipe names as out, and look at the trials' logs"
+            )
+        found = _trials_in(inner[0])
+    trials = [FinishedTrial(path, TrialRecord.load(path)) for path in found]
+    return sorted(trials, key=lambda trial: (trial.record.number, trial.record.trial))
+
+
+def best_trial(
+    trials: Sequence[FinishedTrial], *, min_sparsity: float | None = None
+) -> FinishedTrial:
+    """The trial with the highest final result; the first of equal ones.
+
+    Args:
+        trials: of one experiment.
+        min_sparsity: only trials that remove at least this fraction; None: all. A search that
+            draws the sparsity finds the lowest one best, of course.
+
+    Raises:
+        DataError: if none is as sparse, or they were measured in different ways.
+    """
+    if len(metrics := {trial.record.metric for trial in trials}) > 1:
+        raise DataError(f"the trials were measured by {' and '.join(sorted(metrics))}; compare one")
+    lowest = 0.0 if min_sparsity is None else min_sparsity
+    # An exact count is rounded down: 0.75 of 10 elements removes 7.
+    enough = [trial for trial in trials if trial.record.sparsity >= lowest - 1e-3]
+    if not enough:
+        highest = max(trial.record.sparsity for trial in trials)
+        raise DataError(f"no trial removes {lowest:g} of the weights; the most is {highest:.4g}")
+    return max(enough, key=lambda trial: trial.value)
+
+
+def export_trial(trial: FinishedTrial, out: str | Path) -> Path:
+    """Copies masks, recipe and report of a trial to a new folder, whole or not at all.
+
+    Raises:
+        OutputError: if the folder exists or cannot be written.
+    """
+    check_new_folder(out)
+    with atomic_folder(out) as folder:
+        shutil.copytree(trial.folder, folder, dirs_exist_ok=True)
+    return Path(out)
+
+
+def _trials_in(folder: Path) -> list[Path]:
+    return [path for path in _folders(folder) if (path / FILE).is_file()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those whose writing has ended."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]

@@ -1,0 +1,139 @@
+"""From what a tuner draws to a recipe: which pruner, how sparse, with which parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vlp_plugins.errors import RecipeError
+from vlp_plugins.intrinsic.factors import GUIDED
+from vlp_plugins.recipes import KEYS, Recipe, with_values
+from vlp_plugins.recipes.lines import value_of
+from vlp_plugins.recipes.values import integer, number
+
+Metric = Literal["auto", "recall", "loss"]
+
+NAME = "_name"
+"""The key under which NNI gives the chosen alternative of a nested choice."""
+_WHERE = "search space"
+_PRUNERS = ("pruner", "method")
+_OWN = {"finetune_steps": integer(0), "learning_rate": number}
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What a trial does beside pruning.
+
+    Attributes:
+        test: where the pairs come from that are measured on; None: those of the recipe's data
+            that follow the ones it reads.
+        pairs: how many of them, in whole batches.
+        metric: `recall`, `loss`, or `auto`: recall if the adapter embeds images and texts.
+        finetune_steps: steps of fine-tuning after pruning; a search space may draw it.
+        learning_rate: of fine-tuning; a search space may draw it.
+        report_every: steps between two intermediate results.
+    """
+
+    test: str | None = None
+    pairs: int = 512
+    metric: Metric = "auto"
+    finetune_steps: int = 0
+    learning_rate: float = 1e-5
+    report_every: int = 50
+
+
+def overlay(
+    recipe: Recipe, settings: TrialSettings, drawn: Mapping[str, Any]
+) -> tuple[Recipe, TrialSettings]:
+    """A recipe and settings with the drawn values in place of their own.
+
+    `pruner` (or `method`) names the method, `id` says whether intrinsic dimensions guide it, keys
+    of a recipe are those (`data.batches` and `sparsity.vision` with a point), `finetune_steps` and
+    `learning_rate` are settings, and anything else is a parameter of the method. What a nested
+    choice (`{_name: chita, lambda: 0.1}`) brings counts as if it stood beside it. Parameters in the
+    recipe are those of its own method: another pruner starts without.
+
+    Args:
+        recipe: of the trials.
+        settings: of the trials.
+        drawn: as `nni.get_next_parameter` gives it.
+
+    Raises:
+        RecipeError: if a value is of the wrong type, drawn twice, or not for a tuner to draw; or if
+            there is not exactly one sparsity.
+    """
+    flat = flattened(drawn)
+    if "out" in flat:
+        raise RecipeError(
+            f"{_WHERE}: out is for the recipe to say; every trial gets a folder in it"
+        )
+    recipe = _with_method(recipe, flat)
+    own: dict[str, Any] = {
+        name: read(value_of(flat.pop(name), _WHERE, name))
+        for name, read in _OWN.items()
+        if name in flat
+    }
+    recipe = with_values(recipe, _nested(flat), _WHERE)
+    if len(recipe.sparsity) > 1:
+        raise RecipeError(
+            f"a trial makes one set of masks, but the recipe has {len(recipe.sparsity)} "
+            "sparsities; give one, or let the search space choose: "
+            "`sparsity: {_type: choice, _value: [0.63, 0.75]}`"
+        )
+    return recipe, replace(settings, **own)
+
+
+def flattened(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by key, those of nested choices beside the others.
+
+    Raises:
+        RecipeError: if a key stands there twice.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in drawn.items():
+        found = {key: value}
+        if isinstance(value, Mapping) and NAME in value:
+            inner = {name: each for name, each in value.items() if name != NAME}
+            found = {key: value[NAME]} | flattened(inner)
+        if twice := found.keys() & flat.keys():
+            raise RecipeError(f"{_WHERE}: {min(twice)!r} is drawn twice; draw it in one place")
+        flat |= found
+    return flat
+
+
+def _with_method(recipe: Recipe, flat: dict[str, Any]) -> Recipe:
+    """Takes what names the method out of the values."""
+    names = {key: flat.pop(key) for key in _PRUNERS if key in flat}
+    if len(names) > 1:
+        raise RecipeError(f"{_WHERE}: pruner and method are the same; draw one of them")
+    name = next(iter(names.values()), recipe.method)
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"{_WHERE}: pruner must be a name, not {name!r}; where one alternative of a choice has "
+            "parameters, all are written {_name: multiflow}"
+        )
+    guided = flat.pop("id", name.startswith(GUIDED))
+    if not isinstance(guided, bool):
+        raise RecipeError(f"{_WHERE}: id must be true or false, not {guided!r}")
+    plain = name.removeprefix(GUIDED)
+    if plain != recipe.method.removeprefix(GUIDED):
+        recipe = replace(recipe, parameters={})
+    return replace(recipe, method=f"{GUIDED}{plain}" if guided else plain)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a recipe has them."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, inner = key.partition(".")
+        if section not in KEYS:
+            section, inner = "parameters", key
+        if not inner:
+            section_of, name = nested, section
+        else:
+            section_of, name = nested.setdefault(section, {}), inner
+        if not isinstance(section_of, dict) or name in section_of:
+            raise RecipeError(f"{_WHERE}: {section!r} is drawn twice; draw it in one place")
+        section_of[name] = value
+    return nested
