@@ -1,8 +1,10 @@
-"""The plug-in of our own scores and methods: registered exactly as an outsider's."""
+"""The plug-in of our own scores, methods and hosts: registered exactly as an outsider's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
 
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.methods import compositions
@@ -50,3 +52,15 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
         "chita": chita,
         "chita++": chita_plus_plus,
     }
+
+
+@hookimpl
+def vlp_hosts() -> Mapping[str, Callable[[], Any]]:
+    """Hosts by the name of the framework; what is returned is a module of `vlp_plugins.hosts`."""
+    modules = {"nni": "nni", "torch-pruning": "torch_pruning", "transformers": "transformers"}
+    return {name: _importing(f"vlp_plugins.hosts.{module}") for name, module in modules.items()}
+
+
+def _importing(module: str) -> Callable[[], Any]:
+    """Imports a host by name: plug-ins stand below hosts, and most users lack most frameworks."""
+    return lambda: import_module(module)

@@ -106,7 +106,7 @@ def test_a_plugin_may_be_an_object_with_methods(site):
 def test_a_host_is_imported_only_when_it_is_used(site):
     site.install("acme", "@hookimpl\ndef vlp_hosts(): return {'h': lambda: __import__('no_host')}")
     registry = site.discover()
-    assert registry.host_names() == ["h"]
+    assert "h" in registry.host_names()
     with pytest.raises(UnsupportedError, match="host 'h' cannot be used: No module named"):
         registry.host("h")
 

@@ -1,1 +1,73 @@
-"""To be written."""
+"""Every registered method as a pruner of NNI.
+
+    from vlp_plugins.hosts.nni import MultiflowPruner, finalize
+
+    pruner = MultiflowPruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.75}],
+                             batches=batches)
+    pruner.compress()
+    model = finalize(pruner)
+
+The names of the pruners come from the registry, outsiders' methods among them; `pruner_class` makes
+one by the name of the method. They work inside of NNI's `AGPPruner` and `LinearPruner`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+try:
+    import nni  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'NNI is not installed, or cannot be imported; pip install "vlp-plugins[nni]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from vlp_plugins.hosts.nni.classes import class_names, pruner_class
+    from vlp_plugins.hosts.nni.evaluators import LightningEvaluator, TransformersEvaluator
+    from vlp_plugins.hosts.nni.finalizing import finalize, masks_from_nni, masks_of
+    from vlp_plugins.hosts.nni.pruner import VlpPruner
+
+_HOMES = {
+    "LightningEvaluator": "evaluators",
+    "TransformersEvaluator": "evaluators",
+    "VlpPruner": "pruner",
+    "class_names": "classes",
+    "finalize": "finalizing",
+    "masks_from_nni": "finalizing",
+    "masks_of": "finalizing",
+    "pruner_class": "classes",
+}
+__all__ = [  # and the pruners themselves, see `__dir__`
+    "LightningEvaluator",
+    "TransformersEvaluator",
+    "VlpPruner",
+    "class_names",
+    "finalize",
+    "masks_from_nni",
+    "masks_of",
+    "pruner_class",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, and a pruner for every registered method."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name.endswith("Pruner"):
+        classes = import_module(f"{__name__}.classes")
+        names = classes.class_names()
+        if name in names:
+            return classes.pruner_class(names[name])
+        from vlp_plugins.errors import suggest
+
+        raise AttributeError(
+            f"module {__name__!r} has no pruner {name!r}{suggest(name, sorted(names))}"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names and those of all pruners."""
+    return sorted({*__all__, *import_module(f"{__name__}.classes").class_names()})

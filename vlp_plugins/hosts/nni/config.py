@@ -1,0 +1,194 @@
+"""Reads NNI's `config_list`: its selection, its words, applied to the weights of an adapter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from nni.compression.base.config import (
+    default_config_schema,
+    select_modules_by_config,
+    trans_legacy_config_list,
+)
+from schema import SchemaError
+from torch import nn
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.errors import SparsityError, UnsupportedError, first_line, suggest
+from vlp_plugins.hosts.nni.dense_layers import examples_of, reason_of
+from vlp_plugins.hosts.nni.scopes import Place, Scope, merged
+from vlp_plugins.weights import Weight, WeightMap
+
+_log = logging.getLogger(__name__)
+
+_SELECTORS = (
+    "op_names",
+    "op_types",
+    "op_names_re",
+    "exclude_op_names",
+    "exclude_op_types",
+    "exclude_op_names_re",
+)
+_AMOUNTS = ("sparse_ratio", "max_sparse_ratio", "min_sparse_ratio", "global_group_id")
+_REFUSED = {
+    "sparse_threshold": "scores have no common scale; give sparse_ratio",
+    "dependency_group_id": "every weight has a mask of its own; leave it out",
+    "internal_metric_block": "single weights are removed, not blocks; leave it out",
+    "align": "weights only are pruned, by their own scores; leave it out",
+}
+_HINTS = {
+    "exclude": "write exclude_op_names, exclude_op_types or exclude_op_names_re instead",
+    "group_id": "NNI 3 calls it global_group_id",
+    "sparsity": "NNI 3 calls it sparse_ratio",
+}
+
+
+def read_config(
+    config_list: Sequence[Mapping[str, Any]], model: nn.Module, adapter: Adapter
+) -> list[Scope]:
+    """The scopes that a `config_list` describes.
+
+    A weight belongs to the first entry that selects one of its names; all its names go with it.
+    Layers that the adapter does not prune are left dense where types or patterns select them.
+
+    Args:
+        config_list: as NNI takes it; not changed.
+        model: without wrappers.
+        adapter: of the model.
+
+    Raises:
+        UnsupportedError: if it is not NNI's, asks for what is not offered, names a layer that
+            does not exist or is not pruned, or selects nothing.
+        SparsityError: if a ratio is missing, or entries of one group differ.
+    """
+    weights = WeightMap.of(model, adapter)
+    taken: set[str] = set()
+    scopes = []
+    for index, config in enumerate(_modern(config_list)):
+        where = f"config_list[{index}]"
+        settings = _settings(config, where)
+        chosen = _weights(config, where, model, adapter, weights)
+        if again := [name for name in chosen if name in taken]:
+            _log.warning(
+                "%s selects %d weights that an earlier entry has (first %r); that one counts",
+                where,
+                len(again),
+                again[0],
+            )
+        own = [weight for name, weight in chosen.items() if name not in taken]
+        taken.update(chosen)
+        if own:
+            group = settings.get("global_group_id")
+            label = where if group is None else f"global_group_id {group!r}"
+            places = tuple(place for weight in own for place in places_of(model, weight))
+            scopes.append(Scope(label, tuple(w.name for w in own), places, settings))
+    if not scopes:
+        raise UnsupportedError("config_list is empty; give for instance "
+                               '[{"op_types": ["Linear"], "sparse_ratio": 0.75}]')  # fmt: skip
+    return merged(scopes)
+
+
+def places_of(model: nn.Module, weight: Weight) -> list[Place]:
+    """Every module that holds a weight, each module once."""
+    found: dict[int, Place] = {}
+    for alias in weight.aliases:
+        module, _, parameter = alias.rpartition(".")
+        place = Place(weight.name, module, parameter)
+        found.setdefault(id(model.get_submodule(module)), place)
+    return list(found.values())
+
+
+def _modern(config_list: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    given = [dict(config) for config in deepcopy(list(config_list))]
+    modern = trans_legacy_config_list(given)
+    for config in modern if modern is not given else ():
+        # The old format knew no targets; what NNI makes of it names bias, and groups wrongly.
+        config["target_names"] = ["weight"]
+        for setting in config.get("target_settings", {}).values():
+            if "group_id" in setting:
+                setting["global_group_id"] = setting.pop("group_id")
+    schema = default_config_schema("pruning")
+    for index, config in enumerate(modern):
+        try:
+            schema.validate(config)
+        except SchemaError as error:
+            hints = [f"; {hint}" for word, hint in _HINTS.items() if word in config]
+            raise UnsupportedError(
+                f"config_list[{index}] is none that NNI takes: {first_line(error)}{''.join(hints)}"
+                "; ratios are floats such as 0.75"
+            ) from error
+    return modern
+
+
+def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The amounts of one entry, and nothing that would be ignored in silence."""
+    targets = list(config.get("target_names") or ["weight"])
+    given = {k: v for k, v in config.items() if k not in (*_SELECTORS, "target_names")}
+    by_target = given.pop("target_settings", {})
+    if targets != ["weight"] or set(by_target) - {"weight"}:
+        raise UnsupportedError(
+            f"{where} has targets {', '.join(dict.fromkeys([*targets, *by_target]))}; weights are "
+            'what is pruned here: leave target_names out, or give ["weight"]'
+        )
+    given |= by_target.get("weight", {})
+    for key, why in _REFUSED.items():
+        if given.get(key) is not None:
+            raise UnsupportedError(f"{where} has {key}, but {why}")
+    if given.get("granularity", "default") != "default":
+        raise UnsupportedError(
+            f"{where} has granularity {given['granularity']!r}, but single weights are removed "
+            "here; leave it out, and cut whole heads and neurons by vlp_plugins.hosts.torch_pruning"
+        )
+    if given.get("apply_method", "mul") != "mul":
+        raise UnsupportedError(f"{where} has apply_method {given['apply_method']!r}; leave it out")
+    if given.get("sparse_ratio") is None:
+        raise SparsityError(
+            f"{where} has no sparse_ratio; give the fraction to remove, such as 0.75"
+        )
+    return {key: given[key] for key in _AMOUNTS if given.get(key) is not None}
+
+
+def _weights(
+    config: Mapping[str, Any],
+    where: str,
+    model: nn.Module,
+    adapter: Adapter,
+    weights: WeightMap,
+) -> dict[str, Weight]:
+    """The weights that one entry selects, in the adapter's order."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    explicit = config.get("op_names") or ()
+    for name in explicit:
+        if name not in modules:
+            raise UnsupportedError(
+                f"{where} names {name!r}, which {type(model).__name__} does not have"
+                f"{suggest(name, [path for path in modules if path][:2000])}"
+            )
+    selectors = {key: config[key] for key in _SELECTORS if key in config}
+    selected = select_modules_by_config(model, selectors)[0]
+    by_path = {alias: weight for weight in weights.values() for alias in weight.aliases}
+    found: set[str] = set()
+    dense: dict[str, str] = {}
+    for path in (path for path in modules if path in selected):
+        own = [f"{path}.{name}" for name, _ in modules[path].named_parameters(recurse=False)]
+        known = [by_path[each].name for each in own if each in by_path]
+        found.update(known)
+        if not known and (own or path in explicit):
+            dense[path] = reason_of(own, model, adapter)
+    if named := [path for path in dense if path in explicit]:
+        raise UnsupportedError(
+            f"{where} names {named[0]!r}, which is not pruned: {dense[named[0]]}; leave it out"
+        )
+    if not found:
+        raise UnsupportedError(f"{where} selects no weight that can be pruned{examples_of(dense)}; "
+                               f"weights are at paths such as {next(iter(by_path))}")  # fmt: skip
+    if dense:
+        _log.warning(
+            "%s selects %d layers that stay dense%s (silence this by exclude_op_names_re)",
+            where,
+            len(dense),
+            examples_of(dense),
+        )
+    return {name: weight for name, weight in weights.items() if name in found}

@@ -1,0 +1,175 @@
+"""NNI's evaluators for transformers and Lightning, mended for the versions of today.
+
+NNI 3.0 was written for transformers 4.2x and Lightning 1.x; under transformers 5 its evaluator
+fails to make the optimizer, to count steps and to patch the loss, and under Lightning 2 it cannot
+limit the steps.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import nni
+import torch
+from nni.common import is_traceable
+from nni.compression.utils import LightningEvaluator as _Lightning
+from nni.compression.utils import TransformersEvaluator as _Transformers
+from torch import nn
+
+Task = Callable[[], object]
+
+
+def _steps_of(
+    evaluator: TransformersEvaluator, before: Sequence[Task], after: Sequence[Task]
+) -> Any:
+    """A callback that runs tasks around every step of the optimizer.
+
+    The trainer calls it once per optimizer step, however many batches a step accumulates.
+    """
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for task in before:
+                task()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for task in after:
+                task()
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            evaluator._replay(self, state.global_step)
+
+    return Steps()
+
+
+class TransformersEvaluator(_Transformers):
+    """NNI's `TransformersEvaluator` for transformers 5, with accumulation and resuming.
+
+    Checkpoints of the trainer hold masks and dense weights of the wrapped model. To go on from one,
+    make model, pruner and evaluator as at first and give `resume_from_checkpoint`; schedules count
+    on from there.
+
+    Attributes:
+        replaying: true while schedules count the steps that a checkpoint has behind it.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        dummy_input: Any | None = None,
+        *,
+        resume_from_checkpoint: str | bool | None = None,
+    ) -> None:
+        """Takes a trainer made by `nni.trace(Trainer)(...)`.
+
+        Args:
+            trainer: see NNI.
+            dummy_input: see NNI.
+            resume_from_checkpoint: as `Trainer.train` takes it.
+        """
+        super().__init__(trainer, dummy_input)
+        self.replaying = False
+        self._resume = resume_from_checkpoint
+        self._steps: list[Any] = []
+
+    def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
+        trainer = self.traced_trainer
+        if trainer.optimizer is None or not is_traceable(trainer.optimizer):
+            trainer.optimizer = None
+            kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+            trainer.optimizer_cls_and_kwargs = (nni.trace(kind), options)
+            trainer.create_optimizer()
+        super()._init_optimizer_helpers(pure_model)
+
+    def patch_optimizer_step(
+        self, before_step_tasks: Sequence[Task], after_step_tasks: Sequence[Task]
+    ) -> None:
+        """Runs tasks around every optimizer step of the bound trainer."""
+        steps = _steps_of(self, before_step_tasks, after_step_tasks)
+        self._steps.append((steps, before_step_tasks, after_step_tasks))
+        self.trainer.add_callback(steps)
+
+    def revert_optimizer_step(self) -> None:
+        """Takes all these tasks away."""
+        for steps, *_ in self._steps:
+            self.trainer.remove_callback(steps)
+        self._steps.clear()
+
+    def patch_loss(self, patch: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
+        """Lets every loss of the bound trainer pass through `patch(loss, inputs)`."""
+        compute = self.trainer.compute_loss
+
+        def patched(
+            _: Any, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any
+        ) -> Any:
+            found = compute(model, inputs, return_outputs=return_outputs, **options)
+            if return_outputs:
+                return patch(found[0], inputs), *found[1:]
+            return patch(found, inputs)
+
+        self.trainer.compute_loss = types.MethodType(patched, self.trainer)
+
+    def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        """Trains the bound model for so long, from the checkpoint on if there is one."""
+        arguments = self.trainer.args
+        limits = arguments.max_steps, arguments.num_train_epochs
+        if max_epochs is not None:
+            arguments.num_train_epochs = max_epochs
+            arguments.max_steps = -1
+        if max_steps is not None:
+            arguments.max_steps = max_steps
+        helper = self._lr_scheduler_helper
+        self.trainer.lr_scheduler = helper.call(self.trainer.optimizer) if helper else None
+        try:
+            self.trainer.train(resume_from_checkpoint=self._resume)
+        finally:
+            self.trainer.lr_scheduler = None
+            arguments.max_steps, arguments.num_train_epochs = limits
+
+    def _replay(self, first: Any, steps: int) -> None:
+        """Lets all tasks count the steps before a checkpoint, once, and keeps its masks."""
+        if not steps or not self._steps or first is not self._steps[0][0]:
+            return
+        with _same_masks(self.trainer.model):
+            self.replaying = True
+            try:
+                for _ in range(steps):
+                    for _, before, after in self._steps:
+                        for task in (*before, *after):
+                            task()
+            finally:
+                self.replaying = False
+
+
+class LightningEvaluator(_Lightning):
+    """NNI's `LightningEvaluator` for Lightning 2, whose loop takes `max_steps` elsewhere."""
+
+    def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        """Trains the bound model for so long; without a limit as the trainer says."""
+        trainer = self.trainer.trace_copy().get()
+        trainer.num_sanity_val_steps = 0
+        if max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = max_steps
+            trainer.fit_loop.max_epochs = -1
+        if max_epochs is not None:
+            trainer.fit_loop.max_epochs = max_epochs
+        trainer.fit(self.model, self.data_module)
+        self.model.trainer = None
+
+
+@contextmanager
+def _same_masks(model: nn.Module) -> Iterator[None]:
+    """Puts the masks of all wrappers back in the end, whatever pruners make of them meanwhile."""
+    kept = {
+        name: buffer.clone()
+        for name, buffer in model.named_buffers()
+        if "_nni_wrapper." in name and name.endswith("_mask")
+    }
+    yield
+    with torch.no_grad():
+        for name, mask in kept.items():
+            model.get_buffer(name).copy_(mask)

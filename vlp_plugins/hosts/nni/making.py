@@ -1,0 +1,183 @@
+"""Masks for what NNI asks for, made by `prune` as anywhere else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.allocation import IdAllocation
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.hosts.nni.scopes import Demand, Scope
+from vlp_plugins.hosts.nni.sharing_out import PerScope, record_of
+from vlp_plugins.hosts.nni.within import Within
+from vlp_plugins.masks import Manifest, Masks, pack
+from vlp_plugins.masks.new_values import compact
+from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.pruning import prune
+from vlp_plugins.resolving import resolve_method
+from vlp_plugins.weights import WeightMap
+
+Parts = Sequence[tuple[Scope, Demand]]
+
+_OF_PRUNE = frozenset(
+    name
+    for name, parameter in inspect.signature(prune).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+)
+_OF_CONFIG = {"sparsity": "sparse_ratio", "floor": "max_sparse_ratio", "method": "pruner_class"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method and all that `prune` takes beside the sparsity.
+
+    Attributes:
+        method: registered name.
+        batches: calibration batches, read anew for every set of masks.
+        allocation: see `prune`.
+        variant: see `prune`.
+        seed: see `prune`.
+        options: other keywords of `prune`, and the method's parameters.
+    """
+
+    method: str
+    batches: Iterable[Batch] | None = None
+    allocation: Any = None
+    variant: Any = "default"
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, instead in _OF_CONFIG.items():
+            if name in self.options:
+                raise UnsupportedError(
+                    f"{name} is not given here; NNI says it: by {instead}"
+                    + (" in config_list" if instead != "pruner_class" else "(name)")
+                )
+
+    def resolved(self) -> Method:
+        """The method, with its parameters and allocation.
+
+        Raises:
+            VlpError: see `vlp_plugins.resolving.resolve_method`.
+        """
+        parameters = {k: v for k, v in self.options.items() if k not in _OF_PRUNE}
+        return resolve_method(self.method, self.allocation, (), parameters)
+
+    def masks(self, model: nn.Module, adapter: Adapter, parts: Parts) -> Masks:
+        """Masks for all prunable weights of a model; what is in no scope stays whole.
+
+        Args:
+            model: without wrappers, with the dense weights of the moment.
+            adapter: of the model.
+            parts: scopes, and what each of them shall lose.
+
+        Raises:
+            VlpError: see `prune`.
+        """
+        weights = WeightMap.of(model, adapter)
+        method = self.resolved()
+        plain = len(parts) == 1 and not parts[0][1].even and not parts[0][1].least
+        if plain and len(parts[0][0].weights) == len(weights):
+            return self._prune(model, adapter, parts[0][1])
+        # Statistics of an earlier pass are of all weights, and so must be what they are used for.
+        whole = self.options.get("statistics") is not None
+        if (whole or not plain) and _takes_scopes(method):
+            chosen = [name for scope, _ in parts for name in scope.weights]
+            within = adapter if whole else Within(adapter, chosen)
+            allocation = PerScope(method.allocation, tuple(parts))
+            found = [self._shared(model, within, method.with_allocation(allocation), parts)]
+        else:
+            found = [
+                self._prune(model, Within(adapter, scope.weights), self._possible(demand, method))
+                for scope, demand in parts
+                if demand.ratio
+            ]
+        return _whole(found, weights, self.method, parts, self.seed)
+
+    def _prune(self, model: nn.Module, adapter: Adapter, demand: Demand) -> Masks:
+        return prune(
+            model,
+            self.batches,
+            sparsity=demand.ratio,
+            method=self.method,
+            adapter=adapter,
+            allocation=self.allocation,
+            floor=demand.floor,
+            variant=self.variant,
+            seed=self.seed,
+            **self.options,
+        )
+
+    def _shared(self, model: nn.Module, adapter: Adapter, method: Method, parts: Parts) -> Masks:
+        """Masks of all scopes from one pass over the data."""
+        return prune(
+            model,
+            self.batches,
+            sparsity=max(demand.ratio for _, demand in parts),  # PerScope has those that count
+            method=method,
+            adapter=adapter,
+            variant=self.variant,
+            seed=self.seed,
+            **{key: value for key, value in self.options.items() if key in _OF_PRUNE},
+        )
+
+    def _possible(self, demand: Demand, method: Method) -> Demand:
+        if demand.least:
+            raise UnsupportedError(
+                f"min_sparse_ratio={demand.least:g} cannot be kept by method {self.method!r}, "
+                f"which decides by itself how much every layer loses ({type(method).__name__}); "
+                "leave it out, or give such layers an entry of their own"
+            )
+        return demand
+
+
+def _takes_scopes(method: Method) -> bool:
+    """Whether one run can serve several scopes: procedures share sparsity out as they go."""
+    return (
+        isinstance(method, Composition)
+        and method.factors is None
+        and not isinstance(method.allocation, IdAllocation)
+    )
+
+
+def untouched(weights: WeightMap, method: str, seed: int) -> Masks:
+    """Masks that remove nothing."""
+    return _whole([], weights, method, (), seed)
+
+
+def _whole(
+    found: Sequence[Masks], weights: WeightMap, method: str, parts: Parts, seed: int
+) -> Masks:
+    """Masks for all weights, from masks for some of them."""
+    bits = {name: bits for masks in found for name, bits in masks.packed.items()}
+    for name, weight in weights.items():
+        if name not in bits:
+            bits[name] = pack(torch.ones(weight.shape, dtype=torch.bool))
+    values: dict[str, torch.Tensor] | None = None
+    if any(masks.new_values is not None for masks in found):
+        values = {k: v for masks in found for k, v in (masks.new_values or {}).items()}
+        for name, weight in weights.items():
+            if name not in values:
+                every = torch.ones(weight.shape, dtype=torch.bool)
+                values[name] = compact(name, weight.parameter, every)
+    manifest = Manifest.for_weights(
+        weights,
+        method=method,
+        parameters={
+            **(found[0].manifest.parameters if found else {}),
+            "scopes": record_of(parts),
+        },
+        seed=seed,
+        calibration=found[0].manifest.calibration if found else None,
+    )
+    ratios = {demand.ratio for _, demand in parts}
+    if len(ratios) == 1:
+        manifest = replace(manifest, sparsity=ratios.pop())
+    return Masks(bits, manifest, values)

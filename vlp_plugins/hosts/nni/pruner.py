@@ -1,0 +1,230 @@
+"""A registered method as a pruner of NNI: NNI says what and how much, the method says which."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from nni.compression.base.compressor import Compressor, Pruner
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.utils import Evaluator
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.allocation import Allocation
+from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.hosts.nni.config import read_config
+from vlp_plugins.hosts.nni.describing import adapter_of
+from vlp_plugins.hosts.nni.making import Recipe, untouched
+from vlp_plugins.hosts.nni.optimizers import check_trained
+from vlp_plugins.hosts.nni.scopes import Place
+from vlp_plugins.hosts.nni.ties import ties_of
+from vlp_plugins.hosts.nni.wrapper import unwrapped
+from vlp_plugins.hosts.nni.wrapping import (
+    NniMasks,
+    make_floating,
+    masks_in,
+    share_masks,
+    wrappers_for,
+)
+from vlp_plugins.masks import Masks
+from vlp_plugins.masks.new_values import write_kept
+from vlp_plugins.variants import Variant
+from vlp_plugins.weights import WeightMap
+
+_log = logging.getLogger(__name__)
+
+
+class VlpPruner(Pruner):
+    """Base of the pruners that `pruner_class` makes, one per registered method.
+
+    The masks are those of `vlp_plugins.prune` on the model without wrappers, with its dense weights
+    of the moment. They hold for a weight under all its names; ties and optimizers survive.
+
+    Attributes:
+        method: registered name of the method.
+        adapter: describes the model.
+        scopes: what `config_list` asks for.
+        masks: the last masks, for all prunable weights of the model; None before the first.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]],
+        evaluator: Evaluator | None = None,
+        existed_wrappers: Mapping[str, ModuleWrapper] | None = None,
+        *,
+        batches: Iterable[Batch] | None = None,
+        adapter: Adapter | str | None = None,
+        allocation: Allocation | str | None = None,
+        variant: Variant = "default",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Wraps the model; nothing is pruned before `compress`.
+
+        Args:
+            model: any module.
+            config_list: as NNI takes it. `sparse_ratio` is shared out among the weights of one
+                `global_group_id`, or of one entry; `allocation="layer"` makes every layer lose the
+                same, as NNI's own pruners do.
+            evaluator: for schedules, and for other compressors that are fused with this one.
+            existed_wrappers: what `from_compressor` hands over.
+            batches: calibration batches, for methods that need data; read anew for every set of
+                masks of a schedule.
+            adapter: name or instance; None: who claims the model, else a `ModuleAdapter` with the
+                evaluator's loss.
+            allocation: see `prune`.
+            variant: see `prune`.
+            seed: see `prune`.
+            **options: other keywords of `prune` and parameters of the method.
+
+        Raises:
+            VlpError: if something does not fit; the model is as before then.
+        """
+        if existed := [p for p, m in model.named_modules() if "_nni_wrapper" in m._modules]:
+            raise UnsupportedError(
+                f"{existed[0]!r} is wrapped by another compressor; make this pruner of it by "
+                f"{type(self).__name__}.from_compressor, or finalize it first"
+            )
+        self.recipe = Recipe(self.method, batches, allocation, variant, seed, options)
+        self.recipe.resolved()
+        self.adapter = adapter_of(model, adapter, evaluator)
+        self.scopes = read_config(config_list, model, self.adapter)
+        self.given_config_list = config_list
+        self.masks: Masks | None = None
+        self.ties = ties_of(model)
+        # Attributes that NNI's schedules set: masks at every `interval_steps`, `total_times` times.
+        self.interval_steps = -1
+        self.total_times: int | Literal["unlimited"] = 1
+        self._remaining_times: int | str = 0
+        super().__init__(
+            model=model,
+            config_list=[config for scope in self.scopes for config in scope.nni_config()],
+            evaluator=evaluator,
+            existed_wrappers=wrappers_for(model, self._places, existed_wrappers or {}),
+        )
+        share_masks(self._module_wrappers, self._places)
+
+    @classmethod
+    def from_compressor(
+        cls,
+        compressor: Compressor,
+        new_config_list: Sequence[Mapping[str, Any]],
+        *args: Any,
+        evaluator: Evaluator | None = None,
+        **options: Any,
+    ) -> VlpPruner:
+        """A pruner that works together with another compressor on its model.
+
+        Args:
+            compressor: unwrapped by this, and wrapped again together with the new one.
+            new_config_list: of this pruner.
+            *args: an evaluator may come here, as with NNI's own pruners.
+            evaluator: if the compressor has none.
+            **options: keywords of the constructor.
+        """
+        if args:
+            evaluator = args[0]
+        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **options)
+
+    def generate_masks(self) -> NniMasks:
+        """Masks of the dense weights of the moment, at the ratios that NNI asks for now.
+
+        They are kept as `masks`, too. New values of kept weights (CHITA) are written at once.
+        """
+        with unwrapped(self.bound_model):
+            weights = WeightMap.of(self.bound_model, self.adapter)
+            asked = [(scope, scope.demand(self._target_spaces)) for scope in self.scopes]
+            if any(demand.ratio for _, demand in asked):
+                self.masks = self.recipe.masks(self.bound_model, self.adapter, asked)
+            else:
+                self.masks = untouched(weights, self.method, self.recipe.seed)
+            for name, values in (self.masks.new_values or {}).items():
+                parameter = weights[name].parameter
+                write_kept(parameter, self.masks[name].to(parameter.device), values)
+        found: NniMasks = {}
+        for place in self._places:
+            found.setdefault(place.module, {})[place.parameter] = self.masks[place.weight]
+        return found
+
+    def compress(
+        self, max_steps: int | None = None, max_epochs: int | None = None
+    ) -> tuple[nn.Module, NniMasks]:
+        """Masks at once, or in the training of the compressors that are fused with this one.
+
+        Returns:
+            The model, still wrapped, and all masks; see `finalize` for the plain pruned model.
+        """
+        return super().compress(max_steps, max_epochs)
+
+    def get_masks(self) -> NniMasks:
+        """The masks of all wrappers, in the dtype of the weights; names of one weight share one."""
+        return masks_in(self._module_wrappers)
+
+    @property
+    def _places(self) -> list[Place]:
+        return [place for scope in self.scopes for place in scope.places]
+
+    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        if max_steps is not None or max_epochs is not None:
+            raise UnsupportedError(
+                f"{type(self).__name__} alone does not train: call compress(), or give it to "
+                "nni.compression.pruning.AGPPruner or LinearPruner, which do"
+            )
+        self.update_masks(self.generate_masks())
+
+    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        if isinstance(self.recipe.batches, Iterator) and self.total_times != 1:
+            raise DataError(
+                "the batches are an iterator (a generator?), which can be read once, but masks "
+                f"are made {self.total_times} times; give a list of batches or a loader"
+            )
+        with unwrapped(self.bound_model):
+            weights = WeightMap.of(self.bound_model, self.adapter)
+        chosen = {name for scope in self.scopes for name in scope.weights}
+        check_trained(evaluator, [weights[name] for name in weights if name in chosen])
+        self._register_trigger(evaluator)
+
+    def _register_trigger(self, evaluator: Evaluator) -> None:
+        self._current_step = 0
+        self._remaining_times = self.total_times
+
+        def after_step() -> None:
+            self._current_step += 1
+            if self._current_step != self.interval_steps:
+                return
+            if getattr(evaluator, "replaying", False):
+                self._masks_from_a_checkpoint()
+            else:
+                self.update_masks(self.generate_masks())
+            if isinstance(self._remaining_times, int):
+                self._remaining_times -= 1
+            if self._remaining_times == "unlimited" or self._remaining_times:
+                self._current_step = 0
+
+        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[after_step])
+
+    def _masks_from_a_checkpoint(self) -> None:
+        """What is known about masks that lie in the wrappers and were made before a checkpoint."""
+        with unwrapped(self.bound_model):
+            weights = WeightMap.of(self.bound_model, self.adapter)
+            self.masks = untouched(weights, self.method, self.recipe.seed)
+
+    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        make_floating(self._module_wrappers, self._places)
+        if isinstance(self._remaining_times, int) and self._remaining_times > 0:
+            _log.warning(
+                "the training ended %d of %s updates of the masks early; train for at least "
+                "interval_steps x total_times = %s optimizer steps to reach the sparsity",
+                self._remaining_times,
+                self.total_times,
+                self.interval_steps * int(self.total_times),
+            )
+
+    def _set_default_sparse_granularity(self, target_space: Any) -> None:
+        """Single elements."""
