@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ def has_no_weights(path: Path) -> bool:
 
 
 def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
-    """Makes the model that a configuration describes on the meta device.
+    """Makes the model that a configuration describes on the meta device; see `unfilled_model`."""
+    return _made(source, adapters, torch.device("meta"))
+
+
+def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
+    """Makes the model that a configuration describes on the CPU, with ties.
+
+    Its weights hold whatever was in memory: nothing is drawn. What the configuration alone decides,
+    such as tables of positions, is there.
 
     Args:
         source: folder with a `config.json`.
@@ -33,6 +41,18 @@ def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
     Raises:
         UnsupportedError: if the configuration is damaged or of an unknown model.
     """
+    from transformers.initialization import no_init_weights
+
+    with torch.random.fork_rng(devices=[]):  # some constructors draw all the same
+        model = _made(source, adapters, no_init_weights())
+    if callable(tie := getattr(model, "tie_weights", None)):
+        tie()  # left out together with the drawing
+    return model
+
+
+def _made(
+    source: str, adapters: Iterable[Adapter], how: AbstractContextManager[object]
+) -> nn.Module:
     import transformers
 
     for adapter in adapters:
@@ -44,7 +64,7 @@ def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
         config: Any = transformers.AutoConfig.from_pretrained(source)
         name = next(iter(config.architectures or []), None)
         named = getattr(transformers, name, None) if name else None
-        with torch.device("meta"):
+        with how:
             model = named(config) if named else transformers.AutoModel.from_config(config)
     except Exception as error:  # configurations raise what their checks raise
         raise UnsupportedError(

@@ -21,13 +21,13 @@ class Part:
         paths: dotted paths of every `nn.Linear` that has this weight; several if it is tied, the
             published owner's first.
         weight: canonical name of its weight; None if the adapter does not prune it.
-        rows: first and last + 1 of the rows of the canonical weight that this layer is: of a fused
-            `qkv` each projection is a third. None: all of them.
+        followers: paths of the same layer in networks that copy this one (`Adapter.followers`):
+            other values, and the same rows and columns.
     """
 
     paths: tuple[str, ...]
     weight: str | None = None
-    rows: tuple[int, int] | None = None
+    followers: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -50,7 +50,11 @@ class Attention:
         heads: number of heads.
         head_dim: rows of each.
         modules: paths of the modules that hold number and size of the heads as attributes;
-            several if their weights are tied.
+            several if their weights are tied. The first is that of the first path of `query`,
+            and so on.
+        followers: the same modules in networks that copy this one, as the followers of `query`.
+        rotary: whether positions turn the dimensions of a head in pairs, so that only whole heads
+            can go.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Attention:
     heads: int
     head_dim: int
     modules: tuple[str, ...]
+    followers: tuple[str, ...] = ()
+    rotary: bool = False
 
     kind: Kind = "attention"
 
@@ -75,6 +81,11 @@ class Attention:
     def width(self) -> int:
         """Number of rows of each."""
         return self.heads * self.head_dim
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All layers of the block."""
+        return (*self.inner, self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,11 @@ class FeedForward:
     width: int
 
     kind: Kind = "ffn"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All layers of the block."""
+        return (*self.inner, self.output)
 
 
 Block = Attention | FeedForward

@@ -31,6 +31,10 @@ class NonFiniteError(VlpError):
     """NaN or infinity in weights, activations or scores."""
 
 
+class StructureError(VlpError):
+    """Heads or units that cannot be cut, or a cut model that computes something else."""
+
+
 class SparsityError(VlpError):
     """A sparsity or budget that cannot be met."""
 

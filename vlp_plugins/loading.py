@@ -18,6 +18,8 @@ from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError, 
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.sparse import is_sparse, sparse_model
+from vlp_plugins.structured import is_structured, rebuild
 from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
@@ -39,8 +41,9 @@ def load_model(
 ) -> tuple[nn.Module, Adapter]:
     """Loads a model in evaluation mode and finds its adapter.
 
-    Every adapter is first asked whether it knows the format (original checkpoints, models that
-    transformers does not have); then transformers loads the class that the configuration names.
+    A folder of `save_structured` says itself what is in it. Of all others every adapter is first
+    asked whether it knows the format (original checkpoints, models that transformers does not
+    have); then transformers loads the class that the configuration names.
 
     Args:
         source: local folder, checkpoint file, or hub id.
@@ -61,8 +64,13 @@ def load_model(
     if adapter not in (None, MODULE):
         known.adapter(str(adapter))  # a misspelt name shows before the model is read
     _check_exists(source)
+    if is_structured(source):
+        return _structured(source, adapter, target, DTYPES[dtype])
     found = (_asked(known.adapter, name, source) for name in _asked_names(known, adapter))
-    model = next((model for model in found if model is not None), None)
+    if is_sparse(source):
+        model: nn.Module | None = sparse_model(source)
+    else:
+        model = next((model for model in found if model is not None), None)
     missing: Sequence[str] = ()
     if model is None:
         model, missing = _from_transformers(source, DTYPES[dtype])
@@ -95,6 +103,15 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
         source, [known.adapter(name) for name in _asked_names(known, adapter)]
     ).eval()
     return model, _adapter_of(model, known, adapter)
+
+
+def _structured(
+    source: str, adapter: str | None, device: torch.device, dtype: torch.dtype
+) -> tuple[nn.Module, Adapter]:
+    """A model with heads or units cut out, which `save_structured` wrote."""
+    model, saved = rebuild(source)
+    chosen = saved if adapter in (None, saved.name) else _adapter_of(model, registry(), adapter)
+    return model.to(device, dtype), chosen
 
 
 def _expanded(source: str) -> str:

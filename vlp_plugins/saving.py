@@ -16,6 +16,9 @@ from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.sharding import here
 from vlp_plugins.weights import WeightMap
 
+REBUILT = "vlp_rebuilt"
+"""Attribute of a model that is true once its layers are not those that its configuration makes."""
+
 _COMPANIONS = (
     "tokenizer*",
     "vocab*",
@@ -46,7 +49,17 @@ def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> 
 
 
 def check_can_save(model: nn.Module) -> None:
-    """Raises `UnsupportedError` if the model has no `save_pretrained`."""
+    """Raises `UnsupportedError` if the model has no `save_pretrained`, or one that would mislead.
+
+    Of a model with heads or units cut out, or projections split, `save_pretrained` writes a folder
+    that cannot be loaded, or is loaded with random weights.
+    """
+    if getattr(model, REBUILT, False):
+        raise UnsupportedError(
+            f"this {type(model).__name__} has heads or units cut out, or projections split, which "
+            "its configuration cannot say; save it with "
+            "vlp_plugins.structured.save_structured(model, folder, record)"
+        )
     if not hasattr(model, "save_pretrained"):
         raise UnsupportedError(
             f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
@@ -62,6 +75,11 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     config = folder / "config.json"
     for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
         shutil.copymode(config, weights)
+    copy_companions(source, folder)
+
+
+def copy_companions(source: str | None, folder: Path) -> None:
+    """Copies the tokenizer and processor files of a model on this machine into a folder."""
     if source is None or not (origin := Path(source)).exists():
         return  # a hub id: whoever loads the model has the processor where it was
     beside = origin if origin.is_dir() else origin.parent

@@ -1,0 +1,49 @@
+"""Adapters by name, for models that come from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+
+MODULE = "module"
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapter that claims a model.
+
+    Raises:
+        UnclaimedModelError: if none does.
+    """
+    return registry().adapter_for(model)
+
+
+def candidates(name: str) -> list[Adapter]:
+    """The adapter of that name; for that of any module, all, as any may know the model's class.
+
+    Raises:
+        UnknownNameError: if there is no adapter of that name.
+    """
+    known = registry()
+    names = known.adapter_names() if name == MODULE else [name]
+    return [known.adapter(each) for each in names]
+
+
+def recalled(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
+    """The adapter of that name for a model.
+
+    Args:
+        model: what it describes.
+        name: of a family's adapter, or `module` for a `ModuleAdapter`.
+        settings: `Adapter.settings` of a `ModuleAdapter`.
+
+    Raises:
+        UnknownNameError: if there is no adapter of that name.
+        UnsupportedError: if a `ModuleAdapter` with these settings does not fit the model.
+    """
+    return ModuleAdapter(model, **settings) if name == MODULE else candidates(name)[0]

@@ -1,0 +1,162 @@
+"""Where attention and feed-forward blocks are in a model, by the names of their layers.
+
+The names are those of transformers; classes do not matter, so families without an adapter are
+found too. What looks like a block and cannot be cut is told with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlp_plugins.blocks import Kind
+from vlp_plugins.structured.attributes import heads_of
+
+_SEPARATE = ("q_proj", "k_proj", "v_proj")
+_OUTPUTS = ("out_proj", "o_proj", "projection")
+_BERT = ("query", "key", "value")
+_BERT_INNER = ("self", "attention")  # beside `output.dense`
+_FFN = (
+    (("fc1",), "fc2"),
+    (("gate_proj", "up_proj"), "down_proj"),
+    (("up_proj",), "down_proj"),
+    (("intermediate.dense",), "output.dense"),
+)
+_FUSED = ("qkv", "in_proj", "c_attn", "query_key_value", "weights_in", "gate_up_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A block at one place; tied blocks are at several.
+
+    Attributes:
+        kind: what it is.
+        path: of the module that holds it.
+        inner: paths of the layers whose rows are cut.
+        output: path of the layer whose columns are cut.
+        holder: path of the module with number and size of the heads; of a feed-forward block that
+            of the module itself.
+    """
+
+    kind: Kind
+    path: str
+    inner: tuple[str, ...]
+    output: str
+    holder: str
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Paths of all layers."""
+        return (*self.inner, self.output)
+
+    def moved(self, old: str, new: str) -> Site:
+        """The same place in another network: paths begin with `new` in place of `old`."""
+        path, output, holder, *inner = (
+            new + each.removeprefix(old)
+            for each in (self.path, self.output, self.holder, *self.inner)
+        )
+        return Site(self.kind, path, tuple(inner), output, holder)
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Something that looks like a block and cannot be cut."""
+
+    path: str
+    reason: str
+
+
+def find_sites(model: nn.Module) -> tuple[list[Site], list[Obstacle]]:
+    """Every block in the order of its layers, and what cannot be cut.
+
+    A block that is reached by several paths is found at each.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    order = {path: index for index, path in enumerate(modules)}
+    found = list(_find(modules))
+    sites = [each for each in found if isinstance(each, Site)]
+    obstacles = [each for each in found if isinstance(each, Obstacle)]
+    return sorted(sites, key=lambda site: order[site.inner[0]]), obstacles
+
+
+def _find(modules: Mapping[str, nn.Module]) -> Iterator[Site | Obstacle]:
+    for path, module in modules.items():
+        if isinstance(module, nn.MultiheadAttention):
+            reason = "nn.MultiheadAttention keeps query, key and value in one bare tensor"
+            yield Obstacle(path, reason)
+            continue
+        fused = next((name for name in _FUSED if isinstance(_child(module, name), nn.Linear)), None)
+        if fused is not None:
+            reason = (
+                f"{fused} holds several projections in one layer; prepare(model, adapter) splits "
+                "those that the adapter knows"
+            )
+            yield Obstacle(path, reason)
+        for site in (_attention(path, module), _ffn(path, module)):
+            if site is not None:
+                hindrance = _obstacle(site, modules)
+                yield Obstacle(path, hindrance) if hindrance else site
+
+
+def _attention(path: str, module: nn.Module) -> Site | None:
+    for name in _OUTPUTS:
+        if _has(module, *_SEPARATE, name):
+            inner = tuple(_join(path, each) for each in _SEPARATE)
+            return Site("attention", path, inner, _join(path, name), path)
+    for inside in _BERT_INNER:
+        names = [f"{inside}.{name}" for name in _BERT]
+        if _has(module, *names, "output.dense"):
+            inner = tuple(_join(path, each) for each in names)
+            return Site("attention", path, inner, _join(path, "output.dense"), _join(path, inside))
+    return None
+
+
+def _ffn(path: str, module: nn.Module) -> Site | None:
+    for names, output in _FFN:
+        if _has(module, *names, output):
+            inner = tuple(_join(path, name) for name in names)
+            holder = _join(path, names[0].rpartition(".")[0])
+            return Site("ffn", path, inner, _join(path, output), holder)
+    return None
+
+
+def _obstacle(site: Site, modules: Mapping[str, nn.Module]) -> str | None:
+    """Why a block cannot be cut, as far as its own modules tell; None if it can."""
+    linears: list[nn.Linear] = []
+    for path in site.linears:
+        linear = modules[path]
+        if not isinstance(linear, nn.Linear) or "weight" not in linear._parameters:
+            return (
+                f"{path} is a {type(linear).__name__} and no plain Linear layer; merge or remove "
+                "what wraps it"
+            )
+        linears.append(linear)
+    holder = modules[site.holder]
+    own = {id(parameter) for linear in linears for parameter in linear.parameters()}
+    if others := [name for name, p in holder.named_parameters() if id(p) not in own]:
+        return f"it has {others[0]}, which may depend on the number of heads or units"
+    widths = [*(linear.out_features for linear in linears[:-1]), linears[-1].in_features]
+    if len(set(widths)) > 1:
+        layers = ", ".join(path.rpartition(".")[2] for path in site.linears)
+        what = "grouped queries" if site.kind == "attention" else "units of several layers"
+        return f"{layers} are {widths} wide ({what}); only blocks of one width are cut"
+    if site.kind == "attention" and heads_of(holder, widths[0]) is None:
+        return "no attribute of a known name says how many heads it has and how large they are"
+    return None
+
+
+def _child(module: nn.Module, name: str) -> nn.Module | None:
+    found: nn.Module | None = module
+    for part in name.split("."):
+        found = None if found is None else found._modules.get(part)
+    return found
+
+
+def _has(module: nn.Module, *names: str) -> bool:
+    return all(_child(module, name) is not None for name in names)
+
+
+def _join(path: str, name: str) -> str:
+    return ".".join(part for part in (path, name) if part)
