@@ -1,0 +1,1 @@
+"""What users feel of structured pruning: time, parameters, operations, memory."""
