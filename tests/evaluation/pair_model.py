@@ -59,7 +59,9 @@ class PairAdapter(Adapter):
         model.asked += zip(shown.tolist(), said.tolist(), strict=True)
         return torch.where(shown == said, 3.0, -3.0)
 
-    def caption(self, model: nn.Module, batch: Batch, *, max_length: int) -> Tensor:
+    def caption(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> Tensor:
         assert not model.training
         numbers = batch["pixel_values"][:, 0].long()
         return torch.stack([torch.full_like(numbers, 2), numbers], dim=1)[:, :max_length]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pair_model import PairAdapter, PairModel, batch_of
 
 from vlp_plugins.errors import BatchError, DataError, UnsupportedError
+from vlp_plugins.evaluation import Recall, recall_at_k, retrieval
 from vlp_plugins.evaluation.reranking import PairInputs, reranked
-from vlp_plugins.evaluation.retrieval import Recall, recall_at_k, retrieval
 
 
 def naive(similarity: torch.Tensor, targets: list[int], k: int) -> tuple[float, float]:
@@ -165,7 +165,7 @@ def test_candidates_stay_ahead_of_all_others() -> None:
 def test_inputs_are_padded_as_the_tokenizer_pads() -> None:
     inputs = PairInputs()
     inputs.add(batch_of([1, 2, 3], [11, 12, 13]))  # real lengths 1, 2, 3
-    mixed = inputs.batch(images=[2, 0], texts=[0, 2])
+    mixed = inputs.image_batch([2, 0]) | inputs.text_batch([0, 2])
     assert mixed["input_ids"].tolist() == [[11, 9, 9], [13, 13, 13]]
     assert mixed["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert mixed["pixel_values"][:, 0].tolist() == [3, 1]
@@ -190,3 +190,49 @@ def test_re_ranking_needs_a_matching_head() -> None:
 
     with pytest.raises(UnsupportedError, match="no matching head"):
         retrieval(PairModel(), NoHead(), BATCHES, rerank=2)
+
+
+def test_an_image_with_several_texts_is_encoded_once_and_found() -> None:
+    """Two texts per image, as COCO has five: text i belongs to image i // 2."""
+
+    class Counting(PairAdapter):
+        seen: list[int]
+
+        def image_features(self, model, batch):
+            self.seen += batch["pixel_values"][:, 0].int().tolist()
+            return super().image_features(model, batch)
+
+    adapter = Counting()
+    for rerank in (None, 2):
+        adapter.seen = []
+        batches = [batch_of([1, 1, 2], [1, 1, 2]), batch_of([2, 3, 3], [2, 3, 3])]
+        found = retrieval(
+            PairModel(), adapter, batches, image_ids=[7, 7, 8, 8, 9, 9], rerank=rerank, ks=(1,)
+        )
+        assert adapter.seen == [1, 2, 3]
+        # Equal texts of one image do not stand in each other's way.
+        assert found.as_dict() == {"image_to_text_r1": 100, "text_to_image_r1": 100, "mean": 100}
+
+
+def test_an_adapter_that_encodes_images_apart_is_hardly_asked_twice_for_one() -> None:
+    class Apart(PairAdapter):
+        encoded: list[int]
+
+        def image_embeds(self, model, batch):
+            self.encoded += batch["pixel_values"][:, 0].int().tolist()
+            return batch["pixel_values"] + 0
+
+        def match(self, model, batch):
+            assert "pixel_values" not in batch
+            return super().match(model, batch | {"pixel_values": batch["image_embeds"]})
+
+    adapter = Apart()
+    adapter.encoded = []
+    model, plain = PairModel(), PairModel()
+    assert retrieval(model, adapter, BATCHES, rerank=3) == retrieval(
+        plain, PairAdapter(), BATCHES, rerank=3
+    )
+    pairs = len(model.asked)
+    assert pairs > 3 * len(adapter.encoded)
+    assert len(adapter.encoded) - len(set(adapter.encoded)) <= pairs // 64, "once more per call"
+    assert model.asked == plain.asked

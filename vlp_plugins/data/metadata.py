@@ -25,14 +25,18 @@ def find_metadata(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_metadata(path: Path) -> list[Row]:
+def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
     """The rows of a metadata file; blank lines are passed over.
+
+    Args:
+        path: `.jsonl` has one JSON object a line, all others are read as CSV.
+        lines: one JSON object a line, whatever the file is called.
 
     Raises:
         DataError: if it cannot be read, with the line at fault.
     """
     try:
-        rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
+        rows = _read_jsonl(path) if lines or path.suffix == ".jsonl" else _read_csv(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text; save it in that encoding") from error
     except OSError as error:

@@ -90,7 +90,7 @@ class CaptionSource(ABC):
             self.seen += 1
             try:
                 captions = [""] if self.captions == "none" else texts_of(record.caption)
-                image = _upright_rgb(record.image())
+                image = upright_rgb(record.image())
             except (DataError, MemoryError):
                 raise
             except Exception as error:  # decoders raise nearly anything on damaged files
@@ -164,7 +164,8 @@ def texts_of(caption: object) -> list[str]:
     return texts
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, turned upright by its EXIF orientation."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image.convert("RGB")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlp_plugins.data.folder import ImageFolder, has_metadata
 from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset
+from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
 from vlp_plugins.data.metadata import METADATA_NAMES
 from vlp_plugins.data.records import Captions, CaptionSource
 from vlp_plugins.data.shards import TarShards, find_shards, is_shards
@@ -28,6 +29,7 @@ def open_source(
 
     - a folder of images with `metadata.jsonl` or `metadata.csv` (`file_name` and a caption), or
       with such sub-folders, one per split;
+    - COCO and Flickr30k with Karpathy's splits, see `open_karpathy`;
     - WebDataset shards: `dir/{000..003}.tar`, `dir/*.tar`, one `.tar`, or a folder of them;
     - anything that `datasets` reads (extra `data`): what `save_to_disk` wrote, a folder or file
       of parquet, JSON or CSV, or an id of the hub, `name` or `name:configuration`.
@@ -47,6 +49,8 @@ def open_source(
     if path.name in METADATA_NAMES and path.is_file():
         path = path.parent
     if path.is_dir():
+        if is_karpathy(path):
+            return open_karpathy(path, split, captions)
         if is_saved(path):
             return _dataset(str(path), split, captions, columns)
         if has_metadata(path):

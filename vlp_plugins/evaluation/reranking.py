@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Batch, MatchingAdapter, need
+from vlp_plugins.adapter import Batch, ImageTokensAdapter, MatchingAdapter, need
 from vlp_plugins.calibration.batches import to_device
 
 _ROWS = 64  # pairs per call of the matching head
@@ -19,7 +19,7 @@ class PairInputs:
     """Inputs of the matching head, row by row, so that any image can meet any text.
 
     Attributes:
-        images: per pair, the tensors that belong to its image.
+        images: per pair, the tensors that belong to its image; empty if another pair has them.
         texts: per pair, its token tensors without the padding.
     """
 
@@ -27,12 +27,13 @@ class PairInputs:
     texts: list[dict[str, Tensor]] = field(default_factory=list)
     pad: dict[str, float] = field(default_factory=dict)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, new: Tensor | None = None) -> None:
         """Keeps the rows of a batch.
 
         Args:
             batch: `attention_mask` `[B, L]`, padded on the right; tensors of its shape belong to
                 the text, all others with `B` rows to the image.
+            new: int64, the rows whose image has not been there yet; None if all have not.
 
         Raises:
             BatchError: if there is no attention mask.
@@ -41,22 +42,26 @@ class PairInputs:
         tensors = {key: value.cpu() for key, value in batch.items() if torch.is_tensor(value)}
         texts = {key: value for key, value in tensors.items() if value.shape == mask.shape}
         images = {k: v for k, v in tensors.items() if k not in texts and len(v) == len(mask)}
+        kept = set(range(len(mask)) if new is None else new.tolist())
         lengths = [int(row.nonzero().max()) + 1 if row.any() else 1 for row in mask.cpu()]
         for row, length in enumerate(lengths):
             if length < mask.shape[1]:  # what the tokenizer pads with
                 self.pad.update({key: value[row, -1].item() for key, value in texts.items()})
             self.texts.append({key: value[row, :length] for key, value in texts.items()})
-            self.images.append({key: value[row] for key, value in images.items()})
+            has_image = row in kept
+            self.images.append({k: v[row] for k, v in images.items()} if has_image else {})
 
-    def batch(self, images: list[int], texts: list[int]) -> dict[str, Tensor]:
-        """Image of pair `images[i]` with text of pair `texts[i]`, padded to the longest."""
-        batch = {
-            key: torch.stack([self.images[i][key] for i in images])
-            for key in self.images[images[0]]
-        }
-        for key in self.texts[texts[0]]:
+    def image_batch(self, pairs: list[int]) -> dict[str, Tensor]:
+        """The images of these pairs."""
+        first = self.images[pairs[0]]
+        return {key: torch.stack([self.images[i][key] for i in pairs]) for key in first}
+
+    def text_batch(self, pairs: list[int]) -> dict[str, Tensor]:
+        """The texts of these pairs, padded to the longest."""
+        batch = {}
+        for key in self.texts[pairs[0]]:
             batch[key] = nn.utils.rnn.pad_sequence(
-                [self.texts[i][key] for i in texts],
+                [self.texts[i][key] for i in pairs],
                 batch_first=True,
                 padding_value=self.pad.get(key, 0),
             )
@@ -87,7 +92,8 @@ def match_scores(
 ) -> MatchScores:
     """Asks the matching head about the best candidates of every image and of every text.
 
-    A pair that is a candidate both ways is asked about once.
+    A pair that is a candidate both ways is asked about once. Where the adapter encodes images
+    apart, the image of successive pairs is encoded once.
 
     Args:
         model: in evaluation mode.
@@ -97,21 +103,26 @@ def match_scores(
         image_pairs: `[I]`, the pair that holds each image.
         candidates: how many per query.
     """
-    images, texts = similarity.shape
+    count, texts = similarity.shape
     # A collapsed model may have NaN here; it must not crash the choice of candidates.
     ranked = similarity.nan_to_num(nan=-torch.inf)
     best_texts = ranked.topk(min(candidates, texts), dim=1).indices
-    best_images = ranked.topk(min(candidates, images), dim=0).indices
-    nothing = torch.zeros(images, texts, dtype=torch.bool)
+    best_images = ranked.topk(min(candidates, count), dim=0).indices
+    nothing = torch.zeros(count, texts, dtype=torch.bool)
     by_image = nothing.scatter(1, best_texts, True)
     by_text = nothing.scatter(0, best_images, True)
     asked = (by_image | by_text).nonzero()
-    scores = torch.zeros(images, texts)
+    scores = torch.zeros(count, texts)
     device = next(model.parameters()).device
     for part in asked.split(_ROWS):
         rows, columns = part.unbind(1)
-        batch = inputs.batch(image_pairs[rows].tolist(), columns.tolist())
-        answer = adapter.match(model, to_device(batch, device))
+        here, of_pair = rows.unique(return_inverse=True)
+        images = to_device(inputs.image_batch(image_pairs[here].tolist()), device)
+        if isinstance(adapter, ImageTokensAdapter):
+            images = {"image_embeds": adapter.image_embeds(model, images)}
+        images = {key: value[of_pair.to(value.device)] for key, value in images.items()}
+        texts_here = to_device(inputs.text_batch(columns.tolist()), device)
+        answer = adapter.match(model, {**images, **texts_here})
         scores[rows, columns] = answer.float().cpu()
     return MatchScores(scores, by_image, by_text)
 

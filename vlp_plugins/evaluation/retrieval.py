@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,69 +13,33 @@ from vlp_plugins.adapter import Adapter, Batch, MatchingAdapter, RetrievalAdapte
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.evaluation.recall import Recall, recall_at_k
 from vlp_plugins.evaluation.reranking import PairInputs, match_scores, reranked
-
-# Rows of the similarity matrix that are compared at a time: bounds the temporaries.
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Recall:
-    """Recall at k in per cent.
+class TwoStages:
+    """Recall of both stages of retrieval.
 
     Attributes:
-        image_to_text: by k, the share of images that find one of their texts among the first k.
-        text_to_image: by k, the share of texts that find their image among the first k.
+        features: ranked by the similarity of features alone.
+        reranked: with the best candidates in the order of the matching head; None without it.
     """
 
-    image_to_text: dict[int, float]
-    text_to_image: dict[int, float]
+    features: Recall
+    reranked: Recall | None = None
 
     @property
-    def mean(self) -> float:
-        """Mean over both directions and every k."""
-        values = [*self.image_to_text.values(), *self.text_to_image.values()]
-        return sum(values) / len(values)
+    def final(self) -> Recall:
+        """Of the last stage."""
+        return self.reranked or self.features
 
-
-def recall_at_k(
-    similarity: Tensor, targets: Tensor | None = None, ks: Sequence[int] = (1, 5, 10)
-) -> Recall:
-    """Recall at k both ways.
-
-    A wrong partner that is as similar as the right one counts as ahead of it, and so does NaN:
-    a collapsed model, whose features are all alike, finds nothing.
-
-    Args:
-        similarity: float `[I, T]`, images by texts.
-        targets: integer `[T]`, the image that each text describes; None if text i describes
-            image i (then I = T). Every image has at least one text.
-        ks: cut-offs.
-
-    Raises:
-        DataError: if targets do not fit, or a cut-off is below 1.
-    """
-    images, texts = similarity.shape
-    if targets is None:
-        targets = torch.arange(texts)
-    targets = targets.to(similarity.device)
-    _check_targets(targets, images, texts)
-    if not ks or min(ks) < 1:
-        raise DataError(f"recall at k needs cut-offs from 1 on, not {list(ks)}")
-    ahead_of_text = torch.zeros(texts, dtype=torch.int64, device=similarity.device)
-    ahead_of_image = torch.empty(images, dtype=torch.int64, device=similarity.device)
-    own_of_text = similarity[targets, torch.arange(texts, device=similarity.device)]
-    for start in range(0, images, _BLOCK):
-        rows = similarity[start : start + _BLOCK]
-        numbers = torch.arange(start, start + len(rows), device=similarity.device)
-        own = targets[None, :] == numbers[:, None]
-        best = rows.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        ahead_of_image[start : start + len(rows)] = (~own & ~(rows < best)).sum(dim=1)
-        ahead_of_text += (~own & ~(rows < own_of_text)).sum(dim=0)
-    return Recall(
-        {k: 100 * float((ahead_of_image < k).double().mean()) for k in ks},
-        {k: 100 * float((ahead_of_text < k).double().mean()) for k in ks},
-    )
+    def as_dict(self) -> dict[str, float]:
+        """Figures of the last stage; those by features alone as `features_...` beside it."""
+        found = self.final.as_dict()
+        if self.reranked is not None:
+            found |= {f"features_{name}": v for name, v in self.features.as_dict().items()}
+        return found
 
 
 def retrieval(
@@ -86,10 +51,28 @@ def retrieval(
     image_ids: Sequence[int] | None = None,
     ks: Sequence[int] = (1, 5, 10),
 ) -> Recall:
-    """Recall of a model among all pairs of the batches.
+    """Recall of a model among all pairs of the batches, by the last stage.
+
+    See `two_stage_retrieval`, whose arguments these are.
+    """
+    found = two_stage_retrieval(model, adapter, batches, rerank=rerank, image_ids=image_ids, ks=ks)
+    return found.final
+
+
+def two_stage_retrieval(
+    model: nn.Module,
+    adapter: Adapter,
+    batches: Iterable[Batch],
+    *,
+    rerank: int | None = None,
+    image_ids: Sequence[int] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> TwoStages:
+    """Recall of a model among all pairs of the batches, by features and re-ranked.
 
     Features are kept, images are not, unless they are needed again for re-ranking: then their
-    `pixel_values` stay in memory (600 kB each at 224 x 224 pixels).
+    `pixel_values` stay in memory (600 kB each at 224 x 224 pixels). An image that is in several
+    pairs is encoded with the first of them.
 
     Args:
         model: is left in the mode it was in.
@@ -119,24 +102,51 @@ def retrieval(
         raise DataError(f"re-ranking needs at least 1 candidate, not {rerank}")
     image_features: list[Tensor] = []
     text_features: list[Tensor] = []
-    inputs = PairInputs()
+    inputs, seen, pairs = PairInputs(), set[int](), 0
     with evaluating(model) as device:
         for batch in batches:
             there = to_device(batch, device)
-            image_features.append(adapter.image_features(model, there).float().cpu())
             text_features.append(adapter.text_features(model, there).float().cpu())
+            rows = len(text_features[-1])
+            new = _new_images(rows, image_ids, pairs, seen)
+            pairs += rows
+            if len(new):
+                part = there if len(new) == rows else _rows_of(there, new, rows)
+                image_features.append(adapter.image_features(model, part).float().cpu())
             if rerank is not None:
-                inputs.add(batch)
-        if not image_features:
+                inputs.add(batch, new)
+        if not pairs:
             raise DataError("there are no batches to measure retrieval on")
-        texts = torch.cat(text_features)
-        first, targets = _unique_images(len(texts), image_ids)
-        similarity = torch.cat(image_features)[first] @ texts.T
-        if rerank is not None and matching is not None:
-            scores = match_scores(model, matching, inputs, similarity, first, rerank)
-            ways = [recall_at_k(matrix, targets, ks) for matrix in reranked(similarity, *scores)]
-            return Recall(ways[0].image_to_text, ways[1].text_to_image)
-    return recall_at_k(similarity, targets, ks)
+        first, targets = _unique_images(pairs, image_ids)
+        similarity = torch.cat(image_features) @ torch.cat(text_features).T
+        by_features = recall_at_k(similarity, targets, ks)
+        if rerank is None or matching is None:
+            return TwoStages(by_features)
+        scores = match_scores(model, matching, inputs, similarity, first, rerank)
+    ways = [recall_at_k(matrix, targets, ks) for matrix in reranked(similarity, *scores)]
+    return TwoStages(by_features, Recall(ways[0].image_to_text, ways[1].text_to_image))
+
+
+def _new_images(rows: int, image_ids: Sequence[int] | None, done: int, seen: set[int]) -> Tensor:
+    """The rows of a batch, after `done` pairs, whose image was not there; they join `seen`."""
+    if image_ids is None:
+        return torch.arange(rows)
+    new = []
+    for row, identity in enumerate(image_ids[done : done + rows]):
+        if identity not in seen:
+            seen.add(identity)
+            new.append(row)
+    return torch.tensor(new, dtype=torch.int64)
+
+
+def _rows_of(batch: Batch, chosen: Tensor, rows: int) -> dict[str, Any]:
+    """Some of the rows of a batch."""
+    return {
+        key: value[chosen.to(value.device)]
+        if torch.is_tensor(value) and value.ndim and len(value) == rows
+        else value
+        for key, value in batch.items()
+    }
 
 
 def _unique_images(pairs: int, image_ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
@@ -152,13 +162,3 @@ def _unique_images(pairs: int, image_ids: Sequence[int] | None) -> tuple[Tensor,
             numbers[identity] = len(first)
             first.append(pair)
     return torch.tensor(first), torch.tensor([numbers[identity] for identity in image_ids])
-
-
-def _check_targets(targets: Tensor, images: int, texts: int) -> None:
-    if targets.shape != (texts,):
-        raise DataError(f"targets are {list(targets.shape)}; there are {texts} texts")
-    found = torch.unique(targets)
-    if found.numel() != images or int(found[0]) != 0 or int(found[-1]) != images - 1:
-        raise DataError(
-            f"targets name {found.numel()} different images; each of the {images} needs a text"
-        )

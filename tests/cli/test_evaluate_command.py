@@ -1,0 +1,273 @@
+"""`vlp evaluate`: from a model and a data set to metrics, before and after masks."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import task_models
+from tiny_models import WORDS
+from transformers import BlipModel
+from vlp_command import Command, command
+
+from vlp_plugins.evaluation import vqa_accuracy
+from vlp_plugins.loading import load_model
+from vlp_plugins.masks import Masks
+
+
+@pytest.fixture(scope="session")
+def downstream(tmp_path_factory: pytest.TempPathFactory, xvlm: Path) -> Path:
+    return task_models.save_all(tmp_path_factory.mktemp("downstream"), xvlm)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name, save in (("coco", task_models.save_coco), ("vqa", task_models.save_questions),
+                       ("classes", task_models.save_classes)):  # fmt: skip
+        (folder / name).mkdir()
+        save(folder / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Java, whose programs take seconds to start; one long test has it."""
+    monkeypatch.setattr("vlp_plugins.evaluation.caption_metrics.find_java", lambda: None)
+
+
+def mask_of(model: Path, out: Path, method: str = "omp") -> Path:
+    """Masks of 0.5, made by `vlp prune` without data."""
+    command("prune", "--model", model, "--method", method, "--sparsity", "0.5", "--out", out,
+            "--device", "cpu")  # fmt: skip
+    (masks,) = out.glob("*.safetensors")
+    return masks
+
+
+def evaluate(vlp: Command, model: Path, task: str, data: Path, out: Path, *words: object):
+    result = vlp("evaluate", model, "--task", task, "--data", data, "--device", "cpu",
+                 "--out", out, *words)  # fmt: skip
+    return result, json.loads((out / "evaluation.json").read_text())
+
+
+def test_retrieval_on_coco_in_both_stages_before_and_after_masks(
+    vlp, models, sets, tmp_path
+) -> None:
+    masks = mask_of(models / "xvlm", tmp_path / "pruned")
+    result, record = evaluate(
+        vlp, models / "xvlm", "retrieval", sets / "coco", tmp_path / "out",
+        "--split", "test", "--masks", masks, "--rerank", "3", "--batch-size", "4",
+    )  # fmt: skip
+    assert record["settings"] == {"rerank": 3, "images": 3, "texts": 15}
+    names = set(record["before"]["metrics"])
+    assert {"image_to_text_r1", "text_to_image_r10", "mean", "features_mean"} <= names
+    assert record["before"]["metrics"]["text_to_image_r5"] == 100, "there are three images"
+    assert set(record["after"]["metrics"]) == names
+    assert record["masks"]["method"] == "omp"
+    assert record["masks"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert re.search(r"^image to text R@1 +[\d.]+ +[\d.]+ +[+-][\d.]+$", result.stdout, re.M)
+    assert f"retrieval on {sets / 'coco'} (test)" in result.stdout
+    assert result.stdout.endswith(f"written: {tmp_path / 'out'}\n")
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["evaluation.json", "report.html"]
+
+
+def test_after_is_what_the_pruned_model_gives_by_itself(vlp, models, sets, tmp_path) -> None:
+    masks = mask_of(models / "blip", tmp_path / "pruned")
+    words = ("--split", "test", "--batch-size", "4")
+    _, both = evaluate(vlp, models / "blip", "retrieval", sets / "coco", tmp_path / "both",
+                       *words, "--masks", masks)  # fmt: skip
+    vlp("masks", "apply", masks, models / "blip", "--out", tmp_path / "sparse")
+    for file in (models / "blip").glob("*token*"):
+        (tmp_path / "sparse" / file.name).write_bytes(file.read_bytes())
+    _, alone = evaluate(vlp, tmp_path / "sparse", "retrieval", sets / "coco", tmp_path / "alone",
+                        *words, "--processor", models / "blip")  # fmt: skip
+    assert both["after"] == alone["before"]
+    assert alone["after"] is alone["masks"] is None
+
+
+def test_the_model_of_the_command_is_the_dense_one_again_next_time(
+    vlp, models, sets, tmp_path
+) -> None:
+    """Masks change the model in memory only."""
+    masks = mask_of(models / "clip", tmp_path / "pruned")
+    words = ("--split", "test", "--masks", masks)
+    found = [
+        evaluate(vlp, models / "clip", "retrieval", sets / "coco", tmp_path / name, *words)[1]
+        for name in ("one", "two")
+    ]
+    assert found[0]["before"] == found[1]["before"]
+    assert found[0]["settings"]["rerank"] == 0, "CLIP has no matching head"
+
+
+def test_a_plain_folder_of_photos(vlp, models, photos, tmp_path) -> None:
+    _, record = evaluate(vlp, models / "siglip", "retrieval", photos, tmp_path / "out",
+                         "--limit", "5")  # fmt: skip
+    assert record["settings"] == {"rerank": 0, "images": 5, "texts": 5}
+    assert record["data"] == str(photos)
+
+
+def test_a_class_without_a_matching_head_is_ranked_by_features_and_said_so(
+    vlp, photos, tmp_path
+) -> None:
+    model = task_models.save_blip_task(tmp_path / "dual", BlipModel)
+    result, record = evaluate(vlp, model, "retrieval", photos, tmp_path / "out")
+    assert "warning: ranked by features alone: BlipModel has no matching head" in result.stderr
+    assert record["settings"]["rerank"] == 0
+
+
+@pytest.mark.parametrize("model", ["blip-captioning", "xvlm-captioning"])
+def test_captions(vlp, downstream, sets, tmp_path, model) -> None:
+    result, record = evaluate(
+        vlp, downstream / model, "captioning", sets / "coco", tmp_path / "out",
+        "--split", "test", "--beams", "2", "--longest", "7",
+    )  # fmt: skip
+    metrics = record["before"]["metrics"]
+    assert set(metrics) == {"bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l"}
+    assert set(record["before"]["absent"]) == {"meteor", "spice"}
+    assert re.search(r"^METEOR is absent: no Java runtime", result.stdout, re.M)
+    said = [json.loads(row) for row in (tmp_path / "out" / "said.jsonl").read_text().splitlines()]
+    assert len(said) == 3
+    assert all(len(row["people"]) == 5 and "after" not in row for row in said)
+    assert all(len(row["before"].split()) <= 6 for row in said)
+    assert record["settings"]["words"] == "plain"
+
+
+@pytest.mark.parametrize("model", ["blip-vqa", "xvlm-vqa"])
+@pytest.mark.parametrize("words", [(), ("--written",), ("--answers", "few.txt")])
+def test_answers(vlp, downstream, sets, tmp_path, monkeypatch, model, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.txt").write_text("red\ntwo\n\n")
+    masks = mask_of(downstream / model, tmp_path / "pruned")
+    _, record = evaluate(
+        vlp, downstream / model, "vqa", sets / "vqa", tmp_path / "out",
+        "--split", "val", "--masks", masks, "--batch-size", "2", *words,
+    )  # fmt: skip
+    said = [json.loads(row) for row in (tmp_path / "out" / "said.jsonl").read_text().splitlines()]
+    assert len(said) == 5
+    for when in ("before", "after"):
+        found = vqa_accuracy([row[when] for row in said], [row["people"] for row in said])
+        assert record[when]["metrics"] == {"accuracy": pytest.approx(found.accuracy)}
+        if "--written" not in words:
+            allowed = {"red", "two"} if words else set(WORDS)
+            assert {row[when] for row in said} <= allowed
+    listed = record["settings"].get("answers to choose among")
+    assert listed == {(): len(WORDS), ("--written",): None}.get(words, 2)
+
+
+def test_classes(vlp, downstream, sets, tmp_path) -> None:
+    masks = mask_of(downstream / "vit-classifier", tmp_path / "pruned")
+    _, record = evaluate(vlp, downstream / "vit-classifier", "classification", sets / "classes",
+                         tmp_path / "out", "--masks", masks, "--split", "test")  # fmt: skip
+    assert record["settings"] == {"images": 6}
+    for when in ("before", "after"):
+        assert 0 <= record[when]["metrics"]["top1"] <= record[when]["metrics"]["top5"] == 100
+
+
+def test_masks_of_the_pretraining_model_fit_the_downstream_model(
+    vlp, models, downstream, sets, tmp_path
+) -> None:
+    masks = mask_of(models / "xvlm", tmp_path / "pruned")
+    for task, data in (("captioning", "coco"), ("vqa", "vqa")):
+        _, record = evaluate(
+            vlp, downstream / f"xvlm-{task}", task, sets / data, tmp_path / task,
+            "--masks", masks, "--split", {"coco": "test", "vqa": "val"}[data],
+        )  # fmt: skip
+        assert record["after"]["metrics"].keys() == record["before"]["metrics"].keys()
+        model, adapter = load_model(str(downstream / f"xvlm-{task}"), device="cpu")
+        Masks.load(masks).apply(model, adapter)
+        assert Masks.load(masks).verify(model, adapter) == []
+
+
+def test_the_page_repeats_the_run_and_loads_nothing(vlp, downstream, sets, tmp_path) -> None:
+    out = tmp_path / "out"
+    _, record = evaluate(vlp, downstream / "blip-vqa", "vqa", sets / "vqa", out, "--split", "val")
+    page = (out / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!#)", page)
+    words = shlex.split(html.unescape(re.search(r"<pre>(.*?)</pre>", page)[1]))
+    assert words[:2] == ["vlp", "evaluate"]
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    vlp(*words[1:])
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert again["before"] == record["before"]
+    assert again["schema"] == 1
+    assert again["made_by"].startswith("vlp_plugins ")
+
+
+def test_nothing_is_written_without_a_folder(vlp, downstream, sets, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = vlp("evaluate", downstream / "vit-classifier", "--task", "classification",
+                 "--data", sets / "classes", "--split", "test", "--device", "cpu")  # fmt: skip
+    assert re.search(r"^top-1 +[\d.]+$", result.stdout, re.M)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{xvlm} --task vqa --data {vqa} --split val", "XvlmForPretraining answers no questions"),
+        (
+            "{xvlm} --task captioning --data {coco} --split val",
+            "XvlmForPretraining writes no captions",
+        ),
+        (
+            "{vit} --task retrieval --data {coco} --split val",
+            "does not say how images and texts are embedded",
+        ),
+        ("{vit} --task classification --data {classes}", "ViTModel has no classifier"),
+        ("{xvlm} --task classification --data {classes}", "how it tells classes apart"),
+        ("{clip} --task retrieval --data {coco} --split val --rerank 4", "has no matching head"),
+        ("{blipvqa} --task vqa --data {vqa} --split test", "has no answers to compare with"),
+        ("{blipvqa} --task vqa --data {coco}", "holds no questions: expected"),
+        ("{blipvqa} --task vqa --data /nowhere/at/all", "/nowhere/at/all does not exist"),
+        ("{blipvqa} --task vqa --data {vqa} --split vla", "no split 'vla'"),
+        (
+            "{blipvqa} --task vqa --data {vqa} --split val --answers /none.txt",
+            "cannot read the answers in",
+        ),
+        ("{blipvqa} --task vqa --data {vqa} --answers x --written", "contradict each other"),
+        ("{xvlm} --task retrieval --data {coco} --split test --masks {vitmasks}", "adapter 'vit'"),
+        ("{xvlm} --task retrieval --data {coco} --masks /no.safetensors", "is no file"),
+        ("{xvlm} --task parsing --data {coco}", "'parsing' is not one of"),
+        ("{few} --task classification --data {classes}", "do not fit 6 images and 2 classes"),
+    ],
+)
+def test_a_mistake(vlp, models, downstream, sets, tmp_path, words, message, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    names = {name: models / name for name in ("xvlm", "vit", "clip")}
+    names |= {name: sets / name for name in ("coco", "vqa", "classes")}
+    names["blipvqa"] = downstream / "blip-vqa"
+    if "{few}" in words:
+        names["few"] = task_models.save_classifier(tmp_path / "few", classes=2)
+    if "{vitmasks}" in words:
+        names["vitmasks"] = mask_of(models / "vit", tmp_path / "pruned")
+    before = sorted(tmp_path.iterdir())
+    filled = words.format(**names).split()
+    result = vlp("evaluate", *filled, "--device", "cpu", "--out", tmp_path / "out", code=2)
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_image_ends_the_measurement(vlp, downstream, tmp_path) -> None:
+    data = task_models.save_classes(tmp_path / "classes")
+    (data / "test" / "two" / "1.png").write_bytes(b"no image")
+    result = vlp("evaluate", downstream / "vit-classifier", "--task", "classification",
+                 "--data", data, "--split", "test", code=2)  # fmt: skip
+    assert "the image of two/1.png cannot be read" in result.stderr
+
+
+@pytest.mark.long
+def test_captions_with_java(vlp, downstream, sets, tmp_path, monkeypatch) -> None:
+    from vlp_plugins.evaluation.java import find_java
+
+    monkeypatch.setattr("vlp_plugins.evaluation.caption_metrics.find_java", find_java)
+    _, record = evaluate(vlp, downstream / "blip-captioning", "captioning", sets / "coco",
+                         tmp_path / "out", "--split", "test")  # fmt: skip
+    assert record["settings"]["words"] == "ptb"
+    assert 0 <= record["before"]["metrics"]["meteor"] <= 100
+    assert set(record["before"]["absent"]) == {"spice"}

@@ -1,0 +1,88 @@
+"""`vlp evaluate`: how well a model does its task, before and after masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlp_plugins.cli.measuring_options import model_source
+from vlp_plugins.cli.options import model_options
+from vlp_plugins.cli.running import command_line, data_progress
+from vlp_plugins.cli.tables import print_table
+
+_TASKS = ("retrieval", "captioning", "vqa", "classification")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--task", type=click.Choice(_TASKS), required=True)
+@click.option("--data", required=True, help="Folder of a data set (see below), file or id.")
+@click.option("--split", help="Of the data; the only one or train if left out.")
+@click.option(
+    "--masks", type=click.Path(path_type=Path), help="Mask file: measure before and after it."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="First images (questions) only.")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder for JSON and report.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--rerank", type=click.IntRange(min=0),
+    help="Retrieval: candidates that the matching head orders, 0 for none; 32 where there is one.",
+)  # fmt: skip
+@click.option(
+    "--beams", "num_beams", type=click.IntRange(min=1), default=3, show_default=True,
+    help="Of the search for captions and answers.",
+)  # fmt: skip
+@click.option(
+    "--longest", "length", type=click.IntRange(min=2),
+    help="Most tokens of a text that is written: 30 for captions, 10 for answers if left out.",
+)  # fmt: skip
+@click.option(
+    "--answers", type=click.Path(path_type=Path),
+    help="VQA: file of answers to choose among; answer_list.json of the data if left out.",
+)  # fmt: skip
+@click.option("--written", is_flag=True, help="VQA: answers are written, not chosen.")
+@click.option("--image-column", help="Of the data; found if left out.")
+@click.option("--caption-column", help="Of the data; found if left out.")
+@click.option("--max-length", type=click.IntRange(min=1), help="Most tokens of a text read.")
+@click.option("--processor", help="Where the processor is, if not at the model.")
+@model_options
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    masks: Path | None,
+    out: Path | None,
+    max_length: int | None,
+    **values: Any,
+) -> None:
+    """Measures MODEL on a task: its metrics, and those after --masks.
+
+    Retrieval and captioning read an image folder with captions, shards, COCO or Flickr30k in
+    Karpathy's splits; VQA reads VQAv2 or images with questions in metadata.jsonl; classification
+    reads CIFAR (binary), Flowers-102, folders of classes or data sets with labels.
+    """
+    from vlp_plugins.errors import RecipeError
+    from vlp_plugins.job.evaluating import evaluate as measure
+    from vlp_plugins.job.evaluation_page import metrics_table, sentences
+    from vlp_plugins.job.loaded import Loaded
+    from vlp_plugins.job.tasks import TaskRequest
+
+    source = model_source(values)
+    request = TaskRequest(**values)
+    if request.written and request.answers is not None:
+        raise RecipeError("--written and --answers contradict each other; give one of them")
+    with data_progress(shown=True, what="measuring") as progress:
+        found = measure(
+            lambda: Loaded.of(source, max_length=max_length),
+            request, masks=masks, out=out, command=command_line(context), progress=progress,
+        )  # fmt: skip
+    table = metrics_table(found)
+    print_table(table.title, table.header, table.rows)
+    click.echo()
+    for sentence in sentences(found):
+        click.echo(sentence)
+    for name, fact in {**found.settings, **found.facts}.items():
+        click.echo(f"{name}: {fact}")
+    if found.out is not None:
+        click.echo(f"written: {found.out}")

@@ -1,0 +1,125 @@
+"""Files that describe the images of a published data set, and where those images lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlp_plugins.errors import DataError
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # JSON and its encoding
+        raise DataError(f"{path} is not JSON ({error}); fetch it again") from error
+
+
+def read_rows(path: Path, key: str | None = None) -> list[Mapping[str, Any]]:
+    """The rows of a JSON file: a list of objects, or the one under `key`.
+
+    Raises:
+        DataError: if it is something else; says what was found.
+    """
+    content = read_json(path)
+    found = content.get(key) if key is not None and isinstance(content, dict) else content
+    if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
+        return found
+    wanted = "a list of objects" if key is None else f'an object with a list "{key}" of objects'
+    if isinstance(content, dict):
+        what = f"an object with {', '.join(map(str, list(content)[:5])) or 'no keys'}"
+    else:
+        what = "an empty list" if content == [] else f"a {type(content).__name__}"
+    raise DataError(f"{path} should hold {wanted}; it is {what}")
+
+
+def need_keys(row: Mapping[str, Any], keys: Iterable[str], path: Path) -> list[Any]:
+    """The values of keys.
+
+    Raises:
+        DataError: if one is missing; says which are there.
+    """
+    missing = [key for key in keys if key not in row]
+    if missing:
+        raise DataError(
+            f"{path}: a row has no {', '.join(missing)} (it has: {', '.join(map(str, row))})"
+        )
+    return [row[key] for key in keys]
+
+
+def find_file(folder: Path, patterns: Sequence[str]) -> Path | None:
+    """The first file that matches a pattern, in the folder or its `annotations`; None without."""
+    for pattern in patterns:
+        for place in (folder, folder / "annotations"):
+            found = sorted(path for path in place.glob(pattern) if path.is_file())
+            if found:
+                return found[0]
+    return None
+
+
+def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source: Path) -> Path:
+    """The folder that the names of images are relative to, checked for every image.
+
+    Args:
+        folder: of the data set.
+        names: relative paths of all images.
+        below: sub-folders where images may lie; the folder itself is tried first.
+        source: the file that names the images.
+
+    Raises:
+        DataError: if the first is in none of the folders, or others are missing.
+    """
+    places = [folder, *(folder / name for name in below)]
+    root = next((place for place in places if (place / names[0]).is_file()), None)
+    if root is None:
+        tried = ", ".join(str(place) for place in places)
+        raise DataError(
+            f"{source} names the image {names[0]}, which is in none of {tried}; put the images "
+            "there, or link their folder"
+        )
+    missing = [name for name in dict.fromkeys(names) if not (root / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{source} names {len(missing):,} of {len(set(names)):,} images that are not in {root} "
+            f"(first: {missing[0]}); fetch them again"
+        )
+    return root
+
+
+def image_of(path: Path) -> Callable[[], Image.Image]:
+    """What opens an image when it is needed."""
+    return partial(_open, path)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        data = path.read_bytes()
+    except OSError as error:  # not a damaged image: the next ones would fail as well
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return Image.open(BytesIO(data))
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """The first few names, for messages."""
+    texts: Iterator[str] = map(str, names)
+    first = [text for _, text in zip(range(most + 1), texts, strict=False)]
+    more = ", ..." if len(first) > most else ""
+    return (", ".join(first[:most]) or "nothing") + more
+
+
+def contents(folder: Path) -> str:
+    """What is in a folder, for messages."""
+    return listed(sorted(path.name for path in folder.iterdir()))

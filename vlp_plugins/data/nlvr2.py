@@ -1,0 +1,90 @@
+"""NLVR2 (Suhr et al. 2019): is a sentence true of two photographs?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlp_plugins.data.annotation_files import contents, image_of, image_root, need_keys, read_rows
+from vlp_plugins.data.metadata import read_metadata
+from vlp_plugins.errors import DataError
+
+_TRUTH = {"True": True, "False": False, "true": True, "false": False}
+_BELOW = ("images", "images/train", "images/dev", "images/test1")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A sentence about a left and a right image, and whether it is true of them."""
+
+    place: str
+    images: tuple[Callable[[], Image.Image], Callable[[], Image.Image]]
+    text: str
+    label: bool
+
+
+def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
+    """The statements of a split.
+
+    - as published: `dev.json` (one JSON object a line; also in `data/`), images
+      `dev/dev-850-0-img0.png`; those of `train.json` in `images/train/{directory}/`;
+    - the lists of BLIP's and X-VLM's: `nlvr_dev.json`, `nlvr2_dev.json`, whose rows name both
+      images.
+
+    Args:
+        folder: of the data set.
+        split: `train`, `dev`, `test` (the public one, `test1.json`), ...
+
+    Raises:
+        DataError: if files are missing or are not what they should be.
+    """
+    names = [f"{split}.json", f"{split}1.json", f"nlvr_{split}.json", f"nlvr2_{split}.json"]
+    places = [folder / below / name for name in names for below in ("", "data", "annotations")]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"{folder} holds no split {split!r} of NLVR2: expected {' or '.join(names)} there or "
+            f"in data/, found {contents(folder)}"
+        )
+    rows = read_rows(path) if path.name.startswith("nlvr") else _lines(path)
+    pairs = [_images_of(row, path) for row in rows]
+    root = image_root(folder, [name for pair in pairs for name in pair], _BELOW, path)
+    return [
+        Statement(
+            str(row.get("identifier", f"row {number}")),
+            (image_of(root / left), image_of(root / right)),
+            str(need_keys(row, ("sentence",), path)[0]),
+            _truth(row, path),
+        )
+        for number, (row, (left, right)) in enumerate(zip(rows, pairs, strict=True), 1)
+    ]
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """One JSON object a line, whatever the file is called."""
+    return list(read_metadata(path, lines=True))
+
+
+def _images_of(row: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    if "images" in row:
+        images = row["images"]
+        if not isinstance(images, list) or len(images) != 2:
+            raise DataError(f"{path}: a row names {images!r}, not two images")
+        return str(images[0]), str(images[1])
+    (identifier,) = need_keys(row, ("identifier",), path)
+    parts = str(identifier).rsplit("-", 1)  # dev-850-0-0: set, pair and statement
+    base = parts[0]
+    directory = f"{row['directory']}/" if "directory" in row else f"{base.split('-', 1)[0]}/"
+    return f"{directory}{base}-img0.png", f"{directory}{base}-img1.png"
+
+
+def _truth(row: Mapping[str, Any], path: Path) -> bool:
+    (label,) = need_keys(row, ("label",), path)
+    truth = _TRUTH.get(str(label))
+    if truth is None:
+        raise DataError(f"{path}: the label {label!r} is neither True nor False")
+    return truth

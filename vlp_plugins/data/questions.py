@@ -1,0 +1,203 @@
+"""Questions about images: VQAv2 as published and as BLIP and X-VLM list it, and plain folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlp_plugins.data.annotation_files import (
+    contents,
+    find_file,
+    image_of,
+    image_root,
+    need_keys,
+    read_json,
+    read_rows,
+)
+from vlp_plugins.data.columns import choose_split
+from vlp_plugins.data.metadata import find_metadata, read_metadata
+from vlp_plugins.errors import DataError
+
+_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(\w+?)2014_questions\.json")
+_TEST_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(test(?:-dev)?)2015_questions\.json")
+_LIST = re.compile(r"vqa_(train|val|test)\.json")
+_BELOW = ("images", "coco", "vg", "Images")
+_ANSWER_LISTS = ("answer_list.json",)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about an image.
+
+    Attributes:
+        place: where it is, for messages.
+        image: opens the image.
+        text: the question.
+        answers: what people said; empty if nobody published it.
+    """
+
+    place: str
+    image: Callable[[], Image.Image]
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of one split.
+
+    Attributes:
+        description: what was read.
+        items: in stored order.
+        answer_list: answers that models choose among; None if the data brings no list.
+    """
+
+    description: str
+    items: tuple[Question, ...]
+    answer_list: tuple[str, ...] | None = None
+
+
+def open_questions(source: str, split: str | None = None) -> Questions:
+    """Opens a folder of questions.
+
+    - VQA as published: `v2_OpenEnded_mscoco_val2014_questions.json`,
+      `v2_mscoco_val2014_annotations.json`, images `val2014/COCO_val2014_000000000001.jpg`;
+    - lists of BLIP's kind: `vqa_val.json`, perhaps `answer_list.json`;
+    - images with `metadata.jsonl`: `file_name`, `question`, and `answer` or `answers`.
+
+    Files of annotations may lie in `annotations`.
+
+    Args:
+        source: the folder.
+        split: `train`, `val`, ...; None takes the only one, or `train`.
+
+    Raises:
+        DataError: if it is nothing of these, or files are missing.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"folder {source} does not exist; check the path")
+    published, lists = _published(folder), _lists(folder)
+    if published:
+        chosen = choose_split(list(published), split, where=source)
+        items = _read_published(folder, published[chosen])
+    elif lists:
+        chosen = choose_split(list(lists), split, where=source)
+        items = _read_list(folder, lists[chosen])
+    else:
+        place = folder / split if split and (folder / split).is_dir() else folder
+        metadata = find_metadata(place)
+        if metadata is None:
+            raise DataError(
+                f"{place} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json, "
+                f"vqa_val.json or metadata.jsonl, found {contents(place)}"
+            )
+        chosen, items = split or "", _read_metadata(metadata)
+    description = f"{folder} ({chosen})" if chosen else str(folder)
+    return Questions(description, tuple(items), _answer_list(folder))
+
+
+def _published(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for place in (folder, folder / "annotations"):
+        for path in sorted(place.glob("*_questions.json")):
+            match = _QUESTIONS.fullmatch(path.name) or _TEST_QUESTIONS.fullmatch(path.name)
+            if match is not None:
+                found.setdefault(match[1], path)
+    return found
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    paths = (
+        path for place in (folder, folder / "annotations") for path in place.glob("vqa_*.json")
+    )
+    return {match[1]: path for path in sorted(paths) if (match := _LIST.fullmatch(path.name))}
+
+
+def _read_published(folder: Path, path: Path) -> list[Question]:
+    subset = path.name.removesuffix("_questions.json").rsplit("_", 1)[-1]  # val2014, test-dev2015
+    answers = _published_answers(folder, path, subset)
+    images = subset.replace("-dev", "")
+    rows = read_rows(path, "questions")
+    names, texts, numbers = [], [], []
+    for row in rows:
+        number, image, text = need_keys(row, ("question_id", "image_id", "question"), path)
+        names.append(f"{images}/COCO_{images}_{int(image):012}.jpg")
+        texts.append(str(text))
+        numbers.append(number)
+    root = image_root(folder, names, _BELOW, path)
+    if answers:
+        lacking = [number for number in numbers if number not in answers]
+        if lacking:
+            raise DataError(
+                f"{len(lacking):,} questions of {path} have no answers in the annotations (first: "
+                f"{lacking[0]}); fetch the annotations of {subset}"
+            )
+    return [
+        Question(f"question {number}", image_of(root / name), text, answers.get(number, ()))
+        for number, name, text in zip(numbers, names, texts, strict=True)
+    ]
+
+
+def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple[str, ...]]:
+    """By number of the question; none of a test set, whose answers are not published."""
+    beginning = path.name.split("OpenEnded_", 1)[0]  # v2_
+    name = f"{beginning}mscoco_{subset}_annotations.json"
+    source = find_file(folder, (name,))
+    if source is None:
+        if subset.startswith("test"):
+            return {}
+        raise DataError(f"{path.name} is there, but not its answers, {name}; put it beside it")
+    found = {}
+    for row in read_rows(source, "annotations"):
+        number, answers = need_keys(row, ("question_id", "answers"), source)
+        found[number] = tuple(str(answer["answer"]) for answer in answers)
+    return found
+
+
+def _read_list(folder: Path, path: Path) -> list[Question]:
+    rows = read_rows(path)
+    names = [str(need_keys(row, ("image", "question"), path)[0]) for row in rows]
+    root = image_root(folder, names, _BELOW, path)
+    return [
+        Question(
+            f"question {row.get('question_id', number)}",
+            image_of(root / name),
+            str(row["question"]),
+            _answers_in(row),
+        )
+        for number, (row, name) in enumerate(zip(rows, names, strict=True))
+    ]
+
+
+def _read_metadata(path: Path) -> list[Question]:
+    rows = read_metadata(path)
+    names = [str(need_keys(row, ("file_name", "question"), path)[0]) for row in rows]
+    root = image_root(path.parent, names, (), path)
+    return [
+        Question(f"{path.name}, row {n}", image_of(root / name), str(row["question"]),
+                 _answers_in(row))
+        for n, (row, name) in enumerate(zip(rows, names, strict=True), 1)
+    ]  # fmt: skip
+
+
+def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:
+    said = row.get("answers", row.get("answer"))
+    if said is None:
+        return ()
+    return (said,) if isinstance(said, str) else tuple(str(answer) for answer in said)
+
+
+def _answer_list(folder: Path) -> tuple[str, ...] | None:
+    path = find_file(folder, _ANSWER_LISTS)
+    if path is None:
+        return None
+    found = read_json(path)
+    if not isinstance(found, list) or not found or not all(isinstance(a, str) for a in found):
+        raise DataError(f"{path} should hold a list of answers, each a text")
+    return tuple(found)

@@ -1,0 +1,80 @@
+"""Image classification: how often the right class is the first, or among the first five."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlp_plugins.adapter import Adapter, Batch, ClassifyingAdapter, need
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.errors import BatchError, DataError, UnsupportedError
+from vlp_plugins.evaluation.inference import evaluating
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy at k in per cent.
+
+    Attributes:
+        top: by k, the share of images whose class is among the first k.
+        images: how many were measured.
+    """
+
+    top: dict[int, float]
+    images: int
+
+    def as_dict(self) -> dict[str, float]:
+        """`top1`, `top5`, and the number of `images`."""
+        return {f"top{k}": value for k, value in self.top.items()} | {"images": self.images}
+
+
+def classification(
+    model: nn.Module, adapter: Adapter, batches: Iterable[Batch], *, ks: Sequence[int] = (1, 5)
+) -> Accuracy:
+    """Accuracy of a classifier.
+
+    A wrong class that is as likely as the right one counts as ahead of it, and so does NaN.
+
+    Args:
+        model: is left in the mode it was in.
+        adapter: knows how the model tells classes apart.
+        batches: images with `labels`, `[B]` integers.
+        ks: cut-offs.
+
+    Raises:
+        UnsupportedError: if models of this family tell no classes apart.
+        BatchError: if labels are missing or do not fit.
+        DataError: if there are no batches, or a cut-off is below 1.
+    """
+    if not isinstance(adapter, ClassifyingAdapter):
+        raise UnsupportedError(
+            f"adapter {adapter.name!r} says of no model how it tells classes apart; take an image "
+            "classifier such as ViTForImageClassification"
+        )
+    if not ks or min(ks) < 1:
+        raise DataError(f"accuracy at k needs cut-offs from 1 on, not {list(ks)}")
+    images, right = 0, dict.fromkeys(ks, 0)
+    with evaluating(model) as device:
+        for batch in batches:
+            (labels,) = need(batch, "labels")
+            labels = labels.to(device)
+            logits = adapter.classify(model, to_device(batch, device)).float()
+            rows, classes = logits.shape
+            if labels.shape != (rows,) or int(labels.min()) < 0 or int(labels.max()) >= classes:
+                raise BatchError(
+                    f"labels {list(labels.shape)} from {int(labels.min())} to "
+                    f"{int(labels.max())} do not fit {rows} images and {classes} classes; the "
+                    "model must have been trained on the classes of this data"
+                )
+            own = logits.gather(1, labels[:, None])
+            # The right class itself is never below itself.
+            ahead = (~(logits < own)).sum(dim=1) - 1
+            ahead = ahead + own[:, 0].isnan() * classes
+            images += rows
+            for k in ks:
+                right[k] += int((ahead < k).sum())
+    if not images:
+        raise DataError("there are no batches to measure classification on")
+    return Accuracy({k: 100 * count / images for k, count in right.items()}, images)
