@@ -63,6 +63,24 @@ class Scorer(ABC):
             float32, same shape and device as `weight`, finite.
         """
 
+    def neurons(
+        self, weight: torch.Tensor, evidence: Evidence
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Importance of a layer's whole outputs and inputs, for structured pruning.
+
+        By default the mean of the scores of the elements of a row or column. Values of several
+        layers are compared after each was brought to one scale, so only ratios matter.
+
+        Args:
+            weight: as for `score`.
+            evidence: as for `score`.
+
+        Returns:
+            float32 of the rows `[out]` and of the columns `[in]`; smaller is pruned first.
+        """
+        scores = self.score(weight, evidence)
+        return scores.mean(1), scores.mean(0)
+
 
 class MagnitudeRanked(Scorer):
     """A score that grows with |w| within a tensor, so that masks can be cut at a magnitude."""

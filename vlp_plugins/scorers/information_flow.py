@@ -78,3 +78,14 @@ class InformationFlow(Scorer):
         return information_flow(
             weight, evidence.statistics[INPUT_SECOND_MOMENT], edges=self.edges, nodes=self.nodes
         )
+
+    def neurons(
+        self, weight: torch.Tensor, evidence: Evidence
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The node term itself, `neuron_saliency`; with `nodes=False` means of the edges' scores.
+
+        The paper names it as the way to structured pruning, which it leaves to others.
+        """
+        if not self.nodes:
+            return super().neurons(weight, evidence)
+        return neuron_saliency(weight, evidence.statistics[INPUT_SECOND_MOMENT])

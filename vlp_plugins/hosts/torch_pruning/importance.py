@@ -1,0 +1,210 @@
+"""Any registered method as an importance of Torch-Pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, Literal
+from weakref import ref
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency import DependencyGraph, Group
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.hosts.torch_pruning.following import watch, watch_group, without
+from vlp_plugins.hosts.torch_pruning.places import Place, at_modules, places_of
+from vlp_plugins.hosts.torch_pruning.scoring import LADDER, vectors_of
+from vlp_plugins.hosts.torch_pruning.vectors import (
+    Reduction,
+    check_words,
+    normalised,
+    reduced,
+)
+from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.methods.base import Method
+from vlp_plugins.resolving import resolve_adapter
+from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.variants import Variant
+from vlp_plugins.weights import WeightMap
+
+
+class Importance(tp.importance.Importance):
+    """Importance of channels, units and heads by a method made for vision-language models.
+
+        importance = Importance("multiflow", model, batches)
+        with shared_modules(model):
+            options = pruner_options(adapter, model)
+            tp.pruner.BasePruner(model, importance=importance, **options).step()
+        patch(model, adapter)
+
+    A method's scores of a layer's rows and columns (`Scorer.neurons`) are brought to one scale,
+    layer by layer, and averaged over the layers of a group: so groups of two layers (feed-forward)
+    and of four (attention) compare. Torch-Pruning averages them over the dimensions of a head.
+
+    Scores are made once, of the model as it is; whether BLIP's fused projections are split before
+    or after does not matter. They follow the cuts of pruners that ask them: in iterative pruning a
+    score is computed anew from the weight as it is now and what is left of the statistics, which
+    are those of the dense model; `refresh` measures them again. Scores of procedures, which run the
+    model (CHITA, TAMT, ...), are of the dense model until then, and take as much memory as its
+    weights in float32.
+    """
+
+    def __init__(
+        self,
+        method: str | Scorer | Method,
+        model: nn.Module,
+        batches: Iterable[Batch] | None = None,
+        *,
+        adapter: Adapter | str | None = None,
+        normalize: Literal["mean", "max", "sum"] | None = "mean",
+        reduction: Reduction = "mean",
+        neurons: bool = True,
+        sparsities: Sequence[float] = LADDER,
+        variant: Variant = "default",
+        seed: int = 0,
+        statistics: Statistics | None = None,
+        id_profile: IdProfile | str | None = None,
+        limit: int | None = None,
+        **parameters: Any,
+    ) -> None:
+        """Measures what the method needs. The model is left as it is.
+
+        Args:
+            method: see `vlp_plugins.prune`; `id*NAME` multiplies the importance of every layer by
+                its intrinsic dimension, after `normalize`.
+            model: any module; not kept.
+            batches: for methods that need data.
+            adapter: see `prune`.
+            normalize: what becomes 1 in each layer; None keeps the method's own scale, in which
+                layers rarely compare.
+            reduction: over the layers of a group.
+            neurons: False averages scores of elements where a method has its own way to score rows
+                and columns, as MULTIFLOW has.
+            sparsities: at which a procedure is asked for masks; see `scoring.vectors_of`.
+            variant: see `prune`.
+            seed: see `prune`.
+            statistics: of an earlier pass, instead of batches.
+            id_profile: see `prune`.
+            limit: see `prune`.
+            **parameters: of the method.
+
+        Raises:
+            VlpError: see `prune`.
+        """
+        check_words(normalize, reduction)
+        self.adapter = resolve_adapter(model, adapter)
+        self._normalize, self._reduction = normalize, reduction
+        self._method, self._parameters = method, parameters
+        self._options: dict[str, Any] = {
+            "neurons": neurons,
+            "sparsities": tuple(sparsities),
+            "variant": variant,
+            "seed": seed,
+            "id_profile": id_profile,
+            "limit": limit,
+        }
+        self._measure(model, batches, statistics)
+
+    def refresh(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch] | None = None,
+        *,
+        statistics: Statistics | None = None,
+    ) -> None:
+        """Scores anew the model as it is now, cut and trained as it may be.
+
+        Args:
+            model: the model.
+            batches: for methods that need data.
+            statistics: of a pass over the model as it is now, instead of batches.
+
+        Raises:
+            VlpError: see `prune`.
+        """
+        self._measure(model, batches, statistics)
+
+    def _measure(
+        self, model: nn.Module, batches: Iterable[Batch] | None, statistics: Statistics | None
+    ) -> None:
+        weights = WeightMap.of(model, self.adapter)
+        self._vectors, self._factors = vectors_of(
+            self._method,
+            model,
+            self.adapter,
+            weights,
+            batches,
+            parameters=self._parameters,
+            statistics=statistics,
+            **self._options,
+        )
+        self._places = places_of(weights)
+        self._at: dict[nn.Module, list[Place]] = {}
+        self._graph: Callable[[], DependencyGraph | None] = lambda: None
+
+    @torch.no_grad()
+    def __call__(self, group: Group) -> Tensor | None:
+        """Importance of the channels of a group.
+
+        Args:
+            group: of Torch-Pruning.
+
+        Returns:
+            float32, as long as the indices of the group's root, on the CPU; None if none of its
+            layers was scored, and the group is left alone.
+
+        Raises:
+            StructureError: if a layer was cut by somebody that this importance knows nothing of.
+        """
+        self._meet(group)
+        found: list[Tensor] = []
+        length = len(group[0].idxs)
+        for index, (dep, idxs) in enumerate(group):
+            values = self._values(group, dep)
+            roots = group[index].root_idxs
+            if values is None or any(root is None for root in roots):
+                continue
+            # Several channels of a layer may belong to one of the root's, as after flattening.
+            total = torch.zeros(length).index_add_(0, torch.tensor(roots), values[list(idxs)])
+            count = torch.bincount(torch.tensor(roots), minlength=length)
+            found.append(total / count.clamp_(min=1))
+        if not found:
+            return None
+        return reduced(found, self._reduction)
+
+    def _values(self, group: Group, dep: Any) -> Tensor | None:
+        """Of all channels of a layer on the side that a dependency cuts; None if not scored."""
+        layer = dep.target.module
+        places = self._at.get(layer) if isinstance(layer, nn.Module) else None
+        if not places:
+            return None
+        place = places[0]
+        rows, columns = self._vectors[place.weight](place.check(layer), place.section())
+        if group._DG.is_out_channel_pruning_fn(dep.handler):
+            values = rows
+        else:
+            values = columns.view(-1, place.spread).mean(1)
+        factor = self._factors.get(place.weight, 1.0)
+        return normalised(values.float().cpu(), self._normalize) * factor
+
+    def _meet(self, group: Group) -> None:
+        """Finds the layers of a graph that is new, and watches what is cut there."""
+        graph = group._DG
+        if self._graph() is graph:
+            return
+        self._graph = ref(graph)
+        if self._at:
+            self._places = list(chain.from_iterable(self._at.values()))
+        self._at = at_modules(graph.model, self._places)
+        watch(graph, self._follow)
+        watch_group(group)
+
+    def _follow(self, module: nn.Module, outputs: bool, cut: Sequence[int]) -> None:
+        for place in self._at.get(module, ()):
+            if outputs:
+                place.rows = without(place.rows, cut)
+            else:
+                place.columns = without(place.columns, cut)

@@ -1,0 +1,132 @@
+"""A pruner of Torch-Pruning that cuts blocks by a plan, with exact counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency import Group
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.blocks import Attention, Block
+from vlp_plugins.errors import StructureError, VlpError, first_line
+from vlp_plugins.hosts.torch_pruning.counts import check_finite, least, removed_after
+from vlp_plugins.hosts.torch_pruning.options import base_options
+from vlp_plugins.hosts.torch_pruning.planning import Plan, Scope
+
+Score = Callable[[Group], Tensor | None]
+"""Any importance of Torch-Pruning, or a function of a group."""
+
+
+class BlockPruner(tp.pruner.BasePruner):
+    """Cuts what a plan says, and leaves the graph, the cuts and the history to Torch-Pruning.
+
+    The base class takes more than asked for where importances are equal, ranks heads over all
+    modalities, and rounds up. Here counts are those of the plan, equal importances go by position,
+    and every block keeps at least one head, dimension or unit. Of the dimensions of a head each
+    head loses its own, as many as the others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        plan: Plan,
+        importance: Score,
+        batch: Batch | None = None,
+    ) -> None:
+        """Traces the model.
+
+        Args:
+            model: prepared, inside `shared_modules(model)`.
+            adapter: of the model.
+            plan: of its blocks.
+            importance: of Torch-Pruning's or ours.
+            batch: to trace the model with; None makes one up.
+
+        Raises:
+            StructureError: if Torch-Pruning cannot trace the model.
+        """
+        options = base_options(adapter, model, plan, batch)
+        try:
+            super().__init__(model, importance=importance, iterative_steps=plan.steps, **options)
+        except VlpError:
+            raise
+        except Exception as error:  # whatever it trips over is no fault of the caller's
+            raise StructureError(
+                f"Torch-Pruning cannot trace {type(model).__name__} "
+                f"({type(error).__name__}: {first_line(error)}); choose what to keep yourself, and "
+                "cut it by vlp_plugins.structured.cut, which traces nothing"
+            ) from error
+        self.plan = plan
+
+    @torch.no_grad()
+    def _prune(self) -> Iterator[Group]:
+        if self.current_step > self.plan.steps:
+            return
+        for output, rows in [each for scope in self.plan.scopes for each in self._chosen(scope)]:
+            yield self._group(output, rows)
+
+    def _chosen(self, scope: Scope) -> Iterator[tuple[nn.Module, list[int]]]:
+        """Of every block of a scope its output layer and the rows that go at this step."""
+        plan, step = self.plan, self.current_step
+        outputs = [self.model.get_submodule(block.output.path) for block in scope.blocks]
+        sheets = [
+            self._sheet(block, scope.cut, output)
+            for block, output in zip(scope.blocks, outputs, strict=True)
+        ]
+        vectors = [_ranked(scope.cut, sheet) for sheet in sheets]
+        sizes, left = scope.sizes, [len(vector) for vector in vectors]
+        if plan.scope == "layer":
+            counts = [
+                removed_after(size, scope.ratio, step, plan.steps, plan.round_to) - (size - now)
+                for size, now in zip(sizes, left, strict=True)
+            ]
+        else:
+            asked = removed_after(sum(sizes), scope.ratio, step, plan.steps, None)
+            gone = sum(sizes) - sum(left)
+            counts = least(
+                vectors, max(0, asked - gone), floor=plan.round_to or 1, round_to=plan.round_to
+            )
+        for output, sheet, count in zip(outputs, sheets, counts, strict=True):
+            if count > 0:
+                yield output, _rows(scope.cut, sheet, count)
+
+    def _sheet(self, block: Block, cut: str, output: nn.Module) -> Tensor:
+        """Importance of the columns of an output layer; of attention `[heads, dims]` as left."""
+        width = self.DG.get_in_channels(output)
+        values = self.importance(self._group(output, list(range(width))))
+        if values is None:
+            raise StructureError(
+                f"the importance knows nothing of the layers of {block.name!r}; leave it out by "
+                "ratio, or take an importance that scores it"
+            )
+        values = values.detach().cpu().float()
+        check_finite(values)
+        if not isinstance(block, Attention):
+            return values
+        return values.view(-1, block.head_dim) if cut == "heads" else values.view(block.heads, -1)
+
+    def _group(self, output: nn.Module, columns: list[int]) -> Group:
+        return self.DG.get_pruning_group(output, tp.prune_linear_in_channels, columns)
+
+
+def _ranked(cut: str, sheet: Tensor) -> Tensor:
+    """Importance of each head, unit, or of the least important dimension, the second least, ..."""
+    if cut == "dims":
+        return sheet.sort(dim=1).values.mean(0)
+    return sheet.mean(1) if cut == "heads" else sheet
+
+
+def _rows(cut: str, sheet: Tensor, count: int) -> list[int]:
+    """The rows of the `count` least important heads, dimensions of every head, or units."""
+    if cut == "ffn":
+        return sorted(sheet.argsort(stable=True)[:count].tolist())
+    positions = torch.arange(sheet.numel()).view(sheet.shape)
+    if cut == "heads":
+        rows = positions[sheet.mean(1).argsort(stable=True)[:count]]
+    else:
+        rows = positions.gather(1, sheet.argsort(dim=1, stable=True)[:, :count])
+    return sorted(rows.flatten().tolist())

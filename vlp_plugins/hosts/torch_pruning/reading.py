@@ -1,0 +1,128 @@
+"""From the indices that Torch-Pruning cuts to what is kept of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch_pruning.dependency import DependencyGraph, Group
+
+from vlp_plugins.adapter import Adapter
+from vlp_plugins.blocks import Attention, Block
+from vlp_plugins.errors import StructureError
+from vlp_plugins.hosts.torch_pruning.following import watch, without
+from vlp_plugins.structured import Kept, Record, blocks_of
+
+
+class Recorder:
+    """Keeps the record of what a pruner cuts out of a model, for `save_structured` and others.
+
+    pruner = tp.pruner.BasePruner(model, ...)
+    recorder = Recorder(pruner.DG, model, adapter)
+    pruner.step()
+    patch(model, adapter, recorder.heads())
+    save_structured(model, folder, recorder.record(), adapter=adapter)
+    """
+
+    def __init__(self, graph: DependencyGraph, model: nn.Module, adapter: Adapter) -> None:
+        """Watches from now on.
+
+        Args:
+            graph: `DG` of a pruner that has not pruned yet.
+            model: its model, prepared.
+            adapter: of the model.
+        """
+        self._blocks = {
+            model.get_submodule(block.output.path): block for block in blocks_of(model, adapter)
+        }
+        self._kept = {layer: torch.arange(block.width) for layer, block in self._blocks.items()}
+        watch(graph, self._follow)
+
+    def record(self) -> Record:
+        """What is kept of every block that lost something."""
+        return Record(
+            (block.name, kept_of(block, self._kept[layer]))
+            for layer, block in self._blocks.items()
+            if len(self._kept[layer]) < block.width
+        )
+
+    def heads(self) -> dict[str, int]:
+        """The number of heads of every attention block that lost something, for `patch`."""
+        return {
+            name: len(kept.heads) for name, kept in self.record().items() if kept.heads is not None
+        }
+
+    def _follow(self, module: nn.Module, outputs: bool, cut: Sequence[int]) -> None:
+        if not outputs and module in self._kept:
+            self._kept[module] = without(self._kept[module], cut)
+
+
+def record_of(groups: Iterable[Group], model: nn.Module, blocks: Sequence[Block]) -> Record:
+    """What groups that are not pruned yet will leave, in coordinates of the model as it is.
+
+    Args:
+        groups: each of one block.
+        model: their model.
+        blocks: of the model.
+
+    Raises:
+        StructureError: if a group reaches beyond the layers of a block.
+    """
+    outputs = {model.get_submodule(block.output.path): block for block in blocks}
+    kept = {}
+    for group in groups:
+        found = [
+            (outputs[dep.target.module], idxs)
+            for dep, idxs in group
+            if dep.target.module in outputs and group._DG.is_in_channel_pruning_fn(dep.handler)
+        ]
+        if len(found) != 1:
+            names = [block.name for block, _ in found] or ["no block"]
+            raise StructureError(
+                f"Torch-Pruning joins {', '.join(names)} into one group, so they cannot be cut by "
+                "themselves; leave them out by ratio, or tell which model this is"
+            )
+        block, cut = found[0]
+        _check_inside(group, model, block)
+        kept[block.name] = kept_of(block, without(torch.arange(block.width), cut))
+    return Record(kept)
+
+
+def kept_of(block: Block, rows: Tensor) -> Kept:
+    """What is kept of a block of which these rows are left.
+
+    Args:
+        block: before.
+        rows: int64, ascending.
+
+    Raises:
+        StructureError: if its heads would be of several sizes.
+    """
+    if not isinstance(block, Attention):
+        return Kept(units=tuple(rows.tolist()))
+    by_head: dict[int, list[int]] = {}
+    for row in rows.tolist():
+        by_head.setdefault(row // block.head_dim, []).append(row % block.head_dim)
+    dims = tuple(tuple(each) for each in by_head.values())
+    whole = all(len(each) == block.head_dim for each in dims)
+    return Kept(heads=tuple(by_head), dims=None if whole else dims)
+
+
+def _check_inside(group: Group, model: nn.Module, block: Block) -> None:
+    """Makes sure that nothing but the layers of a block is cut."""
+    own = {id(model.get_submodule(path)) for part in block.parts for path in part.paths}
+    for dep, _ in group:
+        module = dep.target.module
+        if id(module) not in own and any(True for _ in _parameters(module)):
+            path = group._DG._module2name.get(module, type(module).__name__)
+            raise StructureError(
+                f"Torch-Pruning would cut {path} with block {block.name!r}, of which it is no "
+                "part; the block cannot be cut by itself"
+            )
+
+
+def _parameters(module: object) -> Iterable[nn.Parameter]:
+    if isinstance(module, nn.Parameter):
+        return (module,)
+    return module.parameters() if isinstance(module, nn.Module) else ()

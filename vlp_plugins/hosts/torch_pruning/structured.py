@@ -1,0 +1,219 @@
+"""prune_structured(): heads and units out of a model by Torch-Pruning, in one call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch_pruning.dependency import Group
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.blocks import Block
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.hosts.torch_pruning.followers import cut_followers
+from vlp_plugins.hosts.torch_pruning.importance import Importance
+from vlp_plugins.hosts.torch_pruning.planning import Cut, Ratio, Share, plan_of
+from vlp_plugins.hosts.torch_pruning.precise import float32_of, in_float32
+from vlp_plugins.hosts.torch_pruning.pruner import BlockPruner, Score
+from vlp_plugins.hosts.torch_pruning.reading import record_of
+from vlp_plugins.hosts.torch_pruning.result import (
+    StructuredResult,
+    made_by,
+    parameters_of,
+    removed_by,
+)
+from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
+from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
+from vlp_plugins.methods.base import Method
+from vlp_plugins.resolving import resolve_adapter
+from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.sharding import is_sharded
+from vlp_plugins.structured import (
+    Record,
+    blocks_of,
+    check_equal,
+    example_batch,
+    masked,
+    outputs,
+    patch,
+    prepare,
+    relative_error,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def prune_structured(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    importance: str | Scorer | Method | Score = "multiflow",
+    ratio: Ratio = 0.5,
+    cut: Sequence[Cut] | Cut = ("heads", "ffn"),
+    scope: Share = "layer",
+    steps: int = 1,
+    round_to: int | None = None,
+    adapter: Adapter | str | None = None,
+    example: Batch | None = None,
+    check: bool = True,
+    tolerance: float = 1e-5,
+    after_step: Callable[[int], None] | None = None,
+    **parameters: Any,
+) -> StructuredResult:
+    """Cuts heads and feed-forward units out of a model, in place.
+
+    Fused projections are split first; layers that share weights are cut with one set of indices and
+    still share them; networks that follow others (momentum twins) are cut alike; number and size of
+    heads are set. Then the model must give out what the dense one gives out with the same rows and
+    columns at zero. If anything fails, the model is as it was.
+
+    Example:
+        result = prune_structured(model, batches, ratio={"vision": 0.25, "text": 0.5})
+        result.save("smaller")
+
+    Args:
+        model: any transformer in whose class transformers' names of layers are found; on one
+            device, not sharded.
+        batches: for importances that need data.
+        importance: name of a registered method (also `id*NAME`), a method or scorer itself, an
+            `Importance`, an importance of Torch-Pruning, or any function of its groups. Those that
+            read gradients need a backward pass before.
+        ratio: fraction removed in [0, 1): of all, by modality, or by modality and kind
+            (`{("vision", "ffn"): 0.5}`); what a mapping does not name stays whole.
+        cut: what goes: of attention whole `heads` or the same number of `dims` of every head; units
+            of `ffn`.
+        scope: `layer`: every block loses `int(ratio * size)`. `block kind`: the blocks of one
+            modality and kind are ranked together and lose `int(ratio * sizes)`, each keeping
+            something.
+        steps: in how many steps; importance is asked again at each.
+        round_to: dimensions of a head and units are left in multiples of it, rather more than
+            fewer.
+        adapter: see `vlp_plugins.prune`.
+        example: a batch to trace and to check with; None makes one up from the model's
+            configuration.
+        check: whether to compare with the dense model after each step.
+        tolerance: of that; relative to the largest value of each stream. Models in half precision
+            are compared in float32.
+        after_step: called with the number of each step after it, to fine-tune in between. All
+            cut Parameters are new or have new sizes: optimizers must be made anew.
+        **parameters: of `Importance`, if one is made.
+
+    Returns:
+        The record of what was cut, with counts; it can save the model.
+
+    Raises:
+        StructureError: if the model cannot be cut, or computes something else afterwards.
+        UnsupportedError: for what the model or method cannot do, or a sharded model.
+        SparsityError: for a ratio that cannot be met.
+        VlpError: see `vlp_plugins.prune`.
+    """
+    if is_sharded(model.parameters()):
+        raise UnsupportedError("the model is sharded; cut it before fully_shard wraps it")
+    adapter = resolve_adapter(model, adapter)
+    before = parameters_of(model)
+    snapshot = Snapshot(model, copy=after_step is not None and steps > 1)
+    flags: list[tuple[nn.Module, bool]] = []
+    try:
+        prepare(model, adapter)
+        flags = [(module, module.training) for module in model.modules()]
+        blocks = blocks_of(model, adapter)
+        plan = plan_of(blocks, ratio, cut=cut, scope=scope, steps=steps, round_to=round_to)
+        score = _importance(importance, model, batches, adapter, parameters)
+        example = example_batch(model, adapter) if example is None else example
+        with shared_modules(model):
+            pruner = BlockPruner(model, adapter, plan, score, example)
+            record, error = _all_steps(
+                pruner,
+                adapter,
+                float32_of(example) if check else None,
+                tolerance,
+                flags,
+                after_step,
+            )
+    except BaseException:
+        snapshot.restore()
+        raise
+    finally:
+        for module, training in flags:
+            module.training = training
+    result = StructuredResult(
+        model, adapter, record, pruner.pruning_history(), before, parameters_of(model),
+        removed_by(plan, record), error, made_by(importance, plan),
+    )  # fmt: skip
+    _log.info(
+        "cut %d blocks: %d of %d parameters are left", len(record), result.parameters_after, before
+    )
+    return result
+
+
+def _importance(
+    importance: str | Scorer | Method | Score,
+    model: nn.Module,
+    batches: Iterable[Batch] | None,
+    adapter: Adapter,
+    parameters: dict[str, Any],
+) -> Score:
+    if isinstance(importance, str | Scorer | Method):
+        return Importance(importance, model, batches, adapter=adapter, **parameters)
+    if not callable(importance):
+        raise UnsupportedError(
+            f"{importance!r} is no importance; give the name of a method, or one of Torch-Pruning"
+        )
+    if parameters:
+        raise UnsupportedError(
+            f"{', '.join(parameters)}: parameters go to the importance itself, not beside it"
+        )
+    return importance
+
+
+def _all_steps(
+    pruner: BlockPruner,
+    adapter: Adapter,
+    example: Batch | None,
+    tolerance: float,
+    flags: Sequence[tuple[nn.Module, bool]],
+    after_step: Callable[[int], None] | None,
+) -> tuple[Record, float | None]:
+    """Every step; the record of all together, and the largest error."""
+    record, errors = Record(), []
+    for step in range(1, pruner.plan.steps + 1):
+        with in_float32(pruner.model):
+            cut, error = _one_step(pruner, adapter, example, tolerance)
+        record = record.compose(cut)
+        errors.append(error)
+        if after_step is not None:
+            for module, training in flags:
+                module.training = training
+            after_step(step)
+    found = [error for error in errors if error is not None]
+    return record, max(found) if found else None
+
+
+def _one_step(
+    pruner: BlockPruner, adapter: Adapter, example: Batch | None, tolerance: float
+) -> tuple[Record, float | None]:
+    """One step, in coordinates of the model before it."""
+    model = pruner.model
+    blocks = blocks_of(model, adapter)
+    groups: list[Group] = list(pruner.step(interactive=True))
+    record = record_of(groups, model, blocks)
+    expected = {}
+    if example is not None:
+        with masked(model, adapter, record):
+            expected = outputs(model, adapter, example)
+    for group in groups:
+        group.prune()
+    cut_followers(model, blocks, record)
+    patch(model, adapter, _heads_left(blocks, record))
+    if example is None:
+        return record, None
+    found = outputs(model, adapter, example)
+    check_equal(expected, found, tolerance)
+    return record, max(relative_error(expected[name], found[name]) for name in expected)
+
+
+def _heads_left(blocks: Sequence[Block], record: Record) -> dict[str, int]:
+    kept = {block.name: record[block.name].heads for block in blocks if block.name in record}
+    return {name: len(heads) for name, heads in kept.items() if heads is not None}
