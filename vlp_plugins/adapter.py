@@ -80,7 +80,8 @@ class Stream:
 
     Attributes:
         name: `vision`, `text`, `fusion`, `decoder`, ...; statistics are kept per (weight, stream).
-        run: runs that part of the model. Streams of a batch run in order and may share state.
+        run: runs that part of the model and returns what it gives out: a tensor, or an output of
+            transformers. Streams of a batch run in order and may share state.
         real: by token space, a bool tensor `[batch, tokens]` that is true where a token is real;
             None where all are.
     """
@@ -163,6 +164,21 @@ class Adapter(ABC):
         Several processes share the batches: each computes its own, and advances past the others'.
         """
 
+    def split_fused(self, model: nn.Module) -> None:  # noqa: B027 - most models fuse nothing
+        """Replaces layers that hold several projections by one layer for each, in place.
+
+        What the model computes stays the same; a model that is split already stays as it is.
+        """
+
+    def followers(self, model: nn.Module) -> dict[str, str]:
+        """Networks that copy another one's weights in training (momentum twins).
+
+        Returns:
+            By module path the path of the module that follows it, of the same structure: where
+            rows and columns of the one are cut, those of the other are too.
+        """
+        return {}
+
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Where each weight of a pre-training model goes in the downstream model of a task.
 
@@ -176,6 +192,45 @@ class Adapter(ABC):
             inherits the mask. A weight that the task does not use maps to `()`.
         """
         raise UnsupportedError(f"adapter {self.name!r} knows no downstream task {task!r}")
+
+    def downstream_model(
+        self,
+        task: str,
+        model: nn.Module,
+        *,
+        tokenizer: Any | None = None,
+        classes: int | None = None,
+    ) -> nn.Module:
+        """The model that is fine-tuned on a task, with the weights of a pre-training model.
+
+        Masks of the pre-training model fit it. What the task adds is drawn at random.
+
+        Args:
+            task: see `for_task`.
+            model: is not changed; it is returned itself if it can be trained on the task as it is.
+            tokenizer: of the texts, where the model must know how they begin and end.
+            classes: how many a classifier tells apart.
+
+        Raises:
+            UnsupportedError: if the family knows no such task, or the model is of another one.
+        """
+        raise UnsupportedError(f"adapter {self.name!r} makes no model of the task {task!r}")
+
+    def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """The terms of the loss of a task by name, whose plain sum is trained.
+
+        By default `losses`, which a model of a single task has of that task.
+
+        Args:
+            task: see `for_task`.
+            model: what `downstream_model` returns.
+            batch: tensors on the model's device.
+
+        Raises:
+            UnsupportedError: if the model is of another task.
+            BatchError: if the batch lacks what the loss needs.
+        """
+        return self.losses(model, batch)
 
     def load(self, source: str) -> nn.Module | None:
         """Loads a checkpoint in a format that only this family knows.
@@ -234,11 +289,58 @@ class MatchingAdapter(Protocol):
 
 
 @runtime_checkable
+class ImageTokensAdapter(Protocol):
+    """An adapter that encodes images apart, so that an image that is asked of often runs once."""
+
+    def image_embeds(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """`[B, T, D]` that `match` reads as `image_embeds` of a batch without `pixel_values`."""
+
+
+@runtime_checkable
 class CaptioningAdapter(Protocol):
     """An adapter whose models write captions."""
 
-    def caption(self, model: nn.Module, batch: Batch, *, max_length: int) -> torch.Tensor:
-        """`[B, L]` token ids, greedy."""
+    def caption(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> torch.Tensor:
+        """`[B, L]` token ids by beam search; one beam is greedy."""
+
+
+@runtime_checkable
+class AnsweringAdapter(Protocol):
+    """An adapter whose models answer the questions (`input_ids`) about the images of a batch."""
+
+    def answer(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> torch.Tensor:
+        """`[B, L]` token ids of written answers."""
+
+    def rank_answers(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        answer_ids: torch.Tensor,
+        answer_mask: torch.Tensor,
+        *,
+        candidates: int,
+    ) -> torch.Tensor:
+        """`[B]` numbers of the most likely answers among a list.
+
+        Args:
+            model: a model that this adapter claims.
+            batch: images and questions on the model's device.
+            answer_ids: `[M, A]` int64, the answers as the tokenizer makes them.
+            answer_mask: `[M, A]`, 1 for real tokens.
+            candidates: how many, chosen by their first word, are looked at as a whole.
+        """
+
+
+@runtime_checkable
+class ClassifyingAdapter(Protocol):
+    """An adapter whose models tell classes of images apart."""
+
+    def classify(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """`[B, C]` logits of the images of a batch."""
 
 
 def need(batch: Batch, *keys: str) -> list[torch.Tensor]:

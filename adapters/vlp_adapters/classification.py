@@ -1,4 +1,4 @@
-"""The loss of an image classifier, with labels that are checked."""
+"""An image classifier: its logits, and its loss with labels that are checked."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def classifier_loss(model: nn.Module, inputs: Mapping[str, Any], batch: Batch) -
         UnsupportedError: if the model has no classifier.
         BatchError: if the batch has no labels, or labels that do not fit.
     """
-    head = getattr(model, "classifier", None)
-    if head is None or isinstance(head, nn.Identity):
+    if not _has_classifier(model):
         raise UnsupportedError(
             f"{type(model).__name__} has no classifier, and gradient methods need its loss; "
             "load the ...ForImageClassification model, or give a loss with "
@@ -47,3 +46,27 @@ def classifier_loss(model: nn.Module, inputs: Mapping[str, Any], batch: Batch) -
     if low < 0 or high >= classes:
         raise BatchError(f"labels go from {low} to {high}; the model has {classes} classes")
     return nn.functional.cross_entropy(logits, labels)
+
+
+def classifier_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """`[B, C]` logits.
+
+    Args:
+        model: a classifier of `C` classes, whose head is `classifier`.
+        inputs: arguments of its forward.
+
+    Raises:
+        UnsupportedError: if the model has no classifier.
+    """
+    if not _has_classifier(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no classifier, so it tells no classes apart; load the "
+            "...ForImageClassification model"
+        )
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _has_classifier(model: nn.Module) -> bool:
+    head = getattr(model, "classifier", None)
+    return head is not None and not isinstance(head, nn.Identity)

@@ -123,7 +123,7 @@ def test_claims_its_class_and_no_other() -> None:
     assert not ADAPTER.claims(tiny().vision_encoder)
     assert isinstance(ADAPTER, RetrievalAdapter)
     assert isinstance(ADAPTER, MatchingAdapter)
-    assert not isinstance(ADAPTER, CaptioningAdapter)
+    assert isinstance(ADAPTER, CaptioningAdapter)
 
 
 def test_asking_about_another_model_imports_no_modelling_library() -> None:

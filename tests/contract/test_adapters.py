@@ -52,7 +52,12 @@ from transformers import (
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.plugin import vlp_adapters
-from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
+from vlp_adapters.xvlm import (
+    XvlmForCaptioning,
+    XvlmForPretraining,
+    XvlmForQuestionAnswering,
+    XvlmPretrainConfig,
+)
 from vlp_plugins.adapter import Adapter, Owner
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_adapter import ModuleAdapter
@@ -170,12 +175,15 @@ def blip_config() -> BlipConfig:
     return BlipConfig(vision_config=blip_vision(), text_config=blip_text(), **sizes)
 
 
-def xvlm() -> nn.Module:
+def xvlm() -> XvlmForPretraining:
     vision = CLIPVisionConfig(**IMAGE, intermediate_size=32)
     text = BertConfig(**TEXT, max_position_embeddings=16, fusion_layer=1)
     return XvlmForPretraining(
         XvlmPretrainConfig(vision_config=vision, text_config=text, embed_dim=8)
     )
+
+
+ENDS = {"start_token_id": 1, "end_token_id": 2}
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,12 @@ ROWS = {
         images,
     ),
     "xvlm": Row("xvlm", xvlm, pairs),
+    "xvlm-captioning": Row(
+        "xvlm", lambda: XvlmForCaptioning.from_pretraining(xvlm(), **ENDS), pairs
+    ),
+    "xvlm-vqa": Row(
+        "xvlm", lambda: XvlmForQuestionAnswering.from_pretraining(xvlm(), **ENDS), answered
+    ),
     "clip": Row("clip", lambda: CLIPModel(ending_clip_config()), ended_pairs),
     "clip-vision": Row("clip", lambda: CLIPVisionModel(clip_config().vision_config), images),
     "clip-vision-projected": Row(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from vlp_adapters.blip import forward
+from vlp_adapters.blip import answering, downstream, forward
 from vlp_adapters.blip.kinds import Kind, kind_of
 from vlp_adapters.blip.losses import advance, training_losses
 from vlp_adapters.blip.names import is_original, to_original_name
 from vlp_adapters.blip.streams import activation_streams
-from vlp_adapters.blip.weights import EXCLUSIONS, downstream_paths, weight_specs
+from vlp_adapters.blip.weights import downstream_paths, exclusions, weight_specs
 from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
 from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from vlp_adapters.blip.modeling import BlipForPretraining
 
 _MODEL_TYPE = "vlp_blip_pretrain"
+_ANSWERING_TYPE = "vlp_blip_answering"
 _IN_ORIGINAL = re.compile(
     r"(vision_model|text_encoder|vision_proj|text_proj)(_m)?\.|(text_decoder|itm_head)\.|temp$"
 )
+_SPLIT = re.compile(r"\.self_attn\.[qkv]_proj\.")
 
 
 class BlipAdapter(Adapter):
@@ -47,7 +49,7 @@ class BlipAdapter(Adapter):
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Momentum copies, projections, heads, embeddings and vectors."""
-        return EXCLUSIONS
+        return exclusions(model)
 
     def streams(
         self, model: nn.Module, batch: Batch, *, published: bool = False
@@ -116,9 +118,42 @@ class BlipAdapter(Adapter):
         if _kind(model) is Kind.PRETRAINING:
             advance(model, batch, update_projections=not published)
 
+    def split_fused(self, model: nn.Module) -> None:
+        """Splits `qkv` of every vision encoder, momentum copies included; see `SplitAttention`."""
+        from vlp_adapters.blip.split_attention import split_attentions
+
+        split_attentions(model)
+
+    def followers(self, model: nn.Module) -> dict[str, str]:
+        """Of the pre-training model the towers that have momentum copies."""
+        if _kind(model) is not Kind.PRETRAINING:
+            return {}
+        return {tower: f"{tower}_m" for tower in ("vision_model", "text_encoder")}
+
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Paths in transformers' downstream classes; see `downstream_paths`."""
         return downstream_paths(task, model)
+
+    def downstream_model(
+        self,
+        task: str,
+        model: nn.Module,
+        *,
+        tokenizer: Any | None = None,
+        classes: int | None = None,
+    ) -> nn.Module:
+        """See `downstream.downstream_model`; the configuration knows how texts begin and end."""
+        return downstream.downstream_model(task, model)
+
+    def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`.
+
+        Raises:
+            UnsupportedError: if the model is of another task.
+            BatchError: if inputs are missing or do not fit each other.
+        """
+        found = downstream.task_losses(task, model, batch)
+        return self.losses(model, batch) if found is None else found
 
     def load(self, source: str) -> nn.Module | None:
         """Loads what `save_pretrained` wrote, or an original `.pth` or `.safetensors` file.
@@ -130,6 +165,10 @@ class BlipAdapter(Adapter):
             UnsupportedError: if it is BLIP's, but damaged, incomplete or of another task.
         """
         path = Path(source)
+        if is_saved_as(path, _ANSWERING_TYPE):
+            from vlp_adapters.blip.answering_model import BlipForAnswering
+
+            return from_folder(BlipForAnswering, path, "BLIP")
         if is_saved_as(path, _MODEL_TYPE):
             from vlp_adapters.blip.modeling import BlipForPretraining
 
@@ -143,9 +182,12 @@ class BlipAdapter(Adapter):
     def original_name(self, path: str) -> str | None:
         """The name that the BLIP code base gives to parameter `path`.
 
-        None for what only `BlipModel` has, and for a tower on its own.
+        None for what only `BlipModel` has, for a tower on its own, and for query, key and value of
+        a split attention, which are one tensor there.
         """
-        return to_original_name(path) if _IN_ORIGINAL.match(path) else None
+        if not _IN_ORIGINAL.match(path) or _SPLIT.search(path):
+            return None
+        return to_original_name(path)
 
     def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, D]` from `pixel_values` or `image_embeds`."""
@@ -166,9 +208,33 @@ class BlipAdapter(Adapter):
         logits = forward.match_logits(model, ids, mask, forward.image_embeds_of(model, batch))
         return logits[:, 1] - logits[:, 0]
 
-    def caption(self, model: nn.Module, batch: Batch, *, max_length: int) -> Tensor:
-        """`[B, L]` token ids, greedy; texts of the batch are not read."""
-        return forward.write_captions(model, batch, max_length)
+    def image_embeds(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Image tokens `[B, T, Dv]`."""
+        return forward.image_embeds_of(model, batch)
+
+    def caption(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> Tensor:
+        """`[B, L]` token ids; texts of the batch are not read."""
+        return forward.write_captions(model, batch, max_length, num_beams)
+
+    def answer(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> Tensor:
+        """`[B, A]` token ids of written answers."""
+        return answering.write_answers(model, batch, max_length, num_beams)
+
+    def rank_answers(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        *,
+        candidates: int,
+    ) -> Tensor:
+        """`[B]` numbers of the most likely answers; see `choose_answers`."""
+        return answering.choose_answers(model, batch, answer_ids, answer_mask, candidates)
 
 
 def _kind(model: nn.Module) -> Kind:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of
+from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
 from vlp_plugins.adapter import Batch, need
 from vlp_plugins.errors import UnsupportedError
 
@@ -123,15 +123,22 @@ def image_embeds_of(model: Any, batch: Batch) -> Tensor:
     return embeds
 
 
-def write_captions(model: Any, batch: Batch, max_length: int) -> Tensor:
-    """Greedy captions `[B, L]` of `pixel_values`: [DEC], at most `max_length` tokens in all.
+def write_captions(model: Any, batch: Batch, max_length: int, num_beams: int = 1) -> Tensor:
+    """Captions `[B, L]` of `pixel_values`: [DEC], at most `max_length` tokens in all.
+
+    They are found by beam search; one beam is greedy. None has more tokens than the model has
+    positions for.
 
     Raises:
         UnsupportedError: if the class does not write captions.
     """
     kind = _kind_in(_LM, model, "no decoder of captions", "captioning")
     (pixels,) = need(batch, "pixel_values")
-    options: dict[str, Any] = {"max_length": max_length, "num_beams": 1, "do_sample": False}
+    options: dict[str, Any] = {
+        "max_length": min(max_length, text_config(model).max_position_embeddings),
+        "num_beams": num_beams,
+        "do_sample": False,
+    }
     if kind is Kind.CAPTIONING:
         options["interpolate_pos_encoding"] = is_resized(model.vision_model, pixels)
     ids: Tensor = model.generate(pixel_values=pixels, **options)

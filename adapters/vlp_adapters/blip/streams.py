@@ -54,19 +54,21 @@ def activation_streams(
     image_real = real if is_mistaken else None
     states: dict[str, Tensor] = {}
 
-    def vision() -> None:
+    def vision() -> Tensor:
         states[VISION] = image_tokens(model.vision_model, pixels)
+        return states[VISION]
 
-    def encoder() -> None:
+    def encoder() -> Tensor:
         words = encoder_ids(model, ids)
         states[ENCODER] = text_tokens(model.text_encoder, words, mask, states[VISION])
+        return states[ENCODER]
 
-    def decoder() -> None:
+    def decoder() -> Tensor:
         words = decoder_ids(model, ids)
-        text_tokens(model.text_decoder.bert, words, mask, states[VISION], causal=True)
+        return text_tokens(model.text_decoder.bert, words, mask, states[VISION], causal=True)
 
-    def text() -> None:
-        text_tokens(model.text_model, ids, mask)
+    def text() -> Tensor:
+        return text_tokens(model.text_model, ids, mask)
 
     streams = {
         VISION: Stream(VISION, vision, {VISION: None}),
@@ -82,8 +84,8 @@ def activation_streams(
 def _answering(model: Any, batch: Batch, mask: Tensor, states: dict[str, Tensor]) -> Stream:
     answers = answers_of(model, batch)
 
-    def decoder() -> None:
+    def decoder() -> Tensor:
         bert = model.text_decoder.bert
-        text_tokens(bert, answers.ids, answers.mask, states[ENCODER], mask, causal=True)
+        return text_tokens(bert, answers.ids, answers.mask, states[ENCODER], mask, causal=True)
 
     return Stream(DECODER, decoder, {TEXT: answers.mask.bool(), QUESTION: mask.bool()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -34,6 +35,9 @@ _READS_NO_IMAGE = (Kind.DUAL, Kind.TEXT)
 _VISION_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(\w+\.\w+)")
 _VISION_PARTS = {
     "self_attn.qkv": "attention.qkv",
+    "self_attn.q_proj": "attention.query",  # of a split attention, in place of `qkv`
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
     "self_attn.projection": "attention.output",
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
@@ -65,14 +69,27 @@ EXCLUSIONS = (
 )
 
 
+_NEW = Exclusion(
+    r"^text_decoder\..*\.crossattention\.self\.(key|value)\.",
+    "new in this model: reads text states, which are not as wide as image tokens",
+)
+
+
+def exclusions(model: nn.Module) -> tuple[Exclusion, ...]:
+    """What is not pruned."""
+    return (_NEW, *EXCLUSIONS) if _has_new(model) else EXCLUSIONS
+
+
 def weight_specs(model: nn.Module) -> Iterable[WeightSpec]:
     """Every prunable weight in the order of the model's parameters.
 
-    Names are those of the pre-training model wherever a weight plays the same part: `vision.{i}.*`;
+    Names are those of the pre-training model wherever a weight plays the same part: `vision.{i}.*`,
+    with `attention.query`, `.key` and `.value` in place of `attention.qkv` where it is split;
     `text.{i}.*`, the encoder with the cross-attention and feed-forward that the decoder shares;
     `decoder.{i}.self.*`. In the VQA model the decoder has its own `decoder.{i}.cross.*` and
     `decoder.{i}.ffn.*`, which began as copies; they read the question where the encoder reads
-    image tokens.
+    image tokens. Keys and values that could not be copied, because texts and image tokens are not
+    equally wide, are left out.
 
     Raises:
         UnsupportedError: if something else stands where a linear layer should be.
@@ -100,7 +117,8 @@ def downstream_paths(task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
     - `retrieval`: `BlipForImageTextRetrieval`, the vision and the text encoder.
     - `captioning`: `BlipForConditionalGeneration`, the vision encoder and the text decoder; the
       self-attention of the text encoder maps to `()`.
-    - `vqa`: `BlipForQuestionAnswering`; what encoder and decoder shared is copied into both.
+    - `vqa`: `BlipForQuestionAnswering`; what encoder and decoder shared is copied into both, but
+      for cross-attention keys and values if texts and image tokens are not equally wide.
 
     Args:
         task: one of these.
@@ -122,10 +140,15 @@ def downstream_paths(task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
             f"{type(model).__name__} is no pre-training model, so its weights do not go to the "
             f"{task} model; give BlipForPretraining"
         )
-    return {
-        spec.name: tuple(o.path for o in spec.owners if o.path.startswith(_TASK_TOWERS[task]))
-        for spec in specs
-    }
+    config: Any = model.config
+    is_as_wide = config.vision_config.hidden_size == config.text_config.hidden_size
+    towers = _TASK_TOWERS[task]
+    found = {}
+    for spec in specs:
+        is_new = task == Kind.VQA and spec.name.endswith(CROSS_INPUTS) and not is_as_wide
+        here = towers[:-1] if is_new else towers  # the decoder's are not copies
+        found[spec.name] = tuple(o.path for o in spec.owners if o.path.startswith(here))
+    return found
 
 
 def _spec(model: nn.Module, path: str) -> WeightSpec | None:
@@ -144,6 +167,8 @@ def _spec(model: nn.Module, path: str) -> WeightSpec | None:
             name = f"{VISION}.{index}.{part}"
             return WeightSpec(name, VISION, index, (Owner(path, VISION),))
         if kind in _READS_NO_IMAGE and part.startswith("cross."):
+            return None
+        if tower == DECODER and part in CROSS_INPUTS and _has_new(model):
             return None
         return _text_spec(path, index, part, tower, is_copied=kind is Kind.VQA)
     return None
@@ -164,3 +189,11 @@ def _text_spec(path: str, index: int, part: str, tower: str, *, is_copied: bool)
     if is_copied:
         return WeightSpec(own, TEXT, index, owners, copy_of=shared)
     return WeightSpec(shared, TEXT, index, owners)
+
+
+def _has_new(model: Any) -> bool:
+    """Whether keys and values of a VQA decoder could not be copied from the encoder."""
+    if kind_of(model) is not Kind.VQA:
+        return False
+    config = model.config
+    return bool(config.vision_config.hidden_size != config.text_config.hidden_size)

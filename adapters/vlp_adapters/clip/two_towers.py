@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from vlp_adapters.classification import classifier_loss
+from vlp_adapters.classification import classifier_logits, classifier_loss
+from vlp_adapters.classifiers import image_classifier
 from vlp_adapters.clip.inputs import TowerInputs, images_of
 from vlp_adapters.clip.kinds import Classes, Kind, kind_among
 from vlp_adapters.clip.weights import TEXT, VISION, downstream_paths, weight_specs
@@ -121,6 +122,25 @@ class TwoTowerAdapter(Adapter):
         """Paths for `pretraining`, `retrieval` and `classification`; see `downstream_paths`."""
         return downstream_paths(task, self._kind(model), model, self.title)
 
+    def downstream_model(
+        self,
+        task: str,
+        model: nn.Module,
+        *,
+        tokenizer: Any | None = None,
+        classes: int | None = None,
+    ) -> nn.Module:
+        """`retrieval`: the dual encoder itself; `classification`: see `image_classifier`."""
+        kind = self._kind(model)
+        if task == "retrieval" and kind is Kind.DUAL:
+            return model
+        if task == Kind.CLASSIFIER and kind in (Kind.DUAL, Kind.CLASSIFIER):
+            return image_classifier(model, classes)
+        raise UnsupportedError(
+            f"{type(model).__name__} is not fine-tuned on {task!r}: a dual encoder of {self.title} "
+            f"is, on retrieval and {Kind.CLASSIFIER}"
+        )
+
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]
     ) -> dict[str, Tensor]:
@@ -144,6 +164,14 @@ class TwoTowerAdapter(Adapter):
     def text_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, D]` of the texts of a batch."""
         return self.embed(model, TEXT, self._inputs_of(TEXT, model, batch))
+
+    def classify(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B, C]` logits of the images of a batch.
+
+        Raises:
+            UnsupportedError: if the model has no classifier.
+        """
+        return classifier_logits(model, self._inputs_of(VISION, model, batch).arguments)
 
     def _kind(self, model: nn.Module) -> Kind:
         return cast("Kind", kind_among(self.classes, model))

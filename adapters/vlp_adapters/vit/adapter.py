@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from vlp_adapters.classification import classifier_loss
+from vlp_adapters.classification import classifier_logits, classifier_loss
+from vlp_adapters.classifiers import TASK, image_classifier, tower_prefix
 from vlp_adapters.vit.original import LAYER, to_original_name
 from vlp_plugins.adapter import (
     Adapter,
@@ -125,11 +126,34 @@ class ViTAdapter(Adapter):
         (pixels,) = need(batch, "pixel_values")
         return {"ce": classifier_loss(model, {"pixel_values": pixels}, batch)}
 
+    def classify(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B, C]` logits of `pixel_values`.
+
+        Raises:
+            UnsupportedError: if the model has no classifier.
+        """
+        (pixels,) = need(batch, "pixel_values")
+        return classifier_logits(model, {"pixel_values": pixels})
+
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        """Every weight stays where it is; `pretraining` is the only task."""
-        if task != "pretraining":
+        """`pretraining`: every weight stays; `classification`: into the family's classifier."""
+        if task not in ("pretraining", TASK):
             return super().for_task(task, model)
-        return {spec.name: (spec.owners[0].path,) for spec in self.weights(model)}
+        prefix = tower_prefix(model) if task == TASK else ""
+        return {spec.name: (prefix + spec.owners[0].path,) for spec in self.weights(model)}
+
+    def downstream_model(
+        self,
+        task: str,
+        model: nn.Module,
+        *,
+        tokenizer: Any | None = None,
+        classes: int | None = None,
+    ) -> nn.Module:
+        """See `image_classifier`; `classification` is the only task."""
+        if task != TASK:
+            return super().downstream_model(task, model)
+        return image_classifier(model, classes)
 
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]

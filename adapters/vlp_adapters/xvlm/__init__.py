@@ -1,4 +1,4 @@
-"""X-VLM: the pre-training model, conversion from and to the original checkpoints, token masking.
+"""X-VLM: pre-training and downstream models, original checkpoints, token masking.
 
 Nothing heavy is imported until a name is used, so that listing plug-ins stays fast.
 """
@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlp_adapters.xvlm.answering import XvlmAnsweringConfig as XvlmAnsweringConfig
+    from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering as XvlmForQuestionAnswering
+    from vlp_adapters.xvlm.captioning import XvlmCaptioningConfig as XvlmCaptioningConfig
+    from vlp_adapters.xvlm.captioning import XvlmForCaptioning as XvlmForCaptioning
     from vlp_adapters.xvlm.configuration import XvlmPretrainConfig as XvlmPretrainConfig
     from vlp_adapters.xvlm.convert import load_original as load_original
     from vlp_adapters.xvlm.convert import save_original as save_original
@@ -16,7 +20,11 @@ if TYPE_CHECKING:
     from vlp_adapters.xvlm.modeling import XvlmForPretraining as XvlmForPretraining
 
 _HOMES = {
+    "XvlmAnsweringConfig": "answering",
+    "XvlmCaptioningConfig": "captioning",
+    "XvlmForCaptioning": "captioning",
     "XvlmForPretraining": "modeling",
+    "XvlmForQuestionAnswering": "answering",
     "XvlmPretrainConfig": "configuration",
     "load_original": "convert",
     "mask_tokens": "masking",
@@ -24,7 +32,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "XvlmAnsweringConfig",
+    "XvlmCaptioningConfig",
+    "XvlmForCaptioning",
     "XvlmForPretraining",
+    "XvlmForQuestionAnswering",
     "XvlmPretrainConfig",
     "load_original",
     "mask_tokens",

@@ -1,8 +1,9 @@
-"""X-VLM as pruning sees it: three modalities, three streams, three losses."""
+"""X-VLM as pruning sees it: three modalities, three streams, three losses, downstream models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,53 +12,65 @@ from torch import Tensor, nn
 from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
 from vlp_adapters.inputs import need_partners
 from vlp_adapters.negatives import generator_of
+from vlp_adapters.xvlm import downstream, task_passes
+from vlp_adapters.xvlm.abilities import XvlmAbilities
+from vlp_adapters.xvlm.kinds import Kind, kind_of, require
 from vlp_adapters.xvlm.masking import mask_words, word_targets
 from vlp_adapters.xvlm.names import is_original, to_original_name
-from vlp_adapters.xvlm.streams import (
-    activation_streams,
-    image_embeds_of,
-    matching_pairs,
-    text_embeds_of,
-)
+from vlp_adapters.xvlm.streams import activation_streams, matching_pairs
+from vlp_adapters.xvlm.task_weights import task_exclusions, task_weight_specs
 from vlp_adapters.xvlm.weights import EXCLUSIONS, downstream_paths, weight_specs
-from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
+from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vlp_adapters.xvlm.modeling import XvlmForPretraining
 
-_MODEL_TYPE = "vlp_xvlm_pretrain"
+_SAVED = {  # model type of a configuration -> class in this package
+    "vlp_xvlm_pretrain": ("modeling", "XvlmForPretraining"),
+    "vlp_xvlm_captioning": ("captioning", "XvlmForCaptioning"),
+    "vlp_xvlm_answering": ("answering", "XvlmForQuestionAnswering"),
+}
 _INPUTS = ("pixel_values", "input_ids", "attention_mask")
-# Compared as text, so that asking about another model does not import transformers.
-_CLASS = "vlp_adapters.xvlm.modeling.XvlmForPretraining"
 
 
-class XvlmAdapter(Adapter):
-    """`XvlmForPretraining`: vision encoder, text layers, fusion layers.
+class XvlmAdapter(XvlmAbilities, Adapter):
+    """`XvlmForPretraining`, `XvlmForCaptioning` and `XvlmForQuestionAnswering`.
 
     Canonical names are `vision.{i}.attention.query`, `text.{i}.self.query`,
-    `fusion.{j}.cross.query`, `fusion.{j}.ffn.fc1`; see `weight_specs` for the numbers.
+    `fusion.{j}.cross.query`, `fusion.{j}.ffn.fc1`; see `weight_specs` for the numbers, and
+    `task_weight_specs` for the decoder of the answers.
     """
 
     name = "xvlm"
 
     def claims(self, model: nn.Module) -> bool:
-        """True for `XvlmForPretraining` and what is derived from it."""
-        return any(f"{c.__module__}.{c.__qualname__}" == _CLASS for c in type(model).__mro__)
+        """True for these classes and what is derived from them."""
+        return kind_of(model) is not None
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
         """All linear layers of the three towers; nothing is shared among them."""
+        kind = _kind(model)
+        if kind is not Kind.PRETRAINING:
+            return task_weight_specs(kind, model)
         return weight_specs(_xvlm(model))
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Projections, heads, embeddings and vectors."""
-        return EXCLUSIONS
+        kind = _kind(model)
+        return EXCLUSIONS if kind is Kind.PRETRAINING else task_exclusions(kind, model)
 
     def streams(
         self, model: nn.Module, batch: Batch, *, published: bool = False
     ) -> Iterator[Stream]:
-        """`vision`, `text` and `fusion`, to be run in this order; see `activation_streams`."""
+        """`vision`, `text` and `fusion`, to be run in this order; see `activation_streams`.
+
+        Those of downstream models: see `task_streams`.
+        """
+        kind = _kind(model)
+        if kind is not Kind.PRETRAINING:
+            return task_passes.task_streams(kind, model, batch)
         return activation_streams(_xvlm(model), batch, published=published)
 
     def losses(
@@ -68,7 +81,7 @@ class XvlmAdapter(Adapter):
         negatives: Negatives | None = None,
         published: bool = False,
     ) -> dict[str, Tensor]:
-        """`itc` contrastive, `itm` matching, `mlm` masked words.
+        """`itc` contrastive, `itm` matching, `mlm` masked words; of downstream models `lm`.
 
         Masked words come from the batch (`mlm_input_ids`, `mlm_labels`) or are made, see
         `word_targets`; negatives that are not given are drawn by similarity. Both choices depend on
@@ -83,6 +96,9 @@ class XvlmAdapter(Adapter):
         Raises:
             BatchError: if inputs are missing or do not fit each other.
         """
+        kind = _kind(model)
+        if kind is not Kind.PRETRAINING:
+            return task_passes.task_losses(kind, model, batch)
         xvlm = _xvlm(model)
         pixels, ids, mask = matching_pairs(xvlm, batch)
         need_partners(len(ids))
@@ -99,8 +115,38 @@ class XvlmAdapter(Adapter):
         return dict(output.losses)
 
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        """Paths in the original code base's models; see `downstream_paths`."""
+        """Paths in the original code base's models; see `downstream_paths`.
+
+        Raises:
+            UnsupportedError: if the task is unknown, or the model is a downstream one already.
+        """
+        if task == Kind.PRETRAINING:  # every model's own paths
+            return {spec.name: (spec.owners[0].path,) for spec in self.weights(model)}
+        require(model, Kind.PRETRAINING, f"has no weights to hand on to the {task} model")
         return downstream_paths(task, _xvlm(model))
+
+    def downstream_model(
+        self,
+        task: str,
+        model: nn.Module,
+        *,
+        tokenizer: Any | None = None,
+        classes: int | None = None,
+    ) -> nn.Module:
+        """See `downstream.downstream_model`."""
+        return downstream.downstream_model(task, model, tokenizer)
+
+    def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`.
+
+        Raises:
+            UnsupportedError: if the model is of another task.
+            BatchError: if inputs are missing or do not fit each other.
+        """
+        downstream.check_task(task, model)
+        if task == downstream.RETRIEVAL:
+            return downstream.retrieval_losses(_xvlm(model), batch)
+        return self.losses(model, batch)
 
     def load(self, source: str) -> nn.Module | None:
         """Loads what `save_pretrained` wrote, or an original `.pth` or `.safetensors` file.
@@ -111,10 +157,10 @@ class XvlmAdapter(Adapter):
             UnsupportedError: if it is X-VLM's, but damaged or incomplete.
         """
         path = Path(source)
-        if is_saved_as(path, _MODEL_TYPE):
-            from vlp_adapters.xvlm.modeling import XvlmForPretraining
-
-            return from_folder(XvlmForPretraining, path, "X-VLM")
+        for model_type, (module, name) in _SAVED.items():
+            if is_saved_as(path, model_type):
+                home = import_module(f"vlp_adapters.xvlm.{module}")
+                return from_folder(getattr(home, name), path, "X-VLM")
         if not is_original(tensor_names(path)):
             return None
         from vlp_adapters.xvlm.convert import load_original
@@ -147,27 +193,9 @@ class XvlmAdapter(Adapter):
         """The name that the X-VLM code base gives to parameter `path`."""
         return to_original_name(path)
 
-    def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """L2-normalised `[B, embed_dim]` from `pixel_values` or `image_embeds`."""
-        xvlm = _xvlm(model)
-        return xvlm.project_image(image_embeds_of(xvlm, batch))
 
-    def text_features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """L2-normalised `[B, embed_dim]` from `input_ids` or `text_embeds`, and the mask."""
-        xvlm = _xvlm(model)
-        return xvlm.project_text(text_embeds_of(xvlm, batch))
-
-    def match(self, model: nn.Module, batch: Batch) -> Tensor:
-        """`[B]` log-odds that image and text of each row belong together.
-
-        Re-ranking scores the same image and text many times: a batch may have `image_embeds`
-        (`[B, T, Dv]` of `encode_image`) instead of `pixel_values`, and `text_embeds` (`[B, L, D]`
-        of `encode_text`) instead of `input_ids`. The attention mask is always needed.
-        """
-        xvlm = _xvlm(model)
-        (mask,) = need(batch, "attention_mask")
-        logits = xvlm.match_logits(text_embeds_of(xvlm, batch), mask, image_embeds_of(xvlm, batch))
-        return logits[:, 1] - logits[:, 0]
+def _kind(model: nn.Module) -> Kind:
+    return cast("Kind", kind_of(model))
 
 
 def _xvlm(model: nn.Module) -> XvlmForPretraining:

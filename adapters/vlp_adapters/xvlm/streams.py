@@ -32,14 +32,16 @@ def activation_streams(
     is_mistaken = published and ids.shape[1] == token_count(model, *pixels.shape[-2:])
     embeds: dict[str, Tensor] = {}
 
-    def vision() -> None:
+    def vision() -> Tensor:
         embeds[VISION] = model.encode_image(pixels)
+        return embeds[VISION]
 
-    def text() -> None:
+    def text() -> Tensor:
         embeds[TEXT] = model.encode_text(ids, mask)
+        return embeds[TEXT]
 
-    def fusion() -> None:
-        model.fuse(embeds[TEXT], mask, embeds[VISION])
+    def fusion() -> Tensor:
+        return model.fuse(embeds[TEXT], mask, embeds[VISION])
 
     return iter(
         (

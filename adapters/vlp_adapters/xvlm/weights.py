@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -68,7 +68,7 @@ def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
         UnsupportedError: if something else stands where a linear layer should be.
     """
     for path, module in model.named_modules():
-        found = _vision_part(path, model) or _text_part(path, model.config.fusion_layer)
+        found = vision_part(path, model.config) or text_part(path, model.config.fusion_layer)
         if found is None:
             continue
         if not isinstance(module, nn.Linear):
@@ -116,8 +116,9 @@ def downstream_paths(task: str, model: XvlmForPretraining) -> dict[str, tuple[st
     return {spec.name: _vqa_paths(spec, model) for spec in specs}
 
 
-def _vision_part(path: str, model: XvlmForPretraining) -> tuple[str, int, str] | None:
-    vision = model.config.vision_config
+def vision_part(path: str, config: Any) -> tuple[str, int, str] | None:
+    """Modality, depth and part of a layer of the vision encoder; None for any other path."""
+    vision = config.vision_config
     if vision.model_type != "swin":
         match = _CLIP_LAYER.fullmatch(path)
         if match is None or match[2] not in _CLIP_PARTS:
@@ -134,7 +135,8 @@ def _vision_part(path: str, model: XvlmForPretraining) -> tuple[str, int, str] |
     return VISION, depth, _SWIN_PARTS[match[3]]
 
 
-def _text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
+def text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
+    """Modality, depth and part of a layer of the text encoder; None for any other path."""
     match = _TEXT_LAYER.fullmatch(path)
     if match is None or match[2] not in BERT_PARTS:
         return None

@@ -1,0 +1,134 @@
+"""From BLIP's pre-training model to the models that are fine-tuned, and their losses."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlp_adapters.blip.kinds import Kind, kind_of, text_config
+from vlp_adapters.inputs import need_partners, pairs_of
+from vlp_adapters.negatives import generator_of
+from vlp_plugins.adapter import Batch
+from vlp_plugins.errors import UnsupportedError
+
+_TASKS = (Kind.RETRIEVAL, Kind.CAPTIONING, Kind.VQA)
+_RETRIEVAL_LOSSES = ("itc", "itm")
+_NEW_WHERE_WIDTHS_DIFFER = (".crossattention.self.key.", ".crossattention.self.value.")
+
+
+def downstream_model(task: str, model: Any) -> nn.Module:
+    """The model of a task with the weights of the pre-training model.
+
+    - `retrieval`: the pre-training model itself, whose momentum networks and queues take part in
+      fine-tuning as in the original; or `BlipForImageTextRetrieval`, as it is.
+    - `captioning`: `BlipForConditionalGeneration`.
+    - `vqa`: `BlipForQuestionAnswering`; what encoder and decoder shared is copied into both. If
+      image tokens are not as wide as texts it is our `BlipForAnswering`, and keys and values of the
+      decoder's cross-attention, which reads the question, are new.
+
+    Args:
+        task: one of these.
+        model: of pre-training, or of the task already.
+
+    Raises:
+        UnsupportedError: if the task is unknown, or the model is of another one.
+    """
+    if task not in _TASKS:
+        raise UnsupportedError(
+            f"BLIP is fine-tuned on {', '.join(_TASKS)}, not on {task!r}; choose one of them"
+        )
+    kind = kind_of(model)
+    if kind == task or (kind is Kind.PRETRAINING and task == Kind.RETRIEVAL):
+        whole: nn.Module = model
+        return whole
+    if kind is not Kind.PRETRAINING:
+        raise UnsupportedError(
+            f"{type(model).__name__} becomes no model of {task}; give BLIP's pre-training model"
+        )
+    return _from_pretraining(task, model)
+
+
+def task_losses(task: str, model: Any, batch: Batch) -> dict[str, Tensor] | None:
+    """`itc` and `itm` of a pre-training model that is fine-tuned on retrieval.
+
+    Queues and momentum networks advance; soft targets have their whole share from the first step,
+    where the original raises it during the first epoch. None if the model's own losses are the
+    task's.
+
+    Raises:
+        UnsupportedError: if the model is of another task.
+        BatchError: if inputs are missing or do not fit each other.
+    """
+    kind = kind_of(model)
+    if kind == task:
+        return None
+    if kind is not Kind.PRETRAINING or task != Kind.RETRIEVAL:
+        raise UnsupportedError(
+            f"{type(model).__name__} is not what is fine-tuned on {task}; make that of it with "
+            "vlp_plugins.finetuning.downstream(model, adapter, task)"
+        )
+    pixels, ids, mask = pairs_of(batch, text_config(model).max_position_embeddings)
+    need_partners(len(ids))
+    output = model(
+        pixel_values=pixels,
+        input_ids=ids,
+        attention_mask=mask,
+        losses=_RETRIEVAL_LOSSES,
+        generator=generator_of(ids),
+    )
+    return dict(output.losses)
+
+
+def _from_pretraining(task: str, model: Any) -> nn.Module:
+    made = _new(task, model)
+    state = model.state_dict()
+    places = made.state_dict()
+    is_new = task == Kind.VQA and not _is_as_wide(model)
+    new = _NEW_WHERE_WIDTHS_DIFFER if is_new else ()
+    found = {path: state[path] for path in places if path in state and not _has(path, new)}
+    ties = made.all_tied_weights_keys
+    lacking = [p for p in places if p not in found and p not in ties and not _has(p, new)]
+    if lacking:
+        raise UnsupportedError(
+            f"{type(model).__name__} has nothing for {lacking[0]} of {type(made).__name__}; if "
+            "heads or units were cut out of it, or projections split, make the model of the task "
+            "first"
+        )
+    made.load_state_dict(found, strict=False)
+    there: nn.Module = made.to(model.device, model.dtype).train(model.training)
+    return there
+
+
+def _new(task: str, model: Any) -> Any:
+    """The model of a task with new weights, and the sizes of the pre-training model."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering
+
+    from vlp_adapters.blip.answering_model import BlipAnsweringConfig, BlipForAnswering
+
+    pretraining = model.config
+    text = deepcopy(pretraining.text_config)
+    text.label_smoothing = pretraining.label_smoothing
+    build, config = BlipForConditionalGeneration, BlipConfig
+    if task == Kind.VQA and _is_as_wide(model):
+        build = BlipForQuestionAnswering
+    elif task == Kind.VQA:
+        build, config = BlipForAnswering, BlipAnsweringConfig
+    return build(
+        config(
+            vision_config=pretraining.vision_config.to_dict(),
+            text_config=text.to_dict(),
+            image_text_hidden_size=pretraining.embed_dim,
+            projection_dim=pretraining.embed_dim,
+        )
+    )
+
+
+def _is_as_wide(model: Any) -> bool:
+    config = model.config
+    return bool(config.vision_config.hidden_size == config.text_config.hidden_size)
+
+
+def _has(path: str, parts: tuple[str, ...]) -> bool:
+    return path.startswith("text_decoder.") and any(part in path for part in parts)

@@ -1,0 +1,101 @@
+"""From X-VLM's pre-training model to the models that are fine-tuned, and the loss of retrieval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from vlp_adapters.inputs import need_partners
+from vlp_adapters.negatives import generator_of
+from vlp_adapters.xvlm.kinds import Kind, kind_of
+from vlp_adapters.xvlm.streams import matching_pairs
+from vlp_plugins.adapter import Batch
+from vlp_plugins.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+
+RETRIEVAL = "retrieval"
+_TASKS = (RETRIEVAL, Kind.CAPTIONING, Kind.VQA)
+
+
+def downstream_model(task: str, model: Any, tokenizer: Any | None) -> nn.Module:
+    """The model of a task with the weights of the pre-training model.
+
+    - `retrieval`: the pre-training model itself.
+    - `captioning`: `XvlmForCaptioning`, whose decoder is made of text and fusion layers.
+    - `vqa`: `XvlmForQuestionAnswering`, whose decoder is a copy of the fusion layers.
+
+    Args:
+        task: one of these.
+        model: of pre-training, or of the task already.
+        tokenizer: its [CLS] and [SEP] begin and end what the decoder writes; None takes BERT's.
+
+    Raises:
+        UnsupportedError: if the task is unknown, the model is of another one, or [CLS] and [SEP]
+            are not in its vocabulary.
+    """
+    if task not in _TASKS:
+        raise UnsupportedError(
+            f"X-VLM is fine-tuned on {', '.join(_TASKS)}, not on {task!r}; choose one of them"
+        )
+    kind = kind_of(model)
+    if kind == task or (kind is Kind.PRETRAINING and task == RETRIEVAL):
+        whole: nn.Module = model
+        return whole
+    if kind is not Kind.PRETRAINING:
+        raise UnsupportedError(
+            f"{type(model).__name__} becomes no model of {task}; give X-VLM's pre-training model"
+        )
+    from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
+    from vlp_adapters.xvlm.captioning import XvlmForCaptioning
+
+    made: Any = XvlmForCaptioning if task == Kind.CAPTIONING else XvlmForQuestionAnswering
+    try:
+        there: nn.Module = made.from_pretraining(model, **_ends(tokenizer))
+    except ValueError as error:
+        raise UnsupportedError(f"{error}, or the tokenizer itself") from error
+    return there.train(model.training)
+
+
+def check_task(task: str, model: nn.Module) -> None:
+    """Checks that a model is what is fine-tuned on a task.
+
+    Raises:
+        UnsupportedError: if it is not.
+    """
+    kind = kind_of(model)
+    if kind == task or (kind is Kind.PRETRAINING and task == RETRIEVAL):
+        return
+    raise UnsupportedError(
+        f"{type(model).__name__} is not what is fine-tuned on {task}; make that of it with "
+        "vlp_plugins.finetuning.downstream(model, adapter, task)"
+    )
+
+
+def retrieval_losses(model: XvlmForPretraining, batch: Batch) -> dict[str, Tensor]:
+    """`itc` and `itm`, without masked words.
+
+    Raises:
+        BatchError: if inputs are missing or do not fit each other.
+    """
+    pixels, ids, mask = matching_pairs(model, batch)
+    need_partners(len(ids))
+    output = model(
+        pixel_values=pixels,
+        input_ids=ids,
+        attention_mask=mask,
+        losses=("itc", "itm"),
+        generator=generator_of(ids),
+    )
+    return dict(output.losses)
+
+
+def _ends(tokenizer: Any | None) -> dict[str, int]:
+    """Options of a downstream model: the tokens that a tokenizer begins and ends texts with."""
+    found = {
+        "start_token_id": getattr(tokenizer, "cls_token_id", None),
+        "end_token_id": getattr(tokenizer, "sep_token_id", None),
+    }
+    return {name: token for name, token in found.items() if token is not None}

@@ -1,0 +1,123 @@
+"""What X-VLM's downstream models have in common: the vision encoder, and where weights come from.
+
+Names of parameters are those of the original code base's models, so that `for_task` of the
+pre-training model tells them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from vlp_adapters.objectives import IGNORED
+from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
+from vlp_adapters.xvlm.vision import build_vision_encoder, init_positions
+from vlp_plugins.errors import UnsupportedError
+
+
+class XvlmTaskConfig(XvlmPretrainConfig):
+    """Configuration of a downstream model: the pre-training model's, and how texts begin and end.
+
+    Attributes:
+        start_token_id: the first token of what the decoder reads and writes ([CLS]).
+        end_token_id: the token that ends it ([SEP]).
+        label_smoothing: of the loss of the words.
+    """
+
+    start_token_id: int = 101
+    end_token_id: int = 102
+    label_smoothing: float = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Builds the sub-configurations and checks the tokens.
+
+        Raises:
+            ValueError: if a token is outside the vocabulary.
+        """
+        super().__post_init__(**kwargs)
+        text: Any = self.text_config
+        for name in ("start_token_id", "end_token_id"):
+            token = getattr(self, name)
+            if not 0 <= token < text.vocab_size:
+                raise ValueError(
+                    f"{name}={token} is outside the vocabulary of {text.vocab_size} tokens; give "
+                    "the id that your tokenizer has for it"
+                )
+
+
+class XvlmTaskModel(PreTrainedModel):
+    """The vision encoder; a subclass adds its text towers and ends `__init__` with `post_init`."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: XvlmTaskConfig) -> None:
+        """Builds the vision encoder."""
+        super().__init__(config)
+        self.vision_encoder = build_vision_encoder(config.vision_config)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` to tokens `[B, T, Dv]`, the global token first."""
+        tokens: Tensor = self.vision_encoder(pixel_values)
+        return tokens
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.position_init_std
+        if module is self and std is not None:  # visited last, after its parts
+            init_positions(self.vision_encoder, std)
+            for name, parameter in self.named_parameters():
+                if name.endswith("embeddings.position_embeddings.weight"):
+                    init.normal_(parameter, mean=0.0, std=std)
+
+    def words_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of every next word.
+
+        Args:
+            logits: `[B, L, vocab_size]`.
+            labels: `[B, L]`, the words at those positions, -100 where none is to be predicted.
+        """
+        target = labels[:, 1:].flatten()
+        total = functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1),
+            target,
+            label_smoothing=self.config.label_smoothing,
+            reduction="sum",
+        )
+        return total / (target != IGNORED).sum().clamp(min=1)  # 0, not NaN, without words
+
+
+def task_config(config_class: Any, pretraining: XvlmPretrainConfig, options: Any) -> Any:
+    """The configuration of a downstream model with the sizes of a pre-training model."""
+    sizes = pretraining.to_dict()
+    for name in ("model_type", "architectures", "transformers_version"):
+        sizes.pop(name, None)
+    return config_class(**(sizes | options))
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copies tensors into the parameters of the same names; the others stay as drawn.
+
+    Raises:
+        UnsupportedError: if one has no place, or another shape.
+    """
+    places = model.state_dict()
+    for name, tensor in state.items():
+        if name not in places or places[name].shape != tensor.shape:
+            has = "no place for it" if name not in places else f"{list(places[name].shape)}"
+            raise UnsupportedError(
+                f"{name} {list(tensor.shape)} does not fit {type(model).__name__}: it has {has}; "
+                "use the configuration of this pre-training model"
+            )
+        with torch.no_grad():
+            places[name].copy_(tensor)

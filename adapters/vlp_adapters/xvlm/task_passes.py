@@ -1,0 +1,141 @@
+"""Forward passes of X-VLM's downstream models: streams, losses, captions, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlp_adapters.answer_ranking import rank_answers
+from vlp_adapters.inputs import pairs_of
+from vlp_adapters.objectives import IGNORED
+from vlp_adapters.xvlm.kinds import Kind
+from vlp_adapters.xvlm.task_weights import DECODER, ENCODER, QUESTION, TEXT, VISION
+from vlp_plugins.adapter import Batch, Stream
+from vlp_plugins.errors import BatchError
+
+
+def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
+    """The parts of the forward in their order.
+
+    Captioning: `vision`, and `decoder` on the captions. VQA: `vision`, `encoder` on the
+    questions, `decoder` on the answers of the batch, else on the questions.
+
+    Raises:
+        BatchError: if inputs are missing or do not fit each other.
+    """
+    pixels, ids, mask = _pairs(model, batch)
+    states: dict[str, Tensor] = {}
+
+    def vision() -> Tensor:
+        states[VISION] = model.encode_image(pixels)
+        return states[VISION]
+
+    if kind is Kind.CAPTIONING:
+        words, real, _ = model.decoder_inputs(ids, mask)
+
+        def write() -> Tensor:
+            tokens: Tensor = model.text_decoder.bert(words, real, states[VISION])
+            return tokens
+
+        decoder = Stream(DECODER, write, {TEXT: real.bool(), VISION: None})
+        return iter((Stream(VISION, vision, {VISION: None}), decoder))
+    answers, answer_mask, _ = answers_of(model, batch)
+
+    def encoder() -> Tensor:
+        states[ENCODER] = model.text_encoder(ids, mask, states[VISION])
+        return states[ENCODER]
+
+    def answer() -> Tensor:
+        tokens: Tensor = model.text_decoder.bert(answers, answer_mask, states[ENCODER], mask)
+        return tokens
+
+    return iter(
+        (
+            Stream(VISION, vision, {VISION: None}),
+            Stream(ENCODER, encoder, {TEXT: mask.bool(), VISION: None}),
+            Stream(DECODER, answer, {TEXT: answer_mask.bool(), QUESTION: mask.bool()}),
+        )
+    )
+
+
+def task_losses(kind: Kind, model: Any, batch: Batch) -> dict[str, Tensor]:
+    """`lm`, the loss of the words of captions, or of answers (`labels`).
+
+    Raises:
+        BatchError: if inputs are missing or do not fit each other.
+    """
+    pixels, ids, mask = _pairs(model, batch)
+    if kind is Kind.CAPTIONING:
+        return {"lm": model(pixels, ids, mask).loss}
+    answers, answer_mask, labels = answers_of(model, batch)
+    if labels is None:
+        raise BatchError(
+            "the loss of a question answering model needs answers: batch has no labels (it has: "
+            f"{', '.join(batch)}); add labels, the tokenized answers, int64 [B, A]"
+        )
+    return {"lm": model(pixels, ids, mask, answers, answer_mask, labels).loss}
+
+
+def answers_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, mask and labels of the answers, `[B, A]`; questions take their place where none are.
+
+    Args:
+        model: an `XvlmForQuestionAnswering`.
+        batch: `labels`, tokenized answers, padded with the padding token or -100.
+
+    Raises:
+        BatchError: if there is not one answer per question.
+    """
+    labels: Tensor | None = batch.get("labels")
+    given = batch["input_ids"] if labels is None else labels
+    if given.ndim != 2 or len(given) != len(batch["input_ids"]):
+        raise BatchError(
+            f"labels {list(given.shape)} do not fit {len(batch['input_ids'])} questions; give one "
+            "row of answer tokens per question, [B, A]"
+        )
+    pad = model.config.text_config.pad_token_id
+    ids = given.masked_fill(given == IGNORED, pad)
+    real = ids != pad
+    ids = torch.cat([torch.full_like(ids[:, :1], model.config.start_token_id), ids[:, 1:]], dim=1)
+    if labels is None:
+        return ids, batch["attention_mask"], None
+    target = ids.masked_fill(~real, IGNORED)
+    target[:, 0] = IGNORED
+    return ids, real.long(), target
+
+
+def _pairs(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs_of(batch, model.config.text_config.max_position_embeddings)
+
+
+def write_answers(model: Any, batch: Batch, max_length: int, num_beams: int) -> Tensor:
+    """Answers `[B, A]`: start token, words, end token, padding."""
+    pixels, ids, mask = _pairs(model, batch)
+    written: Tensor = model.generate(pixels, ids, mask, max_length, num_beams)
+    return written
+
+
+def choose_answers(
+    model: Any, batch: Batch, answer_ids: Tensor, answer_mask: Tensor, candidates: int
+) -> Tensor:
+    """The most likely of a list of answers for every question, `[B]`; see `rank_answers`."""
+    pixels, ids, mask = _pairs(model, batch)
+    states = model.read(pixels, ids, mask)
+
+    def decode(answers: Tensor, real: Tensor, questions: Tensor) -> Tensor:
+        logits: Tensor = model.text_decoder(
+            answers, real, states[questions], mask[questions]
+        ).logits
+        return logits
+
+    return rank_answers(
+        decode,
+        len(ids),
+        answer_ids,
+        answer_mask,
+        start=model.config.start_token_id,
+        candidates=candidates,
+    )

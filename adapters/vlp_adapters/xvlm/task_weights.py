@@ -1,0 +1,89 @@
+"""The prunable weights of X-VLM's downstream models, by names that pre-training masks have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
+from vlp_adapters.xvlm.kinds import Kind
+from vlp_adapters.xvlm.weights import EXCLUSIONS, FUSION, TEXT, VISION, text_part, vision_part
+from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
+from vlp_plugins.errors import UnsupportedError
+
+ENCODER, DECODER, QUESTION = "encoder", "decoder", "question"
+
+_DECODER_LAYER = re.compile(r"text_decoder\.bert\.encoder\.layer\.(\d+)\.(.+)")
+_WORD_HEAD = Exclusion(r"^text_decoder\.cls\.", "word head: its matrix is the word embeddings")
+_NEW = Exclusion(
+    r"^text_decoder\..*\.crossattention\.self\.(key|value)\.",
+    "new in this model: reads text states, which are not as wide as image tokens",
+)
+
+
+def task_weight_specs(kind: Kind, model: Any) -> Iterator[WeightSpec]:
+    """Every prunable weight in the order of the model's parameters.
+
+    Captioning: `vision.{i}.*`, `text.{i}.*` and `fusion.{j}.*`, as in the pre-training model. VQA:
+    these, and `decoder.{j}.*`, copies of `fusion.{j}.*`, whose cross-attention reads the question;
+    its keys and values are left out if they could not be copied.
+
+    Raises:
+        UnsupportedError: if something else stands where a linear layer should be.
+    """
+    for path, module in model.named_modules():
+        spec = _captioning(path, model) if kind is Kind.CAPTIONING else _answering(path, model)
+        if spec is None:
+            continue
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedError(
+                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
+                "wraps it before pruning"
+            )
+        yield spec
+
+
+def task_exclusions(kind: Kind, model: Any) -> Iterable[Exclusion]:
+    """What is not pruned."""
+    if kind is Kind.VQA and not _is_as_wide(model):
+        return (_WORD_HEAD, _NEW, *EXCLUSIONS)
+    return (_WORD_HEAD, *EXCLUSIONS)
+
+
+def _captioning(path: str, model: Any) -> WeightSpec | None:
+    inner = path.replace("text_decoder.", "text_encoder.", 1)
+    return _spec(path, vision_part(path, model.config) or text_part(inner, _fusion_layer(model)))
+
+
+def _answering(path: str, model: Any) -> WeightSpec | None:
+    match = _DECODER_LAYER.fullmatch(path)
+    if match is None:
+        inner = path.replace("text_encoder.", "text_encoder.bert.", 1)
+        found = vision_part(path, model.config) or text_part(inner, _fusion_layer(model))
+        return _spec(path, found)
+    index, part = int(match[1]), BERT_PARTS.get(match[2])
+    if part is None or (part in CROSS_INPUTS and not _is_as_wide(model)):
+        return None
+    tokens = QUESTION if part in CROSS_INPUTS else TEXT
+    copy_of = f"{FUSION}.{index}.{part}"
+    return WeightSpec(f"{DECODER}.{index}.{part}", FUSION, index, (Owner(path, tokens),), copy_of)
+
+
+def _spec(path: str, found: tuple[str, int, str] | None) -> WeightSpec | None:
+    if found is None:
+        return None
+    modality, depth, part = found
+    tokens = VISION if modality == VISION or part in CROSS_INPUTS else TEXT
+    return WeightSpec(f"{modality}.{depth}.{part}", modality, depth, (Owner(path, tokens),))
+
+
+def _fusion_layer(model: Any) -> int:
+    return int(model.config.text_config.fusion_layer)
+
+
+def _is_as_wide(model: Any) -> bool:
+    text = model.config.text_config
+    return bool(text.encoder_width == text.hidden_size)
