@@ -26,8 +26,10 @@ from vlp_plugins.recipes import (
     sparsity_of,
     with_options,
 )
+from vlp_plugins.recipes.finetuning import load_finetune_recipe
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
+PRUNING = sorted(path for path in PAPER.glob("*.yaml") if not path.name.startswith("finetune-"))
 
 WHOLE = """
 model: models/blip
@@ -297,7 +299,7 @@ def test_sparsities_of_the_command_line() -> None:
         parameter_of("edges")
 
 
-@pytest.mark.parametrize("path", sorted(PAPER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRUNING, ids=lambda path: path.stem)
 def test_the_papers_recipes(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.sparsity == (0.63, 0.75, 0.9)
@@ -326,8 +328,52 @@ def test_the_papers_rounds_and_ridge_penalties(stem: str, expected: dict[str, An
 
 
 def test_there_is_a_recipe_for_every_method_of_the_paper_that_exists() -> None:
-    found = {path.stem.split("-")[0] for path in PAPER.glob("*.yaml")}
+    found = {path.stem.split("-")[0] for path in PRUNING}
     assert found == {
         *("random", "omp", "lamp", "l2", "multiflow"),
         *("snip", "itersnip", "tamt", "chita", "chita++"),
     }
+
+
+@pytest.mark.parametrize(
+    ("stem", "rows", "epochs", "rate"),
+    [
+        ("blip-retrieval", 128, 6, 1e-5),
+        ("blip-captioning", 256, 5, 1e-5),
+        ("blip-vqa", 256, 10, 2e-5),
+        ("xvlm-retrieval", 128, 10, 3e-5),
+        ("xvlm-captioning", 256, 5, 1e-5),
+        ("xvlm-vqa", 256, 10, 5e-5),
+    ],
+)
+def test_the_papers_table_11(stem: str, rows: int, epochs: int, rate: float) -> None:
+    recipe = load_finetune_recipe(PAPER / f"finetune-{stem}.yaml")
+    settings = recipe.settings
+    assert (recipe.adapter, recipe.task) == tuple(stem.split("-"))
+    assert (recipe.batch_size, settings.epochs, settings.learning_rate) == (rows, epochs, rate)
+    by_family = {
+        "blip": ((0.9, 0.999), 0.05, "cosine", 0.0),
+        "xvlm": ((0.9, 0.98), 0.01, "linear", 0.1),
+    }
+    found = (settings.betas, settings.weight_decay, settings.schedule, settings.warmup)
+    assert found == by_family[str(recipe.adapter)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rat: 1.0", "unknown key 'learning_rat' of fine-tuning .*'learning_rate'"),
+        ("task: caption", "line 1: task must be one of retrieval, captioning, vqa"),
+        ("epochs: 0", "line 1: epochs must be a whole number from 1 on"),
+        ("betas: 0.9", r"betas must be a list of two numbers"),
+        ("betas: [0.9, 1.5]", "betas must be from 0 to below 1"),
+        ("warmup: 1", "warm-up must be a fraction"),
+        ("method: multiflow", "unknown key 'method' of fine-tuning"),
+    ],
+)
+def test_wrong_recipes_of_fine_tuning_say_what_and_where(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        load_finetune_recipe(tmp_path / "wrong.yaml")

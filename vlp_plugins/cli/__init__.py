@@ -6,8 +6,11 @@ Importing it stays cheap: what a command works with is imported when the command
 from __future__ import annotations
 
 from vlp_plugins.cli.dimensions import id_
+from vlp_plugins.cli.evaluate import evaluate
+from vlp_plugins.cli.finetune import finetune
 from vlp_plugins.cli.looking import inspect, plugins
 from vlp_plugins.cli.masks import masks
+from vlp_plugins.cli.nni_trial import nni_best, nni_trial
 from vlp_plugins.cli.planning import plan
 from vlp_plugins.cli.program import main
 from vlp_plugins.cli.pruning import prune
@@ -15,5 +18,10 @@ from vlp_plugins.cli.sensitivity import sensitivity
 
 __all__ = ["main"]
 
-for command in (prune, plan, id_, sensitivity, inspect, masks, plugins):
+COMMANDS = (
+    prune, plan, id_, sensitivity, finetune, evaluate, inspect, masks, nni_trial, nni_best,
+    plugins,
+)  # fmt: skip
+
+for command in COMMANDS:
     main.add_command(command)

@@ -1,0 +1,142 @@
+"""`vlp finetune`: a pruned model learns a task, and stays pruned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlp_plugins.cli.options import Command, adapter_option
+from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
+
+if TYPE_CHECKING:
+    from vlp_plugins.finetuning import Engine
+    from vlp_plugins.recipes.finetuning import FinetuneRecipe
+
+_TASKS = ("retrieval", "captioning", "vqa", "classification")
+_WHOLE = click.IntRange(min=1)
+
+
+def _recipe_options(command: Command) -> Command:
+    """The keys of `vlp_plugins.recipes.finetuning`; each overrides the recipe's."""
+    options = [
+        click.option("--task", type=click.Choice(_TASKS)),
+        click.option("--data", help="Folder of a data set (as of `vlp evaluate`), file or id."),
+        click.option("--split", help="Of the data; the only one or train if left out."),
+        click.option("--limit", type=_WHOLE, help="First images (questions) only."),
+        click.option(
+            "--batch-size", type=_WHOLE, help="Rows of a step, of all processes; 32 if left out."
+        ),
+        click.option("--epochs", type=_WHOLE, help="1 if left out."),
+        click.option("--steps", type=_WHOLE, help="Of the optimizer, instead of epochs."),
+        click.option("--learning-rate", type=float, help="The highest; 1e-5 if left out."),
+        click.option("--weight-decay", type=float, help="Of matrices; 0.05 if left out."),
+        click.option(
+            "--schedule", type=click.Choice(["cosine", "linear", "constant"]),
+            help="Of the learning rate; cosine if left out.",
+        ),
+        click.option("--warmup", type=float, help="Fraction of the steps; 0 if left out."),
+        click.option("--betas", type=float, nargs=2, help="Of AdamW; 0.9 0.999 if left out."),
+        click.option("--accumulate", type=_WHOLE, help="Parts that a step is computed in."),
+        click.option("--clip", type=float, help="Largest norm of a gradient."),
+        click.option("--autocast", type=click.Choice(["bfloat16", "float16"])),
+        click.option("--seed", type=click.IntRange(min=0), help="Of mixture, dropout, new heads."),
+        click.option("--image-column", help="Of the data; found if left out."),
+        click.option("--caption-column", help="Of the data; found if left out."),
+        click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text."),
+        click.option("--checkpoint-every", type=_WHOLE, help="Steps between; 500 if left out."),
+        click.option(
+            "--workers", type=click.IntRange(min=0),
+            help="Threads that decode images ahead; 1 if left out.",
+        ),
+        click.option("--log-every", type=_WHOLE, help="Steps of a line; 10 if left out."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model")
+@click.option("--recipe", type=click.Path(path_type=Path), help="YAML; options win over it.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Mask file; all train without.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@_recipe_options
+@click.option("--processor", help="Where the processor is, if not at the model.")
+@click.option("--device", help="cpu, cuda, ...; a GPU if there is one.")
+@adapter_option()
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.pass_context
+def finetune(
+    context: click.Context,
+    model: str,
+    recipe: Path | None,
+    masks: Path | None,
+    out: Path,
+    processor: str | None,
+    device: str | None,
+    resume: bool,
+    **values: Any,
+) -> None:
+    """Fine-tunes MODEL on a task with what --masks removes kept at zero.
+
+    MODEL is of pre-training, or of the task already. The folder --out holds the model, its masks,
+    losses.jsonl and finetuning.json. On several GPUs: accelerate launch -m vlp_plugins finetune ...
+    """
+    from vlp_plugins.job.finetuning import run_finetuning
+    from vlp_plugins.job.loaded import Loaded, ModelSource
+    from vlp_plugins.job.workplace import work_left
+
+    wanted = _recipe(recipe, values)
+    line = command_line(context)
+    with _engine(wanted, device) as engine:
+        speaks = engine is None or engine.index == 0
+        place = device if engine is None else str(engine.device)
+        source = ModelSource(model, wanted.adapter, processor, device=place)
+        with (
+            explained_interruption(lambda: line, lambda: bool(work_left(out)), speaks=speaks),
+            data_progress(shown=speaks, what="fine-tuning", units="steps") as progress,
+        ):
+            result = run_finetuning(
+                lambda: Loaded.of(source, max_length=wanted.max_length),
+                wanted, out, masks=masks, engine=engine, command=line, resume=resume,
+                progress=progress,
+            )  # fmt: skip
+    if not speaks:
+        return
+    if result.done.resumed_from:
+        click.echo(f"resumed from step {result.done.resumed_from:,}")
+    for name, fact in result.facts.items():
+        click.echo(f"{name}: {fact}")
+    first, last = result.done.log[0], result.done.log[-1]
+    click.echo(f"loss: {first['loss']:.4g} (step {first['step']}) to {last['loss']:.4g}")
+    click.echo(f"written: {result.out}")
+
+
+def _recipe(path: Path | None, values: dict[str, Any]) -> FinetuneRecipe:
+    from vlp_plugins.recipes.finetuning import (
+        FinetuneRecipe,
+        load_finetune_recipe,
+        with_finetune_options,
+    )
+
+    written = FinetuneRecipe() if path is None else load_finetune_recipe(path)
+    wanted = with_finetune_options(written, **values)
+    wanted.check()
+    return wanted
+
+
+@contextmanager
+def _engine(recipe: FinetuneRecipe, device: str | None) -> Iterator[Engine | None]:
+    """Of several processes that were launched; None in a process alone."""
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        yield None
+        return
+    from vlp_plugins.hosts.accelerate_finetuning import launched
+
+    with launched(recipe.settings.autocast, cpu=device == "cpu") as engine:
+        yield engine

@@ -1,0 +1,144 @@
+"""Where a step of fine-tuning is computed: on one device, or by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.devices import autocast_of
+
+
+class TaskLoss(nn.Module):
+    """A model whose forward is the loss of a task, so that wrappers of models can wrap that."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter, task: str) -> None:
+        super().__init__()
+        self.model = model
+        self._adapter = adapter
+        self._task = task
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss of a batch, by name."""
+        return self._adapter.task_losses(self._task, self.model, batch)
+
+
+class Engine(Protocol):
+    """Computes gradients and takes steps.
+
+    Attributes:
+        index: of this process, from 0.
+        processes: how many there are; each computes other batches of a step.
+        device: of this process.
+    """
+
+    index: int
+    processes: int
+    device: torch.device
+
+    def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
+        """Takes what is trained; parameters stay the same objects."""
+
+    def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
+        """Adds gradients of a batch to those that are there.
+
+        Args:
+            batch: on the device.
+            share: factor of the loss.
+            last: of the step; gradients of all processes are averaged then.
+
+        Returns:
+            The terms of the loss, by name.
+        """
+
+    def step(self, parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor | None:
+        """Takes a step with the gradients, and deletes them.
+
+        Returns:
+            Norm of the gradient before it was clipped, if it was to be.
+        """
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the processes."""
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+
+    def state(self) -> dict[str, Any]:
+        """What JSON keeps of what the next step depends on beside model and optimizer."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state`."""
+
+
+class OneDevice:
+    """The device that the model is on, in one process.
+
+    Attributes:
+        index: 0.
+        processes: 1.
+        device: of the model.
+    """
+
+    index = 0
+    processes = 1
+
+    def __init__(self, device: torch.device | str, autocast: str | None = None) -> None:
+        """Chooses where and in which precision.
+
+        Args:
+            device: of the model.
+            autocast: `bfloat16` or `float16` of forward passes; the latter scales the loss.
+
+        Raises:
+            UnsupportedError: if the precision is unknown.
+        """
+        self.device = torch.device(device)
+        self._dtype = autocast_of(autocast)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype is torch.float16)
+
+    def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
+        self._loss, self._optimizer = loss, optimizer
+
+    def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
+        with self._precision():
+            terms: dict[str, Tensor] = self._loss(batch)
+        self._scaler.scale(total(terms) * share).backward()
+        return terms
+
+    def step(self, parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor | None:
+        norm = None
+        if clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        return norm
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value
+
+    def wait(self) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return dict(self._scaler.state_dict())
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._scaler.load_state_dict(dict(state))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the terms of a loss, in float32."""
+    return torch.stack([term.float().reshape(()) for term in terms.values()]).sum()

@@ -1,0 +1,187 @@
+"""The state of a fine-tuning in a file, so that a run goes on from there bit by bit.
+
+The random state is not in it: every batch sets a seed of its own, see `seed_of`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vlp_plugins import artifacts
+from vlp_plugins.calibration.processes import told
+from vlp_plugins.errors import DataError
+from vlp_plugins.finetuning.engine import Engine
+from vlp_plugins.masks import Masks
+
+_log = logging.getLogger(__name__)
+
+FILE = "finetuning.safetensors"
+_FORMAT = artifacts.Format(
+    "checkpoint", "vlp_finetuning", 1, DataError, "delete it and fine-tune from the first step"
+)
+_VALUE, _MOMENT, _OWN = "value|", "moment|", "own|"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run stands.
+
+    Attributes:
+        step: steps done.
+        epoch: the current one, from 0.
+        group: steps done in it.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    group: int = 0
+
+
+class StateFile:
+    """Model, optimizer and place; process 0 writes it, all read it."""
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
+        """Names the place.
+
+        Args:
+            folder: None keeps no file.
+            identity: what a run must have in common with the one that it goes on from.
+        """
+        self._path = None if folder is None else Path(folder) / FILE
+        self._identity = json.loads(json.dumps(dict(identity)))
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        engine: Engine,
+        place: Place,
+        changing: Iterable[Tensor],
+    ) -> None:
+        """Writes over what was there, whole or not at all; a collective.
+
+        Args:
+            model: being trained.
+            optimizer: torch's own.
+            engine: takes the steps.
+            place: where the run stands.
+            changing: what the losses change; buffers among it differ from process to process.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        if self._path is None:
+            return
+        each = told({name: buffer.cpu() for name, buffer in _own(model, changing)})
+        if engine.index == 0:
+            tensors = {f"{_VALUE}{name}": value.detach() for name, value in _values(model)}
+            for name, parameter in model.named_parameters():
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"{_MOMENT}{key}|{name}"] = value
+            for index, buffers in enumerate(each):
+                tensors |= {f"{_OWN}{index}|{name}": value for name, value in buffers.items()}
+            header = {
+                "identity": self._identity, "place": asdict(place), "engine": engine.state(),
+            }  # fmt: skip
+            artifacts.write(self._path, _FORMAT, tensors, header, overwrite=True)
+        engine.wait()
+
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        engine: Engine,
+        changing: Iterable[Tensor],
+    ) -> Place | None:
+        """Brings a run to where the file stands.
+
+        Returns:
+            The place; None if there is no file.
+
+        Raises:
+            DataError: if there is no folder to look in, or the file is damaged or of another run.
+        """
+        if self._path is None:
+            raise DataError(
+                "resume needs the folder that the earlier run kept its state in; give workplace"
+            )
+        if not self._path.exists():
+            _log.warning("no checkpoint at %s; starting from the first step", self._path)
+            return None
+        tensors, header = artifacts.read(self._path, _FORMAT)
+        self._check_identity(header["identity"])
+        with torch.no_grad():
+            for name, value in _values(model):
+                value.copy_(_found(tensors, f"{_VALUE}{name}", self._path))
+            for name, buffer in _own(model, changing):
+                buffer.copy_(_found(tensors, f"{_OWN}{engine.index}|{name}", self._path))
+        parameters = dict(model.named_parameters())
+        for full, value in tensors.items():
+            if not full.startswith(_MOMENT):
+                continue
+            key, _, name = full.removeprefix(_MOMENT).partition("|")
+            # AdamW keeps its count of steps on the CPU.
+            there = value if key == "step" else value.to(parameters[name].device)
+            optimizer.state[parameters[name]][key] = there
+        engine.restore(header["engine"])
+        return Place(**header["place"])
+
+    def _check_identity(self, found: Mapping[str, Any]) -> None:
+        for key in {**found, **self._identity}:
+            if found.get(key) != self._identity.get(key):
+                raise DataError(
+                    f"{self._path} is of another run: its {key} is {found.get(key)!r}, this one's "
+                    f"is {self._identity.get(key)!r}; repeat that run's settings, or do not resume"
+                )
+
+
+def seed_of(seed: int, step: int, batch: int) -> int:
+    """The random seed of one batch, whatever has been drawn before it.
+
+    Args:
+        seed: of the run.
+        step: from 0.
+        batch: its number among those of the step, of all processes together.
+    """
+    digest = hashlib.sha256(f"{seed}|{step}|{batch}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def digest_of(masks: Masks | None) -> str | None:
+    """Tells masks apart."""
+    if masks is None:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(name.encode())
+        digest.update(artifacts.checksum({"": masks[name]}).encode())
+    return digest.hexdigest()[:16]
+
+
+def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and buffers that are saved; a tied one once."""
+    yield from model.named_parameters()
+    kept = model.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
+def _own(model: nn.Module, changing: Iterable[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The buffers among what the losses change: those of every process are its own."""
+    changed = {id(tensor) for tensor in changing}
+    return ((name, buffer) for name, buffer in model.named_buffers() if id(buffer) in changed)
+
+
+def _found(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
+    if name not in tensors:
+        raise DataError(f"{path} lacks {name.partition('|')[2]}; delete it and start anew")
+    return tensors[name]

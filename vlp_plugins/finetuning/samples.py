@@ -1,0 +1,143 @@
+"""What a model is fine-tuned on: rows of a data set, and how they are mixed in every epoch."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL import Image
+
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.records import upright_rgb
+from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.evaluation.captioning import tokenizer_of
+from vlp_plugins.finetuning.epochs import LazyBatch
+
+_log = logging.getLogger(__name__)
+_FEWEST = 2  # rows of a batch: a contrastive loss of one is 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with what belongs to it.
+
+    Attributes:
+        place: where it is, for messages.
+        image: opens the image.
+        texts: captions, of which each makes a row of an epoch; or one question; or nothing.
+        answers: of the question, of which every epoch draws one; empty if the text is no question.
+        label: number of the class; None without classes.
+    """
+
+    place: str
+    image: Callable[[], Image.Image]
+    texts: tuple[str, ...] = ("",)
+    answers: tuple[str, ...] = ()
+    label: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    sample: Sample
+    text: str
+    answer: str | None
+
+
+class SampleEpochs:
+    """By number of the epoch its batches, which are made when they are needed.
+
+    Every epoch has every caption once, in passes that show no image twice: of several captions of
+    an image in one batch a contrastive loss would take some for wrong. Rows that are left over are
+    dropped. The mixture depends on the seed and the epoch only.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Processor,
+        adapter: Adapter,
+        batch_size: int,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Nothing is read until a batch is needed.
+
+        Args:
+            samples: all of the same kind.
+            processor: of the model.
+            adapter: its `collate` makes the batches.
+            batch_size: rows of a batch.
+            seed: of the mixture.
+
+        Raises:
+            DataError: if there are fewer rows than a batch has.
+        """
+        self._samples = samples
+        self._processor, self._adapter = processor, adapter
+        self._batch_size, self._seed = batch_size, seed
+        rows = sum(len(sample.texts) for sample in samples)
+        if rows < batch_size or batch_size < 1:
+            raise DataError(
+                f"the data has {rows:,} rows, fewer than a batch of {batch_size:,}; give a smaller "
+                "--batch-size, or more data"
+            )
+
+    def __call__(self, epoch: int) -> list[LazyBatch]:
+        """The batches of an epoch."""
+        rows = self._rows(epoch)
+        size = self._batch_size
+        whole = range(0, len(rows) - size + 1, size)
+        return [partial(self._batch, rows[start : start + size]) for start in whole]
+
+    def _rows(self, epoch: int) -> list[_Row]:
+        rng = random.Random(f"{self._seed}|{epoch}")
+        first = [rng.randrange(len(sample.texts)) for sample in self._samples]
+        rows: list[_Row] = []
+        for turn in range(max(len(sample.texts) for sample in self._samples)):
+            numbers = [n for n, sample in enumerate(self._samples) if turn < len(sample.texts)]
+            rng.shuffle(numbers)
+            for number in numbers:
+                sample = self._samples[number]
+                text = sample.texts[(first[number] + turn) % len(sample.texts)]
+                answer = rng.choice(sample.answers) if sample.answers else None
+                rows.append(_Row(sample, text, answer))
+        return rows
+
+    def _batch(self, rows: Sequence[_Row]) -> Batch:
+        images, kept = [], []
+        for row in rows:
+            image = _decoded(row.sample)
+            if image is not None:
+                images.append(image)
+                kept.append(row)
+        if len(kept) < min(_FEWEST, self._batch_size):
+            raise DataError(
+                f"of {len(rows)} images of a batch only {len(kept)} can be read (first: "
+                f"{rows[0].sample.place}); repair or remove the others"
+            )
+        batch = dict(self._adapter.collate(self._processor, images, [row.text for row in kept]))
+        labels = [row.sample.label for row in kept if row.sample.label is not None]
+        answers = [row.answer for row in kept if row.answer is not None]
+        if labels:
+            batch["labels"] = torch.tensor(labels)
+        if answers:
+            tokenizer = tokenizer_of(self._processor, "answers need")
+            made = tokenizer(answers, padding=True, truncation=True, return_tensors="pt")
+            batch["labels"] = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
+        return batch
+
+
+def _decoded(sample: Sample) -> Image.Image | None:
+    """The image; None, with a warning, if it is damaged."""
+    try:
+        return upright_rgb(sample.image())
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        _log.warning("left out %s: %s", sample.place, first_line(error))
+        return None

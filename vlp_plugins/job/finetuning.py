@@ -1,0 +1,220 @@
+"""`vlp finetune` from end to end: load, make the model of the task, train, write a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vlp_plugins.artifacts import made_by, versions
+from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.errors import RecipeError
+from vlp_plugins.finetuning import Engine, Finetuned, OneDevice, downstream, finetune
+from vlp_plugins.finetuning.loss_log import FILE as LOG
+from vlp_plugins.finetuning.samples import SampleEpochs
+from vlp_plugins.job.facts import StopWatch, memory_facts
+from vlp_plugins.job.loaded import Loaded
+from vlp_plugins.job.task_samples import TaskSamples, read_samples
+from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.launch import wait_for_all
+from vlp_plugins.masks import Masks
+from vlp_plugins.recipes.finetuning import FinetuneRecipe
+from vlp_plugins.saving import check_can_save, copy_companions, write_model
+from vlp_plugins.weights import WeightMap
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+"""Of finetuning.json; a change that old code cannot read adds 1."""
+MASKS = "masks.safetensors"
+RECORD = "finetuning.json"
+
+
+@dataclass(frozen=True)
+class TunedResult:
+    """What a run made.
+
+    Attributes:
+        out: the folder, whose model `load_model` reads; process 0 of several wrote it.
+        done: steps and losses.
+        facts: time, memory and data.
+    """
+
+    out: Path
+    done: Finetuned
+    facts: Mapping[str, str]
+
+
+def run_finetuning(
+    load: Callable[[], Loaded],
+    recipe: FinetuneRecipe,
+    out: Path,
+    *,
+    masks: Path | None = None,
+    engine: Engine | None = None,
+    command: str = "",
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> TunedResult:
+    """Fine-tunes as the recipe says and writes `out` whole or not at all.
+
+    The folder is a checkpoint of the task's model with the processor of the pre-training model;
+    beside them lie `masks.safetensors` (those that were given, without new values), `losses.jsonl`
+    and `finetuning.json`. Meanwhile `OUT.work` keeps the state and the loss log.
+
+    Args:
+        load: gives the pre-training model, after the folder was found to be free.
+        recipe: what to do.
+        out: new folder.
+        masks: a mask file of the model; None trains all weights.
+        engine: computes the steps; None: in this process, on the model's device.
+        command: repeats the run, for the record.
+        resume: go on from `OUT.work`.
+        progress: called with steps done and steps in all.
+
+    Raises:
+        VlpError: with one line that says what to do; nothing is written then.
+    """
+    recipe.check()
+    task = str(recipe.task)
+    folder = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
+    writes = engine is None or engine.index == 0
+    if writes:
+        check_new_folder(folder)
+    size = _rows_of_a_batch(recipe, 1 if engine is None else engine.processes)
+    chosen = None if masks is None else Masks.load(masks)
+    watch = StopWatch()
+    data = read_samples(recipe)
+    loaded = load()
+    model = _model(loaded, task, data, recipe)
+    if chosen is not None:
+        chosen.match(WeightMap.of(model, loaded.adapter))  # shows what does not fit at once
+    epochs = SampleEpochs(
+        data.samples, loaded.processor, loaded.adapter, size, seed=recipe.settings.seed
+    )
+    watch.lap("loading")
+    if engine is None:
+        device = next(model.parameters()).device
+        engine = OneDevice(device, recipe.settings.autocast)
+    with working(folder, resume=resume) as work:
+        done = finetune(
+            model,
+            loaded.adapter,
+            epochs,
+            task=task,
+            masks=chosen,
+            settings=recipe.settings,
+            engine=engine,
+            workplace=work,
+            resume=resume,
+            checkpoint_every=recipe.checkpoint_every,
+            log_every=recipe.log_every,
+            workers=recipe.workers,
+            about={
+                "data": data.description,
+                "number of samples": len(data.samples),
+                "batch size": recipe.batch_size,
+                "model": loaded.source.model,
+            },
+            progress=progress,
+        )
+        watch.lap("fine-tuning")
+        facts = {
+            "data": f"{data.description}: {len(data.samples):,} images or questions",
+            "model": type(model).__name__,
+            "steps": f"{done.steps:,} of {recipe.batch_size:,} rows",
+            **watch.texts(),
+            **memory_facts(engine.device),
+        }
+        if writes:
+            with atomic_folder(folder) as target:
+                _write(target, model, loaded, chosen, work, _record(
+                    recipe, loaded, done, chosen, command, facts
+                ))  # fmt: skip
+    wait_for_all()
+    if writes:
+        delete_work(folder)
+    return TunedResult(folder, done, facts)
+
+
+def _rows_of_a_batch(recipe: FinetuneRecipe, processes: int) -> int:
+    parts = processes * recipe.settings.accumulate
+    size, rest = divmod(recipe.batch_size, parts)
+    if rest or not size:
+        raise RecipeError(
+            f"a step of {recipe.batch_size} rows cannot be shared out among {processes} processes "
+            f"that accumulate {recipe.settings.accumulate} batches each; give a multiple of {parts}"
+        )
+    return size
+
+
+def _model(loaded: Loaded, task: str, data: TaskSamples, recipe: FinetuneRecipe) -> nn.Module:
+    """The model of the task, on the device of the pre-training model."""
+    model = downstream(
+        loaded.model,
+        loaded.adapter,
+        task,
+        tokenizer=getattr(loaded.processor, "tokenizer", None),
+        classes=len(data.classes) or None,
+        seed=recipe.settings.seed,
+    )
+    check_can_save(model)
+    if data.classes:
+        config: Any = model.config
+        config.id2label = dict(enumerate(data.classes))
+        config.label2id = {name: number for number, name in enumerate(data.classes)}
+    return model
+
+
+def _write(
+    folder: Path,
+    model: nn.Module,
+    loaded: Loaded,
+    masks: Masks | None,
+    work: Path,
+    record: Mapping[str, Any],
+) -> None:
+    write_model(model, folder, source=loaded.source.model)
+    copy_companions(loaded.source.processor, folder)
+    if masks is not None:
+        # New values were where training began; the model has others now.
+        Masks.from_dense(dict(masks), masks.manifest).save(folder / MASKS)
+    shutil.copyfile(work / LOG, folder / LOG)
+    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _record(
+    recipe: FinetuneRecipe,
+    loaded: Loaded,
+    done: Finetuned,
+    masks: Masks | None,
+    command: str,
+    facts: Mapping[str, str],
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "made_by": made_by(),
+        "versions": versions(),
+        "command": command,
+        "model": loaded.source.model,
+        "adapter": loaded.adapter.name,
+        "task": recipe.task,
+        "data": recipe.data,
+        "split": recipe.split,
+        "limit": recipe.limit,
+        "batch_size": recipe.batch_size,
+        "settings": recipe.settings.as_dict(),
+        "steps": done.steps,
+        "losses": [done.log[0]["losses"], done.log[-1]["losses"]] if done.log else [],
+        "masks": None if masks is None else {
+            "method": masks.manifest.method, "sparsity": masks.sparsity,
+        },
+        "facts": dict(facts),
+    }  # fmt: skip

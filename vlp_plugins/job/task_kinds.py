@@ -1,0 +1,177 @@
+"""The tasks of `vlp evaluate`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.adapter import MatchingAdapter
+from vlp_plugins.data.examples import Example
+from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.questions import open_questions
+from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.evaluation import (
+    answer_questions,
+    caption_scores,
+    classification,
+    two_stage_retrieval,
+    vqa_accuracy,
+    write_captions,
+)
+from vlp_plugins.job.tasks import Measured, Task, Watched
+
+_log = logging.getLogger(__name__)
+
+CANDIDATES = 32
+"""Of every query, that the matching head puts in order if nobody says how many."""
+
+
+class RetrievalTask(Task):
+    """Every image with every of its captions."""
+
+    def read(self) -> list[Example]:
+        self._images: list[int] = []
+        self._rerank = CANDIDATES if self.request.rerank is None else self.request.rerank
+        examples = []
+        for number, (record, captions) in enumerate(self.captioned()):
+            examples += [Example(record.place, record.image, text) for text in captions]
+            self._images += [number] * len(captions)
+        return examples
+
+    def measure(self, watched: Watched) -> Measured:
+        if self.request.rerank is None and not isinstance(self.loaded.adapter, MatchingAdapter):
+            self._rerank = 0
+        if self._rerank and self.request.rerank is None:
+            try:
+                return self._measure(watched, self._rerank)
+            except UnsupportedError as error:  # of this class of the family
+                _log.warning("ranked by features alone: %s", error)
+                self._rerank = 0
+        return self._measure(watched, self._rerank or None)
+
+    def _measure(self, watched: Watched, rerank: int | None) -> Measured:
+        found = two_stage_retrieval(
+            self.loaded.model, self.loaded.adapter, watched(self.batches), rerank=rerank,
+            image_ids=self._images,
+        )  # fmt: skip
+        return Measured(found.as_dict())
+
+    def settings(self) -> dict[str, Any]:
+        return {"rerank": self._rerank, "images": self._images[-1] + 1, "texts": len(self._images)}
+
+
+class CaptioningTask(Task):
+    """Every image once; its captions are the references."""
+
+    def read(self) -> list[Example]:
+        found = self.captioned()
+        self.truth = [(record.place, captions) for record, captions in found]
+        return [Example(record.place, record.image, captions[0]) for record, captions in found]
+
+    def measure(self, watched: Watched) -> Measured:
+        said = write_captions(
+            self.loaded.model, self.loaded.adapter, watched(self.batches), self.loaded.processor,
+            max_length=self._length, num_beams=self.request.num_beams,
+        )  # fmt: skip
+        found = caption_scores(said, [captions for _, captions in self.truth])
+        self._words = found.words
+        return Measured(found.scores, found.absent, said)
+
+    @property
+    def _length(self) -> int:
+        return self.request.length or 30
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "images": len(self.truth),
+            "beams": self.request.num_beams,
+            "longest": self._length,
+            "words": self._words,
+        }
+
+
+class VqaTask(Task):
+    """Every question once."""
+
+    def read(self) -> list[Example]:
+        found = open_questions(self.request.data, self.request.split)
+        self.description = found.description
+        questions = found.items[: self.request.limit]
+        unanswered = next((item.place for item in questions if not item.answers), None)
+        if unanswered is not None:
+            raise DataError(
+                f"{found.description}: {unanswered} has no answers to compare with (those of test "
+                "sets are not published); measure another --split"
+            )
+        self.truth = [(item.place, list(item.answers)) for item in questions]
+        self._answers = None if self.request.written else found.answer_list
+        if self.request.answers is not None:
+            self._answers = read_answers(self.request.answers)
+        return [Example(item.place, item.image, item.text) for item in questions]
+
+    def measure(self, watched: Watched) -> Measured:
+        said = answer_questions(
+            self.loaded.model, self.loaded.adapter, watched(self.batches), self.loaded.processor,
+            answers=self._answers, max_length=self._length, num_beams=self.request.num_beams,
+        )  # fmt: skip
+        found = vqa_accuracy(said, [answers for _, answers in self.truth])
+        return Measured({"accuracy": found.accuracy}, said=said)
+
+    @property
+    def _length(self) -> int:
+        return self.request.length or 10
+
+    def settings(self) -> dict[str, Any]:
+        how: dict[str, Any] = {"questions": len(self.truth)}
+        if self._answers is not None:
+            return how | {"answers to choose among": len(self._answers)}
+        return how | {"beams": self.request.num_beams, "longest": self._length}
+
+
+class ClassificationTask(Task):
+    """Every image with its class."""
+
+    def read(self) -> list[Example]:
+        found = open_labelled(self.request.data, self.request.split)
+        self.description = found.description
+        items = list(islice(found.items, self.request.limit))
+        self._images = len(items)
+        return [Example(item.place, item.image, label=item.label) for item in items]
+
+    def measure(self, watched: Watched) -> Measured:
+        found = classification(self.loaded.model, self.loaded.adapter, watched(self.batches))
+        return Measured({f"top{k}": value for k, value in found.top.items()})
+
+    def settings(self) -> dict[str, Any]:
+        return {"images": self._images}
+
+
+TASKS: dict[str, type[Task]] = {
+    "retrieval": RetrievalTask,
+    "captioning": CaptioningTask,
+    "vqa": VqaTask,
+    "classification": ClassificationTask,
+}
+
+
+def read_answers(path: Path) -> tuple[str, ...]:
+    """Answers to choose among: a JSON list, or one a line.
+
+    Raises:
+        DataError: if the file cannot be read or holds none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the answers in {path}: {error}") from error
+    found: Any
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not isinstance(found, list) or not found or not all(isinstance(a, str) for a in found):
+        raise DataError(f"{path} should hold answers, as a JSON list of texts or one a line")
+    return tuple(found)
