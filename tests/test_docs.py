@@ -67,6 +67,27 @@ def test_the_example_of_pruning_while_training_prunes():
     assert masks.verify(model) == []
 
 
+def test_the_examples_of_structured_pruning_cut_and_save(tmp_path, monkeypatch):
+    from benchmarks.parity.blip import batches_from_golden, model_from_golden
+    from vlp_plugins.loading import load_model
+
+    golden = ROOT / "tests" / "golden" / "blip"
+    monkeypatch.chdir(tmp_path)
+    for word in ("prune_structured", "Recorder"):
+        model = model_from_golden(golden)
+        names = {
+            "model": model,
+            "batches": batches_from_golden(golden),
+            "adapter": registry().adapter_for(model),
+        }
+        before = sum(parameter.numel() for parameter in model.parameters())
+        exec(python_block(word), names)
+        assert sum(parameter.numel() for parameter in model.parameters()) < before
+
+    rebuilt, _ = load_model("smaller")
+    assert rebuilt.num_parameters() < before
+
+
 def test_every_method_is_in_the_table_and_every_row_is_a_method():
     rows = re.findall(r"^\| `([\w+]+)` \|", README, re.MULTILINE)
 
@@ -80,7 +101,7 @@ def test_every_method_is_in_the_table_and_every_row_is_a_method():
 def test_every_command_that_is_mentioned_exists():
     from vlp_plugins.cli import main
 
-    mentioned = set(re.findall(r"`?vlp (?!masks|plugins`)(\w+)", README)) - {"plugins"}
+    mentioned = set(re.findall(r"`?vlp (?!masks|plugins`)([\w-]+)", README)) - {"plugins"}
     for command in sorted(mentioned):
         result = CliRunner().invoke(main, [command, "--help"])
         assert result.exit_code == 0, f"vlp {command}: {result.output}"
@@ -91,10 +112,15 @@ def test_every_command_that_is_mentioned_exists():
 def test_every_option_that_is_mentioned_exists():
     from vlp_plugins.cli import main
 
-    commands = ("prune", "id", "sensitivity", "nni-trial", "nni-best")
-    shown = "".join(CliRunner().invoke(main, [name, "--help"]).output for name in commands)
+    shown = "".join(
+        CliRunner().invoke(main, [*command.split(), "--help"]).output
+        for command in (
+            "prune", "id", "sensitivity", "nni-trial", "nni-best", "evaluate", "finetune",
+            "masks apply", "masks verify",
+        )
+    )  # fmt: skip
     readme = re.sub(r"`python -m [^`]*`", "", README)  # benchmarks have options of their own
-    ours = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--nproc-per-node"}
+    ours = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--nproc-per-node", "--config"}
     assert {option for option in ours if option not in shown} == set()
 
 
@@ -103,7 +129,11 @@ def test_the_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.name != "search.yaml")
+# The search space of an experiment and recipes of `vlp finetune` name no method.
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml")
+    if path.name != "search.yaml" and not path.name.startswith("finetune-")
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
