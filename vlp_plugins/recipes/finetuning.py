@@ -1,0 +1,147 @@
+"""What `vlp finetune` shall do, written in YAML; every key is an option of the command.
+
+    task: retrieval
+    batch_size: 128
+    epochs: 6
+    learning_rate: 1.0e-5
+    weight_decay: 0.05
+    schedule: cosine
+
+Model, masks and output folder are given on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.errors import RecipeError, suggest
+from vlp_plugins.finetuning.models import TASKS
+from vlp_plugins.finetuning.rates import RATES
+from vlp_plugins.finetuning.settings import FinetuneSettings
+from vlp_plugins.recipes.lines import Value, read_yaml
+from vlp_plugins.recipes.reading import AUTOCASTS
+from vlp_plugins.recipes.values import choice, integer, number, text
+
+_BETAS = 2
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """One run of `vlp finetune`.
+
+    Attributes:
+        task: one of `TASKS`.
+        adapter: name; None asks all.
+        batch_size: rows of a step, of all processes and accumulated batches together.
+        data: folder, file or id of the data set.
+        split: of the data; None takes the only one, or `train`.
+        limit: images (questions) that are trained on, the first ones; None for all.
+        image_column: of captioned images; None finds it.
+        caption_column: of captioned images; None finds it.
+        max_length: most tokens of a text; None asks the tokenizer.
+        checkpoint_every: steps from one state to the next.
+        log_every: steps that a line of the loss log is the mean of.
+        workers: threads of a process that decode images ahead.
+        settings: of the optimizer and its rate.
+    """
+
+    task: str | None = None
+    adapter: str | None = None
+    batch_size: int = 32
+    data: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    max_length: int | None = None
+    checkpoint_every: int = 500
+    log_every: int = 10
+    workers: int = 1
+    settings: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+    def check(self) -> None:
+        """Makes sure that task and data are known.
+
+        Raises:
+            RecipeError: if one is missing.
+        """
+        for name, value in (("task", self.task), ("data", self.data)):
+            if value is None:
+                raise RecipeError(
+                    f"no {name} given; pass --{name}, or write `{name}: ...` in the recipe"
+                )
+
+
+def load_finetune_recipe(path: str | Path) -> FinetuneRecipe:
+    """Reads a recipe of fine-tuning.
+
+    Raises:
+        RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
+            found), with the line.
+    """
+    root = read_yaml(Path(path))
+    found = {}
+    for key, value in root.items().items():
+        if key not in _READERS:
+            raise RecipeError(
+                f"{value.where}: unknown key {key!r} of fine-tuning{suggest(key, list(_READERS))}"
+            )
+        if value.data is not None:
+            found[key] = _READERS[key](value)
+    return with_finetune_options(FinetuneRecipe(), **found)
+
+
+def with_finetune_options(recipe: FinetuneRecipe, **values: Any) -> FinetuneRecipe:
+    """The recipe with other values where one is not None.
+
+    Args:
+        recipe: is left as it is.
+        **values: by keys of a recipe.
+
+    Raises:
+        RecipeError: if a value is out of range, or a key unknown.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    if unknown := next((name for name in given if name not in _READERS), None):
+        raise RecipeError(f"unknown option {unknown!r}{suggest(unknown, list(_READERS))}")
+    inner = {name: given.pop(name) for name in _SETTINGS if name in given}
+    return replace(recipe, **given, settings=replace(recipe.settings, **inner))
+
+
+def _pair(value: Value) -> tuple[float, float]:
+    if not isinstance(value.data, list) or len(value.data) != _BETAS:
+        raise value.wrong("a list of two numbers, such as [0.9, 0.999]")
+    one, two = map(number, value.data)
+    return one, two
+
+
+_SETTINGS = tuple(each.name for each in fields(FinetuneSettings))
+_READERS: dict[str, Callable[[Value], Any]] = {
+    "task": choice(*TASKS),
+    "adapter": text,
+    "batch_size": integer(1),
+    "data": text,
+    "split": text,
+    "limit": integer(1),
+    "image_column": text,
+    "caption_column": text,
+    "max_length": integer(3),
+    "checkpoint_every": integer(1),
+    "log_every": integer(1),
+    "workers": integer(0),
+    "learning_rate": number,
+    "betas": _pair,
+    "epsilon": number,
+    "weight_decay": number,
+    "schedule": choice(*RATES),
+    "warmup": number,
+    "epochs": integer(1),
+    "steps": integer(1),
+    "accumulate": integer(1),
+    "clip": number,
+    "autocast": choice(*AUTOCASTS),
+    "seed": integer(0),
+}
