@@ -16,8 +16,10 @@ from transformers import AutoModel, ViTConfig, ViTModel
 from vlp_plugins import ModuleAdapter, prune
 from vlp_plugins.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.loading import load_model
+from vlp_plugins.plugins import registry
 from vlp_plugins.sparse import SPARSE_FILE, is_sparse, load_sparse, save_sparse
 from vlp_plugins.sparse.packing import kept_bits, kept_values, mismatch, packed_bytes, unpacked
+from vlp_plugins.structured import Kept, cut
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -220,6 +222,14 @@ def test_meta_models_are_refused(tmp_path):
         model = vit()
     with pytest.raises(UnsupportedError, match="meta device"):
         save_sparse(model, tmp_path / "m")
+
+
+def test_models_that_their_configuration_does_not_make_are_refused(tmp_path):
+    model = vit()
+    cut(model, registry().adapter_for(model), {"vision.0.mlp": Kept(units=(0, 3))})
+    with pytest.raises(UnsupportedError, match="save_structured"):
+        save_sparse(model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_goes_into_a_model_without_memory(tmp_path):

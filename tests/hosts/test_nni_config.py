@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -234,6 +235,9 @@ def test_a_pattern_is_an_allocation():
     assert all((masks[n].view(-1, 4).sum(1) == 2).all() for n in masks)
 
 
+HALF = {"op_types": ["Linear"], "sparse_ratio": 0.5}
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -241,6 +245,16 @@ def test_a_pattern_is_an_allocation():
         ([{"op_types": ["Linear"]}], "config_list.0. has no sparse_ratio"),
         ([{"op_types": ["Linear"], "sparse_ratio": 1}], "ratios are floats"),
         ([{"op_types": ["Linear"], "sparse_ratio": 1.0}], r"lies in \[0, 1\)"),
+        ([{"op_types": ["Linear"], "sparse_ratio": -0.5}], "sparse_ratio=-0.5; fractions lie in"),
+        ([{"op_types": ["Linear"], "sparse_ratio": 1.5}], "sparse_ratio=1.5; fractions lie in"),
+        ([{"op_types": ["Linear"], "sparse_ratio": math.nan}], "sparse_ratio=nan"),
+        (
+            [{**HALF, "min_sparse_ratio": 0.6, "max_sparse_ratio": 0.4}],
+            "min_sparse_ratio=0.6 above max_sparse_ratio=0.4",
+        ),
+        (HALF, "is one entry, not a list"),
+        ([{**HALF, "exclude_op_names": ["lst"]}], "did you mean 'last'"),
+        ([{"op_names_re": ["("], "sparse_ratio": 0.5}], "'\\(', which is no regular expression"),
         ([{"op_types": ["Linear"], "sparse_threshold": 0.1}], "give sparse_ratio"),
         ([{"op_types": ["Linear"], "sparse_ratio": 0.5, "group_id": 1}], "global_group_id"),
         (
@@ -271,8 +285,9 @@ def test_a_pattern_is_an_allocation():
     ],
 )
 def test_what_cannot_be_done_is_said(config, words):
+    """At once, and not by the last step of a schedule."""
     with pytest.raises((SparsityError, UnsupportedError), match=words):
-        masks_for(config)
+        host.OmpPruner(examples.net(), config)
 
 
 def test_what_a_procedure_cannot_keep_is_said():

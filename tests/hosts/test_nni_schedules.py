@@ -22,6 +22,8 @@ from vlp_plugins.masks import Manifest
 from vlp_plugins.weights import WeightMap
 
 LINEARS = [{"op_types": ["Linear"], "sparse_ratio": 0.6}]
+FIRST = [{"op_names": ["first"], "sparse_ratio": 0.5}]
+AGAIN = [{"op_names": ["again"], "sparse_ratio": 0.3}]
 TOTAL = 200
 
 
@@ -251,12 +253,33 @@ def test_before_a_pruner_of_nni_on_other_layers():
     assert not any("_nni" in name for name in final.state_dict())
 
 
+def test_masks_that_would_never_be_made_are_an_error(caplog):
+    def pair(evaluator):
+        model = examples.net()
+        trained = examples.torch_evaluator(model) if evaluator else None
+        first = host.MagnitudePruner(model, FIRST, trained)
+        return first, lambda: host.LampPruner.from_compressor(first, AGAIN)
+
+    for steps, evaluator, words in ((None, True, "max_steps"), (2, False, "an evaluator")):
+        with pytest.raises(UnsupportedError, match=words):
+            pair(evaluator)[1]().compress(max_steps=steps)
+    with pytest.raises(UnsupportedError, match="would make no masks in this training"):
+        pair(True)[1]().compress(max_steps=2)
+
+    first, second = pair(True)
+    first.compress()
+    both = second()
+    both.interval_steps = 2
+    with caplog.at_level(logging.WARNING, "vlp_plugins"):
+        both.compress(max_steps=2)
+    assert "early" not in caplog.text
+    assert int((host.finalize(both).first.weight == 0).sum()) == 30
+
+
 def test_two_methods_on_one_model():
     model = examples.net()
-    first = host.MagnitudePruner(
-        model, [{"op_names": ["first"], "sparse_ratio": 0.5}], examples.torch_evaluator(model)
-    )
-    second = host.LampPruner.from_compressor(first, [{"op_names": ["again"], "sparse_ratio": 0.3}])
+    first = host.MagnitudePruner(model, FIRST, examples.torch_evaluator(model))
+    second = host.LampPruner.from_compressor(first, AGAIN)
     first.interval_steps, second.interval_steps = 1, 2
 
     second.compress(max_steps=2)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,11 +26,24 @@ from vlp_plugins.structured import Kept, Record
         ({"dims": ()}, "dims is empty"),
         ({"dims": ((0, 1), (0,))}, r"they keep \[1, 2\]"),
         ({"heads": (0, 1), "dims": ((0,),)}, "dims are of 1 heads, but 2"),
+        ({"heads": (0.5, 1.5)}, "should be whole numbers"),
+        ({"heads": (False, True)}, "a mask is no list"),
+        ({"units": "01"}, "should be whole numbers"),
+        ({"units": 3}, "should be whole numbers"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(StructureError, match=message):
         Kept(**options)
+
+
+@pytest.mark.parametrize("form", [list, range, np.array, torch.tensor])
+def test_indices_may_come_as_any_sequence(form: Any) -> None:
+    given = range(3) if form is range else form([0, 1, 2])
+    kept = Kept(heads=given, dims=[given] * 3)
+    assert kept == Kept(heads=(0, 1, 2), dims=((0, 1, 2),) * 3)
+    assert hash(kept) == hash(Kept(heads=(0, 1, 2), dims=((0, 1, 2),) * 3))
+    assert json.dumps(Record({"a": kept}).to_json())
 
 
 def test_a_record_survives_json() -> None:

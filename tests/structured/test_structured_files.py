@@ -268,6 +268,7 @@ def _shallow(folder: Path) -> None:
         (_edit(record={"vision.9.mlp": {"units": [0]}}), StructureError, "no block 'vision.9.mlp'"),
         (_edit(record={}), StructureError, "configuration and record make it"),
         (_edit(adapter="blop"), UnknownNameError, "did you mean 'blip'"),
+        (_edit(adapter="module", settings={"x": 1}), UnsupportedError, "has these settings"),
         (_edit(adapter=3), StructureError, "should be names"),
         (_edit(model="BlipModel"), UnsupportedError, "but the pruned model is a BlipModel"),
         (_other_config, StructureError, "configuration and record make it"),

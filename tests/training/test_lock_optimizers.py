@@ -190,6 +190,24 @@ def test_accelerate_saves_nothing_that_is_not_sparse(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "good"]
 
 
+def test_two_models_of_one_accelerator_are_both_watched(tmp_path):
+    locked, accelerator, student, first = prepared()
+    _, _, other, second = prepared()
+    with locked(accelerator, first):
+        with locked(accelerator, second):
+            for model, lock in ((student, first), (other, second)):
+                nn.init.ones_(model[0].weight)
+                with pytest.raises(MaskError, match="not zero"):
+                    accelerator.save_state(str(tmp_path / "bad"))
+                lock.apply()
+        nn.init.ones_(student[0].weight)
+        with pytest.raises(MaskError, match="not zero"):
+            accelerator.save_state(str(tmp_path / "bad"))
+        first.apply()
+    accelerator.save_state(str(tmp_path / "after"))
+    assert [path.name for path in tmp_path.iterdir()] == ["after"]
+
+
 def test_zeros_are_checked_at_the_end_of_an_accelerate_block():
     locked, accelerator, model, lock = prepared()
     with pytest.raises(MaskError, match="not zero"), locked(accelerator, lock):

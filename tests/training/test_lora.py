@@ -255,6 +255,30 @@ def test_towers_that_learned_different_updates_cannot_be_merged():
         merge(tuned, masks)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"init_lora_weights": False}, "adapter 'second' was trained to different updates"),
+        ({"target_modules": r"text_enc.*cross.*query"}, "only some have the adapter 'second'"),
+        ({"alpha_pattern": {r"text_decoder.*": 9}}, "adapter 'second' has other ranks or scales"),
+        ({"rank_pattern": {r"text_decoder.*": 1}}, "adapter 'second' has other ranks or scales"),
+    ],
+    ids=["values", "modules", "scales", "ranks"],
+)
+def test_inactive_adapters_of_a_shared_weight_are_not_lost(options, words):
+    model = tiny_blip()
+    masks = prune(model, method="omp", sparsity=0.6)
+    masks.apply(model)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=CROSS))
+    tuned.add_adapter("second", LoraConfig(**{"r": 2, "target_modules": CROSS, **options}))
+    before = {name: value.clone() for name, value in tuned.state_dict().items()}
+    with pytest.raises(TieError, match=words):
+        mask_updates(tuned, masks)
+    assert before.keys() == tuned.state_dict().keys()
+    for name, value in tuned.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_one_tower_alone_of_a_shared_weight_is_refused():
     model = tiny_blip()
     masks = prune(model, method="omp", sparsity=0.6)

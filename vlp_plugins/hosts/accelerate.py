@@ -51,6 +51,7 @@ def locked(accelerator: Accelerator, lock: SparsityLock) -> Iterator[SparsityLoc
         name: partial(lock.save_checked, getattr(accelerator, name)) for name in _SAVING
     }
     replaced["load_state"] = partial(_load_masked, lock, accelerator.load_state)
+    before = {name: vars(accelerator)[name] for name in replaced if name in vars(accelerator)}
     try:
         for name, function in replaced.items():
             setattr(accelerator, name, function)
@@ -59,6 +60,7 @@ def locked(accelerator: Accelerator, lock: SparsityLock) -> Iterator[SparsityLoc
     finally:
         for name in replaced:
             delattr(accelerator, name)
+        vars(accelerator).update(before)  # of another lock, in whose block this one is
         lock.detach()
 
 

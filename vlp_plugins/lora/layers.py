@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -74,29 +74,46 @@ def layers_of(tuned: PeftModel, masks: Masks, adapter: Adapter | None) -> dict[s
 
 
 @torch.no_grad()
-def dense_update(layer: Any) -> torch.Tensor:
-    """What the active adapters would add to the weight without masks, in the weight's shape."""
+def dense_update(layer: Any, adapters: Iterable[str] | None = None) -> torch.Tensor:
+    """What adapters would add to the weight without masks, in the weight's shape.
+
+    Args:
+        layer: of LoRA.
+        adapters: their names; None takes the active ones.
+    """
     update = torch.zeros_like(layer.get_base_layer().weight)
-    for each in layer.active_adapters:
+    for each in layer.active_adapters if adapters is None else adapters:
         if each in layer.lora_A:
             update = update + layer.get_delta_weight(each)
     return update
 
 
 def share_factors(name: str, layers: list[Any]) -> None:
-    """Gives the modules of one weight the same factors, if they have the same update.
+    """Gives the modules of one weight the same factors, if they have the same updates.
 
     Raises:
-        TieError: if they have different ones.
+        TieError: if they have different ones, of any adapter, active or not.
         UnsupportedError: if LoRA changes their biases, too.
     """
     first, *others = layers
     for layer in others:
-        if not torch.equal(dense_update(layer), dense_update(first)):
+        if partial := sorted(set(layer.lora_A) ^ set(first.lora_A)):
             raise TieError(
-                f"the modules of {name!r} share one weight, but were trained to different updates; "
-                "call mask_updates before training, so that they share one"
+                f"{name!r} is one weight of {len(layers)} modules, of which only some have the "
+                f"adapter {partial[0]!r}; name all of them in its target_modules"
             )
+        for each in first.lora_A:
+            if (layer.r[each], layer.scaling[each]) != (first.r[each], first.scaling[each]):
+                raise TieError(
+                    f"the modules of {name!r} share one weight, but adapter {each!r} has other "
+                    "ranks or scales for them; give them the same in rank_pattern and alpha_pattern"
+                )
+            if not torch.equal(dense_update(layer, [each]), dense_update(first, [each])):
+                raise TieError(
+                    f"the modules of {name!r} share one weight, but adapter {each!r} was trained "
+                    "to different updates; call mask_updates before training, so that they share "
+                    "one"
+                )
         if any(layer.lora_bias.values()):
             raise UnsupportedError(
                 f"{name!r} is shared by several modules, whose biases LoRA would change; leave "

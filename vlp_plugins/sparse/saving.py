@@ -20,7 +20,7 @@ from vlp_plugins.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.masks import Masks
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.recalling import recall_adapter
-from vlp_plugins.saving import copy_companions
+from vlp_plugins.saving import REBUILT, copy_companions
 from vlp_plugins.sharding import is_sharded
 from vlp_plugins.sparse.files import SPARSE_FILE, SparseSize, write
 from vlp_plugins.sparse.packing import kept_bits, packed_bytes
@@ -56,7 +56,8 @@ def save_sparse(
 
     Raises:
         MaskError: if something that the masks remove is not zero.
-        UnsupportedError: if the model is sharded, on the meta device, or quantised.
+        UnsupportedError: if the model is sharded, on the meta device, quantised, or has heads or
+            units cut out.
         UnclaimedModelError: without an adapter, if none claims the model.
         OutputError: if the folder exists or cannot be written.
     """
@@ -111,6 +112,12 @@ def check_whole(model: nn.Module, remedy: str) -> None:
 
 def _check_plain(model: nn.Module) -> None:
     config = getattr(model, "config", None)
+    if getattr(model, REBUILT, False):
+        raise UnsupportedError(
+            f"this {type(model).__name__} has heads or units cut out, or projections split, so its "
+            "configuration does not make it; save it with "
+            "vlp_plugins.structured.save_structured(model, folder, record)"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(
             f"{type(model).__name__} is quantised, which sparse checkpoints do not know; save it "

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
+from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.structured.files import WEIGHTS
 
 MODULE = "module"
 
@@ -46,4 +48,11 @@ def recalled(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapte
         UnknownNameError: if there is no adapter of that name.
         UnsupportedError: if a `ModuleAdapter` with these settings does not fit the model.
     """
-    return ModuleAdapter(model, **settings) if name == MODULE else candidates(name)[0]
+    if name != MODULE:
+        return candidates(name)[0]
+    try:
+        return ModuleAdapter(model, **settings)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"no ModuleAdapter has these settings ({error}); {WEIGHTS.remedy}"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -32,7 +33,10 @@ class Kept:
     units: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Checks what can be checked without a block."""
+        """Makes tuples of what may be lists or tensors; checks what can be without a block."""
+        for name in _FIELDS:
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _whole(name, given, nested=name == "dims"))
         if self.units is not None and (self.heads is not None or self.dims is not None):
             raise StructureError(
                 "a block has heads or units, not both; give heads and dims, or units"
@@ -132,6 +136,20 @@ class Record(Mapping[str, Kept]):
         if not isinstance(data, Mapping):
             raise StructureError(f"a record is a mapping of block names; this is {data!r:.80}")
         return cls((str(name), _kept_of(str(name), value)) for name, value in data.items())
+
+
+def _whole(name: str, given: Any, *, nested: bool) -> tuple[Any, ...]:
+    """Indices as tuples of int, which compare, hash and can be written as JSON."""
+    try:
+        if nested:
+            return tuple(_whole(name, each, nested=False) for each in given)
+        if any(isinstance(each, bool) for each in given):
+            raise TypeError("a mask is no list of indices")
+        return tuple(int(operator.index(each)) for each in given)
+    except TypeError as error:
+        raise StructureError(
+            f"{name} should be whole numbers ({error}); they are {given!s:.80}"
+        ) from error
 
 
 def _kept_of(name: str, data: object) -> Kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -101,6 +102,8 @@ def places_of(model: nn.Module, weight: Weight) -> list[Place]:
 
 
 def _modern(config_list: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(config_list, Mapping):
+        raise UnsupportedError("config_list is one entry, not a list; write [entry]")
     given = [dict(config) for config in deepcopy(list(config_list))]
     modern = trans_legacy_config_list(given)
     for config in modern if modern is not given else ():
@@ -147,7 +150,23 @@ def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise SparsityError(
             f"{where} has no sparse_ratio; give the fraction to remove, such as 0.75"
         )
+    _check_amounts(given, where)
     return {key: given[key] for key in _AMOUNTS if given.get(key) is not None}
+
+
+def _check_amounts(given: Mapping[str, Any], where: str) -> None:
+    """Raises `SparsityError` for what a schedule would else find out in its last step."""
+    for key in _AMOUNTS[:-1]:
+        if given.get(key) is not None and not 0 <= given[key] <= 1:  # NaN is not either
+            raise SparsityError(f"{where} has {key}={given[key]}; fractions lie in [0, 1]")
+    most, least = given.get("max_sparse_ratio"), given.get("min_sparse_ratio")
+    if given["sparse_ratio"] == 1 and most in (None, 1):
+        raise SparsityError(f"{where} has sparse_ratio=1; the fraction removed lies in [0, 1)")
+    if most is not None and least is not None and least > most:
+        raise SparsityError(
+            f"{where} has min_sparse_ratio={least:g} above max_sparse_ratio={most:g}"
+            "; no ratio is between them"
+        )
 
 
 def _weights(
@@ -160,14 +179,19 @@ def _weights(
     """The weights that one entry selects, in the adapter's order."""
     modules = dict(model.named_modules(remove_duplicate=False))
     explicit = config.get("op_names") or ()
-    for name in explicit:
+    for name in (*explicit, *(config.get("exclude_op_names") or ())):
         if name not in modules:
             raise UnsupportedError(
                 f"{where} names {name!r}, which {type(model).__name__} does not have"
                 f"{suggest(name, [path for path in modules if path][:2000])}"
             )
     selectors = {key: config[key] for key in _SELECTORS if key in config}
-    selected = select_modules_by_config(model, selectors)[0]
+    try:
+        selected = select_modules_by_config(model, selectors)[0]
+    except re.error as error:
+        raise UnsupportedError(
+            f"{where} has {error.pattern!r}, which is no regular expression: {error}"
+        ) from error
     by_path = {alias: weight for weight in weights.values() for alias in weight.aliases}
     found: set[str] = set()
     dense: dict[str, str] = {}

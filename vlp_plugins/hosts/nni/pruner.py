@@ -159,7 +159,17 @@ class VlpPruner(Pruner):
 
         Returns:
             The model, still wrapped, and all masks; see `finalize` for the plain pruned model.
+
+        Raises:
+            UnsupportedError: if there is training to do and nobody says how long, or none.
         """
+        others = len(self.fused_compressors) - 1
+        if others > 0 and (self.evaluator is None or (max_steps is None and max_epochs is None)):
+            raise UnsupportedError(
+                f"{type(self).__name__} works together with {others} other compressors, which make "
+                "their masks in training: give one of them an evaluator and call "
+                "compress(max_steps=...), or finalize each before the next is made"
+            )
         return super().compress(max_steps, max_epochs)
 
     def get_masks(self) -> NniMasks:
@@ -179,6 +189,12 @@ class VlpPruner(Pruner):
         self.update_masks(self.generate_masks())
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        if self.interval_steps < 1 and self.masks is None:
+            raise UnsupportedError(
+                f"{type(self).__name__} would make no masks in this training; call its compress() "
+                "before other compressors are made of it, set interval_steps, or give it to "
+                "AGPPruner or LinearPruner"
+            )
         if isinstance(self.recipe.batches, Iterator) and self.total_times != 1:
             raise DataError(
                 "the batches are an iterator (a generator?), which can be read once, but masks "
@@ -217,6 +233,8 @@ class VlpPruner(Pruner):
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         make_floating(self._module_wrappers, self._places)
+        if self.interval_steps < 1:  # its masks were made before
+            return
         if isinstance(self._remaining_times, int) and self._remaining_times > 0:
             _log.warning(
                 "the training ended %d of %s updates of the masks early; train for at least "
