@@ -59,9 +59,9 @@ class SparsityLock:
             MaskError: if the masks do not fit the model.
             UnclaimedModelError: without an adapter, if none claims the model.
         """
-        model = bare(model)
-        self._weights, _ = fit(masks.manifest, model, adapter)
-        self._uses = {name: uses_of(model, weight) for name, weight in self._weights.items()}
+        self._model = bare(model)
+        self._weights, _ = fit(masks.manifest, self._model, adapter)
+        self._uses = {name: uses_of(self._model, weight) for name, weight in self._weights.items()}
         self._removed: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._watching = False
@@ -145,9 +145,14 @@ class SparsityLock:
         self._watching = False
 
     def violations(self) -> list[Violation]:
-        """The weights that are not zero where masks remove; a collective if they are sharded."""
+        """The weights that are not zero where masks remove; a collective if they are sharded.
+
+        Raises:
+            MaskError: if the model has other Parameters by now than those that the lock holds.
+        """
         found = []
         for name, weight in self._weights.items():
+            self._check_same(name, weight)
             removed = self._removed.get(name)
             if removed is None:
                 continue
@@ -199,6 +204,15 @@ class SparsityLock:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+    def _check_same(self, name: str, weight: Weight) -> None:
+        held = set(map(id, self._uses[name]))
+        for path in weight.aliases:
+            if id(self._model.get_parameter(path)) not in held:
+                raise MaskError(
+                    f"{path} is another Parameter than when the lock was made, so nobody kept its "
+                    "zeros; make the lock after the model is moved, wrapped or given new weights"
+                )
 
     def _mask_gradient(self, name: str, parameter: nn.Parameter) -> None:
         removed = self._removed.get(name)

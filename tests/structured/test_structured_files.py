@@ -289,3 +289,19 @@ def test_transformers_does_not_load_it_by_mistake(folder: Path) -> None:
 
     with pytest.raises(OSError, match="no file named"):
         BlipForImageTextRetrieval.from_pretrained(folder)
+
+
+def test_a_record_of_other_heads_of_the_same_width_is_refused(copied: Path) -> None:
+    path = copied / "vlp_structure.json"
+    content = json.loads(path.read_text())
+    for kept in content["record"].values():
+        if kept.get("heads") is not None:
+            others = [head for head in range(4) if head not in kept["heads"]]
+            kept["heads"][-1] = others[-1] if others else kept["heads"][-1]
+            kept["heads"].sort()
+    changed = json.dumps(content)
+    assert changed != json.dumps(json.loads(path.read_text()))
+    path.write_text(changed)
+
+    with pytest.raises(StructureError, match="written with another"):
+        rebuild(copied)

@@ -223,3 +223,16 @@ def test_the_state_of_a_dense_run_is_zeroed_with_a_word(tmp_path, caplog):
         accelerator.load_state(str(tmp_path / "dense"))
         lock.check()
     assert "not as sparse as the masks" in caplog.text
+
+
+def test_a_parameter_that_was_replaced_is_no_silent_success():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    masks = prune(model, adapter=ModuleAdapter(model), method="omp", sparsity=0.5)
+    lock = SparsityLock(model, masks)
+    lock.apply()
+    lock.check()
+
+    model[0].weight = nn.Parameter(torch.ones(4, 6))
+
+    with pytest.raises(MaskError, match="another Parameter"):
+        lock.check()

@@ -52,8 +52,9 @@ def load_sparse(
         model = bare(into)
         check_whole(model, "load into it before it is sharded, and after `to_empty`")
         _check_fits(model, stored, folder)
-        _write_into(model, stored)
     adapter = recall_adapter(model, stored.header["adapter"], stored.header["settings"])
+    if into is not None:
+        _write_into(model, stored)
     return (model.eval() if into is None else into), adapter
 
 

@@ -7,6 +7,7 @@ into the uncut model.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ class Structure:
     settings: dict[str, Any]
     record: Record
     history: Any = None
+
+    def digest(self, folder: Path) -> str:
+        """Hash of what says what the values mean: model, adapter, record, and `config.json`.
+
+        The values' file carries it, because a record or a configuration of other heads may fit the
+        same shapes.
+        """
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        means = [self.model, self.adapter, self.settings, self.record.to_json(), config]
+        return hashlib.sha256(json.dumps(means, sort_keys=True).encode()).hexdigest()
 
 
 def is_structured(folder: str | os.PathLike[str]) -> bool:

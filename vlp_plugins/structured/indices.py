@@ -24,8 +24,11 @@ def fitting(
     blocks = {block.name: block for block in blocks_of(model, adapter)}
     for name, kept in record.items():
         if name not in blocks:
-            reason = uncut(model, adapter).get(name)
-            why = f": {reason}" if reason else suggest(name, list(blocks))
+            left_out = uncut(model, adapter)
+            why = f": {left_out[name]}" if name in left_out else suggest(name, list(blocks))
+            if name not in left_out and left_out:
+                path, reason = next(iter(left_out.items()))
+                why += f"; left out are {len(left_out)}, first {path}: {reason}"
             raise StructureError(f"{type(model).__name__} has no block {name!r} to cut{why}")
         check_fits(blocks[name], kept)
     return [(block, record[name]) for name, block in blocks.items() if name in record]

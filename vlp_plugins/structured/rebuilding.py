@@ -15,6 +15,7 @@ from vlp_plugins.architecture import meta_model, unfilled_model
 from vlp_plugins.errors import StructureError, UnsupportedError
 from vlp_plugins.structured.cutting import prepare, shrink
 from vlp_plugins.structured.files import (
+    STRUCTURE_FILE,
     WEIGHTS,
     WEIGHTS_FILE,
     Structure,
@@ -31,7 +32,8 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     Nothing in the folder is executed, and no host is needed. Ties are those of the uncut model.
 
     Raises:
-        StructureError: if a file is missing, damaged, newer than this version, or of another model.
+        StructureError: if a file is missing, damaged, newer than this version, or of another model,
+            or if configuration or record were changed.
         UnsupportedError: if the configuration is damaged or of an unknown model.
         UnknownNameError: if its adapter is not installed.
     """
@@ -39,8 +41,13 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     structure = read_structure(folder)
     model = unfilled_model(str(folder), candidates(structure.adapter))
     adapter = _cut(model, structure)
-    tensors, _ = artifacts.read(folder / WEIGHTS_FILE, WEIGHTS)
+    tensors, header = artifacts.read(folder / WEIGHTS_FILE, WEIGHTS)
     _fill(model, tensors, folder / WEIGHTS_FILE)
+    if header.get("structure") != structure.digest(folder):
+        raise StructureError(
+            f"{folder / WEIGHTS_FILE} was written with another {STRUCTURE_FILE} or config.json "
+            f"than lie beside it; {WEIGHTS.remedy}"
+        )
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 

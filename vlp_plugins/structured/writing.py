@@ -70,5 +70,6 @@ def save_structured(
             generation.save_pretrained(temporary)
         check_leads_to(temporary, structure, model)
         write_structure(temporary, structure)
-        artifacts.write(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), {})
+        header = {"structure": structure.digest(temporary)}
+        artifacts.write(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), header)
         copy_companions(source, temporary)
