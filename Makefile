@@ -25,11 +25,13 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python -m benchmarks.demo
 
+# Tests run on one thread each, so two at a time; files stay whole, because fixtures are shared.
 test: install lint
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
-test-all: install lint
-	$(BIN)/python -m pytest
+# The long ones take the memory of full-size models, one at a time.
+test-all: test
+	$(BIN)/python -m pytest -m long
 
 lint: install
 	$(BIN)/ruff check .
