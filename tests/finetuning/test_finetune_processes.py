@@ -39,7 +39,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def close(made: Case, found: dict[str, torch.Tensor]) -> None:
     for name, value in made.model.state_dict().items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+        # Attention does not depend on the bias of keys: its gradient is rounding, and AdamW makes
+        # steps of full length of it.
+        if not name.endswith(("key.bias", "k_proj.bias", "qkv.bias")):
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
     made.model.load_state_dict(found)
     assert made.masks.verify(made.model, made.adapter) == []
 
