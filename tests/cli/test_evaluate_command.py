@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 import task_models
+import torch
+from PIL import Image
 from tiny_models import WORDS
-from transformers import BlipModel
+from torch import nn
+from transformers import BlipModel, ViTConfig
 from vlp_command import Command, command
 
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.data.records import upright_rgb
 from vlp_plugins.evaluation import vqa_accuracy
+from vlp_plugins.job.task_kinds import class_numbers
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
 
@@ -166,6 +172,40 @@ def test_classes(vlp, downstream, sets, tmp_path) -> None:
     assert record["settings"] == {"images": 6}
     for when in ("before", "after"):
         assert 0 <= record[when]["metrics"]["top1"] <= record[when]["metrics"]["top5"] == 100
+
+
+def test_classes_are_compared_by_name_where_a_split_lacks_one(vlp, tmp_path) -> None:
+    folder, photos = tmp_path / "model", tmp_path / "photos"
+    task_models.save_classifier(folder)
+    model, adapter = load_model(str(folder), device="cpu")
+    for number in range(4):  # classes 1 and 2 of the model, 0 and 1 of the folder
+        task_models.put_noise(photos / ("dog" if number else "owl") / f"{number}.png", number)
+    processor = load_processor(str(folder))
+    images = [upright_rgb(Image.open(path)) for path in sorted(photos.rglob("*.png"))]
+    batch = adapter.collate(processor, images, [""] * 4)
+    with torch.no_grad():
+        model.classifier.bias[1] += 100  # all are dogs
+        assert model(batch["pixel_values"]).logits.argmax(1).tolist() == [1] * 4
+    model.config.id2label = {0: "cat", 1: "dog", 2: "owl"}
+    model.save_pretrained(folder)
+
+    _, record = evaluate(vlp, folder, "classification", photos, tmp_path / "out")
+
+    assert record["before"]["metrics"]["top1"] == 75
+
+
+def test_numbers_of_classes_are_kept_where_names_do_not_tell(caplog) -> None:
+    named = nn.Module()
+    named.config = ViTConfig(id2label={0: "cat", 1: "dog", 2: "owl"})
+    bare = nn.Module()
+    bare.config = ViTConfig(num_labels=3)
+
+    assert class_numbers(named, ("dog", "owl")) == {0: 1, 1: 2}
+    assert class_numbers(named, ()) == class_numbers(bare, ("dog", "owl")) == {}
+    assert class_numbers(nn.Linear(2, 3), ("dog", "owl")) == {}
+    assert not caplog.records
+    assert class_numbers(named, ("dog", "elk")) == {}
+    assert "'elk'" in caplog.text
 
 
 def test_masks_of_the_pretraining_model_fit_the_downstream_model(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from finetuning_examples import FAST, Case, batch, batches, case
+from torch.utils.data import DataLoader
 
 from vlp_plugins.errors import DataError, MaskError, RecipeError
 from vlp_plugins.finetuning import FinetuneSettings, finetune
@@ -140,6 +141,30 @@ def test_a_state_of_float16_keeps_the_scale_of_the_loss(tmp_path) -> None:
     with pytest.raises(Stopped):
         run(case("vit", "classification"), "classification", tmp_path, stop=6, settings=settings)
     run(again, "classification", tmp_path, resume=True, settings=settings)
+    assert same(state_of(again), state_of(whole))
+
+
+def test_a_log_whose_last_line_is_torn_does_not_stop_a_resumed_run(tmp_path) -> None:
+    with pytest.raises(Stopped):
+        run(case("vit", "classification"), "classification", tmp_path, stop=7)
+    with (tmp_path / "losses.jsonl").open("a") as file:
+        file.write('{"step": 7, "epo')
+    done = run(case("vit", "classification"), "classification", tmp_path, resume=True)
+    assert [line["step"] for line in done.log] == [4, 5, 8, 10, 12]
+    lines = (tmp_path / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 5, 8, 10, 12]
+
+
+def test_a_loader_that_shuffles_goes_on_in_the_same_order(tmp_path) -> None:
+    task = "classification"
+    loader = DataLoader(batches(task), batch_size=None, shuffle=True)
+    whole = case("vit", task)
+    run(whole, task, None, batches=loader)
+    with pytest.raises(Stopped):
+        run(case("vit", task), task, tmp_path, stop=7, batches=loader)
+    torch.manual_seed(99)
+    again = case("vit", task)
+    assert run(again, task, tmp_path, resume=True, batches=loader).resumed_from == 5
     assert same(state_of(again), state_of(whole))
 
 

@@ -287,6 +287,19 @@ def test_a_layer_cut_behind_its_back_is_an_error_and_refresh_mends_it() -> None:
     assert prune_structured(model, importance=importance).removed["text", "ffn"] == (48, 96)
 
 
+def test_refresh_between_the_steps_of_one_pruner() -> None:
+    model, adapter = golden()
+    importance = Importance("magnitude", model, adapter=adapter)
+    result = prune_structured(
+        model,
+        importance=importance,
+        steps=3,
+        after_step=lambda step: importance.refresh(model),
+    )
+
+    assert result.removed["text", "ffn"] == (64, 128)
+
+
 def test_two_pruners_one_after_the_other_may_ask_one_importance() -> None:
     model, adapter = golden()
     importance = Importance("multiflow", model, golden_batches(), adapter=adapter)

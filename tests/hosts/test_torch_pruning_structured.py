@@ -112,6 +112,34 @@ def test_round_to_leaves_multiples_and_rather_more(scope: Any) -> None:
         assert widths == [80, 80, 48, 48]  # of 96 and 64, 68 and 45 would be 70 %
 
 
+@pytest.mark.parametrize("scope", ["layer", "block kind"])
+def test_round_to_is_not_of_heads(scope: Any) -> None:
+    model, _ = golden()
+
+    result = prune_structured(model, importance="omp", scope=scope, round_to=16)
+
+    assert result.removed["vision", "heads"] == (4, 8)
+    assert result.removed["text", "heads"] == (12, 24)
+
+
+@torch.no_grad()
+def test_a_caller_without_gradients_can_cut() -> None:
+    model, _ = golden()
+
+    assert prune_structured(model, importance="omp").removed["text", "ffn"] == (64, 128)
+    assert not torch.is_grad_enabled()
+
+
+def test_a_kind_has_its_own_ratio_wherever_it_is_named() -> None:
+    model, _ = golden()
+
+    result = prune_structured(
+        model, importance="omp", ratio={("vision", "ffn"): 0.5, "vision": 0.25}
+    )
+
+    assert result.removed == {("vision", "heads"): (2, 8), ("vision", "ffn"): (96, 192)}
+
+
 def test_equal_importances_go_by_position_and_counts_stay_exact() -> None:
     model, adapter = golden()
 
@@ -244,7 +272,8 @@ def test_a_failure_restores_fused_layers_ties_and_twins() -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_a_failure_after_training_between_steps_brings_old_values_back() -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_failure_after_training_between_steps_brings_old_values_back(steps: int) -> None:
     model, _ = golden()
     before = values_of(model)
 
@@ -252,13 +281,26 @@ def test_a_failure_after_training_between_steps_brings_old_values_back() -> None
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1.0)
-        if step == 2:
+        if step == min(2, steps):
             raise RuntimeError("out of disk")
 
     with pytest.raises(RuntimeError, match="out of disk"):
-        prune_structured(model, importance="omp", steps=3, after_step=broken)
+        prune_structured(model, importance="omp", steps=steps, after_step=broken)
 
     assert same_values(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["clip", "blip retrieval"])
+def test_what_was_frozen_stays_frozen(name: str, dtype: torch.dtype) -> None:
+    model = made(name).to(dtype)
+    model.vision_model.requires_grad_(False)
+
+    prune_structured(model, importance="omp", cut=("dims", "ffn"))
+
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    tower = {f"vision_model.{name}" for name, _ in model.vision_model.named_parameters()}
+    assert frozen == tower
 
 
 def test_training_between_steps_keeps_shapes_and_self_check_right() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import torch
+
 from vlp_plugins.adapter import Batch
 from vlp_plugins.errors import DataError
+from vlp_plugins.finetuning.files import seed_of
 
 LazyBatch = Callable[[], Batch]
 """Makes a batch when somebody needs it: of several processes each makes its own only."""
@@ -15,16 +18,21 @@ Batches = Iterable[Batch | LazyBatch] | Callable[[int], Iterable[Batch | LazyBat
 
 Group = list[Batch | LazyBatch]
 
+_NO_BATCH = -1
+"""Where the seed of a batch has its number."""
+
 
 class Epochs:
     """Groups of batches; what is left over at the end of an epoch is dropped."""
 
-    def __init__(self, batches: Batches, per_step: int) -> None:
+    def __init__(self, batches: Batches, per_step: int, *, seed: int = 0) -> None:
         """Nothing is read yet.
 
         Args:
             batches: of a step each, if one process takes a step with every batch.
             per_step: batches in a group.
+            seed: with the number of the epoch, for loaders that shuffle: an epoch has one order, in
+                every process and when a run is resumed.
 
         Raises:
             DataError: if that is a single batch.
@@ -33,6 +41,7 @@ class Epochs:
             raise DataError("that is a single batch; give a list of batches, or a loader")
         self._batches = batches
         self._per_step = per_step
+        self._seed = seed
 
     def steps(self) -> int | None:
         """Groups in an epoch, if every one is as long as the first; None if nobody knows.
@@ -51,7 +60,7 @@ class Epochs:
         return count // self._per_step
 
     def from_place(self, epoch: int, done: int) -> Iterator[tuple[int, int, Group]]:
-        """Groups for ever, from a place on.
+        """Groups for ever, from a place on; sets the global random seed at each epoch.
 
         Args:
             epoch: where to begin.
@@ -77,6 +86,7 @@ class Epochs:
 
     def _groups(self, epoch: int) -> Iterator[Group]:
         group: Group = []
+        torch.manual_seed(seed_of(self._seed, epoch, _NO_BATCH))
         for batch in self._of(epoch):
             group.append(batch)
             if len(group) == self._per_step:

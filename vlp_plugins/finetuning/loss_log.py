@@ -45,8 +45,8 @@ class LossLog:
         if not step:
             self._path.unlink()
             return
-        read = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        self.lines = [line for line in read if line["step"] <= step]
+        text = self._path.read_text(encoding="utf-8")
+        self.lines = [line for line in _whole(text) if line["step"] <= step]
         text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
         write_text(self._path, text, overwrite=True)
 
@@ -88,3 +88,14 @@ class LossLog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(line)}\n")
+
+
+def _whole(text: str) -> list[dict[str, Any]]:
+    """The lines up to the first that a run which was killed did not write to its end."""
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

@@ -67,7 +67,9 @@ def finetune(
         model: what `downstream` returns; wherever it shall be trained, in float32.
         adapter: claims the model; knows the loss of the task.
         batches: tensors, for instance of captions and their images; see `Batches`. All processes
-            get the same, and each computes its own.
+            get the same, and each computes its own. A loader may shuffle (its order depends on
+            `settings.seed` and the epoch); what it draws for each batch, such as random crops, is
+            other after a resume, unless it draws in worker processes.
         task: see `downstream`.
         masks: of this model or of the pre-training model; they are applied first (new values of
             methods that bring some included), and hold at every step. None trains all weights.
@@ -97,7 +99,7 @@ def finetune(
     settings = settings or FinetuneSettings()
     trained(model)
     engine = engine or OneDevice(next(model.parameters()).device, settings.autocast)
-    epochs = Epochs(batches, settings.accumulate * engine.processes)
+    epochs = Epochs(batches, settings.accumulate * engine.processes, seed=settings.seed)
     steps = settings.steps or settings.epochs * _known(epochs.steps())
     if masks is not None:
         masks.apply(model, adapter)

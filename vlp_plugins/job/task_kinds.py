@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from vlp_plugins.adapter import MatchingAdapter
 from vlp_plugins.data.examples import Example
@@ -132,14 +135,19 @@ class VqaTask(Task):
 
 
 class ClassificationTask(Task):
-    """Every image with its class."""
+    """Every image with its class; where model and data name theirs, names decide."""
 
     def read(self) -> list[Example]:
         found = open_labelled(self.request.data, self.request.split)
         self.description = found.description
         items = list(islice(found.items, self.request.limit))
         self._images = len(items)
-        return [Example(item.place, item.image, label=item.label) for item in items]
+        numbers = class_numbers(self.loaded.model, found.classes)
+        labels = [numbers.get(item.label, item.label) for item in items]
+        return [
+            Example(item.place, item.image, label=label)
+            for item, label in zip(items, labels, strict=True)
+        ]
 
     def measure(self, watched: Watched) -> Measured:
         found = classification(self.loaded.model, self.loaded.adapter, watched(self.batches))
@@ -155,6 +163,34 @@ TASKS: dict[str, type[Task]] = {
     "vqa": VqaTask,
     "classification": ClassificationTask,
 }
+
+
+def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:
+    """Number of a class in the data -> its number in the model, by their names.
+
+    A split in which a class has no image numbers those after it otherwise than the model does.
+
+    Args:
+        model: whose configuration may name its classes.
+        classes: of the data, by number; empty if they have no names.
+
+    Returns:
+        Empty if names do not tell: the numbers are the same then.
+    """
+    told: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    own = {str(name): int(number) for number, name in told.items()}
+    unnamed = all(name == f"LABEL_{number}" for name, number in own.items())
+    if unnamed or not classes:
+        return {}
+    strange = [name for name in classes if name not in own]
+    if strange:
+        _log.warning(
+            "%d of %d classes of the data are none of the model's (first: %r; the model has %r, "
+            "...), so classes are compared by number",
+            len(strange), len(classes), strange[0], next(iter(own)),
+        )  # fmt: skip
+        return {}
+    return {number: own[name] for number, name in enumerate(classes)}
 
 
 def read_answers(path: Path) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ _reports: WeakKeyDictionary[DependencyGraph, list[Report]] = WeakKeyDictionary()
 
 
 def watch(graph: DependencyGraph, report: Report) -> None:
-    """Calls `report` for every layer of every group that is pruned from now on."""
+    """Calls `report` for every layer of every group that is pruned from now on, once."""
     known = _reports.get(graph)
     if known is not None:
-        known.append(report)
+        if report not in known:  # an importance meets its graph again after refresh()
+            known.append(report)
         return
     _reports[graph] = [report]
     original = graph.get_pruning_group

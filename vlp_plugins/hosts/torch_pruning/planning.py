@@ -13,7 +13,10 @@ from vlp_plugins.targets import check_sparsity
 Cut = Literal["heads", "dims", "ffn"]
 Share = Literal["layer", "block kind"]
 Ratio = float | Mapping[str, float] | Mapping[tuple[str, str], float]
-"""Fraction removed: of all, by modality, or by modality and kind (`("vision", "ffn")`)."""
+"""Fraction removed: of all, by modality, or by modality and kind (`("vision", "ffn")`).
+
+Where a mapping names a modality and a kind of it, the kind has its own ratio, in any order.
+"""
 
 _KINDS: dict[Cut, Kind] = {"heads": "attention", "dims": "attention", "ffn": "ffn"}
 
@@ -48,7 +51,7 @@ class Plan:
         scopes: with a ratio above 0.
         scope: whether every layer loses its share, or the blocks of a scope are ranked together.
         steps: in which it is done; each removes as much as the others.
-        round_to: dimensions of a head and units are left in multiples of it.
+        round_to: dimensions of a head and units are left in multiples of it; heads are not.
     """
 
     scopes: tuple[Scope, ...]
@@ -141,7 +144,7 @@ def _ratios(ratio: Ratio, scopes: Sequence[tuple[str, Cut]]) -> dict[tuple[str, 
         value = check_sparsity(ratio)
         return dict.fromkeys(scopes, value)
     found: dict[tuple[str, Cut], float] = dict.fromkeys(scopes, 0.0)
-    for key, value in ratio.items():
+    for key, value in sorted(ratio.items(), key=lambda item: isinstance(item[0], tuple)):
         modality, kind = key if isinstance(key, tuple) else (key, None)
         named = [(m, c) for m, c in scopes if m == modality and kind in (None, c, _KINDS[c])]
         if not named:

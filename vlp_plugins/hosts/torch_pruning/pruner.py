@@ -51,7 +51,10 @@ class BlockPruner(tp.pruner.BasePruner):
         """
         options = base_options(adapter, model, plan, batch)
         try:
-            super().__init__(model, importance=importance, iterative_steps=plan.steps, **options)
+            with torch.enable_grad():  # dependencies are read from what autograd records
+                super().__init__(
+                    model, importance=importance, iterative_steps=plan.steps, **options
+                )
         except VlpError:
             raise
         except Exception as error:  # whatever it trips over is no fault of the caller's
@@ -72,6 +75,7 @@ class BlockPruner(tp.pruner.BasePruner):
     def _chosen(self, scope: Scope) -> Iterator[tuple[nn.Module, list[int]]]:
         """Of every block of a scope its output layer and the rows that go at this step."""
         plan, step = self.plan, self.current_step
+        round_to = None if scope.cut == "heads" else plan.round_to
         outputs = [self.model.get_submodule(block.output.path) for block in scope.blocks]
         sheets = [
             self._sheet(block, scope.cut, output)
@@ -81,15 +85,13 @@ class BlockPruner(tp.pruner.BasePruner):
         sizes, left = scope.sizes, [len(vector) for vector in vectors]
         if plan.scope == "layer":
             counts = [
-                removed_after(size, scope.ratio, step, plan.steps, plan.round_to) - (size - now)
+                removed_after(size, scope.ratio, step, plan.steps, round_to) - (size - now)
                 for size, now in zip(sizes, left, strict=True)
             ]
         else:
             asked = removed_after(sum(sizes), scope.ratio, step, plan.steps, None)
             gone = sum(sizes) - sum(left)
-            counts = least(
-                vectors, max(0, asked - gone), floor=plan.round_to or 1, round_to=plan.round_to
-            )
+            counts = least(vectors, max(0, asked - gone), floor=round_to or 1, round_to=round_to)
         for output, sheet, count in zip(outputs, sheets, counts, strict=True):
             if count > 0:
                 yield output, _rows(scope.cut, sheet, count)

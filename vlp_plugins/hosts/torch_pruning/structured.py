@@ -13,6 +13,7 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.blocks import Block
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.hosts.torch_pruning.followers import cut_followers
+from vlp_plugins.hosts.torch_pruning.frozen import frozen_stay_frozen
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Ratio, Share, plan_of
 from vlp_plugins.hosts.torch_pruning.precise import float32_of, in_float32
@@ -89,7 +90,7 @@ def prune_structured(
             something.
         steps: in how many steps; importance is asked again at each.
         round_to: dimensions of a head and units are left in multiples of it, rather more than
-            fewer.
+            fewer; whole heads are counted exactly.
         adapter: see `vlp_plugins.prune`.
         example: a batch to trace and to check with; None makes one up from the model's
             configuration.
@@ -113,7 +114,7 @@ def prune_structured(
         raise UnsupportedError("the model is sharded; cut it before fully_shard wraps it")
     adapter = resolve_adapter(model, adapter)
     before = parameters_of(model)
-    snapshot = Snapshot(model, copy=after_step is not None and steps > 1)
+    snapshot = Snapshot(model, copy=after_step is not None)
     flags: list[tuple[nn.Module, bool]] = []
     try:
         prepare(model, adapter)
@@ -203,8 +204,9 @@ def _one_step(
     if example is not None:
         with masked(model, adapter, record):
             expected = outputs(model, adapter, example)
-    for group in groups:
-        group.prune()
+    with frozen_stay_frozen(model):
+        for group in groups:
+            group.prune()
     cut_followers(model, blocks, record)
     patch(model, adapter, _heads_left(blocks, record))
     if example is None:
