@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("accelerate")
 
 from finetune_in_processes import CLIPPED, TASKS, train
-from finetuning_examples import Case, batches, case
+from finetuning_examples import Case, assert_alike, batches, case
 
 from vlp_plugins.finetuning import OneDevice, finetune
 
@@ -38,11 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def close(made: Case, found: dict[str, torch.Tensor]) -> None:
-    for name, value in made.model.state_dict().items():
-        # Attention does not depend on the bias of keys: its gradient is rounding, and AdamW makes
-        # steps of full length of it.
-        if not name.endswith(("key.bias", "k_proj.bias", "qkv.bias")):
-            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert_alike(found, made.model.state_dict())
     made.model.load_state_dict(found)
     assert made.masks.verify(made.model, made.adapter) == []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuning_examples import FAST, Case, batch, batches, case
+from finetuning_examples import FAST, Case, assert_alike, batch, batches, case
 from torch.utils.data import DataLoader
 
 from vlp_plugins.errors import DataError, MaskError, RecipeError
@@ -105,8 +105,7 @@ def test_accumulating_is_a_step_with_a_batch_of_twice_the_size() -> None:
     made, other = (case("vit", "classification") for _ in range(2))
     run(made, "classification", None, batches=halves, settings=replace(RUN, accumulate=2))
     run(other, "classification", None, batches=double)
-    for one, two in zip(state_of(made).values(), state_of(other).values(), strict=True):
-        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert_alike(state_of(made), state_of(other))
 
 
 def test_clipping_looks_at_what_is_kept_only() -> None:
