@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -69,17 +69,8 @@ def shrink(model: nn.Module, block: Block, kept: Kept, *, rescale: bool = True) 
     rows = rows_kept(block, kept)
     if len(rows) == block.width:
         return
-    for part in block.inner:
-        linears = linears_of(model, part)
-        for parameter in _distinct(linears):
-            _take(parameter, 0, rows)
-        for linear in linears:
-            linear.out_features = len(rows)
-    linears = linears_of(model, block.output)
-    for parameter in {id(linear.weight): linear.weight for linear in linears}.values():
-        _take(parameter, 1, rows)
-    for linear in linears:
-        linear.in_features = len(rows)
+    _keep_rows([linears_of(model, part) for part in block.inner], rows)
+    _keep_columns(linears_of(model, block.output), rows)
     setattr(model, REBUILT, True)
     if isinstance(block, Attention):
         heads, size = size_of(block, kept)
@@ -89,6 +80,22 @@ def shrink(model: nn.Module, block: Block, kept: Kept, *, rescale: bool = True) 
             rescale_queries(model, holders, queries, block.head_dim, size)
         for path in holders:
             set_heads(model.get_submodule(path), heads, size)
+
+
+@torch.no_grad()
+def shrink_followers(model: nn.Module, blocks: Iterable[Block], record: Mapping[str, Kept]) -> None:
+    """Cuts only the copies in networks that follow; `patch` sets their heads.
+
+    Args:
+        model: whose own layers somebody else cuts (Torch-Pruning, which traces no followers).
+        blocks: as they were before.
+        record: in their coordinates.
+    """
+    for block in blocks:
+        if block.name in record:
+            rows = rows_kept(block, record[block.name])
+            _keep_rows([_followers_of(model, part) for part in block.inner], rows)
+            _keep_columns(_followers_of(model, block.output), rows)
 
 
 @torch.no_grad()
@@ -118,7 +125,26 @@ def rescale_queries(
 
 def linears_of(model: nn.Module, part: Part) -> list[nn.Linear]:
     """The layers at all paths of a part, those of followers included."""
-    return [_linear(model, path) for path in (*part.paths, *part.followers)]
+    return [*(_linear(model, path) for path in part.paths), *_followers_of(model, part)]
+
+
+def _followers_of(model: nn.Module, part: Part) -> list[nn.Linear]:
+    return [_linear(model, path) for path in part.followers]
+
+
+def _keep_rows(parts: Iterable[Sequence[nn.Linear]], rows: torch.Tensor) -> None:
+    for linears in parts:
+        for parameter in _distinct(linears):
+            _take(parameter, 0, rows)
+        for linear in linears:
+            linear.out_features = len(rows)
+
+
+def _keep_columns(linears: Sequence[nn.Linear], rows: torch.Tensor) -> None:
+    for parameter in {id(linear.weight): linear.weight for linear in linears}.values():
+        _take(parameter, 1, rows)
+    for linear in linears:
+        linear.in_features = len(rows)
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear:

@@ -12,7 +12,6 @@ from torch_pruning.dependency import Group
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.blocks import Block
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.hosts.torch_pruning.followers import cut_followers
 from vlp_plugins.hosts.torch_pruning.frozen import frozen_stay_frozen
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Ratio, Share, plan_of
@@ -42,6 +41,7 @@ from vlp_plugins.structured import (
     prepare,
     relative_error,
 )
+from vlp_plugins.structured.cutting import shrink_followers
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _one_step(
     with frozen_stay_frozen(model):
         for group in groups:
             group.prune()
-    cut_followers(model, blocks, record)
+    shrink_followers(model, blocks, record)
     patch(model, adapter, _heads_left(blocks, record))
     if example is None:
         return record, None
