@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vlp_adapters.blip.kinds import Kind, kind_of
+from vlp_adapters.layers import check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.errors import UnsupportedError
@@ -99,11 +100,7 @@ def weight_specs(model: nn.Module) -> Iterable[WeightSpec]:
         spec = _spec(model, path)
         if spec is None:
             continue
-        if not isinstance(module, nn.Linear):
-            raise UnsupportedError(
-                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
-                "wraps it before pruning"
-            )
+        check_linear(path, module)
         if known := specs.get(spec.name):  # shared by encoder and decoder, the encoder comes first
             spec = replace(known, owners=known.owners + spec.owners)
         specs[spec.name] = spec

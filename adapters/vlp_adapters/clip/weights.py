@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from vlp_adapters.clip.kinds import Kind
+from vlp_adapters.layers import check_linear
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.errors import UnsupportedError
 
@@ -72,11 +73,7 @@ def weight_specs(kind: Kind, model: nn.Module) -> Iterator[WeightSpec]:
         part = _PARTS[modality].get(match[3])
         if part is None:
             continue
-        if not isinstance(module, nn.Linear):
-            raise UnsupportedError(
-                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
-                "wraps it before pruning"
-            )
+        check_linear(path, module)
         depth = int(match[2])
         name = f"{modality}.{depth}.{part}"
         yield WeightSpec(name, modality, depth, (Owner(path, modality),))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlp_adapters.classification import classifier_logits, classifier_loss
 from vlp_adapters.classifiers import TASK, image_classifier, tower_prefix
+from vlp_adapters.layers import check_linear
 from vlp_adapters.vit.original import LAYER, to_original_name
 from vlp_plugins.adapter import (
     Adapter,
@@ -20,7 +21,6 @@ from vlp_plugins.adapter import (
     WeightSpec,
     need,
 )
-from vlp_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,11 +76,7 @@ class ViTAdapter(Adapter):
             match = LAYER.fullmatch(path)
             if match is None or match[5] or match[4] not in _CANONICAL:
                 continue
-            if not isinstance(module, nn.Linear):
-                raise UnsupportedError(
-                    f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove "
-                    "what wraps it before pruning"
-                )
+            check_linear(path, module)
             depth = int(match[3])
             canonical = f"{VISION}.{depth}.{_CANONICAL[match[4]]}"
             yield WeightSpec(canonical, VISION, depth, (Owner(path, VISION),))

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertPreTrainedModel
 
-from vlp_adapters.xvlm.text import LayerStack, MlmHead
+from vlp_adapters.xvlm.text import LayeredText, WithWordHead
 
 
-class CausalTextModel(BertPreTrainedModel):
+class CausalTextModel(LayeredText):
     """Text layers, then fusion layers, of which every token sees only those before it.
 
-    The layers and their names are those of `XvlmTextModel`; with `config.fusion_layer = 0` all of
-    them have cross-attention.
+    With `config.fusion_layer = 0` all of them have cross-attention.
     """
 
     def __init__(self, config: BertConfig) -> None:
         """Builds the layers that `config` (with `fusion_layer`, `encoder_width`) describes."""
         super().__init__(config)
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = LayerStack(config)
         layers: Any = self.encoder.layer
         for index, layer in enumerate(layers):
             layer.attention.self.is_causal = True
             layer.attention.self.layer_idx = index  # the place of its keys in the cache
             if hasattr(layer, "crossattention"):
                 layer.crossattention.self.layer_idx = index
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the word embeddings."""
-        self.embeddings.word_embeddings = value
 
     def forward(
         self,
@@ -89,27 +76,10 @@ class CausalTextModel(BertPreTrainedModel):
         return hidden
 
 
-class XvlmTextDecoder(BertPreTrainedModel, GenerationMixin):
-    """Causal layers (`bert`) with the word head (`cls`): writes captions and answers."""
+class XvlmTextDecoder(WithWordHead, GenerationMixin):
+    """Causal layers with the word head: writes captions and answers."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"
-    }
-
-    def __init__(self, config: BertConfig) -> None:
-        """Builds both parts from one configuration."""
-        super().__init__(config)
-        self.bert = CausalTextModel(config)
-        self.cls = MlmHead(config)
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the word head."""
-        return self.cls.predictions.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replaces the decoder of the word head."""
-        self.cls.predictions.decoder = value
+    body = CausalTextModel
 
     def forward(
         self,

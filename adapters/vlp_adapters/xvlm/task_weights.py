@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
-
+from vlp_adapters.layers import check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.weights import EXCLUSIONS, FUSION, TEXT, VISION, text_part, vision_part
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
-from vlp_plugins.errors import UnsupportedError
 
 ENCODER, DECODER, QUESTION = "encoder", "decoder", "question"
 
@@ -38,11 +36,7 @@ def task_weight_specs(kind: Kind, model: Any) -> Iterator[WeightSpec]:
         spec = _captioning(path, model) if kind is Kind.CAPTIONING else _answering(path, model)
         if spec is None:
             continue
-        if not isinstance(module, nn.Linear):
-            raise UnsupportedError(
-                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
-                "wraps it before pruning"
-            )
+        check_linear(path, module)
         yield spec
 
 

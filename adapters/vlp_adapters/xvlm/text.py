@@ -52,7 +52,7 @@ class LayerStack(nn.Module):
         )
 
 
-class XvlmTextModel(BertPreTrainedModel):
+class LayeredText(BertPreTrainedModel):
     """Text layers (`0 .. fusion_layer-1`) and fusion layers (the others) over one embedding.
 
     Parameter names equal the original's: `embeddings.*`, `encoder.layer.N.*`.
@@ -72,6 +72,10 @@ class XvlmTextModel(BertPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the word embeddings."""
         self.embeddings.word_embeddings = value
+
+
+class XvlmTextModel(LayeredText):
+    """Layers that see the whole text: text layers by themselves, fusion layers with an image."""
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embeddings and text layers (mode `text` of the original).
@@ -143,8 +147,14 @@ class MlmHead(nn.Module):
         return logits
 
 
-class XvlmTextEncoder(BertPreTrainedModel):
-    """Text and fusion layers (`bert`) with the MLM head (`cls`)."""
+class WithWordHead(BertPreTrainedModel):
+    """Layers (`bert`) with a head of words (`cls`), whose matrix is the word embeddings.
+
+    Attributes:
+        body: class of the layers.
+    """
+
+    body: ClassVar[type[LayeredText]]
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"
@@ -153,17 +163,23 @@ class XvlmTextEncoder(BertPreTrainedModel):
     def __init__(self, config: BertConfig) -> None:
         """Builds both parts from one configuration."""
         super().__init__(config)
-        self.bert = XvlmTextModel(config)
+        self.bert = self.body(config)
         self.cls = MlmHead(config)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the MLM head."""
+        """The decoder of the head."""
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replaces the decoder of the MLM head."""
+        """Replaces the decoder of the head."""
         self.cls.predictions.decoder = value
+
+
+class XvlmTextEncoder(WithWordHead):
+    """Text and fusion layers with the MLM head."""
+
+    body = XvlmTextModel
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor | None = None

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from vlp_adapters.layers import check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.errors import UnsupportedError
@@ -71,11 +70,7 @@ def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
         found = vision_part(path, model.config) or text_part(path, model.config.fusion_layer)
         if found is None:
             continue
-        if not isinstance(module, nn.Linear):
-            raise UnsupportedError(
-                f"{path} is a {type(module).__name__}, not a Linear layer; merge or remove what "
-                "wraps it before pruning"
-            )
+        check_linear(path, module)
         modality, depth, part = found
         tokens = VISION if modality == VISION or part in CROSS_INPUTS else TEXT
         yield WeightSpec(f"{modality}.{depth}.{part}", modality, depth, (Owner(path, tokens),))
