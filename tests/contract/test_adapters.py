@@ -59,6 +59,7 @@ from vlp_adapters.xvlm import (
     XvlmPretrainConfig,
 )
 from vlp_plugins.adapter import Adapter, Owner
+from vlp_plugins.delegating import DelegatingAdapter
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.weights import WeightMap
@@ -432,3 +433,9 @@ def test_pretraining_covers_every_weight(case: Case) -> None:
 
 def test_formats_of_others_are_not_loaded(case: Case) -> None:
     assert case.adapter.load("no/such/checkpoint") is None
+
+
+def test_an_adapter_that_delegates_forgets_nothing():
+    asked = {name for name, value in vars(Adapter).items() if callable(value) and name[0] != "_"}
+
+    assert asked <= vars(DelegatingAdapter).keys()
