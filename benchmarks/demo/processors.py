@@ -30,7 +30,11 @@ def build_tokenizer(family: Family) -> BertTokenizer:
     [ENC], which starts a text to be matched with an image, as the original does.
     """
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words()]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return tokenizer_of(family, {token: index for index, token in enumerate(tokens)})
+
+
+def tokenizer_of(family: Family, vocabulary: dict[str, int]) -> BertTokenizer:
+    """The family's tokenizer with a vocabulary of one's own, numbers by token."""
     if family == "xvlm":
         return BertTokenizer(vocab=vocabulary, model_max_length=MAX_TOKENS)
     return BertTokenizer(

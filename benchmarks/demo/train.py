@@ -101,13 +101,18 @@ def take_step(
     with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
         matching = schedule.use_matching(clock.step, progress)
         losses = training_losses(family, model, tokenizer, *batch, matching=matching)
+    descend(model, optimizer, losses)
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def descend(model: Any, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
+    """A step down the sum of the losses: gradients clipped, the temperature kept in its range."""
     torch.stack(list(losses.values())).sum().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
         model.temp.clamp_(*TEMPERATURE_RANGE)
-    return {name: float(value.detach()) for name, value in losses.items()}
 
 
 def save(

@@ -18,10 +18,10 @@ from transformers import BertTokenizer
 
 from benchmarks.demo.families import load
 from benchmarks.demo.processors import (
-    MAX_TOKENS,
     Family,
     build_image_processor,
     build_tokenizer,
+    tokenizer_of,
 )
 from benchmarks.downstream.questions import NEW_WORDS
 
@@ -34,14 +34,7 @@ def question_tokenizer(family: Family) -> BertTokenizer:
     vocabulary = dict(known.get_vocab())
     for word in NEW_WORDS:
         vocabulary[word] = len(vocabulary)
-    if family == "xvlm":
-        return BertTokenizer(vocab=vocabulary, model_max_length=MAX_TOKENS)
-    return BertTokenizer(
-        vocab=vocabulary,
-        model_max_length=MAX_TOKENS,
-        bos_token="[DEC]",
-        additional_special_tokens=["[ENC]"],
-    )
+    return tokenizer_of(family, vocabulary)
 
 
 def with_more_words(model: Any, count: int) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,9 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.id_gain
-from benchmarks.demo.build_data import build
-from benchmarks.demo.compare import Subject
+from benchmarks.demo.cells import Content, run_cells
 from benchmarks.demo.run import MODELS
-from benchmarks.id_gain.cells import Bench, Cell, Settings, seconds_left
+from benchmarks.id_gain.cells import Cell, IdBench, Settings, seconds_left
 from benchmarks.id_gain.findings import flat, gain, grouped, table, verdicts
 from benchmarks.id_gain.ways import ARMS, ways
 from benchmarks.results import FOLDER, write_results
@@ -43,30 +40,14 @@ def compare(
         models: folder of the demo models.
         limit: seconds after which no further cell is begun; None: no limit.
     """
-    begin = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    known = [cell.load(out, settings) for cell in cells]
-    todo = [cell for cell, content in zip(cells, known, strict=True) if content is None]
-    done = [content for content in known if content is not None]
-    print(f"{len(done)} of {len(cells)} cells are there", flush=True)
-    benches: dict[str, Bench] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder)
-        if todo:
-            build(data, calibration=settings.pool, downstream=0, test=settings.pairs)
-        while todo and (limit is None or time.perf_counter() - begin < limit):
-            cell = todo.pop(0)
-            if cell.model not in benches:
-                subject = Subject.load(models / cell.model, data)
-                benches[cell.model] = Bench(subject, data, settings, out)
-            done.append(cell.run(benches[cell.model]))
-            left = seconds_left(done, todo)
-            print(
-                f"{cell.model} seed {cell.seed} {cell.way.method}: {done[-1]['seconds']:.0f} s; "
-                f"{len(todo)} cells left, about {(left or 0) / 60:.0f} min",
-                flush=True,
-            )
-    return done
+    return run_cells(cells, settings, out, IdBench, _line, models=models, limit=limit)
+
+
+def _line(cell: Cell, done: list[Content], todo: list[Cell]) -> str:
+    return (
+        f"{cell.model} seed {cell.seed} {cell.way.method}: {done[-1]['seconds']:.0f} s; "
+        f"{len(todo)} cells left, about {(seconds_left(done, todo) or 0) / 60:.0f} min"
+    )
 
 
 def main() -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.demo.compare import Subject
+from benchmarks.demo.cells import Bench, KeptCell
 from benchmarks.demo.measure import Figures
 from benchmarks.id_gain.ways import ARMS, PLAIN, Way
 from vlp_plugins import IdProfile, Masks, measure_id, prune
 from vlp_plugins.adapter import Batch
-from vlp_plugins.atomic import write_text
-from vlp_plugins.data import CaptionedBatches, load_processor, open_source
-from vlp_plugins.errors import OutputError
 
 BUDGET = "6GiB"
 ID_BATCH = 32
@@ -44,38 +40,19 @@ class Settings:
 
 
 @dataclass
-class Bench:
-    """A model and its data.
+class IdBench(Bench):
+    """A model and its data, and the dimensions of the model.
 
     Attributes:
-        subject: the model.
-        data: folder with the image folder `calibration`.
-        settings: of the comparison.
-        out: folder of the cells.
         known: figures by hash of the masks: a method without data has the same for every seed.
     """
 
-    subject: Subject
-    data: Path
-    settings: Settings
-    out: Path
     known: dict[str, Figures] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
         """Name of the model."""
         return self.subject.source.name
-
-    def batches(self, seed: int, size: int, samples: int | None = None) -> list[Batch]:
-        """The calibration pairs of a seed, or the first ones of them."""
-        source = open_source(str(self.data / "calibration"))
-        processor = load_processor(str(self.subject.source))
-        count = min(self.settings.samples, samples or self.settings.samples) // size
-        return list(
-            CaptionedBatches(
-                source, processor, self.subject.adapter, size, limit=count, shuffle_seed=seed
-            )
-        )
 
     def profile(self, seed: int) -> IdProfile:
         """The dimensions measured from the pairs of a seed; from their file if there is one."""
@@ -105,7 +82,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(KeptCell):
     """A method with a seed, on the model of a bench."""
 
     model: str
@@ -116,27 +93,7 @@ class Cell:
         """Its file."""
         return out / f"{self.model}-seed{self.seed}-{self.way.method}.json"
 
-    def record(self, settings: Settings) -> dict[str, Any]:
-        """What tells whether a file holds the same comparison."""
-        return json.loads(json.dumps({"settings": asdict(settings), "way": asdict(self.way)}))
-
-    def load(self, out: Path, settings: Settings) -> dict[str, Any] | None:
-        """The content of its file; None if there is none.
-
-        Raises:
-            OutputError: if it was made with other settings.
-        """
-        path = self.path(out)
-        if not path.exists():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if any(found[key] != value for key, value in self.record(settings).items()):
-            raise OutputError(
-                f"{path} was made with other settings; move the folder away, or give another --out"
-            )
-        return found
-
-    def run(self, bench: Bench) -> dict[str, Any]:
+    def run(self, bench: IdBench) -> dict[str, Any]:
         """Prunes in all arms, measures, and writes its file whole or not at all."""
         start = time.perf_counter()
         profile = bench.profile(self.seed)
@@ -150,11 +107,10 @@ class Cell:
             "seconds": round(time.perf_counter() - start, 1),
             "rows": rows,
         }
-        write_text(self.path(bench.out), json.dumps(content, indent=1) + "\n", overwrite=True)
-        return content
+        return self.keep(bench.out, content)
 
     def _rows(
-        self, bench: Bench, profile: IdProfile, batches: list[Batch], arm: str
+        self, bench: IdBench, profile: IdProfile, batches: list[Batch], arm: str
     ) -> Iterator[Row]:
         start = time.perf_counter()
         found = prune(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +10,10 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.structured
-from benchmarks.demo.build_data import build
-from benchmarks.demo.compare import Subject
+from benchmarks.demo.cells import Bench, Content, run_cells
 from benchmarks.demo.run import MODELS
 from benchmarks.results import FOLDER, write_results
-from benchmarks.structured.cells import Bench, Cell, Content, Settings
+from benchmarks.structured.cells import Cell, Settings
 from benchmarks.structured.findings import rows_of, table, verdicts, worse_than_random
 from benchmarks.structured.tuning import Tuning
 from benchmarks.structured.ways import DENSE, ways
@@ -43,28 +40,11 @@ def compare(
         models: folder of the demo models.
         limit: seconds after which no further cell is begun; None: no limit.
     """
-    begin = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    known = [cell.load(out, settings) for cell in cells]
-    todo = [cell for cell, content in zip(cells, known, strict=True) if content is None]
-    done = [content for content in known if content is not None]
-    print(f"{len(done)} of {len(cells)} cells are there", flush=True)
-    benches: dict[str, Bench] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder)
-        if todo:
-            build(data, calibration=settings.pool, downstream=0, test=settings.pairs)
-        while todo and (limit is None or time.perf_counter() - begin < limit):
-            cell = todo.pop(0)
-            if cell.model not in benches:
-                subject = Subject.load(models / cell.model, data)
-                benches[cell.model] = Bench(subject, data, settings, out)
-            done.append(cell.run(benches[cell.model]))
-            print(
-                f"{cell.path(out).stem}: {done[-1]['seconds']:.0f} s; {len(todo)} cells left",
-                flush=True,
-            )
-    return done
+    return run_cells(cells, settings, out, Bench, _line, models=models, limit=limit)
+
+
+def _line(cell: Cell, done: list[Content], todo: list[Cell]) -> str:
+    return f"{cell.path(CELLS).stem}: {done[-1]['seconds']:.0f} s; {len(todo)} cells left"
 
 
 def main() -> None:

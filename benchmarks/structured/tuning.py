@@ -16,7 +16,7 @@ from benchmarks.demo.families import training_losses
 from benchmarks.demo.processors import Family
 from benchmarks.demo.scans import load_scans
 from benchmarks.demo.scenes import draw
-from benchmarks.demo.train import CLIP_NORM, TEMPERATURE_RANGE, build_optimizer
+from benchmarks.demo.train import build_optimizer, descend
 
 WARM_UP_STEPS = 8
 MATCHING_EVERY = 4
@@ -62,10 +62,5 @@ def fine_tune(model: Any, family: Family, tokenizer: Any, tuning: Tuning, seed: 
                 group["lr"] = group["rate"] * tuning.rate_at(step)
             matching = step % MATCHING_EVERY == 0
             losses = training_losses(family, model, tokenizer, images, texts, matching=matching)
-            torch.stack(list(losses.values())).sum().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                model.temp.clamp_(*TEMPERATURE_RANGE)
+            descend(model, optimizer, losses)
         model.eval()
