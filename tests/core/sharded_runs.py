@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from leaving import leave
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -134,8 +135,7 @@ def main(folder: Path) -> None:
     batches = vit.batches()[rank : rank + 2]
     error = error_of(DataError, sharded(vit), batches, method="snip", sparsity=0.5)
     (folder / f"data{rank}").write_text(error)
-    distributed.barrier()  # gloo may abort a process whose peer is still at work
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

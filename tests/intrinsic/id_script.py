@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from leaving import leave
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from toy import ToyAdapter, toy_batches, toy_model
@@ -74,8 +75,7 @@ def main(folder: Path) -> None:
         profile.save(folder / f"{name}{rank}.json")
     (folder / f"nan{rank}").write_text(error_of(NonFiniteError, spoilt))
     (folder / f"data{rank}").write_text(error_of(DataError, toy_batches(8, seed=rank)))
-    distributed.barrier()  # gloo may abort a process whose peer is still at work
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from leaving import leave
 from lock_in_processes import towers
 from test_trainer_callbacks import tiny_model, trainer_for
 from torch import distributed, nn
@@ -196,5 +197,4 @@ if __name__ == "__main__":
     for run in RUNS:
         found = run(Masks.load(place / "masks.safetensors"), place)
         torch.save(found, place / f"{run.__name__}-{distributed.get_rank()}.pt")
-    distributed.barrier()  # gloo may abort a process whose peer is still at work
-    distributed.destroy_process_group()
+    leave()
