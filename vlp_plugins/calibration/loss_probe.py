@@ -15,7 +15,9 @@ from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.finite import check_loss, first_nonfinite
 from vlp_plugins.calibration.loss_scale import LossScale
 from vlp_plugins.calibration.loss_state import check_whole
+from vlp_plugins.calibration.terms import total
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.modes import flags_kept, precision, random_state_kept
 from vlp_plugins.sharding import as_forward, at_rest, is_sharded, whole
 from vlp_plugins.weights import WeightMap, uses_of
 
@@ -80,31 +82,29 @@ class LossProbe:
         """
         at_rest(self._model)
         self._uses = self._parameters(self._weights if names is None else names)
-        training = [(module, module.training) for module in self._model.modules()]
         wanting = [(p, p.requires_grad) for p in self._model.parameters()]
         state = list(self._adapter.loss_state(self._model))
         check_whole(state)
         kept = [] if keep_state else [tensor.detach().clone() for tensor in state]
         self._stateful = bool(state)
-        try:
-            self._model.eval()
-            # Whatever else wants a gradient would have one computed for nothing.
-            for parameter, _ in wanting:
-                parameter.requires_grad_(False)
-            for parameter in (p for uses in self._uses.values() for p in uses):
-                parameter.requires_grad_(True)
-            yield self
-        finally:
-            at_rest(self._model)
-            self._found.clear()
-            self._uses = {}
-            for module, training_flag in training:
-                module.training = training_flag
-            for parameter, flag in wanting:
-                parameter.requires_grad_(flag)
-            with torch.no_grad():
-                for tensor, before in zip(state if kept else (), kept, strict=True):
-                    tensor.copy_(before)
+        with flags_kept(self._model):
+            try:
+                self._model.eval()
+                # Whatever else wants a gradient would have one computed for nothing.
+                for parameter, _ in wanting:
+                    parameter.requires_grad_(False)
+                for parameter in (p for uses in self._uses.values() for p in uses):
+                    parameter.requires_grad_(True)
+                yield self
+            finally:
+                at_rest(self._model)
+                self._found.clear()
+                self._uses = {}
+                for parameter, flag in wanting:
+                    parameter.requires_grad_(flag)
+                with torch.no_grad():
+                    for tensor, before in zip(state if kept else (), kept, strict=True):
+                        tensor.copy_(before)
 
     def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
         """The gradients of one batch; to be called inside `attached`.
@@ -146,7 +146,7 @@ class LossProbe:
         with self._running(index), torch.no_grad():
             terms = self._losses(batch)
             at_rest(self._model)
-            return float(torch.stack([term.float().reshape(()) for term in terms.values()]).sum())
+            return float(total(terms))
 
     def advance(self, batch: Batch, index: int = 0) -> None:
         """Passes over a batch that another process computes; to be called inside `attached`.
@@ -167,14 +167,12 @@ class LossProbe:
         device = self._device
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-            stack.enter_context(forked)
+            stack.enter_context(random_state_kept(device))
             torch.default_generator.manual_seed(index)
             if device.type == "cuda":
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(index)
-            if self._autocast is not None:
-                stack.enter_context(torch.autocast(device.type, dtype=self._autocast))
+            stack.enter_context(precision(device, self._autocast))
             yield
 
     def _losses(self, batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -187,16 +185,16 @@ class LossProbe:
     def _gradients(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         terms = self._losses(batch)
         check_loss(terms, index, together=self._sharded)
-        total = torch.stack([term.float().reshape(()) for term in terms.values()]).sum()
+        loss = total(terms)
         leaves = [parameter for uses in self._uses.values() for parameter in uses]
-        if not total.requires_grad or not leaves:
+        if not loss.requires_grad or not leaves:
             return {}
         half = torch.float16 in (self._autocast, leaves[0].dtype)
         scale = LossScale() if half else None
         # Backward belongs outside autocast: it takes the dtypes of the forward.
         with torch.autocast(self._device.type, enabled=False):
             while True:
-                scaled = total if scale is None else total * scale.value
+                scaled = loss if scale is None else loss * scale.value
                 differentiate = backward if self._sharded else grad
                 found = differentiate(scaled, leaves, retain_graph=scale is not None)
                 gradients = self._by_weight(found)

@@ -12,6 +12,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, Stream
 from vlp_plugins.errors import StatisticsError, UnsupportedError
+from vlp_plugins.modes import flags_kept, random_state_kept
 from vlp_plugins.sharding import as_forward, at_rest
 from vlp_plugins.weights import WeightMap
 
@@ -55,16 +56,14 @@ def watched(model: nn.Module) -> Iterator[list[Any]]:
         A list for the handles of hooks. On leaving they are removed, and training flags (of every
         single module) are as they were.
     """
-    training = [(module, module.training) for module in model.modules()]
     hooks: list[Any] = []
-    try:
-        model.eval()
-        yield hooks
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for module, flag in training:
-            module.training = flag
+    with flags_kept(model):
+        try:
+            model.eval()
+            yield hooks
+        finally:
+            for handle in hooks:
+                handle.remove()
 
 
 def run_quietly(model: nn.Module, run: Callable[[], None]) -> None:
@@ -75,8 +74,7 @@ def run_quietly(model: nn.Module, run: Callable[[], None]) -> None:
     was changed.
     """
     device = next(model.parameters()).device
-    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with torch.inference_mode(False), torch.no_grad(), forked:
+    with torch.inference_mode(False), torch.no_grad(), random_state_kept(device):
         as_forward(model, run)
         at_rest(model)
 

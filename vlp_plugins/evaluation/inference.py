@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from vlp_plugins.modes import flags_kept
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
@@ -19,12 +21,7 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
     Yields:
         The device that its inputs belong on.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     first = next(model.parameters(), None)
-    try:
-        with torch.no_grad():
-            yield first.device if first is not None else torch.device("cpu")
-    finally:
-        for module in training:
-            module.training = True
+    with flags_kept(model), torch.no_grad():
+        model.eval()
+        yield first.device if first is not None else torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.terms import total
 from vlp_plugins.devices import autocast_of
+from vlp_plugins.modes import precision
 
 
 class TaskLoss(nn.Module):
@@ -106,7 +107,7 @@ class OneDevice:
         self._loss, self._optimizer = loss, optimizer
 
     def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
-        with self._precision():
+        with precision(self.device, self._dtype):
             terms: dict[str, Tensor] = self._loss(batch)
         self._scaler.scale(total(terms) * share).backward()
         return terms
@@ -132,13 +133,3 @@ class OneDevice:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._scaler.load_state_dict(dict(state))
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._dtype)
-
-
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the terms of a loss, in float32."""
-    return torch.stack([term.float().reshape(()) for term in terms.values()]).sum()

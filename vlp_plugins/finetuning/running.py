@@ -22,6 +22,7 @@ from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.finetuning.stepping import Steps
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks import Masks
+from vlp_plugins.modes import flags_kept, random_state_kept
 from vlp_plugins.weights import WeightMap
 
 
@@ -136,14 +137,9 @@ def finetune(
 @contextmanager
 def _training(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Training mode; flags and random state are as before afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with flags_kept(model), random_state_kept(device):
         model.train()
-        try:
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
+        yield
 
 
 @torch.no_grad()

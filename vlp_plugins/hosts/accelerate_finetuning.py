@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlp_plugins.adapter import Batch
+from vlp_plugins.calibration.terms import total
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.finetuning.engine import TaskLoss, total
+from vlp_plugins.finetuning.engine import TaskLoss
 
 try:
     from accelerate import Accelerator

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.errors import StructureError
+from vlp_plugins.modes import flags_kept
 
 
 @torch.no_grad()
@@ -27,17 +28,13 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
         BatchError: if the batch lacks an input.
         StructureError: if no stream returns a tensor.
     """
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with flags_kept(model):
+        model.eval()
         found = {
             name: tensor
             for stream in adapter.streams(model, batch)
             for name, tensor in _tensors(stream.name, stream.run())
         }
-    finally:
-        for module, flag in training:
-            module.training = flag
     if not found:
         raise StructureError(
             f"no stream of adapter {adapter.name!r} returns a tensor, so models cannot be "

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 
 import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.finite import check_loss
+from vlp_plugins.calibration.terms import total
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.job import Prepared
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks import Masks
+from vlp_plugins.modes import flags_kept, precision, random_state_kept
 from vlp_plugins.recipes import Recipe, need
 
 
@@ -66,29 +67,24 @@ def finetune(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
     device = parameters[0].device
     dtype = autocast_of(job.recipe.autocast)
-    precision = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-    flags = [(module, module.training) for module in model.modules()]
     with (
         SparsityLock(model, masks, adapter).attach(optimizer) as lock,
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        random_state_kept(device),
     ):
         torch.manual_seed(job.recipe.seed)
-        try:
+        with flags_kept(model):
             model.train()
             for step, batch in zip(
                 range(1, settings.finetune_steps + 1), _again_and_again(batches), strict=False
             ):
-                with precision:
+                with precision(device, dtype):
                     terms = adapter.losses(model, to_device(batch, device))
                 check_loss(terms, step - 1)
-                torch.stack([term.float().reshape(()) for term in terms.values()]).sum().backward()
+                total(terms).backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 if step % settings.report_every == 0 or step == settings.finetune_steps:
                     told(step)
-        finally:
-            for module, training in flags:
-                module.training = training
         lock.check()
 
 

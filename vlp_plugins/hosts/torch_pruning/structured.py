@@ -27,6 +27,7 @@ from vlp_plugins.hosts.torch_pruning.result import (
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
 from vlp_plugins.methods.base import Method
+from vlp_plugins.modes import flags_kept
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.sharding import is_sharded
@@ -115,30 +116,25 @@ def prune_structured(
     adapter = resolve_adapter(model, adapter)
     before = parameters_of(model)
     snapshot = Snapshot(model, copy=after_step is not None)
-    flags: list[tuple[nn.Module, bool]] = []
     try:
         prepare(model, adapter)
-        flags = [(module, module.training) for module in model.modules()]
         blocks = blocks_of(model, adapter)
         plan = plan_of(blocks, ratio, cut=cut, scope=scope, steps=steps, round_to=round_to)
         score = _importance(importance, model, batches, adapter, parameters)
         example = example_batch(model, adapter) if example is None else example
-        with shared_modules(model):
+        with flags_kept(model) as restore_flags, shared_modules(model):
             pruner = BlockPruner(model, adapter, plan, score, example)
             record, error = _all_steps(
                 pruner,
                 adapter,
                 float32_of(example) if check else None,
                 tolerance,
-                flags,
+                restore_flags,
                 after_step,
             )
     except BaseException:
         snapshot.restore()
         raise
-    finally:
-        for module, training in flags:
-            module.training = training
     result = StructuredResult(
         model, adapter, record, pruner.pruning_history(), before, parameters_of(model),
         removed_by(plan, record), error, made_by(importance, plan),
@@ -174,7 +170,7 @@ def _all_steps(
     adapter: Adapter,
     example: Batch | None,
     tolerance: float,
-    flags: Sequence[tuple[nn.Module, bool]],
+    restore_flags: Callable[[], None],
     after_step: Callable[[int], None] | None,
 ) -> tuple[Record, float | None]:
     """Every step; the record of all together, and the largest error."""
@@ -185,8 +181,7 @@ def _all_steps(
         record = record.compose(cut)
         errors.append(error)
         if after_step is not None:
-            for module, training in flags:
-                module.training = training
+            restore_flags()
             after_step(step)
     found = [error for error in errors if error is not None]
     return record, max(found) if found else None
