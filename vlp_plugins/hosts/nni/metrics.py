@@ -102,9 +102,8 @@ class Yardstick:
         if self.metric == "loss":
             return self._loss()
         recall = retrieval(self._job.model, self._job.adapter, self._batches)
-        named = {f"image_to_text_r{k}": value for k, value in recall.image_to_text.items()}
-        named |= {f"text_to_image_r{k}": value for k, value in recall.text_to_image.items()}
-        return {DEFAULT: recall.mean, **named}
+        named = recall.as_dict()
+        return {DEFAULT: named.pop("mean"), **named}
 
     def _loss(self) -> dict[str, float]:
         job = self._job
