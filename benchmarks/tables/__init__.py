@@ -1,0 +1,9 @@
+"""The papers' tables on real tasks: prune once, fine-tune on a task with the zeros kept, measure.
+
+    python -m benchmarks.tables --list            every cell of every table: done or missing
+    python -m benchmarks.tables main              runs the cells of a table that are missing
+    python -m benchmarks.tables main --render     writes the table and its plot
+
+A cell is one model, pruned one way, fine-tuned on one task: one process, one file in
+`benchmarks/results/tables/cells`. Tables share cells: none is computed twice.
+"""

@@ -1,0 +1,49 @@
+"""Command line of the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import benchmarks.tables
+from benchmarks.results import FOLDER
+from benchmarks.tables.catalogue import TABLES
+from benchmarks.tables.running import missing, run, unique
+from benchmarks.tables.world import World
+
+CELLS = FOLDER / "tables" / "cells"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables",
+        description=benchmarks.tables.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all if left out")
+    parser.add_argument("--list", action="store_true", help="which cells are there; runs nothing")
+    parser.add_argument("--render", action="store_true", help="write the tables; runs nothing")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="folder of the cells' files")
+    parser.add_argument("--world", type=Path, default=Path(".tables"), help="models, data, masks")
+    options = parser.parse_args()
+    chosen = [TABLES[name] for name in options.tables or TABLES]
+    cells = [cell for seed in options.seeds for table in chosen for cell in table.cells(seed)]
+    if options.list:
+        todo = {cell.name for cell in missing(cells, options.cells)}
+        for cell in unique(cells):
+            print(f"{'missing' if cell.name in todo else 'done':8}{cell.name}")
+        return
+    limit = None if options.minutes is None else 60 * options.minutes
+    world = World(options.world)
+    failed = run(cells, world, options.cells, workers=options.workers, limit=limit)
+    sys.exit(f"{len(failed)} cells failed" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""One cell: one model, pruned one way, fine-tuned on one task with one seed, measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.tables.pruning import load, pruned
+from benchmarks.tables.tuning import TUNINGS, measured, tuned
+from benchmarks.tables.ways import Way
+from benchmarks.tables.world import World
+from vlp_plugins.atomic import write_text
+from vlp_plugins.errors import OutputError
+
+THREADS = 1
+"""Of a cell: as many cells as cores run side by side."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell is made of; everything else follows.
+
+    Attributes:
+        model: `blip`, `xvlm` or `vit`.
+        task: a key of `TUNINGS`, with the model.
+        way: how the model is pruned; None: not at all.
+        sparsity: fraction removed.
+        seed: of calibration data, of fine-tuning, and of methods that draw.
+        split: what is measured on: `dev`, for choosing, or `test`.
+    """
+
+    model: str
+    task: str
+    way: Way | None
+    sparsity: float
+    seed: int = 1
+    split: str = "test"
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        way = "dense" if self.way is None else f"{self.way.name}-{self.sparsity:g}"
+        split = "" if self.split == "test" else f"-{self.split}"
+        return f"{self.model}/{self.task}/{way}-seed{self.seed}{split}"
+
+    def path(self, out: Path) -> Path:
+        """Its file."""
+        return out / f"{self.name}.json"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its figures, as JSON keeps it."""
+        made: dict[str, Any] = {
+            "model": self.model,
+            "task": self.task,
+            "way": None if self.way is None else self.way.name,
+            "pruning": None if self.way is None else self.way.as_dict(),
+            "sparsity": self.sparsity,
+            "seed": self.seed,
+            "split": self.split,
+            "tuning": TUNINGS[self.model, self.task].as_dict(),
+        }
+        return dict(json.loads(json.dumps(made)))
+
+    def content(self, out: Path) -> Mapping[str, Any] | None:
+        """What its file says; None if there is none.
+
+        Raises:
+            OutputError: if the file is of a cell with other settings.
+        """
+        path = self.path(out)
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if wrong := [key for key, value in self.identity().items() if found.get(key) != value]:
+            raise OutputError(
+                f"{path} was made with other settings ({', '.join(wrong)}); move it away, or give "
+                "another --cells"
+            )
+        return found
+
+    def run(self, world: World, out: Path) -> None:
+        """Does the work and writes the file whole or not at all."""
+        torch.set_num_threads(THREADS)
+        start = time.perf_counter()
+        tuning = TUNINGS[self.model, self.task]
+        loaded = load(world, self.model)
+        made = None
+        if self.way is not None:
+            made = pruned(world, loaded, self.model, self.way, self.sparsity, self.seed)
+        before = time.perf_counter()
+        model, loss = tuned(world, loaded, tuning, made and made.masks, self.seed)
+        middle = time.perf_counter()
+        figures = measured(world, loaded, model, tuning, self.split)
+        end = time.perf_counter()
+        content = {
+            **self.identity(),
+            "metrics": {name: round(value, 2) for name, value in figures.metrics.items()},
+            "absent": dict(figures.absent),
+            "pruned": made and made.facts,
+            "last_loss": round(loss, 4),
+            "seconds": {
+                "pruning": round(before - start, 1),
+                "tuning": round(middle - before, 1),
+                "measuring": round(end - middle, 1),
+            },
+        }
+        path = self.path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(content, indent=1) + "\n", overwrite=True)

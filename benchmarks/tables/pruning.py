@@ -1,0 +1,96 @@
+"""Masks of a way to prune; cells of several tasks share them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.tables.ways import Way
+from benchmarks.tables.world import World
+from vlp_plugins import Masks, prune
+from vlp_plugins.adapter import Batch
+from vlp_plugins.data import CaptionedBatches, open_source
+from vlp_plugins.job.loaded import Loaded, ModelSource
+
+BUDGET = "4GiB"
+NEARLY_EMPTY = 0.99
+"""A weight that has lost more than this fraction says next to nothing."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Masks, and what they do to the model.
+
+    Attributes:
+        masks: of the pre-training model.
+        facts: sparsity by modality, how many weights are nearly empty, seconds it took.
+    """
+
+    masks: Masks
+    facts: dict[str, Any]
+
+
+def load(world: World, model: str) -> Loaded:
+    """A pre-training model on the CPU, with its adapter and its processor."""
+    return Loaded.of(ModelSource(str(world.model(model)), device="cpu"))
+
+
+def calibration(world: World, loaded: Loaded, way: Way, seed: int) -> list[Batch]:
+    """The pairs that a way may see: the first ones of the seed's order."""
+    return list(
+        CaptionedBatches(
+            open_source(str(world.calibration)),
+            loaded.processor,
+            loaded.adapter,
+            way.batch_size,
+            limit=way.samples // way.batch_size,
+            shuffle_seed=seed,
+        )
+    )
+
+
+def pruned(
+    world: World, loaded: Loaded, model: str, way: Way, sparsity: float, seed: int
+) -> Pruned:
+    """Prunes, or takes the masks of another cell that did."""
+    key = json.dumps([model, way.as_dict(), sparsity, seed], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = world.masks / f"{model}-{way.name}-{sparsity}-{digest}.safetensors"
+    note = path.with_suffix(".json")
+    if note.exists():
+        return Pruned(Masks.load(path), json.loads(note.read_text(encoding="utf-8")))
+    start = time.perf_counter()
+    masks = prune(
+        loaded.model,
+        calibration(world, loaded, way, seed),
+        adapter=loaded.adapter,
+        sparsity=1 - sparsity if way.inverted else sparsity,
+        method=way.method,
+        seed=seed,
+        memory_budget=BUDGET,
+        **way.options,
+        **way.parameters,
+    )
+    if way.inverted:
+        masks = masks.invert()
+    counts = masks.counts()
+    facts = {
+        "sparsity": round(counts.all.sparsity, 4),
+        "by_modality": {
+            name: round(count.sparsity, 4) for name, count in counts.by_modality.items()
+        },
+        "weights": len(counts.by_weight),
+        "nearly_emptied": sum(count.sparsity > NEARLY_EMPTY for count in counts.by_weight.values()),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    # Two cells may do this at once; the note is written last, and both write the same.
+    mine = path.with_suffix(f".{os.getpid()}")
+    masks.save(mine)
+    mine.replace(path)
+    mine.write_text(json.dumps(facts), encoding="utf-8")
+    mine.replace(note)
+    return Pruned(masks, facts)

@@ -1,0 +1,165 @@
+"""How a pruned model is fine-tuned on a task and measured: Table 11, scaled down.
+
+What is kept of the paper: AdamW with its betas and weight decays, cosine for BLIP, linear with 10%
+warm-up for X-VLM, mixed precision, one recipe per model and task for every method. What is scaled:
+batches of 32, some hundred steps instead of epochs, and learning rates to match (the paper's are
+for models a hundred times as large, trained a hundred times as long).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from benchmarks.tables.world import World
+from vlp_plugins.adapter import Batch
+from vlp_plugins.data.records import Record
+from vlp_plugins.finetuning import FinetuneSettings, downstream, finetune
+from vlp_plugins.finetuning.samples import SampleEpochs
+from vlp_plugins.job.loaded import Loaded
+from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
+from vlp_plugins.job.task_samples import read_samples
+from vlp_plugins.job.tasks import Measured, Task, TaskRequest
+from vlp_plugins.masks import Masks
+from vlp_plugins.recipes.finetuning import FinetuneRecipe
+from vlp_plugins.weights import WeightMap
+
+SPLITS = {"dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A recipe.
+
+    Attributes:
+        task: of `vlp finetune` and `vlp evaluate`.
+        data: folder below that of the downstream data.
+        steps: of AdamW.
+        learning_rate: the highest.
+        betas: of AdamW.
+        weight_decay: of matrices.
+        schedule: of the learning rate.
+        warmup: fraction of the steps.
+        batch_size: rows of a step.
+        measured: images or questions of the test, the first ones.
+        rerank: candidates of retrieval that the matching head orders.
+    """
+
+    task: str
+    data: str
+    steps: int
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+    schedule: str
+    warmup: float
+    batch_size: int = 32
+    measured: int = 500
+    rerank: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self) | {"betas": list(self.betas)}
+
+    def settings(self, seed: int) -> FinetuneSettings:
+        """Of the optimizer."""
+        return FinetuneSettings(
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            steps=self.steps,
+            autocast="bfloat16",
+            seed=seed,
+        )
+
+
+def _blip(task: str, steps: int, rate: float, **others: Any) -> Tuning:
+    return Tuning(task, "scenes", steps, rate, (0.9, 0.999), 0.05, "cosine", 0.0, **others)
+
+
+def _xvlm(task: str, steps: int, rate: float, **others: Any) -> Tuning:
+    return Tuning(task, "scenes", steps, rate, (0.9, 0.98), 0.01, "linear", 0.1, **others)
+
+
+TUNINGS: dict[tuple[str, str], Tuning] = {
+    ("blip", "retrieval"): _blip("retrieval", 120, 5e-4, rerank=8),
+    ("blip", "captioning"): _blip("captioning", 200, 5e-4, measured=300),
+    ("blip", "vqa"): _blip("vqa", 500, 3e-4, batch_size=16),
+    ("xvlm", "retrieval"): _xvlm("retrieval", 120, 1e-3, rerank=8),
+    ("xvlm", "captioning"): _xvlm("captioning", 160, 5e-4, measured=300),
+    ("xvlm", "vqa"): _xvlm("vqa", 280, 5e-4, batch_size=16),
+}
+"""By model and task."""
+
+
+class OneCaptionRetrieval(RetrievalTask):
+    """Every image with its first caption: three times as many pairs in the same time."""
+
+    def captioned(self) -> list[tuple[Record, list[str]]]:
+        """The images of the data with one caption each."""
+        return [(record, captions[:1]) for record, captions in super().captioned()]
+
+
+def tuned(
+    world: World, loaded: Loaded, tuning: Tuning, masks: Masks | None, seed: int
+) -> tuple[nn.Module, float]:
+    """The model of the task, fine-tuned under the masks, and the loss of its last steps."""
+    recipe = FinetuneRecipe(
+        task=tuning.task, data=str(world.downstream / tuning.data), split="train"
+    )
+    data = read_samples(recipe)
+    model = downstream(
+        loaded.model,
+        loaded.adapter,
+        tuning.task,
+        tokenizer=getattr(loaded.processor, "tokenizer", None),
+        classes=len(data.classes) or None,
+        seed=seed,
+    )
+    if loaded.adapter.name == "xvlm":
+        # transformers' other attention has a very slow bfloat16 backward on CPU
+        model.set_attn_implementation("eager")
+    epochs = SampleEpochs(
+        data.samples, loaded.processor, loaded.adapter, tuning.batch_size, seed=seed
+    )
+    done = finetune(
+        model,
+        loaded.adapter,
+        epochs,
+        task=tuning.task,
+        masks=masks,
+        settings=tuning.settings(seed),
+    )
+    return model, float(done.log[-1]["loss"])
+
+
+def task_of(world: World, loaded: Loaded, tuning: Tuning, split: str) -> Task:
+    """The task that a fine-tuned model is measured on; `loaded` has this model."""
+    kind = OneCaptionRetrieval if tuning.task == "retrieval" else TASKS[tuning.task]
+    request = TaskRequest(
+        tuning.task,
+        str(world.downstream / tuning.data),
+        split=SPLITS[split],
+        limit=tuning.measured,
+        batch_size=50,
+        rerank=tuning.rerank,
+    )
+    return kind(loaded, request)
+
+
+def measured(
+    world: World, loaded: Loaded, model: nn.Module, tuning: Tuning, split: str
+) -> Measured:
+    """Figures of a fine-tuned model."""
+    weights = WeightMap.of(model, loaded.adapter)
+    there = Loaded(loaded.source, model, loaded.adapter, weights, loaded.processor)
+    return task_of(world, there, tuning, split).measure(_as_they_are)
+
+
+def _as_they_are(batches: Iterable[Batch]) -> Iterable[Batch]:
+    return batches

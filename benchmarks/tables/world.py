@@ -1,0 +1,57 @@
+"""Where the models and the data of the tables are; made once, the same for everybody."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.demo.build_data import build as build_pretraining
+from benchmarks.downstream.build import build as build_downstream
+from benchmarks.downstream.vit import MODEL as VIT
+from vlp_plugins.atomic import atomic_folder
+
+POOL = 3072
+"""Pairs of pre-training data to calibrate with; every seed draws its own from them."""
+MODELS = ("blip", "xvlm", "vit")
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with everything that cells read, and the masks that they share.
+
+    Attributes:
+        folder: kept from run to run; it may be deleted, and is made again.
+    """
+
+    folder: Path
+
+    @property
+    def downstream(self) -> Path:
+        """What `benchmarks.downstream.build` writes."""
+        return self.folder / "downstream"
+
+    @property
+    def calibration(self) -> Path:
+        """An image folder of pre-training pairs."""
+        return self.folder / "pretraining" / "calibration"
+
+    @property
+    def masks(self) -> Path:
+        """Masks that the cells of several tasks share."""
+        return self.folder / "masks"
+
+    def model(self, name: str) -> Path:
+        """The pre-training model of a family."""
+        return VIT if name == "vit" else self.downstream / "models" / name
+
+    def make(self) -> None:
+        """Makes what is not there yet."""
+        self.masks.mkdir(parents=True, exist_ok=True)
+        if not self.downstream.exists():
+            with atomic_folder(Path(os.path.abspath(self.downstream))) as target:  # noqa: PTH100
+                build_downstream(target)
+        if not self.calibration.exists():
+            whole = self.calibration.parent
+            with atomic_folder(Path(os.path.abspath(whole))) as target:  # noqa: PTH100
+                build_pretraining(target, calibration=POOL, downstream=0, test=0)
