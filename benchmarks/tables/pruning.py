@@ -9,12 +9,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.tables.compositions import COMPOSITIONS
+from benchmarks.tables.vit import RecoveryAdapter, images
 from benchmarks.tables.ways import Way
 from benchmarks.tables.world import World
 from vlp_plugins import Masks, prune
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data import CaptionedBatches, open_source
 from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.targets import Target
 
 BUDGET = "4GiB"
 NEARLY_EMPTY = 0.99
@@ -40,7 +43,9 @@ def load(world: World, model: str) -> Loaded:
 
 
 def calibration(world: World, loaded: Loaded, way: Way, seed: int) -> list[Batch]:
-    """The pairs that a way may see: the first ones of the seed's order."""
+    """What a way may see: the first pairs of the seed's order; of the ViT, images."""
+    if loaded.adapter.name == "vit":
+        return images(way.samples, way.batch_size, seed)
     return list(
         CaptionedBatches(
             open_source(str(world.calibration)),
@@ -64,16 +69,20 @@ def pruned(
     if note.exists():
         return Pruned(Masks.load(path), json.loads(note.read_text(encoding="utf-8")))
     start = time.perf_counter()
+    made = COMPOSITIONS.get(way.method)
+    batches, adapter = calibration(world, loaded, way, seed), loaded.adapter
+    if model == "vit":  # the family has no loss of pre-training
+        adapter = RecoveryAdapter.fitted(adapter, loaded.model, batches)
     masks = prune(
         loaded.model,
-        calibration(world, loaded, way, seed),
-        adapter=loaded.adapter,
-        sparsity=1 - sparsity if way.inverted else sparsity,
-        method=way.method,
+        batches,
+        adapter=adapter,
+        sparsity=_target(loaded, way, sparsity),
+        method=made(**way.parameters) if made else way.method,
         seed=seed,
         memory_budget=BUDGET,
         **way.options,
-        **way.parameters,
+        **({} if made else way.parameters),
     )
     if way.inverted:
         masks = masks.invert()
@@ -94,3 +103,20 @@ def pruned(
     mine.write_text(json.dumps(facts), encoding="utf-8")
     mine.replace(note)
     return Pruned(masks, facts)
+
+
+def _target(loaded: Loaded, way: Way, sparsity: float) -> Target:
+    """What is removed, by modality if the way is tilted."""
+    if way.inverted:
+        return 1 - sparsity
+    if not way.tilt:
+        return sparsity
+    sizes = {
+        modality: sum(weight.numel for weight in members)
+        for modality, members in loaded.weights.by_modality().items()
+    }
+    kept = (1 - sparsity) * sum(sizes.values())
+    tilted = {name: (1 - sparsity) * way.tilt[name] for name in sizes if name in way.tilt}
+    rest = sum(sizes[name] for name in sizes if name not in tilted)
+    left = (kept - sum(sizes[name] * density for name, density in tilted.items())) / rest
+    return {name: 1 - tilted.get(name, left) for name in sizes}

@@ -16,7 +16,7 @@ class Way:
 
     Attributes:
         name: in tables and names of files.
-        method: registered name.
+        method: registered name, or one of `compositions`.
         parameters: of the method.
         options: of `prune`: allocation, floor, owners, variant.
         batch_size: pairs of a calibration batch. CHITA makes a row of every batch: many small ones
@@ -24,6 +24,7 @@ class Way:
         samples: calibration pairs.
         inverted: what the method would keep is removed, and as much of what it would remove is
             kept: a check that the score means something.
+        tilt: by modality, how much denser than the whole model it stays; the others make up for it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Way:
     batch_size: int = 32
     samples: int = 512
     inverted: bool = False
+    tilt: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON keeps it, without the name, and without what most ways lack."""
@@ -89,5 +91,13 @@ SIZED = tuple(
     if way.name != "chita" or samples <= _ROWS
 )
 """MULTIFLOW, SNIP and CHITA by the number of calibration pairs."""
+
+VIT_WAYS = (
+    Way("omp", "omp"),
+    Way("tamt", "tamt", samples=3000),  # a step for every batch of all images
+    Way("multiflow-128-images", "multiflow", batch_size=8, samples=128),
+    Way("multiflow-3000-images", "multiflow", batch_size=8, samples=3000),
+)
+"""Of a tower that reads images only; mask training sees as many of them as MULTIFLOW at most."""
 
 WAYS: dict[str, Way] = {way.name: way for way in (*PAPER, *MORE, *ABLATION, *WITH_ID, *SIZED)}

@@ -1,0 +1,108 @@
+"""What a page says before its figures: the command, the settings, chance, and what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from math import sqrt
+
+from benchmarks.tables.findings import Found
+from benchmarks.tables.layout import title_of
+from benchmarks.tables.measures import FAILED_BELOW
+from benchmarks.tables.tuning import TUNINGS, Tuning
+from benchmarks.tables.ways import Way
+from vlp_plugins.plugins import registry
+
+
+def commands(name: str, found: Found) -> list[str]:
+    """Those that run the cells and write the page."""
+    seeds = "" if found.seeds == [1] else f" --seeds {' '.join(map(str, found.seeds))}"
+    command = f"    python -m benchmarks.tables {name}{seeds}"
+    return [f"{command} --render  # writes this page", f"{command}  # runs the missing cells"]
+
+
+def settings(found: Found) -> str:
+    """One paragraph: what is scaled down, and how far."""
+    parts = [f"{title_of(model)}: {_tunings(found, model)}" for model in found.models]
+    return (
+        "Scaled down: small models are pruned once, and fine-tuned on each task with the zeros "
+        f"kept, one recipe for every method (AdamW, bfloat16 autocast). {'. '.join(parts)}. "
+        f"{_calibration(found.ways.values())} Seeds: {', '.join(map(str, found.seeds))}. "
+        "The papers fine-tune models a hundred times as large in batches of 128 or 256 for 5 to 10 "
+        "epochs, at 1e-5 to 5e-5, and calibrate with 500 or 3,000 batches."
+    )
+
+
+def chance(found: Found) -> list[str]:
+    """What R@1 is by chance, how far it is off, and what ERR means; nothing without retrieval."""
+    queries = {
+        tuning.measured
+        for model in found.models
+        if "retrieval" in found.tasks
+        if (tuning := TUNINGS.get((model, "retrieval"))) is not None
+    }
+    if not queries:
+        return []
+    fewest = min(queries)
+    errors = ", ".join(f"{standard_error(at, fewest):.1f} at {at}%" for at in (5, 20, 50))
+    return [
+        f"R@1 of a model that guesses is {100 / fewest:.1f}% (1 of {fewest} images). One standard "
+        f"error over {fewest} queries is about {errors}, in points, and of a difference of two "
+        "methods up to 1.4 times that. Text R@1: a text found for an image; Image R@1: an image "
+        "for a text. Re-ranked: the matching head orders the best candidates; it learns slowly, "
+        "so that features alone may be ahead. "
+        f"ERR: average R@1 by features below {FAILED_BELOW}%."
+    ]
+
+
+def standard_error(percent: float, queries: int) -> float:
+    """Of a fraction of right answers, binomial, in points."""
+    return sqrt(percent * (100 - percent) / queries)
+
+
+def missing(found: Found) -> str:
+    """How many cells there are, and which are not."""
+    total, absent = len(found.cells), found.missing
+    if not absent:
+        return f"All {total} cells are there."
+    groups = Counter(f"{title_of(cell.model)} {title_of(cell.task)}" for cell in absent)
+    named = ", ".join(f"{name} {count}" for name, count in groups.items())
+    return (
+        f"**{len(absent)} of {total} cells are missing** ({named}): `-` below. Bold and order are "
+        "among those that are there."
+    )
+
+
+def _tunings(found: Found, model: str) -> str:
+    there = [
+        (task, tuning)
+        for task in found.tasks
+        if (tuning := TUNINGS.get((model, task))) is not None
+        and any((cell.model, cell.task) == (model, task) for cell in found.cells)
+    ]
+    return (
+        "; ".join(f"{title_of(task)} {_tuning(tuning, found.split)}" for task, tuning in there)
+        or "-"
+    )
+
+
+def _tuning(tuning: Tuning, split: str) -> str:
+    text = f"{tuning.steps} steps of {tuning.batch_size} at {tuning.learning_rate:g}"
+    text += f", measured on {tuning.measured} of {split}"
+    return f"{text}, {tuning.rerank} candidates re-ranked" if tuning.rerank else text
+
+
+def _calibration(ways: Iterable[Way]) -> str:
+    groups: dict[str, list[str]] = {}
+    for way in ways:
+        said = f"{way.samples:,} in batches of {way.batch_size}" if reads_data(way) else "none"
+        groups.setdefault(said, []).append(way.name)
+    parts = [f"{said} ({', '.join(names)})" for said, names in groups.items()]
+    return f"Calibration samples: {'; '.join(parts)}." if parts else ""
+
+
+def reads_data(way: Way) -> bool:
+    """Whether its method, or what divides its budget, looks at calibration samples."""
+    if way.options.get("allocation") == "id" or way.method not in registry().method_names():
+        return True
+    return registry().method(way.method).reads_data
