@@ -19,6 +19,9 @@ TRIALS = 24
 OPTIONS = ("allocation", "floor")
 """What is drawn for `prune` itself; the rest is of the method."""
 
+FRACTIONAL = ("floor", "lambda")
+"""What is no whole number, even if it looks like one."""
+
 
 def _choice(*values: Any) -> dict[str, Any]:
     return {"_type": "choice", "_value": list(values)}
@@ -49,6 +52,8 @@ def drawn_cell(drawn: Mapping[str, Any], seed: int) -> Cell:
     """The cell of one trial; what was not drawn is as in the other tables."""
     given = dict(drawn["pruner"])
     name = given.pop(NAME)
+    # NNI's manager hands 0.0 and 1.0 on as 0 and 1: the same cell must not get another name.
+    given |= {key: float(given[key]) for key in FRACTIONAL if key in given}
     guided = given.pop("id", False)
     plain = WAYS[name]
     made = replace(

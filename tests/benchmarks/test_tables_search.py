@@ -113,6 +113,13 @@ def test_draws_become_ways_with_a_method_its_parameters_and_options() -> None:
     assert way.options == {"allocation": "global", "floor": 0.1}
 
 
+def test_a_floor_that_became_a_whole_number_on_the_way_is_the_same_cell() -> None:
+    drawn = {"pruner": {**GUIDED["pruner"], "floor": 0.0}}
+    whole = {"pruner": {**GUIDED["pruner"], "floor": 0}}
+
+    assert TPE.cell(drawn, 1).name == TPE.cell(whole, 1).name
+
+
 def test_every_draw_is_a_cell_of_its_own_that_methods_accept() -> None:
     found = list(draws(TPE.space))
     names = set()
