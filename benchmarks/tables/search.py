@@ -65,6 +65,21 @@ CANDIDATES: tuple[Way, ...] = (
     _trained("joint", "joint", parameters={"steps": 48}),
     _trained("joint-slow", "joint", parameters={"steps": 48, "weight_lr": 3e-4}),
     _trained("joint-fast", "joint", parameters={"steps": 48, "weight_lr": 3e-3}),
+    _trained("chita++-then-tamt", "staged", parameters={"first": "chita++", "second": "tamt"}),
+    _trained("chita-then-tamt", "staged", parameters={"first": "chita", "second": "tamt"}),
+    _trained("tamt-from-lamp", "tamt-from-lamp", parameters={"steps": 48}),
+    _trained(
+        "tamt-from-lamp-modality",
+        "tamt-from-lamp",
+        parameters={"steps": 48},
+        options={"allocation": "modality"},
+    ),
+    _trained(
+        "joint-slow-modality",
+        "joint",
+        parameters={"steps": 48, "weight_lr": 3e-4},
+        options={"allocation": "modality"},
+    ),
 )
 """Ways to prune that nobody has published, cheap ones first."""
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from benchmarks.tables.compositions.joint import JointTraining
 from benchmarks.tables.compositions.refit import Refit
+from benchmarks.tables.compositions.staged import Staged
+from benchmarks.tables.compositions.started import StartedByLamp
 from vlp_plugins.allocation import GlobalAllocation, ModalityAllocation
 from vlp_plugins.methods.base import Composition, Method
 from vlp_plugins.plugins import registry
@@ -16,6 +18,8 @@ from vlp_plugins.scorers.layer_l2 import LayerL2
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.snip import Snip
 from vlp_plugins.scorers.wanda import Wanda
+
+LAMBDA = 1e-8
 
 _SCORES = {
     "flow": InformationFlow,
@@ -45,6 +49,14 @@ def refit(base: str, ridge: float = 1e-8, rows: int = 4, **parameters: Any) -> R
     return Refit(_method(base, **parameters), ridge, rows)
 
 
+def staged(first: str, second: str, *, rounds: int = 4, steps: int = 48) -> Staged:
+    """CHITA or CHITA++ half the way, mask training for the rest."""
+    parameters: dict[str, Any] = {"lambda": LAMBDA}
+    if first == "chita++":
+        parameters["rounds"] = rounds
+    return Staged(_method(first, **parameters), _method(second, steps=steps))
+
+
 def _method(name: str, **parameters: Any) -> Method:
     if name in COMPOSITIONS:
         return COMPOSITIONS[name](**parameters)
@@ -55,4 +67,6 @@ COMPOSITIONS: Mapping[str, Callable[..., Method]] = {
     "within": within,
     "refit": refit,
     "joint": JointTraining,
+    "staged": staged,
+    "tamt-from-lamp": StartedByLamp,
 }
