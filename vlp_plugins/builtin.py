@@ -11,7 +11,7 @@ from vlp_plugins.methods import compositions
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.chita import chita, chita_plus_plus
 from vlp_plugins.methods.iterative import itersnip
-from vlp_plugins.methods.tamt import tamt
+from vlp_plugins.methods.tamt import lamp_tamt, tamt
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.lamp import Lamp
@@ -47,6 +47,7 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
         "wanda": compositions.wanda,
         "itersnip": itersnip,
         "tamt": tamt,
+        "lamp-tamt": lamp_tamt,
         "taylor": taylor,
         "platon": platon,
         "chita": chita,

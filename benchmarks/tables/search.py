@@ -75,6 +75,12 @@ CANDIDATES: tuple[Way, ...] = (
         options={"allocation": "modality"},
     ),
     _trained(
+        "tamt-from-lamp-id-budgets",
+        "tamt-from-lamp",
+        parameters={"steps": 48},
+        options={"allocation": "id"},
+    ),
+    _trained(
         "joint-slow-modality",
         "joint",
         parameters={"steps": 48, "weight_lr": 3e-4},
@@ -88,7 +94,13 @@ PUBLISHED = ("omp", "lamp", "chita", "chita++", "multiflow", "tamt", "taylor", "
 
 REFERENCES: tuple[Way, ...] = tuple(WAYS[name] for name in PUBLISHED)
 
-FINALISTS: tuple[str, ...] = ()
+FINALISTS: tuple[str, ...] = (
+    "tamt-from-lamp-modality",
+    "tamt-from-lamp",
+    "tamt-from-lamp-id-budgets",
+    "tamt-modality",
+    "joint-slow-modality",
+)
 """The best at 90%, which are looked at again at 75%; beside the best of the published ones."""
 
 

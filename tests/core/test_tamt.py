@@ -18,7 +18,7 @@ from vlp_plugins.allocation import GlobalAllocation, LayerAllocation, ModalityAl
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
 from vlp_plugins.methods.base import Context
-from vlp_plugins.methods.tamt import Tamt
+from vlp_plugins.methods.tamt import Tamt, lamp_tamt
 from vlp_plugins.methods.tamt.cutting import Cutting
 from vlp_plugins.methods.tamt.published import PublishedScores, initial_masks
 from vlp_plugins.methods.tamt.scores import SignedScores
@@ -70,6 +70,26 @@ def test_the_first_forward_is_that_of_the_magnitudes_and_every_one_has_the_targe
     for weights in forwards:
         zeros = sum(int((weight == 0).sum()) for weight in weights.values())
         assert zeros == masks.removed == int(0.75 * masks.total)
+
+
+def test_it_can_start_from_lamp_in_every_modality(forwards):
+    model = losing_toy()
+    context = context_of(model)
+    expected = prune(
+        model, adapter=LosingAdapter(), method="lamp", allocation="modality", sparsity=0.75
+    )
+
+    (masks,) = lamp_tamt(steps=3).run(context)
+
+    assert all(torch.equal(forwards[0][name] != 0, expected[name]) for name in context.weights)
+    assert masks.manifest.method == "lamp-tamt"
+    assert masks.manifest.parameters["start"] == "lamp"
+    assert masks.removed == expected.removed
+
+
+def test_a_start_that_nobody_knows_is_refused():
+    with pytest.raises(UnsupportedError, match="did you mean 'lamp'"):
+        Tamt(start="lamb")
 
 
 def test_removed_weights_come_back(forwards):

@@ -31,6 +31,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "chita++": {"lambda": 0.1, "rounds": 2},
     "itersnip": {"rounds": 2},
     "tamt": {"steps": 4},
+    "lamp-tamt": {"steps": 4},
     "taylor": {"steps": 4},
     "platon": {"steps": 4},
 }

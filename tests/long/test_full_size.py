@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 PARAMETERS = {
     "itersnip": {"rounds": 2},
     "tamt": {"steps": 2},
+    "lamp-tamt": {"steps": 2},
     "taylor": {"steps": 2, "every": 1},
     "platon": {"steps": 2},
     "chita": {"lambda": 1e-8},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from benchmarks.tables.compositions.joint import JointTraining
 from benchmarks.tables.compositions.refit import Refit
 from benchmarks.tables.compositions.staged import Staged
-from benchmarks.tables.compositions.started import StartedByLamp
 from vlp_plugins.allocation import GlobalAllocation, ModalityAllocation
 from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.methods.tamt import Tamt
 from vlp_plugins.plugins import registry
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.lamp import Lamp
@@ -68,5 +69,5 @@ COMPOSITIONS: Mapping[str, Callable[..., Method]] = {
     "refit": refit,
     "joint": JointTraining,
     "staged": staged,
-    "tamt-from-lamp": StartedByLamp,
+    "tamt-from-lamp": partial(Tamt, start="lamp"),
 }

@@ -4,9 +4,10 @@
 default, `published` what the published code trains.
 """
 
+from vlp_plugins.allocation import ModalityAllocation
 from vlp_plugins.methods.tamt.procedure import Tamt
 
-__all__ = ["Tamt", "tamt"]
+__all__ = ["Tamt", "lamp_tamt", "tamt"]
 
 
 def tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
@@ -17,3 +18,17 @@ def tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
         lr: learning rate of the first step; None: that of the variant.
     """
     return Tamt(steps, lr)
+
+
+def lamp_tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
+    """Mask training that starts from LAMP's mask of each modality; of this project, unpublished.
+
+    TAMT's signed scores, but tensors are compared by LAMP (Lee et al., ICLR 2021) at the first
+    step, and every modality is pruned to the target as in MULTIFLOW. How it was found, and what
+    each of its parts brings: `python -m benchmarks.tables search better --render`.
+
+    Args:
+        steps: see `tamt`.
+        lr: see `tamt`.
+    """
+    return Tamt(steps, lr, ModalityAllocation(), start="lamp", called="lamp-tamt")

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from vlp_plugins.allocation import Allocation, GlobalAllocation
 from vlp_plugins.calibration.loss_state import bytes_of_state
 from vlp_plugins.calibration.processes import of_first
-from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.errors import DataError, UnsupportedError, suggest
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks import Manifest, Masks
 from vlp_plugins.methods.base import Context, Cost, Procedure
@@ -21,7 +21,7 @@ from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batc
 from vlp_plugins.methods.tamt.cutting import Cutting
 from vlp_plugins.methods.tamt.published import LEARNING_RATE as PUBLISHED_RATE
 from vlp_plugins.methods.tamt.published import PublishedScores
-from vlp_plugins.methods.tamt.scores import LEARNING_RATE, SignedScores
+from vlp_plugins.methods.tamt.scores import LEARNING_RATE, MAGNITUDE, STARTS, SignedScores
 from vlp_plugins.methods.tamt.training import Scores, dense_values, masks_of, train
 from vlp_plugins.sharding import is_sharded
 from vlp_plugins.targets import Target
@@ -50,30 +50,40 @@ class Tamt(Procedure):
         lr: learning rate of the first step; None: that of the variant.
         allocation: how the target is shared out among tensors.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
+        start: what the first mask is made by, a key of `STARTS`. Only from magnitudes there is a
+            published variant; otherwise it is but the losses that are as published.
+        called: name of the method, without factors.
     """
 
     steps: int | None = None
     lr: float | None = None
     allocation: Allocation = field(default_factory=GlobalAllocation)
     factors: Factors | None = None
+    start: str = MAGNITUDE
+    called: str = "tamt"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
         if self.lr is not None and not self.lr > 0:
             raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        if self.start not in STARTS:
+            raise UnsupportedError(
+                f"mask training cannot start from {self.start!r}{suggest(self.start, list(STARTS))}"
+            )
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """`tamt`, or `id*tamt` with factors."""
-        return "tamt" if self.factors is None else guided_name("tamt")
+        """As it is called; with factors `id*` in front."""
+        return self.called if self.factors is None else guided_name(self.called)
 
     @property
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
         return {"steps": self.steps, "lr": self.lr, **self._record()}
 
     def _record(self) -> dict[str, Any]:
-        return {} if self.factors is None else self.factors.record()
+        start = {} if self.start == MAGNITUDE else {"start": self.start}
+        return start if self.factors is None else {**start, **self.factors.record()}
 
     def with_allocation(self, allocation: Allocation | None) -> Tamt:
         if allocation is None:
@@ -95,7 +105,7 @@ class Tamt(Procedure):
                 "mask training keeps scores of whole weights on every process and does not run on "
                 "a model that fully_shard has divided; give the model as it was loaded"
             )
-        if context.published and not isinstance(self.allocation, GlobalAllocation):
+        if self._as_published(context) and not isinstance(self.allocation, GlobalAllocation):
             raise UnsupportedError(
                 f"the published mask training has one threshold for all tensors and no "
                 f"{self.allocation.name} allocation; leave out the allocation (and budgets per "
@@ -115,7 +125,9 @@ class Tamt(Procedure):
         size = context.weights.numel
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
-        tensors = 5 if context.published else 2  # scores (with moments and |M|) and gradients
+        tensors = (
+            5 if self._as_published(context) else 2
+        )  # scores (with moments and |M|) and gradients
         total = number_of_batches(context) or steps
         return Cost(
             ram_bytes=copies + state + tensors * 4 * size,
@@ -161,7 +173,7 @@ class Tamt(Procedure):
             dense_values(context.weights) as dense,
             probe.attached(),
         ):
-            if context.published:
+            if self._as_published(context):
                 _train_mode(context.model)
             scores = self._scores(context, dense, target)
             train(scores, dense, context.weights, probe, seen, steps, told)
@@ -174,7 +186,7 @@ class Tamt(Procedure):
             method=self.name,
             parameters={
                 "steps": len(seen.sizes),
-                "lr": self.lr or _learning_rate(published=context.published),
+                "lr": self._rate(context),
                 **self.allocation.record(),
                 "floor": context.floor,
                 "variant": "published" if context.published else "default",
@@ -187,18 +199,21 @@ class Tamt(Procedure):
         # Every process runs every step; where their arithmetic differs, that of the first counts.
         return of_first(Masks.from_dense(masks_of(scores, context.weights), manifest))
 
+    def _as_published(self, context: Context) -> bool:
+        """Whether the scores are those of the published code."""
+        return context.published and self.start == MAGNITUDE
+
+    def _rate(self, context: Context) -> float:
+        return self.lr or (PUBLISHED_RATE if self._as_published(context) else LEARNING_RATE)
+
     def _scores(self, context: Context, dense: dict[str, torch.Tensor], target: Target) -> Scores:
         cutting = Cutting(
             context.weights, self.allocation, target, context.floor, context.published
         )
-        rate = self.lr or _learning_rate(published=context.published)
-        if context.published and not isinstance(target, Mapping):
+        rate = self._rate(context)
+        if self._as_published(context) and not isinstance(target, Mapping):
             return PublishedScores(dense, cutting, float(target), rate, self.factors)
-        return SignedScores(dense, cutting, rate, self.factors)
-
-
-def _learning_rate(*, published: bool) -> float:
-    return PUBLISHED_RATE if published else LEARNING_RATE
+        return SignedScores(dense, cutting, rate, self.factors, self.start)
 
 
 def _train_mode(model: nn.Module) -> None:

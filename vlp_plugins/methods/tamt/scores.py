@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.tamt.cutting import Cutting
+from vlp_plugins.scorers.lamp import lamp
 from vlp_plugins.selection import Selection
 
 LEARNING_RATE = 0.04
 LARGEST_STEP = 2.0
 """In root mean squares: a step is at most that many times the learning rate."""
 _LEAST = torch.finfo(torch.float32).tiny
+MAGNITUDE = "magnitude"
+
+
+def _log_magnitude(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float().abs().clamp_min_(_LEAST).log_()
+
+
+def _half_log_lamp(weight: torch.Tensor) -> torch.Tensor:
+    return lamp(weight).clamp_min_(_LEAST).log_().div_(2)
+
+
+STARTS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    MAGNITUDE: _log_magnitude,
+    "lamp": _half_log_lamp,
+}
+"""First scores of a weight, by the score of which they are the logarithm."""
 
 
 class SignedScores:
     """Scores S, one per weight; the largest stay.
 
     They start at log |w|, so the first mask is that of the magnitudes, at the target sparsity
-    already, and a step of 0.7 crosses a factor of two in magnitude. The straight-through gradient
+    already, and a step of 0.7 crosses a factor of two in magnitude; or at half the logarithm of
+    LAMP's score, which is a square: the ranking within a tensor is the same then, and tensors of
+    small weights start higher. The straight-through gradient
     dL/dS = dL/dW * w reaches the removed weights too: one whose return would lower the loss rises
     until it is back.
 
@@ -43,8 +62,9 @@ class SignedScores:
         cutting: Cutting,
         learning_rate: float = LEARNING_RATE,
         factors: Factors | None = None,
+        start: str = MAGNITUDE,
     ) -> None:
-        """Starts from the magnitudes.
+        """Starts from the magnitudes, or from LAMP's scores.
 
         Args:
             dense: the weights by canonical name.
@@ -52,13 +72,12 @@ class SignedScores:
             learning_rate: how far an element whose gradient is the root mean square moves in the
                 first step.
             factors: by canonical name; None: 1.
+            start: a key of `STARTS`.
         """
         self._dense = dense
         self._cutting = cutting
         self._rate = learning_rate
-        self.values = {
-            name: weight.float().abs().clamp_min_(_LEAST).log_() for name, weight in dense.items()
-        }
+        self.values = {name: STARTS[start](weight) for name, weight in dense.items()}
         if factors is not None:
             for name, values in self.values.items():
                 values.add_(math.log(factors.relative(name)))
