@@ -114,3 +114,40 @@ def search_cells(seed: int) -> list[Cell]:
         for way, sparsity in (*first, *second)
         for model in ("blip", "xvlm")
     ]
+
+
+STRONGEST = ("lamp", "chita", "chita++", "tamt")
+"""The published methods that the search has at the top of one model or the other."""
+
+OURS = (
+    WAYS["lamp-tamt"],
+    _trained("lamp-tamt-id", "lamp-tamt", parameters={"steps": 48}, options={"allocation": "id"}),
+)
+ABLATED = (
+    _trained("tamt-modality", "tamt", parameters={"steps": 48}, options={"allocation": "modality"}),
+    _trained("tamt-from-lamp", "tamt-from-lamp", parameters={"steps": 48}),
+)
+"""Without LAMP at the start, and without a budget for each modality."""
+
+
+def final_cells(seed: int) -> list[Cell]:
+    """The two best of the search once more on the development split, for another seed."""
+    names = {"tamt-from-lamp-modality", "tamt-from-lamp-id-budgets"}
+    ways = [WAYS["tamt"], WAYS["chita++"], *(w for w in CANDIDATES if w.name in names)]
+    return [
+        Cell(model, "retrieval", way, sparsity, seed, "dev")
+        for sparsity in (0.9, 0.75)
+        for way in ways
+        for model in ("blip", "xvlm")
+    ]
+
+
+def better_cells(seed: int) -> list[Cell]:
+    """What was found, its parts, and the strongest published methods, on the test split."""
+    ways = (*(WAYS[name] for name in STRONGEST), *ABLATED, *OURS)
+    return [
+        Cell(model, "retrieval", way, sparsity, seed)
+        for sparsity in (0.9, 0.75)
+        for way in reversed(ways)
+        for model in ("blip", "xvlm")
+    ]

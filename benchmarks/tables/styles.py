@@ -45,6 +45,7 @@ _STYLES = {
     "wanda": Style(_BLUE, "--"),
     "tamt": Style(_SKY),
     "platon": Style(_SKY, "--"),
+    "lamp-tamt": Style(_BLACK, "--"),
     "multiflow-edges": Style(_ORANGE, ":"),
     "multiflow-nodes": Style(_GREEN, ":"),
     "multiflow-inverted": Style(_RED, ":"),

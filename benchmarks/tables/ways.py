@@ -57,6 +57,7 @@ PAPER = (
 MORE = (
     Way("l2", "l2"),
     Way("tamt", "tamt", {"steps": 48}, batch_size=8, samples=256),
+    Way("lamp-tamt", "lamp-tamt", {"steps": 48}, batch_size=8, samples=256),
     Way("wanda", "wanda"),
     Way("taylor", "taylor", {"steps": 32}, batch_size=8, samples=256),
     Way("platon", "platon", {"steps": 32}, batch_size=8, samples=256),
