@@ -9,6 +9,7 @@ from benchmarks.tables.views.dimensions import dimensions
 from benchmarks.tables.views.modalities import modalities
 from benchmarks.tables.views.parts import parts
 from benchmarks.tables.views.penalties import penalties
+from benchmarks.tables.views.ranked import ranked
 from benchmarks.tables.views.view import Rendered, View
 from benchmarks.tables.views.whole import whole
 
@@ -22,5 +23,6 @@ __all__ = [
     "modalities",
     "parts",
     "penalties",
+    "ranked",
     "whole",
 ]
