@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, help="of table7; blip if left out")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], help="of table7; else all")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # cells end with it
     chosen = [TABLES[name] for name in options.tables or TABLES]
     failed = _cells([table for table in chosen if table.run is None], options)
     failed += sum(table.run(options) for table in chosen if table.run is not None)

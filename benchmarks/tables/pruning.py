@@ -18,6 +18,7 @@ from vlp_plugins.adapter import Batch
 from vlp_plugins.data import CaptionedBatches, open_source
 from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.targets import Target
+from vlp_plugins.weights import WeightMap
 
 BUDGET = "4GiB"
 NEARLY_EMPTY = 0.99
@@ -77,7 +78,7 @@ def pruned(
         loaded.model,
         batches,
         adapter=adapter,
-        sparsity=_target(loaded, way, sparsity),
+        sparsity=target_of(loaded.weights, way, sparsity),
         method=made(**way.parameters) if made else way.method,
         seed=seed,
         memory_budget=BUDGET,
@@ -105,15 +106,21 @@ def pruned(
     return Pruned(masks, facts)
 
 
-def _target(loaded: Loaded, way: Way, sparsity: float) -> Target:
-    """What is removed, by modality if the way is tilted."""
+def target_of(weights: WeightMap, way: Way, sparsity: float) -> Target:
+    """What is removed, by modality if the way is tilted.
+
+    Args:
+        weights: of the model.
+        way: how it is pruned.
+        sparsity: of the whole model.
+    """
     if way.inverted:
         return 1 - sparsity
     if not way.tilt:
         return sparsity
     sizes = {
         modality: sum(weight.numel for weight in members)
-        for modality, members in loaded.weights.by_modality().items()
+        for modality, members in weights.by_modality().items()
     }
     kept = (1 - sparsity) * sum(sizes.values())
     tilted = {name: (1 - sparsity) * way.tilt[name] for name in sizes if name in way.tilt}
