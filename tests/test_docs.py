@@ -119,7 +119,7 @@ def test_every_option_that_is_mentioned_exists():
             "masks apply", "masks verify",
         )
     )  # fmt: skip
-    readme = re.sub(r"python -m benchmarks[^`\n]*", "", README)  # benchmarks have options of their own
+    readme = re.sub(r"python -m benchmarks[^`\n]*", "", README)  # have their own options
     ours = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--nproc-per-node", "--config"}
     assert {option for option in ours if option not in shown} == set()
 
