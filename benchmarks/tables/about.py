@@ -13,6 +13,15 @@ from benchmarks.tables.tuning import TUNINGS, Tuning
 from benchmarks.tables.ways import Way
 from vlp_plugins.plugins import registry
 
+_PAPER = (
+    "The papers fine-tune models a hundred times as large in batches of 128 or 256 for 5 to 10 "
+    "epochs, at 1e-5 to 5e-5, and calibrate with 500 or 3,000 batches."
+)
+_PAPER_VISION = (
+    "The paper fine-tunes a DINO ViT in batches of 32 for 10 epochs, at 1e-5, and calibrates with "
+    "128 or 64,000 images."
+)
+
 
 def commands(name: str, found: Found) -> list[str]:
     """Those that run the cells and write the page."""
@@ -28,8 +37,7 @@ def settings(found: Found) -> str:
         "Scaled down: small models are pruned once, and fine-tuned on each task with the zeros "
         f"kept, one recipe for every method (AdamW, bfloat16 autocast). {'. '.join(parts)}. "
         f"{_calibration(found.ways.values())} Seeds: {', '.join(map(str, found.seeds))}. "
-        "The papers fine-tune models a hundred times as large in batches of 128 or 256 for 5 to 10 "
-        "epochs, at 1e-5 to 5e-5, and calibrate with 500 or 3,000 batches."
+        f"{_PAPER_VISION if found.models == ['vit'] else _PAPER}"
     )
 
 
