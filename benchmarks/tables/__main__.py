@@ -12,10 +12,11 @@ import benchmarks.tables
 from benchmarks.results import FOLDER
 from benchmarks.tables.catalogue import TABLES, Table
 from benchmarks.tables.rendering import render
-from benchmarks.tables.running import missing, run, unique
+from benchmarks.tables.running import run, state, unique
 from benchmarks.tables.runtimes import METHODS
 from benchmarks.tables.table7 import MODELS
 from benchmarks.tables.world import World
+from vlp_plugins.errors import OutputError, suggest
 
 CELLS = FOLDER / "tables" / "cells"
 
@@ -28,9 +29,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all if left out")
-    parser.add_argument("--list", action="store_true", help="which cells are there; runs nothing")
-    parser.add_argument("--render", action="store_true", help="write the tables; runs nothing")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="which cells are there; runs nothing")
+    instead.add_argument("--render", action="store_true", help="write the tables; runs nothing")
+    parser.add_argument("--seeds", nargs="+", type=int, help="else those of each table")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at a time")
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument(
@@ -44,9 +46,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], help="of table7; else all")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # cells end with it
+    if unknown := [name for name in options.tables if name not in TABLES]:
+        parser.error(f"no table {unknown[0]!r}{suggest(unknown[0], list(TABLES))}")
     chosen = [TABLES[name] for name in options.tables or TABLES]
-    failed = _cells([table for table in chosen if table.run is None], options)
-    failed += sum(table.run(options) for table in chosen if table.run is not None)
+    try:
+        failed = _cells([table for table in chosen if table.run is None], options)
+        failed += sum(table.run(options) for table in chosen if table.run is not None)
+    except OutputError as error:
+        parser.error(str(error))
     sys.exit(f"{failed} cells failed" if failed else 0)
 
 
@@ -56,11 +63,15 @@ def _cells(tables: list[Table], options: argparse.Namespace) -> int:
         for table in tables:
             print(render(table, options.seeds, options.cells, options.cells.parent), flush=True)
         return 0
-    cells = [cell for seed in options.seeds for table in tables for cell in table.cells(seed)]
+    cells = [
+        cell
+        for table in tables
+        for seed in options.seeds or table.seeds
+        for cell in table.cells(seed)
+    ]
     if options.list:
-        todo = {cell.name for cell in missing(cells, options.cells)}
         for cell in unique(cells):
-            print(f"{'missing' if cell.name in todo else 'done':8}{cell.name}")
+            print(f"{state(cell, options.cells):8}{cell.name}")
         return 0
     if not cells:
         return 0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from math import sqrt
+from typing import TYPE_CHECKING
 
+from benchmarks.tables.comparing import SEED_SPREAD, standard_error
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import title_of
 from benchmarks.tables.measures import FAILED_BELOW
 from benchmarks.tables.tuning import TUNINGS, Tuning
 from benchmarks.tables.ways import Way
 from vlp_plugins.plugins import registry
+
+if TYPE_CHECKING:
+    from benchmarks.tables.catalogue import Table
 
 _PAPER = (
     "The papers fine-tune models a hundred times as large in batches of 128 or 256 for 5 to 10 "
@@ -23,10 +27,11 @@ _PAPER_VISION = (
 )
 
 
-def commands(name: str, found: Found) -> list[str]:
+def commands(table: Table, found: Found) -> list[str]:
     """Those that run the cells and write the page."""
-    seeds = "" if found.seeds == [1] else f" --seeds {' '.join(map(str, found.seeds))}"
-    command = f"    python -m benchmarks.tables {name}{seeds}"
+    usual = found.seeds in ([], [*table.seeds])
+    seeds = "" if usual else f" --seeds {' '.join(map(str, found.seeds))}"
+    command = f"    python -m benchmarks.tables {table.name}{seeds}"
     return [f"{command} --render  # writes this page", f"{command}  # runs the missing cells"]
 
 
@@ -55,17 +60,13 @@ def chance(found: Found) -> list[str]:
     errors = ", ".join(f"{standard_error(at, fewest):.1f} at {at}%" for at in (5, 20, 50))
     return [
         f"R@1 of a model that guesses is {100 / fewest:.1f}% (1 of {fewest} images). One standard "
-        f"error over {fewest} queries is about {errors}, in points, and of a difference of two "
-        "methods up to 1.4 times that. Text R@1: a text found for an image; Image R@1: an image "
+        f"error over {fewest} queries is about {errors}, in points; another seed changes an "
+        f"average by {SEED_SPREAD:g} points (standard deviation). A difference of two methods is "
+        "off by 1.4 times both. Text R@1: a text found for an image; Image R@1: an image "
         "for a text. Re-ranked: the matching head orders the best candidates; it learns slowly, "
         "so that features alone may be ahead. "
         f"ERR: average R@1 by features below {FAILED_BELOW}%."
     ]
-
-
-def standard_error(percent: float, queries: int) -> float:
-    """Of a fraction of right answers, binomial, in points."""
-    return sqrt(percent * (100 - percent) / queries)
 
 
 def missing(found: Found) -> str:
@@ -103,10 +104,15 @@ def _tuning(tuning: Tuning, split: str) -> str:
 def _calibration(ways: Iterable[Way]) -> str:
     groups: dict[str, list[str]] = {}
     for way in ways:
-        said = f"{way.samples:,} in batches of {way.batch_size}" if reads_data(way) else "none"
+        said = _seen(way) if reads_data(way) else "none"
         groups.setdefault(said, []).append(way.name)
     parts = [f"{said} ({', '.join(names)})" for said, names in groups.items()]
     return f"Calibration samples: {'; '.join(parts)}." if parts else ""
+
+
+def _seen(way: Way) -> str:
+    steps = way.parameters.get("steps")
+    return f"{way.samples:,} in batches of {way.batch_size}" + (f", {steps} steps" if steps else "")
 
 
 def reads_data(way: Way) -> bool:

@@ -14,7 +14,7 @@ import torch
 from benchmarks.tables.pruning import load, pruned
 from benchmarks.tables.tuning import TUNINGS, measured, tuned
 from benchmarks.tables.ways import Way
-from benchmarks.tables.world import World
+from benchmarks.tables.world import VERSION, World
 from vlp_plugins.atomic import write_text
 from vlp_plugins.errors import OutputError
 
@@ -64,6 +64,7 @@ class Cell:
             "seed": self.seed,
             "split": self.split,
             "tuning": TUNINGS[self.model, self.task].as_dict(),
+            "version": VERSION,
         }
         return dict(json.loads(json.dumps(made)))
 
@@ -71,12 +72,15 @@ class Cell:
         """What its file says; None if there is none.
 
         Raises:
-            OutputError: if the file is of a cell with other settings.
+            OutputError: if the file is of a cell with other settings, or no JSON.
         """
         path = self.path(out)
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OutputError(f"{path} is damaged ({error}); delete it") from error
         if wrong := [key for key, value in self.identity().items() if found.get(key) != value]:
             raise OutputError(
                 f"{path} was made with other settings ({', '.join(wrong)}); move it away, or give "

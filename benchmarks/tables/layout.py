@@ -51,9 +51,13 @@ def bold(text: str) -> str:
 def with_best(entries: Sequence[Entry]) -> list[str]:
     """The texts of a column in one group; the best, and what rounds to the same, is bold.
 
-    A figure that is alone has nothing to be better than.
+    A figure that is alone has nothing to be better than, and one that lacks seeds others have is
+    not compared.
     """
-    means = [None if each.mean is None else round(each.mean, 1) for each in entries]
+    most = max((each.there for each in entries), default=0)
+    means = [
+        None if each.mean is None or each.there < most else round(each.mean, 1) for each in entries
+    ]
     compared = sum(each.there > 0 for each in entries) > 1
     best = max((mean for mean in means if mean is not None), default=None) if compared else None
     return [

@@ -33,6 +33,7 @@ def panels(
     columns: Sequence[str],
     draw: Callable[[Axes, int, int], None],
     height: float = HEIGHT,
+    width: float = WIDTH,
 ) -> Figure:
     """A grid of panels with one legend at the right; a model not yet measured has an empty one.
 
@@ -41,8 +42,9 @@ def panels(
         columns: titles; they stand at the top.
         draw: fills the panel of a row and a column; labels become the legend.
         height: of a panel, in inches.
+        width: of a panel, in inches.
     """
-    figure = empty_figure(WIDTH * len(columns) + _LEGEND, height * len(rows))
+    figure = empty_figure(width * len(columns) + _LEGEND, height * len(rows))
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     labels: dict[str, Any] = {}
     for i, row in enumerate(rows):

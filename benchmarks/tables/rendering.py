@@ -13,18 +13,20 @@ from vlp_plugins.atomic import write_text
 from vlp_plugins.report.drawing import svg_of
 
 
-def render(table: Table, seeds: Sequence[int], cells: Path, out: Path) -> str:
+def render(table: Table, seeds: Sequence[int] | None, cells: Path, out: Path) -> str:
     """Writes `NAME.md` and `NAME.svg` and returns the Markdown.
 
     Args:
         table: its own view, or `whole`.
-        seeds: over which figures are means.
+        seeds: over which figures are means; None: those of the table.
         cells: folder of the cells' files.
         out: folder to write to.
     """
-    found = Found([cell for seed in seeds for cell in table.cells(seed)], cells)
+    found = Found([cell for seed in seeds or table.seeds for cell in table.cells(seed)], cells)
     rendered = (table.view or whole)(found)
-    if rendered.figure is not None:
+    if rendered.figure is None:
+        (out / f"{table.name}.svg").unlink(missing_ok=True)  # of another time
+    else:
         write_text(out / f"{table.name}.svg", svg_of(rendered.figure), overwrite=True)
     text = page(table, found, rendered)
     write_text(out / f"{table.name}.md", text, overwrite=True)
@@ -33,7 +35,7 @@ def render(table: Table, seeds: Sequence[int], cells: Path, out: Path) -> str:
 
 def page(table: Table, found: Found, rendered: Rendered) -> str:
     """The Markdown: what was done, what is missing, then the figures."""
-    lines = [f"# {table.title}", "", *commands(table.name, found), ""]
+    lines = [f"# {table.title}", "", *commands(table, found), ""]
     if found.cells:
         for paragraph in (settings(found), *chance(found), missing(found)):
             lines += [paragraph, ""]

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.world import World
+from vlp_plugins.errors import OutputError
 
 LONGEST = 90.0
 """Seconds that a cell may take on two cores."""
+ENDED_AFTER = 10 * LONGEST
+"""Seconds after which a cell is given up."""
 _POLL = 0.2  # seconds
 _PRELOADED = ["benchmarks.tables.cell", "transformers.models.blip.modeling_blip"]
 
@@ -24,6 +27,14 @@ def missing(cells: Sequence[Cell], out: Path) -> list[Cell]:
         OutputError: if a file is of a cell with other settings.
     """
     return [cell for cell in unique(cells) if cell.content(out) is None]
+
+
+def state(cell: Cell, out: Path) -> str:
+    """Whether it is `done`, `missing`, or `stale`: of other settings, or damaged."""
+    try:
+        return "missing" if cell.content(out) is None else "done"
+    except OutputError:
+        return "stale"
 
 
 def unique(cells: Sequence[Cell]) -> list[Cell]:
@@ -63,6 +74,10 @@ def run(
                 process = context.Process(target=_run, args=(cell, world, out))
                 process.start()
                 running.append((cell, process, time.monotonic()))
+            for _, process, start in running:
+                if time.monotonic() - start > ENDED_AFTER:
+                    process.kill()
+                    process.join()
             for entry in [each for each in running if not each[1].is_alive()]:
                 running.remove(entry)
                 cell, process, start = entry

@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks.tables import experiment, lambda_grid
-from benchmarks.tables.nni_search import SEARCHES
-from benchmarks.tables.running import missing
+from benchmarks.tables.experiments import experiment, lambda_grid
+from benchmarks.tables.experiments.searches import SEARCHES
+from benchmarks.tables.running import state
 from benchmarks.tables.world import World
 
 TITLE = "Ridge penalties of CHITA and CHITA++ (Table 10), and a search over methods"
@@ -16,19 +16,20 @@ TITLE = "Ridge penalties of CHITA and CHITA++ (Table 10), and a search over meth
 
 def run(options: argparse.Namespace) -> int:
     """Does what the command line says; returns how many trials failed."""
+    seeds = options.seeds or [1]
     if options.list:
-        print("\n".join(line for seed in options.seeds for line in listed(options.cells, seed)))
+        print("\n".join(line for seed in seeds for line in listed(options.cells, seed)))
         return 0
     if options.render:
         # Like any table of cells, but the catalogue, which rendering reads, has this function.
         from benchmarks.tables.catalogue import TABLES
         from benchmarks.tables.rendering import render
 
-        print(render(TABLES["table10"], options.seeds, options.cells, options.cells.parent))
+        print(render(TABLES["table10"], seeds, options.cells, options.cells.parent))
         return 0
     begin = time.monotonic()
     failed = 0
-    for seed in options.seeds:
+    for seed in seeds:
         for search in SEARCHES.values():
             limit = None
             if options.minutes is not None:
@@ -47,8 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def listed(cells: Path, seed: int) -> list[str]:
     """The cells of the grid, and how far the searches are."""
     grid = lambda_grid.cells(seed)
-    todo = {cell.name for cell in missing(grid, cells)}
-    lines = [f"{'missing' if cell.name in todo else 'done':8}{cell.name}" for cell in grid]
+    lines = [f"{state(cell, cells):8}{cell.name}" for cell in grid]
     return lines + [
         f"{len(search.done(cells, seed))}/{search.trials} trials of {search.name}, seed {seed}"
         for search in SEARCHES.values()

@@ -14,6 +14,9 @@ from vlp_plugins.atomic import atomic_folder
 POOL = 3072
 """Pairs of pre-training data to calibrate with; every seed draws its own from them."""
 MODELS = ("blip", "xvlm", "vit")
+VERSION = 1
+"""Of everything that cells depend on and their settings do not name: models, data, defaults of
+methods and compositions. To be raised when one changes; cells of another version are refused."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class World:
     @property
     def masks(self) -> Path:
         """Masks that the cells of several tasks share."""
-        return self.folder / "masks"
+        return self.folder / f"masks-{VERSION}"
 
     def model(self, name: str) -> Path:
         """The pre-training model of a family."""

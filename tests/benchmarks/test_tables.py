@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.tables import __main__ as command
+from benchmarks.tables import running
 from benchmarks.tables.catalogue import TABLES, grid
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.running import missing, run, unique
@@ -34,6 +36,13 @@ class Written(Cell):
 
 def written(*names: str) -> list[Cell]:
     return [Written("blip", "retrieval", WAYS[name], 0.63) for name in names]
+
+
+class Hanging(Cell):
+    """A cell that does not end."""
+
+    def run(self, world: World, out: Path) -> None:
+        time.sleep(600)
 
 
 @pytest.fixture
@@ -120,12 +129,24 @@ def test_no_cell_is_begun_when_the_time_is_over(tmp_path: Path, world: World) ->
     assert missing(cells, tmp_path) == cells
 
 
+def test_a_cell_that_hangs_is_given_up(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "ENDED_AFTER", 0.5)
+
+    failed = run([Hanging("blip", "retrieval", WAYS["omp"], 0.63)], world, tmp_path, workers=1)
+
+    assert [cell.name for cell in failed] == ["blip/retrieval/omp-0.63-seed1"]
+
+
 def test_list_says_of_each_cell_whether_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = TABLES["table5"].cells(1)
     cells[0].path(tmp_path).parent.mkdir(parents=True)
     cells[0].path(tmp_path).write_text(json.dumps(cells[0].identity()))
+    cells[1].path(tmp_path).write_text(json.dumps({**cells[1].identity(), "version": 0}))
+    cells[2].path(tmp_path).write_text("{")
     monkeypatch.setattr(sys, "argv", ["tables", "table5", "--list", "--cells", str(tmp_path)])
 
     with pytest.raises(SystemExit) as end:
@@ -134,4 +155,32 @@ def test_list_says_of_each_cell_whether_it_is_there(
     assert not end.value.code
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"done    {cells[0].name}"
-    assert lines[1:] == [f"missing {cell.name}" for cell in cells[1:]]
+    assert lines[1:3] == [f"stale   {cell.name}" for cell in cells[1:3]]
+    assert lines[3:] == [f"missing {cell.name}" for cell in cells[3:]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tabel5"], "no table 'tabel5' (did you mean 'table5'?)"),
+        (["table5", "--render"], "damaged"),
+        (["--list", "--render"], "not allowed with"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    path = TABLES["table5"].cells(1)[0].path(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    monkeypatch.setattr(sys, "argv", ["tables", *words, "--cells", str(tmp_path)])
+
+    with pytest.raises(SystemExit) as end:
+        command.main()
+
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables.about import standard_error
+from benchmarks.tables.candidates import ABLATED
 from benchmarks.tables.catalogue import TABLES, Table, grid
 from benchmarks.tables.cell import Cell
+from benchmarks.tables.comparing import SEED_SPREAD, margin, pooled_spread, standard_error
 from benchmarks.tables.findings import Entry, Found
 from benchmarks.tables.layout import markdown, with_best
 from benchmarks.tables.measures import TEXT
 from benchmarks.tables.rendering import render
 from benchmarks.tables.styles import style_of
+from benchmarks.tables.views import ranked
 from benchmarks.tables.views.dimensions import difference
 from benchmarks.tables.views.modalities import collapsed
 from benchmarks.tables.ways import WAYS
@@ -219,8 +221,54 @@ def test_a_difference_is_of_the_same_seeds_and_equal_within_two_errors() -> None
     plain = Entry(2, 2, {1: 20.0, 2: 22.0})
 
     assert difference(plain, Entry(2, 1, {1: 24.0}), 500) == "+4.0 ="
-    assert difference(plain, Entry(2, 2, {1: 30.0, 2: 30.0}), 500) == "+9.0"
+    assert difference(plain, Entry(2, 2, {1: 36.0, 2: 34.0}), 500) == "+14.0"
     assert difference(plain, Entry(2, 0), 500) == "-"
+
+
+def test_a_margin_has_the_error_of_queries_and_of_seeds() -> None:
+    one, two = Entry(1, 1, {1: 50.0}), Entry(1, 1, {1: 56.0})
+
+    found = margin(one, two, 500)
+
+    assert found is not None
+    assert found.points == 6.0
+    assert found.error == pytest.approx((2 * 2.23**2 + 2 * SEED_SPREAD**2) ** 0.5, abs=0.02)
+    assert not found.beyond
+    assert margin(one, Entry(1, 1, {2: 56.0}), 500) is None
+    assert pooled_spread([Entry(2, 2, {1: 1.0, 2: 3.0}), Entry(3, 3, {1: 5.0, 2: 5.0, 3: 5.0}),
+                          one]) == pytest.approx((2 / 3) ** 0.5)  # fmt: skip
+
+
+def test_what_is_ahead_of_everything_published_is_named_with_its_margins(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    values = {"lamp": (20, 24), "l2": (26, 21), "lamp-tamt": (30, 30), "tamt-modality": (35, 22)}
+    ways = {way.name: way for way in (*WAYS.values(), *ABLATED)}
+    for way, by_model in values.items():
+        for model, value in zip(("blip", "xvlm"), by_model, strict=True):
+            done(cells, Cell(model, "retrieval", ways[way], 0.9), retrieval(50, value))
+    every = [Cell(m, "retrieval", ways[w], 0.9) for w in values for m in ("blip", "xvlm")]
+
+    page = render(Table("small", "Small", lambda _: every, ranked), None, cells, tmp_path)
+
+    assert (
+        "- 90%: BLIP l2 26.0, X-VLM lamp 24.0. Ahead of each: **lamp-tamt** by +4.0±4.0 and "
+        "+6.0±4.0." in page
+    )
+    assert rows_of(page, "*lamp*")[0][1:] == ["20.0", "24.0", "22.0"]
+    assert page.count("Ahead of each: none") == 1  # re-ranked, all are the same
+
+
+def test_a_way_that_lacks_a_seed_is_neither_best_nor_ahead(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    for way, seed, value in (("lamp", 1, 20), ("lamp", 2, 22), ("omp", 1, 40)):
+        done(cells, Cell("blip", "retrieval", WAYS[way], 0.9, seed), retrieval(value, value))
+    every = [Cell("blip", "retrieval", WAYS[w], 0.9, s) for w in ("lamp", "omp") for s in (1, 2)]
+
+    page = render(Table("small", "Small", lambda _: every, ranked), None, cells, tmp_path)
+
+    assert rows_of(page, "*lamp*")[0] == ["*lamp*", "**21.0±1.4**", "21.0"]
+    assert rows_of(page, "*omp*")[0] == ["*omp*", "40.0 (1/2)", ""]
+    assert "- 90%: BLIP lamp 21.0±1.4." in page
 
 
 def test_numbers_of_pairs_are_columns_and_what_was_never_asked_is_empty(tmp_path: Path) -> None:

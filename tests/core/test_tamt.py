@@ -87,6 +87,14 @@ def test_it_can_start_from_lamp_in_every_modality(forwards):
     assert masks.removed == expected.removed
 
 
+def test_what_nobody_has_published_has_no_published_variant():
+    with pytest.raises(UnsupportedError, match="leave out variant='published'"):
+        prune(
+            losing_toy(), context_of().batches, adapter=LosingAdapter(), method="lamp-tamt",
+            sparsity=0.75, variant="published",
+        )  # fmt: skip
+
+
 def test_a_start_that_nobody_knows_is_refused():
     with pytest.raises(UnsupportedError, match="did you mean 'lamp'"):
         Tamt(start="lamb")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.tables.compositions.parts import COMPOSITIONS
+from benchmarks.tables.compositions.named import COMPOSITIONS
 
 __all__ = ["COMPOSITIONS"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from math import hypot
-from statistics import fmean
 from typing import TYPE_CHECKING
 
-from benchmarks.tables.about import standard_error
+from benchmarks.tables.comparing import margin
 from benchmarks.tables.findings import Entry, Found
 from benchmarks.tables.layout import markdown, percent, title_of
 from benchmarks.tables.measures import AVERAGE, AVERAGE_FEATURES, Measure
@@ -31,7 +29,7 @@ def dimensions(found: Found) -> Rendered:
             lines += [f"{measure.title}:", "", *_table(found, model, measure), ""]
     lines += [
         "Differences are to the plain method with the same seed; `=` is within two standard errors "
-        "of the difference, as of independent queries.",
+        "of the difference, as of independent queries and seeds.",
         "",
     ]
     return Rendered(lines, panels(*_titles(found), lambda *place: _draw(found, *place)))
@@ -39,14 +37,8 @@ def dimensions(found: Found) -> Rendered:
 
 def difference(plain: Entry, other: Entry, queries: int) -> str:
     """Other minus plain in points, over the seeds that both have, and what it amounts to."""
-    if plain.mean is None or other.mean is None:
-        return "-"
-    both = plain.by_seed.keys() & other.by_seed.keys()
-    if not both:
-        return "-"
-    found = fmean(other.by_seed[seed] - plain.by_seed[seed] for seed in both)
-    error = hypot(*(standard_error(each.mean or 0.0, queries) for each in (plain, other)))
-    return f"{found:+.1f}{' =' if abs(found) <= 2 * error else ''}"
+    found = margin(plain, other, queries)
+    return "-" if found is None else f"{found.points:+.1f}{'' if found.beyond else ' ='}"
 
 
 def _bases(found: Found) -> list[str]:

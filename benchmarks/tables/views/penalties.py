@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import log10
 from typing import TYPE_CHECKING
 
-from benchmarks.tables.about import standard_error
+from benchmarks.tables.comparing import standard_error
 from benchmarks.tables.findings import Entry, Found
 from benchmarks.tables.layout import markdown, title_of, with_best
 from benchmarks.tables.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES

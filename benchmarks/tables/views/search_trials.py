@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import pruner_search
+from benchmarks.tables.experiments import pruner_search
+from benchmarks.tables.experiments.searches import TPE
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import markdown, percent, title_of
 from benchmarks.tables.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
-from benchmarks.tables.nni_search import TPE
 
 _COLUMNS = (AVERAGE_FEATURES, TEXT_FEATURES, IMAGE_FEATURES)
 

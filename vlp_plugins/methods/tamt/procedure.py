@@ -51,7 +51,7 @@ class Tamt(Procedure):
         allocation: how the target is shared out among tensors.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
         start: what the first mask is made by, a key of `STARTS`. Only from magnitudes there is a
-            published variant; otherwise it is but the losses that are as published.
+            published variant.
         called: name of the method, without factors.
     """
 
@@ -105,7 +105,12 @@ class Tamt(Procedure):
                 "mask training keeps scores of whole weights on every process and does not run on "
                 "a model that fully_shard has divided; give the model as it was loaded"
             )
-        if self._as_published(context) and not isinstance(self.allocation, GlobalAllocation):
+        if context.published and self.start != MAGNITUDE:
+            raise UnsupportedError(
+                f"the published mask training starts from magnitudes, {self.called!r} from "
+                f"{self.start!r}; leave out variant='published'"
+            )
+        if context.published and not isinstance(self.allocation, GlobalAllocation):
             raise UnsupportedError(
                 f"the published mask training has one threshold for all tensors and no "
                 f"{self.allocation.name} allocation; leave out the allocation (and budgets per "
@@ -125,9 +130,7 @@ class Tamt(Procedure):
         size = context.weights.numel
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
-        tensors = (
-            5 if self._as_published(context) else 2
-        )  # scores (with moments and |M|) and gradients
+        tensors = 5 if context.published else 2  # scores (with moments and |M|) and gradients
         total = number_of_batches(context) or steps
         return Cost(
             ram_bytes=copies + state + tensors * 4 * size,
@@ -173,7 +176,7 @@ class Tamt(Procedure):
             dense_values(context.weights) as dense,
             probe.attached(),
         ):
-            if self._as_published(context):
+            if context.published:
                 _train_mode(context.model)
             scores = self._scores(context, dense, target)
             train(scores, dense, context.weights, probe, seen, steps, told)
@@ -199,19 +202,15 @@ class Tamt(Procedure):
         # Every process runs every step; where their arithmetic differs, that of the first counts.
         return of_first(Masks.from_dense(masks_of(scores, context.weights), manifest))
 
-    def _as_published(self, context: Context) -> bool:
-        """Whether the scores are those of the published code."""
-        return context.published and self.start == MAGNITUDE
-
     def _rate(self, context: Context) -> float:
-        return self.lr or (PUBLISHED_RATE if self._as_published(context) else LEARNING_RATE)
+        return self.lr or (PUBLISHED_RATE if context.published else LEARNING_RATE)
 
     def _scores(self, context: Context, dense: dict[str, torch.Tensor], target: Target) -> Scores:
         cutting = Cutting(
             context.weights, self.allocation, target, context.floor, context.published
         )
         rate = self._rate(context)
-        if self._as_published(context) and not isinstance(target, Mapping):
+        if context.published and not isinstance(target, Mapping):
             return PublishedScores(dense, cutting, float(target), rate, self.factors)
         return SignedScores(dense, cutting, rate, self.factors, self.start)
 

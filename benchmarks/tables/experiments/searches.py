@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import lambda_grid, pruner_search
 from benchmarks.tables.cell import Cell
+from benchmarks.tables.experiments import lambda_grid, pruner_search
 from benchmarks.tables.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
 from vlp_plugins.atomic import write_text
 from vlp_plugins.errors import OutputError

@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
+from benchmarks.tables.candidates import (
+    AS_PUBLISHED,
+    CALLED,
+    CANDIDATES,
+    FINALISTS,
+    FOUND,
+    better_cells,
+    final_cells,
+    search_cells,
+)
 from benchmarks.tables.compositions import COMPOSITIONS
 from benchmarks.tables.compositions.refit import pieces_of
 from benchmarks.tables.pruning import target_of
-from benchmarks.tables.search import ABLATED, CANDIDATES, FINALISTS, OURS, PUBLISHED, search_cells
-from benchmarks.tables.ways import WAYS, Way
+from benchmarks.tables.ways import MORE, PAPER, Way
 from vlp_plugins import prune
 from vlp_plugins.plugins import registry
 from vlp_plugins.weights import WeightMap
@@ -108,7 +117,34 @@ def test_the_search_has_at_least_twenty_compositions_and_reads_no_test():
     names = [way.name for way in CANDIDATES]
 
     assert len(names) == len(set(names)) >= 20
-    assert not set(names) & set(WAYS)
-    assert set(FINALISTS) <= set(names)
-    assert {cell.split for cell in search_cells(1)} == {"dev"}
-    assert not set(PUBLISHED) & {way.name for way in (*OURS, *ABLATED)}
+    assert not set(names) & AS_PUBLISHED
+    assert set(FINALISTS) | set(CALLED) <= set(names)
+    assert {cell.split for cell in (*search_cells(1), *final_cells(1))} == {"dev"}
+    assert {cell.split for cell in better_cells(1)} == {"test"}
+
+
+def test_what_was_found_is_measured_beside_everything_published_and_its_parts():
+    names = [cell.way.name for cell in better_cells(1)]
+
+    published = {way.name for way in (*PAPER, *MORE)} - {"random"}
+    assert published | {"lamp-tamt", "tamt-modality", "tamt-from-lamp"} <= set(names)
+    assert len(names) == 4 * len(set(names))  # two models, two sparsities
+
+
+def test_candidates_that_were_registered_are_the_same_as_the_methods(model, batches):
+    found = {way.name: way for way in (*CANDIDATES, *FOUND)}
+    for candidate, name in CALLED.items():
+        ways = (found[candidate], found[name])
+        made = [COMPOSITIONS.get(w.method) for w in ways]
+        masks = [
+            prune(
+                model,
+                batches,
+                method=build(steps=3) if build else way.method,
+                sparsity=SPARSITY,
+                **({} if build else {"steps": 3}),
+                **way.options,
+            )
+            for build, way in zip(made, ways, strict=True)
+        ]
+        assert all(torch.equal(masks[0][each], masks[1][each]) for each in masks[0])

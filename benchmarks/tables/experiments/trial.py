@@ -1,4 +1,4 @@
-"""One trial of a search of the tables, as NNI starts it: `python -m benchmarks.tables.nni_trial`.
+"""One trial of a search, as NNI starts it: `python -m benchmarks.tables.experiments.trial`.
 
 Runs the cell of what was drawn, unless its file is there, and reports its average R@1.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from benchmarks.tables.nni_search import SEARCHES, Search, result_of
+from benchmarks.tables.experiments.searches import SEARCHES, Search, result_of
 from benchmarks.tables.world import World
 from vlp_plugins.hosts.nni.experiment import NniTrial, Trial
 
@@ -28,7 +28,9 @@ def run(search: Search, trial: Trial, seed: int, world: World, cells: Path) -> N
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks.tables.nni_trial", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables.experiments.trial", description=__doc__
+    )
     parser.add_argument("search", choices=SEARCHES)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--cells", type=Path, required=True)

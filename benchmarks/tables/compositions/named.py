@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.tables.compositions.joint import JointTraining
 from benchmarks.tables.compositions.refit import Refit
 from benchmarks.tables.compositions.staged import Staged
+from benchmarks.tables.ways import LAMBDA
 from vlp_plugins.allocation import GlobalAllocation, ModalityAllocation
 from vlp_plugins.methods.base import Composition, Method
 from vlp_plugins.methods.tamt import Tamt
@@ -19,8 +20,6 @@ from vlp_plugins.scorers.layer_l2 import LayerL2
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.snip import Snip
 from vlp_plugins.scorers.wanda import Wanda
-
-LAMBDA = 1e-8
 
 _SCORES = {
     "flow": InformationFlow,
@@ -45,7 +44,7 @@ def within(score: str, by: str, *, modality: bool = True) -> Composition:
     return Composition(name, _SCORES[score](), allocation, allocation_score=_SCORES[by]())
 
 
-def refit(base: str, ridge: float = 1e-8, rows: int = 4, **parameters: Any) -> Refit:
+def refit(base: str, ridge: float = LAMBDA, rows: int = 4, **parameters: Any) -> Refit:
     """CHITA's weight update on the support of another method."""
     return Refit(_method(base, **parameters), ridge, rows)
 

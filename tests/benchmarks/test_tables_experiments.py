@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables import experiment, lambda_grid, nni_trial, pruner_search
 from benchmarks.tables.catalogue import TABLES
 from benchmarks.tables.cell import Cell
-from benchmarks.tables.continued_tpe import ContinuedTpe
+from benchmarks.tables.experiments import experiment, lambda_grid, pruner_search
+from benchmarks.tables.experiments import trial as nni_trial
+from benchmarks.tables.experiments.continued_tpe import ContinuedTpe
+from benchmarks.tables.experiments.searches import LAMBDA_GRID, SEARCHES, TPE, result_of
 from benchmarks.tables.findings import Entry, Found
-from benchmarks.tables.nni_search import LAMBDA_GRID, SEARCHES, TPE, result_of
 from benchmarks.tables.table10 import listed
 from benchmarks.tables.views import penalties
 from benchmarks.tables.views.penalties import as_good
@@ -204,10 +205,10 @@ def test_an_experiment_that_was_stopped_goes_on_with_what_is_known(tmp_path: Pat
 
 def test_new_trials_come_after_those_that_are_known() -> None:
     known = [trial(CHITA, 1.5)]
-    assert experiment.merged(known, [trial(GUIDED, 4.0), trial(CHITA, 1.5)]) == [
-        trial(CHITA, 1.5),
-        trial(GUIDED, 4.0),
-    ]
+    new = [trial(GUIDED, 4.0), trial(CHITA, 1.5)]
+
+    assert experiment.merged(LAMBDA_GRID, known, new) == [*known, trial(GUIDED, 4.0)]
+    assert experiment.merged(TPE, known, new) == [*known, *new]  # it may draw the same again
 
 
 def test_tpe_learns_from_trials_of_an_earlier_experiment() -> None:
@@ -260,8 +261,8 @@ RUN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from benchmarks.tables import experiment
-from benchmarks.tables.nni_search import SEARCHES
+from benchmarks.tables.experiments import experiment
+from benchmarks.tables.experiments.searches import SEARCHES
 from benchmarks.tables.world import World
 name, trials, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 World.make = lambda self: None

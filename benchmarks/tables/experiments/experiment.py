@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables.nni_search import Search, Trial
+from benchmarks.tables.experiments.searches import Search, Trial
 from benchmarks.tables.running import LONGEST
 from benchmarks.tables.world import World
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _POLL = 2.0  # seconds
 _ENDED = ("DONE", "STOPPED", "ERROR")
 _OPEN = ("UNKNOWN", "WAITING", "RUNNING")
@@ -67,7 +67,8 @@ def config(
 
     A grid is gone through as a whole: trials of cells that are there end at once. TPE goes on.
     """
-    program = [sys.executable, "-m", "benchmarks.tables.nni_trial", search.name, "--seed", seed]
+    module = "benchmarks.tables.experiments.trial"
+    program = [sys.executable, "-m", module, search.name, "--seed", seed]
     folders = ["--cells", cells.absolute(), "--world", world.folder.absolute()]
     tuner: dict[str, Any] = {"name": search.tuner, "classArgs": dict(search.arguments)}
     trials = search.trials
@@ -120,7 +121,7 @@ def _ended(
                     found = [
                         _trial(each, experiment.id, search, seed) for each in ended if _well(each)
                     ]
-                    search.write(cells, seed, merged(known, found))
+                    search.write(cells, seed, merged(search, known, found))
             if status in _ENDED:
                 break
             time.sleep(_POLL)
@@ -131,9 +132,13 @@ def _ended(
     return max(failed, int(status == "ERROR"))
 
 
-def merged(known: Sequence[Trial], found: Sequence[Trial]) -> list[Trial]:
-    """Earlier trials and new ones; a cell that was gone through again stays where it was."""
-    names = {each["cell"] for each in known}
+def merged(search: Search, known: Sequence[Trial], found: Sequence[Trial]) -> list[Trial]:
+    """Earlier trials and new ones.
+
+    A grid that goes on is gone through from the start: what was known stays where it was. TPE may
+    draw the same twice, and both are trials.
+    """
+    names = {each["cell"] for each in known} if search.tuner != "TPE" else set()
     return [*known, *(each for each in found if each["cell"] not in names)]
 
 

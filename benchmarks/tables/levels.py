@@ -1,0 +1,108 @@
+"""What figures of captions and answers are worth: what guessing gets, and how much is true.
+
+    python -m benchmarks.tables.levels
+
+VQA: everybody is given the commonest answer to questions of this kind in training. Captions: every
+image is given a caption of the next one, which is well worded and says nothing of it; and of what
+the models that are not pruned say, fine-tuned as in the tables, how much is true of its image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.demo.captions import COLOURS, DIGITS
+from benchmarks.demo.language import Fact
+from benchmarks.downstream.wording import CELLS, is_true
+from benchmarks.results import FOLDER
+from benchmarks.tables.pruning import load
+from benchmarks.tables.tuning import TUNINGS, measured, tuned
+from benchmarks.tables.world import World
+from vlp_plugins.atomic import write_text
+from vlp_plugins.evaluation.answering import vqa_accuracy
+from vlp_plugins.evaluation.caption_metrics import caption_scores
+
+MODELS = ("blip", "xvlm")
+
+
+def guessed_answers(world: World, count: int) -> float:
+    """VQA accuracy in percent on the first questions of the test, without looking at images."""
+    common: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in _read(world, "vqa_train.json"):
+        common[question["question_type"]].update(question["answer"])
+    test = _read(world, "vqa_test.json")[:count]
+    said = [common[question["question_type"]].most_common(1)[0][0] for question in test]
+    return vqa_accuracy(said, [question["answer"] for question in test]).accuracy
+
+
+def guessed_captions(world: World, count: int) -> float:
+    """CIDEr of a caption of the next image, on the first images of the test."""
+    captions = [image["caption"] for image in _read(world, "coco_karpathy_test.json")[:count]]
+    said = [captions[(i + 1) % count][0] for i in range(count)]
+    return caption_scores(said, captions).scores["cider"]
+
+
+def true_captions(world: World, model: str, seed: int = 1) -> float:
+    """Percent of what a model that is not pruned says of the first images that is true of them."""
+    tuning = TUNINGS[model, "captioning"]
+    loaded = load(world, model)
+    dense, _ = tuned(world, loaded, tuning, None, seed)
+    said = measured(world, loaded, dense, tuning, "test").said
+    lines = (world.downstream / tuning.data / "test" / "metadata.jsonl").read_text("utf-8")
+    shown = [_facts(json.loads(line)["objects"]) for line in lines.splitlines()[: len(said)]]
+    return 100 * sum(map(is_true, said, shown)) / len(said)
+
+
+def levels(world: World) -> dict[str, Any]:
+    """All of them."""
+    images = TUNINGS["blip", "captioning"].measured
+    return {
+        "vqa_accuracy_of_guesses": round(
+            guessed_answers(world, TUNINGS["blip", "vqa"].measured), 2
+        ),
+        "cider_of_captions_of_others": round(guessed_captions(world, images), 2),
+        "true_captions_percent": {m: round(true_captions(world, m), 2) for m in MODELS},
+    }
+
+
+def _facts(objects: list[list[str]]) -> frozenset[Fact]:
+    colours = [names[0] for names in COLOURS]
+    cells = [names[0] for names in CELLS]
+    return frozenset(
+        Fact(colours.index(colour), DIGITS.index(digit), cells.index(cell))
+        for colour, digit, cell in objects
+    )
+
+
+def _read(world: World, name: str) -> list[dict[str, Any]]:
+    path = world.downstream / TUNINGS["blip", "vqa"].data / name
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables.levels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--world", type=Path, default=Path(".tables"), help="models and data")
+    parser.add_argument("--output", type=Path, default=FOLDER / "tables" / "levels.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    world = World(options.world)
+    world.make()
+    text = json.dumps(levels(world), indent=1) + "\n"
+    write_text(options.output, text, overwrite=True)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
