@@ -11,14 +11,17 @@ from pathlib import Path
 import benchmarks.tables
 from benchmarks.results import FOLDER
 from benchmarks.tables.catalogue import TABLES, Table
+from benchmarks.tables.own import OwnWorld
 from benchmarks.tables.rendering import render
 from benchmarks.tables.running import run, state, unique
 from benchmarks.tables.runtimes import METHODS
 from benchmarks.tables.table7 import MODELS
 from benchmarks.tables.world import World
-from vlp_plugins.errors import OutputError, suggest
+from vlp_plugins.errors import OutputError, RecipeError, suggest
 
 CELLS = FOLDER / "tables" / "cells"
+SMALL_ONLY = ("table6", "table7", "table10")
+_YAML = (".yaml", ".yml")
 
 
 def main() -> None:
@@ -41,7 +44,12 @@ def main() -> None:
         default=CELLS,
         help="folder of the cells' files; tables are written beside it",
     )
-    parser.add_argument("--world", type=Path, default=Path(".tables"), help="models, data, masks")
+    parser.add_argument(
+        "--world",
+        type=Path,
+        default=Path(".tables"),
+        help="folder of models, data and masks, which are made; or FILE.yaml of one's own",
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, help="of table7; blip if left out")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], help="of table7; else all")
     options = parser.parse_args()
@@ -50,18 +58,33 @@ def main() -> None:
         parser.error(f"no table {unknown[0]!r}{suggest(unknown[0], list(TABLES))}")
     chosen = [TABLES[name] for name in options.tables or TABLES]
     try:
-        failed = _cells([table for table in chosen if table.run is None], options)
+        own = OwnWorld.read(options.world) if options.world.suffix in _YAML else None
+        if own:
+            _check(parser, chosen, options)
+        failed = _cells([table for table in chosen if table.run is None], options, own)
         failed += sum(table.run(options) for table in chosen if table.run is not None)
-    except OutputError as error:
+    except (OutputError, RecipeError) as error:
         parser.error(str(error))
     sys.exit(f"{failed} cells failed" if failed else 0)
 
 
-def _cells(tables: list[Table], options: argparse.Namespace) -> int:
+def _check(
+    parser: argparse.ArgumentParser, chosen: list[Table], options: argparse.Namespace
+) -> None:
+    """Tables of one's own are of the cells of BLIP and X-VLM, and have a place of their own."""
+    if options.cells == CELLS:
+        parser.error("give --cells FOLDER: those of this repository are of its own models")
+    if wrong := [table.name for table in chosen if table.name in SMALL_ONLY]:
+        parser.error(f"{wrong[0]} is of the models of this repository; leave it out")
+
+
+def _cells(tables: list[Table], options: argparse.Namespace, own: OwnWorld | None) -> int:
     """Does what the command line says with tables of cells; returns how many failed."""
     if options.render:
         for table in tables:
-            print(render(table, options.seeds, options.cells, options.cells.parent), flush=True)
+            print(
+                render(table, options.seeds, options.cells, options.cells.parent, own), flush=True
+            )
         return 0
     cells = [
         cell
@@ -69,6 +92,8 @@ def _cells(tables: list[Table], options: argparse.Namespace) -> int:
         for seed in options.seeds or table.seeds
         for cell in table.cells(seed)
     ]
+    if own:
+        cells = own.cells(cells)
     if options.list:
         for cell in unique(cells):
             print(f"{state(cell, options.cells):8}{cell.name}")
@@ -76,7 +101,7 @@ def _cells(tables: list[Table], options: argparse.Namespace) -> int:
     if not cells:
         return 0
     limit = None if options.minutes is None else 60 * options.minutes
-    world = World(options.world)
+    world = own or World(options.world)
     return len(run(cells, world, options.cells, workers=options.workers, limit=limit))
 
 

@@ -10,7 +10,7 @@ from benchmarks.tables.comparing import SEED_SPREAD, standard_error
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import title_of
 from benchmarks.tables.measures import FAILED_BELOW
-from benchmarks.tables.tuning import TUNINGS, Tuning
+from benchmarks.tables.tuning import Tuning
 from benchmarks.tables.ways import Way
 from vlp_plugins.plugins import registry
 
@@ -38,21 +38,28 @@ def commands(table: Table, found: Found) -> list[str]:
 def settings(found: Found) -> str:
     """One paragraph: what is scaled down, and how far."""
     parts = [f"{title_of(model)}: {_tunings(found, model)}" for model in found.models]
-    return (
-        "Scaled down: small models are pruned once, and fine-tuned on each task with the zeros "
-        f"kept, one recipe for every method (AdamW, bfloat16 autocast). {'. '.join(parts)}. "
-        f"{_calibration(found.ways.values())} Seeds: {', '.join(map(str, found.seeds))}. "
-        f"{_PAPER_VISION if found.models == ['vit'] else _PAPER}"
+    own = {cell.model: cell.checkpoint for cell in found.cells if cell.checkpoint}
+    which = [f"{title_of(model)} is {checkpoint}." for model, checkpoint in own.items()]
+    first = "Models" if own else "Scaled down: small models"
+    paper = [] if own else [_PAPER_VISION if found.models == ["vit"] else _PAPER]
+    return " ".join(
+        [
+            f"{first} are pruned once, and fine-tuned on each task with the zeros kept, one recipe "
+            f"for every method (AdamW, bfloat16 autocast). {'. '.join(parts)}.",
+            *which,
+            _calibration(found.ways.values()),
+            f"Seeds: {', '.join(map(str, found.seeds))}.",
+            *paper,
+        ]
     )
 
 
 def chance(found: Found) -> list[str]:
     """What R@1 is by chance, how far it is off, and what ERR means; nothing without retrieval."""
     queries = {
-        tuning.measured
+        found.queries(model)
         for model in found.models
-        if "retrieval" in found.tasks
-        if (tuning := TUNINGS.get((model, "retrieval"))) is not None
+        if found.tuning(model, "retrieval") is not None
     }
     if not queries:
         return []
@@ -84,10 +91,7 @@ def missing(found: Found) -> str:
 
 def _tunings(found: Found, model: str) -> str:
     there = [
-        (task, tuning)
-        for task in found.tasks
-        if (tuning := TUNINGS.get((model, task))) is not None
-        and any((cell.model, cell.task) == (model, task) for cell in found.cells)
+        (task, tuning) for task in found.tasks if (tuning := found.tuning(model, task)) is not None
     ]
     return (
         "; ".join(f"{title_of(task)} {_tuning(tuning, found.split)}" for task, tuning in there)
@@ -96,8 +100,9 @@ def _tunings(found: Found, model: str) -> str:
 
 
 def _tuning(tuning: Tuning, split: str) -> str:
-    text = f"{tuning.steps} steps of {tuning.batch_size} at {tuning.learning_rate:g}"
-    text += f", measured on {tuning.measured} of {split}"
+    length = f"{tuning.steps} steps" if tuning.steps else f"{tuning.epochs} epochs"
+    text = f"{length} of {tuning.batch_size} at {tuning.learning_rate:g}"
+    text += f", measured on {tuning.measured or 'all'} of {split}"
     return f"{text}, {tuning.rerank} candidates re-ranked" if tuning.rerank else text
 
 

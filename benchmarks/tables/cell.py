@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from benchmarks.tables.pruning import load, pruned
-from benchmarks.tables.tuning import TUNINGS, measured, tuned
+from benchmarks.tables.tuning import TUNINGS, Tuning, measured, tuned
 from benchmarks.tables.ways import Way
 from benchmarks.tables.world import VERSION, World
 from vlp_plugins.atomic import write_text
 from vlp_plugins.errors import OutputError
 
 THREADS = 1
-"""Of a cell: as many cells as cores run side by side."""
+"""Of a cell of the small models: as many as cores run side by side."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Cell:
         sparsity: fraction removed.
         seed: of calibration data, of fine-tuning, and of methods that draw.
         split: what is measured on: `dev`, for choosing, or `test`.
+        recipe: of fine-tuning; None: that of `TUNINGS`, for the small models.
+        checkpoint: of the model; None: the small one of this repository.
     """
 
     model: str
@@ -41,6 +43,13 @@ class Cell:
     sparsity: float
     seed: int = 1
     split: str = "test"
+    recipe: Tuning | None = None
+    checkpoint: str | None = None
+
+    @property
+    def tuning(self) -> Tuning:
+        """How it is fine-tuned and measured."""
+        return self.recipe or TUNINGS[self.model, self.task]
 
     @property
     def name(self) -> str:
@@ -63,9 +72,11 @@ class Cell:
             "sparsity": self.sparsity,
             "seed": self.seed,
             "split": self.split,
-            "tuning": TUNINGS[self.model, self.task].as_dict(),
+            "tuning": self.tuning.as_dict(),
             "version": VERSION,
         }
+        if self.checkpoint is not None:
+            made["checkpoint"] = self.checkpoint
         return dict(json.loads(json.dumps(made)))
 
     def content(self, out: Path) -> Mapping[str, Any] | None:
@@ -90,9 +101,10 @@ class Cell:
 
     def run(self, world: World, out: Path) -> None:
         """Does the work and writes the file whole or not at all."""
-        torch.set_num_threads(THREADS)
+        if self.checkpoint is None:
+            torch.set_num_threads(THREADS)
         start = time.perf_counter()
-        tuning = TUNINGS[self.model, self.task]
+        tuning = self.tuning
         loaded = load(world, self.model)
         made = None
         if self.way is not None:

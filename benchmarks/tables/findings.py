@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.measures import FAILED_BELOW, Content, Measure, converged
 from benchmarks.tables.running import unique
+from benchmarks.tables.tuning import Tuning
 from benchmarks.tables.ways import Way
 
 DENSE = "dense"
@@ -114,6 +115,16 @@ class Found:
     def ways(self) -> dict[str, Way]:
         """By name, in the table's order, without the dense one."""
         return {cell.way.name: cell.way for cell in self.cells if cell.way is not None}
+
+    def tuning(self, model: str, task: str) -> Tuning | None:
+        """How a model is fine-tuned on a task and measured; None if the table has no such cell."""
+        found = (cell.tuning for cell in self.cells if (cell.model, cell.task) == (model, task))
+        return next(found, None)
+
+    def queries(self, model: str) -> int:
+        """Images that retrieval is measured with; those of the test of COCO, if it is all."""
+        tuning = self.tuning(model, "retrieval")
+        return tuning.measured if tuning and tuning.measured else 5000
 
     def at(self, model: str, sparsity: float) -> list[str]:
         """Names of the ways that a model is pruned by to a sparsity, in the table's order."""

@@ -54,7 +54,7 @@ def true_captions(world: World, model: str, seed: int = 1) -> float:
     loaded = load(world, model)
     dense, _ = tuned(world, loaded, tuning, None, seed)
     said = measured(world, loaded, dense, tuning, "test").said
-    lines = (world.downstream / tuning.data / "test" / "metadata.jsonl").read_text("utf-8")
+    lines = (Path(world.task_data(tuning.data)) / "test" / "metadata.jsonl").read_text("utf-8")
     shown = [_facts(json.loads(line)["objects"]) for line in lines.splitlines()[: len(said)]]
     return 100 * sum(map(is_true, said, shown)) / len(said)
 
@@ -81,7 +81,7 @@ def _facts(objects: list[list[str]]) -> frozenset[Fact]:
 
 
 def _read(world: World, name: str) -> list[dict[str, Any]]:
-    path = world.downstream / TUNINGS["blip", "vqa"].data / name
+    path = Path(world.task_data(TUNINGS["blip", "vqa"].data)) / name
     found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

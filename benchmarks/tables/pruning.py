@@ -39,31 +39,33 @@ class Pruned:
 
 
 def load(world: World, model: str) -> Loaded:
-    """A pre-training model on the CPU, with its adapter and its processor."""
-    return Loaded.of(ModelSource(str(world.model(model)), device="cpu"))
+    """A pre-training model, with its adapter and its processor."""
+    return Loaded.of(ModelSource(world.model(model), device=world.device))
 
 
-def calibration(world: World, loaded: Loaded, way: Way, seed: int) -> list[Batch]:
+def calibration(
+    world: World, loaded: Loaded, way: Way, seed: int
+) -> list[Batch] | CaptionedBatches:
     """What a way may see: the first pairs of the seed's order; of the ViT, images."""
     if loaded.adapter.name == "vit":
         return images(way.samples, way.batch_size, seed)
-    return list(
-        CaptionedBatches(
-            open_source(str(world.calibration)),
-            loaded.processor,
-            loaded.adapter,
-            way.batch_size,
-            limit=way.samples // way.batch_size,
-            shuffle_seed=seed,
-        )
+    batches = CaptionedBatches(
+        open_source(world.calibration),
+        loaded.processor,
+        loaded.adapter,
+        way.batch_size,
+        limit=way.samples // way.batch_size,
+        shuffle_seed=seed,
     )
+    return list(batches) if world.small else batches  # decoded once, where memory has room
 
 
 def pruned(
     world: World, loaded: Loaded, model: str, way: Way, sparsity: float, seed: int
 ) -> Pruned:
     """Prunes, or takes the masks of another cell that did."""
-    key = json.dumps([model, way.as_dict(), sparsity, seed], sort_keys=True)
+    which = model if world.small else world.model(model)
+    key = json.dumps([which, way.as_dict(), sparsity, seed], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = world.masks / f"{model}-{way.name}-{sparsity}-{digest}.safetensors"
     note = path.with_suffix(".json")

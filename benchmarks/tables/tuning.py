@@ -47,8 +47,10 @@ class Tuning:
         schedule: of the learning rate.
         warmup: fraction of the steps.
         batch_size: rows of a step.
-        measured: images or questions of the test, the first ones.
+        measured: images or questions of the test, the first ones; 0: all.
         rerank: candidates of retrieval that the matching head orders.
+        epochs: instead of steps, where those are 0.
+        accumulate: parts that a step is computed in.
     """
 
     task: str
@@ -62,10 +64,14 @@ class Tuning:
     batch_size: int = 32
     measured: int = 500
     rerank: int = 0
+    epochs: int = 0
+    accumulate: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        return asdict(self) | {"betas": list(self.betas)}
+        """As JSON keeps it, without what the small models do not need."""
+        made = asdict(self) | {"betas": list(self.betas)}
+        unused = {name for name, usual in (("epochs", 0), ("accumulate", 1)) if made[name] == usual}
+        return {name: value for name, value in made.items() if name not in unused}
 
     def settings(self, seed: int) -> FinetuneSettings:
         """Of the optimizer."""
@@ -75,7 +81,9 @@ class Tuning:
             weight_decay=self.weight_decay,
             schedule=self.schedule,
             warmup=self.warmup,
-            steps=self.steps,
+            epochs=max(1, self.epochs),
+            steps=self.steps or None,
+            accumulate=self.accumulate,
             autocast="bfloat16",
             seed=seed,
         )
@@ -120,9 +128,7 @@ def tuned(
     world: World, loaded: Loaded, tuning: Tuning, masks: Masks | None, seed: int
 ) -> tuple[nn.Module, float]:
     """The model of the task, fine-tuned under the masks, and the loss of its last steps."""
-    recipe = FinetuneRecipe(
-        task=tuning.task, data=str(world.downstream / tuning.data), split="train"
-    )
+    recipe = FinetuneRecipe(task=tuning.task, data=world.task_data(tuning.data), split="train")
     data = read_samples(recipe)
     model = downstream(
         loaded.model,
@@ -132,11 +138,15 @@ def tuned(
         classes=len(data.classes) or None,
         seed=seed,
     )
-    if loaded.adapter.name in ("xvlm", "vit"):
-        # transformers' other attention has a very slow bfloat16 backward on CPU
+    if loaded.adapter.name in ("xvlm", "vit") and world.device == "cpu":
+        # transformers' other attention has a very slow bfloat16 backward there
         model.set_attn_implementation("eager")
     epochs = SampleEpochs(
-        data.samples, loaded.processor, loaded.adapter, tuning.batch_size, seed=seed
+        data.samples,
+        loaded.processor,
+        loaded.adapter,
+        tuning.batch_size // tuning.accumulate,
+        seed=seed,
     )
     done = finetune(
         model,
@@ -151,15 +161,18 @@ def tuned(
 
 def task_of(world: World, loaded: Loaded, tuning: Tuning, split: str) -> Task:
     """The task that a fine-tuned model is measured on; `loaded` has this model."""
-    kind = OneCaptionRetrieval if tuning.task == "retrieval" else TASKS[tuning.task]
+    one = world.small and tuning.task == "retrieval"
+    kind = OneCaptionRetrieval if one else TASKS[tuning.task]
     data, part = tuning.data, SPLITS[split]
+    if not world.small and tuning.task == "vqa":
+        part = "val"  # nobody has the answers of the test
     if split == "dev" and data in DEV_ELSEWHERE:
         data, part = f"{data}-dev", "test"
     request = TaskRequest(
         tuning.task,
-        str(world.downstream / data),
+        world.task_data(data),
         split=part,
-        limit=tuning.measured,
+        limit=tuning.measured or None,
         batch_size=50,
         rerank=tuning.rerank,
     )

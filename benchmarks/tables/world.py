@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.demo.build_data import build as build_pretraining
 from benchmarks.downstream.build import build as build_downstream
@@ -29,24 +30,32 @@ class World:
 
     folder: Path
 
+    small = True
+    """Whether models and data are those of this repository."""
+    device: ClassVar[str | None] = "cpu"
+
     @property
     def downstream(self) -> Path:
         """What `benchmarks.downstream.build` writes."""
         return self.folder / "downstream"
 
     @property
-    def calibration(self) -> Path:
+    def calibration(self) -> str:
         """An image folder of pre-training pairs."""
-        return self.folder / "pretraining" / "calibration"
+        return str(self.folder / "pretraining" / "calibration")
 
     @property
     def masks(self) -> Path:
         """Masks that the cells of several tasks share."""
         return self.folder / f"masks-{VERSION}"
 
-    def model(self, name: str) -> Path:
+    def model(self, name: str) -> str:
         """The pre-training model of a family."""
-        return VIT if name == "vit" else self.downstream / "models" / name
+        return str(VIT if name == "vit" else self.downstream / "models" / name)
+
+    def task_data(self, data: str) -> str:
+        """A downstream data set, by the name that `Tuning` gives it."""
+        return str(self.downstream / data)
 
     def make(self) -> None:
         """Makes what is not there yet."""
@@ -54,7 +63,7 @@ class World:
         if not self.downstream.exists():
             with atomic_folder(Path(os.path.abspath(self.downstream))) as target:  # noqa: PTH100
                 build_downstream(target)
-        if not self.calibration.exists():
-            whole = self.calibration.parent
+        if not Path(self.calibration).exists():
+            whole = Path(self.calibration).parent
             with atomic_folder(Path(os.path.abspath(whole))) as target:  # noqa: PTH100
                 build_pretraining(target, calibration=POOL, downstream=0, test=0)

@@ -9,7 +9,6 @@ from benchmarks.tables.findings import Entry, Found
 from benchmarks.tables.layout import markdown, percent, title_of
 from benchmarks.tables.measures import AVERAGE, AVERAGE_FEATURES, Measure
 from benchmarks.tables.plots import draw_bars, panels
-from benchmarks.tables.tuning import TUNINGS
 from benchmarks.tables.views.view import Rendered
 from vlp_plugins.report.drawing import COLOURS
 
@@ -46,7 +45,7 @@ def _bases(found: Found) -> list[str]:
 
 
 def _table(found: Found, model: str, measure: Measure) -> list[str]:
-    queries = TUNINGS[model, measure.task].measured
+    queries = found.queries(model)
     rows = []
     for sparsity in found.sparsities:
         for base in _bases(found):

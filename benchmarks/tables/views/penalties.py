@@ -11,7 +11,6 @@ from benchmarks.tables.findings import Entry, Found
 from benchmarks.tables.layout import markdown, title_of, with_best
 from benchmarks.tables.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
 from benchmarks.tables.plots import Line, draw_lines, panels
-from benchmarks.tables.tuning import TUNINGS
 from benchmarks.tables.views import published_penalties, search_trials
 from benchmarks.tables.views.view import Rendered
 
@@ -91,7 +90,7 @@ def _choices(found: Found, model: str) -> list[str]:
             value: found.entry(AVERAGE_FEATURES, model, way, sparsity)
             for value, way in ways.items()
         }
-        chosen = as_good(entries, TUNINGS[model, "retrieval"].measured)
+        chosen = as_good(entries, found.queries(model))
         if chosen is None:
             continue
         best, near = chosen

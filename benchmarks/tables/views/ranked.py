@@ -12,7 +12,6 @@ from benchmarks.tables.findings import Entry, Found
 from benchmarks.tables.layout import markdown, percent, title_of, with_best
 from benchmarks.tables.measures import AVERAGE, AVERAGE_FEATURES, Measure
 from benchmarks.tables.plots import HEIGHT, panels
-from benchmarks.tables.tuning import TUNINGS
 from benchmarks.tables.views.view import Rendered
 from vlp_plugins.report.drawing import COLOURS
 
@@ -112,7 +111,7 @@ def _margins(
         margin(
             best[model][1],
             found.entry(measure, model, way, sparsity),
-            TUNINGS[model, measure.task].measured,
+            found.queries(model),
         )
         for model in found.models
     ]

@@ -1,0 +1,202 @@
+"""The same cells on checkpoints and data of one's own, with the recipes of the paper.
+
+A YAML file says where they are:
+
+    models: {blip: /checkpoints/blip-base, xvlm: /checkpoints/xvlm}
+    calibration: /data/cc3m                # pre-training pairs, as `vlp prune --data` takes them
+    data:                                  # in their usual layouts; what is left out is not run
+      retrieval: /data/coco
+      captioning: /data/coco
+      vqa: /data/vqav2
+    device: cuda                           # a GPU, if there is one, if left out
+    accumulate: 8                          # parts of a step of fine-tuning; else 1
+    prune: {batches: 500, batch_size: 32}  # else those of recipes/paper
+    finetune:                              # else those of recipes/paper
+      vqa: {epochs: 2, measured: 5000}
+
+`python -m benchmarks.tables main --world FILE.yaml --cells FOLDER`. Methods are the default
+variants with the batches and rounds of the paper, and CHITA chooses its own penalty; what the paper
+does not have gets the batches of TAMT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables.cell import Cell
+from benchmarks.tables.tuning import Tuning
+from benchmarks.tables.ways import SIZED, Way
+from benchmarks.tables.world import World
+from vlp_plugins.errors import RecipeError, suggest
+from vlp_plugins.intrinsic.factors import GUIDED
+from vlp_plugins.recipes import load_recipe
+from vlp_plugins.recipes.finetuning import load_finetune_recipe
+from vlp_plugins.recipes.lines import Value, read_yaml
+from vlp_plugins.recipes.values import integer, number, text
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
+FAMILIES = ("blip", "xvlm")
+TASKS = ("retrieval", "captioning", "vqa")
+RERANK = 256
+"""Candidates that the published BLIP and X-VLM order on COCO."""
+_ROUND = {"itersnip": "batches_per_round", "chita++": "rows"}
+"""What says how many batches a round has."""
+_LIKE = "tamt"
+"""Whose budget a method gets that the paper does not have."""
+
+
+@dataclass(frozen=True)
+class OwnWorld(World):
+    """Checkpoints and data that a file names; its `folder` keeps masks only.
+
+    Attributes:
+        checkpoints: by family.
+        pairs: pre-training data.
+        data: of tasks.
+        on: device; None takes a GPU if there is one.
+        accumulate: parts of a step of fine-tuning.
+        pruned_with: `batches` and `batch_size` instead of those of the recipes.
+        tuned_with: by task, values of `Tuning` instead of those of the recipes.
+    """
+
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    pairs: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+    on: str | None = None
+    accumulate: int = 1
+    pruned_with: Mapping[str, int] = field(default_factory=dict)
+    tuned_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    small = False
+
+    @classmethod
+    def read(cls, path: Path) -> OwnWorld:
+        """Reads the file; masks go into a folder beside it.
+
+        Raises:
+            RecipeError: if it lacks something, or says something that nobody knows.
+        """
+        root = read_yaml(path)
+        found = {key: _READERS[key](value) for key, value in _known(root, _READERS)}
+        for key in ("checkpoints", "pairs", "data"):
+            if not found.get(_NAMES.get(key, key)):
+                raise RecipeError(f"{path}: no {_NAMES.get(key, key)} given")
+        renamed = {name: key for key, name in _NAMES.items()}
+        return cls(
+            path.with_name(f"{path.stem}-masks"),
+            **{renamed.get(key, key): value for key, value in found.items()},
+        )
+
+    @property
+    def device(self) -> str | None:
+        return self.on
+
+    def model(self, name: str) -> str:
+        return self.checkpoints[name]
+
+    def task_data(self, data: str) -> str:
+        return self.data[data]
+
+    @property
+    def calibration(self) -> str:
+        return self.pairs
+
+    def make(self) -> None:
+        self.masks.mkdir(parents=True, exist_ok=True)
+
+    def cells(self, cells: list[Cell]) -> list[Cell]:
+        """The cells of a table that can be run here, with the paper's budgets and recipes."""
+        return [
+            replace(
+                cell,
+                way=cell.way and self.way(cell.model, cell.way),
+                recipe=self.tuning(cell.model, cell.task),
+                checkpoint=self.checkpoints[cell.model],
+            )
+            for cell in cells
+            if cell.model in self.checkpoints and cell.task in self.data
+        ]
+
+    def way(self, model: str, way: Way) -> Way:
+        """With the data and the rounds of the paper; what else it is made of stays."""
+        if way in SIZED:
+            return way
+        path = RECIPES / f"{way.method.removeprefix(GUIDED)}-{model}.yaml"
+        like = load_recipe(RECIPES / f"{_LIKE}-{model}.yaml")
+        recipe = load_recipe(path) if path.exists() else like
+        data = recipe.data if recipe.data.batches else like.data  # allocations read some, too
+        batches = self.pruned_with.get("batches", data.batches or 0)
+        size = self.pruned_with.get("batch_size", data.batch_size)
+        parameters = {**recipe.parameters, **way.parameters}
+        if "steps" in parameters:
+            parameters["steps"] = batches
+        if "lambda" in parameters:
+            parameters["lambda"] = "auto"
+        if "rounds" in parameters:
+            rounds = min(int(recipe.parameters["rounds"]), batches)
+            parameters |= {"rounds": rounds, _ROUND[way.method]: batches // rounds}
+        return replace(way, parameters=parameters, samples=batches * size, batch_size=size)
+
+    def tuning(self, model: str, task: str) -> Tuning:
+        """Table 11."""
+        found = load_finetune_recipe(RECIPES / f"finetune-{model}-{task}.yaml")
+        settings = found.settings
+        made = Tuning(
+            task,
+            task,
+            0,
+            settings.learning_rate,
+            settings.betas,
+            settings.weight_decay,
+            settings.schedule,
+            settings.warmup,
+            found.batch_size,
+            measured=0,
+            rerank=RERANK if task == "retrieval" else 0,
+            epochs=settings.epochs,
+            accumulate=self.accumulate,
+        )
+        return replace(made, **self.tuned_with.get(task, {}))
+
+
+def _known(
+    section: Value, readers: Mapping[str, Callable[[Value], Any]]
+) -> list[tuple[str, Value]]:
+    items = section.items()
+    if unknown := next((key for key in items if key not in readers), None):
+        raise RecipeError(
+            f"{items[unknown].where}: unknown key {unknown!r}{suggest(unknown, list(readers))}"
+        )
+    return list(items.items())
+
+
+def _mapping(readers: Mapping[str, Callable[[Value], Any]]) -> Callable[[Value], dict[str, Any]]:
+    """Reader of a section with these keys."""
+    return lambda section: {key: readers[key](value) for key, value in _known(section, readers)}
+
+
+_TUNED = {
+    name: integer(0)
+    for name in ("steps", "epochs", "batch_size", "accumulate", "measured", "rerank")
+} | {"learning_rate": number}
+assert set(_TUNED) <= {each.name for each in fields(Tuning)}
+_NAMES = {
+    "checkpoints": "models",
+    "pairs": "calibration",
+    "on": "device",
+    "pruned_with": "prune",
+    "tuned_with": "finetune",
+}
+"""Attributes that are called otherwise in the file."""
+_READERS: Mapping[str, Callable[[Value], Any]] = {
+    "models": _mapping(dict.fromkeys(FAMILIES, text)),
+    "calibration": text,
+    "data": _mapping(dict.fromkeys(TASKS, text)),
+    "device": text,
+    "accumulate": integer(1),
+    "prune": _mapping({"batches": integer(1), "batch_size": integer(1)}),
+    "finetune": _mapping(dict.fromkeys(TASKS, _mapping(_TUNED))),
+}

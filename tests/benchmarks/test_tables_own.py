@@ -1,0 +1,173 @@
+"""Tables of one's own checkpoints and data: the file that names them, its cells, its pages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.demo.build_data import build as build_pretraining
+from benchmarks.downstream.build import build as build_downstream
+from benchmarks.tables import __main__ as command
+from benchmarks.tables.catalogue import TABLES, Table, grid
+from benchmarks.tables.cell import Cell
+from benchmarks.tables.own import OwnWorld
+from benchmarks.tables.rendering import render
+from benchmarks.tables.ways import WAYS
+from vlp_plugins.errors import RecipeError
+
+PAPER = {"models": {"blip": "b", "xvlm": "x"}, "calibration": "c", "data": {"retrieval": "r"}}
+QUICK = {"steps": 2, "batch_size": 4, "measured": 4}
+
+
+def written(folder: Path, content: Mapping[str, Any]) -> Path:
+    """The file of a world."""
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(dict(content)))
+    return path
+
+
+def read(folder: Path, **changes: Any) -> OwnWorld:
+    return OwnWorld.read(written(folder, {**PAPER, **changes}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and a few images, as somebody might have them."""
+    made = tmp_path_factory.mktemp("own")
+    sizes = {"train": 8, "dev": 4, "test": 4}
+    build_downstream(made / "down", parts=("scenes", "models"), sizes=sizes)
+    build_pretraining(made / "pairs", calibration=16, downstream=0, test=0)
+    written(
+        made,
+        {
+            "models": {name: str(made / "down" / "models" / name) for name in ("blip", "xvlm")},
+            "calibration": str(made / "pairs" / "calibration"),
+            "data": dict.fromkeys(("retrieval", "captioning", "vqa"), str(made / "down/scenes")),
+            "device": "cpu",
+            "accumulate": 2,
+            "prune": {"batches": 4, "batch_size": 4},
+            "finetune": {
+                "retrieval": {**QUICK, "rerank": 2},
+                "captioning": QUICK,
+                "vqa": QUICK,
+            },
+        },
+    )
+    return made
+
+
+def test_methods_have_the_budgets_of_the_paper(tmp_path: Path) -> None:
+    world = read(tmp_path)
+
+    def way(name: str) -> tuple[dict[str, Any], int, int]:
+        made = world.way("blip", WAYS[name])
+        return dict(made.parameters), made.samples, made.batch_size
+
+    assert way("multiflow") == ({}, 3000 * 64, 64)
+    assert way("itersnip")[0] == {"rounds": 60, "batches_per_round": 50, "schedule": "exp"}
+    assert way("chita") == ({"lambda": "auto"}, 500 * 64, 64)
+    assert way("tamt")[0] == way("lamp-tamt")[0] == way("taylor")[0] == {"steps": 3000}
+    assert way("multiflow-edges")[0] == {"nodes": False}
+    assert way("id-budgets-omp")[1] == 3000 * 64
+    assert world.way("xvlm", WAYS["snip-64-pairs"]) == WAYS["snip-64-pairs"]
+
+
+def test_fewer_batches_are_shared_out_among_the_rounds(tmp_path: Path) -> None:
+    world = read(tmp_path, prune={"batches": 240, "batch_size": 16})
+
+    made = world.way("blip", WAYS["chita++"])
+
+    assert made.parameters == {"lambda": "auto", "rounds": 60, "rows": 4, "schedule": "exp"}
+    assert made.samples == 240 * 16
+
+
+def test_fine_tuning_is_that_of_table_11_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    world = read(tmp_path, finetune={"retrieval": {"epochs": 1, "learning_rate": 2e-5}})
+
+    tuning = world.tuning("xvlm", "retrieval")
+
+    assert (tuning.batch_size, tuning.betas, tuning.schedule) == (128, (0.9, 0.98), "linear")
+    assert (tuning.epochs, tuning.learning_rate, tuning.rerank) == (1, 2e-5, 256)
+    settings = tuning.settings(1)
+    assert (settings.epochs, settings.steps) == (1, None)
+
+
+def test_only_what_there_is_data_for_is_run(tmp_path: Path) -> None:
+    cells = read(tmp_path).cells(TABLES["main"].cells(1))
+
+    assert {(cell.model, cell.task) for cell in cells} == {
+        ("blip", "retrieval"),
+        ("xvlm", "retrieval"),
+    }
+    assert all(cell.identity()["checkpoint"] in ("b", "x") for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": {"blip": "b", "clip": "c"}}, "own.yaml, line .: unknown key 'clip'"),
+        ({"finetune": {"retrieval": {"epoch": 1}}}, "did you mean 'epochs'"),
+        ({"data": {}}, "no data given"),
+        ({"prune": {"batches": 0}}, "a whole number from 1 on"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_line(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "captioning", "vqa"])
+def test_a_cell_prunes_fine_tunes_and_measures(folder: Path, tmp_path: Path, task: str) -> None:
+    world = OwnWorld.read(folder / "own.yaml")
+    world.make()
+    ways = [WAYS["multiflow"]]
+    (cell,) = world.cells(grid(ways, 1, models=["blip"], tasks=[task], sparsities=[0.75]))
+
+    cell.run(world, tmp_path)
+
+    content = cell.content(tmp_path)
+    assert content is not None
+    assert content["pruned"]["sparsity"] == pytest.approx(0.75, abs=1e-3)
+    assert content["metrics"]
+    assert content["tuning"]["steps"] == 2
+    assert list(world.masks.glob("blip-multiflow-0.75-*.safetensors"))
+
+
+def test_the_page_names_the_checkpoints(folder: Path, tmp_path: Path) -> None:
+    world = OwnWorld.read(folder / "own.yaml")
+    table = Table("small", "Small", lambda seed: [Cell("blip", "retrieval", None, 0.0, seed)])
+
+    page = render(table, None, tmp_path / "cells", tmp_path, world)
+
+    assert f"BLIP is {folder}/down/models/blip." in page
+    assert "2 steps of 4 at 1e-05" in page
+    assert "Scaled down" not in page
+
+
+def test_the_command_asks_for_another_place_and_for_tables_that_can_be(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def said(*words: str) -> tuple[Any, str, str]:
+        arguments = ["tables", *words, "--world", str(folder / "own.yaml")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        return (end.value.code, *capsys.readouterr())
+
+    place = ("--cells", str(tmp_path / "cells"))
+    assert said("main", "--list")[0] == 2
+    assert "give --cells FOLDER" in said("main", "--list")[2]
+    assert "table10 is of the models of this repository" in said("table10", *place)[2]
+    code, out, _ = said("table5", "--list", *place)
+    assert not code
+    assert out.splitlines()[0].startswith("missing blip/retrieval/")
