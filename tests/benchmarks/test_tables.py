@@ -50,7 +50,7 @@ def world(tmp_path: Path) -> World:
     """One that has been made; nothing reads it."""
     made = World(tmp_path / "world")
     made.downstream.mkdir(parents=True)
-    made.calibration.mkdir(parents=True)
+    Path(made.calibration).mkdir(parents=True)
     return made
 
 

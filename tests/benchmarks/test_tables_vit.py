@@ -129,7 +129,7 @@ def test_table_has_every_way_on_every_set() -> None:
     cells = TABLES["table6"].cells(1)
     assert len({cell.name for cell in cells}) == len(SETS) * (1 + 3 * len(VIT_WAYS))
     assert {cell.model for cell in cells} == {"vit"}
-    assert WORLD.model("vit") == MODEL
+    assert WORLD.model("vit") == str(MODEL)
 
 
 def test_figures_stand_beside_those_of_the_paper(tmp_path: Path) -> None:
