@@ -35,8 +35,8 @@ def ranked(found: Found) -> Rendered:
     for measure in (AVERAGE_FEATURES, AVERAGE):
         lines += [*_verdict(found, measure), ""]
     if renamed := [way for way in found.ways if way in CALLED]:
-        same = ", ".join(f"`{way}` is the method `{CALLED[way]}`" for way in renamed)
-        lines += [f"Since then registered: {same}.", ""]
+        same = ", ".join(f"`{way}` is `{CALLED[way]}`" for way in renamed)
+        lines += [f"In the other tables {same}.", ""]
     return Rendered(lines, _drawn(found))
 
 
