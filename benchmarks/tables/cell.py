@@ -129,7 +129,7 @@ class Cell:
         if self.way is not None:
             made = pruned(world, loaded, self.model, self.way, self.sparsity, self.seed)
         before = time.perf_counter()
-        masks = made and made.masks
+        masks = None if made is None else made.masks
         model, loss = tuned(world, loaded, tuning, masks, self.seed, workplace=work)
         middle = time.perf_counter()
         figures = measured(world, loaded, model, tuning, self.split)

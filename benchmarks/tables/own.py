@@ -132,7 +132,7 @@ class OwnWorld(World):
     def way(self, model: str, way: Way) -> Way:
         """With the data and the rounds of the paper; what else it is made of stays."""
         if way in SIZED:
-            return replace(way, parameters=way.parameters | _chosen(way.parameters))
+            return replace(way, parameters={**way.parameters, **_chosen(way.parameters)})
         path = RECIPES / f"{way.method.removeprefix(GUIDED)}-{model}.yaml"
         like = load_recipe(RECIPES / f"{_LIKE}-{model}.yaml")
         recipe = load_recipe(path) if path.exists() else like

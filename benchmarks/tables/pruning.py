@@ -74,7 +74,7 @@ def pruned(
     made = COMPOSITIONS.get(way.method)
     batches, adapter = calibration(world, loaded, way, seed), loaded.adapter
     if model == "vit":  # the family has no loss of pre-training
-        adapter = RecoveryAdapter.fitted(adapter, loaded.model, batches)
+        adapter = RecoveryAdapter.fitted(adapter, loaded.model, list(batches))
     masks = prune(
         loaded.model,
         batches,

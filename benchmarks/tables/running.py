@@ -74,10 +74,10 @@ def run(
                 process = context.Process(target=_run, args=(cell, world, out))
                 process.start()
                 running.append((cell, process, time.monotonic()))
-            for _, process, start in running:
+            for _, hanging, start in running:
                 if world.small and time.monotonic() - start > ENDED_AFTER:
-                    process.kill()
-                    process.join()
+                    hanging.kill()
+                    hanging.join()
             for entry in [each for each in running if not each[1].is_alive()]:
                 running.remove(entry)
                 cell, process, start = entry

@@ -73,9 +73,9 @@ def _verdict(found: Found, measure: Measure) -> list[str]:
     lines = [f"{measure.title}, against the best published way of this page on each model:", ""]
     for sparsity in reversed(found.sparsities):
         best = {
-            model: known
+            model: first
             for model in found.models
-            if (known := _best(found, measure, model, sparsity)) is not None
+            if (first := _best(found, measure, model, sparsity)) is not None
         }
         if len(best) < len(found.models):
             continue  # nothing to compare with
