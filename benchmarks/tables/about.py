@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from benchmarks.tables.cell import Origin
 from benchmarks.tables.comparing import SEED_SPREAD, standard_error
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import title_of
 from benchmarks.tables.measures import FAILED_BELOW
-from benchmarks.tables.tuning import Tuning
+from benchmarks.tables.tuning import Tuning, part_of
 from benchmarks.tables.ways import Way
 from vlp_plugins.plugins import registry
 
@@ -31,15 +32,16 @@ def commands(table: Table, found: Found) -> list[str]:
     """Those that run the cells and write the page."""
     usual = found.seeds in ([], [*table.seeds])
     seeds = "" if usual else f" --seeds {' '.join(map(str, found.seeds))}"
-    command = f"    python -m benchmarks.tables {table.name}{seeds}"
+    where = " --world FILE.yaml --cells FOLDER" if _origins(found) else ""
+    command = f"    python -m benchmarks.tables {table.name}{seeds}{where}"
     return [f"{command} --render  # writes this page", f"{command}  # runs the missing cells"]
 
 
 def settings(found: Found) -> str:
     """One paragraph: what is scaled down, and how far."""
     parts = [f"{title_of(model)}: {_tunings(found, model)}" for model in found.models]
-    own = {cell.model: cell.checkpoint for cell in found.cells if cell.checkpoint}
-    which = [f"{title_of(model)} is {checkpoint}." for model, checkpoint in own.items()]
+    own = _origins(found)
+    which = [f"{title_of(model)} is {origin.checkpoint}." for model, origin in own.items()]
     first = "Models" if own else "Scaled down: small models"
     paper = [] if own else [_PAPER_VISION if found.models == ["vit"] else _PAPER]
     return " ".join(
@@ -56,12 +58,8 @@ def settings(found: Found) -> str:
 
 def chance(found: Found) -> list[str]:
     """What R@1 is by chance, how far it is off, and what ERR means; nothing without retrieval."""
-    queries = {
-        found.queries(model)
-        for model in found.models
-        if found.tuning(model, "retrieval") is not None
-    }
-    if not queries:
+    queries = {queries for model in found.models if (queries := found.queries(model))}
+    if not queries or _origins(found):  # how far others' figures are off, nobody has measured
         return []
     fewest = min(queries)
     errors = ", ".join(f"{standard_error(at, fewest):.1f} at {at}%" for at in (5, 20, 50))
@@ -89,12 +87,21 @@ def missing(found: Found) -> str:
     )
 
 
+def _origins(found: Found) -> dict[str, Origin]:
+    """Of models that are not those of this repository."""
+    return {cell.model: cell.origin for cell in found.cells if cell.origin is not None}
+
+
 def _tunings(found: Found, model: str) -> str:
+    small = not _origins(found)
     there = [
         (task, tuning) for task in found.tasks if (tuning := found.tuning(model, task)) is not None
     ]
     return (
-        "; ".join(f"{title_of(task)} {_tuning(tuning, found.split)}" for task, tuning in there)
+        "; ".join(
+            f"{title_of(task)} {_tuning(tuning, part_of(tuning, found.split, small=small))}"
+            for task, tuning in there
+        )
         or "-"
     )
 

@@ -114,7 +114,7 @@ CALLED = {
     "tamt-from-lamp-modality": "lamp-tamt",
     "tamt-from-lamp-id-budgets": "lamp-tamt-id",
 }
-"""Candidates that became a registered method, and what they are called since."""
+"""What candidates are called since the first of them is a registered method."""
 
 FINALISTS: tuple[str, ...] = (
     "tamt-from-lamp-modality",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ THREADS = 1
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a model and data of one's own are.
+
+    Attributes:
+        checkpoint: of the model.
+        calibration: pre-training pairs.
+        data: of the task.
+    """
+
+    checkpoint: str
+    calibration: str
+    data: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """What a cell is made of; everything else follows.
 
@@ -34,7 +50,7 @@ class Cell:
         seed: of calibration data, of fine-tuning, and of methods that draw.
         split: what is measured on: `dev`, for choosing, or `test`.
         recipe: of fine-tuning; None: that of `TUNINGS`, for the small models.
-        checkpoint: of the model; None: the small one of this repository.
+        origin: of model and data; None: those of this repository.
     """
 
     model: str
@@ -44,7 +60,7 @@ class Cell:
     seed: int = 1
     split: str = "test"
     recipe: Tuning | None = None
-    checkpoint: str | None = None
+    origin: Origin | None = None
 
     @property
     def tuning(self) -> Tuning:
@@ -75,8 +91,8 @@ class Cell:
             "tuning": self.tuning.as_dict(),
             "version": VERSION,
         }
-        if self.checkpoint is not None:
-            made["checkpoint"] = self.checkpoint
+        if self.origin is not None:
+            made |= asdict(self.origin)
         return dict(json.loads(json.dumps(made)))
 
     def content(self, out: Path) -> Mapping[str, Any] | None:
@@ -101,8 +117,11 @@ class Cell:
 
     def run(self, world: World, out: Path) -> None:
         """Does the work and writes the file whole or not at all."""
-        if self.checkpoint is None:
+        work = None
+        if self.origin is None:
             torch.set_num_threads(THREADS)
+        else:
+            work = self.path(out).with_suffix(".work")  # hours of fine-tuning can go on
         start = time.perf_counter()
         tuning = self.tuning
         loaded = load(world, self.model)
@@ -110,7 +129,8 @@ class Cell:
         if self.way is not None:
             made = pruned(world, loaded, self.model, self.way, self.sparsity, self.seed)
         before = time.perf_counter()
-        model, loss = tuned(world, loaded, tuning, made and made.masks, self.seed)
+        masks = None if made is None else made.masks
+        model, loss = tuned(world, loaded, tuning, masks, self.seed, workplace=work)
         middle = time.perf_counter()
         figures = measured(world, loaded, model, tuning, self.split)
         end = time.perf_counter()
@@ -129,3 +149,5 @@ class Cell:
         path = self.path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(content, indent=1) + "\n", overwrite=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)

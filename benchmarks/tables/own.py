@@ -9,24 +9,27 @@ A YAML file says where they are:
       captioning: /data/coco
       vqa: /data/vqav2
     device: cuda                           # a GPU, if there is one, if left out
+    memory_budget: 40GiB                   # of gradients (CHITA); what is free if left out
     accumulate: 8                          # parts of a step of fine-tuning; else 1
-    prune: {batches: 500, batch_size: 32}  # else those of recipes/paper
+    prune: {batches: 500, batch_size: 32}  # at most; else those of recipes/paper
     finetune:                              # else those of recipes/paper
       vqa: {epochs: 2, measured: 5000}
 
 `python -m benchmarks.tables main --world FILE.yaml --cells FOLDER`. Methods are the default
 variants with the batches and rounds of the paper, and CHITA chooses its own penalty; what the paper
-does not have gets the batches of TAMT.
+does not have gets the batches of TAMT. Fine-tuning that was interrupted goes on. VQA is measured on
+`val`, as nobody has the answers of the test.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables.cell import Cell
+from benchmarks.tables.cell import Cell, Origin
 from benchmarks.tables.tuning import Tuning
 from benchmarks.tables.ways import SIZED, Way
 from benchmarks.tables.world import World
@@ -35,7 +38,7 @@ from vlp_plugins.intrinsic.factors import GUIDED
 from vlp_plugins.recipes import load_recipe
 from vlp_plugins.recipes.finetuning import load_finetune_recipe
 from vlp_plugins.recipes.lines import Value, read_yaml
-from vlp_plugins.recipes.values import integer, number, text
+from vlp_plugins.recipes.values import amount, integer, number, text
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 FAMILIES = ("blip", "xvlm")
@@ -57,6 +60,7 @@ class OwnWorld(World):
         pairs: pre-training data.
         data: of tasks.
         on: device; None takes a GPU if there is one.
+        budget: of memory for gradients; None: what is free.
         accumulate: parts of a step of fine-tuning.
         pruned_with: `batches` and `batch_size` instead of those of the recipes.
         tuned_with: by task, values of `Tuning` instead of those of the recipes.
@@ -66,6 +70,7 @@ class OwnWorld(World):
     pairs: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
     on: str | None = None
+    budget: str | None = None
     accumulate: int = 1
     pruned_with: Mapping[str, int] = field(default_factory=dict)
     tuned_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -91,8 +96,12 @@ class OwnWorld(World):
         )
 
     @property
-    def device(self) -> str | None:
+    def device(self) -> str | None:  # type: ignore[override]
         return self.on
+
+    @property
+    def memory_budget(self) -> str | None:  # type: ignore[override]
+        return self.budget
 
     def model(self, name: str) -> str:
         return self.checkpoints[name]
@@ -114,7 +123,7 @@ class OwnWorld(World):
                 cell,
                 way=cell.way and self.way(cell.model, cell.way),
                 recipe=self.tuning(cell.model, cell.task),
-                checkpoint=self.checkpoints[cell.model],
+                origin=Origin(self.checkpoints[cell.model], self.pairs, self.data[cell.task]),
             )
             for cell in cells
             if cell.model in self.checkpoints and cell.task in self.data
@@ -123,18 +132,17 @@ class OwnWorld(World):
     def way(self, model: str, way: Way) -> Way:
         """With the data and the rounds of the paper; what else it is made of stays."""
         if way in SIZED:
-            return way
+            return replace(way, parameters={**way.parameters, **_chosen(way.parameters)})
         path = RECIPES / f"{way.method.removeprefix(GUIDED)}-{model}.yaml"
         like = load_recipe(RECIPES / f"{_LIKE}-{model}.yaml")
         recipe = load_recipe(path) if path.exists() else like
         data = recipe.data if recipe.data.batches else like.data  # allocations read some, too
-        batches = self.pruned_with.get("batches", data.batches or 0)
+        batches = min(data.batches or 0, self.pruned_with.get("batches", sys.maxsize))
         size = self.pruned_with.get("batch_size", data.batch_size)
         parameters = {**recipe.parameters, **way.parameters}
+        parameters |= _chosen(parameters)
         if "steps" in parameters:
             parameters["steps"] = batches
-        if "lambda" in parameters:
-            parameters["lambda"] = "auto"
         if "rounds" in parameters:
             rounds = min(int(recipe.parameters["rounds"]), batches)
             parameters |= {"rounds": rounds, _ROUND[way.method]: batches // rounds}
@@ -159,7 +167,18 @@ class OwnWorld(World):
             epochs=settings.epochs,
             accumulate=self.accumulate,
         )
-        return replace(made, **self.tuned_with.get(task, {}))
+        made = replace(made, **self.tuned_with.get(task, {}))
+        if made.batch_size % made.accumulate:
+            raise RecipeError(
+                f"a step of {task} has {made.batch_size} rows, which are not {made.accumulate} "
+                "equal parts; give accumulate or batch_size otherwise"
+            )
+        return made
+
+
+def _chosen(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The penalty by the method itself: that of the small models is of no use here."""
+    return {"lambda": "auto"} if "lambda" in parameters else {}
 
 
 def _known(
@@ -179,14 +198,16 @@ def _mapping(readers: Mapping[str, Callable[[Value], Any]]) -> Callable[[Value],
 
 
 _TUNED = {
-    name: integer(0)
-    for name in ("steps", "epochs", "batch_size", "accumulate", "measured", "rerank")
-} | {"learning_rate": number}
+    **dict.fromkeys(("steps", "measured", "rerank"), integer(0)),
+    **dict.fromkeys(("epochs", "batch_size", "accumulate"), integer(1)),
+    "learning_rate": number,
+}
 assert set(_TUNED) <= {each.name for each in fields(Tuning)}
 _NAMES = {
     "checkpoints": "models",
     "pairs": "calibration",
     "on": "device",
+    "budget": "memory_budget",
     "pruned_with": "prune",
     "tuned_with": "finetune",
 }
@@ -196,6 +217,7 @@ _READERS: Mapping[str, Callable[[Value], Any]] = {
     "calibration": text,
     "data": _mapping(dict.fromkeys(TASKS, text)),
     "device": text,
+    "memory_budget": amount,
     "accumulate": integer(1),
     "prune": _mapping({"batches": integer(1), "batch_size": integer(1)}),
     "finetune": _mapping(dict.fromkeys(TASKS, _mapping(_TUNED))),

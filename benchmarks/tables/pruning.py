@@ -20,7 +20,6 @@ from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.targets import Target
 from vlp_plugins.weights import WeightMap
 
-BUDGET = "4GiB"
 NEARLY_EMPTY = 0.99
 """A weight that has lost more than this fraction says next to nothing."""
 
@@ -64,7 +63,7 @@ def pruned(
     world: World, loaded: Loaded, model: str, way: Way, sparsity: float, seed: int
 ) -> Pruned:
     """Prunes, or takes the masks of another cell that did."""
-    which = model if world.small else world.model(model)
+    which = model if world.small else [world.model(model), world.calibration]
     key = json.dumps([which, way.as_dict(), sparsity, seed], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = world.masks / f"{model}-{way.name}-{sparsity}-{digest}.safetensors"
@@ -75,7 +74,7 @@ def pruned(
     made = COMPOSITIONS.get(way.method)
     batches, adapter = calibration(world, loaded, way, seed), loaded.adapter
     if model == "vit":  # the family has no loss of pre-training
-        adapter = RecoveryAdapter.fitted(adapter, loaded.model, batches)
+        adapter = RecoveryAdapter.fitted(adapter, loaded.model, list(batches))
     masks = prune(
         loaded.model,
         batches,
@@ -83,7 +82,7 @@ def pruned(
         sparsity=target_of(loaded.weights, way, sparsity),
         method=made(**way.parameters) if made else way.method,
         seed=seed,
-        memory_budget=BUDGET,
+        memory_budget=world.memory_budget,
         **way.options,
         **({} if made else way.parameters),
     )

@@ -15,7 +15,7 @@ from vlp_plugins.errors import OutputError
 LONGEST = 90.0
 """Seconds that a cell may take on two cores."""
 ENDED_AFTER = 10 * LONGEST
-"""Seconds after which a cell is given up."""
+"""Seconds after which a cell of the small models is given up."""
 _POLL = 0.2  # seconds
 _PRELOADED = ["benchmarks.tables.cell", "transformers.models.blip.modeling_blip"]
 
@@ -74,10 +74,10 @@ def run(
                 process = context.Process(target=_run, args=(cell, world, out))
                 process.start()
                 running.append((cell, process, time.monotonic()))
-            for _, process, start in running:
-                if time.monotonic() - start > ENDED_AFTER:
-                    process.kill()
-                    process.join()
+            for _, hanging, start in running:
+                if world.small and time.monotonic() - start > ENDED_AFTER:
+                    hanging.kill()
+                    hanging.join()
             for entry in [each for each in running if not each[1].is_alive()]:
                 running.remove(entry)
                 cell, process, start = entry
@@ -85,7 +85,7 @@ def run(
                 said = f"{seconds:.0f} s" if process.exitcode == 0 else "FAILED"
                 if process.exitcode != 0:
                     failed.append(cell)
-                elif seconds > LONGEST:
+                elif world.small and seconds > LONGEST:
                     said += f", longer than {LONGEST:.0f}"
                 print(f"{cell.name}: {said}; {len(todo) + len(running)} left", flush=True)
             if late and not running:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -125,9 +126,24 @@ class OneCaptionRetrieval(RetrievalTask):
 
 
 def tuned(
-    world: World, loaded: Loaded, tuning: Tuning, masks: Masks | None, seed: int
+    world: World,
+    loaded: Loaded,
+    tuning: Tuning,
+    masks: Masks | None,
+    seed: int,
+    *,
+    workplace: Path | None = None,
 ) -> tuple[nn.Module, float]:
-    """The model of the task, fine-tuned under the masks, and the loss of its last steps."""
+    """The model of the task, fine-tuned under the masks, and the loss of its last steps.
+
+    Args:
+        world: has the data.
+        loaded: the model before.
+        tuning: the recipe.
+        masks: of the model before; None trains all weights.
+        seed: of mixture, dropout, new heads.
+        workplace: folder of the state that an interrupted run goes on from; None keeps none.
+    """
     recipe = FinetuneRecipe(task=tuning.task, data=world.task_data(tuning.data), split="train")
     data = read_samples(recipe)
     model = downstream(
@@ -138,7 +154,7 @@ def tuned(
         classes=len(data.classes) or None,
         seed=seed,
     )
-    if loaded.adapter.name in ("xvlm", "vit") and world.device == "cpu":
+    if loaded.adapter.name in ("xvlm", "vit") and next(model.parameters()).device.type == "cpu":
         # transformers' other attention has a very slow bfloat16 backward there
         model.set_attn_implementation("eager")
     epochs = SampleEpochs(
@@ -155,6 +171,9 @@ def tuned(
         task=tuning.task,
         masks=masks,
         settings=tuning.settings(seed),
+        workplace=workplace,
+        resume=workplace is not None and workplace.exists(),
+        workers=0 if world.small else 1,
     )
     return model, float(done.log[-1]["loss"])
 
@@ -163,9 +182,7 @@ def task_of(world: World, loaded: Loaded, tuning: Tuning, split: str) -> Task:
     """The task that a fine-tuned model is measured on; `loaded` has this model."""
     one = world.small and tuning.task == "retrieval"
     kind = OneCaptionRetrieval if one else TASKS[tuning.task]
-    data, part = tuning.data, SPLITS[split]
-    if not world.small and tuning.task == "vqa":
-        part = "val"  # nobody has the answers of the test
+    data, part = tuning.data, SPLITS[part_of(tuning, split, small=world.small)]
     if split == "dev" and data in DEV_ELSEWHERE:
         data, part = f"{data}-dev", "test"
     request = TaskRequest(
@@ -177,6 +194,11 @@ def task_of(world: World, loaded: Loaded, tuning: Tuning, split: str) -> Task:
         rerank=tuning.rerank,
     )
     return kind(loaded, request)
+
+
+def part_of(tuning: Tuning, split: str, *, small: bool) -> str:
+    """The split that is measured on: of VQAv2 nobody has the answers of the test."""
+    return "dev" if not small and tuning.task == "vqa" else split
 
 
 def measured(

@@ -33,6 +33,7 @@ class World:
     small = True
     """Whether models and data are those of this repository."""
     device: ClassVar[str | None] = "cpu"
+    memory_budget: ClassVar[str | None] = "4GiB"
 
     @property
     def downstream(self) -> Path:

@@ -35,8 +35,8 @@ def ranked(found: Found) -> Rendered:
     for measure in (AVERAGE_FEATURES, AVERAGE):
         lines += [*_verdict(found, measure), ""]
     if renamed := [way for way in found.ways if way in CALLED]:
-        same = ", ".join(f"`{way}` is the method `{CALLED[way]}`" for way in renamed)
-        lines += [f"Since then registered: {same}.", ""]
+        same = ", ".join(f"`{way}` is `{CALLED[way]}`" for way in renamed)
+        lines += [f"In the other tables {same}.", ""]
     return Rendered(lines, _drawn(found))
 
 
@@ -73,9 +73,9 @@ def _verdict(found: Found, measure: Measure) -> list[str]:
     lines = [f"{measure.title}, against the best published way of this page on each model:", ""]
     for sparsity in reversed(found.sparsities):
         best = {
-            model: known
+            model: first
             for model in found.models
-            if (known := _best(found, measure, model, sparsity)) is not None
+            if (first := _best(found, measure, model, sparsity)) is not None
         }
         if len(best) < len(found.models):
             continue  # nothing to compare with
