@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,10 +165,10 @@ def test_a_record_has_the_trials_whose_cells_are_there(tmp_path: Path) -> None:
     cells = tmp_path / "cells"
     keep(TPE.cell(CHITA, 1), cells, 1.0, 2.0)
     assert TPE.done(cells, 1) == []
-    TPE.write(cells, 1, [trial(GUIDED, 4.0), trial(CHITA, 1.5)])
+    TPE.write(cells, 1, [trial(GUIDED, 4.0), trial(CHITA, 9.0)])
 
     assert (tmp_path / "search-tpe-blip.json").exists()
-    assert TPE.done(cells, 1) == [trial(CHITA, 1.5)]
+    assert TPE.done(cells, 1) == [trial(CHITA, 1.5)]  # what the cell says, whatever was told
     assert TPE.done(cells, 2) == []
     assert listed(cells, 1)[-1] == "1/24 trials of tpe-blip, seed 1"
     with pytest.raises(OutputError, match="other settings"):
@@ -209,6 +210,21 @@ def test_new_trials_come_after_those_that_are_known() -> None:
 
     assert experiment.merged(LAMBDA_GRID, known, new) == [*known, trial(GUIDED, 4.0)]
     assert experiment.merged(TPE, known, new) == [*known, *new]  # it may draw the same again
+
+
+def job(number: int, drawn: Any, reported: int | None) -> Any:
+    """As NNI lists one: what it was meant to run with, and whose result it reported."""
+    given = SimpleNamespace(parameter_id=number, parameters=drawn)
+    metrics = [] if reported is None else [SimpleNamespace(parameterId=str(reported))]
+    return SimpleNamespace(hyperParameters=[given], finalMetricData=metrics)
+
+
+def test_a_result_belongs_to_the_parameters_that_it_reports() -> None:
+    jobs = [job(0, CHITA, 1), job(1, GUIDED, 0), job(2, FIRST, None)]  # as NNI mixes them up
+
+    drawn = [experiment.drawn_of(each, jobs) for each in jobs]
+
+    assert drawn == [GUIDED, CHITA, FIRST]
 
 
 def test_tpe_learns_from_trials_of_an_earlier_experiment() -> None:

@@ -117,9 +117,11 @@ def _ended(
             for job in ended:
                 if job.trialJobId not in said:
                     said[job.trialJobId] = _well(job)
-                    print(_line(job, search, seed), flush=True)
+                    print(_line(job, jobs, search, seed), flush=True)
                     found = [
-                        _trial(each, experiment.id, search, seed) for each in ended if _well(each)
+                        _trial(each, jobs, experiment.id, search, seed)
+                        for each in ended
+                        if _well(each)
                     ]
                     search.write(cells, seed, merged(search, known, found))
             if status in _ENDED:
@@ -146,9 +148,23 @@ def _well(job: Any) -> bool:
     return job.status == "SUCCEEDED" and bool(job.finalMetricData)
 
 
-def _trial(job: Any, experiment: str, search: Search, seed: int) -> Trial:
+def drawn_of(job: Any, jobs: Sequence[Any]) -> dict[str, Any]:
+    """What a trial really ran with.
+
+    Trials that begin at once may get each other's parameters, and NNI's list of jobs does not know;
+    what they report does, and so does the tuner.
+    """
+    by_number = {each.hyperParameters[0].parameter_id: each.hyperParameters[0] for each in jobs}
+    given = job.hyperParameters[0]
+    if job.finalMetricData:
+        given = by_number.get(int(job.finalMetricData[0].parameterId), given)
+    parameters: dict[str, Any] = given.parameters
+    return parameters
+
+
+def _trial(job: Any, jobs: Sequence[Any], experiment: str, search: Search, seed: int) -> Trial:
     """What the record keeps of a trial that ended well."""
-    drawn = job.hyperParameters[0].parameters
+    drawn = drawn_of(job, jobs)
     return {
         "parameters": drawn,
         "cell": search.cell(drawn, seed).name,
@@ -157,8 +173,8 @@ def _trial(job: Any, experiment: str, search: Search, seed: int) -> Trial:
     }
 
 
-def _line(job: Any, search: Search, seed: int) -> str:
-    name = search.cell(job.hyperParameters[0].parameters, seed).name
+def _line(job: Any, jobs: Sequence[Any], search: Search, seed: int) -> str:
+    name = search.cell(drawn_of(job, jobs), seed).name
     if not _well(job):
         return f"{name}: {job.status}; its log: {job.logPath}"
     seconds = (job.endTime - job.startTime) / 1000

@@ -53,6 +53,8 @@ class Search:
     def done(self, cells: Path, seed: int) -> list[Trial]:
         """The trials of the record whose cells are there, in the order in which they were drawn.
 
+        Their values are those of the cells.
+
         Raises:
             OutputError: if the record is of other settings.
         """
@@ -63,7 +65,12 @@ class Search:
         if any(found.get(key) != value for key, value in self.identity(seed).items()):
             raise OutputError(f"{path} is of a search with other settings; move it away")
         trials: list[Trial] = found["trials"]
-        return [each for each in trials if self.cell(each["parameters"], seed).content(cells)]
+        contents = [self.cell(each["parameters"], seed).content(cells) for each in trials]
+        return [
+            each | {"value": result_of(content)["default"]}
+            for each, content in zip(trials, contents, strict=True)
+            if content is not None
+        ]
 
     def write(self, cells: Path, seed: int, trials: Sequence[Trial]) -> None:
         """Writes the record."""
