@@ -80,5 +80,14 @@ def _named(facts: frozenset[Fact]) -> list[list[str]]:
     ]
 
 
+def facts_of(objects: list[list[str]]) -> frozenset[Fact]:
+    """What `objects` of a line of `metadata.jsonl` says."""
+    colours, cells = ([names[0] for names in each] for each in (COLOURS, CELLS))
+    return frozenset(
+        Fact(colours.index(colour), DIGITS.index(digit), cells.index(cell))
+        for colour, digit, cell in objects
+    )
+
+
 def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")

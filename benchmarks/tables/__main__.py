@@ -11,17 +11,16 @@ from pathlib import Path
 import benchmarks.tables
 from benchmarks.results import FOLDER
 from benchmarks.tables.catalogue import TABLES, Table
+from benchmarks.tables.kept import listed
 from benchmarks.tables.own import OwnWorld
 from benchmarks.tables.rendering import render
-from benchmarks.tables.running import run, state, unique
+from benchmarks.tables.running import run, unique
 from benchmarks.tables.runtimes import METHODS
 from benchmarks.tables.table7 import MODELS
 from benchmarks.tables.world import World
 from vlp_plugins.errors import OutputError, RecipeError, suggest
 
 CELLS = FOLDER / "tables" / "cells"
-SMALL_ONLY = ("table6", "table7", "table10", "id", "search", "finals", "better")
-"""Of the ViT, of measures that depend on the size, and of what was tuned to these models."""
 _YAML = (".yaml", ".yml")
 
 
@@ -61,52 +60,45 @@ def main() -> None:
         parser.error(f"no table {unknown[0]!r}{suggest(unknown[0], list(TABLES))}")
     chosen = [TABLES[name] for name in options.tables or TABLES]
     try:
-        own = OwnWorld.read(options.world) if options.world.suffix in _YAML else None
-        if own:
-            _check(parser, options)
-            if not options.tables:
-                chosen = [table for table in chosen if table.name not in SMALL_ONLY]
+        world = World(options.world)
+        if options.world.suffix in _YAML:
+            world = OwnWorld.read(options.world)
+            chosen = [world.table(table) for table in _possible(parser, chosen, options)]
         if options.workers is None:
-            options.workers = 1 if own else os.cpu_count() or 1
-        failed = _cells([table for table in chosen if table.run is None], options, own)
+            options.workers = os.cpu_count() or 1 if world.small else 1
+        failed = _cells([table for table in chosen if table.run is None], options, world)
         failed += sum(table.run(options) for table in chosen if table.run is not None)
     except (OutputError, RecipeError) as error:
         parser.error(str(error))
     sys.exit(f"{failed} cells failed" if failed else 0)
 
 
-def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Tables of one's own are of the cells of BLIP and X-VLM, and have a place of their own."""
+def _possible(
+    parser: argparse.ArgumentParser, chosen: list[Table], options: argparse.Namespace
+) -> list[Table]:
+    """Tables of models of one's own; all that there are, if none is named."""
     if options.cells == CELLS:
         parser.error("give --cells FOLDER: those of this repository are of its own models")
-    if wrong := [name for name in options.tables if name in SMALL_ONLY]:
+    wrong = [table.name for table in chosen if table.small]
+    if options.tables and wrong:
         parser.error(f"{wrong[0]} is of the models of this repository; leave it out")
+    return [table for table in chosen if not table.small]
 
 
-def _cells(tables: list[Table], options: argparse.Namespace, own: OwnWorld | None) -> int:
+def _cells(tables: list[Table], options: argparse.Namespace, world: World) -> int:
     """Does what the command line says with tables of cells; returns how many failed."""
     if options.render:
         for table in tables:
-            print(
-                render(table, options.seeds, options.cells, options.cells.parent, own), flush=True
-            )
+            print(render(table, options.seeds, options.cells, options.cells.parent), flush=True)
         return 0
-    cells = [
-        cell
-        for table in tables
-        for seed in options.seeds or table.seeds
-        for cell in table.cells(seed)
-    ]
-    if own:
-        cells = own.cells(cells)
+    cells = [cell for table in tables for cell in table.of(options.seeds)]
     if options.list:
-        for cell in unique(cells):
-            print(f"{state(cell, options.cells):8}{cell.name}")
+        for line in listed(unique(cells), options.cells):
+            print(line)
         return 0
     if not cells:
         return 0
     limit = None if options.minutes is None else 60 * options.minutes
-    world = own or World(options.world)
     return len(run(cells, world, options.cells, workers=options.workers, limit=limit))
 
 

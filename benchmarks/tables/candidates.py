@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.demo.processors import FAMILIES
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.ways import LAMBDA, MORE, OURS, PAPER, WAYS, Way
 
-MODELS = ("blip", "xvlm")
 SPARSITIES = (0.9, 0.75)
 TEXT = {"text": 1.5}
 
@@ -134,7 +134,7 @@ def search_cells(seed: int) -> list[Cell]:
     return [
         Cell(model, "retrieval", way, sparsity, seed, "dev")
         for way, sparsity in (*first, *second)
-        for model in MODELS
+        for model in FAMILIES
     ]
 
 
@@ -145,7 +145,7 @@ def final_cells(seed: int) -> list[Cell]:
         Cell(model, "retrieval", way, sparsity, seed, "dev")
         for sparsity in SPARSITIES
         for way in (WAYS["tamt"], WAYS["chita++"], *found)
-        for model in MODELS
+        for model in FAMILIES
     ]
 
 
@@ -172,5 +172,5 @@ def better_cells(seed: int) -> list[Cell]:
         Cell(model, "retrieval", way, sparsity, seed)
         for way in ways
         for sparsity in SPARSITIES
-        for model in MODELS
+        for model in FAMILIES
     ]

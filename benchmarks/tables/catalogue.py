@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.demo.processors import FAMILIES
 from benchmarks.downstream.classes import SETS
 from benchmarks.tables.candidates import better_cells, final_cells, search_cells
 from benchmarks.tables.cell import Cell
@@ -28,7 +29,6 @@ from benchmarks.tables.views import (
 from benchmarks.tables.ways import ABLATION, MORE, OURS, PAPER, SIZED, VIT_WAYS, WAYS, WITH_ID, Way
 
 SPARSITIES = (0.63, 0.75, 0.9)
-FAMILIES = ("blip", "xvlm")
 TASKS = ("retrieval", "captioning", "vqa")
 
 
@@ -63,6 +63,7 @@ class Table:
         run: of a table that is not made of such cells: does whatever the command line says and
             returns how much failed.
         seeds: those that are run and shown unless the command line says others.
+        small: of the models of this repository only: tuned to them, or of no BLIP or X-VLM.
     """
 
     name: str
@@ -71,6 +72,11 @@ class Table:
     view: View | None = None
     run: Callable[[argparse.Namespace], int] | None = None
     seeds: tuple[int, ...] = (1,)
+    small: bool = False
+
+    def of(self, seeds: Sequence[int] | None) -> list[Cell]:
+        """The cells of some seeds; None: of those of the table."""
+        return [cell for seed in seeds or self.seeds for cell in self.cells(seed)]
 
 
 def _main(seed: int) -> list[Cell]:
@@ -128,8 +134,9 @@ TABLES: dict[str, Table] = {
             "A vision transformer, pruned before it learns to classify (Table 6)",
             _table6,
             classification,
+            small=True,
         ),
-        Table("table7", TITLE7, _none, run=run_table7),
+        Table("table7", TITLE7, _none, run=run_table7, small=True),
         Table(
             "table8", "Parts of MULTIFLOW's score, and its inverted mask (Table 8)", _table8, parts
         ),
@@ -139,8 +146,9 @@ TABLES: dict[str, Table] = {
             lambda_grid.cells,
             penalties,
             run_table10,
+            small=True,
         ),
-        Table("id", "With and without the intrinsic dimension", _id, dimensions),
+        Table("id", "With and without the intrinsic dimension", _id, dimensions, small=True),
         Table(
             "modality", "What each method leaves of vision, text and fusion", _modality, modalities
         ),
@@ -150,6 +158,7 @@ TABLES: dict[str, Table] = {
             "Compositions, on the development split",
             search_cells,
             ranked,
+            small=True,
         ),
         Table(
             "finals",
@@ -157,6 +166,7 @@ TABLES: dict[str, Table] = {
             final_cells,
             ranked,
             seeds=(2, 3),
+            small=True,
         ),
         Table(
             "better",
@@ -164,6 +174,7 @@ TABLES: dict[str, Table] = {
             better_cells,
             ranked,
             seeds=(1, 2, 3),
+            small=True,
         ),
     )
 }

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.tables import kept
 from benchmarks.tables.pruning import load, pruned
 from benchmarks.tables.tuning import TUNINGS, Tuning, measured, tuned
 from benchmarks.tables.ways import Way
 from benchmarks.tables.world import VERSION, World
 from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import OutputError
 
 THREADS = 1
 """Of a cell of the small models: as many as cores run side by side."""
@@ -101,19 +101,7 @@ class Cell:
         Raises:
             OutputError: if the file is of a cell with other settings, or no JSON.
         """
-        path = self.path(out)
-        if not path.exists():
-            return None
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise OutputError(f"{path} is damaged ({error}); delete it") from error
-        if wrong := [key for key, value in self.identity().items() if found.get(key) != value]:
-            raise OutputError(
-                f"{path} was made with other settings ({', '.join(wrong)}); move it away, or give "
-                "another --cells"
-            )
-        return found
+        return kept.read(self.path(out), self.identity())
 
     def run(self, world: World, out: Path) -> None:
         """Does the work and writes the file whole or not at all."""

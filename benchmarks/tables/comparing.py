@@ -9,8 +9,8 @@ from statistics import fmean
 from benchmarks.tables.findings import Entry
 
 SEED_SPREAD = 2.0
-"""Standard deviation of an average R@1 from seed to seed, in points: pooled over the cells that
-three seeds were run of, `pooled_spread` of `better` and `finals`, between 10 and 45%."""
+"""Standard deviation of an average R@1 from seed to seed, in points, rounded;
+`benchmarks.tables.levels` measures it."""
 
 
 @dataclass(frozen=True)

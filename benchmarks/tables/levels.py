@@ -5,6 +5,7 @@
 VQA: everybody is given the commonest answer to questions of this kind in training. Captions: every
 image is given a caption of the next one, which is well worded and says nothing of it; and of what
 the models that are not pruned say, fine-tuned as in the tables, how much is true of its image.
+Retrieval: the standard deviation over the three seeds of `better`, pooled over methods.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.demo.captions import COLOURS, DIGITS
-from benchmarks.demo.language import Fact
-from benchmarks.downstream.wording import CELLS, is_true
+from benchmarks.demo.processors import FAMILIES
+from benchmarks.downstream.scene_files import facts_of
+from benchmarks.downstream.wording import is_true
 from benchmarks.results import FOLDER
+from benchmarks.tables.catalogue import TABLES
+from benchmarks.tables.comparing import pooled_spread
+from benchmarks.tables.findings import Found
+from benchmarks.tables.layout import percent
+from benchmarks.tables.measures import AVERAGE_FEATURES
 from benchmarks.tables.pruning import load
 from benchmarks.tables.tuning import TUNINGS, measured, tuned
 from benchmarks.tables.world import World
@@ -28,7 +34,8 @@ from vlp_plugins.atomic import write_text
 from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.evaluation.caption_metrics import caption_scores
 
-MODELS = ("blip", "xvlm")
+LEAST, MOST = 10.0, 45.0
+"""Average R@1 whose spread is looked at: what has almost failed hardly varies."""
 
 
 def guessed_answers(world: World, count: int) -> float:
@@ -55,11 +62,28 @@ def true_captions(world: World, model: str, seed: int = 1) -> float:
     dense, _ = tuned(world, loaded, tuning, None, seed)
     said = measured(world, loaded, dense, tuning, "test").said
     lines = (Path(world.task_data(tuning.data)) / "test" / "metadata.jsonl").read_text("utf-8")
-    shown = [_facts(json.loads(line)["objects"]) for line in lines.splitlines()[: len(said)]]
+    shown = [facts_of(json.loads(line)["objects"]) for line in lines.splitlines()[: len(said)]]
     return 100 * sum(map(is_true, said, shown)) / len(said)
 
 
-def levels(world: World) -> dict[str, Any]:
+def seed_spreads(cells: Path) -> dict[str, float]:
+    """Of average R@1 by features, in points, by model and sparsity and over all of them."""
+    found = Found(TABLES["better"].of(None), cells)
+    groups = {
+        f"{model} {percent(sparsity)}": [
+            entry
+            for way in found.ways
+            if (entry := found.entry(AVERAGE_FEATURES, model, way, sparsity)).mean is not None
+            and LEAST <= entry.mean <= MOST
+        ]
+        for model in found.models
+        for sparsity in found.sparsities
+    }
+    groups["all"] = [entry for entries in groups.values() for entry in entries]
+    return {name: round(pooled_spread(entries), 2) for name, entries in groups.items()}
+
+
+def levels(world: World, cells: Path) -> dict[str, Any]:
     """All of them."""
     images = TUNINGS["blip", "captioning"].measured
     return {
@@ -67,17 +91,9 @@ def levels(world: World) -> dict[str, Any]:
             guessed_answers(world, TUNINGS["blip", "vqa"].measured), 2
         ),
         "cider_of_captions_of_others": round(guessed_captions(world, images), 2),
-        "true_captions_percent": {m: round(true_captions(world, m), 2) for m in MODELS},
+        "true_captions_percent": {m: round(true_captions(world, m), 2) for m in FAMILIES},
+        "seed_spread_of_r1": seed_spreads(cells),
     }
-
-
-def _facts(objects: list[list[str]]) -> frozenset[Fact]:
-    colours = [names[0] for names in COLOURS]
-    cells = [names[0] for names in CELLS]
-    return frozenset(
-        Fact(colours.index(colour), DIGITS.index(digit), cells.index(cell))
-        for colour, digit, cell in objects
-    )
 
 
 def _read(world: World, name: str) -> list[dict[str, Any]]:
@@ -94,12 +110,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--world", type=Path, default=Path(".tables"), help="models and data")
+    parser.add_argument("--cells", type=Path, default=FOLDER / "tables" / "cells")
     parser.add_argument("--output", type=Path, default=FOLDER / "tables" / "levels.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     world = World(options.world)
     world.make()
-    text = json.dumps(levels(world), indent=1) + "\n"
+    text = json.dumps(levels(world, options.cells), indent=1) + "\n"
     write_text(options.output, text, overwrite=True)
     print(text, end="")
 

@@ -25,24 +25,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo.processors import FAMILIES
+from benchmarks.tables.catalogue import TASKS, Table
 from benchmarks.tables.cell import Cell, Origin
 from benchmarks.tables.tuning import Tuning
 from benchmarks.tables.ways import SIZED, Way
 from benchmarks.tables.world import World
-from vlp_plugins.errors import RecipeError, suggest
+from vlp_plugins.errors import RecipeError
 from vlp_plugins.intrinsic.factors import GUIDED
+from vlp_plugins.job.finetuning import rows_of_a_batch
 from vlp_plugins.recipes import load_recipe
-from vlp_plugins.recipes.finetuning import load_finetune_recipe
+from vlp_plugins.recipes.finetuning import load_finetune_recipe, with_finetune_options
 from vlp_plugins.recipes.lines import Value, read_yaml
+from vlp_plugins.recipes.reading import read_section
 from vlp_plugins.recipes.values import amount, integer, number, text
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
-FAMILIES = ("blip", "xvlm")
-TASKS = ("retrieval", "captioning", "vqa")
 RERANK = 256
 """Candidates that the published BLIP and X-VLM order on COCO."""
 _ROUND = {"itersnip": "batches_per_round", "chita++": "rows"}
@@ -56,24 +58,22 @@ class OwnWorld(World):
     """Checkpoints and data that a file names; its `folder` keeps masks only.
 
     Attributes:
-        checkpoints: by family.
         pairs: pre-training data.
+        models: checkpoints by family.
         data: of tasks.
-        on: device; None takes a GPU if there is one.
-        budget: of memory for gradients; None: what is free.
         accumulate: parts of a step of fine-tuning.
-        pruned_with: `batches` and `batch_size` instead of those of the recipes.
-        tuned_with: by task, values of `Tuning` instead of those of the recipes.
+        prune: `batches` and `batch_size` instead of those of the recipes.
+        finetune: by task, values instead of those of the recipes.
     """
 
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    memory_budget: str | None = None
     pairs: str = ""
+    models: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
-    on: str | None = None
-    budget: str | None = None
     accumulate: int = 1
-    pruned_with: Mapping[str, int] = field(default_factory=dict)
-    tuned_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prune: Mapping[str, int] = field(default_factory=dict)
+    finetune: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     small = False
 
@@ -84,27 +84,15 @@ class OwnWorld(World):
         Raises:
             RecipeError: if it lacks something, or says something that nobody knows.
         """
-        root = read_yaml(path)
-        found = {key: _READERS[key](value) for key, value in _known(root, _READERS)}
-        for key in ("checkpoints", "pairs", "data"):
-            if not found.get(_NAMES.get(key, key)):
-                raise RecipeError(f"{path}: no {_NAMES.get(key, key)} given")
-        renamed = {name: key for key, name in _NAMES.items()}
-        return cls(
-            path.with_name(f"{path.stem}-masks"),
-            **{renamed.get(key, key): value for key, value in found.items()},
-        )
-
-    @property
-    def device(self) -> str | None:  # type: ignore[override]
-        return self.on
-
-    @property
-    def memory_budget(self) -> str | None:  # type: ignore[override]
-        return self.budget
+        found = read_section(read_yaml(path), _READERS)
+        for key in ("models", "calibration", "data"):
+            if not found.get(key):
+                raise RecipeError(f"{path}: no {key} given")
+        pairs = found.pop("calibration")
+        return cls(path.with_name(f"{path.stem}-masks"), pairs=pairs, **found)
 
     def model(self, name: str) -> str:
-        return self.checkpoints[name]
+        return self.models[name]
 
     def task_data(self, data: str) -> str:
         return self.data[data]
@@ -116,6 +104,10 @@ class OwnWorld(World):
     def make(self) -> None:
         self.masks.mkdir(parents=True, exist_ok=True)
 
+    def table(self, table: Table) -> Table:
+        """The same table of these models."""
+        return replace(table, cells=lambda seed: self.cells(table.cells(seed)))
+
     def cells(self, cells: list[Cell]) -> list[Cell]:
         """The cells of a table that can be run here, with the paper's budgets and recipes."""
         return [
@@ -123,10 +115,10 @@ class OwnWorld(World):
                 cell,
                 way=cell.way and self.way(cell.model, cell.way),
                 recipe=self.tuning(cell.model, cell.task),
-                origin=Origin(self.checkpoints[cell.model], self.pairs, self.data[cell.task]),
+                origin=Origin(self.models[cell.model], self.pairs, self.data[cell.task]),
             )
             for cell in cells
-            if cell.model in self.checkpoints and cell.task in self.data
+            if cell.model in self.models and cell.task in self.data
         ]
 
     def way(self, model: str, way: Way) -> Way:
@@ -137,8 +129,8 @@ class OwnWorld(World):
         like = load_recipe(RECIPES / f"{_LIKE}-{model}.yaml")
         recipe = load_recipe(path) if path.exists() else like
         data = recipe.data if recipe.data.batches else like.data  # allocations read some, too
-        batches = min(data.batches or 0, self.pruned_with.get("batches", sys.maxsize))
-        size = self.pruned_with.get("batch_size", data.batch_size)
+        batches = min(data.batches or 0, self.prune.get("batches", sys.maxsize))
+        size = self.prune.get("batch_size", data.batch_size)
         parameters = {**recipe.parameters, **way.parameters}
         parameters |= _chosen(parameters)
         if "steps" in parameters:
@@ -150,30 +142,27 @@ class OwnWorld(World):
 
     def tuning(self, model: str, task: str) -> Tuning:
         """Table 11."""
-        found = load_finetune_recipe(RECIPES / f"finetune-{model}-{task}.yaml")
+        changed = {"accumulate": self.accumulate, **self.finetune.get(task, {})}
+        measured = {name: changed.pop(name) for name in ("measured", "rerank") if name in changed}
+        path = RECIPES / f"finetune-{model}-{task}.yaml"
+        found = with_finetune_options(load_finetune_recipe(path), **changed)
+        rows_of_a_batch(found)  # refuses what cannot be shared out, before anything is run
         settings = found.settings
-        made = Tuning(
+        return Tuning(
             task,
             task,
-            0,
+            settings.steps or 0,
             settings.learning_rate,
             settings.betas,
             settings.weight_decay,
             settings.schedule,
             settings.warmup,
             found.batch_size,
-            measured=0,
-            rerank=RERANK if task == "retrieval" else 0,
+            measured=measured.get("measured", 0),
+            rerank=measured.get("rerank", RERANK if task == "retrieval" else 0),
             epochs=settings.epochs,
-            accumulate=self.accumulate,
+            accumulate=settings.accumulate,
         )
-        made = replace(made, **self.tuned_with.get(task, {}))
-        if made.batch_size % made.accumulate:
-            raise RecipeError(
-                f"a step of {task} has {made.batch_size} rows, which are not {made.accumulate} "
-                "equal parts; give accumulate or batch_size otherwise"
-            )
-        return made
 
 
 def _chosen(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,44 +170,23 @@ def _chosen(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"lambda": "auto"} if "lambda" in parameters else {}
 
 
-def _known(
-    section: Value, readers: Mapping[str, Callable[[Value], Any]]
-) -> list[tuple[str, Value]]:
-    items = section.items()
-    if unknown := next((key for key in items if key not in readers), None):
-        raise RecipeError(
-            f"{items[unknown].where}: unknown key {unknown!r}{suggest(unknown, list(readers))}"
-        )
-    return list(items.items())
-
-
-def _mapping(readers: Mapping[str, Callable[[Value], Any]]) -> Callable[[Value], dict[str, Any]]:
+def _section(readers: Mapping[str, Callable[[Value], Any]]) -> Callable[[Value], dict[str, Any]]:
     """Reader of a section with these keys."""
-    return lambda section: {key: readers[key](value) for key, value in _known(section, readers)}
+    return lambda section: read_section(section, readers)
 
 
 _TUNED = {
-    **dict.fromkeys(("steps", "measured", "rerank"), integer(0)),
-    **dict.fromkeys(("epochs", "batch_size", "accumulate"), integer(1)),
+    **dict.fromkeys(("measured", "rerank"), integer(0)),
+    **dict.fromkeys(("steps", "epochs", "batch_size", "accumulate"), integer(1)),
     "learning_rate": number,
 }
-assert set(_TUNED) <= {each.name for each in fields(Tuning)}
-_NAMES = {
-    "checkpoints": "models",
-    "pairs": "calibration",
-    "on": "device",
-    "budget": "memory_budget",
-    "pruned_with": "prune",
-    "tuned_with": "finetune",
-}
-"""Attributes that are called otherwise in the file."""
 _READERS: Mapping[str, Callable[[Value], Any]] = {
-    "models": _mapping(dict.fromkeys(FAMILIES, text)),
+    "models": _section(dict.fromkeys(FAMILIES, text)),
     "calibration": text,
-    "data": _mapping(dict.fromkeys(TASKS, text)),
+    "data": _section(dict.fromkeys(TASKS, text)),
     "device": text,
     "memory_budget": amount,
     "accumulate": integer(1),
-    "prune": _mapping({"batches": integer(1), "batch_size": integer(1)}),
-    "finetune": _mapping(dict.fromkeys(TASKS, _mapping(_TUNED))),
+    "prune": _section({"batches": integer(1), "batch_size": integer(1)}),
+    "finetune": _section(dict.fromkeys(TASKS, _section(_TUNED))),
 }

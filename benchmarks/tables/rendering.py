@@ -8,19 +8,12 @@ from pathlib import Path
 from benchmarks.tables.about import chance, commands, missing, settings
 from benchmarks.tables.catalogue import Table
 from benchmarks.tables.findings import Found
-from benchmarks.tables.own import OwnWorld
 from benchmarks.tables.views import Rendered, whole
 from vlp_plugins.atomic import write_text
 from vlp_plugins.report.drawing import svg_of
 
 
-def render(
-    table: Table,
-    seeds: Sequence[int] | None,
-    cells: Path,
-    out: Path,
-    own: OwnWorld | None = None,
-) -> str:
+def render(table: Table, seeds: Sequence[int] | None, cells: Path, out: Path) -> str:
     """Writes `NAME.md` and `NAME.svg` and returns the Markdown.
 
     Args:
@@ -28,10 +21,8 @@ def render(
         seeds: over which figures are means; None: those of the table.
         cells: folder of the cells' files.
         out: folder to write to.
-        own: checkpoints and data that are not those of this repository.
     """
-    asked = [cell for seed in seeds or table.seeds for cell in table.cells(seed)]
-    found = Found(own.cells(asked) if own else asked, cells)
+    found = Found(table.of(seeds), cells)
     rendered = (table.view or whole)(found)
     if rendered.figure is None:
         (out / f"{table.name}.svg").unlink(missing_ok=True)  # of another time

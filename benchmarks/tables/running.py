@@ -10,7 +10,6 @@ from pathlib import Path
 
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.world import World
-from vlp_plugins.errors import OutputError
 
 LONGEST = 90.0
 """Seconds that a cell may take on two cores."""
@@ -27,14 +26,6 @@ def missing(cells: Sequence[Cell], out: Path) -> list[Cell]:
         OutputError: if a file is of a cell with other settings.
     """
     return [cell for cell in unique(cells) if cell.content(out) is None]
-
-
-def state(cell: Cell, out: Path) -> str:
-    """Whether it is `done`, `missing`, or `stale`: of other settings, or damaged."""
-    try:
-        return "missing" if cell.content(out) is None else "done"
-    except OutputError:
-        return "stale"
 
 
 def unique(cells: Sequence[Cell]) -> list[Cell]:

@@ -21,12 +21,12 @@ from torch import nn
 
 from benchmarks.results import machine
 from benchmarks.speed import full_size, random_batches
+from benchmarks.tables import kept
 from benchmarks.tables.stopwatch import Others, TimedBatches
 from benchmarks.tables.ways import LAMBDA
 from vlp_plugins import Masks, prune
 from vlp_plugins.adapter import Batch
 from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import OutputError
 from vlp_plugins.memory import peak_memory
 from vlp_plugins.plugins import registry
 
@@ -144,18 +144,9 @@ class Runtime:
         """What its file says; None if there is none.
 
         Raises:
-            OutputError: if the file was made with other settings.
+            OutputError: if the file was made with other settings, or is no JSON.
         """
-        path = self.path(out)
-        if not path.exists():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if wrong := [key for key, value in self.identity().items() if found.get(key) != value]:
-            raise OutputError(
-                f"{path} was made with other settings ({', '.join(wrong)}); move it away, or give "
-                "another --cells"
-            )
-        return found
+        return kept.read(self.path(out), self.identity())
 
     def run(self, out: Path, build: Build = full_size_problem) -> None:
         """Measures, and writes the file whole or not at all."""

@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
+from benchmarks.tables import kept
 from benchmarks.tables.experiments import experiment, lambda_grid
 from benchmarks.tables.experiments.searches import SEARCHES
-from benchmarks.tables.running import state
 from benchmarks.tables.world import World
 
 TITLE = "Ridge penalties of CHITA and CHITA++ (Table 10), and a search over methods"
@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def listed(cells: Path, seed: int) -> list[str]:
     """The cells of the grid, and how far the searches are."""
     grid = lambda_grid.cells(seed)
-    lines = [f"{state(cell, cells):8}{cell.name}" for cell in grid]
-    return lines + [
+    return kept.listed(grid, cells) + [
         f"{len(search.done(cells, seed))}/{search.trials} trials of {search.name}, seed {seed}"
         for search in SEARCHES.values()
     ]

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.tables import kept
 from benchmarks.tables.layout import markdown
 from benchmarks.tables.plots import draw_bars, panels
 from benchmarks.tables.runtimes import BATCHES, METHODS, PAIRS, SPARSITY, Runtime
@@ -64,14 +65,13 @@ def runtimes(options: argparse.Namespace) -> list[Runtime]:
 def run(options: argparse.Namespace) -> int:
     """Does what the command line says; returns how many methods failed."""
     asked = runtimes(options)
-    missing = [each for each in asked if each.content(options.cells) is None]
     if options.list:
-        for each in asked:
-            print(f"{'missing' if each in missing else 'done':8}{each.name}")
+        print("\n".join(kept.listed(asked, options.cells)))
         return 0
     if options.render:
         print(render(options.cells, options.cells.parent))
         return 0
+    missing = [each for each in asked if each.content(options.cells) is None]
     print(f"table7: {len(asked) - len(missing)} cells are there, {len(missing)} to run", flush=True)
     limit = float("inf") if options.minutes is None else 60 * options.minutes
     return len(measured(missing, options.cells, limit))

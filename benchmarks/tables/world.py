@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from benchmarks.demo.build_data import build as build_pretraining
 from benchmarks.downstream.build import build as build_downstream
@@ -14,7 +13,6 @@ from vlp_plugins.atomic import atomic_folder
 
 POOL = 3072
 """Pairs of pre-training data to calibrate with; every seed draws its own from them."""
-MODELS = ("blip", "xvlm", "vit")
 VERSION = 1
 """Of everything that cells depend on and their settings do not name: models, data, defaults of
 methods and compositions. To be raised when one changes; cells of another version are refused."""
@@ -26,14 +24,16 @@ class World:
 
     Attributes:
         folder: kept from run to run; it may be deleted, and is made again.
+        device: of the models; None takes a GPU if there is one.
+        memory_budget: of gradients; None: what is free.
     """
 
     folder: Path
+    device: str | None = "cpu"
+    memory_budget: str | None = "4GiB"
 
     small = True
     """Whether models and data are those of this repository."""
-    device: ClassVar[str | None] = "cpu"
-    memory_budget: ClassVar[str | None] = "4GiB"
 
     @property
     def downstream(self) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from benchmarks.demo.scenes import CELL_SIZE, PALETTE
 from benchmarks.downstream import scenes
 from benchmarks.downstream.painting import place, texture
 from benchmarks.downstream.samples import CAPTIONS, QUESTIONS, Sample, draw_sample
+from benchmarks.downstream.scene_files import facts_of, write_scenes
 from benchmarks.downstream.scenes import draw
 from benchmarks.downstream.shades import SHADES, mix
 from benchmarks.downstream.splits import SPLITS, pick, scans_of, seed_of
@@ -204,3 +207,12 @@ def test_more_scenes_than_there_can_be_are_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scenes, "COLOURS", COLOURS[:1])  # 3,600 pairs of objects are left
     with pytest.raises(ValueError, match="2,000 scenes would share pairs of objects"):
         draw_sample("test", 2000)
+
+
+def test_what_a_scene_shows_is_read_as_it_was_written(tmp_path: Path) -> None:
+    drawn = draw_sample("test", 5, 0)
+    write_scenes(tmp_path, "test", drawn)
+
+    lines = (tmp_path / "test" / "metadata.jsonl").read_text().splitlines()
+
+    assert [facts_of(json.loads(line)["objects"]) for line in lines] == list(drawn.facts)

@@ -128,7 +128,7 @@ def test_a_wrong_file_is_refused_with_the_line(
 
 
 def test_a_step_falls_into_equal_parts(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="128 rows, which are not 6 equal parts"):
+    with pytest.raises(RecipeError, match="128 rows cannot be .* accumulate 6 batches each"):
         read(tmp_path, accumulate=6).tuning("blip", "retrieval")
 
 
@@ -176,7 +176,7 @@ def test_the_page_names_the_checkpoints(folder: Path, tmp_path: Path) -> None:
     world = OwnWorld.read(folder / "own.yaml")
     table = Table("small", "Small", lambda seed: [Cell("blip", "retrieval", None, 0.0, seed)])
 
-    page = render(table, None, tmp_path / "cells", tmp_path, world)
+    page = render(world.table(table), None, tmp_path / "cells", tmp_path)
 
     assert f"BLIP is {folder}/down/models/blip." in page
     assert "2 steps of 4 at 1e-05" in page

@@ -160,6 +160,9 @@ def test_other_settings_are_noticed(tmp_path: Path) -> None:
     write_text(cell.path(tmp_path), json.dumps(content))
     with pytest.raises(OutputError, match=r"other settings \(batches\)"):
         cell.content(tmp_path)
+    cell.path(tmp_path).write_text("{")
+    with pytest.raises(OutputError, match="damaged"):
+        cell.content(tmp_path)
 
 
 def test_one_that_fails_is_reported_and_the_next_begins(

@@ -88,7 +88,7 @@ def run_finetuning(
     writes = engine is None or engine.index == 0
     if writes:
         check_new_folder(folder)
-    size = _rows_of_a_batch(recipe, 1 if engine is None else engine.processes)
+    size = rows_of_a_batch(recipe, 1 if engine is None else engine.processes)
     chosen = None if masks is None else Masks.load(masks)
     watch = StopWatch()
     data = read_samples(recipe)
@@ -144,7 +144,12 @@ def run_finetuning(
     return TunedResult(folder, done, facts)
 
 
-def _rows_of_a_batch(recipe: FinetuneRecipe, processes: int) -> int:
+def rows_of_a_batch(recipe: FinetuneRecipe, processes: int = 1) -> int:
+    """Rows that a process computes at a time.
+
+    Raises:
+        RecipeError: if the rows of a step cannot be shared out evenly.
+    """
     parts = processes * recipe.settings.accumulate
     size, rest = divmod(recipe.batch_size, parts)
     if rest or not size:

@@ -54,7 +54,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe
     found = _found(root)
     section = root.items().get("data")
     if section is not None and isinstance(section.data, dict):
-        found["data"] = replace(recipe.data, **_read(section, _DATA_READERS))
+        found["data"] = replace(recipe.data, **read_section(section, _DATA_READERS))
     if "parameters" in found:
         found["parameters"] = {**recipe.parameters, **found["parameters"]}
     return replace(recipe, **found)
@@ -62,7 +62,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe
 
 def _found(root: Value) -> dict[str, Any]:
     """What stands in a recipe, as keywords of `Recipe`."""
-    found = _read(root, _READERS)
+    found = read_section(root, _READERS)
     if "pattern" in found:
         if "allocation" in found:
             raise RecipeError(f"{root.where}: pattern and allocation exclude each other")
@@ -74,7 +74,16 @@ def _found(root: Value) -> dict[str, Any]:
     return found
 
 
-def _read(section: Value, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
+def read_section(section: Value, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
+    """The values of a section by key; a key with nothing behind it is left out.
+
+    Args:
+        section: a mapping.
+        readers: by key that may stand there, what makes a value of it.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
     found = {}
     for key, value in section.items().items():
         if key not in readers:
@@ -97,7 +106,7 @@ def _hint(key: str, readers: Mapping[str, Callable[[Value], Any]]) -> str:
 def _data(value: Value) -> DataRecipe:
     if isinstance(value.data, str):
         return DataRecipe(source=value.data)
-    return DataRecipe(**_read(value, _DATA_READERS))
+    return DataRecipe(**read_section(value, _DATA_READERS))
 
 
 def _sparsities(value: Value) -> tuple[Target, ...]:
@@ -119,7 +128,7 @@ def _sparsity(value: Value) -> float:
 
 
 def _pattern(value: Value) -> str:
-    sizes = _read(value, {"keep": integer(1), "of": integer(1)})
+    sizes = read_section(value, {"keep": integer(1), "of": integer(1)})
     if set(sizes) != {"keep", "of"}:
         raise value.wrong("a mapping with keep and of, such as {keep: 2, of: 4}")
     return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import kept
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.experiments import lambda_grid, pruner_search
 from benchmarks.tables.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
 from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import OutputError
 
 Trial = dict[str, Any]
 """`parameters` as drawn, `cell`, `value` that the tuner was told, `experiment` of NNI."""
@@ -56,15 +56,10 @@ class Search:
         Their values are those of the cells.
 
         Raises:
-            OutputError: if the record is of other settings.
+            OutputError: if the record is of other settings, or is no JSON.
         """
-        path = self.path(cells, seed)
-        if not path.exists():
-            return []
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if any(found.get(key) != value for key, value in self.identity(seed).items()):
-            raise OutputError(f"{path} is of a search with other settings; move it away")
-        trials: list[Trial] = found["trials"]
+        found = kept.read(self.path(cells, seed), self.identity(seed))
+        trials: list[Trial] = [] if found is None else found["trials"]
         contents = [self.cell(each["parameters"], seed).content(cells) for each in trials]
         return [
             each | {"value": result_of(content)["default"]}
