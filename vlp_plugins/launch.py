@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 from torch import distributed
@@ -13,6 +14,23 @@ from vlp_plugins.calibration.processes import place
 from vlp_plugins.errors import UnsupportedError
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_HOLDERS = (
+    "torch.distributed.nn",
+    "torch.distributed.fsdp.sharded_grad_scaler",
+    "torch.distributed.optim",
+)
+
+
+def before_joining() -> None:
+    """Call it before a process group is made, so that the group can end before the interpreter.
+
+    Some modules of torch have functions whose default argument is the group of the moment of their
+    import. Imported later (models of transformers do it), they keep a destroyed group and its
+    threads until the interpreter ends, and a thread that still frees a tensor then aborts the
+    process ("terminate called without an active exception").
+    """
+    for module in _HOLDERS:
+        import_module(module)
 
 
 @contextmanager
@@ -38,6 +56,7 @@ def process_group() -> Iterator[None]:
                 f"{torch.cuda.device_count()}); start as many processes as GPUs"
             )
         torch.cuda.set_device(local)
+    before_joining()
     try:
         distributed.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:

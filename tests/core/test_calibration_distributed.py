@@ -30,10 +30,12 @@ from toy import Counting, ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.errors import DataError, NonFiniteError
+from vlp_plugins.launch import before_joining
 from vlp_plugins.statistics.gradient import MeanGradient
 from vlp_plugins.weights import WeightMap
 
 folder = Path(sys.argv[1])
+before_joining()
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 model, adapter = toy_model(), ToyAdapter()

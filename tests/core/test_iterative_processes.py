@@ -20,8 +20,10 @@ from torch import distributed
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 from vlp_plugins import prune
+from vlp_plugins.launch import before_joining
 
 folder = Path(sys.argv[1])
+before_joining()
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 model, adapter = losing_toy(), LosingAdapter()

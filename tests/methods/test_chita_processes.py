@@ -20,8 +20,10 @@ from pathlib import Path
 from torch import distributed
 from chita_runs import context_of
 from test_chita_processes import METHODS
+from vlp_plugins.launch import before_joining
 
 folder = Path(sys.argv[1])
+before_joining()
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 for name, method in METHODS.items():

@@ -12,6 +12,7 @@ from toy_loss import spoilt
 from toy_rows import N, toy_columns, toy_rows
 
 from vlp_plugins.errors import VlpError
+from vlp_plugins.launch import before_joining
 from vlp_plugins.rows.kept import GradientRows
 
 SMALL = 4000
@@ -47,6 +48,7 @@ def blip(folder: Path, golden: Path) -> None:
 
 
 def main(folder: Path, golden: Path) -> None:
+    before_joining()
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     skipping = toy_batches(N)

@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 from torch import distributed
 from test_processes import run, text_of
+from vlp_plugins.launch import before_joining
 
 folder = Path(sys.argv[1])
+before_joining()
 distributed.init_process_group("gloo")
 seen = []
 found = run(folder / "work", lambda done, of: seen.append(of))

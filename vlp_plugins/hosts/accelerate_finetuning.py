@@ -20,6 +20,7 @@ from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.terms import total
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.finetuning.engine import TaskLoss
+from vlp_plugins.launch import before_joining
 
 try:
     from accelerate import Accelerator
@@ -115,6 +116,7 @@ def launched(autocast: str | None = None, *, cpu: bool = False) -> Iterator[Acce
         find_unused_parameters=True,
         broadcast_buffers=False,
     )
+    before_joining()
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[handler], **options)
     yield AccelerateEngine(accelerator)
     accelerator.wait_for_everyone()  # gloo may abort a process whose peer is still at work
