@@ -359,6 +359,14 @@ def test_the_papers_table_11(stem: str, rows: int, epochs: int, rate: float) -> 
     assert found == by_family[str(recipe.adapter)]
 
 
+def test_the_papers_fine_tuning_of_dino() -> None:
+    recipe = load_finetune_recipe(PAPER / "finetune-dino.yaml")
+    settings = recipe.settings
+    assert (recipe.adapter, recipe.task, recipe.batch_size) == ("vit", "classification", 32)
+    assert (settings.epochs, settings.learning_rate, settings.warmup) == (10, 1e-5, 0.1)
+    assert (settings.schedule, settings.betas) == ("cosine", (0.9, 0.999))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

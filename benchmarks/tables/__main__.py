@@ -63,7 +63,7 @@ def main() -> None:
         world = World(options.world)
         if options.world.suffix in _YAML:
             world = OwnWorld.read(options.world)
-            chosen = [world.table(table) for table in _possible(parser, chosen, options)]
+            chosen = _possible(parser, chosen, options, world)
         if options.workers is None:
             options.workers = os.cpu_count() or 1 if world.small else 1
         failed = _cells([table for table in chosen if table.run is None], options, world)
@@ -74,15 +74,22 @@ def main() -> None:
 
 
 def _possible(
-    parser: argparse.ArgumentParser, chosen: list[Table], options: argparse.Namespace
+    parser: argparse.ArgumentParser,
+    chosen: list[Table],
+    options: argparse.Namespace,
+    world: OwnWorld,
 ) -> list[Table]:
-    """Tables of models of one's own; all that there are, if none is named."""
+    """Tables of models of one's own; all that have cells, if none is named."""
     if options.cells == CELLS:
         parser.error("give --cells FOLDER: those of this repository are of its own models")
     wrong = [table.name for table in chosen if table.small]
     if options.tables and wrong:
-        parser.error(f"{wrong[0]} is of the models of this repository; leave it out")
-    return [table for table in chosen if not table.small]
+        parser.error(f"{wrong[0]} is not of models of one's own; leave it out")
+    possible = [world.table(table) for table in chosen if not table.small]
+    empty = [table.name for table in possible if not table.of(options.seeds)]
+    if options.tables and empty:
+        parser.error(f"{options.world} has no model with data that {empty[0]} is about")
+    return [table for table in possible if table.name not in empty]
 
 
 def _cells(tables: list[Table], options: argparse.Namespace, world: World) -> int:

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from benchmarks.tables.cell import Origin
 from benchmarks.tables.comparing import SEED_SPREAD, standard_error
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import title_of
 from benchmarks.tables.measures import FAILED_BELOW
 from benchmarks.tables.tuning import Tuning, part_of
 from benchmarks.tables.ways import Way
+from vlp_plugins.intrinsic.factors import GUIDED
 from vlp_plugins.plugins import registry
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def commands(table: Table, found: Found) -> list[str]:
     """Those that run the cells and write the page."""
     usual = found.seeds in ([], [*table.seeds])
     seeds = "" if usual else f" --seeds {' '.join(map(str, found.seeds))}"
-    where = " --world FILE.yaml --cells FOLDER" if _origins(found) else ""
+    where = " --world FILE.yaml --cells FOLDER" if found.origins else ""
     command = f"    python -m benchmarks.tables {table.name}{seeds}{where}"
     return [f"{command} --render  # writes this page", f"{command}  # runs the missing cells"]
 
@@ -40,7 +40,7 @@ def commands(table: Table, found: Found) -> list[str]:
 def settings(found: Found) -> str:
     """One paragraph: what is scaled down, and how far."""
     parts = [f"{title_of(model)}: {_tunings(found, model)}" for model in found.models]
-    own = _origins(found)
+    own = found.origins
     which = [f"{title_of(model)} is {origin.checkpoint}." for model, origin in own.items()]
     first = "Models" if own else "Scaled down: small models"
     paper = [] if own else [_PAPER_VISION if found.models == ["vit"] else _PAPER]
@@ -59,7 +59,7 @@ def settings(found: Found) -> str:
 def chance(found: Found) -> list[str]:
     """What R@1 is by chance, how far it is off, and what ERR means; nothing without retrieval."""
     queries = {queries for model in found.models if (queries := found.queries(model))}
-    if not queries or _origins(found):  # how far others' figures are off, nobody has measured
+    if not queries or found.origins:  # how far others' figures are off, nobody has measured
         return []
     fewest = min(queries)
     errors = ", ".join(f"{standard_error(at, fewest):.1f} at {at}%" for at in (5, 20, 50))
@@ -87,13 +87,8 @@ def missing(found: Found) -> str:
     )
 
 
-def _origins(found: Found) -> dict[str, Origin]:
-    """Of models that are not those of this repository."""
-    return {cell.model: cell.origin for cell in found.cells if cell.origin is not None}
-
-
 def _tunings(found: Found, model: str) -> str:
-    small = not _origins(found)
+    small = not found.origins
     there = [
         (task, tuning) for task in found.tasks if (tuning := found.tuning(model, task)) is not None
     ]
@@ -124,7 +119,12 @@ def _calibration(ways: Iterable[Way]) -> str:
 
 def _seen(way: Way) -> str:
     steps = way.parameters.get("steps")
-    return f"{way.samples:,} in batches of {way.batch_size}" + (f", {steps} steps" if steps else "")
+    text = f"{way.samples:,} in batches of {way.batch_size}" + (f", {steps} steps" if steps else "")
+    if not way.dimensions:
+        return text
+    dimensions = f"{way.dimensions:,} for dimensions"
+    name = way.method.removeprefix(GUIDED)
+    return f"{text}, {dimensions}" if registry().method(name).reads_data else dimensions
 
 
 def reads_data(way: Way) -> bool:

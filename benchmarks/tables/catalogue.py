@@ -63,7 +63,7 @@ class Table:
         run: of a table that is not made of such cells: does whatever the command line says and
             returns how much failed.
         seeds: those that are run and shown unless the command line says others.
-        small: of the models of this repository only: tuned to them, or of no BLIP or X-VLM.
+        small: of the models of this repository, or of weights that do not matter.
     """
 
     name: str
@@ -134,7 +134,6 @@ TABLES: dict[str, Table] = {
             "A vision transformer, pruned before it learns to classify (Table 6)",
             _table6,
             classification,
-            small=True,
         ),
         Table("table7", TITLE7, _none, run=run_table7, small=True),
         Table(
@@ -146,9 +145,8 @@ TABLES: dict[str, Table] = {
             lambda_grid.cells,
             penalties,
             run_table10,
-            small=True,
         ),
-        Table("id", "With and without the intrinsic dimension", _id, dimensions, small=True),
+        Table("id", "With and without the intrinsic dimension", _id, dimensions),
         Table(
             "modality", "What each method leaves of vision, text and fusion", _modality, modalities
         ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from benchmarks.tables.cell import Cell
+from benchmarks.tables.cell import Cell, Origin
 from benchmarks.tables.measures import FAILED_BELOW, Content, Measure, converged
 from benchmarks.tables.running import unique
 from benchmarks.tables.tuning import Tuning
@@ -90,6 +90,11 @@ class Found:
     def split(self) -> str:
         """What is measured on."""
         return self.cells[0].split
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Of models that are not those of this repository, by family."""
+        return {cell.model: cell.origin for cell in self.cells if cell.origin is not None}
 
     @property
     def models(self) -> list[str]:

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from benchmarks.tables.findings import Entry
 
-_TITLES = {"blip": "BLIP", "xvlm": "X-VLM", "vit": "ViT", "vqa": "VQA"}
+_TITLES = {
+    "blip": "BLIP",
+    "xvlm": "X-VLM",
+    "vit": "ViT",
+    "vqa": "VQA",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "flowers102": "Flowers-102",
+}
 
 
 def title_of(name: str) -> str:

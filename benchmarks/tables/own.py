@@ -2,12 +2,16 @@
 
 A YAML file says where they are:
 
-    models: {blip: /checkpoints/blip-base, xvlm: /checkpoints/xvlm}
+    models: {blip: /checkpoints/blip-base, xvlm: /checkpoints/xvlm, vit: /checkpoints/dino-vitb16}
     calibration: /data/cc3m                # pre-training pairs, as `vlp prune --data` takes them
+    images: /data/imagenet/train           # the same for the ViT
     data:                                  # in their usual layouts; what is left out is not run
       retrieval: /data/coco
       captioning: /data/coco
       vqa: /data/vqav2
+      cifar10: /data/cifar-10-batches-bin  # these three are of the ViT
+      cifar100: /data/cifar-100-binary
+      flowers102: /data/flowers-102
     device: cuda                           # a GPU, if there is one, if left out
     memory_budget: 40GiB                   # of gradients (CHITA); what is free if left out
     accumulate: 8                          # parts of a step of fine-tuning; else 1
@@ -17,40 +21,34 @@ A YAML file says where they are:
 
 `python -m benchmarks.tables main --world FILE.yaml --cells FOLDER`. Methods are the default
 variants with the batches and rounds of the paper, and CHITA chooses its own penalty; what the paper
-does not have gets the batches of TAMT. Fine-tuning that was interrupted goes on. VQA is measured on
-`val`, as nobody has the answers of the test.
+does not have gets the batches of TAMT. Dimensions are measured once, with 2,000 samples. Mask
+training of a ViT, whose checkpoint has lost the head of its pre-training, learns to give out what
+the dense model does. Fine-tuning that was interrupted goes on. VQA is measured on `val`, as nobody
+has the answers of the test. Table 10 is its grid of penalties, with one epoch, without the search.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.demo.processors import FAMILIES
+from benchmarks.tables.budgets import tuning_of, way_of
 from benchmarks.tables.catalogue import TASKS, Table
 from benchmarks.tables.cell import Cell, Origin
+from benchmarks.tables.experiments.lambda_grid import POWERS
 from benchmarks.tables.tuning import Tuning
-from benchmarks.tables.ways import SIZED, Way
 from benchmarks.tables.world import World
 from vlp_plugins.errors import RecipeError
-from vlp_plugins.intrinsic.factors import GUIDED
-from vlp_plugins.job.finetuning import rows_of_a_batch
-from vlp_plugins.recipes import load_recipe
-from vlp_plugins.recipes.finetuning import load_finetune_recipe, with_finetune_options
 from vlp_plugins.recipes.lines import Value, read_yaml
 from vlp_plugins.recipes.reading import read_section
 from vlp_plugins.recipes.values import amount, integer, number, text
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
-RERANK = 256
-"""Candidates that the published BLIP and X-VLM order on COCO."""
-_ROUND = {"itersnip": "batches_per_round", "chita++": "rows"}
-"""What says how many batches a round has."""
-_LIKE = "tamt"
-"""Whose budget a method gets that the paper does not have."""
+_VIT = "vit"
+IMAGE_SETS = {"digits": "cifar10", "coloured": "cifar100", "framed": "flowers102"}
+"""By set of the small ViT the one of the paper in whose role it is."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class OwnWorld(World):
     """Checkpoints and data that a file names; its `folder` keeps masks only.
 
     Attributes:
-        pairs: pre-training data.
+        pairs: pre-training data of BLIP and X-VLM.
+        images: pre-training data of the ViT.
         models: checkpoints by family.
         data: of tasks.
         accumulate: parts of a step of fine-tuning.
@@ -69,6 +68,7 @@ class OwnWorld(World):
     device: str | None = None
     memory_budget: str | None = None
     pairs: str = ""
+    images: str = ""
     models: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     accumulate: int = 1
@@ -85,10 +85,13 @@ class OwnWorld(World):
             RecipeError: if it lacks something, or says something that nobody knows.
         """
         found = read_section(read_yaml(path), _READERS)
-        for key in ("models", "calibration", "data"):
+        models = found.get("models") or {}
+        seen = ["calibration"] if any(name in FAMILIES for name in models) else []
+        seen += ["images"] if _VIT in models else []
+        for key in ("models", "data", *seen):
             if not found.get(key):
                 raise RecipeError(f"{path}: no {key} given")
-        pairs = found.pop("calibration")
+        pairs = found.pop("calibration", "")
         return cls(path.with_name(f"{path.stem}-masks"), pairs=pairs, **found)
 
     def model(self, name: str) -> str:
@@ -97,77 +100,51 @@ class OwnWorld(World):
     def task_data(self, data: str) -> str:
         return self.data[data]
 
-    @property
-    def calibration(self) -> str:
-        return self.pairs
+    def calibration_of(self, model: str) -> str:
+        return self.images if model == _VIT else self.pairs
 
     def make(self) -> None:
         self.masks.mkdir(parents=True, exist_ok=True)
 
     def table(self, table: Table) -> Table:
         """The same table of these models."""
+        if table.name == "table10":
+            return replace(
+                table,
+                title="Ridge penalties of CHITA and CHITA++ (Table 10)",
+                cells=lambda seed: self.penalties(table.cells(seed)),
+                run=None,  # no search: the grid is cells like others
+            )
         return replace(table, cells=lambda seed: self.cells(table.cells(seed)))
 
     def cells(self, cells: list[Cell]) -> list[Cell]:
         """The cells of a table that can be run here, with the paper's budgets and recipes."""
+        renamed = [replace(cell, task=IMAGE_SETS.get(cell.task, cell.task)) for cell in cells]
         return [
             replace(
                 cell,
-                way=cell.way and self.way(cell.model, cell.way),
+                way=cell.way and way_of(cell.model, cell.way, self.prune),
                 recipe=self.tuning(cell.model, cell.task),
-                origin=Origin(self.models[cell.model], self.pairs, self.data[cell.task]),
+                origin=Origin(
+                    self.models[cell.model],
+                    self.calibration_of(cell.model),
+                    self.data[cell.task],
+                ),
             )
-            for cell in cells
+            for cell in renamed
             if cell.model in self.models and cell.task in self.data
         ]
 
-    def way(self, model: str, way: Way) -> Way:
-        """With the data and the rounds of the paper; what else it is made of stays."""
-        if way in SIZED:
-            return replace(way, parameters={**way.parameters, **_chosen(way.parameters)})
-        path = RECIPES / f"{way.method.removeprefix(GUIDED)}-{model}.yaml"
-        like = load_recipe(RECIPES / f"{_LIKE}-{model}.yaml")
-        recipe = load_recipe(path) if path.exists() else like
-        data = recipe.data if recipe.data.batches else like.data  # allocations read some, too
-        batches = min(data.batches or 0, self.prune.get("batches", sys.maxsize))
-        size = self.prune.get("batch_size", data.batch_size)
-        parameters = {**recipe.parameters, **way.parameters}
-        parameters |= _chosen(parameters)
-        if "steps" in parameters:
-            parameters["steps"] = batches
-        if "rounds" in parameters:
-            rounds = min(int(recipe.parameters["rounds"]), batches)
-            parameters |= {"rounds": rounds, _ROUND[way.method]: batches // rounds}
-        return replace(way, parameters=parameters, samples=batches * size, batch_size=size)
+    def penalties(self, cells: list[Cell]) -> list[Cell]:
+        """Those of Table 10 with the penalties of the paper, each after one epoch."""
+        papers = [cell for cell in cells if cell.way and cell.way.parameters["lambda"] in POWERS]
+        return [replace(cell, recipe=replace(cell.tuning, epochs=1)) for cell in self.cells(papers)]
 
     def tuning(self, model: str, task: str) -> Tuning:
-        """Table 11."""
-        changed = {"accumulate": self.accumulate, **self.finetune.get(task, {})}
-        measured = {name: changed.pop(name) for name in ("measured", "rerank") if name in changed}
-        path = RECIPES / f"finetune-{model}-{task}.yaml"
-        found = with_finetune_options(load_finetune_recipe(path), **changed)
-        rows_of_a_batch(found)  # refuses what cannot be shared out, before anything is run
-        settings = found.settings
-        return Tuning(
-            task,
-            task,
-            settings.steps or 0,
-            settings.learning_rate,
-            settings.betas,
-            settings.weight_decay,
-            settings.schedule,
-            settings.warmup,
-            found.batch_size,
-            measured=measured.get("measured", 0),
-            rerank=measured.get("rerank", RERANK if task == "retrieval" else 0),
-            epochs=settings.epochs,
-            accumulate=settings.accumulate,
+        """How a model is fine-tuned on a task."""
+        return tuning_of(
+            model, task, {"accumulate": self.accumulate, **self.finetune.get(task, {})}
         )
-
-
-def _chosen(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The penalty by the method itself: that of the small models is of no use here."""
-    return {"lambda": "auto"} if "lambda" in parameters else {}
 
 
 def _section(readers: Mapping[str, Callable[[Value], Any]]) -> Callable[[Value], dict[str, Any]]:
@@ -180,13 +157,15 @@ _TUNED = {
     **dict.fromkeys(("steps", "epochs", "batch_size", "accumulate"), integer(1)),
     "learning_rate": number,
 }
+_TASKS = (*TASKS, *IMAGE_SETS.values())
 _READERS: Mapping[str, Callable[[Value], Any]] = {
-    "models": _section(dict.fromkeys(FAMILIES, text)),
+    "models": _section(dict.fromkeys((*FAMILIES, _VIT), text)),
     "calibration": text,
-    "data": _section(dict.fromkeys(TASKS, text)),
+    "images": text,
+    "data": _section(dict.fromkeys(_TASKS, text)),
     "device": text,
     "memory_budget": amount,
     "accumulate": integer(1),
     "prune": _section({"batches": integer(1), "batch_size": integer(1)}),
-    "finetune": _section(dict.fromkeys(TASKS, _section(_TUNED))),
+    "finetune": _section(dict.fromkeys(_TASKS, _section(_TUNED))),
 }

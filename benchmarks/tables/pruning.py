@@ -7,19 +7,23 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.tables.compositions import COMPOSITIONS
-from benchmarks.tables.vit import RecoveryAdapter, images
+from benchmarks.tables.vit import MatchingAdapter, RecoveryAdapter, images
 from benchmarks.tables.ways import Way
 from benchmarks.tables.world import World
-from vlp_plugins import Masks, prune
-from vlp_plugins.adapter import Batch
-from vlp_plugins.data import CaptionedBatches, open_source
+from vlp_plugins import Masks, measure_id, prune
+from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.data import CaptionedBatches
+from vlp_plugins.job.batches import batches_for
 from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.recipes import DataRecipe
 from vlp_plugins.targets import Target
 from vlp_plugins.weights import WeightMap
 
+_VIT = "vit"
 NEARLY_EMPTY = 0.99
 """A weight that has lost more than this fraction says next to nothing."""
 
@@ -45,17 +49,12 @@ def load(world: World, model: str) -> Loaded:
 def calibration(
     world: World, loaded: Loaded, way: Way, seed: int
 ) -> list[Batch] | CaptionedBatches:
-    """What a way may see: the first pairs of the seed's order; of the ViT, images."""
-    if loaded.adapter.name == "vit":
+    """What a way may see: the first pairs of the seed's order; of a ViT, images."""
+    name = loaded.adapter.name
+    if world.small and name == _VIT:
         return images(way.samples, way.batch_size, seed)
-    batches = CaptionedBatches(
-        open_source(world.calibration),
-        loaded.processor,
-        loaded.adapter,
-        way.batch_size,
-        limit=way.samples // way.batch_size,
-        shuffle_seed=seed,
-    )
+    data = DataRecipe(batch_size=way.batch_size, batches=way.samples // way.batch_size, seed=seed)
+    batches = batches_for(world.calibration_of(name), data, loaded.processor, loaded.adapter)
     return list(batches) if world.small else batches  # decoded once, where memory has room
 
 
@@ -63,7 +62,7 @@ def pruned(
     world: World, loaded: Loaded, model: str, way: Way, sparsity: float, seed: int
 ) -> Pruned:
     """Prunes, or takes the masks of another cell that did."""
-    which = model if world.small else [world.model(model), world.calibration]
+    which = model if world.small else [world.model(model), world.calibration_of(model)]
     key = json.dumps([which, way.as_dict(), sparsity, seed], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = world.masks / f"{model}-{way.name}-{sparsity}-{digest}.safetensors"
@@ -72,17 +71,16 @@ def pruned(
         return Pruned(Masks.load(path), json.loads(note.read_text(encoding="utf-8")))
     start = time.perf_counter()
     made = COMPOSITIONS.get(way.method)
-    batches, adapter = calibration(world, loaded, way, seed), loaded.adapter
-    if model == "vit":  # the family has no loss of pre-training
-        adapter = RecoveryAdapter.fitted(adapter, loaded.model, list(batches))
+    batches = calibration(world, loaded, way, seed)
     masks = prune(
         loaded.model,
         batches,
-        adapter=adapter,
+        adapter=_objective(world, loaded, batches),
         sparsity=target_of(loaded.weights, way, sparsity),
         method=made(**way.parameters) if made else way.method,
         seed=seed,
         memory_budget=world.memory_budget,
+        id_profile=_dimensions(world, loaded, way, batches, seed),
         **way.options,
         **({} if made else way.parameters),
     )
@@ -105,6 +103,39 @@ def pruned(
     mine.write_text(json.dumps(facts), encoding="utf-8")
     mine.replace(note)
     return Pruned(masks, facts)
+
+
+def _objective(world: World, loaded: Loaded, batches: list[Batch] | CaptionedBatches) -> Adapter:
+    """The adapter, for a ViT with a loss: the family has none of pre-training."""
+    if loaded.adapter.name != _VIT:
+        return loaded.adapter
+    if world.small:
+        return RecoveryAdapter.fitted(loaded.adapter, loaded.model, list(batches))
+    return MatchingAdapter(loaded.adapter, loaded.model)
+
+
+def _dimensions(
+    world: World,
+    loaded: Loaded,
+    way: Way,
+    batches: list[Batch] | CaptionedBatches,
+    seed: int,
+) -> Path | None:
+    """The profile of a way that has samples of its own for it; None: `prune` sees to it.
+
+    It is measured once for all methods.
+    """
+    if not way.dimensions:
+        return None
+    name = loaded.adapter.name
+    what = [world.model(name), world.calibration_of(name), way.dimensions, way.batch_size, seed]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    path = world.masks / f"{name}-dimensions-{digest}.json"
+    if not path.exists():
+        limit = -(-way.dimensions // way.batch_size)
+        budget = world.memory_budget
+        measure_id(loaded.model, batches, limit=limit, memory_budget=budget).save(path)
+    return path
 
 
 def target_of(weights: WeightMap, way: Way, sparsity: float) -> Target:

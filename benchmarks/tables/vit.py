@@ -3,11 +3,13 @@
 Data-driven methods see images of pre-training, never those of a downstream set. Mask training
 descends on the objective of pre-training, which a linear head reads off the features; that head
 was thrown away with pre-training, and least squares on the dense model's features find it again.
+A ViT of one's own has an objective that nobody knows here, and learns to do what it did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +87,41 @@ class RecoveryAdapter(DelegatingAdapter):
         """The mean squared error of scans and colours, `recovery`."""
         scans, colours = need(batch, "scans", "colours")
         return {"recovery": recovery_loss(self.head(class_states(model, batch)), scans, colours)}
+
+
+class MatchingAdapter(DelegatingAdapter):
+    """The adapter of a ViT with the loss of giving out other than the dense model.
+
+    The distillation of mask training (Liu et al., "Learning to Win Lottery Tickets in BERT Transfer
+    via Task-Agnostic Mask Training", NAACL 2022), on the states of the last layer.
+
+    Attributes:
+        dense: what the model was.
+    """
+
+    def __init__(self, adapter: Adapter, model: nn.Module) -> None:
+        """Keeps a copy of the model as it is now."""
+        super().__init__(adapter)
+        self.dense = deepcopy(model).requires_grad_(requires_grad=False).eval()
+
+    def losses(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        negatives: Negatives | None = None,
+        published: bool = False,
+    ) -> dict[str, Tensor]:
+        """The mean squared difference of the last states over that of the dense ones, `matching`.
+
+        It is 0 for the dense model and 1 for one whose states are the mean of the batch's.
+        """
+        (pixels,) = need(batch, "pixel_values")
+        with torch.no_grad():
+            wanted = self.dense(pixel_values=pixels).last_hidden_state
+        found = model(pixel_values=pixels).last_hidden_state
+        apart = (found - wanted).square().mean()
+        return {"matching": apart / (wanted - wanted.mean(0)).square().mean()}
 
 
 def class_states(model: nn.Module, batch: Batch) -> Tensor:

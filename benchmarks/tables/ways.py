@@ -25,6 +25,7 @@ class Way:
         inverted: what the method would keep is removed, and as much of what it would remove is
             kept: a check that the score means something.
         tilt: by modality, how much denser than the whole model it stays; the others make up for it.
+        dimensions: samples that intrinsic dimensions are measured with; 0: those of the method.
     """
 
     name: str
@@ -35,11 +36,12 @@ class Way:
     samples: int = 512
     inverted: bool = False
     tilt: Mapping[str, float] = field(default_factory=dict)
+    dimensions: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON keeps it, without the name, and without what most ways lack."""
         made = {key: value for key, value in asdict(self).items() if key != "name"}
-        return {key: value for key, value in made.items() if value not in ({}, False)}
+        return {key: value for key, value in made.items() if value not in ({}, False, 0)}
 
 
 PAPER = (

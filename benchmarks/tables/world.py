@@ -54,6 +54,10 @@ class World:
         """The pre-training model of a family."""
         return str(VIT if name == "vit" else self.downstream / "models" / name)
 
+    def calibration_of(self, model: str) -> str:
+        """What a family is calibrated with; the small ViT draws its images instead."""
+        return self.calibration
+
     def task_data(self, data: str) -> str:
         """A downstream data set, by the name that `Tuning` gives it."""
         return str(self.downstream / data)

@@ -12,14 +12,18 @@ import yaml
 
 from benchmarks.demo.build_data import build as build_pretraining
 from benchmarks.downstream.build import build as build_downstream
+from benchmarks.downstream.vit import MODEL as VIT
 from benchmarks.tables import __main__ as command
 from benchmarks.tables import cell as cell_module
+from benchmarks.tables.budgets import tuning_of, way_of
 from benchmarks.tables.catalogue import TABLES, Table, grid
 from benchmarks.tables.cell import Cell
+from benchmarks.tables.experiments.lambda_grid import POWERS
 from benchmarks.tables.own import OwnWorld
 from benchmarks.tables.rendering import render
-from benchmarks.tables.ways import WAYS
+from benchmarks.tables.ways import VIT_WAYS, WAYS, Way
 from vlp_plugins.errors import RecipeError
+from vlp_plugins.intrinsic.profile import IdProfile
 
 PAPER = {"models": {"blip": "b", "xvlm": "x"}, "calibration": "c", "data": {"retrieval": "r"}}
 QUICK = {"steps": 2, "batch_size": 4, "measured": 4}
@@ -40,33 +44,35 @@ def read(folder: Path, **changes: Any) -> OwnWorld:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and a few images, as somebody might have them."""
     made = tmp_path_factory.mktemp("own")
-    sizes = {"train": 8, "dev": 4, "test": 4}
-    build_downstream(made / "down", parts=("scenes", "models"), sizes=sizes)
-    build_pretraining(made / "pairs", calibration=16, downstream=0, test=0)
+    sizes = {"train": 10, "dev": 4, "test": 4}
+    build_downstream(made / "down", parts=("scenes", "digits", "models"), sizes=sizes)
+    build_pretraining(made / "pairs", calibration=24, downstream=0, test=0)
     written(
         made,
         {
-            "models": {name: str(made / "down" / "models" / name) for name in ("blip", "xvlm")},
+            "models": {name: str(made / "down" / "models" / name) for name in ("blip", "xvlm")}
+            | {"vit": str(VIT)},
             "calibration": str(made / "pairs" / "calibration"),
-            "data": dict.fromkeys(("retrieval", "captioning", "vqa"), str(made / "down/scenes")),
+            "images": str(made / "pairs" / "calibration"),
+            "data": dict.fromkeys(("retrieval", "captioning", "vqa"), str(made / "down/scenes"))
+            | {"cifar10": str(made / "down/digits")},
             "device": "cpu",
             "accumulate": 2,
-            "prune": {"batches": 4, "batch_size": 4},
+            "prune": {"batches": 6, "batch_size": 4},
             "finetune": {
                 "retrieval": {**QUICK, "rerank": 2},
                 "captioning": QUICK,
                 "vqa": QUICK,
+                "cifar10": QUICK,
             },
         },
     )
     return made
 
 
-def test_methods_have_the_budgets_of_the_paper(tmp_path: Path) -> None:
-    world = read(tmp_path)
-
+def test_methods_have_the_budgets_of_the_paper() -> None:
     def way(name: str) -> tuple[dict[str, Any], int, int]:
-        made = world.way("blip", WAYS[name])
+        made = way_of("blip", WAYS[name], {})
         return dict(made.parameters), made.samples, made.batch_size
 
     assert way("multiflow") == ({}, 3000 * 64, 64)
@@ -74,15 +80,31 @@ def test_methods_have_the_budgets_of_the_paper(tmp_path: Path) -> None:
     assert way("chita") == ({"lambda": "auto"}, 500 * 64, 64)
     assert way("tamt")[0] == way("lamp-tamt")[0] == way("taylor")[0] == {"steps": 3000}
     assert way("multiflow-edges")[0] == {"nodes": False}
-    assert world.way("xvlm", WAYS["snip-64-pairs"]) == WAYS["snip-64-pairs"]
-    assert world.way("xvlm", WAYS["chita-64-pairs"]).parameters == {"lambda": "auto"}
+    assert way_of("xvlm", WAYS["snip-64-pairs"], {}) == WAYS["snip-64-pairs"]
+    assert way_of("xvlm", WAYS["chita-64-pairs"], {}).parameters == {"lambda": "auto"}
 
 
-def test_fewer_batches_are_shared_out_among_the_rounds(tmp_path: Path) -> None:
-    world = read(tmp_path, prune={"batches": 240, "batch_size": 16})
+def test_dimensions_are_measured_with_fewer_samples() -> None:
+    made = way_of("blip", WAYS["id-factor-chita"], {})
+    assert (made.parameters, made.samples, made.dimensions) == ({"lambda": "auto"}, 32000, 2000)
+    assert way_of("xvlm", WAYS["id-budgets-omp"], {"batches": 4}).dimensions == 4 * 64
+    assert way_of("xvlm", WAYS["omp"], {}).dimensions == 0
 
-    made = world.way("blip", WAYS["chita++"])
-    assert read(tmp_path, prune={"batches": 900}).way("blip", WAYS["chita"]).samples == 500 * 64
+
+def test_a_vision_transformer_sees_as_many_images_as_in_the_paper() -> None:
+    made = [way_of("vit", way, {}) for way in VIT_WAYS]
+    assert [(way.name, way.samples) for way in made[1:]] == [
+        ("tamt", 64000),
+        ("multiflow-128-images", 128),
+        ("multiflow-64000-images", 64000),
+    ]
+    tuning = tuning_of("vit", "cifar10", {})
+    assert (tuning.epochs, tuning.batch_size, tuning.learning_rate) == (10, 32, 1e-5)
+
+
+def test_fewer_batches_are_shared_out_among_the_rounds() -> None:
+    made = way_of("blip", WAYS["chita++"], {"batches": 240, "batch_size": 16})
+    assert way_of("blip", WAYS["chita"], {"batches": 900}).samples == 500 * 64
 
     assert made.parameters == {"lambda": "auto", "rounds": 60, "rows": 4, "schedule": "exp"}
     assert made.samples == 240 * 16
@@ -116,6 +138,8 @@ def test_only_what_there_is_data_for_is_run(tmp_path: Path) -> None:
         ({"models": {"blip": "b", "clip": "c"}}, "own.yaml, line .: unknown key 'clip'"),
         ({"finetune": {"retrieval": {"epoch": 1}}}, "did you mean 'epochs'"),
         ({"data": {}}, "no data given"),
+        ({"models": {"vit": "v"}}, "no images given"),
+        ({"calibration": None}, "no calibration given"),
         ({"prune": {"batches": 0}}, "a whole number from 1 on"),
         ({"memory_budget": "much"}, "memory_budget"),
     ],
@@ -172,6 +196,51 @@ def test_a_cell_prunes_fine_tunes_and_measures(folder: Path, tmp_path: Path, tas
     assert list(world.masks.glob("blip-multiflow-0.75-*.safetensors"))
 
 
+@pytest.mark.parametrize("way", VIT_WAYS, ids=lambda way: way.name)
+def test_a_vision_transformer_learns_the_paper_s_sets(
+    folder: Path, tmp_path: Path, way: Way
+) -> None:
+    world = OwnWorld.read(folder / "own.yaml")
+    world.make()
+    (cell,) = world.cells(grid([way], 1, models=["vit"], tasks=["digits"], sparsities=[0.75]))
+
+    cell.run(world, tmp_path)
+
+    content = cell.content(tmp_path)
+    assert content is not None
+    assert (content["task"], content["calibration"]) == ("cifar10", world.images)
+    assert content["pruned"]["sparsity"] == pytest.approx(0.75, abs=1e-3)
+    assert 0 <= content["metrics"]["top1"] <= 100
+
+
+def test_all_methods_share_the_dimensions(folder: Path, tmp_path: Path) -> None:
+    world = OwnWorld.read(folder / "own.yaml")
+    world.make()
+    ways = [WAYS["id-factor-omp"], WAYS["id-budgets-multiflow"]]
+    before = set(world.masks.glob("*-dimensions-*"))
+
+    for cell in world.cells(grid(ways, 1, models=["xvlm"], tasks=["captioning"], sparsities=[0.9])):
+        cell.run(world, tmp_path)
+        assert cell.content(tmp_path) is not None
+
+    (profile,) = set(world.masks.glob("*-dimensions-*")) - before
+    assert IdProfile.load(profile).settings["samples"] == 24
+
+
+def test_table_10_is_its_grid_after_one_epoch(folder: Path, tmp_path: Path) -> None:
+    world = read(tmp_path)
+    table = world.table(TABLES["table10"])
+    cells = table.of(None)
+    assert table.run is None
+    assert {cell.tuning.epochs for cell in cells} == {1}
+    assert {(cell.model, cell.split, cell.sparsity) for cell in cells} == {
+        (model, "dev", 0.63) for model in ("blip", "xvlm")
+    }
+    ways = [cell.way for cell in cells if cell.model == "blip" and cell.way]
+    assert [way.parameters["lambda"] for way in ways] == [*POWERS, *POWERS]
+    assert "search" not in render(table, None, tmp_path / "cells", tmp_path)
+
+
 def test_the_page_names_the_checkpoints(folder: Path, tmp_path: Path) -> None:
     world = OwnWorld.read(folder / "own.yaml")
     table = Table("small", "Small", lambda seed: [Cell("blip", "retrieval", None, 0.0, seed)])
@@ -200,8 +269,20 @@ def test_the_command_asks_for_another_place_and_for_tables_that_can_be(
     place = ("--cells", str(tmp_path / "cells"))
     assert said("main", "--list")[0] == 2
     assert "give --cells FOLDER" in said("main", "--list")[2]
-    assert "table10 is of the models of this repository" in said("table10", *place)[2]
-    assert "vit" not in said("--list", *place)[1]
+    assert "table7 is not of models of one's own" in said("table7", *place)[2]
+    assert "missing vit/cifar10/multiflow-24-images" in said("--list", *place)[1]
+    assert "missing" in said("table6", "--render", *place)[1]
     code, out, _ = said("table5", "--list", *place)
     assert not code
     assert out.splitlines()[0].startswith("missing blip/retrieval/")
+
+
+def test_a_table_without_its_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, PAPER)
+    words = ["tables", "table6", "--world", str(file), "--cells", str(tmp_path / "cells")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "has no model with data that table6 is about" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,13 @@ from benchmarks.tables.findings import Found
 from benchmarks.tables.pruning import calibration, load
 from benchmarks.tables.tuning import TUNINGS, task_of
 from benchmarks.tables.views.classification import PUBLISHED, classification
-from benchmarks.tables.vit import RecoveryAdapter, class_states, fitted_head, images
+from benchmarks.tables.vit import (
+    MatchingAdapter,
+    RecoveryAdapter,
+    class_states,
+    fitted_head,
+    images,
+)
 from benchmarks.tables.ways import VIT_WAYS, Way
 from benchmarks.tables.world import World
 from vlp_plugins import prune
@@ -69,6 +77,27 @@ def test_ridge_shrinks_weights_and_never_the_mean() -> None:
     assert shrunk.weight.norm() < 0.8 * plain.weight.norm()
     with torch.no_grad():
         torch.testing.assert_close(shrunk(features).mean(0), wanted.mean(0))
+
+
+def test_matching_is_none_for_the_dense_model_and_one_for_the_mean(vit: Loaded) -> None:
+    (batch,) = images(32, 32, 1)
+    matching = MatchingAdapter(vit.adapter, vit.model)
+    pruned = deepcopy(vit.model)
+    prune(pruned, adapter=matching, sparsity=0.5, method="omp").apply(pruned)
+
+    assert float(matching.losses(vit.model, batch)["matching"].detach()) == 0
+    some = matching.losses(pruned, batch)["matching"]
+    some.backward()
+
+    assert 0.001 < float(some.detach()) < 1
+    assert all(value.grad is None for value in matching.dense.parameters())
+    states = vit.model(pixel_values=batch["pixel_values"]).last_hidden_state
+
+    class Mean(nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(last_hidden_state=states.mean(0).expand_as(states))
+
+    assert float(matching.losses(Mean(), batch)["matching"].detach()) == pytest.approx(1)
 
 
 def test_the_found_head_is_as_good_as_the_lost_one(
@@ -143,7 +172,7 @@ def test_figures_stand_beside_those_of_the_paper(tmp_path: Path) -> None:
     assert "95.0" in text
     assert r"**83.0** \| - \| -" in text
     assert r"98.1 \| 96.3 \| 67.4" in text
-    assert set(PUBLISHED) == {"dense", *found.ways}
+    assert set(PUBLISHED) - {"multiflow-64000-images"} < {"dense", *found.ways}
 
 
 def _write(folder: Path, cell: Cell, top1: float) -> None:
