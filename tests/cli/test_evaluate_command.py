@@ -12,7 +12,7 @@ import pytest
 import task_models
 import torch
 from PIL import Image
-from tiny_models import WORDS
+from tiny_models import WORDS, save_photos
 from torch import nn
 from transformers import BlipModel, ViTConfig
 from vlp_command import Command, command
@@ -23,6 +23,8 @@ from vlp_plugins.evaluation import vqa_accuracy
 from vlp_plugins.job.task_kinds import class_numbers
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
+from vlp_plugins.plugins import registry
+from vlp_plugins.weights import WeightMap
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +96,63 @@ def test_after_is_what_the_pruned_model_gives_by_itself(vlp, models, sets, tmp_p
                         *words, "--processor", models / "blip")  # fmt: skip
     assert both["after"] == alone["before"]
     assert alone["after"] is alone["masks"] is None
+
+
+def test_new_weights_of_masks_do_not_overwrite_what_was_learned_since(
+    vlp, models, sets, tmp_path
+) -> None:
+    masks = Masks.load(mask_of(models / "siglip", tmp_path / "pruned"))
+    model, _ = load_model(str(models / "siglip"))
+    weights = WeightMap.of(model, registry().adapter_for(model))
+    dense = {name: weight.parameter.detach() for name, weight in weights.items()}
+    doubled = {name: 2 * value for name, value in dense.items()}
+    Masks.from_dense(masks, masks.manifest, doubled).save(tmp_path / "values.safetensors")
+    masks.save(tmp_path / "plain.safetensors")
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.parameter.mul_(1.5)
+    model.save_pretrained(tmp_path / "tuned")
+
+    def after(model: Path, file: str, *words: str):
+        result, record = evaluate(
+            vlp, model, "retrieval", sets / "coco", tmp_path / f"{len(list(tmp_path.iterdir()))}",
+            "--split", "test", "--masks", tmp_path / file, "--processor", models / "siglip", *words,
+        )  # fmt: skip
+        return record["after"], record["masks"]["new weights"], result.stdout
+
+    def told(stdout: str) -> bool:
+        return "new weights of the masks were left out" in stdout
+
+    plain, none, _ = after(tmp_path / "tuned", "plain.safetensors")
+    kept, left, stdout = after(tmp_path / "tuned", "values.safetensors")
+    assert (kept, none, left, told(stdout)) == (plain, None, False, True)
+    _, written, stdout = after(models / "siglip", "values.safetensors")
+    assert (written, told(stdout)) == (True, False)
+    _, written, _ = after(tmp_path / "tuned", "values.safetensors", "--new-weights")
+    assert written
+
+
+def test_the_command_says_so_if_it_measures_on_what_models_learn_from(
+    vlp, models, tmp_path
+) -> None:
+    for split in ("train", "test"):
+        save_photos(tmp_path / split, 4)
+    words = ("evaluate", models / "siglip", "--task", "retrieval", "--data", tmp_path)
+    assert "warning: measured on" not in vlp(*words, "--split", "train").stderr
+    assert f"warning: measured on {tmp_path} (train); --split takes" in vlp(*words).stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        ("captioning", ("--rerank", "4"), "--rerank is of retrieval, not of captioning"),
+        ("retrieval", ("--written",), "--written is of vqa, not of retrieval"),
+        ("classification", ("--beams", "2"), "--beams is of captioning and vqa, not of"),
+    ],
+)
+def test_options_of_another_task_are_refused(vlp, models, sets, task, words, said) -> None:
+    place = ("evaluate", models / "blip", "--data", sets / "coco")
+    assert said in vlp(*place, "--task", task, *words, code=2).stderr
 
 
 def test_the_model_of_the_command_is_the_dense_one_again_next_time(

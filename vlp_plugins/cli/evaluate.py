@@ -23,6 +23,11 @@ _TASKS = ("retrieval", "captioning", "vqa", "classification")
 @click.option(
     "--masks", type=click.Path(path_type=Path), help="Mask file: measure before and after it."
 )
+@click.option(
+    "--new-weights/--keep-weights", "new_weights", default=None,
+    help="Whether new weights of the masks (CHITA) are written; if left out, where they were "
+    "computed from MODEL's, so that what MODEL has learned since stays.",
+)  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="First images (questions) only.")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for JSON and report.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -52,6 +57,7 @@ _TASKS = ("retrieval", "captioning", "vqa", "classification")
 def evaluate(
     context: click.Context,
     masks: Path | None,
+    new_weights: bool | None,
     out: Path | None,
     max_length: int | None,
     **values: Any,
@@ -75,7 +81,8 @@ def evaluate(
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(
             lambda: Loaded.of(source, max_length=max_length),
-            request, masks=masks, out=out, command=command_line(context), progress=progress,
+            request, masks=masks, new_weights=new_weights, out=out,
+            command=command_line(context), progress=progress,
         )  # fmt: skip
     table = metrics_table(found)
     print_table(table.title, table.header, table.rows)

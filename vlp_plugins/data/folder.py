@@ -53,6 +53,8 @@ class ImageFolder(CaptionSource):
             self._entries = _all_images(folder, split)
         else:
             base, prefix = _locate(folder, split)
+            if base.parent != folder:
+                self.description = f"{folder} ({base.parent.name})"
             self._entries = _entries(base, prefix, image_column, caption_column)
         self.length = sum(_pairs_of(entry, captions) for entry in self._entries)
 

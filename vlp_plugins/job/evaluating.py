@@ -40,7 +40,8 @@ class Evaluation:
         data: what was measured on.
         before: figures of the model as it was loaded.
         after: figures with the masks; None without masks.
-        masks: about the masks: method, sparsity, note; None without.
+        masks: about the masks: method, sparsity, note, whether their new weights were written (None
+            if they have none); None without masks.
         settings: what decides the figures beside model and data.
         facts: time and memory.
         out: the folder; None if nothing was written.
@@ -61,6 +62,7 @@ def evaluate(
     request: TaskRequest,
     *,
     masks: Path | None = None,
+    new_weights: bool | None = None,
     out: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
@@ -71,6 +73,8 @@ def evaluate(
         load: gives the model, after the folder of results was found to be free.
         request: what to measure on.
         masks: a mask file; None measures the model as it is.
+        new_weights: whether those that the masks bring are written; None: if they were computed
+            from the weights of this model, as what a model has learned since is to be measured.
         out: new folder for evaluation.json, report.html and, where models say something,
             said.jsonl; None writes nothing.
         command: repeats the run, for the report.
@@ -82,19 +86,24 @@ def evaluate(
     folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
     if folder is not None:
         check_new_folder(folder)
+    request.check()
     chosen = None if masks is None else Masks.load(masks)
     watch = StopWatch()
     loaded = load()
     if chosen is not None:
         chosen.match(loaded.weights)  # masks that do not fit show before the model is measured
     task = TASKS[request.task](loaded, request)
+    if request.split is None and task.description.endswith("(train)"):
+        _log.warning("measured on %s; --split takes another part of the data", task.description)
     watch.lap("loading")
     counting = _Counting(progress, passes=1 if chosen is None else 2)
     before = task.measure(counting)
     watch.lap("measuring")
     after = None
     if chosen is not None:
-        chosen.apply(loaded.model, loaded.adapter)
+        if chosen.new_values is not None and new_weights is None:
+            new_weights = chosen.made_from(loaded.weights)
+        chosen.apply(loaded.model, loaded.adapter, values=new_weights is not False)
         after = task.measure(counting)
         watch.lap("measuring with masks")
     device = next(loaded.model.parameters()).device
@@ -103,7 +112,7 @@ def evaluate(
         task.description,
         before,
         after,
-        None if chosen is None else {"file": str(masks), **_about(chosen)},
+        None if chosen is None else {"file": str(masks), **_about(chosen, new_weights)},
         task.settings(),
         {**watch.texts(), **memory_facts(device)},
         folder,
@@ -128,7 +137,7 @@ class _Counting:
                 self._progress(min(self._done, total), total)
 
 
-def _about(masks: Masks) -> dict[str, Any]:
+def _about(masks: Masks, new_weights: bool | None) -> dict[str, Any]:
     manifest = masks.manifest
     counts = masks.counts()
     return {
@@ -136,6 +145,7 @@ def _about(masks: Masks) -> dict[str, Any]:
         "sparsity": counts.all.sparsity,
         "by modality": {name: count.sparsity for name, count in counts.by_modality.items()},
         "note": manifest.note,
+        "new weights": None if masks.new_values is None else new_weights,
     }
 
 

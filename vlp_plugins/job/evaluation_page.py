@@ -66,6 +66,11 @@ def sentences(found: Evaluation) -> list[str]:
             f"After: with masks of {found.masks['method']} at {found.masks['sparsity']:.2%} "
             f"sparsity ({_by_modality(found.masks['by modality'])})."
         )
+        if found.masks["new weights"] is False:
+            texts.append(
+                "The new weights of the masks were left out, so that what the model has learned "
+                "since they were computed stays."
+            )
     absent = dict(found.before.absent) | dict(found.after.absent if found.after else {})
     texts += [f"{title_of(name)} is absent: {reason}." for name, reason in absent.items()]
     return texts

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data.examples import Example, ExampleBatches, captioned
 from vlp_plugins.data.sources import open_source
+from vlp_plugins.errors import RecipeError
 from vlp_plugins.job.loaded import Loaded
 
 
@@ -46,6 +47,30 @@ class TaskRequest:
     length: int | None = None
     answers: Path | None = None
     written: bool = False
+
+    def check(self) -> None:
+        """Makes sure that everything that is said concerns the task.
+
+        Raises:
+            RecipeError: naming the first option that does not.
+        """
+        for name, option, tasks in _OF_TASKS:
+            if self.task not in tasks and getattr(self, name) != _USUAL[name]:
+                raise RecipeError(
+                    f"--{option} is of {' and '.join(tasks)}, not of {self.task}; leave it out"
+                )
+
+
+_WRITING = ("captioning", "vqa")
+_OF_TASKS = (
+    ("rerank", "rerank", ("retrieval",)),
+    ("num_beams", "beams", _WRITING),
+    ("length", "longest", _WRITING),
+    ("answers", "answers", ("vqa",)),
+    ("written", "written", ("vqa",)),
+    ("caption_column", "caption-column", ("retrieval", "captioning")),
+)
+_USUAL = {one.name: one.default for one in fields(TaskRequest)}
 
 
 @dataclass(frozen=True)

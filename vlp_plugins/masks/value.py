@@ -12,7 +12,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks import files
-from vlp_plugins.masks.applying import apply_masks, violations
+from vlp_plugins.masks.applying import apply_masks, is_source, violations
 from vlp_plugins.masks.bits import clear_padding, pack
 from vlp_plugins.masks.fitting import Violation, difference, match, wrong_shape
 from vlp_plugins.masks.manifest import Manifest
@@ -75,6 +75,13 @@ class Masks(PackedMasks):
                 one of another shape, or the first mask of a layer that the model lacks.
         """
         return match(self.manifest, weights)
+
+    def made_from(self, weights: WeightMap) -> bool:
+        """Whether the masks were made from these weights, as far as the manifest tells.
+
+        False for a downstream model and after any training, pruning or rounding.
+        """
+        return is_source(self.manifest, weights)
 
     def apply(
         self, model: nn.Module, adapter: Adapter | None = None, *, values: bool = True
