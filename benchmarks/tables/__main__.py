@@ -18,7 +18,7 @@ from benchmarks.tables.running import run, unique
 from benchmarks.tables.runtimes import METHODS
 from benchmarks.tables.table7 import MODELS
 from benchmarks.tables.world import World
-from vlp_plugins.errors import OutputError, RecipeError, suggest
+from vlp_plugins.errors import VlpError, suggest
 
 CELLS = FOLDER / "tables" / "cells"
 _YAML = (".yaml", ".yml")
@@ -37,7 +37,9 @@ def main() -> None:
     instead.add_argument("--render", action="store_true", help="write the tables; runs nothing")
     parser.add_argument("--seeds", nargs="+", type=int, help="else those of each table")
     parser.add_argument(
-        "--workers", type=int, help="cells at a time; as many as cores, 1 with a world of one's own"
+        "--workers",
+        type=_positive,
+        help="cells at a time; as many as cores, 1 with a world of one's own",
     )
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument(
@@ -52,9 +54,12 @@ def main() -> None:
         default=Path(".tables"),
         help="folder of models, data and masks, which are made; or FILE.yaml of one's own",
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="of table7; blip if left out")
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS], help="of table7; else all")
+    alone = parser.add_argument_group("table7 alone")
+    alone.add_argument("--models", nargs="+", choices=MODELS, help="blip if left out")
+    alone.add_argument("--methods", nargs="+", choices=[*METHODS], help="else all")
     options = parser.parse_args()
+    if (options.models or options.methods) and options.tables != ["table7"]:
+        parser.error("--models and --methods choose what table7 runs, and no other table")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # cells end with it
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"no table {unknown[0]!r}{suggest(unknown[0], list(TABLES))}")
@@ -68,9 +73,15 @@ def main() -> None:
             options.workers = os.cpu_count() or 1 if world.small else 1
         failed = _cells([table for table in chosen if table.run is None], options, world)
         failed += sum(table.run(options) for table in chosen if table.run is not None)
-    except (OutputError, RecipeError) as error:
+    except VlpError as error:
         parser.error(str(error))
     sys.exit(f"{failed} cells failed" if failed else 0)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def _possible(

@@ -50,7 +50,8 @@ def settings(found: Found) -> str:
             f"for every method (AdamW, bfloat16 autocast). {'. '.join(parts)}.",
             *which,
             _calibration(found.ways.values()),
-            f"Seeds: {', '.join(map(str, found.seeds))}.",
+            f"Seeds: {', '.join(map(str, found.seeds))}"
+            + (" (a figure is their mean ± standard deviation)." if len(found.seeds) > 1 else "."),
             *paper,
         ]
     )
@@ -58,19 +59,25 @@ def settings(found: Found) -> str:
 
 def chance(found: Found) -> list[str]:
     """What R@1 is by chance, how far it is off, and what ERR means; nothing without retrieval."""
+    if "retrieval" not in found.tasks:
+        return []
+    terms = (
+        "Text R@1: a text found for an image; Image R@1: an image for a text. Re-ranked: the "
+        "matching head orders the best candidates; features: it does not. "
+        f"ERR: average R@1 by features below {FAILED_BELOW}%."
+    )
     queries = {queries for model in found.models if (queries := found.queries(model))}
     if not queries or found.origins:  # how far others' figures are off, nobody has measured
-        return []
+        return [terms]
     fewest = min(queries)
     errors = ", ".join(f"{standard_error(at, fewest):.1f} at {at}%" for at in (5, 20, 50))
     return [
-        f"R@1 of a model that guesses is {100 / fewest:.1f}% (1 of {fewest} images). One standard "
+        f"R@1 of a model that guesses is {100 / fewest:.1f}% (1 of {fewest} images, each with its "
+        "first caption). One standard "
         f"error over {fewest} queries is about {errors}, in points; another seed changes an "
         f"average by {SEED_SPREAD:g} points (standard deviation). A difference of two methods is "
-        "off by 1.4 times both. Text R@1: a text found for an image; Image R@1: an image "
-        "for a text. Re-ranked: the matching head orders the best candidates; it learns slowly, "
-        "so that features alone may be ahead. "
-        f"ERR: average R@1 by features below {FAILED_BELOW}%."
+        "off by 1.4 times both. The matching head learns slowly, so that features alone may be "
+        f"ahead. {terms}"
     ]
 
 

@@ -118,7 +118,8 @@ class Cell:
             made = pruned(world, loaded, self.model, self.way, self.sparsity, self.seed)
         before = time.perf_counter()
         masks = None if made is None else made.masks
-        model, loss = tuned(world, loaded, tuning, masks, self.seed, workplace=work)
+        about = {f"cell {key}": value for key, value in self.identity().items()}
+        model, loss = tuned(world, loaded, tuning, masks, self.seed, workplace=work, about=about)
         middle = time.perf_counter()
         figures = measured(world, loaded, model, tuning, self.split)
         end = time.perf_counter()

@@ -41,7 +41,11 @@ from benchmarks.tables.cell import Cell, Origin
 from benchmarks.tables.experiments.lambda_grid import POWERS
 from benchmarks.tables.tuning import Tuning
 from benchmarks.tables.world import World
+from vlp_plugins.data import open_source
 from vlp_plugins.errors import RecipeError
+from vlp_plugins.job.task_samples import read_samples
+from vlp_plugins.loading import load_model
+from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.recipes.lines import Value, read_yaml
 from vlp_plugins.recipes.reading import read_section
 from vlp_plugins.recipes.values import amount, integer, number, text
@@ -104,6 +108,20 @@ class OwnWorld(World):
         return self.images if model == _VIT else self.pairs
 
     def make(self) -> None:
+        """Makes the folder of masks, once everything that the file names can be opened.
+
+        Raises:
+            VlpError: naming what cannot: a model, pairs or images, a split of a task.
+        """
+        for name, source in self.models.items():
+            adapter = load_model(source, device="cpu")[1].name
+            if adapter != name:
+                raise RecipeError(f"{source} is a model of {adapter}, not of {name}")
+            open_source(self.calibration_of(name), captions="none" if name == _VIT else "first")
+        for task, source in self.data.items():
+            kind = task if task in TASKS else "classification"
+            for split in ("train", "val" if task == "vqa" else "test"):
+                read_samples(FinetuneRecipe(task=kind, data=source, split=split))
         self.masks.mkdir(parents=True, exist_ok=True)
 
     def table(self, table: Table) -> Table:

@@ -9,7 +9,7 @@ hundred times as long).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from benchmarks.tables.world import World
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data.records import Record
+from vlp_plugins.errors import DataError
 from vlp_plugins.finetuning import FinetuneSettings, downstream, finetune
 from vlp_plugins.finetuning.samples import SampleEpochs
 from vlp_plugins.job.loaded import Loaded
@@ -133,6 +134,7 @@ def tuned(
     seed: int,
     *,
     workplace: Path | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, float]:
     """The model of the task, fine-tuned under the masks, and the loss of its last steps.
 
@@ -143,6 +145,7 @@ def tuned(
         masks: of the model before; None trains all weights.
         seed: of mixture, dropout, new heads.
         workplace: folder of the state that an interrupted run goes on from; None keeps none.
+        about: what else that run must have in common with this one.
     """
     recipe = FinetuneRecipe(task=tuning.task, data=world.task_data(tuning.data), split="train")
     data = read_samples(recipe)
@@ -164,17 +167,23 @@ def tuned(
         tuning.batch_size // tuning.accumulate,
         seed=seed,
     )
-    done = finetune(
-        model,
-        loaded.adapter,
-        epochs,
-        task=tuning.task,
-        masks=masks,
-        settings=tuning.settings(seed),
-        workplace=workplace,
-        resume=workplace is not None and workplace.exists(),
-        workers=0 if world.small else 1,
-    )
+    try:
+        done = finetune(
+            model,
+            loaded.adapter,
+            epochs,
+            task=tuning.task,
+            masks=masks,
+            settings=tuning.settings(seed),
+            workplace=workplace,
+            resume=workplace is not None and workplace.exists(),
+            workers=0 if world.small else 1,
+            about=about,
+        )
+    except DataError as error:
+        if workplace is None or not workplace.exists():
+            raise
+        raise DataError(f"{error}; to begin anew, delete {workplace}") from error
     return model, float(done.log[-1]["loss"])
 
 

@@ -38,12 +38,12 @@ class World:
     @property
     def downstream(self) -> Path:
         """What `benchmarks.downstream.build` writes."""
-        return self.folder / "downstream"
+        return self.folder / f"downstream-{VERSION}"
 
     @property
     def calibration(self) -> str:
         """An image folder of pre-training pairs."""
-        return str(self.folder / "pretraining" / "calibration")
+        return str(self.folder / f"pretraining-{VERSION}" / "calibration")
 
     @property
     def masks(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,8 @@ from benchmarks.tables.experiments.lambda_grid import POWERS
 from benchmarks.tables.own import OwnWorld
 from benchmarks.tables.rendering import render
 from benchmarks.tables.ways import VIT_WAYS, WAYS, Way
-from vlp_plugins.errors import RecipeError
+from vlp_plugins.errors import DataError, RecipeError, VlpError
+from vlp_plugins.finetuning import finetune
 from vlp_plugins.intrinsic.profile import IdProfile
 
 PAPER = {"models": {"blip": "b", "xvlm": "x"}, "calibration": "c", "data": {"retrieval": "r"}}
@@ -275,6 +277,66 @@ def test_the_command_asks_for_another_place_and_for_tables_that_can_be(
     code, out, _ = said("table5", "--list", *place)
     assert not code
     assert out.splitlines()[0].startswith("missing blip/retrieval/")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "said"),
+    [
+        ("models", "blip", "nowhere"),
+        ("data", "vqa", "nowhere"),
+        ("data", "cifar10", "nowhere"),
+        ("images", None, "nowhere"),
+    ],
+)
+def test_what_cannot_be_opened_shows_before_anything_is_run(
+    folder: Path, tmp_path: Path, section: str, name: str | None, said: str
+) -> None:
+    content = yaml.safe_load((folder / "own.yaml").read_text())
+    if name is None:
+        content[section] = str(tmp_path / "nowhere")
+    else:
+        content[section][name] = str(tmp_path / "nowhere")
+    world = OwnWorld.read(written(tmp_path, content))
+    with pytest.raises(VlpError, match=said):
+        world.make()
+    assert not world.masks.exists()
+
+
+def test_a_model_of_another_family_is_refused(folder: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((folder / "own.yaml").read_text())
+    content["models"]["blip"] = content["models"]["xvlm"]
+    with pytest.raises(RecipeError, match="is a model of xvlm, not of blip"):
+        OwnWorld.read(written(tmp_path, content)).make()
+
+
+def test_another_checkpoint_does_not_go_on_from_an_interrupted_cell(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load((folder / "own.yaml").read_text())
+    shutil.copytree(VIT, tmp_path / "other")
+    other = {**content, "models": {"vit": str(tmp_path / "other")}}
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        def stop(done: int, of: int) -> None:
+            if done == of:
+                raise KeyboardInterrupt
+
+        return finetune(*arguments, **options, checkpoint_every=1, progress=stop)
+
+    def cell_of(world: OwnWorld) -> Cell:
+        return world.cells(grid([None], 1, models=["vit"], tasks=["digits"]))[0]
+
+    world = OwnWorld.read(written(tmp_path, content))
+    with monkeypatch.context() as broken:
+        broken.setattr("benchmarks.tables.tuning.finetune", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cell_of(world).run(world, tmp_path)
+
+    changed = OwnWorld.read(written(tmp_path, other))
+    with pytest.raises(DataError, match=f"its cell checkpoint is '{VIT}'.*to begin anew, delete"):
+        cell_of(changed).run(changed, tmp_path)
+    cell_of(world).run(world, tmp_path)
+    assert cell_of(world).content(tmp_path) is not None
 
 
 def test_a_table_without_its_model_is_refused(

@@ -106,8 +106,8 @@ def test_settings_are_those_of_the_cells(tmp_path: Path) -> None:
 
     assert "--seeds 1 2 --render" in page
     assert "120 steps of 32 at 0.0005, measured on 500 of test, 8 candidates re-ranked" in page
-    assert "none (omp); 256 in batches of 8 (snip). Seeds: 1, 2." in page
-    assert "guesses is 0.2% (1 of 500 images)" in page
+    assert "none (omp); 256 in batches of 8 (snip). Seeds: 1, 2 (a figure is" in page
+    assert "guesses is 0.2% (1 of 500 images, each with its first caption)" in page
     assert standard_error(50, 500) == pytest.approx(2.236, abs=1e-3)
 
 

@@ -147,7 +147,7 @@ def test_masks_fit_the_classifier(vit: Loaded, recovering: RecoveryAdapter, meth
 def test_development_lies_in_a_folder_of_its_own(
     vit: Loaded, tmp_path: Path, split: str, folder: str
 ) -> None:
-    place = tmp_path / "downstream" / folder / "cifar-10-batches-bin"
+    place = World(tmp_path).downstream / folder / "cifar-10-batches-bin"
     place.mkdir(parents=True)
     (place / "test_batch.bin").write_bytes(bytes(3 * 3073))
     task = task_of(World(tmp_path), vit, TUNINGS["vit", "digits"], split)

@@ -95,3 +95,10 @@ def test_a_list_without_captions_needs_references(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match="no caption, and none is in coco_karpathy_val_gt.json"):
         open_source(str(tmp_path), split="val")
+
+
+def test_lists_of_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
+    layouts.blip_coco(tmp_path)
+    (tmp_path / "flickr30k_test.json").write_text("[]")
+    with pytest.raises(DataError, match="two data sets, flickr30k_test.json and coco_kar"):
+        open_source(str(tmp_path), split="test")

@@ -80,6 +80,23 @@ def test_a_pass_shows_no_image_twice() -> None:
     assert [len({number for number, _ in rows[i : i + 6]}) for i in (0, 6)] == [6, 6]
 
 
+@pytest.mark.parametrize(("images", "size"), [(3, 2), (7, 5), (40, 16)])
+def test_no_batch_shows_an_image_twice_even_between_passes(images: int, size: int) -> None:
+    made = epochs(captioned([3] * images), size)
+    for epoch in range(10):
+        rows = rows_of(made, epoch)
+        assert len(rows) == 3 * images // size * size
+        assert len(set(rows)) == len(rows)
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        whole = [len({number for number, _ in batch}) for batch in batches]
+        assert set(whole[:-1]) == {size}, "what waits at the very end has nowhere to go"
+
+
+def test_a_batch_of_more_rows_than_there_are_images_shows_some_twice() -> None:
+    rows = rows_of(epochs(captioned([4] * 3), 6), 0)
+    assert len(set(rows)) == 12
+
+
 def test_the_mixture_depends_on_seed_and_epoch_only() -> None:
     samples = captioned([2] * 8)
     one = [rows_of(epochs(samples, 4), epoch) for epoch in (0, 1)]

@@ -28,7 +28,7 @@ from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.errors import DataError
 
 _OWN = ("dataset_coco.json", "dataset_flickr30k.json", "dataset_flickr8k.json")
-_LIST = re.compile(r"(?:coco(?:_karpathy)?|flickr30k)_(train|val|test)\.json")
+_LIST = re.compile(r"(?P<set>coco|flickr30k)(?:_karpathy)?_(?P<split>train|val|test)\.json")
 _BELOW = ("images", "flickr30k-images", "flickr30k_images", "Flickr30k", "coco")
 _SPLITS = {"restval": "train"}  # images of COCO's validation set that everybody trains on
 _NUMBER = re.compile(r"(\d+)\.\w+$")
@@ -103,13 +103,24 @@ def _own_file(folder: Path) -> Path | None:
 
 
 def _lists(folder: Path) -> dict[str, Path]:
-    """The lists by split."""
+    """The lists by split.
+
+    Raises:
+        DataError: if they are of several data sets.
+    """
     found: dict[str, Path] = {}
+    names: dict[str, str] = {}
     for place in (folder, folder / "annotations"):
         for path in sorted(place.glob("*.json")):
             match = _LIST.fullmatch(path.name)
-            if match is not None:
-                found.setdefault(match[1], path)
+            if match is None:
+                continue
+            found.setdefault(match["split"], path)
+            if len(names := names | {match["set"]: path.name}) > 1:
+                raise DataError(
+                    f"{folder} holds lists of two data sets, {' and '.join(names.values())}; "
+                    "give a folder with the lists of one, and its images"
+                )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,9 @@ class SampleEpochs:
     """By number of the epoch its batches, which are made when they are needed.
 
     Every epoch has every caption once, in passes that show no image twice: of several captions of
-    an image in one batch a contrastive loss would take some for wrong. Rows that are left over are
+    an image in one batch a contrastive loss would take some for wrong. Where a batch reaches into
+    the next pass, captions of images that it has already wait for the batch after it; only where
+    there are fewer images than a batch has rows, some are in it twice. Rows that are left over are
     dropped. The mixture depends on the seed and the epoch only.
     """
 
@@ -89,10 +92,7 @@ class SampleEpochs:
 
     def __call__(self, epoch: int) -> list[LazyBatch]:
         """The batches of an epoch."""
-        rows = self._rows(epoch)
-        size = self._batch_size
-        whole = range(0, len(rows) - size + 1, size)
-        return [partial(self._batch, rows[start : start + size]) for start in whole]
+        return [partial(self._batch, rows) for rows in _cut(self._rows(epoch), self._batch_size)]
 
     def _rows(self, epoch: int) -> list[_Row]:
         rng = random.Random(f"{self._seed}|{epoch}")
@@ -130,6 +130,24 @@ class SampleEpochs:
             made = tokenizer(answers, padding=True, truncation=True, return_tensors="pt")
             batch["labels"] = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
         return batch
+
+
+def _cut(rows: Sequence[_Row], size: int) -> list[list[_Row]]:
+    """Batches of rows in their order, no image twice in a batch as far as that can be."""
+    batches: list[list[_Row]] = []
+    coming = deque(rows)
+    for _ in range(len(rows) // size):
+        batch: list[_Row] = []
+        twins: list[_Row] = []
+        there: set[int] = set()
+        while coming and len(batch) < size:
+            row = coming.popleft()
+            (twins if id(row.sample) in there else batch).append(row)
+            there.add(id(row.sample))
+        lacking = size - len(batch)
+        coming.extendleft(reversed(twins[lacking:]))
+        batches.append(batch + twins[:lacking])
+    return batches
 
 
 def _decoded(sample: Sample) -> Image.Image | None:
