@@ -19,6 +19,7 @@ from benchmarks.tables.measures import TEXT
 from benchmarks.tables.rendering import render
 from benchmarks.tables.styles import style_of
 from benchmarks.tables.views import ranked
+from benchmarks.tables.views.compared import compared
 from benchmarks.tables.views.dimensions import difference
 from benchmarks.tables.views.modalities import collapsed
 from benchmarks.tables.ways import WAYS
@@ -99,6 +100,20 @@ def test_a_page_has_its_command_the_best_in_bold_and_says_what_is_missing(tmp_pa
         ["63%", "multiflow", "**41.0**", "**39.0**", "39.0", "39.0"],
     ]
     assert rows_of(page, "90%")[0] == ["90%", "omp", "-", "-", "-", "-"]
+
+
+def test_captions_stand_beside_those_of_the_paper(tmp_path: Path) -> None:
+    omp = cell("omp", 0.75, task="captioning")
+    done(tmp_path, omp, {"bleu4": 30.0, "cider": 99.0, "meteor": 31.25})
+
+    lines = compared(Found([omp], tmp_path)).lines
+
+    page = "\n".join(lines[lines.index("## Captions beside the paper's (Table 9, MSCOCO)") :])
+    beside = [row[1:] for row in rows_of(page, "75%")]
+    assert ["omp", "31.2", "27.79±0.01", "20.96±0.03"] in beside
+    assert ["multiflow", "", "28.12±0.04", "21.27±0.02"] in beside
+    retrieved = compared(Found([cell("omp")], tmp_path)).lines
+    assert not any("Captions" in line for line in retrieved)
 
 
 def test_settings_are_those_of_the_cells(tmp_path: Path) -> None:

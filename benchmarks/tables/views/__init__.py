@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.tables.views.against_paper import against_paper
 from benchmarks.tables.views.calibration_size import calibration_size
 from benchmarks.tables.views.classification import classification
+from benchmarks.tables.views.compared import compared
 from benchmarks.tables.views.dimensions import dimensions
 from benchmarks.tables.views.modalities import modalities
 from benchmarks.tables.views.parts import parts
@@ -19,6 +20,7 @@ __all__ = [
     "against_paper",
     "calibration_size",
     "classification",
+    "compared",
     "dimensions",
     "modalities",
     "parts",
