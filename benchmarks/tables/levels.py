@@ -5,7 +5,8 @@
 VQA: everybody is given the commonest answer to questions of this kind in training. Captions: every
 image is given a caption of the next one, which is well worded and says nothing of it; and of what
 the models that are not pruned say, fine-tuned as in the tables, how much is true of its image.
-Retrieval: the standard deviation over the three seeds of `better`, pooled over methods.
+From seed to seed: the standard deviation of R@1 over the three seeds of `better`, of captions and
+answers over the two of `again`, and of classes over the three of `table6`, pooled over methods.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.demo.processors import FAMILIES
+from benchmarks.downstream.classes import SETS
 from benchmarks.downstream.scene_files import facts_of
 from benchmarks.downstream.wording import is_true
 from benchmarks.results import FOLDER
@@ -26,7 +29,7 @@ from benchmarks.tables.catalogue import TABLES
 from benchmarks.tables.comparing import pooled_spread
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import percent
-from benchmarks.tables.measures import AVERAGE_FEATURES
+from benchmarks.tables.measures import AVERAGE_FEATURES, CIDER, METEOR, VQA, Measure
 from benchmarks.tables.pruning import load
 from benchmarks.tables.tuning import TUNINGS, measured, tuned
 from benchmarks.tables.world import World
@@ -66,21 +69,36 @@ def true_captions(world: World, model: str, seed: int = 1) -> float:
     return 100 * sum(map(is_true, said, shown)) / len(said)
 
 
-def seed_spreads(cells: Path) -> dict[str, float]:
-    """Of average R@1 by features, in points, by model and sparsity and over all of them."""
-    found = Found(TABLES["better"].of(None), cells)
+def seed_spreads(
+    table: str, measure: Measure, cells: Path, most: float = inf, least: float = 0.0
+) -> dict[str, float]:
+    """Of a figure, in points, by model and sparsity and over all of them.
+
+    Args:
+        table: whose cells are looked at.
+        measure: the figure.
+        cells: folder of their files.
+        most: methods with a higher mean are left out.
+        least: methods with a lower one.
+    """
+    found = Found(TABLES[table].of(None), cells)
     groups = {
         f"{model} {percent(sparsity)}": [
             entry
             for way in found.ways
-            if (entry := found.entry(AVERAGE_FEATURES, model, way, sparsity)).mean is not None
-            and LEAST <= entry.mean <= MOST
+            if (entry := found.entry(measure, model, way, sparsity)).mean is not None
+            and least <= entry.mean <= most
         ]
         for model in found.models
         for sparsity in found.sparsities
     }
     groups["all"] = [entry for entries in groups.values() for entry in entries]
-    return {name: round(pooled_spread(entries), 2) for name, entries in groups.items()}
+    several = {
+        name: entries
+        for name, entries in groups.items()
+        if any(len(entry.by_seed) > 1 for entry in entries)
+    }
+    return {name: round(pooled_spread(entries), 2) for name, entries in several.items()}
 
 
 def levels(world: World, cells: Path) -> dict[str, Any]:
@@ -92,7 +110,15 @@ def levels(world: World, cells: Path) -> dict[str, Any]:
         ),
         "cider_of_captions_of_others": round(guessed_captions(world, images), 2),
         "true_captions_percent": {m: round(true_captions(world, m), 2) for m in FAMILIES},
-        "seed_spread_of_r1": seed_spreads(cells),
+        "seed_spread_of_r1": seed_spreads("better", AVERAGE_FEATURES, cells, MOST, LEAST),
+        **{
+            f"seed_spread_of_{measure.metrics[0]}": seed_spreads("again", measure, cells)
+            for measure in (CIDER, METEOR, VQA)
+        },
+        **{
+            f"seed_spread_of_{name}": seed_spreads("table6", Measure(name, name, ("top1",)), cells)
+            for name in SETS
+        },
     }
 
 

@@ -1,4 +1,8 @@
-"""The second stage of retrieval: a matching head orders the best candidates of each query."""
+"""The second stage of retrieval: a matching head orders the best candidates of each query.
+
+By its score alone, as the evaluations of ALBEF and X-VLM do; BLIP's own adds the similarity of the
+features to it.
+"""
 
 from __future__ import annotations
 
@@ -131,6 +135,8 @@ def reranked(
     similarity: Tensor, scores: Tensor, by_image: Tensor, by_text: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Matrices that rank candidates by their score, and all others after them by similarity.
+
+    The similarity of candidates is not added to their score, as BLIP's own evaluation does.
 
     Args:
         similarity: `[I, T]`.

@@ -32,7 +32,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def build_optimizer(model: nn.Module, settings: FinetuneSettings) -> Optimizer:
     """AdamW in two groups: matrices and larger tensors are decayed, vectors and numbers are not.
 
-    The originals of BLIP and X-VLM keep decay from biases and normalisation.
+    X-VLM's original keeps decay from biases and normalisation; BLIP's decays everything, in one
+    group.
     """
     parameters = list(trained(model).values())
     decayed = [p for p in parameters if p.ndim > 1]

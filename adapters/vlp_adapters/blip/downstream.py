@@ -54,7 +54,8 @@ def task_losses(task: str, model: Any, batch: Batch) -> dict[str, Tensor] | None
     """`itc` and `itm` of a pre-training model that is fine-tuned on retrieval.
 
     Queues and momentum networks advance; soft targets have their whole share from the first step,
-    where the original raises it during the first epoch. None if the model's own losses are the
+    where the original raises it during the first epoch. As in the original, earlier features of an
+    image that are still in the queue count as negatives. None if the model's own losses are the
     task's.
 
     Raises:
