@@ -155,7 +155,7 @@ def test_a_dual_of_columns_is_that_of_a_whole_problem():
     alone = Dual.of_columns(problem.rows.matrix, problem.weights, support, N * 0.1, 0.25)
 
     torch.testing.assert_close(alone.matrix, whole.matrix, rtol=1e-6, atol=1e-5)
-    assert alone.objective == pytest.approx(whole.objective, rel=1e-6)
+    assert alone.objective == pytest.approx(whole.objective, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

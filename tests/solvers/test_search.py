@@ -168,7 +168,7 @@ def test_exchanges_know_the_objective_of_their_support(improve, first_order):
     support[chosen.band] = inside
     assert int(support.sum()) == problem.keep
     assert after.objective < before.objective
-    assert after.objective == pytest.approx(Dual.of(problem, support).objective, rel=1e-6)
+    assert after.objective == pytest.approx(Dual.of(problem, support).objective, rel=1e-5)
 
 
 def test_no_exchange_of_one_pair_is_left_to_make():
@@ -249,7 +249,7 @@ def test_keeping_nothing_or_everything_takes_two_sweeps(solve, keep):
     found = solve(problem)
     assert problem.rows.sweeps == 2
     assert int(found.support.sum()) == keep
-    assert found.objective == pytest.approx(objective(problem, found.values), rel=1e-6)
+    assert found.objective == pytest.approx(objective(problem, found.values), rel=1e-5)
 
 
 @EFFORTS
@@ -303,7 +303,8 @@ def test_a_support_worse_than_magnitude_is_not_returned():
     worst = ~ranked(problem.weights, len(magnitude) - problem.keep).support
     found = finish(problem, Dual.of(problem, worst), worst, magnitude)
     assert torch.equal(found.support, magnitude)
-    assert found.objective == pytest.approx(objective(problem, found.values), rel=1e-6)
+    # Products of rows run in float32, whose rounding is another on every kind of processor.
+    assert found.objective == pytest.approx(objective(problem, found.values), rel=1e-5)
 
 
 # --- several processes ---
@@ -365,4 +366,4 @@ def test_two_processes_find_what_one_finds(solve):
     for one in found:
         assert torch.equal(one.support, alone.support)
         assert torch.allclose(one.values, alone.values, atol=1e-4)
-        assert one.objective == pytest.approx(alone.objective, rel=1e-6)
+        assert one.objective == pytest.approx(alone.objective, rel=1e-5)

@@ -33,7 +33,8 @@ def gram(columns: torch.Tensor, ridge: float) -> torch.Tensor:
 
     Products run in float32, summed in float64 over chunks of columns. Where their rounding errors
     may exceed a ten thousandth of the ridge, the product is computed in float64. An error of that
-    share changes the solution to first and its objective to second order only.
+    share changes the solution and what the dual says of its objective to first order, and the
+    objective itself to second order only.
 
     Args:
         columns: `[n, k]` or, for many matrices at once, `[b, n, k]`; float32 or float64.
