@@ -38,7 +38,7 @@ def full_size(family: str, device: torch.device) -> nn.Module:
     else:
         from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 
-        config = XvlmPretrainConfig.base()
+        config: Any = XvlmPretrainConfig.base()
         config.text_config.mask_token_id = 103  # of BERT, for the masked-word loss
         model = XvlmForPretraining(config)
     return model.to(device).eval()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import Subject
@@ -97,12 +97,15 @@ class KeptCell(ABC):
         return content
 
 
+CellT = TypeVar("CellT", bound=KeptCell)
+
+
 def run_cells(
-    cells: Sequence[KeptCell],
+    cells: Sequence[CellT],
     settings: Any,
     out: Path,
     make_bench: Callable[[Subject, Path, Any, Path], Bench],
-    tell: Callable[[KeptCell, list[Content], list[Any]], str],
+    tell: Callable[[CellT, list[Content], list[CellT]], str],
     *,
     models: Path = MODELS,
     limit: float | None = None,

@@ -76,7 +76,7 @@ def measured(
         adapter=subject.adapter,
         method=run.method,
         sparsity=list(sparsities),
-        variant=run.variant,  # type: ignore[arg-type]
+        variant=run.variant,
         memory_budget=BUDGET,
         **run.parameters,
     )

@@ -23,6 +23,7 @@ from benchmarks.demo.run import MODELS
 from benchmarks.results import FOLDER, write_results
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.data import CaptionedBatches, load_processor, open_source
+from vlp_plugins.methods.base import composed
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
 from vlp_plugins.variants import Owners
@@ -48,7 +49,7 @@ def compare_owners(
         sparsities: fractions removed.
     """
     weights = WeightMap.of(subject.model, subject.adapter)
-    method = registry().method("multiflow")
+    method = composed(registry().method("multiflow"))
     batches = CaptionedBatches(
         open_source(str(data)),
         load_processor(str(subject.source)),

@@ -53,7 +53,7 @@ def measured_dimensions(loaded: Loaded, batches: list[Batch]) -> tuple[IdProfile
         },
         "layers": [asdict(layer) for layer in whole.layers],
     }
-    print("\n".join(record["summary"]))
+    print(*record["summary"], sep="\n")
     print(f"layers by either half of the pairs: {number_text(agreement)}", flush=True)
     return whole, record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -72,7 +73,7 @@ def gpu_times(
         inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
         with peak_memory(device) as meter:
             forward(model, inputs)
-        samples = [_on_gpu(lambda m=model: forward(m, inputs), passes) for _ in range(rounds)]
+        samples = [_on_gpu(partial(forward, model, inputs), passes) for _ in range(rounds)]
         found[name] = _summary(samples) | {"peak_bytes": float(meter.peak)}
         model.cpu()
         torch.cuda.empty_cache()

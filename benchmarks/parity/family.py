@@ -91,7 +91,7 @@ def recorded_negatives(family: Family, run: str, sparsity: str) -> list[Negative
     """
     record = json.loads((family.folder / "negatives.json").read_text())
     by_sparsity = record.get(run, {})
-    forwards = by_sparsity.get(sparsity) or next(iter(by_sparsity.values()), [])
+    forwards: list[Any] = by_sparsity.get(sparsity) or next(iter(by_sparsity.values()), [])
     return [(pair["image_neg"], pair["text_neg"]) for pair in forwards]
 
 

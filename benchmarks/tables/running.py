@@ -62,9 +62,9 @@ def run(
                 cell = todo.pop(0)
                 if cell.path(out).exists():  # of another run of this command
                     continue
-                process = context.Process(target=_run, args=(cell, world, out))
-                process.start()
-                running.append((cell, process, time.monotonic()))
+                begun = context.Process(target=_run, args=(cell, world, out))
+                begun.start()
+                running.append((cell, begun, time.monotonic()))
             for _, hanging, start in running:
                 if world.small and time.monotonic() - start > ENDED_AFTER:
                     hanging.kill()

@@ -149,7 +149,7 @@ def tuned(
     """
     recipe = FinetuneRecipe(task=tuning.task, data=world.task_data(tuning.data), split="train")
     data = read_samples(recipe)
-    model = downstream(
+    model: Any = downstream(
         loaded.model,
         loaded.adapter,
         tuning.task,
