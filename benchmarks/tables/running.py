@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.tables.cell import Cell
 from benchmarks.tables.world import World
+from vlp_plugins.errors import VlpError
 
 LONGEST = 90.0
 """Seconds that a cell may take on two cores."""
@@ -92,4 +94,7 @@ def _run(cell: Cell, world: World, out: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    cell.run(world, out)
+    try:
+        cell.run(world, out)
+    except VlpError as error:  # what to do about it is in the message
+        sys.exit(f"{cell.name}: {error}")

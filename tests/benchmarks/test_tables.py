@@ -18,7 +18,7 @@ from benchmarks.tables.running import missing, run, unique
 from benchmarks.tables.tuning import TUNINGS
 from benchmarks.tables.ways import PAPER, WAYS
 from benchmarks.tables.world import World
-from vlp_plugins.errors import OutputError
+from vlp_plugins.errors import DataError, OutputError
 
 ALL = [cell for seed in (1, 2) for table in TABLES.values() for cell in table.cells(seed)]
 
@@ -28,7 +28,7 @@ class Written(Cell):
 
     def run(self, world: World, out: Path) -> None:
         if self.way is not None and self.way.name == "random":
-            raise SystemExit(3)
+            raise DataError("the data is not there; put it there")
         path = self.path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.identity()))
@@ -113,8 +113,10 @@ def test_what_is_there_is_not_run_again_and_the_rest_goes_on_after_a_failure(
 
     failed = run(cells, world, tmp_path, workers=1)
 
-    said = capfd.readouterr().out
+    said, error = capfd.readouterr()
     assert [cell.name for cell in failed] == ["blip/retrieval/random-0.63-seed1"]
+    assert f"{failed[0].name}: the data is not there; put it there\n" in error
+    assert "Traceback" not in error
     assert "1 cells are there, 2 to run" in said
     assert "blip/retrieval/random-0.63-seed1: FAILED" in said
     assert cells[0].content(tmp_path) == there
