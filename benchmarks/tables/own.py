@@ -126,15 +126,15 @@ class OwnWorld(World):
 
     def table(self, table: Table) -> Table:
         """The same table of these models, with one seed unless the command line says others."""
-        if table.name == "table10":
-            return replace(
-                table,
-                title="Ridge penalties of CHITA and CHITA++ (Table 10)",
-                cells=lambda seed: self.penalties(table.cells(seed)),
-                run=None,  # no search: the grid is cells like others
-                seeds=(1,),
-            )
-        return replace(table, cells=lambda seed: self.cells(table.cells(seed)), seeds=(1,))
+        made = replace(table, cells=lambda seed: self.cells(table.cells(seed)), seeds=(1,))
+        if table.name != "table10":
+            return made
+        return replace(
+            made,
+            title="Ridge penalties of CHITA and CHITA++ (Table 10)",
+            cells=lambda seed: self.penalties(table.cells(seed)),
+            run=None,  # no search: the grid is cells like others
+        )
 
     def cells(self, cells: list[Cell]) -> list[Cell]:
         """The cells of a table that can be run here, with the paper's budgets and recipes."""

@@ -63,8 +63,7 @@ def pruned(
 ) -> Pruned:
     """Prunes, or takes the masks of another cell that did."""
     which = model if world.small else [world.model(model), world.calibration_of(model)]
-    key = json.dumps([which, way.as_dict(), sparsity, seed], sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    digest = _digest([which, way.as_dict(), sparsity, seed])
     path = world.masks / f"{model}-{way.name}-{sparsity}-{digest}.safetensors"
     note = path.with_suffix(".json")
     if note.exists():
@@ -129,13 +128,17 @@ def _dimensions(
         return None
     name = loaded.adapter.name
     what = [world.model(name), world.calibration_of(name), way.dimensions, way.batch_size, seed]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    path = world.masks / f"{name}-dimensions-{digest}.json"
+    path = world.masks / f"{name}-dimensions-{_digest(what)}.json"
     if not path.exists():
         limit = -(-way.dimensions // way.batch_size)
         budget = world.memory_budget
         measure_id(loaded.model, batches, limit=limit, memory_budget=budget).save(path)
     return path
+
+
+def _digest(what: list[Any]) -> str:
+    """Short, for the name of a file."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def target_of(weights: WeightMap, way: Way, sparsity: float) -> Target:

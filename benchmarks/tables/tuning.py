@@ -19,7 +19,6 @@ from torch import nn
 from benchmarks.tables.world import World
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data.records import Record
-from vlp_plugins.errors import DataError
 from vlp_plugins.finetuning import FinetuneSettings, downstream, finetune
 from vlp_plugins.finetuning.samples import SampleEpochs
 from vlp_plugins.job.loaded import Loaded
@@ -167,23 +166,18 @@ def tuned(
         tuning.batch_size // tuning.accumulate,
         seed=seed,
     )
-    try:
-        done = finetune(
-            model,
-            loaded.adapter,
-            epochs,
-            task=tuning.task,
-            masks=masks,
-            settings=tuning.settings(seed),
-            workplace=workplace,
-            resume=workplace is not None and workplace.exists(),
-            workers=0 if world.small else 1,
-            about=about,
-        )
-    except DataError as error:
-        if workplace is None or not workplace.exists():
-            raise
-        raise DataError(f"{error}; to begin anew, delete {workplace}") from error
+    done = finetune(
+        model,
+        loaded.adapter,
+        epochs,
+        task=tuning.task,
+        masks=masks,
+        settings=tuning.settings(seed),
+        workplace=workplace,
+        resume=workplace is not None and workplace.exists(),
+        workers=0 if world.small else 1,
+        about=about,
+    )
     return model, float(done.log[-1]["loss"])
 
 

@@ -141,7 +141,8 @@ class StateFile:
             if found.get(key) != self._identity.get(key):
                 raise DataError(
                     f"{self._path} is of another run: its {key} is {found.get(key)!r}, this one's "
-                    f"is {self._identity.get(key)!r}; repeat that run's settings, or do not resume"
+                    f"is {self._identity.get(key)!r}; repeat that run's settings, or do not "
+                    "resume; to begin anew, delete it"
                 )
 
 

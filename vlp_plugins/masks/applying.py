@@ -68,15 +68,14 @@ def violations(
 
 def _are_others(manifest: Manifest, weights: WeightMap) -> bool:
     """True if a model of the same structure has other weights than the masks were made from."""
-    same = manifest.structure == weights.structure
-    return same and not is_source(manifest, weights)
+    return manifest.structure == weights.structure and not is_source(manifest, weights)
 
 
 def is_source(manifest: Manifest, weights: WeightMap) -> bool:
     """Whether masks were made from these weights; where nobody recorded it, if they might be."""
     if manifest.structure != weights.structure:
         return False
-    return manifest.weights_hash in (None, weights.content_hash())
+    return manifest.weights_hash is None or manifest.weights_hash == weights.content_hash()
 
 
 def _warn(manifest: Manifest, weights: WeightMap, first: str) -> None:
