@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -192,6 +192,27 @@ def structure_of(shapes: Mapping[str, Sequence[int]]) -> str:
     """Hash of names and shapes in their order; see `WeightMap.structure`."""
     text = json.dumps([[name, list(shape)] for name, shape in shapes.items()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def surplus_layer(names: Iterable[str], present: Collection[str]) -> tuple[str, str] | None:
+    """The first of `names` that `present` lacks although it has the same of another layer.
+
+    A downstream model may lack a whole kind of weight (the cross-attention of a text encoder by
+    itself, a decoder), but a model that has the kind in some layers only is a shallower one.
+
+    Returns:
+        That name, and the one of the other layer; None if there is none.
+    """
+    of_kind = {_kind(name): name for name in present}
+    for name in names:
+        if name not in present and _kind(name) in of_kind:
+            return name, of_kind[_kind(name)]
+    return None
+
+
+def _kind(name: str) -> str:
+    """`text.3.cross.query` is `text.#.cross.query`: a canonical name without its layer."""
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 def _resolve(model: nn.Module, spec: WeightSpec) -> nn.Parameter:

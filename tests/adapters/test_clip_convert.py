@@ -138,6 +138,37 @@ def test_open_clip_says_in_its_configuration_what_shapes_do_not_tell(tmp_path: P
         load_original(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "activation", "warned"),
+    [
+        ("open_clip_pytorch_model.bin", nn.GELU(), True),
+        ("vit_b_32-quickgelu-laion400m.pt", None, False),
+        ("ViT-B-32.pt", None, False),
+    ],
+)
+def test_the_activation_is_that_of_whose_file_it_is_and_a_guess_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, activation, warned: bool
+) -> None:
+    original = openai_clip(activation)
+    state = openai_state() if name.startswith("ViT") else dict(original.state_dict())
+    path = saved(tmp_path / name, state)
+    assert_same(load_original(path), original)
+    said = [r.getMessage() for r in caplog.records if "assumed is gelu" in r.getMessage()]
+    assert len(said) == warned
+    assert all("load_original(path, hidden_act=" in line for line in said)
+
+
+def test_the_activation_that_is_given_wins_over_a_guess(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = openai_clip()
+    path = saved(tmp_path / "clip.pt", dict(original.state_dict()))
+    assert_same(load_original(path, hidden_act="quick_gelu"), original)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    assert_same(load_original(path), original)
+    assert not caplog.records
+
+
 # --- what cannot be read ---
 
 

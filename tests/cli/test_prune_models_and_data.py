@@ -68,3 +68,30 @@ def test_skipped_images_are_counted(vlp, xvlm, photos, tmp_path) -> None:
     assert "images that could not be used: 1 of 30" in result.stdout
     assert re.fullmatch(r"warning: .* 1 of 30 records .*007.png.*\n", result.stderr)
     assert "1 of 30" in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_what_siglip_gave_is_not_read_for_clip_though_names_and_shapes_are_alike(
+    vlp: Command, models: Path, photos: Path, tmp_path: Path
+) -> None:
+    data = ["--data", photos, "--batch-size", "3", "--device", "cpu"]
+    wanda = ["--method", "wanda", "--sparsity", "0.5"]
+    vlp("prune", "--model", models / "siglip", *wanda, *data, "--out", tmp_path / "siglip")
+    vlp("prune", "--model", models / "clip", *wanda, *data, "--out", tmp_path / "clip")
+    many = tiny_models.save_photos(tmp_path / "many", 24)
+    vlp("id", models / "siglip", "--data", many, "--device", "cpu", "--out", tmp_path / "id")
+    clip = ["--model", models / "clip", "--device", "cpu"]
+    profile = tmp_path / "id" / "id-profile.json"
+    for command in (
+        ["prune", *clip, *wanda, "--statistics", tmp_path / "siglip" / "statistics.safetensors"],
+        ["prune", *clip, "--method", "id*omp", "--sparsity", "0.5", "--id-profile", profile],
+        ["sensitivity", *clip[1:], *data[:4], "--pairs", "3", "--id-profile", profile],
+    ):
+        found = vlp(*command, "--out", tmp_path / "new", code=2)
+        assert "adapter 'siglip'" in found.stderr
+        assert "adapter 'clip'" in found.stderr
+        assert "mean other weights" in found.stderr
+    pair = (tmp_path / name / "masks-0.5.safetensors" for name in ("clip", "siglip"))
+    assert "adapter 'clip', the second of one of adapter 'siglip'" in (
+        vlp("masks", "diff", *pair, code=2).stderr
+    )
+    assert not (tmp_path / "new").exists()

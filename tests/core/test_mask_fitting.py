@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 from vlp_plugins import prune
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.distance import distances
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.weights import WeightMap
 
@@ -262,3 +264,12 @@ def test_apply_changes_no_module_and_leaves_no_hook():
 
     assert [type(module) for module in model.modules()] == modules
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_masks_of_two_families_are_not_compared_though_their_names_and_shapes_are_alike():
+    masks = random_masks(Pretraining())
+    other = Masks(dict(masks.packed), replace(masks.manifest, adapter="other"))
+    with pytest.raises(MaskError, match="of adapter 'toy', the second of one of adapter 'other'"):
+        masks.compare(other)
+    with pytest.raises(MaskError, match="compare masks of one family"):
+        distances(masks, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -260,3 +261,22 @@ def test_scores_that_need_different_statistics_of_one_name_are_refused():
     method = Composition("mixed", Reads(1), allocation_score=Reads(4))
     with pytest.raises(UnsupportedError, match="two statistics are called 'power'"):
         _ = method.needs
+
+
+def test_statistics_of_another_adapter_with_the_same_names_and_shapes_are_refused(statistics):
+    weights = toy_weights()
+    other = WeightMap(dict(weights.items()), "other")
+    assert other.structure == statistics.structure
+    with pytest.raises(StatisticsError, match="adapter 'toy'.*adapter 'other'.*names mean other"):
+        statistics.check(other)
+
+
+def test_statistics_that_do_not_say_their_adapter_are_checked_by_names_and_shapes(
+    statistics, tmp_path
+):
+    path = tmp_path / "statistics.safetensors"
+    replace(statistics, adapter="").save(path)
+    Statistics.load(path).check(toy_weights())
+    fewer = {name: weight for name, weight in toy_weights().items() if name.startswith("text")}
+    with pytest.raises(StatisticsError, match="the statistics have 'vision.patch'"):
+        Statistics.load(path).check(WeightMap(fewer, "toy"))

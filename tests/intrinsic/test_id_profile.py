@@ -102,3 +102,30 @@ def test_other_files_are_told(tmp_path, text, message):
     with pytest.raises(StatisticsError, match=message) as caught:
         IdProfile.load(file)
     assert str(file) in str(caught.value)
+
+
+def renamed(layers: tuple[LayerDimension, ...]) -> tuple[LayerDimension, ...]:
+    return (*layers, replace(layers[0], weight="cross.7.q"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapter": "clip"}, "of adapter 'clip', and this one is of adapter 'toy'"),
+        ({"shapes": {"vision.q": (7, 6)}}, r"'vision.q' is \[6, 6\] in this one, \[7, 6\] in"),
+        ({"layers": renamed(profile_of().layers)}, "it has 'cross.7.q', which this one lacks"),
+    ],
+)
+def test_a_profile_of_another_model_is_refused(change, message):
+    profile = replace(profile_of(), structure="another", **change)
+    with pytest.raises(StatisticsError, match=message):
+        profile.factors(WEIGHTS)
+
+
+def test_a_file_of_an_older_version_is_checked_by_what_it_says(tmp_path):
+    file = tmp_path / "dimensions.json"
+    profile_of().save(file)
+    content = json.loads(file.read_text())
+    del content["shapes"], content["adapter"]
+    file.write_text(json.dumps(content))
+    assert set(IdProfile.load(file).factors(WEIGHTS)) == set(WEIGHTS)

@@ -135,3 +135,10 @@ def test_what_is_gone_cannot_be_kept() -> None:
     first = Record({"a": Kept(units=(3, 5))})
     with pytest.raises(StructureError, match="only 2 are left"):
         first.compose(Record({"a": Kept(units=(2,))}))
+
+
+def test_records_of_two_adapters_do_not_compose() -> None:
+    one = Record({"a": Kept(units=(0, 1))}, "clip")
+    assert one.compose(Record({"a": Kept(units=(0,))})).adapter == "clip"
+    with pytest.raises(StructureError, match="of adapter 'clip', and this one is of adapter 'sig"):
+        one.compose(Record({"a": Kept(units=(0,))}, "siglip"))

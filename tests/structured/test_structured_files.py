@@ -96,6 +96,7 @@ def test_parameters_buffers_and_ties_return(name: str, tmp_path: Path) -> None:
     assert frozen == {path for path, p in again.named_parameters() if not p.requires_grad}
     assert blocks_of(model, adapter) == blocks_of(again, found)
     assert dict(read_record(tmp_path / "model")) == dict(record)
+    assert read_record(tmp_path / "model").adapter == adapter.name
 
 
 def _groups(tensors: dict[str, torch.Tensor]) -> set[frozenset[str]]:

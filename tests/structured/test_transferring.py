@@ -54,3 +54,7 @@ def test_a_record_of_another_family_is_refused() -> None:
         transferred(model, adapter, Record({"text.0.self": Kept(heads=(0,))}))
     with pytest.raises(StructureError, match="no head 7"):
         transferred(model, adapter, Record({"vision.0.attention": Kept(heads=(7,))}))
+    other = Record({"vision.0.attention": Kept(heads=(0,))}, "clip")
+    for refused in (transferred, cut):
+        with pytest.raises(StructureError, match="of adapter 'clip', and this one is of"):
+            refused(model, adapter, other)

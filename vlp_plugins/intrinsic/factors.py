@@ -63,15 +63,8 @@ class Factors(Mapping[str, float]):
             owners: of a weight that several modules share; see `IdProfile.factors`.
 
         Raises:
-            StatisticsError: if the profile is of another model, whose layers may have the same
-                names.
+            StatisticsError: if the profile is of another model; see `IdProfile.factors`.
         """
-        if profile.adapter != weights.adapter_name:
-            raise StatisticsError(
-                f"the profile is of a model of adapter {profile.adapter!r}, and this one is of "
-                f"adapter {weights.adapter_name!r}; measure the dimensions of this model, or of "
-                "the pre-training model of its family"
-            )
         source = {"owners": owners, **profile.settings}
         return cls(profile.factors(weights, owners=owners), source)
 

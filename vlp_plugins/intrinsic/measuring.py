@@ -193,5 +193,9 @@ def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> I
         "fingerprint": state.hashes[-1],
     }
     return IdProfile(
-        tuple(layers), weights.structure, weights.adapter_name, {**settings, **made_of}
+        tuple(layers),
+        weights.structure,
+        weights.adapter_name,
+        {**settings, **made_of},
+        {name: weight.shape for name, weight in weights.items()},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic import json_file
 from vlp_plugins.variants import Owners
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.weights import WeightMap, surplus_layer
 
 _KIND = "intrinsic dimensions"
 _REMEDY = "measure the dimensions again, or give a file that IdProfile.save wrote"
+_MEASURE = "measure the dimensions of this model, or of the pre-training model of its family"
 _NAMED = 5
 
 
@@ -57,12 +58,14 @@ class IdProfile:
         structure: hash of the model's prunable structure (`WeightMap.structure`).
         adapter: name of the adapter.
         settings: how it was measured.
+        shapes: of the model's weights by canonical name; empty in profiles of older versions.
     """
 
     layers: tuple[LayerDimension, ...]
     structure: str
     adapter: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def factors(self, weights: WeightMap, *, owners: Owners = "all") -> dict[str, float]:
         """By canonical name of every weight the factor of its importance.
@@ -78,8 +81,10 @@ class IdProfile:
             owners: whose outputs count for a weight that several modules share.
 
         Raises:
-            StatisticsError: if a weight was not measured, or a dimension is no positive number.
+            StatisticsError: if the profile is of another adapter, or of a deeper or wider model;
+                if a weight was not measured, or a dimension is no positive number.
         """
+        self._check_family(weights)
         measured: dict[str, dict[int, list[float]]] = {}
         for layer in self.layers:
             by_owner = measured.setdefault(layer.weight, {})
@@ -88,14 +93,38 @@ class IdProfile:
             raise StatisticsError(
                 f"the profile (adapter {self.adapter!r}) lacks {len(missing)} of the model's "
                 f"{len(weights)} weights (adapter {weights.adapter_name!r}): "
-                f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}; measure "
-                "the dimensions of this model, or of the pre-training model of its family"
+                f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}; "
+                f"{_MEASURE}"
             )
+        self._check_shapes(weights, list(measured))
         found = {}
         for name in weights:
             means = [fmean(values) for _, values in sorted(measured[name].items())]
             found[name] = means[0] if owners == "first" else fmean(means)
         return found
+
+    def _check_family(self, weights: WeightMap) -> None:
+        if self.adapter and self.adapter != weights.adapter_name:
+            raise StatisticsError(
+                f"the profile is of a model of adapter {self.adapter!r}, and this one is of "
+                f"adapter {weights.adapter_name!r}, whose names mean other weights; {_MEASURE}"
+            )
+
+    def _check_shapes(self, weights: WeightMap, measured: Sequence[str]) -> None:
+        """Raises `StatisticsError` for a model of other widths, or of fewer layers."""
+        if self.structure == weights.structure:
+            return
+        for name, weight in weights.items():
+            if self.shapes.get(name, weight.shape) != weight.shape:
+                raise StatisticsError(
+                    f"the profile is of another model: {name!r} is {list(weight.shape)} in this "
+                    f"one, {list(self.shapes[name])} in that of the profile; {_MEASURE}"
+                )
+        if found := surplus_layer(measured, weights):
+            raise StatisticsError(
+                f"the profile is of another model: it has {found[0]!r}, which this one lacks "
+                f"although it has {found[1]!r}, the same in another layer; {_MEASURE}"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all; a file that is there is replaced.
@@ -107,6 +136,7 @@ class IdProfile:
             "adapter": self.adapter,
             "structure": self.structure,
             "settings": dict(self.settings),
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "layers": [asdict(layer) for layer in self.layers],
         }
         json_file.write(path, _KIND, content)
@@ -122,8 +152,15 @@ class IdProfile:
         try:
             layers = tuple(_layer(record) for record in content["layers"])
             settings = dict(content["settings"])
-            return cls(layers, str(content["structure"]), str(content["adapter"]), settings)
-        except (KeyError, ValueError, TypeError) as error:
+            shapes = {name: tuple(shape) for name, shape in content.get("shapes", {}).items()}
+            return cls(
+                layers,
+                str(content["structure"]),
+                str(content.get("adapter", "")),
+                settings,
+                shapes,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StatisticsError(
                 f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from vlp_plugins.errors import MaskError
-from vlp_plugins.masks.fitting import difference
+from vlp_plugins.masks.fitting import check_comparable
 from vlp_plugins.masks.packed import PackedMasks
 
 
@@ -17,10 +17,9 @@ def distances(one: PackedMasks, two: PackedMasks) -> dict[str, float]:
         values there; 0 if they are equal.
 
     Raises:
-        MaskError: if they are of different structures, or one has no new values.
+        MaskError: if they are of different adapters or structures, or one has no new values.
     """
-    if found := difference(one.manifest, two.manifest):
-        raise MaskError(f"masks of different structures cannot be compared: {found}")
+    check_comparable(one.manifest, two.manifest)
     if one.new_values is None or two.new_values is None:
         raise MaskError("only masks that both bring new weights can be compared by them")
     squares: dict[str, tuple[float, float]] = {}

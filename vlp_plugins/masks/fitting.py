@@ -9,7 +9,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.weights import Weight, WeightMap
+from vlp_plugins.weights import Weight, WeightMap, surplus_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,21 @@ def fit(
     return weights, matched
 
 
+def check_comparable(one: Manifest, two: Manifest) -> None:
+    """Makes sure that two manifests are of one family and one structure.
+
+    Raises:
+        MaskError: with the first difference.
+    """
+    if one.adapter != two.adapter:
+        raise MaskError(
+            f"the first masks are of a model of adapter {one.adapter!r}, the second of one of "
+            f"adapter {two.adapter!r}, whose names mean other weights; compare masks of one family"
+        )
+    if found := difference(one, two):
+        raise MaskError(f"masks of different structures cannot be compared: {found}")
+
+
 def difference(one: Manifest, two: Manifest) -> str | None:
     """The first name or shape in which two manifests differ; the order does not matter."""
     for name in (*one.weights, *two.weights):
@@ -82,24 +97,14 @@ def _default_adapter(manifest: Manifest, model: nn.Module) -> Adapter:
 
 
 def _reject_leftovers(manifest: Manifest, weights: WeightMap, used: set[str]) -> None:
-    """Raises `MaskError` if the model lacks some of the layers that a kind of mask is for.
-
-    A downstream model may lack a whole kind of weight (the cross-attention of a text encoder by
-    itself, a decoder), but a model that has the kind in some layers only is a shallower one.
-    """
-    present = {_kind(name): name for name in (*sorted(used), *weights)}
-    for name in manifest.weights:
-        if name not in used and _kind(name) in present:
-            raise MaskError(
-                f"these masks have {name!r} {list(manifest.shape(name))}, which the model lacks "
-                f"although it has {present[_kind(name)]!r}, the same in another layer; use masks "
-                "made for a model of this structure"
-            )
-
-
-def _kind(name: str) -> str:
-    """`text.3.cross.query` is `text.#.cross.query`: a canonical name without its layer."""
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
+    """Raises `MaskError` if the model lacks some of the layers that a kind of mask is for."""
+    if found := surplus_layer(manifest.weights, dict.fromkeys([*sorted(used), *weights])):
+        name, other = found
+        raise MaskError(
+            f"these masks have {name!r} {list(manifest.shape(name))}, which the model lacks "
+            f"although it has {other!r}, the same in another layer; use masks "
+            "made for a model of this structure"
+        )
 
 
 def _mask_for(manifest: Manifest, weight: Weight) -> str:

@@ -14,7 +14,7 @@ from vlp_plugins.errors import MaskError
 from vlp_plugins.masks import files
 from vlp_plugins.masks.applying import apply_masks, is_source, violations
 from vlp_plugins.masks.bits import clear_padding, pack
-from vlp_plugins.masks.fitting import Violation, difference, match, wrong_shape
+from vlp_plugins.masks.fitting import Violation, check_comparable, match, wrong_shape
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.new_values import compact
 from vlp_plugins.masks.overlap import Overlap, overlaps
@@ -115,10 +115,10 @@ class Masks(PackedMasks):
         """The overlap of two mask sets by modality, and under `"all"` of the whole.
 
         Raises:
-            MaskError: naming the first difference if the sets are of different structures.
+            MaskError: naming the first difference if the sets are of different structures, or
+                the adapters if those differ.
         """
-        if found := difference(self.manifest, other.manifest):
-            raise MaskError(f"masks of different structures cannot be compared: {found}")
+        check_comparable(self.manifest, other.manifest)
         return overlaps(self._packed, other._packed, self.manifest)
 
     def invert(self) -> Masks:

@@ -34,7 +34,7 @@ class Statistics:
         batches: number of batches that were read.
         fingerprint: hash of the batches in their order.
         structure: `WeightMap.structure` of the model.
-        adapter: name of the adapter.
+        adapter: name of the adapter; empty if nobody recorded it.
         published: whether the activation probe followed the published code.
         shapes: shape of every weight by canonical name, in the adapter's order.
         weights_hash: `WeightMap.content_hash` of the model; empty if nobody recorded it.
@@ -122,8 +122,8 @@ class Statistics:
             published: the variant that they shall serve; None does not check.
 
         Raises:
-            StatisticsError: with the first difference to the structure of the model, or if the
-                variant is another.
+            StatisticsError: if they are of another adapter, with the first difference to the
+                structure of the model, or if the variant is another.
         """
         self._check_structure(weights)
         if published is not None and published != self.published:
@@ -147,14 +147,17 @@ class Statistics:
             )
 
     def _check_structure(self, weights: WeightMap) -> None:
-        if weights.structure == self.structure:
+        if self.adapter in ("", weights.adapter_name) and self.structure == weights.structure:
             return
         mine = self.shapes or {site.weight: () for _, site in self.sums}
         theirs = {name: weight.shape for name, weight in weights.items()}
+        different = "the names mean other weights"
+        if self.structure != weights.structure:
+            different = _first_difference(mine, theirs)
         raise StatisticsError(
             f"the statistics are of another model (adapter {self.adapter!r}, structure "
             f"{self.structure}; the model has adapter {weights.adapter_name!r}, structure "
-            f"{weights.structure}): {_first_difference(mine, theirs)}; repeat the data pass"
+            f"{weights.structure}): {different}; repeat the data pass"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -191,7 +194,7 @@ class Statistics:
                 batches=int(header["batches"]),
                 fingerprint=str(header["fingerprint"]),
                 structure=str(header["structure"]),
-                adapter=str(header["adapter"]),
+                adapter=str(header.get("adapter", "")),
                 published=bool(header["published"]),
                 shapes={name: tuple(shape) for name, shape in header["shapes"]},
                 weights_hash=str(header.get("weights", "")),

@@ -93,9 +93,8 @@ def read_structure(folder: str | os.PathLike[str]) -> Structure:
             texts = (data["model"], data["adapter"])
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"model and adapter should be names, are {texts}")
-            return Structure(
-                *texts, dict(data["settings"]), Record.from_json(data["record"]), data["history"]
-            )
+            record = Record(Record.from_json(data["record"]), data["adapter"])
+            return Structure(*texts, dict(data["settings"]), record, data["history"])
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise StructureError(
             f"{path} is damaged ({type(error).__name__}: {first_line(error)}); {WEIGHTS.remedy}"

@@ -10,7 +10,7 @@ from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Attention, Block
 from vlp_plugins.errors import StructureError, suggest
 from vlp_plugins.structured.finding import blocks_of, uncut
-from vlp_plugins.structured.record import Kept
+from vlp_plugins.structured.record import Kept, Record
 
 
 def fitting(
@@ -19,8 +19,11 @@ def fitting(
     """The blocks that a record names, in the order of the model, each with what is kept of it.
 
     Raises:
-        StructureError: if the record names a block that the model does not have or that is smaller.
+        StructureError: if the record names a block that the model does not have or that is smaller,
+            or is of another adapter.
     """
+    if isinstance(record, Record):
+        record.check_adapter(adapter.name)
     blocks = {block.name: block for block in blocks_of(model, adapter)}
     for name, kept in record.items():
         if name not in blocks:

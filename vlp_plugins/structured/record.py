@@ -89,10 +89,19 @@ class Kept:
 
 
 class Record(Mapping[str, Kept]):
-    """Canonical block name -> `Kept`. A block that is not named is whole."""
+    """Canonical block name -> `Kept`. A block that is not named is whole.
 
-    def __init__(self, kept: Mapping[str, Kept] | Iterable[tuple[str, Kept]] = ()) -> None:
+    Attributes:
+        adapter: name of the adapter whose block names these are; None if nobody says.
+    """
+
+    def __init__(
+        self,
+        kept: Mapping[str, Kept] | Iterable[tuple[str, Kept]] = (),
+        adapter: str | None = None,
+    ) -> None:
         self._kept = dict(kept)
+        self.adapter = adapter
 
     def __getitem__(self, name: str) -> Kept:
         return self._kept[name]
@@ -113,11 +122,25 @@ class Record(Mapping[str, Kept]):
             later: in coordinates of the model that this record left.
 
         Raises:
-            StructureError: if it names what is no longer there.
+            StructureError: if it names what is no longer there, or is of another adapter.
         """
+        if later.adapter is not None:
+            self.check_adapter(later.adapter)
         names = dict.fromkeys([*self, *later])
         whole = Kept()
-        return Record((n, self.get(n, whole).then(later.get(n, whole))) for n in names)
+        return Record(
+            ((n, self.get(n, whole).then(later.get(n, whole))) for n in names),
+            self.adapter or later.adapter,
+        )
+
+    def check_adapter(self, name: str) -> None:
+        """Raises `StructureError` if the record is of a model of another adapter than `name`."""
+        if self.adapter is not None and self.adapter != name:
+            raise StructureError(
+                f"the record is of a model of adapter {self.adapter!r}, and this one is of adapter "
+                f"{name!r}, whose names mean other blocks; give the record of a model of this "
+                "family"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Lists and numbers that JSON can keep."""

@@ -27,8 +27,11 @@ def transferred(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) 
         record: in coordinates of the uncut pre-training model.
 
     Raises:
-        StructureError: if nothing of the record is about this model, or its blocks are smaller.
+        StructureError: if nothing of the record is about this model, its blocks are smaller, or the
+            record is of another adapter.
     """
+    if isinstance(record, Record):
+        record.check_adapter(adapter.name)
     origins = {weight.name: weight.copy_of for weight in WeightMap.of(model, adapter).values()}
     blocks = blocks_of(model, adapter)
     found = {}
@@ -42,7 +45,7 @@ def transferred(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) 
             f"no block of the record ({', '.join(list(record)[:3])}, ...) is in "
             f"{type(model).__name__}, whose blocks are {', '.join(b.name for b in blocks[:3])}, ..."
         )
-    return Record(found)
+    return Record(found, adapter.name)
 
 
 def _origin(block: Block, origins: Mapping[str, str | None]) -> str:

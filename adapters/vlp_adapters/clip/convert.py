@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,10 @@ from vlp_adapters.clip.names import FUSED, TRANSPOSED, from_original_name, to_or
 from vlp_adapters.shapes import CheckpointShapes, attention_heads
 from vlp_plugins.errors import UnsupportedError, first_line
 
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+_log = logging.getLogger(__name__)
+
+_OF_OPENAI = ("input_resolution", "context_length", "vocab_size")
+_NOT_WEIGHTS = (*_OF_OPENAI, "attn_mask")
 _PATCHES = "visual.conv1.weight"
 _OPEN_CLIP = "open_clip_config.json"
 
@@ -26,7 +30,10 @@ def load_original(path: str | os.PathLike[str], **options: Any) -> CLIPModel:
     """Loads a checkpoint file with OpenAI's names into a `CLIPModel`, in evaluation mode.
 
     open_clip uses the same names for models with other activations and heads, which shapes do not
-    tell: its `open_clip_config.json` beside the file does.
+    tell: its `open_clip_config.json` next to the file does. Without it the activation is that of
+    OpenAI, `quick_gelu`, if the file has the marks of OpenAI's (three numbers that are no weights,
+    or half precision) or `quickgelu` in its name, and that of open_clip, `gelu`, otherwise. A
+    warning says so where nothing but the lack of marks decides.
 
     Args:
         path: `.pt`, `.pth`, `.bin` or `.safetensors`; a state_dict, bare or under `model`. Half
@@ -40,7 +47,10 @@ def load_original(path: str | os.PathLike[str], **options: Any) -> CLIPModel:
     original = {name.removeprefix("module."): value for name, value in read_state(path).items()}
     beside = Path(path).parent / _OPEN_CLIP
     known = _open_clip_options(beside) if beside.is_file() else {}
-    model = CLIPModel(infer_config(original, **(known | options)))
+    chosen = known | options
+    if "hidden_act" not in chosen:
+        chosen["hidden_act"] = _activation(Path(path), original)
+    model = CLIPModel(infer_config(original, **chosen))
     state = state_from_original(original)
     check_fit(path, state, model.state_dict(), "CLIP", lambda name: to_original_name(name) or name)
     model.load_state_dict(state)
@@ -132,16 +142,35 @@ def state_to_original(model: CLIPModel) -> dict[str, Tensor]:
     return result
 
 
+def _activation(path: Path, state: Mapping[str, Tensor]) -> str:
+    """That of OpenAI for its own files, and of open_clip for others, with a warning."""
+    half = _PATCHES in state and state[_PATCHES].dtype == torch.float16
+    if half or "quickgelu" in path.name.lower() or any(name in state for name in _OF_OPENAI):
+        return "quick_gelu"
+    _log.warning(
+        "%s does not say its activation; assumed is gelu, as in most models of open_clip. If the "
+        "weights come from OpenAI, whose activation is quick_gelu, the features are wrong: put a "
+        '%s with {"model_cfg": {"quick_gelu": true}} next to the file, or call '
+        'load_original(path, hidden_act="quick_gelu")',
+        path,
+        _OPEN_CLIP,
+    )
+    return "gelu"
+
+
 def _open_clip_options(path: Path) -> dict[str, Any]:
     """Activation and heads that open_clip's configuration states."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        return {
-            "hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu",
-            "vision_heads": vision["width"] // vision.get("head_width", 64),
-            "text_heads": text["heads"],
+        options: dict[str, Any] = {
+            "hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu"
         }
+        if "vision_cfg" in config:
+            vision = config["vision_cfg"]
+            options["vision_heads"] = vision["width"] // vision.get("head_width", 64)
+        if "text_cfg" in config:
+            options["text_heads"] = config["text_cfg"]["heads"]
+        return options
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedError(
             f"{path} is damaged or no configuration of open_clip: {first_line(error)}"
