@@ -77,11 +77,29 @@ def test_retrieval_on_coco_in_both_stages_before_and_after_masks(
     assert set(record["after"]["metrics"]) == names
     assert record["masks"]["method"] == "omp"
     assert record["masks"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
-    assert re.search(r"^image to text R@1 +[\d.]+ +[\d.]+ +[+-][\d.]+$", result.stdout, re.M)
+    lines = [
+        re.search(
+            rf"^image to text R@1 \({stage}\) +[\d.]+ +[\d.]+ +[+-][\d.]+$", result.stdout, re.M
+        )
+        for stage in ("features alone", "re-ranked")
+    ]
+    assert lines[0].start() < lines[1].start(), "the ranking by features leads"
     assert f"retrieval on {sets / 'coco'} (test)" in result.stdout
     assert result.stdout.endswith(f"written: {tmp_path / 'out'}\n")
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == ["evaluation.json", "report.html"]
+
+
+def test_retrieval_is_ranked_by_features_unless_a_second_stage_is_asked_for(
+    vlp, models, sets, tmp_path
+) -> None:
+    place, split = (vlp, models / "xvlm", "retrieval", sets / "coco"), ("--split", "test")
+    result, record = evaluate(*place, tmp_path / "plain", *split)
+    assert record["settings"]["rerank"] == 0
+    assert "re-ranked" not in result.stdout
+    _, both = evaluate(*place, tmp_path / "both", *split, "--rerank", "3")
+    by_features = {f"features_{name}": v for name, v in record["before"]["metrics"].items()}
+    assert by_features.items() <= both["before"]["metrics"].items()
 
 
 def test_after_is_what_the_pruned_model_gives_by_itself(vlp, models, sets, tmp_path) -> None:
@@ -176,13 +194,13 @@ def test_a_plain_folder_of_photos(vlp, models, photos, tmp_path) -> None:
     assert record["data"] == str(photos)
 
 
-def test_a_class_without_a_matching_head_is_ranked_by_features_and_said_so(
-    vlp, photos, tmp_path
-) -> None:
+def test_a_class_without_a_matching_head_is_ranked_by_features_only(vlp, photos, tmp_path) -> None:
     model = task_models.save_blip_task(tmp_path / "dual", BlipModel)
-    result, record = evaluate(vlp, model, "retrieval", photos, tmp_path / "out")
-    assert "warning: ranked by features alone: BlipModel has no matching head" in result.stderr
+    _, record = evaluate(vlp, model, "retrieval", photos, tmp_path / "out")
     assert record["settings"]["rerank"] == 0
+    place = ("evaluate", model, "--task", "retrieval", "--data", photos, "--device", "cpu")
+    refused = vlp(*place, "--rerank", "3", code=2)
+    assert "BlipModel has no matching head" in refused.stderr
 
 
 @pytest.mark.parametrize("model", ["blip-captioning", "xvlm-captioning"])

@@ -32,8 +32,8 @@ _TASKS = ("retrieval", "captioning", "vqa", "classification")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for JSON and report.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option(
-    "--rerank", type=click.IntRange(min=0),
-    help="Retrieval: candidates that the matching head orders, 0 for none; 32 where there is one.",
+    "--rerank", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Retrieval: also with so many candidates of every query in the matching head's order.",
 )  # fmt: skip
 @click.option(
     "--beams", "num_beams", type=click.IntRange(min=1), default=3, show_default=True,

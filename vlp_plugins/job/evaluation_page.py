@@ -33,12 +33,11 @@ _NOTES = {
     "classification": "Per cent of images whose class is among the first k.",
 }
 _SHOWN_EXAMPLES = 20
+_FEATURES = "features_"
 
 
 def title_of(metric: str) -> str:
     """How a metric is called: `image_to_text_r1` is `image to text R@1`."""
-    if metric.startswith("features_"):
-        return f"{title_of(metric.removeprefix('features_'))} (features alone)"
     if metric in _TITLES:
         return _TITLES[metric]
     name, _, rank = metric.rpartition("_r")
@@ -49,13 +48,26 @@ def metrics_table(found: Evaluation) -> Table:
     """One row per metric: before, after, the difference."""
     header = ["metric", "model"] if found.after is None else ["metric", "before", "after", "change"]
     rows = []
-    for name, value in found.before.metrics.items():
-        row = [title_of(name), _number(value)]
+    for name, title in _titles(found.before.metrics).items():
+        value = found.before.metrics[name]
+        row = [title, _number(value)]
         if found.after is not None:
             pruned = found.after.metrics.get(name, math.nan)
             row += [_number(pruned), f"{pruned - value:+.2f}"]
         rows.append(row)
     return Table(f"{found.task} on {found.data}", header, rows, _NOTES.get(found.task, ""))
+
+
+def _titles(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Titles by name; of two stages of retrieval the ranking by features leads."""
+    by_features = [name for name in metrics if name.startswith(_FEATURES)]
+    titles = {
+        name: f"{title_of(name.removeprefix(_FEATURES))} (features alone)" for name in by_features
+    }
+    second = {name.removeprefix(_FEATURES) for name in by_features}
+    for name in metrics:
+        titles.setdefault(name, title_of(name) + (" (re-ranked)" if name in second else ""))
+    return titles
 
 
 def sentences(found: Evaluation) -> list[str]:

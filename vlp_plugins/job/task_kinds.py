@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import MatchingAdapter
 from vlp_plugins.data.examples import Example
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
-from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.errors import DataError
 from vlp_plugins.evaluation import (
     answer_questions,
     caption_scores,
@@ -28,16 +27,12 @@ from vlp_plugins.job.tasks import Measured, Task, Watched
 
 _log = logging.getLogger(__name__)
 
-CANDIDATES = 32
-"""Of every query, that the matching head puts in order if nobody says how many."""
-
 
 class RetrievalTask(Task):
     """Every image with every of its captions."""
 
     def read(self) -> list[Example]:
         self._images: list[int] = []
-        self._rerank = CANDIDATES if self.request.rerank is None else self.request.rerank
         examples = []
         for number, (record, captions) in enumerate(self.captioned()):
             examples += [Example(record.place, record.image, text) for text in captions]
@@ -45,25 +40,18 @@ class RetrievalTask(Task):
         return examples
 
     def measure(self, watched: Watched) -> Measured:
-        if self.request.rerank is None and not isinstance(self.loaded.adapter, MatchingAdapter):
-            self._rerank = 0
-        if self._rerank and self.request.rerank is None:
-            try:
-                return self._measure(watched, self._rerank)
-            except UnsupportedError as error:  # of this class of the family
-                _log.warning("ranked by features alone: %s", error)
-                self._rerank = 0
-        return self._measure(watched, self._rerank or None)
-
-    def _measure(self, watched: Watched, rerank: int | None) -> Measured:
         found = two_stage_retrieval(
-            self.loaded.model, self.loaded.adapter, watched(self.batches), rerank=rerank,
-            image_ids=self._images,
+            self.loaded.model, self.loaded.adapter, watched(self.batches),
+            rerank=self.request.rerank or None, image_ids=self._images,
         )  # fmt: skip
         return Measured(found.as_dict())
 
     def settings(self) -> dict[str, Any]:
-        return {"rerank": self._rerank, "images": self._images[-1] + 1, "texts": len(self._images)}
+        return {
+            "rerank": self.request.rerank,
+            "images": self._images[-1] + 1,
+            "texts": len(self._images),
+        }
 
 
 class CaptioningTask(Task):

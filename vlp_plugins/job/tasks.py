@@ -27,8 +27,8 @@ class TaskRequest:
         batch_size: rows of a batch.
         image_column: of the data; found if None.
         caption_column: of the data; found if None.
-        rerank: candidates of retrieval that the matching head orders; 0: ranked by features alone;
-            None: 32 where the model has such a head.
+        rerank: candidates of retrieval that the matching head orders, whose figures then come with
+            those by features; 0: ranked by features alone.
         num_beams: of the beam search of captions and written answers.
         length: most tokens of a written text; None for 30 of captions, 10 of answers.
         answers: file of answers to choose among; None takes those of the data.
@@ -42,7 +42,7 @@ class TaskRequest:
     batch_size: int = 32
     image_column: str | None = None
     caption_column: str | None = None
-    rerank: int | None = None
+    rerank: int = 0
     num_beams: int = 3
     length: int | None = None
     answers: Path | None = None
