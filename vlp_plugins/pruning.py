@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +14,7 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.bytes import bytes_of
 from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.batches import say_if_fewer
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -33,6 +35,8 @@ from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
 from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
+
+_log = logging.getLogger(__name__)
 
 
 @overload
@@ -156,7 +160,7 @@ def prune(
                 progress=progress,
             ),
         )
-        return masks[0] if single else masks
+        return _result(masks, single)
     composition = composed(resolved)
     if isinstance(statistics, (str, Path)):
         statistics = Statistics.load(statistics)
@@ -191,6 +195,17 @@ def prune(
         published=published,
         seed=seed,
     )
+    return _result(masks, single)
+
+
+def _result(masks: list[Masks], single: bool) -> Masks | list[Masks]:
+    """What `prune` returns; says so of masks that remove nothing."""
+    for each in masks:
+        if not each.removed:
+            _log.warning(
+                "the masks of sparsity %s remove nothing: the model stays dense",
+                each.manifest.sparsity,
+            )
     return masks[0] if single else masks
 
 
@@ -207,5 +222,8 @@ def _run(method: Procedure, statistics: object, context: Context) -> list[Masks]
         )
     if method.reads_data and isinstance(context.batches, tuple) and not context.batches:
         raise StatisticsError(f"method {method.name!r} needs data: give batches")
+    measures = isinstance(method, IdGuided)  # which says it itself
+    if method.reads_data and not measures and isinstance(context.batches, Sized):
+        say_if_fewer(len(context.batches), context.limit)
     context.weights.check_finite()
     return method.run(context)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+from typing import Any
+
 from torch import Tensor
 
 from vlp_plugins.adapter import Batch, need
 from vlp_plugins.errors import BatchError
+
+_log = logging.getLogger(__name__)
 
 
 def pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,3 +65,25 @@ def need_partners(pairs: int, loss: str = "matching") -> None:
             f"the {loss} loss takes its wrong partners from the batch, which has only "
             f"{pairs} pair(s); use batches of at least 2 and drop a last one that is smaller"
         )
+
+
+def is_resized(vision_config: Any, pixel_values: Tensor) -> bool:
+    """True if images `[B, 3, H, W]` are not of the size that the position embeddings are for.
+
+    The embeddings are interpolated then, which a warning says once per size.
+    """
+    height, width = pixel_values.shape[-2:]
+    size = vision_config.image_size
+    if (height, width) == (size, size):
+        return False
+    _say_resized(height, width, size)
+    return True
+
+
+@lru_cache(maxsize=64)
+def _say_resized(height: int, width: int, size: int) -> None:
+    _log.warning(
+        "images of %d x %d pixels, but the model is for %d x %d: its position embeddings are "
+        "interpolated; give the processor of this model if that is not meant",
+        height, width, size, size,
+    )  # fmt: skip

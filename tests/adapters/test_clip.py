@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from vlp_adapters import inputs
 from vlp_plugins import gather, prune
 from vlp_plugins.errors import BatchError, UnsupportedError
 from vlp_plugins.evaluation import recall_at_k, retrieval
@@ -275,3 +276,12 @@ def test_the_statistics_of_text_layers_count_real_tokens_only() -> None:
     assert len(tokens) == 13
     found = statistics.mean("input_second_moment", "text.0.ffn.fc1")
     torch.testing.assert_close(found.float(), tokens.square().sum(dim=0) / 3)
+
+
+def test_interpolated_positions_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    inputs._say_resized.cache_clear()
+    model = clip()
+    for size in (16, 24, 24):
+        CLIP.image_features(model, pairs() | images(size))
+    assert len(caplog.messages) == 1
+    assert "images of 24 x 24 pixels, but the model is for 16 x 16" in caplog.text

@@ -238,3 +238,15 @@ def test_mistakes_are_told_before_any_work(model, options, error, message):
 def test_a_model_that_nobody_claims_is_told_about_module_adapter():
     with pytest.raises(UnclaimedModelError, match="ModuleAdapter"):
         prune(torch.nn.Linear(3, 3), method="omp", sparsity=0.5)
+
+
+def test_masks_that_remove_nothing_and_data_that_ends_early_are_said(caplog):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    assert prune(model, adapter="module", method="omp", sparsity=0.0).removed == 0
+    assert "sparsity 0.0 remove nothing" in caplog.text
+    for method in ("wanda", "id*omp"):
+        caplog.clear()
+        many = [torch.randn(16, 4, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+        prune(model, many, adapter="module", method=method, sparsity=0.5, limit=1000)
+        said = "the data gave 2 batches, fewer than limit=1000; used them all"
+        assert caplog.messages.count(said) == 1

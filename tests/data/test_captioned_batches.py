@@ -166,3 +166,25 @@ def test_the_message_names_the_record_and_not_its_buffer(
 def test_sizes_below_1(photos: Path, processor: Any, options: dict[str, int]) -> None:
     with pytest.raises(DataError, match="must be at least 1, not 0"):
         CaptionedBatches(open_source(str(photos)), processor, Plain(), **options)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "limit", "said"),
+    [
+        (4, 1000, "2 batches of the 1,000 asked for"),
+        (5, None, "the last pair is left out, as it makes no batch by itself"),
+        (5, 3, "2 batches of the 3 asked for; the last pair is left out"),
+        (4, 2, None),
+        (4, 1, None),
+    ],
+)
+def test_what_is_lacking_or_left_out_is_said_once(
+    numbered: Callable[[int], Path], processor: Any, caplog, pairs, limit, said
+) -> None:
+    batches = batches_of(numbered(pairs), processor, 2, limit=limit)
+    list(batches)
+    list(batches)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (said is not None)
+    assert "; ".join(batches.shortfalls).startswith(said or "")
+    assert all(said in line and line.startswith(batches.source.description) for line in lines)

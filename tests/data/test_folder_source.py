@@ -96,7 +96,11 @@ def test_splits_may_be_the_first_part_of_the_file_names(tmp_path: Path) -> None:
         rows.append(json.dumps({"file_name": f"{split}/{number}.png", "text": split}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     assert read(open_source(str(tmp_path), split="val")) == [(1, "val"), (2, "val")]
-    assert len(read(open_source(str(tmp_path)))) == 3
+    whole = open_source(str(tmp_path))
+    assert read(whole) == [(0, "train")], "not the images to measure on"
+    assert whole.description.endswith(" (train)")
+    alone = open_source(str(tmp_path), captions="none")
+    assert (read(alone), alone.description) == ([(0, "")], whole.description)
     with pytest.raises(DataError, match="no split 'test'"):
         open_source(str(tmp_path), split="test")
 
@@ -223,3 +227,24 @@ def test_a_folder_is_read_without_the_package_datasets(photos: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.startswith("4\n"), done.stderr
     assert "pip install vlp-plugins[data]" in done.stdout
+
+
+def test_folders_in_file_names_that_are_no_splits_are_all_read(tmp_path: Path) -> None:
+    rows = []
+    for number, place in enumerate(("cats", "dogs")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / f"{number}.png").write_bytes(encoded(number))
+        rows.append(json.dumps({"file_name": f"{place}/{number}.png", "text": place}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert len(read(open_source(str(tmp_path)))) == 2
+
+
+def test_splits_without_train_are_asked_for(tmp_path: Path) -> None:
+    rows = []
+    for place in ("val", "test"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "0.png").write_bytes(encoded(0))
+        rows.append(json.dumps({"file_name": f"{place}/0.png", "text": place}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match="has the splits val, test; name one with split"):
+        open_source(str(tmp_path))

@@ -141,3 +141,15 @@ def test_what_has_no_classes_says_so(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "label": -1.5}')
     with pytest.raises(DataError, match="label -1.5 is neither a name nor a number"):
         open_labelled(str(tmp_path))
+
+
+def test_one_metadata_file_for_several_splits(tmp_path: Path) -> None:
+    rows = []
+    for number, split in enumerate(("train", "test", "test")):
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / split / f"{number}.png").write_bytes(encoded(number))
+        rows.append(json.dumps({"file_name": f"{split}/{number}.png", "label": f"class{number}"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert shown(open_labelled(str(tmp_path))) == [(0, 0)]
+    assert open_labelled(str(tmp_path)).description.endswith(" (train)")
+    assert shown(open_labelled(str(tmp_path), "test")) == [(1, 1), (2, 2)]

@@ -109,3 +109,19 @@ def test_nlvr2_that_is_not(tmp_path: Path) -> None:
     (tmp_path / "data" / "dev.json").write_text("[1]")
     with pytest.raises(DataError, match="is no JSON object"):
         open_nlvr2(tmp_path)
+
+
+def test_one_metadata_file_for_several_splits(tmp_path: Path) -> None:
+    rows = []
+    for number, split in enumerate(("train", "test")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"{number}.png").write_bytes(encoded(number))
+        row = {"file_name": f"{split}/{number}.png", "question": f"of {split}?", "answer": "no"}
+        rows.append(json.dumps(row))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    for split in (None, "train", "test"):
+        found = open_questions(str(tmp_path), split)
+        assert [item.text for item in found.items] == [f"of {split or 'train'}?"]
+        assert found.description.endswith(f" ({split or 'train'})")
+    with pytest.raises(DataError, match="no split 'val'"):
+        open_questions(str(tmp_path), "val")

@@ -157,3 +157,24 @@ def test_shards_that_cannot_be_used_say_why(
     path = write_shard(tmp_path / "x.tar", files)
     with pytest.raises(DataError, match=message):
         open_source(str(path))
+
+
+def test_two_pairs_of_one_name_are_refused_instead_of_one_hiding_the_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(2):
+            for name, content in (("a.png", encoded(number)), ("a.txt", b"same name")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, BytesIO(content))
+    with pytest.raises(DataError, match=r"holds a\.png twice in one record"):
+        read(open_source(str(path)))
+
+
+def test_shards_of_several_splits_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
+    for split, numbers in (("train", range(2)), ("test", range(2, 3))):
+        write_shard(tmp_path / f"{split}-000.tar", pairs(numbers))
+    assert read(open_source(str(tmp_path))) == EXPECTED[:2]
+    assert read(open_source(str(tmp_path), split="test")) == EXPECTED[2:3]

@@ -6,6 +6,7 @@ Batches are mappings of tensors, or whatever else a loader makes: tuples, lists,
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.errors import BatchError, DataError
+
+logger = logging.getLogger("vlp_plugins.calibration")
 
 DIGEST_BYTES = 32
 
@@ -35,6 +38,12 @@ def check_batches(batches: Iterable[Batch], limit: int | None) -> None:
         raise DataError("that is a single batch; give a list of batches, or a loader")
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
+
+
+def say_if_fewer(read: int, limit: int | None) -> None:
+    """Warns if the data ended before the limit that was asked for."""
+    if limit is not None and read < limit:
+        logger.warning("the data gave %d batches, fewer than limit=%d; used them all", read, limit)
 
 
 def number_of_batches(batches: Iterable[Batch], limit: int | None) -> int | None:

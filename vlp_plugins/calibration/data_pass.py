@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.calibration.batches import check_batches, number_of_batches
+from vlp_plugins.calibration.batches import check_batches, number_of_batches, say_if_fewer
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
 from vlp_plugins.calibration.measuring import Measuring
 from vlp_plugins.calibration.processes import (
@@ -169,8 +169,7 @@ def _check_read(read: int, replayed: int, limit: int | None) -> None:
             f"the checkpoint has seen {replayed} batches, but the data gave only {read}; give "
             "the same data, or delete the checkpoint and start again"
         )
-    if limit is not None and read < limit:
-        logger.warning("the data gave %d batches, fewer than limit=%d; used them all", read, limit)
+    say_if_fewer(read, limit)
 
 
 def _finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from PIL import Image
@@ -10,6 +11,8 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class CaptionedBatches:
@@ -51,6 +54,8 @@ class CaptionedBatches:
         self.batch_size = batch_size
         self.limit = limit
         self.shuffle_seed = shuffle_seed
+        self.shortfalls: tuple[str, ...] = ()
+        """What the last iteration gave less than was asked for, in sentences."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches; tensors on the CPU.
@@ -74,11 +79,24 @@ class CaptionedBatches:
         if len(images) > 1:
             yield self.adapter.collate(self.processor, images, texts)
             made += 1
-        if not made:
+        if made:
+            self._say(made, alone=len(images) == 1)
+        else:
             raise DataError(
                 f"{self.source.description} has a single captioned image, and a batch of "
                 f"{self.batch_size} needs at least two; add pairs"
             )
+
+    def _say(self, made: int, *, alone: bool) -> None:
+        """Says once what the data lacks for what was asked."""
+        lacking = []
+        if self.limit is not None and made < self.limit:
+            lacking.append(f"{made:,} batches of the {self.limit:,} asked for")
+        if alone:
+            lacking.append("the last pair is left out, as it makes no batch by itself")
+        if lacking and not self.shortfalls:
+            logger.warning("%s: %s", self.source.description, "; ".join(lacking))
+        self.shortfalls = tuple(lacking)
 
     def __len__(self) -> int:
         """Number of batches if no record is skipped.

@@ -20,6 +20,10 @@ CAPTION_COLUMNS = (
     "alt_text",
 )
 
+_SPLITS = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
+)
+
 
 def choose_column(
     columns: Iterable[str], asked: str | None, known: Sequence[str], *, kind: str, where: str
@@ -69,3 +73,28 @@ def choose_split(available: Sequence[str], wanted: str | None, *, where: str) ->
         hint = suggest(wanted, list(available)) if available else " (it has no splits)"
         raise DataError(f"{where} has no split {wanted!r}{hint}")
     return wanted
+
+
+def split_among(parts: Iterable[str], wanted: str | None, *, where: str) -> str | None:
+    """The split that is meant among what names begin with: folders, or words of file names.
+
+    Args:
+        parts: of every name.
+        wanted: the split asked for.
+        where: description of the source.
+
+    Returns:
+        None if no split was asked for and the parts are no splits, or a single one.
+
+    Raises:
+        DataError: see `choose_split`.
+    """
+    found = list(dict.fromkeys(parts))
+    if wanted is None and (len(found) < 2 or not any(part.lower() in _SPLITS for part in found)):
+        return None
+    return choose_split(found, wanted, where=where)
+
+
+def first_folders(names: Iterable[str]) -> list[str]:
+    """The first folder of every name that has one, for `split_among`."""
+    return [name.split("/", 1)[0] for name in names if "/" in name]

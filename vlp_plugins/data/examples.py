@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -13,6 +15,10 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource, Record, texts_of, upright_rgb
 from vlp_plugins.errors import DataError, first_line
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ def captioned(source: CaptionSource, limit: int | None) -> list[tuple[Record, li
         DataError: if there is none, or a record has no caption.
     """
     found = []
-    for record in islice(source.records(None), limit):
+    for record in first(source.records(None), limit, source.description):
         try:
             found.append((record, texts_of(record.caption)))
         except ValueError as error:
@@ -92,6 +98,22 @@ def captioned(source: CaptionSource, limit: int | None) -> list[tuple[Record, li
     if not found:
         raise DataError(f"{source.description} holds no captioned image")
     return found
+
+
+def first(items: Iterable[T], limit: int | None, description: str) -> Iterator[T]:
+    """The first items; a warning says if there are fewer than the limit.
+
+    Args:
+        items: of the data, in their order.
+        limit: how many; None for all.
+        description: of the data.
+    """
+    count = 0
+    for item in islice(items, limit):
+        count += 1
+        yield item
+    if limit is not None and count < limit:
+        logger.warning("%s has %s of the %s asked for", description, f"{count:,}", f"{limit:,}")
 
 
 def _decoded(example: Example) -> Image.Image:

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.columns import (
+    CAPTION_COLUMNS,
+    choose_column,
+    choose_split,
+    first_folders,
+    split_among,
+)
 from vlp_plugins.data.metadata import METADATA_NAMES, Row, find_metadata, read_metadata
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.errors import DataError
@@ -50,12 +56,14 @@ class ImageFolder(CaptionSource):
         if not any(folder.iterdir()):
             raise DataError(f"folder {folder} is empty; put images and metadata.jsonl into it")
         if captions == "none":
-            self._entries = _all_images(folder, split)
+            self._entries, chosen = _all_images(folder, split)
         else:
             base, prefix = _locate(folder, split)
+            self._entries, chosen = _entries(base, prefix, image_column, caption_column)
             if base.parent != folder:
-                self.description = f"{folder} ({base.parent.name})"
-            self._entries = _entries(base, prefix, image_column, caption_column)
+                chosen = base.parent.name
+        if chosen is not None:
+            self.description = f"{folder} ({chosen})"
         self.length = sum(_pairs_of(entry, captions) for entry in self._entries)
 
     def records(self, seed: int | None) -> Iterator[Record]:
@@ -100,7 +108,8 @@ def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
 
 def _entries(
     metadata: Path, prefix: str | None, image_column: str | None, caption_column: str | None
-) -> list[_Entry]:
+) -> tuple[list[_Entry], str | None]:
+    """The entries of a metadata file, and the split that their names say."""
     rows = read_metadata(metadata)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     usual = [c for c in columns if c == "file_name"] + [c for c in columns if "_file_name" in c]
@@ -114,9 +123,9 @@ def _entries(
         columns, caption_column, CAPTION_COLUMNS, kind="caption", where=str(metadata)
     )
     pairs = [(_name(row, file_column, metadata), row.get(caption_column)) for row in rows]
+    folders = first_folders(name for name, _ in pairs)
+    prefix = split_among(folders, prefix, where=str(metadata.parent))
     if prefix is not None:
-        splits = list(dict.fromkeys(n.split("/", 1)[0] for n, _ in pairs if "/" in n))
-        prefix = choose_split(splits, prefix, where=str(metadata.parent))
         pairs = [(name, caption) for name, caption in pairs if name.startswith(f"{prefix}/")]
     entries = [_Entry(metadata.parent / name, caption) for name, caption in pairs]
     missing = [name for (name, _), entry in zip(pairs, entries, strict=True)
@@ -126,7 +135,7 @@ def _entries(
             f"{metadata} names {len(missing):,} of {len(entries):,} images that do not exist "
             f"(first: {missing[0]}); add the files or remove their rows"
         )
-    return entries
+    return entries, prefix
 
 
 def _name(row: Row, column: str, metadata: Path) -> str:
@@ -136,13 +145,15 @@ def _name(row: Row, column: str, metadata: Path) -> str:
     return name
 
 
-def _all_images(folder: Path, split: str | None) -> list[_Entry]:
+def _all_images(folder: Path, split: str | None) -> tuple[list[_Entry], str | None]:
+    """All images of a split, and which one that is."""
     names = [path.name for path in _subfolders(folder)]
-    root = folder / choose_split(names, split, where=str(folder)) if split else folder
+    chosen = split_among(names, split, where=str(folder))
+    root = folder if chosen is None else folder / chosen
     paths = image_files(root)
     if not paths:
         raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [_Entry(path, None) for path in paths]
+    return [_Entry(path, None) for path in paths], chosen
 
 
 def _pairs_of(entry: _Entry, captions: Captions) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from vlp_plugins.data.annotation_files import contents, image_of, image_root
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.folder import image_files
-from vlp_plugins.data.metadata import find_metadata, read_metadata
+from vlp_plugins.data.metadata import find_metadata, read_metadata, rows_of_split
 from vlp_plugins.errors import DataError
 
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
@@ -80,7 +80,7 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
     place, title = _split_folder(folder, split)
     metadata = find_metadata(place)
     if metadata is not None:
-        return _from_metadata(metadata, title)
+        return _from_metadata(metadata, title, split if place == folder else None)
     files = {path.suffix.lower() for path in folder.rglob("*")}
     if is_saved(folder) or files & FILE_BUILDERS.keys():
         return _from_datasets(source, split)
@@ -89,11 +89,14 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
 
 def _split_folder(folder: Path, split: str | None) -> tuple[Path, str]:
     """Where the split lies; the folder itself if it has no splits."""
+    whole = find_metadata(folder)
+    if whole is not None and (split is None or find_metadata(folder / split) is None):
+        return folder, str(folder)
     if split is not None and (folder / split).is_dir():
         return folder / split, f"{folder} ({split})"
     below = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     splits = [path.name for path in below if find_metadata(path) is not None]
-    if find_metadata(folder) is None and not splits:  # splits hold folders of classes, not images
+    if not splits:  # splits hold folders of classes, not images
         splits = [
             path.name for path in below
             if any(inner.is_dir() and image_files(inner) for inner in path.iterdir())
@@ -106,19 +109,23 @@ def _split_folder(folder: Path, split: str | None) -> tuple[Path, str]:
     return folder, str(folder)
 
 
-def _from_metadata(path: Path, title: str) -> LabelledImages:
+def _from_metadata(path: Path, title: str, split: str | None) -> LabelledImages:
     rows = read_metadata(path)
     column = next((name for name in LABEL_COLUMNS if name in rows[0]), None)
     if column is None or any("file_name" not in row for row in rows):
         raise DataError(
             f"{path} needs the columns file_name and label (its columns: {', '.join(rows[0])})"
         )
+    labels, classes = _numbered([row.get(column) for row in rows], path)  # alike in all splits
+    rows = [row | {column: label} for row, label in zip(rows, labels, strict=True)]
+    rows, chosen = rows_of_split(rows, "file_name", split, path)
+    if chosen is not None:
+        title = f"{path.parent} ({chosen})"
     names = [str(row["file_name"]) for row in rows]
     root = image_root(path.parent, names, (), path)
-    labels, classes = _numbered([row.get(column) for row in rows], path)
     items = tuple(
-        Labelled(name, image_of(root / name), label)
-        for name, label in zip(names, labels, strict=True)
+        Labelled(name, image_of(root / name), int(str(row[column])))
+        for name, row in zip(names, rows, strict=True)
     )
     return LabelledImages(title, items, classes)
 

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+from vlp_plugins.data.columns import first_folders, split_among
 from vlp_plugins.errors import DataError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
@@ -44,6 +45,32 @@ def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
     if not rows:
         raise DataError(f"{path} has no rows; write one for each image")
     return rows
+
+
+def rows_of_split(
+    rows: list[Row], column: str, split: str | None, path: Path
+) -> tuple[list[Row], str | None]:
+    """The rows of one split, where the names of files begin with folders of splits.
+
+    Args:
+        rows: of the metadata file.
+        column: that holds the names.
+        split: that is asked for; None takes `train` of several.
+        path: the metadata file, for messages.
+
+    Returns:
+        The rows, and the split; all rows and None if there are no splits.
+
+    Raises:
+        DataError: see `choose_split`.
+    """
+    names = [str(row[column]) for row in rows]
+    chosen = split_among(first_folders(names), split, where=str(path.parent))
+    if chosen is None:
+        return rows, None
+    return [
+        row for row, name in zip(rows, names, strict=True) if name.startswith(f"{chosen}/")
+    ], chosen
 
 
 def _read_jsonl(path: Path) -> list[Row]:

@@ -20,7 +20,7 @@ from vlp_plugins.data.annotation_files import (
     read_rows,
 )
 from vlp_plugins.data.columns import choose_split
-from vlp_plugins.data.metadata import find_metadata, read_metadata
+from vlp_plugins.data.metadata import find_metadata, read_metadata, rows_of_split
 from vlp_plugins.errors import DataError
 
 _QUESTIONS = re.compile(r".*OpenEnded_mscoco_(\w+?)2014_questions\.json")
@@ -90,14 +90,16 @@ def open_questions(source: str, split: str | None = None) -> Questions:
         chosen = choose_split(list(lists), split, where=source)
         items = _read_list(folder, lists[chosen])
     else:
-        place = folder / split if split and (folder / split).is_dir() else folder
-        metadata = find_metadata(place)
+        below = find_metadata(folder / split) if split else None
+        metadata = below or find_metadata(folder)
+        place = metadata.parent if metadata is not None else folder
         if metadata is None:
             raise DataError(
                 f"{place} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json, "
                 f"vqa_val.json or metadata.jsonl, found {contents(place)}"
             )
-        chosen, items = split or "", _read_metadata(metadata)
+        items, found = _read_metadata(metadata, split if place == folder else None)
+        chosen = found or split or ""
     description = f"{folder} ({chosen})" if chosen else str(folder)
     return Questions(description, tuple(items), _answer_list(folder))
 
@@ -175,15 +177,18 @@ def _read_list(folder: Path, path: Path) -> list[Question]:
     ]
 
 
-def _read_metadata(path: Path) -> list[Question]:
+def _read_metadata(path: Path, split: str | None) -> tuple[list[Question], str | None]:
     rows = read_metadata(path)
-    names = [str(need_keys(row, ("file_name", "question"), path)[0]) for row in rows]
+    for row in rows:
+        need_keys(row, ("file_name", "question"), path)
+    rows, chosen = rows_of_split(rows, "file_name", split, path)
+    names = [str(row["file_name"]) for row in rows]
     root = image_root(path.parent, names, (), path)
     return [
         Question(f"{path.name}, row {n}", image_of(root / name), str(row["question"]),
                  _answers_in(row))
         for n, (row, name) in enumerate(zip(rows, names, strict=True), 1)
-    ]  # fmt: skip
+    ], chosen  # fmt: skip
 
 
 def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:

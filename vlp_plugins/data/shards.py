@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split, split_among
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError
@@ -24,6 +24,7 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 _TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")
 # WebDataset's rule: the key goes to the first dot of the base name, the field follows it.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_WORD = re.compile(r"[A-Za-z]+")
 _BRACE = re.compile(r"\{([^{}]*)\}")
 
 Fields = Mapping[str, bytes]
@@ -102,6 +103,9 @@ def find_shards(source: str, split: str | None = None) -> list[Path]:
         below = [sub.name for sub in sorted(folder.iterdir()) if sub.is_dir() and _tars(sub)]
         if below and (split in below or not shards):
             return _tars(folder / choose_split(below, split, where=source))
+        if split is None:
+            words = [match[0] for shard in shards if (match := _WORD.match(shard.name))]
+            split = split_among(words, None, where=source)
     else:
         shards = [Path(path) for name in expand_braces(source) for path in _matching(name)]
     if split is not None:
@@ -165,7 +169,13 @@ def _samples(shard: Path) -> Iterator[tuple[str, Fields]]:
                     if fields:
                         yield current, fields
                     current, fields = match[1], {}
-                fields[match[2].lower()] = content.read()
+                field = match[2].lower()
+                if field in fields:
+                    raise DataError(
+                        f"shard {shard} holds {member.name} twice in one record; give every pair "
+                        "of image and caption a name of its own (0001.jpg with 0001.txt)"
+                    )
+                fields[field] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"shard {shard} is damaged: {error}; fetch or make it again") from error
     if fields:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash, number_of_batches
+from vlp_plugins.calibration.batches import (
+    batch_size,
+    batches_again,
+    chain_hash,
+    number_of_batches,
+    say_if_fewer,
+)
 from vlp_plugins.errors import DataError
 
 _DIGITS = 16
@@ -41,6 +47,7 @@ class Reader:
             BatchError: if a batch holds no tensor.
         """
         self._again = batches_again(batches, limit)
+        self._limit = limit
         self.once = isinstance(batches, Iterator)
         self.total = number_of_batches(batches, limit)
         self.hashes, self.sizes = tuple(hashes), tuple(sizes)
@@ -74,4 +81,5 @@ class Reader:
                 f"the interrupted run has seen {len(self.hashes)} batches, but the data gave only "
                 f"{len(hashes)}; give the same data, or start again without resume"
             )
+        say_if_fewer(len(hashes), self._limit)
         self.hashes, self.sizes, self._read = tuple(hashes), tuple(sizes), True

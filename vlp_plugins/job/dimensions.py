@@ -15,7 +15,7 @@ from vlp_plugins.calibration.processes import place
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.errors import OutputError, UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.job.facts import StopWatch, memory_facts
+from vlp_plugins.job.facts import StopWatch, memory_facts, source_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.workplace import delete_work, working
 from vlp_plugins.launch import wait_for_all
@@ -108,7 +108,7 @@ def measure_dimensions(
     facts = {
         **watch.texts(),
         **memory_facts(next(loaded.model.parameters()).device),
-        "images that could not be used": f"{batches.source.skipped:,} of {batches.source.seen:,}",
+        **source_facts(batches),
         **{name: value_text(value) for name, value in profile.settings.items() if value},
     }
     if folder is not None:

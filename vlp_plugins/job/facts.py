@@ -9,7 +9,7 @@ import torch
 
 from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.processes import place
-from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks import Masks
@@ -49,12 +49,24 @@ def memory_facts(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def data_facts(masks: Masks, source: CaptionSource | None) -> dict[str, str]:
+def source_facts(batches: CaptionedBatches) -> dict[str, str]:
+    """Where batches came from, and what was left out or lacking."""
+    source = batches.source
+    facts = {
+        "data": source.description,
+        "images that could not be used": f"{source.skipped:,} of {source.seen:,}",
+    }
+    if batches.shortfalls:
+        facts["data that is lacking"] = "; ".join(batches.shortfalls)
+    return facts
+
+
+def data_facts(masks: Masks, batches: CaptionedBatches | None) -> dict[str, str]:
     """What was read.
 
     Args:
         masks: one of the sets that the run made; its manifest says what it read.
-        source: where the pairs came from; None if they were read in an earlier run.
+        batches: that were read; None if they were read in an earlier run.
     """
     read = masks.manifest.calibration
     if read is None:
@@ -63,11 +75,11 @@ def data_facts(masks: Masks, source: CaptionSource | None) -> dict[str, str]:
         return {"calibration data": ", ".join(f"{name} {value}" for name, value in read.items())}
     facts = {
         "calibration data": f"{read['samples']:,} samples in {read['batches']:,} batches"
-        + ("" if source is not None else ", read in an earlier run"),
+        + ("" if batches is not None else ", read in an earlier run"),
         "fingerprint of the data": str(read["fingerprint"]),
     }
-    if source is not None:
-        facts["images that could not be used"] = f"{source.skipped:,} of {source.seen:,}"
+    if batches is not None:
+        facts |= source_facts(batches)
     if (world := place()[1]) > 1:
         facts["processes"] = str(world)
     return facts

@@ -117,7 +117,7 @@ def run(
         return {
             **watch.texts(),
             **memory_facts(next(job.model.parameters()).device),
-            **data_facts(made[0], batches.source if batches is not None else None),
+            **data_facts(made[0], batches),
             **dimension_facts(profile),
             **size_facts(job, statistics, masks),
         }

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from vlp_plugins.data.examples import Example
+from vlp_plugins.data.examples import Example, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.errors import DataError
@@ -90,7 +89,7 @@ class VqaTask(Task):
     def read(self) -> list[Example]:
         found = open_questions(self.request.data, self.request.split)
         self.description = found.description
-        questions = found.items[: self.request.limit]
+        questions = list(first(found.items, self.request.limit, found.description))
         unanswered = next((item.place for item in questions if not item.answers), None)
         if unanswered is not None:
             raise DataError(
@@ -128,7 +127,7 @@ class ClassificationTask(Task):
     def read(self) -> list[Example]:
         found = open_labelled(self.request.data, self.request.split)
         self.description = found.description
-        items = list(islice(found.items, self.request.limit))
+        items = list(first(found.items, self.request.limit, found.description))
         self._images = len(items)
         numbers = class_numbers(self.loaded.model, found.classes)
         labels = [numbers.get(item.label, item.label) for item in items]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
-from vlp_plugins.data.examples import captioned
+from vlp_plugins.data.examples import captioned, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import open_source
@@ -59,7 +58,7 @@ def _captions(recipe: FinetuneRecipe) -> TaskSamples:
 
 def _questions(recipe: FinetuneRecipe) -> TaskSamples:
     found = open_questions(str(recipe.data), recipe.split)
-    items = found.items[: recipe.limit]
+    items = list(first(found.items, recipe.limit, found.description))
     lacking = next((item.place for item in items if not item.answers), None)
     if lacking is not None:
         raise DataError(
@@ -72,7 +71,7 @@ def _questions(recipe: FinetuneRecipe) -> TaskSamples:
 
 def _labelled(recipe: FinetuneRecipe) -> TaskSamples:
     found = open_labelled(str(recipe.data), recipe.split)
-    items = list(islice(found.items, recipe.limit))
+    items = list(first(found.items, recipe.limit, found.description))
     if not items:
         raise DataError(f"{found.description} holds no image")
     count = max(item.label for item in items) + 1

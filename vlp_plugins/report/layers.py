@@ -51,9 +51,11 @@ def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
 
 
 def collapse_warnings(rows: Sequence[LayerRow], titles: Sequence[str]) -> list[str]:
-    """A sentence for every mask set that empties layers, or all but empties them."""
+    """A sentence for every mask set that removes nothing, empties layers, or all but does."""
     warnings = []
     for i, title in enumerate(titles):
+        if rows and all(row.kept[i] == row.elements for row in rows):
+            warnings.append(f"sparsity {title}: nothing is removed; the model stays dense")
         empty = [row.name for row in rows if row.kept[i] == 0]
         thin = [row.name for row in rows if row.kept[i] and row.sparsities[i] > 1 - COLLAPSED]
         for names, what in ((empty, "removed entirely"), (thin, "all but removed (over 99 %)")):

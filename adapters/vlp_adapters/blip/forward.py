@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
+from vlp_adapters.inputs import is_resized
 from vlp_plugins.adapter import Batch, need
 from vlp_plugins.errors import UnsupportedError
 
@@ -23,15 +24,9 @@ def image_tokens(vision_model: Any, pixel_values: Tensor) -> Tensor:
     """
     tokens: Tensor = vision_model(
         pixel_values=pixel_values,
-        interpolate_pos_encoding=is_resized(vision_model, pixel_values),
+        interpolate_pos_encoding=is_resized(vision_model.config, pixel_values),
     ).last_hidden_state
     return tokens
-
-
-def is_resized(vision_model: Any, pixel_values: Tensor) -> bool:
-    """True if images `[B, 3, H, W]` are not of the size that the position embeddings are for."""
-    size = vision_model.config.image_size
-    return tuple(pixel_values.shape[-2:]) != (size, size)
 
 
 def token_count(vision_model: Any, height: int, width: int) -> int:
@@ -140,7 +135,7 @@ def write_captions(model: Any, batch: Batch, max_length: int, num_beams: int = 1
         "do_sample": False,
     }
     if kind is Kind.CAPTIONING:
-        options["interpolate_pos_encoding"] = is_resized(model.vision_model, pixels)
+        options["interpolate_pos_encoding"] = is_resized(model.vision_model.config, pixels)
     ids: Tensor = model.generate(pixel_values=pixels, **options)
     return ids
 

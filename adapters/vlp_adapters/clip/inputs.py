@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp_adapters.inputs import texts_of
+from vlp_adapters.inputs import is_resized, texts_of
 from vlp_plugins.adapter import Batch, need
 from vlp_plugins.errors import BatchError
 
@@ -52,9 +52,7 @@ def images_of(tower: Any, batch: Batch) -> TowerInputs:
         }
         return TowerInputs(arguments, mask.bool())
     (pixels,) = need(batch, "pixel_values")
-    size = tower.config.image_size
-    is_resized = tuple(pixels.shape[-2:]) != (size, size)
-    resized = {"interpolate_pos_encoding": True} if is_resized else {}
+    resized = {"interpolate_pos_encoding": True} if is_resized(tower.config, pixels) else {}
     return TowerInputs({"pixel_values": pixels, **resized}, None)
 
 
