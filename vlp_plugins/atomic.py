@@ -2,22 +2,33 @@
 
 They are written under a temporary name beside the target, synced to the disk and renamed. Whatever
 goes wrong meanwhile, an exception or Ctrl-C, the temporary is removed and the target is untouched.
-After `kill -9` a file named `.unfinished-*` may stay; the target is untouched then, too.
+After `kill -9` a file named `.unfinished-*` may stay, which the next run there removes; the target
+is untouched then, too.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from vlp_plugins.errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # not on this system; runs are then not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = b"Held by a run of vlp that has not ended.\n"
+_TEMPORARY = re.compile(r"\.unfinished-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}(\.\w+)?")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STORAGE = {*_FULL, errno.EROFS, errno.EIO}
 # Libraries that write from C++ or Rust report the operating system's error as text only.
@@ -40,7 +51,7 @@ def atomic_file(target: str | os.PathLike[str], *, overwrite: bool = False) -> I
     target = _real(target)
     # The suffix stays, for libraries that choose a format by it; torch.save cannot do without one.
     suffix = target.suffix or ".tmp"
-    temporary = target.with_name(f".unfinished-{secrets.token_hex(4)}{suffix}")
+    temporary = temporary_beside(target, suffix)
     with _cleaned_up(temporary, target):
         check_new(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +70,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: if the target exists (an empty folder may), or if it cannot be written.
     """
     target = _real(target)
-    temporary = target.with_name(f".unfinished-{secrets.token_hex(4)}")
+    temporary = temporary_beside(target)
     with _cleaned_up(temporary, target):
         check_new_folder(target)
         temporary.mkdir(parents=True)
@@ -113,6 +124,105 @@ def check_new_folder(target: str | os.PathLike[str]) -> None:
             raise OutputError(f"folder {target} exists and is not empty; give another one")
     elif target.exists():
         raise OutputError(f"{target} is a file; give the path of a folder")
+
+
+def temporary_beside(target: Path, suffix: str = "") -> Path:
+    """A new name next to `target` that tells which process writes there."""
+    return target.with_name(
+        f".unfinished-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    )
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes temporaries in a folder whose process on this machine has ended."""
+    for path in folder.glob(".unfinished-*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or match[1] != _machine() or _runs(int(match[2])) or path.is_symlink():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+@contextmanager
+def reserved(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other runs from a target, and what belongs to it, until the block ends.
+
+    A lock file `TARGET.lock` next to it is held; the system frees it when the process dies. What
+    killed runs left unfinished there is removed.
+
+    Raises:
+        OutputError: if another run holds the lock, or the file is not ours or cannot be made.
+    """
+    target = _real(target)
+    path = target.with_name(f"{target.name}.lock")
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(path, target)
+    except OSError as error:
+        reason = _failure(error, path, target) or error.strerror or str(error)
+        raise OutputError(f"cannot write {target}: {reason}; nothing was written") from error
+    try:
+        remove_abandoned(path.parent)
+        yield
+    finally:
+        if os.pread(descriptor, len(_LOCK), 0) == _LOCK:
+            path.unlink(missing_ok=True)  # while it is held: who comes next makes a new one
+        os.close(descriptor)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()  # stays if something was written there
+
+
+def _locked(path: Path, target: Path) -> int:
+    """An open descriptor of the lock file, which holds the lock until it is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            content = os.pread(descriptor, len(_LOCK) + 1, 0)
+            if content not in (b"", _LOCK):
+                raise OutputError(
+                    f"{path} is where a run says that it writes {target}, but it is some other "
+                    "file; move it away, or give another --out"
+                )
+            current = path.lstat() if path.exists() else None
+            if current is not None and os.path.samestat(os.fstat(descriptor), current):
+                os.pwrite(descriptor, _LOCK, 0)
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"another run is writing {target} (it holds {path}); wait for it, or give another "
+                "path"
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another run ended and removed the file meanwhile
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine is alive."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Tells machines, and containers on one machine, that may share a disk apart."""
+    link = Path("/proc/self/ns/pid")
+    space = str(link.readlink()) if link.is_symlink() else ""
+    return hashlib.sha256(f"{socket.gethostname()}|{space}".encode()).hexdigest()[:6]
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VlpError(Exception):
     """Base of every error that a user can mend. The command line prints it on one line."""
@@ -57,6 +60,25 @@ class RecipeError(VlpError):
 
 class OutputError(VlpError):
     """An output that exists already or cannot be written."""
+
+
+@contextmanager
+def no_exit(what: str) -> Iterator[None]:
+    """Makes an error of `sys.exit` in what others wrote: the program would end as if all were well.
+
+    Args:
+        what: whose code runs, for the message.
+
+    Raises:
+        UnsupportedError: in place of `SystemExit`.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise UnsupportedError(
+            f"{what} calls sys.exit({error.code!r}), which would end the program; a plug-in raises "
+            "an error instead"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -128,7 +128,7 @@ def _asked(find: Callable[[str], Adapter], name: str, source: str) -> nn.Module 
         return find(name).load(source)
     except (VlpError, MemoryError):
         raise  # it knows the format and says what is wrong
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _log.warning("adapter %r was skipped: %s: %s", name, type(error).__name__, error)
         return None
 

@@ -16,7 +16,7 @@ from vlp_plugins.bytes import bytes_of
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.calibration.batches import say_if_fewer
 from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import StatisticsError
+from vlp_plugins.errors import StatisticsError, no_exit
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
@@ -226,4 +226,5 @@ def _run(method: Procedure, statistics: object, context: Context) -> list[Masks]
     if method.reads_data and not measures and isinstance(context.batches, Sized):
         say_if_fewer(len(context.batches), context.limit)
     context.weights.check_finite()
-    return method.run(context)
+    with no_exit(f"method {method.name!r}"):
+        return method.run(context)

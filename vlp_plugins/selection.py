@@ -10,7 +10,7 @@ import torch
 
 from vlp_plugins.brackets import Sampled
 from vlp_plugins.cuts import Cut, ScoreSource
-from vlp_plugins.errors import NonFiniteError
+from vlp_plugins.errors import NonFiniteError, no_exit
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked, Scorer
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.scaled import Scaled, before_scaling
@@ -45,7 +45,8 @@ class Scored:
         Raises:
             NonFiniteError: if the score has NaN or infinity.
         """
-        scores = self.scorer.score(self.weights[name].matrix, self.evidence[name])
+        with no_exit(f"scorer {self.scorer.name!r}"):
+            scores = self.scorer.score(self.weights[name].matrix, self.evidence[name])
         # The sum shows every NaN and infinity, at a fraction of the cost; an overflow shows too.
         if not torch.isfinite(scores.sum()) and not bool(torch.isfinite(scores).all()):
             raise NonFiniteError(
@@ -68,7 +69,8 @@ class Scored:
 
         def every(n: int) -> torch.Tensor:
             evidence = self.evidence[name].every(n)
-            return self.scorer.score(weight.matrix.flatten()[None, ::n], evidence)
+            with no_exit(f"scorer {self.scorer.name!r}"):
+                return self.scorer.score(weight.matrix.flatten()[None, ::n], evidence)
 
         return Sampled(weight.numel, every)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_plugins import prune
+from vlp_plugins.atomic import reserved
 from vlp_plugins.errors import BatchError
 from vlp_plugins.masks import Masks
+from vlp_plugins.scorers.magnitude import Magnitude
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,35 @@ def test_errors_of_the_system(vlp, world, monkeypatch, error, message) -> None:
 
     monkeypatch.setattr(Masks, "load", failing)
     assert vlp("masks", "show", world["masks"], code=2).stderr.startswith(message)
+
+
+def test_two_runs_do_not_write_one_folder(vlp, world, tmp_path) -> None:
+    """What a run keeps next to its folder belongs to it from the start."""
+    out = tmp_path / "out"
+    data = ("--data", world["photos"], "--device", "cpu")
+    with reserved(out):
+        for words in (
+            ("prune", "--model", world["xvlm"], "--sparsity", "0.5", *data),
+            ("id", world["xvlm"], *data),
+            ("sensitivity", world["xvlm"], *data),
+            ("finetune", world["xvlm"], "--task", "retrieval", "--steps", "1", *data),
+            ("evaluate", world["xvlm"], "--task", "retrieval", *data),
+            ("masks", "apply", world["masks"], world["xvlm"], "--device", "cpu"),
+        ):
+            assert "another run is writing" in vlp(*words, "--out", out, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scorer_that_ends_the_program_is_named(vlp, world, tmp_path, monkeypatch) -> None:
+    words = ("prune", "--model", world["xvlm"], "--method", "omp", "--sparsity", "0.5")
+    monkeypatch.setattr(Magnitude, "score", lambda *_: sys.exit(0))
+    for allocation in ("global", "layer"):
+        found = vlp(*words, "--allocation", allocation, "--out", tmp_path / "out", code=2)
+        assert "scorer 'magnitude' calls sys.exit(0)" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_code_that_ends_the_program_is_named(vlp, world, monkeypatch) -> None:
+    monkeypatch.setattr(Masks, "load", lambda _: sys.exit(0))
+    found = vlp("masks", "show", world["masks"], code=70)
+    assert re.search(r"error: test_bad_input\..*<lambda> ended the program", found.stderr)

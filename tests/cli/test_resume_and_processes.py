@@ -39,7 +39,10 @@ def many_photos(tmp_path_factory) -> Path:
     return tiny_models.save_photos(tmp_path_factory.mktemp("many") / "photos", 400)
 
 
-def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(vlp, xvlm, many_photos, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_and_resume_give_the_bits_of_an_uninterrupted_run(
+    vlp, xvlm, many_photos, tmp_path, number, code
+):
     words = [
         "prune", "--model", str(xvlm), "--sparsity", "0.75", "--data", str(many_photos),
         "--batch-size", "2", "--checkpoint-every", "5", "--device", "cpu",
@@ -50,10 +53,10 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(vlp, xvlm, many
     begin = time.monotonic()
     while not checkpoint.exists() and process.poll() is None and time.monotonic() - begin < 120:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, text = process.communicate(timeout=60)
 
-    assert process.returncode == 130, text
+    assert process.returncode == code, text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.checkpoint"]
     assert "Traceback" not in text
     repeat = shlex.split(re.search(r"^interrupted; to go on: (vlp .*)$", text, re.MULTILINE)[1])

@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,3 +91,49 @@ def test_nothing_but_results_on_a_run_without_mistakes(vlp, xvlm, photos, tmp_pa
     """`vlp` runs in this process, where transformers is imported and would chatter."""
     words = ("--model", xvlm, "--sparsity", "0.5", "--data", photos, "--save-model")
     assert vlp("prune", *words, "--out", tmp_path / "o").stderr == ""
+
+
+# --- signals ---
+
+SWALLOWING = """
+import signal, sys, time
+import click
+from vlp_plugins.cli.program import Program
+from vlp_plugins.cli.running import explained_interruption
+
+@click.group(cls=Program)
+def main(): pass
+
+@main.command()
+def work():
+    with explained_interruption(lambda: "vlp work", lambda: True, speaks=True):
+        try:
+            signal.raise_signal(int(sys.argv[1]))
+        except KeyboardInterrupt:
+            if sys.argv[2] == "saves":
+                time.sleep(1.5)
+                print("saved", flush=True)
+                raise
+        time.sleep(60)
+
+main(["work"])
+"""
+
+
+@pytest.mark.parametrize("ends", ["swallows", "saves"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_though_a_library_swallows_it_and_saving_is_not_cut_short(
+    number, ends
+) -> None:
+    words = [sys.executable, "-c", SWALLOWING, str(int(number)), ends]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=50, check=False)
+    assert found.returncode == 128 + number, found.stderr
+    assert found.stderr == "interrupted; to go on: vlp work --resume\n"
+    assert ("saved" in found.stdout) == (ends == "saves")
+
+
+def test_handlers_of_signals_are_those_of_before_after_a_command(vlp) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    vlp("plugins")
+    assert [signal.getsignal(number) for number in numbers] == before

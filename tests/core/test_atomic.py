@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlp_plugins.atomic import atomic_file, atomic_folder, write_bytes, write_text
+from vlp_plugins.atomic import atomic_file, atomic_folder, reserved, write_bytes, write_text
 from vlp_plugins.errors import OutputError
 
 
@@ -229,3 +229,58 @@ def test_no_space_in_a_folder_leaves_nothing(tmp_path):
         fill()
 
     assert not list(tmp_path.iterdir())
+
+
+# --- runs at the same time, and runs that were killed ---
+
+
+def killed(program):
+    """Runs a program that kills itself with nothing cleaned up."""
+    text = f"import os, signal\nfrom vlp_plugins.atomic import *\n{program}\n"
+    text += "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    result = subprocess.run([sys.executable, "-c", text], check=False)
+    assert result.returncode == -signal.SIGKILL
+
+
+def test_a_target_is_reserved_for_one_run(tmp_path):
+    target = tmp_path / "new" / "out"
+    with reserved(target):
+        again = reserved(tmp_path / "new" / "." / "out")
+        with (
+            pytest.raises(OutputError, match=r"another run is writing .*out \(it holds .*lock"),
+            again,
+        ):
+            pytest.fail("the block must not run")
+        with reserved(target.with_name("other")):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_frees_its_target_and_the_next_removes_what_it_left(tmp_path):
+    target = tmp_path / "out"
+    name = repr(str(target))
+    killed(f"with reserved({name}), atomic_folder({name}) as t:\n    (t / 'a').touch()")
+    killed(f"with atomic_file({str(tmp_path / 'file')!r}) as t:\n    t.touch()")
+    left = list(tmp_path.glob(".unfinished-*"))
+    assert len(left) == 2
+    with atomic_file(tmp_path / "mine") as living:
+        living.write_text("of a living process")
+        (tmp_path / ".unfinished-ab").mkdir()  # nobody knows whose
+        with reserved(target):
+            assert {p.name for p in tmp_path.glob(".unfinished-*")} == {
+                living.name, ".unfinished-ab",
+            }  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".unfinished-ab", "mine"]
+
+
+def test_a_lock_file_that_is_not_ours_is_refused_and_links_are_not_followed(tmp_path):
+    path = tmp_path / "out.lock"
+    path.write_text("precious")
+    with pytest.raises(OutputError, match="it is some other file"), reserved(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    assert path.read_text() == "precious"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="cannot write"), reserved(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "elsewhere").read_text() == "precious"

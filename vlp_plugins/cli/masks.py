@@ -69,25 +69,26 @@ def apply(
     written, too. With --sparse other commands read the folder as usual, and Python reads it by
     vlp_plugins.sparse.load_sparse; transformers alone does not.
     """
-    from vlp_plugins.atomic import check_new_folder
+    from vlp_plugins.atomic import check_new_folder, reserved
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks import Masks
     from vlp_plugins.saving import save_model
     from vlp_plugins.sparse import save_sparse
 
     check_new_folder(target)
-    found = Masks.load(file)
-    loaded, adapter = load_model(model, **_as_made(found, loading))
-    found.apply(loaded, adapter if loading["adapter"] else None, values=not keep_weights)
-    if sparse:
-        size = save_sparse(loaded, target, masks=found, adapter=adapter, source=model)
-    else:
-        save_model(loaded, target, source=model)
-    click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
-    if found.new_values is not None:
-        click.echo(f"the others were {'left as they are' if keep_weights else 'written anew'}")
-    if sparse:
-        click.echo(str(size))
+    with reserved(target):
+        found = Masks.load(file)
+        loaded, adapter = load_model(model, **_as_made(found, loading))
+        found.apply(loaded, adapter if loading["adapter"] else None, values=not keep_weights)
+        if sparse:
+            size = save_sparse(loaded, target, masks=found, adapter=adapter, source=model)
+        else:
+            save_model(loaded, target, source=model)
+        click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
+        if found.new_values is not None:
+            click.echo(f"the others were {'left as they are' if keep_weights else 'written anew'}")
+        if sparse:
+            click.echo(str(size))
 
 
 @masks.command()

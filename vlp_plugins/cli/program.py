@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -17,7 +20,14 @@ MENDABLE = 2
 """Exit code of errors that the user can mend; 1 is the answer "no" of `vlp masks verify`."""
 UNEXPECTED = 70
 INTERRUPTED = 130
+TERMINATED = 143
+"""Exit code after SIGTERM, which ends a command as Ctrl-C does: what was done is kept."""
+_PATIENCE = 0.5  # seconds
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what `kill` and batch systems send."""
 
 
 class Program(click.Group):
@@ -27,7 +37,15 @@ class Program(click.Group):
         """Runs the command that the arguments name, and exits."""
         extra["standalone_mode"] = False
         try:
-            sys.exit(super().main(args, *rest, **extra))
+            with _interruptible():
+                result = super().main(args, *rest, **extra)
+            sys.exit(result)
+        except SystemExit as error:
+            if (place := _stranger(error)) is None:
+                raise
+            text = f"{place} ended the program by sys.exit({error.code!r}); nothing was written"
+            click.echo(f"{_who()}error: {text} (a plug-in raises an error instead)", err=True)
+            sys.exit(UNEXPECTED)
         except Exception as error:  # click.Abort, which stands for Ctrl-C, among them
             if os.environ.get("VLP_TRACEBACK"):
                 raise
@@ -41,7 +59,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error.format_message(), MENDABLE
     if isinstance(error, click.Abort):
-        return "interrupted", INTERRUPTED
+        ended = isinstance(error.__cause__, Terminated)
+        return ("terminated", TERMINATED) if ended else ("interrupted", INTERRUPTED)
     code = MENDABLE
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "vlp"
@@ -64,6 +83,63 @@ def explain(error: Exception) -> tuple[str, int]:
         )
         code = UNEXPECTED
     return f"{_who()}error: {' '.join(text.split())}", code
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise `KeyboardInterrupt`, and again if some library swallows it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process, received = os.getpid(), list[type[KeyboardInterrupt]]()
+
+    def stop(number: int, _frame: object) -> None:
+        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if os.getpid() != process:  # a child that has inherited this
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(kind)
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, again)
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+        raise kind
+
+    def again(_number: int, _frame: object) -> None:
+        if not _is_handled(sys.exc_info()[1]):  # else it is on its way, saving what was done
+            raise received[0]
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        if received and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_handled(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is an interruption."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt | click.Abort):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _stranger(error: SystemExit) -> str | None:
+    """Whose code called `sys.exit`; None for the commands themselves."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return None
+    module = str(trace.tb_frame.f_globals.get("__name__"))
+    if module.split(".")[0] == "click" or module.startswith(__package__ or "vlp_plugins.cli"):
+        return None
+    return f"{module}.{trace.tb_frame.f_code.co_qualname}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from vlp_plugins.cli.program import INTERRUPTED
+from vlp_plugins.cli.program import INTERRUPTED, TERMINATED, Terminated
 
 Progress = Callable[[int, int | None], None]
 
@@ -63,7 +63,7 @@ def data_progress(
 def explained_interruption(
     command: Callable[[], str], is_left: Callable[[], bool], *, speaks: bool
 ) -> Iterator[None]:
-    """Says after Ctrl-C how to go on.
+    """Says after Ctrl-C or SIGTERM how to go on.
 
     Args:
         command: the command line of this run, without `--resume`.
@@ -72,10 +72,10 @@ def explained_interruption(
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if speaks:
             click.echo(_how_to_go_on(command) if is_left() else _NOTHING, err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
 _NOTHING = "interrupted; nothing was written"

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.errors import OutputError, UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts, source_facts
 from vlp_plugins.job.loaded import Loaded
-from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.job.workplace import claimed, delete_work, working
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.recipes import DataRecipe
 from vlp_plugins.report.dimensions import (
@@ -88,8 +88,23 @@ def measure_dimensions(
         )
     writes = place()[0] == 0
     folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
-    if folder is not None and writes:
-        check_new_folder(folder)
+    with nullcontext() if folder is None else claimed(folder, writes=writes):
+        return _measured(
+            load, data, options, folder, writes, command=command, resume=resume, progress=progress
+        )
+
+
+def _measured(
+    load: Callable[[], Loaded],
+    data: DataRecipe,
+    options: Mapping[str, Any],
+    folder: Path | None,
+    writes: bool,
+    *,
+    command: str,
+    resume: bool,
+    progress: Callable[[int, int | None], None] | None,
+) -> IdResult:
     watch = StopWatch()
     loaded = load()
     batches = loaded.batches(data)

@@ -6,19 +6,21 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.artifacts import made_by, versions
-from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.job.evaluation_page import findings_of
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
+from vlp_plugins.job.workplace import claimed
 from vlp_plugins.masks import Masks
 from vlp_plugins.report.findings import render_findings
 from vlp_plugins.report.page import check_can_render
@@ -84,8 +86,23 @@ def evaluate(
         VlpError: with one line that says what to do; nothing is written then.
     """
     folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
-    if folder is not None:
-        check_new_folder(folder)
+    with nullcontext() if folder is None else claimed(folder, writes=True):
+        return _evaluated(
+            load, request, folder, masks=masks, new_weights=new_weights, command=command,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _evaluated(
+    load: Callable[[], Loaded],
+    request: TaskRequest,
+    folder: Path | None,
+    *,
+    masks: Path | None,
+    new_weights: bool | None,
+    command: str,
+    progress: Progress | None,
+) -> Evaluation:
     request.check()
     chosen = None if masks is None else Masks.load(masks)
     watch = StopWatch()

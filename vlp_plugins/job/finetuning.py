@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.artifacts import made_by, versions
-from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import RecipeError
 from vlp_plugins.finetuning import Engine, Finetuned, OneDevice, downstream, finetune
 from vlp_plugins.finetuning.loss_log import FILE as LOG
@@ -22,7 +22,7 @@ from vlp_plugins.finetuning.samples import SampleEpochs
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_samples import TaskSamples, read_samples
-from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.job.workplace import claimed, delete_work, working
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.masks import Masks
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
@@ -83,11 +83,28 @@ def run_finetuning(
         VlpError: with one line that says what to do; nothing is written then.
     """
     recipe.check()
-    task = str(recipe.task)
     folder = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
     writes = engine is None or engine.index == 0
-    if writes:
-        check_new_folder(folder)
+    with claimed(folder, writes=writes):
+        return _tuned(
+            load, recipe, folder, writes, masks=masks, engine=engine, command=command,
+            resume=resume, progress=progress,
+        )  # fmt: skip
+
+
+def _tuned(
+    load: Callable[[], Loaded],
+    recipe: FinetuneRecipe,
+    folder: Path,
+    writes: bool,
+    *,
+    masks: Path | None,
+    engine: Engine | None,
+    command: str,
+    resume: bool,
+    progress: Callable[[int, int], None] | None,
+) -> TunedResult:
+    task = str(recipe.task)
     size = rows_of_a_batch(recipe, 1 if engine is None else engine.processes)
     chosen = None if masks is None else Masks.load(masks)
     watch = StopWatch()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vlp_plugins.adapter import Batch
+from vlp_plugins.errors import no_exit
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.job.workplace import working
@@ -43,7 +44,8 @@ def run_procedure(
         context = job.context(
             () if batches is None else batches, workplace=work, resume=resume, progress=progress
         )
-        return method.run(context)
+        with no_exit(f"method {method.name!r}"):
+            return method.run(context)
 
 
 def measure_profile(

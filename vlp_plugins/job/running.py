@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlp_plugins.atomic import check_new_folder
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.job.data_pass import Progress, checkpoints, delete_checkpoints, statistics_of
 from vlp_plugins.job.facts import (
@@ -20,7 +19,7 @@ from vlp_plugins.job.facts import (
 )
 from vlp_plugins.job.prepared import prepare, title_of
 from vlp_plugins.job.procedure import measure_profile, run_procedure
-from vlp_plugins.job.workplace import delete_work, work_left
+from vlp_plugins.job.workplace import claimed, delete_work, work_left
 from vlp_plugins.job.writing import Finish, write_results
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.masks import Masks
@@ -80,8 +79,19 @@ def run(
     need(recipe, "model", "out")
     out = Path(os.path.abspath(str(recipe.out)))  # noqa: PTH100  resolve() would follow links
     writes = place()[0] == 0
-    if writes:
-        check_new_folder(out)
+    with claimed(out, writes=writes):
+        return _run(recipe, out, writes, progress=progress, resume=resume, finish=finish)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    writes: bool,
+    *,
+    progress: Progress | None,
+    resume: bool,
+    finish: Finish | None,
+) -> Result:
     known = Statistics.load(recipe.statistics) if recipe.statistics is not None else None
     watch = StopWatch()
     job = prepare(recipe)

@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.atomic import atomic_folder, check_new_folder
+from vlp_plugins.atomic import atomic_folder
+from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors
@@ -18,7 +20,7 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.sensitivity_page import findings_of
-from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.job.workplace import claimed, delete_work, working
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
@@ -91,8 +93,22 @@ def measure_sensitivity(
     """
     folder = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
     writes = place()[0] == 0
-    if writes:
-        check_new_folder(folder)
+    with claimed(folder, writes=writes):
+        return _measured(
+            load, request, folder, writes, command=command, resume=resume, progress=progress
+        )
+
+
+def _measured(
+    load: Callable[[], Loaded],
+    request: SensitivityRequest,
+    folder: Path,
+    writes: bool,
+    *,
+    command: str,
+    resume: bool,
+    progress: Callable[[int, int | None], None] | None,
+) -> SensitivityResult:
     profile = None if request.profile is None else IdProfile.load(request.profile)
     watch = StopWatch()
     loaded = load()
@@ -120,6 +136,7 @@ def measure_sensitivity(
     facts = {
         **watch.texts(),
         **memory_facts(next(loaded.model.parameters()).device),
+        "pairs measured on": f"{sum(map(batch_size, measured)):,} of at most {request.pairs:,}",
         **{name: value_text(value) for name, value in found.settings.items() if value},
     }
     if writes:
@@ -140,11 +157,11 @@ def _batches(
     reads = bool(_inner(request.method).needs)
     wanted = -(-request.pairs // data.batch_size)
     if request.test is not None:
-        measured = list(loaded.batches(replace(data, source=request.test, batches=wanted)))
+        measured = _first(loaded, replace(data, source=request.test), wanted)
         return (_read(loaded, request) if reads else None), measured
     if not reads:
-        return None, list(loaded.batches(replace(data, batches=wanted)))
-    both = list(loaded.batches(replace(data, batches=2 * min(data.batches or wanted, wanted))))
+        return None, _first(loaded, data, wanted)
+    both = _first(loaded, data, 2 * min(data.batches or wanted, wanted))
     if len(both) < 2:
         raise DataError(
             f"{data.source} has a single batch of {data.batch_size}, but method "
@@ -152,6 +169,14 @@ def _batches(
             "--test FOLDER, or a smaller --batch-size"
         )
     return both[0::2], both[1::2]
+
+
+def _first(loaded: Loaded, data: DataRecipe, count: int) -> list[Batch]:
+    """The first batches, at most so many; `--pairs` has a default that small data lack."""
+    batches = loaded.batches(replace(data, batches=None))
+    found = list(islice(batches, count))
+    batches.source.check()  # the source itself judges only at its end
+    return found
 
 
 def _inner(method: Method) -> Composition:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlp_plugins.artifacts import made_by
+from vlp_plugins.atomic import check_new_folder, remove_abandoned, reserved
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.errors import OutputError
 from vlp_plugins.launch import wait_for_all
@@ -39,6 +40,27 @@ def delete_work(out: Path) -> None:
     work = work_of(out)
     if (work / _MARK).is_file():
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def claimed(out: Path, *, writes: bool) -> Iterator[None]:
+    """Makes sure that a folder of results is free, and keeps other runs from it and its work.
+
+    Args:
+        out: the folder.
+        writes: whether this process is the one of several that writes.
+
+    Raises:
+        OutputError: if it is taken, or another run is at work for it.
+    """
+    if not writes:
+        yield
+        return
+    check_new_folder(out)
+    with reserved(out):
+        check_new_folder(out)  # another run may have ended meanwhile
+        remove_abandoned(work_of(out))
+        yield
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.cuts import Cut
+from vlp_plugins.errors import no_exit
 from vlp_plugins.statistics.base import Statistic
 
 
@@ -78,7 +79,8 @@ class Scorer(ABC):
         Returns:
             float32 of the rows `[out]` and of the columns `[in]`; smaller is pruned first.
         """
-        scores = self.score(weight, evidence)
+        with no_exit(f"scorer {self.name!r}"):
+            scores = self.score(weight, evidence)
         return scores.mean(1), scores.mean(0)
 
 
