@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlp_plugins.statistics.store import Statistics
     from vlp_plugins.training import GradualPruning
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "GradualPruning",
     "IdProfile",

@@ -17,7 +17,7 @@ from benchmarks.tables.pruning import load, pruned
 from benchmarks.tables.tuning import TUNINGS, Tuning, measured, tuned
 from benchmarks.tables.ways import Way
 from benchmarks.tables.world import VERSION, World
-from vlp_plugins.atomic import write_text
+from vlp_plugins.atomic import reserved, write_text
 
 THREADS = 1
 """Of a cell of the small models: as many as cores run side by side."""
@@ -104,7 +104,11 @@ class Cell:
         return kept.read(self.path(out), self.identity())
 
     def run(self, world: World, out: Path) -> None:
-        """Does the work and writes the file whole or not at all."""
+        """Does the work and writes the file whole or not at all; a cell has one run at a time."""
+        with reserved(self.path(out)):
+            self._run(world, out)
+
+    def _run(self, world: World, out: Path) -> None:
         work = None
         if self.origin is None:
             torch.set_num_threads(THREADS)

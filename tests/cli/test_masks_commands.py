@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
+from vlp_plugins import prune
+from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
 
 
@@ -114,3 +117,18 @@ def test_nothing_is_overwritten(vlp, masks, xvlm, tmp_path) -> None:
         assert result.stderr.startswith("error: ")
         assert "exists already" in result.stderr
     assert target.read_text() == "precious"
+
+
+def test_masks_of_a_faulty_version_are_told_by_show_and_verify(vlp, models, tmp_path) -> None:
+    model, adapter = load_model(str(models / "vit"), device="cpu")
+    masks = prune(model, method="omp", sparsity=0.5, adapter=adapter)
+    old = replace(masks.manifest, made_by="vlp_plugins 0.1.0", method="taylor")
+    Masks(dict(masks.packed), old).save(tmp_path / "old.safetensors")
+    masks.save(tmp_path / "new.safetensors")
+    words = "warning: vlp_plugins 0.1.0 made these masks, and may have made wrong ones"
+    assert words in vlp("masks", "show", tmp_path / "old.safetensors").stdout
+    assert "warning" not in vlp("masks", "show", tmp_path / "new.safetensors").output
+    place = (models / "vit", "--device", "cpu")
+    assert words in vlp("masks", "verify", tmp_path / "old.safetensors", *place, code=1).stderr
+    (tmp_path / "trial.json").touch()
+    assert "optimize_mode" in vlp("masks", "show", tmp_path / "old.safetensors").stdout

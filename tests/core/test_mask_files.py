@@ -3,7 +3,8 @@
 import errno
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from toy_masks import Captioning, Pretraining, random_masks
 
+from vlp_plugins import __version__
 from vlp_plugins.artifacts import checksum
 from vlp_plugins.errors import MaskError, OutputError
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks import Manifest, Masks
 from vlp_plugins.masks.files import FORMAT
 
 
@@ -209,3 +211,44 @@ def test_tensors_and_manifest_must_list_the_same_weights(path, masks):
     only = random_masks(Captioning())
     rewrite(path, **asdict(only.manifest))
     assert "'caption.cross' is missing" in refusal(path)
+
+
+# --- masks of versions that had faults ---
+
+
+def manifest_of(version: str, **fields: Any) -> Manifest:
+    masks = random_masks(Pretraining())
+    return replace(masks.manifest, made_by=f"vlp_plugins {version}", **fields)
+
+
+DATA = {"fingerprint": "f", "batches": 2, "samples": 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "omp"}, []),
+        ({"method": "multiflow", "calibration": DATA}, []),
+        ({"method": "omp", "adapter": "module"}, []),
+        ({"method": "itersnip", "adapter": "blip", "calibration": DATA}, []),
+        ({"method": "taylor", "adapter": "blip", "calibration": DATA}, []),
+        ({"method": "taylor", "adapter": "blip"}, ["closure"]),
+        ({"method": "id*platon", "parameters": {"id_factors": "f"}}, ["all but equal", "closure"]),
+        ({"method": "omp", "parameters": {"allocation": "id", "id_factors": "f"}}, ["all but eq"]),
+        ({"method": "wanda", "adapter": "module", "calibration": DATA}, ["labels"]),
+        ({"method": "chita", "adapter": "module", "calibration": DATA}, ["in place", "labels"]),
+    ],
+)
+def test_masks_that_a_faulty_version_may_have_made_are_known(fields, said):
+    found = manifest_of("0.1.0", **fields).doubts()
+    assert len(found) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, found, strict=True))
+    assert all(sentence.startswith("vlp_plugins 0.1.0 made these masks") for sentence in found)
+    for version in ("0.2.0.dev0", "0.2.0", "0.10.0", "1.0.0", __version__):
+        assert manifest_of(version, **fields).doubts() == []
+    assert replace(manifest_of("0.1.0", **fields), made_by="another 0.1.0").doubts() == []
+
+
+def test_masks_of_an_experiment_may_be_of_the_worst_trial():
+    assert "optimize_mode" in manifest_of("0.1.0", method="omp").doubts(of_trial=True)[0]
+    assert manifest_of("0.2.0", method="omp").doubts(of_trial=True) == []

@@ -36,6 +36,8 @@ def show(file: Path) -> None:
     click.echo(f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}")
     if m.note:
         click.echo(m.note)
+    for sentence in _doubts(file, found):
+        click.echo(f"warning: {sentence}")
     if found.new_values is not None:
         click.echo(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
     counts = found.counts()
@@ -102,6 +104,8 @@ def verify(file: Path, model: str, **loading: Any) -> None:
 
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
+    for sentence in _doubts(file, found):
+        click.echo(f"warning: {sentence}", err=True)
     violations = found.verify(loaded, adapter if loading["adapter"] else None)
     if not violations:
         click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
@@ -196,6 +200,11 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
             "which the dense weights are another model; `vlp masks apply` writes a whole one",
             err=True,
         )
+
+
+def _doubts(file: Path, found: Masks) -> list[str]:
+    """What may be wrong with masks because of the version that made them."""
+    return found.manifest.doubts(of_trial=(file.parent / "trial.json").is_file())
 
 
 def _new_weights(found: Masks) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypedDict
@@ -17,6 +18,21 @@ SCHEMA = 1
 
 SCHEMA_WITH_VALUES = 2
 """Version of masks that bring new values of the kept elements, which old code must not ignore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What was wrong in older versions.
+
+    Attributes:
+        before: the first version without it.
+        concerns: whether masks with such a manifest, of an NNI trial or not, may suffer from it.
+        says: under which circumstances they were, and what is wrong with them then.
+    """
+
+    before: tuple[int, int, int]
+    concerns: Callable[[Manifest, bool], bool]
+    says: str
 
 
 class WeightRecord(TypedDict):
@@ -100,6 +116,22 @@ class Manifest:
             note=note,
         )
 
+    def doubts(self, *, of_trial: bool = False) -> list[str]:
+        """What may be wrong with the masks because of the version that made them, in sentences.
+
+        Args:
+            of_trial: whether they were chosen by an NNI experiment.
+        """
+        made = _VERSION.match(self.made_by)
+        if made is None:
+            return []
+        version = tuple(map(int, made.groups()))
+        return [
+            f"{self.made_by} made these masks, and may have made wrong ones: {fault.says}"
+            for fault in FAULTS
+            if version < fault.before and fault.concerns(self, of_trial)
+        ]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight."""
         return tuple(self.weights[name]["shape"])
@@ -131,6 +163,56 @@ class Manifest:
         return manifest
 
 
+_VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
+_MODULE = "module"
+_SEVERAL_PASSES = ("itersnip", "tamt", "lamp-tamt", "taylor", "platon", "chita", "chita++")
+_BY_GRADIENTS = ("taylor", "platon")
+
+
+def _plain(method: str) -> str:
+    """The method without the mark of intrinsic dimensions."""
+    return method.removeprefix("id*")
+
+
+FAULTS = (
+    Fault(
+        (0, 2, 0),
+        lambda m, _: "id_factors" in m.parameters,
+        "samples that were all but equal made intrinsic dimensions too small; if the data had "
+        "such, measure them and prune again",
+    ),
+    Fault(
+        (0, 2, 0),
+        lambda _, of_trial: of_trial,
+        "tuners without optimize_mode looked for the worst result; if the experiment's had none, "
+        "take the best trial by its results, or search again",
+    ),
+    Fault(
+        (0, 2, 0),
+        lambda m, _: _plain(m.method) in _BY_GRADIENTS and m.calibration is None,
+        "GradualPruning read the gradients of the batch before where the optimizer was given a "
+        "closure (Lightning gives one); if yours was, train again",
+    ),
+    Fault(
+        (0, 2, 0),
+        lambda m, _: (
+            m.adapter == _MODULE
+            and m.calibration is not None
+            and (_plain(m.method) in _SEVERAL_PASSES or "id_factors" in m.parameters)
+        ),
+        "a forward that changes its input in place changed the batches of later passes; if the "
+        "model's does, prune again",
+    ),
+    Fault(
+        (0, 2, 0),
+        lambda m, _: m.adapter == _MODULE and m.calibration is not None,
+        "labels of (inputs, labels) batches went into optional parameters of forward; if the model "
+        "has some and the batches were such, prune again",
+    ),
+)
+"""What masks of older versions may suffer from."""
+
+
 def _check_types(manifest: Manifest) -> None:
     """Raises `ValueError` at the first field that code relies on and that has a wrong type."""
     for key in ("adapter", "structure", "method", "made_by"):
@@ -138,8 +220,9 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"{key} is not a text")
     if not isinstance(manifest.schema, int) or manifest.schema < 1:
         raise ValueError(f"format {manifest.schema!r}")
-    if not isinstance(manifest.adapter_settings, dict):
-        raise ValueError("adapter_settings is no mapping")
+    for key in ("adapter_settings", "parameters"):
+        if not isinstance(getattr(manifest, key), dict):
+            raise ValueError(f"{key} is no mapping")
     for name, record in manifest.weights.items():
         sizes = [*record["shape"], record["kept"]]
         if not all(isinstance(size, int) and size >= 0 for size in sizes):
