@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,7 @@ from vlp_plugins.atomic import atomic_file
 from vlp_plugins.errors import VlpError, first_line
 from vlp_plugins.tensor_files import bytes_of_tensor, write_tensors
 
+_VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
 _PACKAGES = ("vlp-plugins", "torch", "transformers", "numpy")  # they decide the values
 
 
@@ -116,6 +118,12 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 def made_by() -> str:
     """This program and its version."""
     return f"vlp_plugins {vlp_plugins.__version__}"
+
+
+def made_before(program: object, version: tuple[int, int, int]) -> bool:
+    """Whether what `made_by` says is this program in an older version; False if it says nothing."""
+    found = _VERSION.match(str(program))
+    return found is not None and tuple(map(int, found.groups())) < version
 
 
 def versions() -> dict[str, str]:

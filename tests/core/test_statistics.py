@@ -280,3 +280,16 @@ def test_statistics_that_do_not_say_their_adapter_are_checked_by_names_and_shape
     fewer = {name: weight for name, weight in toy_weights().items() if name.startswith("text")}
     with pytest.raises(StatisticsError, match="the statistics have 'vision.patch'"):
         Statistics.load(path).check(WeightMap(fewer, "toy"))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "version", "told"),
+    [("module", "0.1.0", True), ("toy", "0.1.0", False), ("module", "0.2.0.dev0", False)],
+)
+def test_a_file_of_a_version_that_fed_labels_is_told(
+    statistics, tmp_path, caplog, monkeypatch, adapter, version, told
+):
+    monkeypatch.setattr("vlp_plugins.__version__", version)
+    replace(statistics, adapter=adapter).save(tmp_path / "statistics.safetensors")
+    Statistics.load(tmp_path / "statistics.safetensors")
+    assert ("labels of (inputs, labels) batches" in caplog.text) == told

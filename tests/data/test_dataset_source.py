@@ -61,6 +61,7 @@ def test_splits_saved_to_disk(tmp_path: Path) -> None:
     both.save_to_disk(str(tmp_path / "x"))
     assert read(open_source(str(tmp_path / "x"))) == EXPECTED
     assert read(open_source(str(tmp_path / "x"), split="test")) == [(0, "one more")]
+    assert open_source(str(tmp_path / "x")).description.endswith(" (train)")
     with pytest.raises(DataError, match="no split 'dev' .known: test, train"):
         open_source(str(tmp_path / "x"), split="dev")
 

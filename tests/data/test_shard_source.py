@@ -176,5 +176,7 @@ def test_two_pairs_of_one_name_are_refused_instead_of_one_hiding_the_other(
 def test_shards_of_several_splits_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
     for split, numbers in (("train", range(2)), ("test", range(2, 3))):
         write_shard(tmp_path / f"{split}-000.tar", pairs(numbers))
-    assert read(open_source(str(tmp_path))) == EXPECTED[:2]
+    whole = open_source(str(tmp_path))
+    assert read(whole) == EXPECTED[:2]
+    assert whole.description.endswith(" (train)")
     assert read(open_source(str(tmp_path), split="test")) == EXPECTED[2:3]

@@ -129,3 +129,14 @@ def test_a_file_of_an_older_version_is_checked_by_what_it_says(tmp_path):
     del content["shapes"], content["adapter"]
     file.write_text(json.dumps(content))
     assert set(IdProfile.load(file).factors(WEIGHTS)) == set(WEIGHTS)
+
+
+def test_a_file_of_a_version_that_measured_wrongly_is_told(tmp_path, caplog):
+    file = tmp_path / "dimensions.json"
+    profile_of().save(file)
+    IdProfile.load(file)
+    assert not caplog.records
+    content = json.loads(file.read_text()) | {"made_by": "vlp_plugins 0.1.0"}
+    file.write_text(json.dumps(content))
+    IdProfile.load(file)
+    assert "made by vlp_plugins 0.1.0, where samples that were all but equal" in caplog.text

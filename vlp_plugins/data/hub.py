@@ -110,8 +110,10 @@ class DatasetSource(CaptionSource):
         return image
 
 
-def open_dataset(source: str, split: str | None) -> Any:
+def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:
     """The dataset of an id (`name` or `name:configuration`), a folder or a file.
+
+    Also the split, if it has several.
 
     Streams unless it was saved to disk, or is a hub dataset in the cache of a machine that is
     offline.
@@ -133,10 +135,11 @@ def open_dataset(source: str, split: str | None) -> Any:
     else:
         found = _load(source, is_local=path.is_dir())
     if isinstance(found, dict):
-        return found[choose_split([*found], split, where=f"dataset {source}")]
+        chosen = choose_split([*found], split, where=f"dataset {source}")
+        return found[chosen], chosen if split or len(found) > 1 else None
     if split is not None:
         raise DataError(f"dataset {source} has no splits; leave split {split!r} out")
-    return found
+    return found, None
 
 
 def is_saved(folder: Path) -> bool:

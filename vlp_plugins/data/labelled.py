@@ -161,7 +161,7 @@ def _from_classes(folder: Path, title: str) -> LabelledImages:
 def _from_datasets(source: str, split: str | None) -> LabelledImages:
     from vlp_plugins.data.hub import DatasetSource, open_dataset
 
-    dataset = open_dataset(source, split)
+    dataset, chosen = open_dataset(source, split)
     features = dataset.features or {}
     column = next((name for name in LABEL_COLUMNS if name in features), None)
     if column is None:
@@ -169,7 +169,7 @@ def _from_datasets(source: str, split: str | None) -> LabelledImages:
             f"dataset {source} has no column of labels ({', '.join(LABEL_COLUMNS)}); its columns: "
             f"{', '.join(features) or 'unknown'}"
         )
-    title = f"dataset {source}" + (f" ({split})" if split else "")
+    title = f"dataset {source}" + (f" ({chosen})" if chosen else "")
     records = DatasetSource(dataset, title, caption_column=column)
     names = tuple(getattr(features[column], "names", None) or ())
     return LabelledImages(title, _LazyItems(records), names)

@@ -87,8 +87,10 @@ class TarShards(CaptionSource):
             yield Record(place, partial(_decode, fields, self._image), caption)
 
 
-def find_shards(source: str, split: str | None = None) -> list[Path]:
-    """The shards that a source names: `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder.
+def find_shards(source: str, split: str | None = None) -> tuple[list[Path], str | None]:
+    """The shards that a source names, and their split if it has several.
+
+    A source is `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder.
 
     Args:
         source: what the user gave.
@@ -102,7 +104,8 @@ def find_shards(source: str, split: str | None = None) -> list[Path]:
         shards = _tars(folder)
         below = [sub.name for sub in sorted(folder.iterdir()) if sub.is_dir() and _tars(sub)]
         if below and (split in below or not shards):
-            return _tars(folder / choose_split(below, split, where=source))
+            split = choose_split(below, split, where=source)
+            return _tars(folder / split), split
         if split is None:
             words = [match[0] for shard in shards if (match := _WORD.match(shard.name))]
             split = split_among(words, None, where=source)
@@ -113,7 +116,7 @@ def find_shards(source: str, split: str | None = None) -> list[Path]:
     if not shards:
         wish = "" if split is None else f" of split {split!r}"
         raise DataError(f"no .tar shards{wish} at {source}; check the path")
-    return shards
+    return shards, split
 
 
 def is_shards(source: str) -> bool:

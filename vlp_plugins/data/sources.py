@@ -56,12 +56,12 @@ def open_source(
         if has_metadata(path):
             return ImageFolder(path, split=split, **columns, captions=captions)
         if is_shards(str(path)):
-            return TarShards(find_shards(str(path), split), str(path), **columns, captions=captions)
+            return _shards(str(path), split, captions, columns)
         if any(p.suffix.lower() in FILE_BUILDERS for p in path.rglob("*")):
             return _dataset(str(path), split, captions, columns)
         return ImageFolder(path, split=split, **columns, captions=captions)
     if is_shards(str(path)) and "://" not in source:
-        return TarShards(find_shards(str(path), split), source, **columns, captions=captions)
+        return _shards(str(path), split, captions, columns)
     if path.is_file():
         if path.suffix.lower() not in FILE_BUILDERS:
             raise DataError(
@@ -80,11 +80,20 @@ def open_source(
         raise
 
 
+def _shards(
+    source: str, split: str | None, captions: Captions, columns: Mapping[str, str | None]
+) -> CaptionSource:
+    shards, chosen = find_shards(source, split)
+    description = source + (f" ({chosen})" if chosen else "")
+    return TarShards(shards, description, **columns, captions=captions)
+
+
 def _dataset(
     source: str, split: str | None, captions: Captions, columns: Mapping[str, str | None]
 ) -> CaptionSource:
-    description = f"dataset {source}" + (f" ({split})" if split else "")
-    return DatasetSource(open_dataset(source, split), description, **columns, captions=captions)
+    dataset, chosen = open_dataset(source, split)
+    description = f"dataset {source}" + (f" ({chosen})" if chosen else "")
+    return DatasetSource(dataset, description, **columns, captions=captions)
 
 
 __all__ = ["CaptionSource", "open_source"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,15 +10,19 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+from vlp_plugins.artifacts import made_before
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic import json_file
 from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap, surplus_layer
 
+logger = logging.getLogger(__name__)
+
 _KIND = "intrinsic dimensions"
 _REMEDY = "measure the dimensions again, or give a file that IdProfile.save wrote"
 _MEASURE = "measure the dimensions of this model, or of the pre-training model of its family"
 _NAMED = 5
+_SOUND = (0, 2, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,13 @@ class IdProfile:
             StatisticsError: if it is missing, damaged, another kind of file, or of a newer version.
         """
         content = json_file.read(path, _KIND, _REMEDY)
+        if made_before(content.get("made_by"), _SOUND):
+            logger.warning(
+                "%s was made by %s, where samples that were all but equal made dimensions too "
+                "small; if the data had such, measure them again",
+                path,
+                content["made_by"],
+            )
         try:
             layers = tuple(_layer(record) for record in content["layers"])
             settings = dict(content["settings"])

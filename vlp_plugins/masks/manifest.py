@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
-from vlp_plugins.artifacts import made_by, versions
+from vlp_plugins.artifacts import made_before, made_by, versions
 from vlp_plugins.errors import MaskError
 from vlp_plugins.weights import WeightMap, structure_of
 
@@ -122,14 +121,10 @@ class Manifest:
         Args:
             of_trial: whether they were chosen by an NNI experiment.
         """
-        made = _VERSION.match(self.made_by)
-        if made is None:
-            return []
-        version = tuple(map(int, made.groups()))
         return [
             f"{self.made_by} made these masks, and may have made wrong ones: {fault.says}"
             for fault in FAULTS
-            if version < fault.before and fault.concerns(self, of_trial)
+            if made_before(self.made_by, fault.before) and fault.concerns(self, of_trial)
         ]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -163,7 +158,6 @@ class Manifest:
         return manifest
 
 
-_VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
 _MODULE = "module"
 _SEVERAL_PASSES = ("itersnip", "tamt", "lamp-tamt", "taylor", "platon", "chita", "chita++")
 _BY_GRADIENTS = ("taylor", "platon")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from vlp_plugins.artifacts import made_before
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.statistics import files
 from vlp_plugins.statistics.base import LOSS_STREAM, Key
@@ -17,6 +18,7 @@ from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger(__name__)
 
+_SOUND = (0, 2, 0)
 _REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
 
 
@@ -187,6 +189,14 @@ class Statistics:
             StatisticsError: if the file is missing, damaged, truncated, foreign or too new.
         """
         tensors, header = files.read(path, "statistics", _REMEDY)
+        if header.get("adapter") == "module" and made_before(header.get("made_by"), _SOUND):
+            logger.warning(
+                "%s was made by %s, where labels of (inputs, labels) batches went into optional "
+                "parameters of forward; if the model has some and the batches were such, repeat "
+                "the data pass",
+                path,
+                header["made_by"],
+            )
         try:
             return cls(
                 sums=files.unpack_sums(tensors),
