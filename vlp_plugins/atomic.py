@@ -29,6 +29,7 @@ except ImportError:  # not on this system; runs are then not kept apart
 
 _LOCK = b"Held by a run of vlp that has not ended.\n"
 _TEMPORARY = re.compile(r"\.unfinished-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}(\.\w+)?")
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STORAGE = {*_FULL, errno.EROFS, errno.EIO}
 # Libraries that write from C++ or Rust report the operating system's error as text only.
@@ -182,8 +183,7 @@ def _locked(path: Path, target: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             content = os.pread(descriptor, len(_LOCK) + 1, 0)
             if content not in (b"", _LOCK):
                 raise OutputError(
@@ -204,6 +204,16 @@ def _locked(path: Path, target: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # another run ended and removed the file meanwhile
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # runs are then not kept apart
+            raise
 
 
 def _runs(process: int) -> bool:

@@ -96,6 +96,8 @@ def _interruptible() -> Iterator[None]:
     def stop(number: int, _frame: object) -> None:
         kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if os.getpid() != process:  # a child that has inherited this
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         received.append(kind)
