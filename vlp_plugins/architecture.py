@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -21,6 +22,58 @@ def has_no_weights(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return False
     return not any(next(path.glob(pattern), None) for pattern in _WEIGHTS)
+
+
+def load_config(source: str | os.PathLike[str]) -> Any:
+    """The configuration of a model as a class of transformers; code of the model is never run.
+
+    Args:
+        source: folder with a `config.json`, or hub id.
+
+    Raises:
+        UnsupportedError: if only code that comes with the model could read it.
+        Exception: what transformers raises if it is missing or damaged.
+    """
+    import transformers
+
+    source = os.fspath(source)
+    raw, _ = transformers.PreTrainedConfig.get_config_dict(source)
+    own = raw.get("auto_map")
+    kind = raw.get("model_type")
+    if isinstance(own, dict) and "AutoConfig" in own and kind not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(
+            _code_refused(source, f"{own['AutoConfig']} for model type {kind!r}")
+        )
+    # None, the default, would ask on the terminal whether the code may run.
+    return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def transformers_class(config: Any) -> Any:
+    """The class of transformers that a configuration names; None without one."""
+    import transformers
+
+    name = next(iter(config.architectures or []), None)
+    named = getattr(transformers, str(name), None)
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model else None
+
+
+def loading_failure(source: str, error: BaseException) -> str:
+    """Why transformers could not load something, in one line."""
+    if "trust_remote_code" in str(error):
+        return _code_refused(source, "auto_map in its files")
+    return first_line(error)
+
+
+def _code_refused(source: str, what: str) -> str:
+    import transformers
+
+    return (
+        f"{source} needs code of its own ({what}), which is never run here; take a version of the "
+        f"model that is of a class of transformers (here {transformers.__version__}, a later one "
+        "may have it), or, if you trust that code, load the model in Python with "
+        "trust_remote_code=True and give it to vlp_plugins.prune"
+    )
 
 
 def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
@@ -61,14 +114,18 @@ def _made(
         with suppress(VlpError):
             adapter.load(source)
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(source)
-        name = next(iter(config.architectures or []), None)
-        named = getattr(transformers, name, None) if name else None
+        config = load_config(source)
+        named = transformers_class(config)
         with how:
-            model = named(config) if named else transformers.AutoModel.from_config(config)
+            if named is not None:
+                model = named(config)
+            else:
+                model = transformers.AutoModel.from_config(config, trust_remote_code=False)
+    except VlpError:
+        raise
     except Exception as error:  # configurations raise what their checks raise
         raise UnsupportedError(
-            f"cannot make a model of {source}/config.json: {first_line(error)}"
+            f"cannot make a model of {source}/config.json: {loading_failure(source, error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{source} describes {type(model).__name__}, no torch module")

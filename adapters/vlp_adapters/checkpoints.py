@@ -149,7 +149,9 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
         UnsupportedError: if it is damaged or lacks parameters.
     """
     try:
-        model, report = model_class.from_pretrained(path, output_loading_info=True)
+        model, report = model_class.from_pretrained(
+            path, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedError(
             f"cannot load the {family} model in {path}: {first_line(error)}"

@@ -128,7 +128,10 @@ def open_dataset(source: str, split: str | None) -> Any:
     elif path.is_file():
         builder = FILE_BUILDERS[path.suffix.lower()]
         found = _guarded(
-            source, lambda: datasets.load_dataset(builder, data_files=source, streaming=True)
+            source,
+            lambda: datasets.load_dataset(
+                builder, data_files=source, streaming=True, trust_remote_code=False
+            ),
         )
     else:
         found = _load(source, is_local=path.is_dir())
@@ -148,7 +151,7 @@ def _load(source: str, *, is_local: bool) -> Any:
     import datasets
 
     name, _, configuration = (source, "", "") if is_local else source.partition(":")
-    load = partial(datasets.load_dataset, name, configuration or None)
+    load = partial(datasets.load_dataset, name, configuration or None, trust_remote_code=False)
     if is_local:
         return _guarded(source, lambda: load(streaming=True))
     try:

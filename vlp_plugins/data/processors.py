@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.architecture import load_config, loading_failure
+from vlp_plugins.errors import DataError
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
 
@@ -107,16 +108,27 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
         try:
             return load()
         except Exception as error:  # damaged files raise what their parsers raise
-            reasons.append(first_line(error))
+            reasons.append(loading_failure(folder, error))
             return None
 
-    whole = attempt(lambda: transformers.AutoProcessor.from_pretrained(folder, backend="pil"))
+    # `trust_remote_code=None`, the default, would ask on the terminal whether code may run.
+    whole = attempt(
+        lambda: transformers.AutoProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
+    )
     if getattr(whole, "image_processor", None) and _has_words(getattr(whole, "tokenizer", None)):
         return whole, reasons
-    images = attempt(lambda: transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"))
+    images = attempt(
+        lambda: transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
+    )
     if images is None:
         return None, reasons[-1:]
-    tokenizer = attempt(lambda: transformers.AutoTokenizer.from_pretrained(folder))
+    tokenizer = attempt(
+        lambda: transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    )
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
 
 
@@ -138,7 +150,7 @@ def _positions(folder: str) -> int | None:
 
     try:
         with _quiet():
-            config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+            config = load_config(folder).to_dict()
     except Exception:  # a configuration that only an adapter knows
         try:
             config, _ = transformers.PreTrainedConfig.get_config_dict(folder)
