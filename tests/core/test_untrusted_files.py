@@ -17,7 +17,8 @@ from vlp_plugins.loading import load_model, load_structure
 
 ROOT = Path(__file__).parents[2]
 EVIL = "from pathlib import Path\nPath({touched!r}).touch()\nclass Evil: pass\n"
-OWN_CODE = dict.fromkeys(("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"), "evil.Evil")  # fmt: skip
+KINDS = ("Config", "Model", "Processor", "ImageProcessor", "FeatureExtractor")
+OWN_CODE = {f"Auto{kind}": "evil.Evil" for kind in KINDS}
 
 
 def sources() -> list[Path]:

@@ -10,12 +10,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
 from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.images import check_inside, read_image
 from vlp_plugins.data.metadata import METADATA_NAMES, Row, find_metadata, read_metadata
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.errors import DataError
@@ -55,7 +53,7 @@ class ImageFolder(CaptionSource):
             base, prefix = _locate(folder, split)
             if base.parent != folder:
                 self.description = f"{folder} ({base.parent.name})"
-            self._entries = _entries(base, prefix, image_column, caption_column)
+            self._entries = _entries(folder, base, prefix, image_column, caption_column)
         self.length = sum(_pairs_of(entry, captions) for entry in self._entries)
 
     def records(self, seed: int | None) -> Iterator[Record]:
@@ -63,7 +61,7 @@ class ImageFolder(CaptionSource):
         if seed is not None:
             entries = random.Random(seed).sample(entries, len(entries))
         for entry in entries:
-            yield Record(entry.path.name, partial(_decode, entry.path), entry.caption)
+            yield Record(entry.path.name, partial(read_image, entry.path), entry.caption)
 
 
 def has_metadata(folder: Path) -> bool:
@@ -99,7 +97,11 @@ def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
 
 
 def _entries(
-    metadata: Path, prefix: str | None, image_column: str | None, caption_column: str | None
+    folder: Path,
+    metadata: Path,
+    prefix: str | None,
+    image_column: str | None,
+    caption_column: str | None,
 ) -> list[_Entry]:
     rows = read_metadata(metadata)
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -119,6 +121,8 @@ def _entries(
         prefix = choose_split(splits, prefix, where=str(metadata.parent))
         pairs = [(name, caption) for name, caption in pairs if name.startswith(f"{prefix}/")]
     entries = [_Entry(metadata.parent / name, caption) for name, caption in pairs]
+    for entry in entries:
+        check_inside(entry.path, folder, metadata)
     missing = [name for (name, _), entry in zip(pairs, entries, strict=True)
                if not entry.path.is_file()]  # fmt: skip
     if missing:
@@ -148,11 +152,3 @@ def _all_images(folder: Path, split: str | None) -> list[_Entry]:
 def _pairs_of(entry: _Entry, captions: Captions) -> int:
     several = captions == "all" and isinstance(entry.caption, list)
     return len(entry.caption) if several else 1  # type: ignore[arg-type]
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        data = path.read_bytes()
-    except OSError as error:  # not a damaged image: the next ones would fail as well
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    return Image.open(BytesIO(data))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.images import check_inside, open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError, first_line
@@ -38,6 +41,7 @@ class DatasetSource(CaptionSource):
         image_column: str | None = None,
         caption_column: str | None = None,
         captions: Captions = "first",
+        roots: Sequence[Path] | None = None,
     ) -> None:
         """Finds the columns.
 
@@ -47,6 +51,7 @@ class DatasetSource(CaptionSource):
             image_column: None takes the column of images, or one with a usual name.
             caption_column: None takes one with a usual name.
             captions: see `Captions`.
+            roots: folders that image files which the rows name must lie in; None allows any.
 
         Raises:
             DataError: if a column is not found; the message lists those that are there.
@@ -76,7 +81,7 @@ class DatasetSource(CaptionSource):
                 self._image, datasets.Image(decode=False)
             ),
         )
-        self._decoder = datasets.Image()
+        self._roots = roots
         if captions != "all":
             self.length = _length(dataset)
 
@@ -106,8 +111,25 @@ class DatasetSource(CaptionSource):
     def _open(self, value: Any) -> Image:
         if value is None:
             raise ValueError("it has no image")
-        image: Image = self._decoder.decode_example(value)
-        return image
+        # Not by `datasets`: it has Pillow try every format, and opens any path and address.
+        data, path = value.get("bytes"), value.get("path")
+        if data is None and not path:
+            raise ValueError("it has neither the bytes nor the path of an image")
+        return open_image(self._fetched(str(path)) if data is None else data)
+
+    def _fetched(self, path: str) -> bytes:
+        """The content of a file that a row names: on the disk, in an archive or on the hub."""
+        from datasets import config
+        from datasets.utils.file_utils import xopen
+
+        place = path.rsplit("::", 1)[-1]  # the archive, of a member
+        if self._roots is not None and not place.startswith(("hf://", f"{config.HF_ENDPOINT}/")):
+            if "://" in place:
+                raise DataError(f"{self.description} names {place}; download its images first")
+            check_inside(place, self._roots, self.description)
+        with xopen(path, "rb") as file:
+            data: bytes = file.read()
+        return data
 
 
 def open_dataset(source: str, split: str | None) -> Any:
@@ -124,6 +146,7 @@ def open_dataset(source: str, split: str | None) -> Any:
 
     path = Path(source)
     if path.is_dir() and is_saved(path):
+        _check_saved(path)
         found = _guarded(source, lambda: datasets.load_from_disk(source))
     elif path.is_file():
         builder = FILE_BUILDERS[path.suffix.lower()]
@@ -142,9 +165,27 @@ def open_dataset(source: str, split: str | None) -> Any:
     return found
 
 
+def roots_of(source: str) -> list[Path]:
+    """Folders where the image files of `open_dataset(source)` may lie: its own, or the cache."""
+    path = Path(source)
+    if path.exists():
+        return [path if path.is_dir() else path.parent]
+    from datasets import config
+
+    return [Path(config.HF_CACHE_HOME), Path(config.HF_DATASETS_CACHE)]
+
+
 def is_saved(folder: Path) -> bool:
     """True if a folder is what `save_to_disk` writes."""
     return any((folder / name).is_file() for name in _SAVED)
+
+
+def _check_saved(folder: Path) -> None:
+    """Raises `DataError` if what `save_to_disk` wrote names data files of other folders."""
+    for state in folder.rglob(_SAVED[0]):
+        with suppress(KeyError, TypeError, ValueError):  # damaged: `datasets` will say so
+            for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+                check_inside(state.parent / file["filename"], folder, state)
 
 
 def _load(source: str, *, is_local: bool) -> Any:

@@ -9,13 +9,13 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from glob import glob
-from io import BytesIO
 from itertools import product
 from pathlib import Path
 
 from PIL import Image
 
 from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError
@@ -203,4 +203,4 @@ def _decode(fields: Fields, field: str) -> Image.Image:
     found = next((name for name in names if name in fields), None)
     if found is None:
         raise ValueError(f"it has no image (its files: {', '.join(fields)})")
-    return Image.open(BytesIO(fields[found]))
+    return open_image(fields[found])
