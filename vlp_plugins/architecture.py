@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import UnsupportedError, VlpError, first_line
+from vlp_plugins.tensor_files import check_unpacked
+from vlp_plugins.untrusted import check_inside, check_read
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_LEAST_BITS = 64  # a file may have one bit of an element that takes 64: sparse, or quantized
+_MOST_LAYERS = 10_000
+_COUNTS_LAYERS = re.compile(r"(^|_)(layers?|depths?|blocks?|stages?)$")
+_MOST_SIZE = 2**31 - 1
 
 
 def has_no_weights(path: Path) -> bool:
@@ -31,13 +43,14 @@ def load_config(source: str | os.PathLike[str]) -> Any:
         source: folder with a `config.json`, or hub id.
 
     Raises:
-        UnsupportedError: if only code that comes with the model could read it.
+        UnsupportedError: if only code that comes with the model could read it, or its sizes are
+            those of no model.
         Exception: what transformers raises if it is missing or damaged.
     """
     import transformers
 
     source = os.fspath(source)
-    raw, _ = transformers.PreTrainedConfig.get_config_dict(source)
+    raw = _raw_config(source)
     own = raw.get("auto_map")
     kind = raw.get("model_type")
     if isinstance(own, dict) and "AutoConfig" in own and kind not in transformers.CONFIG_MAPPING:
@@ -46,6 +59,89 @@ def load_config(source: str | os.PathLike[str]) -> Any:
         )
     # None, the default, would ask on the terminal whether the code may run.
     return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+@contextmanager
+def bounded(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, a model that is made or loaded takes no more than its files of weights can fill.
+
+    Of a hub id only the configuration is checked: its files are not there yet.
+
+    Args:
+        source: folder with a `config.json`, or hub id.
+
+    Raises:
+        UnsupportedError: if the configuration describes a model that is far larger than what the
+            folder has, or the folder names weights of others.
+        Exception: what transformers raises if the configuration is missing or damaged.
+    """
+    _raw_config(os.fspath(source))
+    folder = Path(source)
+    if not folder.is_dir():
+        yield
+        return
+    _check_weights(folder)
+    files = (path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    stored = _LEAST_BITS * sum(path.stat().st_size for path in files)
+    taken = 0
+
+    def count(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
+        nonlocal taken
+        if tensor is not None:
+            taken += tensor.numel() * tensor.element_size()
+            what = f"the model that {folder / 'config.json'} describes"
+            check_read(what, taken, UnsupportedError, stored=stored)
+
+    hooks = (
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises `UnsupportedError` if shards lie in other folders, or unpack to more."""
+    for index in folder.glob("*.index.json"):
+        check_read(str(index), index.stat().st_size, UnsupportedError)
+        with suppress(KeyError, TypeError, ValueError, AttributeError):  # transformers will say so
+            for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+                check_inside(folder / shard, folder, index, UnsupportedError)
+    for path in folder.glob("*.bin"):
+        check_unpacked(path, UnsupportedError)
+
+
+def _raw_config(source: str) -> dict[str, Any]:
+    """What a configuration says, before anything is made of it."""
+    import transformers
+
+    file = Path(source) / "config.json"
+    if file.is_file():
+        check_read(str(file), file.stat().st_size, UnsupportedError)
+    raw: dict[str, Any] = transformers.PreTrainedConfig.get_config_dict(source)[0]
+    for name, size in _sizes(raw, ""):
+        most = _MOST_LAYERS if _COUNTS_LAYERS.search(name) else _MOST_SIZE
+        if size > most:
+            raise UnsupportedError(
+                f"the configuration of {source} has {name} {size:,}, over {most:,}, which is the "
+                "size of no model; fetch it again, or correct it"
+            )
+    return raw
+
+
+def _sizes(value: Any, name: str) -> Iterator[tuple[str, int]]:
+    """The whole numbers of a configuration with their keys, those of lists and parts as well."""
+    if isinstance(value, int):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _sizes(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _sizes(inner, name)
 
 
 def transformers_class(config: Any) -> Any:
@@ -78,7 +174,7 @@ def _code_refused(source: str, what: str) -> str:
 
 def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
     """Makes the model that a configuration describes on the meta device; see `unfilled_model`."""
-    return _made(source, adapters, torch.device("meta"))
+    return _made(source, adapters, torch.device("meta"), nullcontext())
 
 
 def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
@@ -97,14 +193,17 @@ def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
     from transformers.initialization import no_init_weights
 
     with torch.random.fork_rng(devices=[]):  # some constructors draw all the same
-        model = _made(source, adapters, no_init_weights())
+        model = _made(source, adapters, no_init_weights(), bounded(source))
     if callable(tie := getattr(model, "tie_weights", None)):
         tie()  # left out together with the drawing
     return model
 
 
 def _made(
-    source: str, adapters: Iterable[Adapter], how: AbstractContextManager[object]
+    source: str,
+    adapters: Iterable[Adapter],
+    how: AbstractContextManager[object],
+    bounds: AbstractContextManager[object],
 ) -> nn.Module:
     import transformers
 
@@ -116,7 +215,7 @@ def _made(
     try:
         config = load_config(source)
         named = transformers_class(config)
-        with how:
+        with bounds, how:
             if named is not None:
                 model = named(config)
             else:

@@ -12,6 +12,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import (
+    bounded,
     has_no_weights,
     load_config,
     loading_failure,
@@ -179,9 +180,10 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
         raise UnsupportedError(f"folder {source} has no config.json; give the model's own folder")
     try:
         loader = transformers_class(load_config(source)) or transformers.AutoModel
-        model, report = loader.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        with bounded(source):
+            model, report = loader.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
     except (VlpError, MemoryError):
         raise
     except Exception as error:  # damaged files raise what their parsers raise

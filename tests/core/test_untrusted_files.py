@@ -1,19 +1,29 @@
-"""Models and files of unknown origin: none runs code, takes the memory, or reads elsewhere."""
+"""Models and files of unknown origin: none runs code, takes the memory, or names other files."""
 
 from __future__ import annotations
 
 import ast
 import io
 import json
+import resource
 import subprocess
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from vlp_plugins.architecture import meta_model
-from vlp_plugins.data import load_processor
-from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_adapters.checkpoints import read_state, tensor_names
+from vlp_plugins.architecture import bounded, meta_model, unfilled_model
+from vlp_plugins.data import load_processor, open_source
+from vlp_plugins.errors import DataError, MaskError, RecipeError, UnsupportedError
 from vlp_plugins.loading import load_model, load_structure
+from vlp_plugins.masks.published import SUFFIX, import_published
+from vlp_plugins.recipes.lines import parse_yaml
+from vlp_plugins.weights import WeightMap
 
 ROOT = Path(__file__).parents[2]
 EVIL = "from pathlib import Path\nPath({touched!r}).touch()\nclass Evil: pass\n"
@@ -91,3 +101,141 @@ def test_a_class_that_is_no_model_is_not_called(tmp_path: Path) -> None:
     config = {"model_type": "vit", "architectures": ["pipeline"], "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert type(meta_model(str(tmp_path), [])).__name__ == "ViTModel"
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """This process gets no more than a gigabyte beyond what it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def laughs(levels: int, width: int) -> str:
+    lines = [f"a0: &a0 [{', '.join(['1'] * width)}]"]
+    for level in range(1, levels):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_aliases_that_stand_for_many_values() -> None:
+    with pytest.raises(
+        RecipeError, match=r"billion.yaml: [\d,]+ values would take .*_LIMIT=\d+MiB"
+    ):
+        parse_yaml(laughs(4, 150), "billion.yaml", "billion")
+    assert parse_yaml("a: &a [1, 2]\nb: *a", "few.yaml", "few").items()["b"].data
+
+
+def test_yaml_and_json_that_nest_without_end(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="deep.yaml: nested far deeper than 5 levels"):
+        parse_yaml(f"a: {'[' * 10**5}", "deep.yaml", "deep")
+    for name in ("metadata.jsonl", "dataset_coco.json"):
+        (tmp_path / name).write_text("[" * 10**6)
+        with pytest.raises(DataError, match=f"{name}.* not JSON"):
+            open_source(str(tmp_path))
+
+
+def deflated(path: Path) -> None:
+    torch.save({"visual.proj": torch.zeros(2**27)}, path.with_suffix(".whole"))
+    with (
+        zipfile.ZipFile(path.with_suffix(".whole")) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as small,
+    ):
+        for member in whole.infolist():
+            with whole.open(member) as source, small.open(member.filename, "w") as target:
+                while part := source.read(2**20):
+                    target.write(part)
+    path.with_suffix(".whole").unlink()
+
+
+def strided(path: Path) -> None:
+    torch.save({"visual.proj": torch.zeros(1).expand(2**20, 2**20)}, path)
+
+
+def spread(path: Path) -> None:
+    indices = torch.zeros(1, 1, dtype=torch.long)
+    torch.save({"visual.proj": torch.sparse_coo_tensor(indices, [1.0], (2**40,))}, path)
+
+
+@pytest.mark.parametrize("write", [deflated, strided, spread])
+def test_a_pytorch_file_that_describes_more_than_it_has(tmp_path, write, request) -> None:
+    path = tmp_path / "x.pth"
+    write(path)
+    request.getfixturevalue("little_memory")
+    for read in (read_state, tensor_names):
+        with pytest.raises(UnsupportedError, match=r"x.pth.* would take .* VLP_READ_LIMIT=\d+MiB"):
+            read(path)
+    weights = WeightMap({}, "toy")
+    with pytest.raises(MaskError, match=r"x.pth.* would take .* VLP_READ_LIMIT=\d+MiB"):
+        import_published(path, weights, None)  # type: ignore[arg-type]
+
+
+def test_one_tensor_under_many_names_counts_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VLP_READ_LIMIT", "1KiB")
+    tensor = torch.zeros(1000)
+    torch.save({f"name{SUFFIX}{n}": tensor for n in range(50)}, tmp_path / "x.pth")
+    assert len(read_state(tmp_path / "x.pth")) == 50
+
+
+def config(folder: Path, **changes: object) -> Path:
+    """A folder with a tiny ViT's configuration, and weights of a kilobyte."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    named = {"model_type": "vit", "architectures": ["ViTModel"], "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(named | sizes | changes))
+    save_file({"x": torch.zeros(256)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 2**64}, {"hidden_size": 2**40}])
+def test_a_configuration_of_no_model(tmp_path: Path, sizes) -> None:
+    folder = config(tmp_path, **sizes)
+    for read in (load_model, lambda source: meta_model(source, [])):
+        with pytest.raises(UnsupportedError, match=f"has {min(sizes)} .* the size of no model"):
+            read(str(folder))
+    with pytest.raises(UnsupportedError, match=f"has {min(sizes)} "), bounded(folder):
+        pass
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_model_far_larger_than_its_files(tmp_path: Path, monkeypatch) -> None:
+    folder = config(tmp_path, hidden_size=2**13, intermediate_size=2**13)
+    for read in (load_model, lambda source: unfilled_model(source, [])):
+        with pytest.raises(UnsupportedError, match=r"config.json describes would take .*_LIMIT="):
+            read(str(folder))
+    assert meta_model(str(folder), []), "which takes no memory"
+    monkeypatch.setenv("VLP_READ_LIMIT", "1TiB")
+    with bounded(folder), torch.device("meta"):
+        torch.nn.Linear(2**19, 2**15)
+
+
+def test_shards_of_another_folder(tmp_path: Path) -> None:
+    folder = config(tmp_path)
+    index = {"metadata": {}, "weight_map": {"x": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedError, match=r"index.json names .*/secret.safetensors.*outside"):
+        load_model(str(folder))
+
+
+def test_a_safetensors_header_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}
+    header = json.dumps({"x": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(UnsupportedError, match="damaged or no checkpoint"):
+        read_state(path)
+
+
+def test_a_processor_that_makes_images_larger_than_memory(tmp_path: Path) -> None:
+    side = {"height": 10**6, "width": 10**6}
+    kind = {"image_processor_type": "ViTImageProcessor", "size": side}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kind))
+    with pytest.raises(DataError, match="an image of size 1000000 x 1000000 would take"):
+        load_processor(str(tmp_path))

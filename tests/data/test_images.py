@@ -47,12 +47,19 @@ def _started(*_: object, **__: object) -> None:
 
 def test_a_picture_larger_than_the_limit_is_not_decoded(photos, huge, monkeypatch) -> None:
     (photos / "000.png").write_bytes(huge)
-    wanted = r"000.png: its image of 13300 x 13300 pixels would take .* VLP_READ_LIMIT=506.1MiB"
+    wanted = r"000.png: its image of 13300 x 13300 pixels would take .* VLP_READ_LIMIT=507MiB"
     with pytest.raises(DataError, match=wanted):
         read(open_source(str(photos)))
     monkeypatch.setenv("VLP_READ_LIMIT", "507MiB")
     assert open_image(huge).size == (SIDE, SIDE)
     assert Image.MAX_IMAGE_PIXELS, "Pillow's own limit is as it was"
+
+
+def test_a_line_of_pixels_is_no_picture() -> None:
+    data = BytesIO()
+    Image.new("1", (1, 100_000)).save(data, "PNG")
+    with pytest.raises(ValueError, match="its image of 1 x 100000 pixels would take"):
+        open_image(data.getvalue())
 
 
 def test_the_limit_is_an_amount_of_memory(monkeypatch) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlp_plugins.data.images import check_inside, read_image
+from vlp_plugins.data.images import read_image
 from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_inside
 
 
 def read_json(path: Path) -> Any:
@@ -24,7 +25,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # JSON and its encoding
+    except (ValueError, RecursionError) as error:  # JSON and its encoding
         raise DataError(f"{path} is not JSON ({error}); fetch it again") from error
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column, choose_split
-from vlp_plugins.data.images import check_inside, open_image
+from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.untrusted import check_inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,8 +9,12 @@ from typing import Any, Protocol
 
 from vlp_plugins.architecture import load_config, loading_failure
 from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_read
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
+
+
+_PIXEL_BYTES = 3 * 4  # RGB in float32
 
 
 class Processor(Protocol):
@@ -117,6 +121,8 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
             folder, backend="pil", trust_remote_code=False
         )
     )
+    if getattr(whole, "image_processor", None):
+        _check_sizes(whole.image_processor, folder)
     if getattr(whole, "image_processor", None) and _has_words(getattr(whole, "tokenizer", None)):
         return whole, reasons
     images = attempt(
@@ -126,10 +132,24 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
     )
     if images is None:
         return None, reasons[-1:]
+    _check_sizes(images, folder)
     tokenizer = attempt(
         lambda: transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     )
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
+
+
+def _check_sizes(images: Any, folder: str) -> None:
+    """Raises `DataError` if it makes images of more than `read_limit`."""
+    for name in ("size", "crop_size", "pad_size"):
+        size = getattr(images, name, None)
+        if isinstance(size, int) or not size:
+            sides = [int(size or 0)] * 2
+        else:
+            edge = size.get("shortest_edge") or 0
+            sides = [int(size.get(side) or edge) for side in ("height", "width")]
+        what = f"{folder}: an image of {name} {sides[0]} x {sides[1]}"
+        check_read(what, sides[0] * sides[1] * _PIXEL_BYTES, DataError)
 
 
 def _has_words(tokenizer: Any) -> bool:
