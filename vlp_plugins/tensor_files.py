@@ -67,6 +67,13 @@ def write_tensors(
             file.write(bytes_of_tensor(tensors[name]))
 
 
+def has_metadata(path: Path, key: str) -> bool:
+    """True for a file of `write_tensors` whose first metadata has that key, even if it is cut."""
+    begin = f'{{"__metadata__":{{{json.dumps(key)}:'.encode()
+    with path.open("rb") as file:
+        return file.read(8 + len(begin))[8:] == begin
+
+
 def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
     """The elements of a tensor in row-major order; no copy if it lies on the CPU like that."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
