@@ -22,11 +22,13 @@ from vlp_plugins.errors import UnsupportedError, VlpError, first_line
 from vlp_plugins.tensor_files import check_unpacked
 from vlp_plugins.untrusted import check_inside, check_read
 
+_ATTENTION = "attn_implementation"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 _LEAST_BITS = 64  # a file may have one bit of an element that takes 64: sparse, or quantized
-_MOST_LAYERS = 10_000
-_COUNTS_LAYERS = re.compile(r"(^|_)(layers?|depths?|blocks?|stages?)$")
-_MOST_SIZE = 2**31 - 1
+# Far above any model: a module per layer, and tables of positions, are made before weights are.
+_MOST_LAYERS, _LAYERS = 10_000, re.compile(r"(^|_)(layers?|depths?|blocks?|stages?)$")
+_MOST_SIZE = 2**27
+_SIZE = re.compile(r"^(num|n)_|(^|_)(size|dims?|width|channels|embeddings|positions|patches)$")
 
 
 def has_no_weights(path: Path) -> bool:
@@ -65,21 +67,20 @@ def load_config(source: str | os.PathLike[str]) -> Any:
 def bounded(source: str | os.PathLike[str]) -> Iterator[None]:
     """Within it, a model that is made or loaded takes no more than its files of weights can fill.
 
-    Of a hub id only the configuration is checked: its files are not there yet.
-
     Args:
-        source: folder with a `config.json`, or hub id.
+        source: folder with a `config.json`. Of a hub id, whose files may not be there yet, nothing
+            is checked.
 
     Raises:
         UnsupportedError: if the configuration describes a model that is far larger than what the
             folder has, or the folder names weights of others.
         Exception: what transformers raises if the configuration is missing or damaged.
     """
-    _raw_config(os.fspath(source))
     folder = Path(source)
     if not folder.is_dir():
         yield
         return
+    _raw_config(os.fspath(source))
     _check_weights(folder)
     files = (path for pattern in _WEIGHTS for path in folder.glob(pattern))
     stored = _LEAST_BITS * sum(path.stat().st_size for path in files)
@@ -122,26 +123,31 @@ def _raw_config(source: str) -> dict[str, Any]:
     if file.is_file():
         check_read(str(file), file.stat().st_size, UnsupportedError)
     raw: dict[str, Any] = transformers.PreTrainedConfig.get_config_dict(source)[0]
-    for name, size in _sizes(raw, ""):
-        most = _MOST_LAYERS if _COUNTS_LAYERS.search(name) else _MOST_SIZE
-        if size > most:
+    for name, value in _values(raw, ""):
+        if name.endswith(_ATTENTION) and "/" in str(value):  # a kernel of the hub
+            raise UnsupportedError(_code_refused(source, f"{name} {value}"))
+        if not isinstance(value, int):
+            continue
+        most = _MOST_LAYERS if _LAYERS.search(name) else _MOST_SIZE
+        if value > most and (_LAYERS.search(name) or _SIZE.search(name)):
             raise UnsupportedError(
-                f"the configuration of {source} has {name} {size:,}, over {most:,}, which is the "
+                f"the configuration of {source} has {name} {value:,}, over {most:,}, which is the "
                 "size of no model; fetch it again, or correct it"
             )
     return raw
 
 
-def _sizes(value: Any, name: str) -> Iterator[tuple[str, int]]:
-    """The whole numbers of a configuration with their keys, those of lists and parts as well."""
-    if isinstance(value, int):
-        yield name, value
-    elif isinstance(value, dict):
+def _values(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The values of a configuration with their keys, those of lists and parts as well."""
+    if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _sizes(inner, str(key))
+            # One implementation per part of the model stands under the parts' names.
+            yield from _values(inner, name if name.endswith(_ATTENTION) else str(key))
     elif isinstance(value, list):
         for inner in value:
-            yield from _sizes(inner, name)
+            yield from _values(inner, name)
+    else:
+        yield name, value
 
 
 def transformers_class(config: Any) -> Any:

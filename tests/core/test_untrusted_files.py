@@ -97,6 +97,21 @@ def test_a_processor_with_code_of_its_own_is_refused(evil: Path) -> None:
     assert not (evil.parent / "touched").exists()
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": {"text_config": "evil/kernel@main:attend"}},
+        {"text_config": {"attn_implementation": "evil/kernel"}},
+    ],
+)
+def test_kernels_of_the_hub_are_refused(tmp_path: Path, named) -> None:
+    folder = config(tmp_path, **named)
+    for read in (load_model, lambda source: meta_model(source, [])):
+        with pytest.raises(UnsupportedError, match=r"code of its own \(\w+ evil/kernel"):
+            read(str(folder))
+
+
 def test_a_class_that_is_no_model_is_not_called(tmp_path: Path) -> None:
     config = {"model_type": "vit", "architectures": ["pipeline"], "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -192,7 +207,9 @@ def config(folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 2**64}, {"hidden_size": 2**40}])
+@pytest.mark.parametrize(
+    "sizes", [{"num_hidden_layers": 2**64}, {"depths": [10**5]}, {"hidden_size": 2**40}]
+)
 def test_a_configuration_of_no_model(tmp_path: Path, sizes) -> None:
     folder = config(tmp_path, **sizes)
     for read in (load_model, lambda source: meta_model(source, [])):

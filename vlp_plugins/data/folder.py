@@ -75,7 +75,9 @@ def has_metadata(folder: Path) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError, first_line
-from vlp_plugins.untrusted import check_inside
+from vlp_plugins.untrusted import check_inside, check_read, read_limit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,8 +128,9 @@ class DatasetSource(CaptionSource):
             if "://" in place:
                 raise DataError(f"{self.description} names {place}; download its images first")
             check_inside(place, self._roots, self.description)
-        with xopen(path, "rb") as file:
-            data: bytes = file.read()
+        with xopen(path, "rb") as file:  # a member of an archive may unpack to any size
+            data: bytes = file.read(read_limit() + 1)
+        check_read(f"{path}: its file", len(data), ValueError)
         return data
 
 
