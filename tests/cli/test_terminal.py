@@ -10,18 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from vlp_plugins.cli.options import ManyValues, recipe_options
-from vlp_plugins.cli.program import explain
-from vlp_plugins.cli.quiet import quiet_libraries, show_log, steps_shown
+from vlp_plugins.cli.quiet import quiet_libraries, show_log
 from vlp_plugins.cli.running import data_progress
-from vlp_plugins.cli.tables import print_facts, print_lines, print_table
-from vlp_plugins.errors import DataError
-from vlp_plugins.masks import Manifest, Masks
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.weights import WeightMap
 
 
 def parsed(*words: str) -> dict[str, object]:
@@ -96,42 +89,3 @@ def test_nothing_but_results_on_a_run_without_mistakes(vlp, xvlm, photos, tmp_pa
     """`vlp` runs in this process, where transformers is imported and would chatter."""
     words = ("--model", xvlm, "--sparsity", "0.5", "--data", photos, "--save-model")
     assert vlp("prune", *words, "--out", tmp_path / "o").stderr == ""
-
-
-HOSTILE = "a\x1b]0;owned\x07\x9b2J\x08\u202eb"
-SHOWN = r"a\x1b]0;owned\x07\x9b2J\x08\u202eb"
-
-
-def test_a_terminal_gets_no_control_characters(capsys, tmp_path, vlp) -> None:
-    assert explain(DataError(HOSTILE))[0] == f"error: {SHOWN}"
-    assert explain(KeyError(HOSTILE))[0].isprintable()
-    print_table(HOSTILE, ["name"], [[HOSTILE]])
-    print_lines([f"{HOSTILE}\n\tmore"])
-    print_facts({HOSTILE: HOSTILE})
-    before = logging.getLogger().handlers[:]
-    try:
-        show_log()
-        logging.getLogger("vlp_plugins.anything").warning("%s", HOSTILE)
-        with steps_shown():
-            logging.getLogger("vlp_plugins.methods.x").info("%s", HOSTILE)
-    finally:
-        logging.getLogger().handlers[:] = before
-    out, err = capsys.readouterr()
-    assert out.count(SHOWN) == 5
-    assert err == f"warning: {SHOWN}\n{SHOWN}\n"
-    assert all(line.expandtabs().isprintable() for line in out.splitlines())
-    found = vlp("masks", "show", tmp_path / HOSTILE.replace("/", ""), code=2)
-    assert SHOWN in found.stderr
-
-
-def test_a_note_in_a_mask_file_is_shown_without_control_characters(vlp, tmp_path) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    weights = WeightMap.of(model, ModuleAdapter(model))
-    dense = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
-    manifest = Manifest.for_weights(
-        weights, method=HOSTILE, note=HOSTILE, calibration={"x": HOSTILE}
-    )
-    Masks.from_dense(dense, manifest).save(tmp_path / "m.safetensors")
-    text = vlp("masks", "show", tmp_path / "m.safetensors").stdout
-    assert text.count(SHOWN) == 3
-    assert "\x1b" not in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from toy_masks import Pretraining, ToyAdapter
 from vlp_plugins.masks import Manifest, Masks
 from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import LayerRow, collapse_warnings, layer_rows, to_csv
-from vlp_plugins.report.spreadsheet import csv_text
 from vlp_plugins.weights import WeightMap
 
 
@@ -66,19 +64,3 @@ def test_the_chart_is_the_same_text_for_the_same_masks(weights: WeightMap) -> No
     assert chart.startswith("<svg")
     assert chart == sparsity_by_depth(rows, ["0.5"])
     assert "http" not in chart.replace('"http://www.w3.org/', "")  # names of formats
-
-
-def test_no_cell_is_a_formula() -> None:
-    text = to_csv([row('=HYPERLINK("http://x","y")', 1, 2), row("-0.5", 1, 2)], ["0.5"])
-    cells = [line[0] for line in csv.reader(io.StringIO(text))]
-    assert cells == ["name", """'=HYPERLINK("http://x","y")""", "-0.5"]
-    for cell in ("+1+cmd|'/C calc'!A0", "@SUM(A1)", "-2+3", "\t=1", " =1"):
-        assert csv_text([[cell]]).lstrip('"').startswith("'"), cell
-    assert csv_text([["-1e-3", "+inf", -2.5, -1, "a=b", ""]]) == "-1e-3,+inf,-2.5,-1,a=b,\n"
-
-
-def test_one_place_writes_comma_separated_text() -> None:
-    root = Path(__file__).parents[2]
-    homes = (root / "vlp_plugins", root / "adapters", root / "benchmarks")
-    found = [p.name for home in homes for p in home.rglob("*.py") if "csv.writer" in p.read_text()]
-    assert found == ["spreadsheet.py"]

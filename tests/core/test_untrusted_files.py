@@ -7,6 +7,7 @@ import io
 import json
 import resource
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,7 +175,10 @@ def strided(path: Path) -> None:
 
 def spread(path: Path) -> None:
     indices = torch.zeros(1, 1, dtype=torch.long)
-    torch.save({"visual.proj": torch.sparse_coo_tensor(indices, [1.0], (2**40,))}, path)
+    torch.save(
+        {"visual.proj": torch.sparse_coo_tensor(indices, [1.0], (2**40,), check_invariants=True)},
+        path,
+    )
 
 
 @pytest.mark.parametrize("write", [deflated, strided, spread])
@@ -256,3 +260,27 @@ def test_a_processor_that_makes_images_larger_than_memory(tmp_path: Path) -> Non
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(kind))
     with pytest.raises(DataError, match="an image of size 1000000 x 1000000 would take"):
         load_processor(str(tmp_path))
+
+
+def test_a_sparse_member_is_not_read_beyond_the_limit(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("0000.png")
+    entry.size = 512
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
+    header[483:495] = b"%011o\0" % 5_000_000_000
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "x.tar"
+    path.write_bytes(bytes(header) + bytes(512) + bytes(1024))
+    with pytest.raises(DataError, match=r"x.tar: record 0000 would take 4.7 GiB .*_LIMIT=4769MiB"):
+        open_source(str(path))
+
+
+def test_the_name_of_a_member_is_not_read_beyond_the_limit(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.size, entry.type = 2**32, tarfile.GNUTYPE_LONGNAME
+    path = tmp_path / "x.tar"
+    path.write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    with pytest.raises(DataError, match=r"the name of a member would take 4.0 GiB"):
+        open_source(str(path))
