@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 import vlp_plugins
 from vlp_plugins.atomic import atomic_file
 from vlp_plugins.errors import VlpError, first_line
-from vlp_plugins.tensor_files import bytes_of_tensor, write_tensors
+from vlp_plugins.tensor_files import bytes_of_tensor, has_metadata, write_tensors
 
 _VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
 _PACKAGES = ("vlp-plugins", "torch", "transformers", "numpy")  # they decide the values
@@ -55,6 +55,7 @@ def write(
     header: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    state: bool = False,
 ) -> None:
     """Writes a file, whole or not at all.
 
@@ -65,13 +66,15 @@ def write(
         header: goes beside schema, checksum, `made_by` and `versions`; the last two may be in it.
             Values that JSON lacks become text.
         overwrite: replace an existing file.
+        state: replace a file of this kind and nothing else; a link is not followed.
 
     Raises:
         OutputError: if the file exists and is not to be overwritten, or cannot be written.
     """
+    own = (lambda path: is_of(path, form)) if state else None
     made = {"made_by": made_by(), "versions": versions(), **header}
     made |= {"schema": form.schema, "checksum": checksum(tensors)}
-    with atomic_file(path, overwrite=overwrite) as temporary:
+    with atomic_file(path, overwrite=overwrite, own=own) as temporary:
         write_tensors(temporary, tensors, {form.key: json.dumps(made, default=str)})
 
 
@@ -103,6 +106,11 @@ def read(
     if damaged:
         raise form.error(f"{path} is damaged: the checksum differs; {form.remedy}")
     return tensors, header
+
+
+def is_of(path: Path, form: Format) -> bool:
+    """True for a regular file, and no link to one, of that kind, whether damaged or not."""
+    return not path.is_symlink() and path.is_file() and has_metadata(path, form.key)
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,12 @@ _FOREIGN_FAILURE = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|unexpecte
 
 
 @contextmanager
-def atomic_file(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_file(
+    target: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    own: Callable[[Path], bool] | None = None,
+) -> Iterator[Path]:
     """Gives a temporary path to write to; it becomes `target` when the block ends well.
 
     Folders that are missing above the target are made.
@@ -45,11 +50,17 @@ def atomic_file(target: str | os.PathLike[str], *, overwrite: bool = False) -> I
     Args:
         target: where the file shall be. A symbolic link is followed, not replaced.
         overwrite: replace an existing file; nothing else than a regular file is ever replaced.
+        own: recognises the files that may be replaced, as of `check_own`; a link is not followed
+            then. None replaces any, if `overwrite` says so.
 
     Raises:
         OutputError: if the target exists, or if it cannot be written (disk full, no permission).
     """
-    target = _real(target)
+    if own is None:
+        target = _real(target)
+    else:
+        overwrite, target = True, _real(Path(target).parent) / Path(target).name
+        check_own(target, own)
     # The suffix stays, for libraries that choose a format by it; torch.save cannot do without one.
     suffix = target.suffix or ".tmp"
     temporary = temporary_beside(target, suffix)
@@ -86,15 +97,65 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_folder(target.parent)
 
 
-def write_bytes(target: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
-    """Writes a whole file; see `atomic_file` for what it raises."""
-    with atomic_file(target, overwrite=overwrite) as temporary:
+def write_bytes(
+    target: str | os.PathLike[str],
+    data: bytes,
+    *,
+    overwrite: bool = False,
+    own: Callable[[Path], bool] | None = None,
+) -> None:
+    """Writes a whole file; see `atomic_file` for the arguments and what it raises."""
+    with atomic_file(target, overwrite=overwrite, own=own) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(target: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
-    """Writes a whole file in UTF-8, line ends as given; see `atomic_file` for what it raises."""
-    write_bytes(target, text.encode(), overwrite=overwrite)
+def write_text(
+    target: str | os.PathLike[str],
+    text: str,
+    *,
+    overwrite: bool = False,
+    own: Callable[[Path], bool] | None = None,
+) -> None:
+    """Writes a whole file in UTF-8, line ends as given; see `atomic_file`."""
+    write_bytes(target, text.encode(), overwrite=overwrite, own=own)
+
+
+def append_text(target: Path, text: str) -> None:
+    """Appends to a file, and makes it if it is not there; on the disk when this returns.
+
+    Raises:
+        OutputError: if it is a link, which is not followed, or cannot be written.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(target, flags, 0o666), "a", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def check_own(target: Path, own: Callable[[Path], bool]) -> None:
+    """Checks that a file which a run keeps its state in replaces nothing but such a file.
+
+    Args:
+        target: of the state.
+        own: whether a regular file was written by an earlier run.
+
+    Raises:
+        OutputError: if something else is there, or a link, wherever it leads.
+    """
+    if target.is_symlink():
+        raise OutputError(
+            f"{target} is a link, and a run keeps its state there; no link is followed: remove "
+            "it, or give another place"
+        )
+    if target.exists() and not (target.is_file() and own(target)):
+        raise OutputError(
+            f"{target} is where a run keeps its state, but no run wrote what is there; move it "
+            "away, or give another place"
+        )
 
 
 def check_new(target: str | os.PathLike[str], *, overwrite: bool = False) -> None:

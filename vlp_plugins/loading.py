@@ -6,15 +6,21 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.architecture import has_no_weights, meta_model
+from vlp_plugins.architecture import (
+    bounded,
+    has_no_weights,
+    load_config,
+    loading_failure,
+    meta_model,
+    transformers_class,
+)
 from vlp_plugins.devices import default_device
-from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError, first_line
+from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.registry import Registry
@@ -173,18 +179,17 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
     if path.is_dir() and not (path / "config.json").is_file():
         raise UnsupportedError(f"folder {source} has no config.json; give the model's own folder")
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(source)
-        name = next(iter(config.architectures or []), None)
-        loader = getattr(transformers, name, None) if name else None
-        model, report = (loader or transformers.AutoModel).from_pretrained(
-            source, dtype=dtype, output_loading_info=True
-        )
-    except MemoryError:
+        loader = transformers_class(load_config(source)) or transformers.AutoModel
+        with bounded(source):
+            model, report = loader.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
+    except (VlpError, MemoryError):
         raise
     except Exception as error:  # damaged files raise what their parsers raise
         nowhere = "" if path.exists() else "there is no such file or folder, and as a hub id: "
         raise UnsupportedError(
-            f"cannot load a model from {source!r}: {nowhere}{first_line(error)}"
+            f"cannot load a model from {source!r}: {nowhere}{loading_failure(source, error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{source!r} holds {type(model).__name__}, which is no torch module")

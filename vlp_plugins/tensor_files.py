@@ -1,4 +1,4 @@
-"""Writes safetensors files tensor by tensor.
+"""Writes safetensors files tensor by tensor, and reads PyTorch's without running code in them.
 
 `safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as the
 model. The format is a length, a JSON header and the bytes
@@ -8,10 +8,14 @@ model. The format is a length, a JSON header and the bytes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from vlp_plugins.untrusted import check_read
 
 _ALIGNMENT = 8
 _NAMES = {
@@ -63,7 +67,63 @@ def write_tensors(
             file.write(bytes_of_tensor(tensors[name]))
 
 
+def has_metadata(path: Path, key: str) -> bool:
+    """True for a file of `write_tensors` whose first metadata has that key, even if it is cut."""
+    begin = f'{{"__metadata__":{{{json.dumps(key)}:'.encode()
+    with path.open("rb") as file:
+        return file.read(8 + len(begin))[8:] == begin
+
+
 def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
     """The elements of a tensor in row-major order; no copy if it lies on the CPU like that."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+def load_pickled(path: Path, error: type[Exception], *, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, if it is plain data: on the CPU, and no larger than the file.
+
+    Args:
+        path: the file.
+        error: raised if it describes more than it has; see `vlp_plugins.untrusted.read_limit`.
+        mmap: leave the tensors in the file.
+
+    Raises:
+        Exception: what `torch.load` raises for damaged files and for objects that could run code.
+    """
+    check_unpacked(path, error)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    # A tensor of stride 0, or a sparse one, has any number of elements in a few bytes.
+    views: dict[object, int] = {}
+    for tensor in _tensors(content, set()):
+        strided = tensor.layout == torch.strided
+        view = (tensor.data_ptr(), tensor.shape, tensor.stride()) if strided else id(tensor)
+        views[view] = tensor.numel() * tensor.element_size()
+    check_read(f"{path}: its tensors", sum(views.values()), error, stored=path.stat().st_size)
+    return content
+
+
+def check_unpacked(path: Path, error: type[Exception]) -> None:
+    """Checks that a zip archive, which a PyTorch file is, does not unpack to more than it has.
+
+    Raises:
+        Exception: of type `error`, if it does.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except zipfile.BadZipFile:  # whoever reads it says so
+        return
+    check_read(f"{path}, unpacked,", size, error, stored=path.stat().st_size)
+
+
+def _tensors(content: object, met: set[int]) -> Iterator[torch.Tensor]:
+    """Every tensor in mappings and lists, which may hold one another."""
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple) and id(content) not in met:
+        met.add(id(content))
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(part, met)

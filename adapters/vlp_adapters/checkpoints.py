@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlp_plugins.architecture import bounded
 from vlp_plugins.errors import UnsupportedError, first_line
+from vlp_plugins.tensor_files import load_pickled
 
 _PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
 
@@ -35,7 +37,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path, UnsupportedError)
     except pickle.UnpicklingError as error:
         raise UnsupportedError(
             f"{path} was not read: it holds objects other than tensors, which could run code, or "
@@ -98,7 +100,11 @@ def check_fit(
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Names of the tensors of a checkpoint file, without the values; empty for any other file."""
+    """Names of the tensors of a checkpoint file, without the values; empty for any other file.
+
+    Raises:
+        UnsupportedError: if its tensors would take much more memory than it has bytes.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -106,6 +112,8 @@ def tensor_names(path: Path) -> set[str]:
         if path.suffix not in _PICKLED or not path.is_file() or _is_torchscript(path):
             return set()
         content = _open(path)
+    except UnsupportedError:
+        raise
     # The unpickler fails in many ways on files that are not ours; whoever owns the file reports.
     except Exception:
         return set()
@@ -132,7 +140,7 @@ def is_saved_as(path: Path, model_type: str) -> bool:
     """True for a folder whose `config.json` names the model type."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and config.get("model_type") == model_type
 
@@ -149,7 +157,10 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
         UnsupportedError: if it is damaged or lacks parameters.
     """
     try:
-        model, report = model_class.from_pretrained(path, output_loading_info=True)
+        with bounded(path):
+            model, report = model_class.from_pretrained(
+                path, output_loading_info=True, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedError(
             f"cannot load the {family} model in {path}: {first_line(error)}"
@@ -181,6 +192,6 @@ def _is_torchscript(path: Path) -> bool:
 
 def _open(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return load_pickled(path, UnsupportedError, mmap=True)
     except RuntimeError:  # the format before torch 1.6 cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_pickled(path, UnsupportedError)

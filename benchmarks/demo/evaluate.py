@@ -133,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     family, model = load(args.model)
     sample = read_folder(args.data) if args.data else unseen_sample()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     print(json.dumps(evaluate(model, tokenizer, family, sample, candidates=args.rerank)))
 
 

@@ -112,9 +112,9 @@ def load(folder: Path) -> tuple[Family, Any]:
     """
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
     if kind == BlipPretrainConfig.model_type:
-        return "blip", BlipForPretraining.from_pretrained(folder)
+        return "blip", BlipForPretraining.from_pretrained(folder, trust_remote_code=False)
     if kind == XvlmPretrainConfig.model_type:
-        return "xvlm", XvlmForPretraining.from_pretrained(folder)
+        return "xvlm", XvlmForPretraining.from_pretrained(folder, trust_remote_code=False)
     raise ValueError(f"{folder} holds a {kind!r} model; expected a BLIP or X-VLM pre-training one")
 
 

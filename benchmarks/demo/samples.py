@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.demo import captions
 from benchmarks.demo.captions import Fact
 from benchmarks.demo.scans import Split, load_scans
 from benchmarks.demo.scenes import draw
+from vlp_plugins.data.images import read_image
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,6 @@ def read_folder(folder: Path) -> Sample:
         if stated is None:
             raise ValueError(f"{folder}: cannot read the caption {row['text']!r}")
         facts.append(stated)
-    images = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
+    images = [np.array(read_image(folder / row["file_name"]).convert("RGB")) for row in rows]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return Sample(pixels, [row["text"] for row in rows], facts)

@@ -26,6 +26,7 @@ from benchmarks.demo.processors import FAMILIES, Family, build_tokenizer, save_p
 from benchmarks.demo.samples import validation_sample
 from benchmarks.demo.scans import load_scans
 from benchmarks.demo.scenes import draw
+from vlp_plugins.tensor_files import load_pickled
 
 STATE_FILE = "training_state.pt"
 CLIP_NORM = 1.0
@@ -138,7 +139,7 @@ def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer, clock: Cl
     Raises:
         FileNotFoundError: if there is nothing to resume in the folder.
     """
-    state = torch.load(folder / STATE_FILE, weights_only=True)
+    state = load_pickled(folder / STATE_FILE, ValueError)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     clock.step, clock.seconds = state["clock"]["step"], state["clock"]["seconds"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from benchmarks.tables.tuning import TUNINGS, Tuning, measured, tuned
 from benchmarks.tables.ways import Way
 from benchmarks.tables.world import VERSION, World
 from vlp_plugins.atomic import reserved, write_text
+from vlp_plugins.job.workplace import delete_work, working
 
 THREADS = 1
 """Of a cell of the small models: as many as cores run side by side."""
@@ -106,14 +106,19 @@ class Cell:
     def run(self, world: World, out: Path) -> None:
         """Does the work and writes the file whole or not at all; a cell has one run at a time."""
         with reserved(self.path(out)):
-            self._run(world, out)
+            self._run_alone(world, out)
 
-    def _run(self, world: World, out: Path) -> None:
-        work = None
+    def _run_alone(self, world: World, out: Path) -> None:
         if self.origin is None:
             torch.set_num_threads(THREADS)
-        else:
-            work = self.path(out).with_suffix(".work")  # hours of fine-tuning can go on
+            self._run(world, out, None)
+            return
+        stem = self.path(out).with_suffix("")
+        with working(stem, resume=True) as work:  # hours of fine-tuning can go on
+            self._run(world, out, work)
+        delete_work(stem)
+
+    def _run(self, world: World, out: Path, work: Path | None) -> None:
         start = time.perf_counter()
         tuning = self.tuning
         loaded = load(world, self.model)
@@ -142,5 +147,3 @@ class Cell:
         path = self.path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(content, indent=1) + "\n", overwrite=True)
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)

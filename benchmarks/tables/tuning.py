@@ -20,6 +20,7 @@ from benchmarks.tables.world import World
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data.records import Record
 from vlp_plugins.finetuning import FinetuneSettings, downstream, finetune
+from vlp_plugins.finetuning.files import FILE
 from vlp_plugins.finetuning.samples import SampleEpochs
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
@@ -174,7 +175,7 @@ def tuned(
         masks=masks,
         settings=tuning.settings(seed),
         workplace=workplace,
-        resume=workplace is not None and workplace.exists(),
+        resume=workplace is not None and (workplace / FILE).is_file(),
         workers=0 if world.small else 1,
         about=about,
     )

@@ -200,3 +200,23 @@ def test_a_plan_knows_the_counts_that_data_cannot_change(vlp, words, tmp_path):
     assert re.findall(rows, planned, re.MULTILINE) == totals
     assert "how modalities and layers share it depends on the data" in planned
     assert not re.search(r"^ *[\d.]+ +vision ", planned, re.MULTILINE)
+
+
+@pytest.mark.parametrize("place", ["out.work", "out.work/vlp-prune-works-here.txt", "out.work/x"])
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_no_link_leads_the_work_out_of_its_folder(vlp, words, tmp_path, place, resume):
+    elsewhere = tmp_path / "elsewhere"
+    vlp("prune", *words, "--out", tmp_path / "out", "--parameter", "end=interrupt", "before=2",
+        code=130)  # fmt: skip
+    (tmp_path / "out.work").rename(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    link = tmp_path / place
+    if link.parent != tmp_path:
+        link.parent.mkdir()
+    link.symlink_to(elsewhere if place == "out.work" else elsewhere / link.name)
+
+    failed = vlp("prune", *words, "--out", tmp_path / "out", *resume, code=2)
+
+    assert f"{link} is a link, and a run works there; no link is followed" in failed.stderr
+    assert link.is_symlink()
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before

@@ -92,3 +92,15 @@ def test_without_its_packages_the_rest_is_written(vlp, xvlm, tmp_path, monkeypat
         "masks-0.5.safetensors",
         "recipe.yaml",
     ]
+
+
+def test_a_browser_fetches_and_runs_nothing_for_any_page(page: str) -> None:
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', page)
+    assert policy
+    assert policy[1].startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert page.index(policy[0]) < page.index("<style>"), "it holds for what follows it"
+    root = Path(__file__).parents[2]
+    homes = (root / "vlp_plugins", root / "adapters", root / "benchmarks")
+    files = [p for home in homes for p in home.rglob("*") if p.suffix in (".py", ".j2")]
+    heads = [path.name for path in files if "<html" in path.read_text(encoding="utf-8")]
+    assert heads == ["frame.html.j2"], "every page is made of the one that has the policy"

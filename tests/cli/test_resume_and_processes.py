@@ -96,3 +96,23 @@ def test_two_processes_write_one_folder_with_the_same_masks(pruned, xvlm, photos
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     for name in ("masks-0.63.safetensors", "masks-0.75.safetensors", "masks-0.9.safetensors"):
         assert Masks.load(tmp_path / "out" / name) == Masks.load(pruned / name)
+
+
+def test_a_file_of_someone_else_is_no_checkpoint(vlp, xvlm, photos, tmp_path) -> None:
+    words = ("prune", "--model", xvlm, "--sparsity", "0.5", "--out", tmp_path / "o")
+    stranger = tmp_path / "o.checkpoint"
+    stranger.write_text("years of work")
+    (tmp_path / "o.checkpoint.rank0of2").write_text("and more")
+    failed = vlp(*words, "--data", photos, code=2)
+    assert "o.checkpoint is where a run keeps its state, but no run wrote what is" in failed.stderr
+    vlp(*words, "--method", "omp")  # reads no data, and deletes no checkpoint of others
+    assert stranger.read_text() == "years of work"
+    assert (tmp_path / "o.checkpoint.rank0of2").read_text() == "and more"
+
+
+def test_a_link_is_no_checkpoint(vlp, xvlm, photos, pruned, tmp_path) -> None:
+    words = ("prune", "--model", xvlm, "--sparsity", "0.5", "--data", photos)
+    (tmp_path / "o.checkpoint").symlink_to(tmp_path / "victim")
+    failed = vlp(*words, "--out", tmp_path / "o", code=2)
+    assert "o.checkpoint is a link, and a run keeps its state there" in failed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.checkpoint"]

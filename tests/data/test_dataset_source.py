@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,39 @@ def test_a_damaged_saved_dataset(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(DataError, match="cannot load dataset"):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", ["{above}/secret.png", "https://example.org/secret.png"])
+def test_rows_name_no_file_outside_of_their_folder(tmp_path: Path, monkeypatch, named: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(9))
+    rows = {"image": [named.format(above=tmp_path)], "caption": ["words"]}
+    datasets.Dataset.from_dict(rows).to_parquet(str(folder / "train.parquet"))
+    with pytest.raises(DataError, match="outside of .* VLP_READ_OUTSIDE=1|download its images"):
+        read(open_source(str(folder)))
+    if named.startswith("{above}"):
+        monkeypatch.setenv("VLP_READ_OUTSIDE", "1")
+        assert read(open_source(str(folder))) == [(9, "words")]
+
+
+def test_rows_name_files_of_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(9))
+    rows = {"image": [str(tmp_path / "a.png")], "caption": ["words"]}
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "train.parquet"))
+    assert read(open_source(str(tmp_path))) == [(9, "words")]
+
+
+def test_a_saved_dataset_names_no_data_of_other_folders(saved: Path, tmp_path: Path) -> None:
+    state = {"_data_files": [{"filename": f"../{saved.name}/data-00000-of-00001.arrow"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"state.json names .*, which is outside of"):
+        open_source(str(tmp_path))
+
+
+def test_a_dataset_decodes_nothing_but_pictures() -> None:
+    rows = [{"bytes": encoded(number, "EPS"), "path": "a.png"} for number in range(2)]
+    found = datasets.Dataset.from_dict({"image": rows, "caption": ["a", "b"]})
+    source = DatasetSource(found.cast_column("image", datasets.Image(decode=False)), "made")
+    with pytest.raises(DataError, match="record 1: cannot identify image file"):
+        read(source)

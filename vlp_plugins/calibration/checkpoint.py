@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vlp_plugins.atomic import check_own
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.tally import Tally
 from vlp_plugins.errors import StatisticsError
@@ -104,6 +105,14 @@ class Checkpoint:
         self._identity = dict(identity)
         self._world = world
         self.path = self._base.with_name(self._base.name + self._mark(rank))
+
+    def check(self) -> None:
+        """Makes sure before the pass that nothing but an earlier checkpoint would be replaced.
+
+        Raises:
+            OutputError: if another file, or a link, is there.
+        """
+        check_own(self.path, lambda path: files.is_of(path, "checkpoint"))
 
     def save(self, state: PassState, large: Mapping[Key, torch.Tensor]) -> None:
         """Writes a state, whole or not at all.

@@ -17,6 +17,7 @@ from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_o
 from vlp_plugins.calibration.measuring import Measuring
 from vlp_plugins.calibration.processes import (
     check_same,
+    failing_together,
     of_first,
     place,
     sum_large,
@@ -109,6 +110,9 @@ def calibrate(
     if checkpoint is not None:
         identity = identity_of(weights, statistics, published=published, autocast=autocast)
         file = Checkpoint(checkpoint, identity, *turns(sharded=measuring.sharded))
+        if not resume:
+            with failing_together():
+                file.check()
     done = _resumed(file, resume, limit)
     if measuring.sharded:
         done, file = _together(done), None if place()[0] else file

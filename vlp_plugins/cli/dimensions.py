@@ -9,7 +9,7 @@ import click
 
 from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_source
 from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
-from vlp_plugins.cli.tables import duration, print_table
+from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table
 from vlp_plugins.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -89,11 +89,9 @@ def id_(
     print_table("By modality", MODALITY_HEADER, modality_rows(layers))
     print_table("Layers", LAYER_HEADER, layer_rows(layers))
     click.echo()
-    for sentence in summary_of(result.profile):
-        click.echo(sentence)
+    print_lines(summary_of(result.profile))
     click.echo()
-    for name, value in result.facts.items():
-        click.echo(f"{name}: {value}")
+    print_facts(result.facts)
     if result.out is not None:
         click.echo(f"written: {result.out}")
 

@@ -10,7 +10,7 @@ import click
 from vlp_plugins.cli.measuring_options import model_source
 from vlp_plugins.cli.options import model_options
 from vlp_plugins.cli.running import command_line, data_progress
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 
 _TASKS = ("retrieval", "captioning", "vqa", "classification")
 
@@ -87,9 +87,7 @@ def evaluate(
     table = metrics_table(found)
     print_table(table.title, table.header, table.rows)
     click.echo()
-    for sentence in sentences(found):
-        click.echo(sentence)
-    for name, fact in {**found.settings, **found.facts}.items():
-        click.echo(f"{name}: {fact}")
+    print_lines(sentences(found))
+    print_facts({**found.settings, **found.facts})
     if found.out is not None:
         click.echo(f"written: {found.out}")

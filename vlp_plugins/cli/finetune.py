@@ -12,6 +12,7 @@ import click
 
 from vlp_plugins.cli.options import Command, adapter_option
 from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.tables import print_facts
 
 if TYPE_CHECKING:
     from vlp_plugins.finetuning import Engine
@@ -110,8 +111,7 @@ def finetune(
         return
     if result.done.resumed_from:
         click.echo(f"resumed from step {result.done.resumed_from:,}")
-    for name, fact in result.facts.items():
-        click.echo(f"{name}: {fact}")
+    print_facts(result.facts)
     first, last = result.done.log[0], result.done.log[-1]
     click.echo(f"loss: {first['loss']:.4g} (step {first['step']}) to {last['loss']:.4g}")
     click.echo(f"written: {result.out}")

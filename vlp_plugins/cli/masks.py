@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlp_plugins.cli.options import model_options, new_file
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.tables import print_lines, print_table
 
 if TYPE_CHECKING:
     from vlp_plugins.masks import Masks
@@ -31,13 +31,15 @@ def show(file: Path) -> None:
 
     found = Masks.load(file)
     m = found.manifest
-    click.echo(f"{found!r}")
-    click.echo(f"made by {m.made_by} with adapter {m.adapter!r}, structure {m.structure}")
-    click.echo(f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}")
-    if m.note:
-        click.echo(m.note)
-    for sentence in _doubts(file, found):
-        click.echo(f"warning: {sentence}")
+    print_lines(
+        [
+            repr(found),
+            f"made by {m.made_by} with adapter {m.adapter!r}, structure {m.structure}",
+            f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}",
+            *([m.note] if m.note else []),
+            *[f"warning: {sentence}" for sentence in _doubts(file, found)],
+        ]
+    )
     if found.new_values is not None:
         click.echo(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
     counts = found.counts()

@@ -14,6 +14,7 @@ import click
 
 from vlp_plugins import __version__
 from vlp_plugins.cli.quiet import quiet_libraries, show_log
+from vlp_plugins.cli.tables import visible
 from vlp_plugins.errors import VlpError
 
 MENDABLE = 2
@@ -82,7 +83,7 @@ def explain(error: Exception) -> tuple[str, int]:
             "please report it)"
         )
         code = UNEXPECTED
-    return f"{_who()}error: {' '.join(text.split())}", code
+    return f"{_who()}error: {visible(' '.join(text.split()))}", code
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import click
 from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
 from vlp_plugins.cli.quiet import steps_shown
 from vlp_plugins.cli.running import data_progress, explained_interruption
-from vlp_plugins.cli.tables import print_masks
+from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
 
 
 @click.command(cls=ManyValues)
@@ -44,9 +44,7 @@ def prune(resume: bool, **options: Any) -> None:
     if not speaks:
         return
     print_masks(result.masks)
-    for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    print_lines((f"warning: {warning}" for warning in result.warnings), err=True)
     click.echo()
-    for name, value in result.facts.items():
-        click.echo(f"{name}: {value}")
+    print_facts(result.facts)
     click.echo(f"written: {result.out}")

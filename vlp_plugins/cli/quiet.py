@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import click
 
+from vlp_plugins.cli.tables import visible
+
 _SILENCE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bar for the weights obeys it as well
     "TRANSFORMERS_VERBOSITY": "error",  # advice to install torchvision; tables of missing keys
@@ -39,7 +41,7 @@ class _Lines(logging.Handler):
     """One line per record, on whatever standard error is at that moment (a progress bar's)."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
+        text = visible(" ".join(record.getMessage().split()))
         click.echo(f"{record.levelname.lower()}: {text}", err=True)
 
 
@@ -48,7 +50,7 @@ class _Steps(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:  # the others are shown as warnings
-            click.echo(record.getMessage(), err=True)
+            click.echo(visible(record.getMessage()), err=True)
 
 
 @contextmanager

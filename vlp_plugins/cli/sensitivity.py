@@ -10,7 +10,7 @@ import click
 from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_source
 from vlp_plugins.cli.options import ManyValues
 from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 from vlp_plugins.errors import RecipeError
 
 DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
@@ -117,9 +117,7 @@ def sensitivity(
     for table in tables:
         print_table(table.title, table.header, table.rows)
     click.echo()
-    for sentence in analysis.sentences:
-        click.echo(sentence)
+    print_lines(analysis.sentences)
     click.echo()
-    for name, fact in result.facts.items():
-        click.echo(f"{name}: {fact}")
+    print_facts(result.facts)
     click.echo(f"written: {result.out}")

@@ -1,8 +1,9 @@
-"""Tables of text on standard output. Nothing is cut, so that programs can read them too."""
+"""Text and tables on standard output. Nothing is cut, so that programs can read them too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,13 +12,36 @@ if TYPE_CHECKING:
     from vlp_plugins.masks import Count, Masks
 
 
+# A terminal obeys control characters, and those of the writing direction reorder what is read.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes: names and notes of files may hold any.
+
+    Line ends and tabs stay.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def print_lines(lines: Iterable[object], *, err: bool = False) -> None:
+    """Sentences, one a line."""
+    for line in lines:
+        click.echo(visible(str(line)), err=err)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Facts with their names, one a line."""
+    print_lines(f"{name}: {fact}" for name, fact in facts.items())
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns as wide as they need; those of numbers are flush right."""
-    cells = [[*header], *([str(cell).replace("\n", ", ") for cell in row] for row in rows)]
+    cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
     if title:
-        click.secho(f"\n{title}", bold=True)
+        click.secho(f"\n{visible(title)}", bold=True)
     for row in cells:
         texts = (
             cell.rjust(width) if number else cell.ljust(width)

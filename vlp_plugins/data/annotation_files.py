@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vlp_plugins.data.images import read_image
 from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_inside
 
 
 def read_json(path: Path) -> Any:
@@ -24,7 +25,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # JSON and its encoding
+    except (ValueError, RecursionError) as error:  # JSON and its encoding
         raise DataError(f"{path} is not JSON ({error}); fetch it again") from error
 
 
@@ -80,7 +81,8 @@ def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source:
         source: the file that names the images.
 
     Raises:
-        DataError: if the first is in none of the folders, or others are missing.
+        DataError: if the first is in none of the folders, others are missing, or one lies outside
+            of the data set's folder.
     """
     places = [folder, *(folder / name for name in below)]
     root = next((place for place in places if (place / names[0]).is_file()), None)
@@ -90,6 +92,8 @@ def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source:
             f"{source} names the image {names[0]}, which is in none of {tried}; put the images "
             "there, or link their folder"
         )
+    for name in dict.fromkeys(names):
+        check_inside(root / name, folder, source)
     missing = [name for name in dict.fromkeys(names) if not (root / name).is_file()]
     if missing:
         raise DataError(
@@ -101,15 +105,7 @@ def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source:
 
 def image_of(path: Path) -> Callable[[], Image.Image]:
     """What opens an image when it is needed."""
-    return partial(_open, path)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        data = path.read_bytes()
-    except OSError as error:  # not a damaged image: the next ones would fail as well
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    return Image.open(BytesIO(data))
+    return partial(read_image, path)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:

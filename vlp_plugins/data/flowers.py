@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from vlp_plugins.data.annotation_files import image_of, image_root
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.labelled import Labelled, LabelledImages
 from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.untrusted import check_read
 
 _LABELS, _SPLITS = "imagelabels.mat", "setid.mat"
+_BYTES = 8  # of a number, at most
 _IDS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
@@ -57,13 +60,17 @@ def open_flowers(folder: Path, split: str | None = None) -> LabelledImages:
 def _numbers(path: Path, key: str) -> np.ndarray:
     """A row of integers of a MATLAB file, `[n]`."""
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
     except ImportError as error:
         raise DataError(
             f'{path} is a MATLAB file, which scipy reads: pip install "vlp-plugins[eval]"'
         ) from error
     try:
+        for name, shape, _ in whosmat(str(path)):
+            check_read(f"{path}: {name}", math.prod(shape) * _BYTES, DataError)
         content: dict[str, Any] = loadmat(str(path))
+    except DataError:
+        raise
     except Exception as error:  # damaged files raise what the parser raises
         raise DataError(
             f"{path} is damaged or no MATLAB file: {first_line(error)}; fetch it again"

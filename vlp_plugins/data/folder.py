@@ -10,10 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from vlp_plugins.data.columns import (
     CAPTION_COLUMNS,
@@ -22,9 +19,11 @@ from vlp_plugins.data.columns import (
     first_folders,
     split_among,
 )
+from vlp_plugins.data.images import read_image
 from vlp_plugins.data.metadata import METADATA_NAMES, Row, find_metadata, read_metadata
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_inside
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -59,7 +58,7 @@ class ImageFolder(CaptionSource):
             self._entries, chosen = _all_images(folder, split)
         else:
             base, prefix = _locate(folder, split)
-            self._entries, chosen = _entries(base, prefix, image_column, caption_column)
+            self._entries, chosen = _entries(folder, base, prefix, image_column, caption_column)
             if base.parent != folder:
                 chosen = base.parent.name
         if chosen is not None:
@@ -71,7 +70,7 @@ class ImageFolder(CaptionSource):
         if seed is not None:
             entries = random.Random(seed).sample(entries, len(entries))
         for entry in entries:
-            yield Record(entry.path.name, partial(_decode, entry.path), entry.caption)
+            yield Record(entry.path.name, partial(read_image, entry.path), entry.caption)
 
 
 def has_metadata(folder: Path) -> bool:
@@ -84,7 +83,9 @@ def has_metadata(folder: Path) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -107,7 +108,11 @@ def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
 
 
 def _entries(
-    metadata: Path, prefix: str | None, image_column: str | None, caption_column: str | None
+    folder: Path,
+    metadata: Path,
+    prefix: str | None,
+    image_column: str | None,
+    caption_column: str | None,
 ) -> tuple[list[_Entry], str | None]:
     """The entries of a metadata file, and the split that their names say."""
     rows = read_metadata(metadata)
@@ -128,6 +133,8 @@ def _entries(
     if prefix is not None:
         pairs = [(name, caption) for name, caption in pairs if name.startswith(f"{prefix}/")]
     entries = [_Entry(metadata.parent / name, caption) for name, caption in pairs]
+    for entry in entries:
+        check_inside(entry.path, folder, metadata)
     missing = [name for (name, _), entry in zip(pairs, entries, strict=True)
                if not entry.path.is_file()]  # fmt: skip
     if missing:
@@ -159,11 +166,3 @@ def _all_images(folder: Path, split: str | None) -> tuple[list[_Entry], str | No
 def _pairs_of(entry: _Entry, captions: Captions) -> int:
     several = captions == "all" and isinstance(entry.caption, list)
     return len(entry.caption) if several else 1  # type: ignore[arg-type]
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        data = path.read_bytes()
-    except OSError as error:  # not a damaged image: the next ones would fail as well
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    return Image.open(BytesIO(data))

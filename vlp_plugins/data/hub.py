@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column, choose_split
+from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.untrusted import check_inside, check_read, read_limit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +42,7 @@ class DatasetSource(CaptionSource):
         image_column: str | None = None,
         caption_column: str | None = None,
         captions: Captions = "first",
+        roots: Sequence[Path] | None = None,
     ) -> None:
         """Finds the columns.
 
@@ -47,6 +52,7 @@ class DatasetSource(CaptionSource):
             image_column: None takes the column of images, or one with a usual name.
             caption_column: None takes one with a usual name.
             captions: see `Captions`.
+            roots: folders that image files which the rows name must lie in; None allows any.
 
         Raises:
             DataError: if a column is not found; the message lists those that are there.
@@ -76,7 +82,7 @@ class DatasetSource(CaptionSource):
                 self._image, datasets.Image(decode=False)
             ),
         )
-        self._decoder = datasets.Image()
+        self._roots = roots
         if captions != "all":
             self.length = _length(dataset)
 
@@ -106,8 +112,26 @@ class DatasetSource(CaptionSource):
     def _open(self, value: Any) -> Image:
         if value is None:
             raise ValueError("it has no image")
-        image: Image = self._decoder.decode_example(value)
-        return image
+        # Not by `datasets`: it has Pillow try every format, and opens any path and address.
+        data, path = value.get("bytes"), value.get("path")
+        if data is None and not path:
+            raise ValueError("it has neither the bytes nor the path of an image")
+        return open_image(self._fetched(str(path)) if data is None else data)
+
+    def _fetched(self, path: str) -> bytes:
+        """The content of a file that a row names: on the disk, in an archive or on the hub."""
+        from datasets import config
+        from datasets.utils.file_utils import xopen
+
+        place = path.rsplit("::", 1)[-1]  # the archive, of a member
+        if self._roots is not None and not place.startswith(("hf://", f"{config.HF_ENDPOINT}/")):
+            if "://" in place:
+                raise DataError(f"{self.description} names {place}; download its images first")
+            check_inside(place, self._roots, self.description)
+        with xopen(path, "rb") as file:  # a member of an archive may unpack to any size
+            data: bytes = file.read(read_limit() + 1)
+        check_read(f"{path}: its file", len(data), ValueError)
+        return data
 
 
 def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:
@@ -126,11 +150,15 @@ def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:
 
     path = Path(source)
     if path.is_dir() and is_saved(path):
+        _check_saved(path)
         found = _guarded(source, lambda: datasets.load_from_disk(source))
     elif path.is_file():
         builder = FILE_BUILDERS[path.suffix.lower()]
         found = _guarded(
-            source, lambda: datasets.load_dataset(builder, data_files=source, streaming=True)
+            source,
+            lambda: datasets.load_dataset(
+                builder, data_files=source, streaming=True, trust_remote_code=False
+            ),
         )
     else:
         found = _load(source, is_local=path.is_dir())
@@ -142,16 +170,34 @@ def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:
     return found, None
 
 
+def roots_of(source: str) -> list[Path]:
+    """Folders where the image files of `open_dataset(source)` may lie: its own, or the cache."""
+    path = Path(source)
+    if path.exists():
+        return [path if path.is_dir() else path.parent]
+    from datasets import config
+
+    return [Path(config.HF_CACHE_HOME), Path(config.HF_DATASETS_CACHE)]
+
+
 def is_saved(folder: Path) -> bool:
     """True if a folder is what `save_to_disk` writes."""
     return any((folder / name).is_file() for name in _SAVED)
+
+
+def _check_saved(folder: Path) -> None:
+    """Raises `DataError` if what `save_to_disk` wrote names data files of other folders."""
+    for state in folder.rglob(_SAVED[0]):
+        with suppress(KeyError, TypeError, ValueError):  # damaged: `datasets` will say so
+            for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+                check_inside(state.parent / file["filename"], folder, state)
 
 
 def _load(source: str, *, is_local: bool) -> Any:
     import datasets
 
     name, _, configuration = (source, "", "") if is_local else source.partition(":")
-    load = partial(datasets.load_dataset, name, configuration or None)
+    load = partial(datasets.load_dataset, name, configuration or None, trust_remote_code=False)
     if is_local:
         return _guarded(source, lambda: load(streaming=True))
     try:

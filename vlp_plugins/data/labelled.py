@@ -159,7 +159,7 @@ def _from_classes(folder: Path, title: str) -> LabelledImages:
 
 
 def _from_datasets(source: str, split: str | None) -> LabelledImages:
-    from vlp_plugins.data.hub import DatasetSource, open_dataset
+    from vlp_plugins.data.hub import DatasetSource, open_dataset, roots_of
 
     dataset, chosen = open_dataset(source, split)
     features = dataset.features or {}
@@ -170,7 +170,7 @@ def _from_datasets(source: str, split: str | None) -> LabelledImages:
             f"{', '.join(features) or 'unknown'}"
         )
     title = f"dataset {source}" + (f" ({chosen})" if chosen else "")
-    records = DatasetSource(dataset, title, caption_column=column)
+    records = DatasetSource(dataset, title, caption_column=column, roots=roots_of(source))
     names = tuple(getattr(features[column], "names", None) or ())
     return LabelledImages(title, _LazyItems(records), names)
 

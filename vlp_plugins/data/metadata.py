@@ -81,8 +81,9 @@ def _read_jsonl(path: Path) -> list[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                reason = getattr(error, "msg", error)
+                raise DataError(f"{path}, line {number}: not JSON ({reason})") from error
             if not isinstance(row, dict):
                 raise DataError(
                     f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object such as "

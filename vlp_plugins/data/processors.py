@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.architecture import load_config, loading_failure
+from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_read
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
+
+
+_PIXEL_BYTES = 3 * 4  # RGB in float32
 
 
 class Processor(Protocol):
@@ -107,17 +112,44 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
         try:
             return load()
         except Exception as error:  # damaged files raise what their parsers raise
-            reasons.append(first_line(error))
+            reasons.append(loading_failure(folder, error))
             return None
 
-    whole = attempt(lambda: transformers.AutoProcessor.from_pretrained(folder, backend="pil"))
+    # `trust_remote_code=None`, the default, would ask on the terminal whether code may run.
+    whole = attempt(
+        lambda: transformers.AutoProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
+    )
+    if getattr(whole, "image_processor", None):
+        _check_sizes(whole.image_processor, folder)
     if getattr(whole, "image_processor", None) and _has_words(getattr(whole, "tokenizer", None)):
         return whole, reasons
-    images = attempt(lambda: transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"))
+    images = attempt(
+        lambda: transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
+    )
     if images is None:
         return None, reasons[-1:]
-    tokenizer = attempt(lambda: transformers.AutoTokenizer.from_pretrained(folder))
+    _check_sizes(images, folder)
+    tokenizer = attempt(
+        lambda: transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    )
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
+
+
+def _check_sizes(images: Any, folder: str) -> None:
+    """Raises `DataError` if it makes images of more than `read_limit`."""
+    for name in ("size", "crop_size", "pad_size"):
+        size = getattr(images, name, None)
+        if isinstance(size, int) or not size:
+            sides = [int(size or 0)] * 2
+        else:
+            edge = size.get("shortest_edge") or 0
+            sides = [int(size.get(side) or edge) for side in ("height", "width")]
+        what = f"{folder}: an image of {name} {sides[0]} x {sides[1]}"
+        check_read(what, sides[0] * sides[1] * _PIXEL_BYTES, DataError)
 
 
 def _has_words(tokenizer: Any) -> bool:
@@ -138,7 +170,7 @@ def _positions(folder: str) -> int | None:
 
     try:
         with _quiet():
-            config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+            config = load_config(folder).to_dict()
     except Exception:  # a configuration that only an adapter knows
         try:
             config, _ = transformers.PreTrainedConfig.get_config_dict(folder)

@@ -9,16 +9,18 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from glob import glob
-from io import BytesIO
 from itertools import product
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 
 from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split, split_among
+from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_read
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 _TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")
@@ -158,11 +160,27 @@ def _tars(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _TAR.search(path.name))
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose name, which tarfile reads before anyone can look at it, is not too long."""
+
+    _NAMES = (
+        tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+    )  # fmt: skip
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in cls._NAMES:
+            check_read("the name of a member", member.size, tarfile.ReadError)
+        return member
+
+
 def _samples(shard: Path) -> Iterator[tuple[str, Fields]]:
     """Key and files of every record: members that follow each other and share a key."""
     current, fields = "", dict[str, bytes]()
     try:
-        with tarfile.open(shard, "r|*") as tar:
+        with tarfile.open(shard, "r|*", tarinfo=_Member) as tar:
             for member in tar:
                 match = _MEMBER.fullmatch(member.name)
                 content = tar.extractfile(member) if match and member.isfile() else None
@@ -178,6 +196,8 @@ def _samples(shard: Path) -> Iterator[tuple[str, Fields]]:
                         f"shard {shard} holds {member.name} twice in one record; give every pair "
                         "of image and caption a name of its own (0001.jpg with 0001.txt)"
                     )
+                size = member.size + sum(map(len, fields.values()))
+                check_read(f"{shard}: record {match[1]}", size, DataError)
                 fields[field] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"shard {shard} is damaged: {error}; fetch or make it again") from error
@@ -207,7 +227,10 @@ def _caption_value(fields: Fields, field: str, key: str) -> object:
 
 
 def _json(content: bytes) -> dict[str, object]:
-    value = json.loads(content)
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"its JSON is nested too deep ({error})") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -216,4 +239,4 @@ def _decode(fields: Fields, field: str) -> Image.Image:
     found = next((name for name in names if name in fields), None)
     if found is None:
         raise ValueError(f"it has no image (its files: {', '.join(fields)})")
-    return Image.open(BytesIO(fields[found]))
+    return open_image(fields[found])

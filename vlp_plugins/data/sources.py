@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlp_plugins.data.folder import ImageFolder, has_metadata
-from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset
+from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset, roots_of
 from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
 from vlp_plugins.data.metadata import METADATA_NAMES
 from vlp_plugins.data.records import Captions, CaptionSource
@@ -93,7 +93,7 @@ def _dataset(
 ) -> CaptionSource:
     dataset, chosen = open_dataset(source, split)
     description = f"dataset {source}" + (f" ({chosen})" if chosen else "")
-    return DatasetSource(dataset, description, **columns, captions=captions)
+    return DatasetSource(dataset, description, **columns, captions=captions, roots=roots_of(source))
 
 
 __all__ = ["CaptionSource", "open_source"]

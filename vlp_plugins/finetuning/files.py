@@ -93,7 +93,7 @@ class StateFile:
             header = {
                 "identity": self._identity, "place": asdict(place), "engine": engine.state(),
             }  # fmt: skip
-            artifacts.write(self._path, _FORMAT, tensors, header, overwrite=True)
+            artifacts.write(self._path, _FORMAT, tensors, header, state=True)
         engine.wait()
 
     def load(

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp_plugins.atomic import write_text
+from vlp_plugins.atomic import append_text, check_own, write_text
 from vlp_plugins.errors import NonFiniteError
 
 FILE = "losses.jsonl"
+_BEGIN = '{"step": '
 
 
 class LossLog:
@@ -39,8 +40,15 @@ class LossLog:
         self._count = 0
 
     def begin(self, step: int) -> None:
-        """Keeps what an earlier run has written of the first steps, and drops the rest."""
-        if self._path is None or not self._path.exists():
+        """Keeps what an earlier run has written of the first steps, and drops the rest.
+
+        Raises:
+            OutputError: if the file is a link or was not written by a run.
+        """
+        if self._path is None:
+            return
+        check_own(self._path, _is_ours)
+        if not self._path.exists():
             return
         if not step:
             self._path.unlink()
@@ -48,7 +56,7 @@ class LossLog:
         text = self._path.read_text(encoding="utf-8")
         self.lines = [line for line in _whole(text) if line["step"] <= step]
         text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
-        write_text(self._path, text, overwrite=True)
+        write_text(self._path, text, own=_is_ours)
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Counts the terms of one batch."""
@@ -86,8 +94,14 @@ class LossLog:
         self.lines.append(line)
         if self._path is not None and writes:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{json.dumps(line)}\n")
+            append_text(self._path, f"{json.dumps(line)}\n")
+
+
+def _is_ours(path: Path) -> bool:
+    """True for losses of any run; of one that was killed the first line may be cut short."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    return first.startswith(_BEGIN) or _BEGIN.startswith(first)
 
 
 def _whole(text: str) -> list[dict[str, Any]]:

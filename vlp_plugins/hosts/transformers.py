@@ -226,7 +226,7 @@ class GradualPruningCallback(_Saving):
         folder = self._checkpoint(args, state) if state.is_world_process_zero else None
         if folder is None:
             return
-        artifacts.write(folder / STATE_FILE, _STATE, self.pruning.state_dict(), {}, overwrite=True)
+        artifacts.write(folder / STATE_FILE, _STATE, self.pruning.state_dict(), {}, state=True)
         if self.pruning.finished:
             self.pruning.masks().save(folder / MASKS_FILE, overwrite=True)
 

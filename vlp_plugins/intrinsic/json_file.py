@@ -16,15 +16,24 @@ SCHEMA = 1
 """Version of the format; a change that old code cannot read adds 1."""
 
 
-def write(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike[str], kind: str, content: Mapping[str, Any], *, state: bool = False
+) -> None:
     """Writes a file; one that is there is replaced.
+
+    Args:
+        path: the file.
+        kind: what it holds.
+        content: what JSON can say.
+        state: replace a file of this kind and nothing else; a link is not followed.
 
     Raises:
         OutputError: if it cannot be written.
     """
     header = {"kind": kind, "schema": SCHEMA, "made_by": made_by(), "versions": versions()}
     text = json.dumps({**header, **content}, indent=1, allow_nan=False)
-    write_text(path, text + "\n", overwrite=True)
+    own = (lambda there: _is_of(there, kind)) if state else None
+    write_text(path, text + "\n", overwrite=True, own=own)
 
 
 def read(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:
@@ -60,3 +69,10 @@ def read(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]
             f"made by {content.get('made_by')}: upgrade vlp-plugins"
         )
     return content
+
+
+def _is_of(path: Path, kind: str) -> bool:
+    """True for a file that `write` begins like this, whether damaged or not."""
+    begin = json.dumps({"kind": kind}, indent=1).removesuffix("\n}")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(len(begin)) == begin

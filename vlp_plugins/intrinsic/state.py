@@ -88,7 +88,7 @@ class StateFile:
             "sites": [{**asdict(met), "site": str(met.site)} for met in state.sites.values()],
             "found": {str(site): asdict(found) for site, found in state.found.items()},
         }
-        json_file.write(self.path, _KIND, content)
+        json_file.write(self.path, _KIND, content, state=True)
         logger.debug("wrote %s: %d of %d", self.path, len(state.found), len(state.sites))
 
     def load(self) -> State:

@@ -14,6 +14,7 @@ from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import DataError, VlpError
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.base import composed
+from vlp_plugins.statistics.files import is_of
 from vlp_plugins.statistics.store import Statistics
 
 _log = logging.getLogger(__name__)
@@ -73,12 +74,13 @@ def checkpoint_of(out: Path) -> Path:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The files that are there, of one process or of several."""
+    """The files that are there, of one process or of several; none that is someone else's."""
     base = checkpoint_of(out)
     pattern = re.compile(re.escape(base.name) + r"(\.rank\d+of\d+)?")
     if not base.parent.is_dir():
         return []
-    return sorted(path for path in base.parent.iterdir() if pattern.fullmatch(path.name))
+    named = (path for path in base.parent.iterdir() if pattern.fullmatch(path.name))
+    return sorted(path for path in named if is_of(path, "checkpoint"))
 
 
 def delete_checkpoints(out: Path) -> None:

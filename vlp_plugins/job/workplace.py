@@ -20,6 +20,7 @@ from vlp_plugins.launch import wait_for_all
 _log = logging.getLogger(__name__)
 _MARK = "vlp-prune-works-here.txt"
 """Tells a folder of ours, which may be deleted, from one that happens to have the name."""
+_WRITTEN_BY = "Written by vlp_plugins"
 
 
 def work_of(out: Path) -> Path:
@@ -30,7 +31,7 @@ def work_of(out: Path) -> Path:
 def work_left(out: Path) -> list[Path]:
     """What an interrupted run left there to go on from."""
     work = work_of(out)
-    if not (work / _MARK).is_file():
+    if not _is_ours(work):
         return []
     return sorted(path for path in work.rglob("*") if path.is_file() and path.name != _MARK)
 
@@ -38,7 +39,7 @@ def work_left(out: Path) -> list[Path]:
 def delete_work(out: Path) -> None:
     """Deletes the folder of work, if it is one."""
     work = work_of(out)
-    if (work / _MARK).is_file():
+    if _is_ours(work):
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -84,8 +85,22 @@ def working(out: Path, *, resume: bool) -> Iterator[Path]:
         raise
 
 
+def _is_ours(work: Path) -> bool:
+    """True for a folder that a run made; links to such folders, or with such a mark, are none."""
+    mark = work / _MARK
+    if work.is_symlink() or mark.is_symlink() or not mark.is_file():
+        return False
+    return mark.read_text(encoding="utf-8", errors="replace").startswith(_WRITTEN_BY)
+
+
 def _check_ours(work: Path) -> None:
-    if not work.exists() or (work / _MARK).is_file():
+    links = [work] if work.is_symlink() else [p for p in work.rglob("*") if p.is_symlink()]
+    if links:
+        raise OutputError(
+            f"{links[0]} is a link, and a run works there; no link is followed: remove it, or "
+            "give another --out"
+        )
+    if not work.exists() or _is_ours(work):
         return
     if not work.is_dir() or any(work.iterdir()):
         raise OutputError(
@@ -95,10 +110,11 @@ def _check_ours(work: Path) -> None:
 
 
 def _make(work: Path) -> None:
+    version = made_by().removeprefix("vlp_plugins")
     try:
         work.mkdir(parents=True, exist_ok=True)
         (work / _MARK).write_text(
-            f"Written by {made_by()}: what a run of `vlp` that has not ended keeps. The folder is "
+            f"{_WRITTEN_BY}{version}: what a run of `vlp` that has not ended keeps. The folder is "
             "deleted when the run ends well; the same command with --resume goes on from it.\n",
             encoding="utf-8",
         )

@@ -16,6 +16,7 @@ from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.bits import pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.tensor_files import load_pickled
 from vlp_plugins.weights import Weight, WeightMap, structure_of
 
 SUFFIX = "_pruning_mask"
@@ -101,7 +102,9 @@ def _read_state(path: Path) -> Mapping[object, object]:
     if not path.is_file():
         raise MaskError(f"{path} is no file; give the path of a published mask file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path, MaskError)
+    except MaskError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise MaskError(

@@ -73,7 +73,7 @@ class RoundFile:
             "seen": progress.seen,
         }
         tensors = {**progress.masks.packed, **state}
-        artifacts.write(self.path, _FORMAT, tensors, header, overwrite=True)
+        artifacts.write(self.path, _FORMAT, tensors, header, state=True)
 
     def load(self) -> Progress:
         """What to go on from, on the CPU; the state before the first round if there is no file.

@@ -12,12 +12,14 @@ from typing import Any
 import yaml
 
 from vlp_plugins.errors import RecipeError
+from vlp_plugins.untrusted import check_read
 
 logger = logging.getLogger(__name__)
 
 # YAML 1.1, which PyYAML reads, wants a point in such numbers: 1e-5 is text, 1.0e-5 a number.
 EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 _MOST_LEVELS = 5
+_VALUE_BYTES = 1024  # that a value with its place takes, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def read_yaml(path: Path) -> Value:
         RecipeError: if there is no such file, it is not YAML, or a key stands in it twice.
     """
     try:
+        check_read(f"recipe {path}", path.stat().st_size, RecipeError)
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not UTF-8 text") from error
@@ -77,17 +80,21 @@ def parse_yaml(text: str, source: str, name: str, *, hints: bool = True) -> Valu
         hints: warn about numbers that YAML takes for text.
 
     Raises:
-        RecipeError: if it is not YAML.
+        RecipeError: if it is not YAML, or its aliases stand for more values than memory holds.
     """
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return Value(None, source, name)
+        values = _count(node, {})
+        check_read(f"{source}: {values:,} values", values * _VALUE_BYTES, RecipeError)
         return _Tree(loader, source, hints).value(node, name)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{source}{line}: not YAML ({error.problem or error})") from error
+    except RecursionError as error:
+        raise RecipeError(f"{source}: nested far deeper than {_MOST_LEVELS} levels") from error
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{source}: not YAML ({error})") from error
     finally:
@@ -112,6 +119,17 @@ def value_of(data: Any, where: str, name: str) -> Value:
     if isinstance(data, (list, tuple)):
         return Value([value_of(inner, where, name) for inner in data], where, name)
     return Value(data, where, name)
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values with those that aliases repeat; a node in itself is found elsewhere."""
+    if id(node) not in known:
+        known[id(node)] = 0
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [part for pair in node.value for part in pair] if pairs else node.value
+        parts = inner if isinstance(inner, list) else []
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 @dataclass(frozen=True, slots=True)

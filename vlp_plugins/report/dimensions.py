@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlp_plugins.intrinsic.profile import LayerDimension
 from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
+from vlp_plugins.report.spreadsheet import csv_text
 
 _ERRORS = 2.0
 """A difference of so many standard errors counts as one."""
@@ -132,17 +131,15 @@ def _sentence(what: str, values: Mapping[str, tuple[float, float]], title: str) 
 
 def layers_csv(layers: Sequence[LayerDimension]) -> str:
     """Comma-separated text, one row per layer output."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["weight", "modality", "depth", "stream", "module", "id", "error", "ambient", "points"]
-    )
-    for layer in layers:
-        writer.writerow(
+    header = ["weight", "modality", "depth", "stream", "module", "id", "error", "ambient", "points"]
+    return csv_text([
+        header,
+        *(
             [layer.weight, layer.modality, layer.depth, layer.stream, layer.module,
              f"{layer.dimension:.6g}", f"{layer.error:.6g}", layer.ambient, layer.points]
-        )  # fmt: skip
-    return text.getvalue()
+            for layer in layers
+        ),
+    ])  # fmt: skip
 
 
 def modality_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlp_plugins.masks import Masks
+from vlp_plugins.report.spreadsheet import csv_text
 from vlp_plugins.weights import WeightMap
 
 COLLAPSED = 0.01
@@ -70,13 +69,13 @@ def collapse_warnings(rows: Sequence[LayerRow], titles: Sequence[str]) -> list[s
 
 def to_csv(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
     """Comma-separated text with a header; fractions with six digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [f"{kind}_{title}" for title in titles for kind in ("sparsity", "kept")]
-    writer.writerow(["name", "modality", "depth", "shape", "elements", "uses", *columns])
+    lines: list[list[object]] = [
+        ["name", "modality", "depth", "shape", "elements", "uses", *columns]
+    ]
     for row in rows:
         shape = "x".join(map(str, row.shape))
         pairs = zip(row.sparsities, row.kept, strict=True)
         cells = [cell for s, kept in pairs for cell in (f"{s:.6f}", kept)]
-        writer.writerow([row.name, row.modality, row.depth, shape, row.elements, row.uses, *cells])
-    return text.getvalue()
+        lines.append([row.name, row.modality, row.depth, shape, row.elements, row.uses, *cells])
+    return csv_text(lines)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from dataclasses import asdict
 from typing import Any
 
 from vlp_plugins.intrinsic import json_file
+from vlp_plugins.report.spreadsheet import csv_text
 from vlp_plugins.sensitivity.analysis import Analysis
 from vlp_plugins.sensitivity.curves import Curve, Sensitivity
 from vlp_plugins.sensitivity.records import record_of
@@ -55,18 +54,16 @@ def record_of_analysis(analysis: Analysis) -> dict[str, Any]:
 
 def to_csv(found: Sensitivity) -> str:
     """One row per point, the dense model first; a loss that is not finite is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["level", "group", "modality", "depth", "elements", "sparsity", "removed", "loss", "rise",
-         "rise_error", "image_to_text", "text_to_image"]
-    )  # fmt: skip
+    header = [
+        "level", "group", "modality", "depth", "elements", "sparsity", "removed", "loss", "rise",
+        "rise_error", "image_to_text", "text_to_image",
+    ]  # fmt: skip
     dense = found.dense
     pair = [_cell(dense.image_to_text), _cell(dense.text_to_image)]
-    writer.writerow(["dense", "", "", "", "", 0, 0, _cell(dense.loss), 0, 0, *pair])
-    for curve in found.curves:
-        writer.writerows(_rows(curve, found))
-    return text.getvalue()
+    whole = ["dense", "", "", "", "", 0, 0, _cell(dense.loss), 0, 0, *pair]
+    return csv_text(
+        [header, whole, *(row for curve in found.curves for row in _rows(curve, found))]
+    )
 
 
 def _rows(curve: Curve, found: Sensitivity) -> list[list[Any]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import DataError, OutputError, first_line
+from vlp_plugins.atomic import append_text, write_text
+from vlp_plugins.errors import DataError, first_line
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 
@@ -109,20 +108,16 @@ class PointsFile:
         line = _line(group.level, group.title, point)
         if self._first:
             text = "".join(f"{each}\n" for each in (*self._first, line))
-            write_text(self._path, text, overwrite=True)
+            write_text(self._path, text, own=_is_ours)
             self._first = []
             return
-        try:
-            self._append(self._path, line)
-        except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+        append_text(self._path, f"{line}\n")
 
-    @staticmethod
-    def _append(path: Path, line: str) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+def _is_ours(path: Path) -> bool:
+    """True for a file of points of any run."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().startswith('{"run": ')
 
 
 def _line(level: str, title: str, point: Point) -> str:

@@ -81,7 +81,7 @@ def made_anew(folder: Path, stored: Stored) -> nn.Module:
         from transformers import GenerationConfig
 
         owner: Any = model
-        owner.generation_config = GenerationConfig.from_pretrained(folder)
+        owner.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ def write(
     tensors: Mapping[str, torch.Tensor],
     header: Mapping[str, Any],
 ) -> None:
-    """Writes a file whole or not at all; a file that is there is replaced.
+    """Writes a file whole or not at all.
+
+    Statistics replace any file that is there; a checkpoint, to which a run gives its place,
+    replaces checkpoints only.
 
     Args:
         path: the file.
@@ -33,7 +37,13 @@ def write(
     Raises:
         OutputError: if it cannot be written.
     """
-    artifacts.write(path, _format(kind), tensors, header, overwrite=True)
+    state = kind == "checkpoint"
+    artifacts.write(path, _format(kind), tensors, header, overwrite=True, state=state)
+
+
+def is_of(path: Path, kind: str) -> bool:
+    """True for a regular file, and no link to one, that holds `kind`, whether damaged or not."""
+    return artifacts.is_of(path, _format(kind))
 
 
 def read(

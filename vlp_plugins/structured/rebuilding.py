@@ -52,7 +52,7 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
         from transformers import GenerationConfig
 
         owner: Any = model
-        owner.generation_config = GenerationConfig.from_pretrained(folder)
+        owner.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
     return model.eval(), adapter
 
 

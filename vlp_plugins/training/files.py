@@ -62,7 +62,7 @@ class TrainingFile:
                 tensors[f"{_MOMENT}{key}|{name}"] = value
         tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(state)}
         header = {"digest": digest, "sizes": list(sizes)}
-        artifacts.write(self.path, _FORMAT, tensors, header, overwrite=True)
+        artifacts.write(self.path, _FORMAT, tensors, header, state=True)
 
     def load(self, training: Training) -> tuple[list[torch.Tensor], str, list[int]] | None:
         """Brings a training to where the file stands.

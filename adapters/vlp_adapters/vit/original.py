@@ -72,7 +72,7 @@ def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.M
     is_classifier = any(name.startswith(f"{config.model_type}.") for name in state)
     family = AutoModelForImageClassification if is_classifier else AutoModel
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
-        model: nn.Module = family.from_config(config)
+        model: nn.Module = family.from_config(config, trust_remote_code=False)
     if not is_classifier and "pooler.dense.weight" not in state and hasattr(model, "pooler"):
         model.register_module("pooler", None)
     expected = model.state_dict()

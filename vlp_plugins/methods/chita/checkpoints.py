@@ -81,7 +81,7 @@ class StageFile:
             "sizes": stage.sizes,
             "facts": stage.facts,
         }
-        write(self.path, _FORMAT, tensors, header, overwrite=True)
+        write(self.path, _FORMAT, tensors, header, state=True)
 
     def load(self, device: torch.device) -> Stage | None:
         """The stage to go on from; None if there is no file.

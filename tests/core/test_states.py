@@ -1,0 +1,135 @@
+"""What a run keeps its state in: written over if a run wrote it, and by no way that links lead."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+import vlp_plugins
+from vlp_plugins.atomic import append_text
+from vlp_plugins.calibration.batches import DIGEST_BYTES
+from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
+from vlp_plugins.errors import OutputError
+from vlp_plugins.finetuning.loss_log import LossLog
+from vlp_plugins.intrinsic.state import State, StateFile
+from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
+from vlp_plugins.methods.round_files import Progress, RoundFile
+from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.sensitivity.curves import Point
+from vlp_plugins.sensitivity.groups import Group
+from vlp_plugins.sensitivity.records import PointsFile
+from vlp_plugins.weights import WeightMap
+
+
+def checkpoint(folder):
+    file = Checkpoint(folder / "x.checkpoint", {"adapter": "toy"}, 0, 1)
+    return file.path, lambda: file.save(PassState(hashes=(bytes(DIGEST_BYTES),)), {})
+
+
+def rounds(folder):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    weights = WeightMap.of(model, ModuleAdapter(model))
+    dense = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+    masks = Masks.from_dense(dense, Manifest.for_weights(weights, method="toy"))
+    file = RoundFile(folder, {"of": "toy"})
+    return file.path, lambda: file.save(Progress(masks))
+
+
+def stages(folder):
+    file = StageFile(folder, {"of": "toy"})
+    stage = Stage(1, torch.tensor([True, False]), torch.tensor([1.0, 0.0]), [], (), (), ())
+    return file.path, lambda: file.save(stage)
+
+
+def dimensions(folder):
+    file = StateFile(folder, {"of": "toy"})
+    return file.path, lambda: file.save(State())
+
+
+def points(folder):
+    def save():
+        file = PointsFile(folder, "run")
+        file.begin({})
+        for sparsity in (0.1, 0.2):
+            file.add(Group("layer", "a", "text", 0, ("a",), 4), Point(sparsity, 1, (1.0,), 0, 0))
+
+    return folder / "points-0.jsonl", save
+
+
+def losses(folder):
+    def save():
+        log = LossLog(folder)
+        log.begin(0)
+        for step in (1, 2):
+            log.add({"itc": torch.tensor(1.0)})
+            log.write(step, lambda mean: mean, writes=True)
+
+    return folder / "losses.jsonl", save
+
+
+STATES = [checkpoint, rounds, stages, dimensions, points, losses]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_replaces_a_state(tmp_path, state):
+    path, save = state(tmp_path)
+    save()
+    first = path.read_bytes()
+    save()
+    assert path.read_bytes() == first
+    path.write_bytes(first[: len(first) // 2])  # the disk was full, or a copy was interrupted
+    save()
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("content", [b" ", b"years of work\n", b"\xff" * 99, b'{"kind": "diary"}'])
+def test_a_state_replaces_nothing_else(tmp_path, state, content):
+    path, save = state(tmp_path)
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="no run wrote what is there; move it away"):
+        save()
+    assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_state_follows_no_link(tmp_path, state, exists):
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    folder.mkdir()
+    path, save = state(folder)
+    save()
+    own = path.read_bytes()
+    path.unlink()
+    if exists:
+        victim.write_bytes(own)
+    path.symlink_to(victim)
+    with pytest.raises(OutputError, match="is a link, .*; no link is followed: remove it"):
+        save()
+    assert path.is_symlink()
+    assert victim.exists() == exists
+    assert not exists or victim.read_bytes() == own
+
+
+def test_a_link_that_appears_meanwhile_is_not_appended_to(tmp_path):
+    (tmp_path / "losses.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="cannot write .*losses.jsonl"):
+        append_text(tmp_path / "losses.jsonl", "x")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_states_alone_are_written_over():
+    """What a run writes over without being asked to is recognised first."""
+    found = set()
+    for path in Path(vlp_plugins.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            given = {k.arg: k.value for k in node.keywords} if isinstance(node, ast.Call) else {}
+            if isinstance(given.get("overwrite"), ast.Constant) and given["overwrite"].value:
+                found.add(f"{path.parent.name}/{path.name}")
+    # Files whose place the user or the Trainer names; and those of json_file that are no state.
+    assert found == {"statistics/files.py", "intrinsic/json_file.py", "hosts/transformers.py"}

@@ -1,0 +1,61 @@
+"""Images of files of unknown origin: which formats are decoded, and how large."""
+
+from __future__ import annotations
+
+import threading
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vlp_plugins.errors import DataError
+from vlp_plugins.untrusted import check_read
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded, whatever a file is called. Others start programs on its bytes, as EPS does."""
+
+_BYTES = 3  # of an RGB pixel
+_SHORT_SIDE = 448
+_PILLOW_LIMIT = threading.Lock()
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image of one of `FORMATS`, not decoded yet; `vlp_plugins.untrusted.read_limit` bounds it.
+
+    Args:
+        data: content of its file.
+
+    Raises:
+        OSError: if it is of no such format, or damaged.
+        ValueError: if it is too large.
+    """
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
+    # Pillow's own limit on pixels only warns, or refuses what `read_limit` was raised for.
+    with _PILLOW_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(BytesIO(data), formats=known)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    width, height = image.size
+    # A model's processor enlarges it until the shorter side has this many pixels.
+    enlarged = _SHORT_SIDE**2 * max(image.size) // max(1, min(image.size))
+    size = max(width * height, enlarged) * _BYTES
+    check_read(f"its image of {width} x {height} pixels", size, ValueError)
+    return image
+
+
+def read_image(path: Path) -> Image.Image:
+    """`open_image` of a file.
+
+    Raises:
+        DataError: if the file cannot be read: not a damaged image, the next would fail as well.
+        OSError, ValueError: as of `open_image`.
+    """
+    try:
+        check_read(f"its file of {path.stat().st_size:,} bytes", path.stat().st_size, ValueError)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return open_image(data)
