@@ -16,7 +16,7 @@ from benchmarks.demo.run import MODELS
 from benchmarks.id_gain.cells import Cell, IdBench, Settings, seconds_left
 from benchmarks.id_gain.findings import flat, gain, grouped, table, verdicts
 from benchmarks.id_gain.ways import ARMS, ways
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import FOLDER, recorded
 
 CELLS = FOLDER / "id_gain"
 QUICK = Settings(sparsities=(0.75,), samples=64, pool=64, pairs=64)
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="calibration pairs of a seed")
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument("--out", type=Path, default=CELLS, help="folder of the cells' files")
+    parser.add_argument("--record", action="store_true", help="write the summary beside them")
     parser.add_argument("--quick", action="store_true", help="two methods, one seed, few pairs")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -73,7 +74,8 @@ def main() -> None:
     )
     seeds, methods, out = options.seeds, options.methods, options.out
     if options.quick:
-        settings, seeds, methods, out = QUICK, [1], methods or QUICK_METHODS, out / "quick"
+        settings, seeds, methods = QUICK, [1], methods or QUICK_METHODS
+        out = Path(".quick") / "id_gain" if out == CELLS else out / "quick"
     cells = [
         Cell(model, seed, way)
         for seed in seeds
@@ -88,7 +90,8 @@ def main() -> None:
     print("\nR@1 image->text/text->image, captions that are right (%), mean±spread over seeds")
     print("\n".join([*table(rows), "", *verdicts(rows)]))
     if not options.quick:
-        print(write_results("id_gain", figures_of(done, settings), out.parent))
+        where = out.parent if options.record else None
+        print(recorded("id_gain", figures_of(done, settings), where))
 
 
 def figures_of(done: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any]:

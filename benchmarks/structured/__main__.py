@@ -12,7 +12,7 @@ from transformers.utils import logging
 import benchmarks.structured
 from benchmarks.demo.cells import Bench, Content, run_cells
 from benchmarks.demo.run import MODELS
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import FOLDER, recorded
 from benchmarks.structured.cells import Cell, Settings
 from benchmarks.structured.findings import rows_of, table, verdicts, worse_than_random
 from benchmarks.structured.tuning import Tuning
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=CELLS, help="folder of the cells' files")
+    parser.add_argument("--record", action="store_true", help="write the summary beside them")
     parser.add_argument("--quick", action="store_true", help="two importances, one seed, few pairs")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -67,7 +68,8 @@ def main() -> None:
     settings = Settings(cut=tuple(options.cut), scope=options.scope)
     seeds, names, out = options.seeds, options.importances, options.out
     if options.quick:
-        settings, seeds, names, out = QUICK, [1], names or QUICK_WAYS, out / "quick"
+        settings, seeds, names = QUICK, [1], names or QUICK_WAYS
+        out = Path(".quick") / "structured" if out == CELLS else out / "quick"
     cells = [
         Cell(model, seed, 0.0 if way.name == DENSE else ratio, way)
         for seed in seeds
@@ -87,7 +89,7 @@ def main() -> None:
         print(f"behind random cutting: {', '.join(behind)}")
     if not options.quick:
         figures = {"settings": _settings(settings), "rows": rows}
-        print(write_results("structured", figures, out.parent))
+        print(recorded("structured", figures, out.parent if options.record else None))
 
 
 def _settings(settings: Settings) -> dict[str, object]:

@@ -24,7 +24,7 @@ from benchmarks.demo.processors import FAMILIES
 from benchmarks.downstream.classes import SETS
 from benchmarks.downstream.scene_files import facts_of
 from benchmarks.downstream.wording import is_true
-from benchmarks.results import FOLDER
+from benchmarks.results import FOLDER, add_record_options
 from benchmarks.tables.catalogue import TABLES
 from benchmarks.tables.comparing import pooled_spread
 from benchmarks.tables.findings import Found
@@ -137,13 +137,14 @@ def main() -> None:
     )
     parser.add_argument("--world", type=Path, default=Path(".tables"), help="models and data")
     parser.add_argument("--cells", type=Path, default=FOLDER / "tables" / "cells")
-    parser.add_argument("--output", type=Path, default=FOLDER / "tables" / "levels.json")
+    add_record_options(parser, "--output", FOLDER / "tables" / "levels.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     world = World(options.world)
     world.make()
     text = json.dumps(levels(world, options.cells), indent=1) + "\n"
-    write_text(options.output, text, overwrite=True)
+    if options.out is not None:
+        write_text(options.out, text, overwrite=True)
     print(text, end="")
 
 
