@@ -1,7 +1,7 @@
 """Where benchmarks record their figures: JSON with the machine they were measured on.
 
-They print them, and write files of this repository only with `--record`. Comparisons made of cells
-(`tables`, `id_gain`, `structured`) keep the file of each cell that was missing and is run.
+They print them, and write files of this repository only with `--record`. `tables` is made of its
+files: it keeps that of each cell that was missing and is run, and the pages that it renders.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.structured
-from benchmarks.demo.cells import Bench, Content, run_cells
+from benchmarks.demo.cells import Bench, Content, recorded_cells, run_cells
 from benchmarks.demo.run import MODELS
 from benchmarks.results import FOLDER, recorded
 from benchmarks.structured.cells import Cell, Settings
@@ -60,7 +60,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=CELLS, help="folder of the cells' files")
-    parser.add_argument("--record", action="store_true", help="write the summary beside them")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="run cells that are missing, write the summary beside all",
+    )
     parser.add_argument("--quick", action="store_true", help="two importances, one seed, few pairs")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -79,6 +83,8 @@ def main() -> None:
     ]
     limit = None if options.minutes is None else 60 * options.minutes
     once = list({cell.path(out): cell for cell in cells}.values())  # the dense one has no ratio
+    if out == CELLS and not options.record:
+        once = recorded_cells(once, out)
     done = compare(once, settings, out, limit=limit)
     if not done:
         return

@@ -62,6 +62,28 @@ def test_figures_are_written_with_record_alone(
     assert str(file) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["id_gain", "structured"])
+def test_what_is_not_recorded_of_a_comparison_is_neither_run_nor_written(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = importlib.import_module(f"benchmarks.{name}.__main__")
+    there = sorted((ROOT / "results" / name).glob("blip-*.json"))[1:]
+    (tmp_path / name).mkdir()
+    for path in there:
+        (tmp_path / name / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(module, "CELLS", tmp_path / name)
+
+    called(module.__name__, "--models", "blip")
+
+    said = capsys.readouterr().out
+    assert "cells are not recorded; --record runs them" in said
+    assert "R@1" in said
+    assert [path.name for path in sorted(tmp_path.rglob("*.json"))] == [p.name for p in there]
+
+
 def test_another_folder_stands_instead_of_record(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         called("benchmarks.id_neighbours", "--record", "--out", "elsewhere")
