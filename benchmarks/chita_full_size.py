@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from benchmarks.speed import full_size, random_batches
 from vlp_plugins import prune
 from vlp_plugins.bytes import bytes_of, text_of
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--effort", default="fast")
     parser.add_argument("--keep-in", default="auto", choices=["auto", "ram", "disk", "passes"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     device = torch.device(options.device)
@@ -107,7 +107,7 @@ def main() -> None:
         f"{text_of(f['planned_ram_bytes'])} in RAM, {text_of(f['planned_disk_bytes'])} on disk"
     )
     print(f"budget of the rows {options.memory_budget}; planned {planned}")
-    print(write_results(f"chita_full_size-{device.type}", f, options.out))
+    print(recorded(f"chita_full_size-{device.type}", f, options.out))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins.solvers.objective import objective
 from vlp_plugins.solvers.problem import Problem
 from vlp_plugins.solvers.rows import MemoryRows
@@ -199,7 +199,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="of the stored problems")
-    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the JSON written")
+    add_record_options(parser, "--results")
     args = parser.parse_args()
     print(
         "fast and best solve the whole problem in block cases too: they do without the "
@@ -219,7 +219,7 @@ def main() -> int:
             f"{found['most_sweeps']} sweeps over the rows; {found['complaints']} complaints"
         )
     record = [{**asdict(line), "share": line.share} for line in lines]
-    print(write_results("chita_problems", {"summary": figures, "lines": record}, args.results))
+    print(recorded("chita_problems", {"summary": figures, "lines": record}, args.out))
     return int(any(line.complaint for line in lines))
 
 

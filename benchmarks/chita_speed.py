@@ -17,12 +17,11 @@ import math
 import time
 from collections.abc import Callable
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins.parallel import over_tensors
 from vlp_plugins.solvers.problem import Problem
 from vlp_plugins.solvers.rows import MemoryRows
@@ -120,7 +119,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=12.0, help="GB the rows may take")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     print(f"effort {options.effort}, lambda {options.ridge:g}, blocks of {BLOCK:,}, "
@@ -147,7 +146,7 @@ def main() -> None:
     suffix = "" if options.effort == "published" else f"-{options.effort}"
     record = {"effort": options.effort, "ridge": options.ridge, "sizes": figures}
     name = f"chita-speed-{device.type}{suffix}"
-    print(write_results(name, record | {"skipped": skipped}, options.out))
+    print(recorded(name, record | {"skipped": skipped}, options.out))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins.intrinsic.neighbours import nearest_two
 
 SIZES = ((100, 600_000), (1000, 50_000), (2000, 50_000))
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     print(f"{device}, {torch.get_num_threads()} threads, best of {options.rounds}")
@@ -99,7 +98,7 @@ def main() -> None:
             verdict = "ok" if f["share"] >= TARGET else f"BELOW {TARGET:.0%}"
             print(f"{n:5} {coordinates:8,} {dtype:9} {f['seconds']:8.3f} {f['rate'] / 1e9:8.0f} "
                   f"{f['sgemm'] / 1e9:7.0f} {f['share']:5.0%}  {verdict}")  # fmt: skip
-    print(write_results(f"id-neighbours-{device.type}", figures, options.out))
+    print(recorded(f"id-neighbours-{device.type}", figures, options.out))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.id_neighbours import neighbour_rate
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from benchmarks.speed import bare_forward, full_size, random_batches, timed
 from vlp_plugins import measure_id
 from vlp_plugins.adapter import Adapter, Batch
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a shallow model, 24 samples, 200 MB")
     parser.add_argument("--device", default=device_name)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     samples = options.samples or (2000 if device.type == "cuda" else 100)
@@ -149,7 +148,7 @@ def main() -> None:
     figures |= {"neighbours": rate, "neighbours_over_sgemm": rate["share"]}
     show(options.model, figures)
     name = f"id_speed-{options.model}-{device.type}"
-    print(write_results(f"{name}-quick" if options.quick else name, figures, options.out))
+    print(recorded(f"{name}-quick" if options.quick else name, figures, options.out))
 
 
 def show(family: str, figures: dict[str, Any]) -> None:

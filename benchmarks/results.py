@@ -1,7 +1,12 @@
-"""Where benchmarks leave their figures: JSON beside the machine they were measured on."""
+"""Where benchmarks record their figures: JSON with the machine they were measured on.
+
+They print them, and write files of this repository only with `--record`. `tables` is made of its
+files: it keeps that of each cell that was missing and is run, and the pages that it renders.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -27,7 +32,35 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_results(name: str, figures: Any, folder: Path = FOLDER) -> Path:
+def add_record_options(
+    parser: argparse.ArgumentParser, elsewhere: str = "--out", path: Path | None = None
+) -> None:
+    """Adds `--record` and the option of another path; both set `out`, None without either.
+
+    Args:
+        parser: of the benchmark.
+        elsewhere: name of the option.
+        path: where figures are recorded; None: `FOLDER`.
+    """
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--record",
+        dest="out",
+        action="store_const",
+        const=path or FOLDER,
+        help="write the figures where the repository keeps them, in benchmarks/results",
+    )
+    where.add_argument(elsewhere, dest="out", type=Path, help="write them here instead")
+
+
+def recorded(name: str, figures: Any, folder: Path | None) -> str:
+    """Writes `figures` as `write_results` does, unless `folder` is None; says where, in a line."""
+    if folder is None:
+        return f"not recorded; --record writes benchmarks/results/{name}.json"
+    return str(write_results(name, figures, folder))
+
+
+def write_results(name: str, figures: Any, folder: Path) -> Path:
     """Writes `figures` to `<folder>/<name>.json` and returns the path."""
     record = {
         "benchmark": name,

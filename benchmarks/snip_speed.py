@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from benchmarks.speed import full_size, random_batches, timed
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.plugins import registry
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two batches of two, one round")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     if options.quick:
         options.batches, options.batch_size, options.rounds = 2, 2, 1
@@ -90,7 +89,7 @@ def main() -> None:
         ratio = f["snip_over_gradients"]
         verdict = "ok" if ratio <= TARGET else "ABOVE"
         print(f"  snip_over_gradients {ratio:.3f}  target {TARGET:g}  {verdict}", flush=True)
-        print(write_results(f"snip_speed-{device.type}", figures, options.out))
+    print(recorded(f"snip_speed-{device.type}", figures, options.out))
 
 
 if __name__ == "__main__":

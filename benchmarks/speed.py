@@ -14,13 +14,12 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.memory import peak_memory
 from vlp_plugins.plugins import registry
@@ -156,7 +155,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     figures = {}
@@ -172,7 +171,7 @@ def main() -> None:
             verdict = "ok" if f[name] <= target else "ABOVE"
             print(f"  {name:36} {f[name]:12.4g}  target {target:g}  {verdict}")
         print(f"  {'multiflow_3_over_forward':36} {f['multiflow_3_over_forward']:12.4g}")
-    print(write_results(f"speed-{device.type}", figures, options.out))
+    print(recorded(f"speed-{device.type}", figures, options.out))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,14 @@ class KeptCell(ABC):
 CellT = TypeVar("CellT", bound=KeptCell)
 
 
+def recorded_cells(cells: Sequence[CellT], out: Path) -> list[CellT]:
+    """The cells that have a file; says how many others there are."""
+    there = [cell for cell in cells if cell.path(out).exists()]
+    if left := len(cells) - len(there):
+        print(f"{left} cells are not recorded; --record runs them, --out FOLDER runs all there")
+    return there
+
+
 def run_cells(
     cells: Sequence[CellT],
     settings: Any,

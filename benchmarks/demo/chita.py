@@ -22,7 +22,7 @@ from transformers.utils import logging as chatter
 from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import SPARSITIES, Subject
 from benchmarks.demo.run import MODELS
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins import prune
 from vlp_plugins.data import CaptionedBatches, load_processor, open_source
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000, help="unseen test pairs")
     parser.add_argument("--efforts", action="store_true", help="ways to solve, beside one another")
     parser.add_argument("--runs", nargs="+", help="titles of runs; all if left out")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     chatter.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING)
@@ -143,7 +143,7 @@ def main() -> None:
     if len(options.models) == 1:
         title += f"-{options.models[0]}"
     figures = {"pairs": options.pairs, "batches": options.batches, "rows": rows}
-    print(write_results(title, figures, options.out))
+    print(recorded(title, figures, options.out))
 
 
 if __name__ == "__main__":

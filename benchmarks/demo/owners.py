@@ -20,7 +20,7 @@ from transformers.utils import logging
 from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import CALIBRATION_BATCH, SPARSITIES, Subject
 from benchmarks.demo.run import MODELS
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.data import CaptionedBatches, load_processor, open_source
 from vlp_plugins.methods.base import composed
@@ -100,7 +100,7 @@ def averages(rows: Sequence[Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.demo.owners", description=__doc__)
     parser.add_argument("--model", type=Path, default=MODELS / "blip")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON file")
+    add_record_options(parser)
     parser.add_argument("--pairs", type=int, default=1000, help="unseen test pairs")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of calibration pairs, each size")
     args = parser.parse_args()
@@ -115,7 +115,7 @@ def main() -> None:
             for draw in range(args.draws):
                 rows += compare_owners(subject, data / "calibration", samples, draw)
     print("\n".join(averages(rows)))
-    print(write_results("demo_owners", {"pairs": args.pairs, "rows": rows}, args.out))
+    print(recorded("demo_owners", {"pairs": args.pairs, "rows": rows}, args.out))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from transformers.utils import logging as chatter
 
 from benchmarks.demo.build_data import build
 from benchmarks.demo.run import MODELS
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins import IdProfile, measure_id
 from vlp_plugins.adapter import Batch
 from vlp_plugins.job.loaded import Loaded, ModelSource
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="pairs that IDs are measured on")
     parser.add_argument("--pairs", type=int, default=128, help="unseen pairs for the curves")
     parser.add_argument("--weight-pairs", type=int, default=64, help="of them, for single weights")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     chatter.disable_progress_bar()
     torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -117,11 +117,11 @@ def main() -> None:
             )
             print(f"{name}: {options.samples:,} samples, {options.pairs:,} unseen pairs")
             profile, record = measured_dimensions(loaded, calibration)
-            print(write_results(f"demo_id-{name}", record, options.out))
+            print(recorded(f"demo_id-{name}", record, options.out))
             found = analyses(loaded, profile, test, options.weight_pairs // BATCH_SIZE)
             tell(found)
             records = {part: record_of_analysis(each) for part, each in found.items()}
-            print(write_results(f"demo_sensitivity-{name}", records, options.out))
+            print(recorded(f"demo_sensitivity-{name}", records, options.out))
 
 
 if __name__ == "__main__":

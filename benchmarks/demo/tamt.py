@@ -21,7 +21,7 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import SPARSITIES, Subject
 from benchmarks.demo.processors import FAMILIES
 from benchmarks.demo.run import MODELS
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from vlp_plugins import prune
 from vlp_plugins.variants import Variant
 
@@ -106,7 +106,7 @@ def line_of(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.demo.tamt", description=__doc__)
     parser.add_argument("--models-dir", type=Path, default=MODELS)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON file")
+    add_record_options(parser)
     parser.add_argument("--pairs", type=int, default=500, help="unseen test pairs")
     parser.add_argument("--steps", type=int, default=48, help="of mask training")
     parser.add_argument("--sparsity", type=float, nargs="+", default=list(SPARSITIES))
@@ -129,7 +129,7 @@ def main() -> None:
         "steps": args.steps,
         "rows": rows,
     }
-    print(write_results("demo_tamt", figures, args.out))
+    print(recorded("demo_tamt", figures, args.out))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.hosts import through_nni, through_torch_pruning
 from benchmarks.hosts.measured import NNI_TARGET, Row, Subject
 from benchmarks.parity.family import Family
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 from benchmarks.speed import full_size, random_batches
 from vlp_plugins.plugins import registry
 
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=2, help="of 8 pairs, at full size")
     parser.add_argument("--rounds", type=int, default=3, help="at full size; the best time counts")
     parser.add_argument("--golden", type=Path, default=GOLDEN)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     print(f"{'model':10} {'method':17} {'alone s':>8} {'NNI s':>8} {'ratio':>6}   "
           "identical ties  round trip torch-pruning")  # fmt: skip
@@ -90,7 +90,7 @@ def main() -> int:
     failed = [row for row in rows if not row.ok]
     print(f"{len(rows) - len(failed)} of {len(rows)} ok; at full size NNI may take "
           f"{NNI_TARGET:g} times as long")  # fmt: skip
-    print(write_results("hosts", [row.record() for row in rows], options.out))
+    print(recorded("hosts", [row.record() for row in rows], options.out))
     return 1 if failed or not rows else 0
 
 

@@ -11,12 +11,12 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.id_gain
-from benchmarks.demo.cells import Content, run_cells
+from benchmarks.demo.cells import Content, recorded_cells, run_cells
 from benchmarks.demo.run import MODELS
 from benchmarks.id_gain.cells import Cell, IdBench, Settings, seconds_left
-from benchmarks.id_gain.findings import flat, gain, grouped, table, verdicts
+from benchmarks.id_gain.findings import flat, gain, grouped, significant_gains, table, verdicts
 from benchmarks.id_gain.ways import ARMS, ways
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import FOLDER, recorded
 
 CELLS = FOLDER / "id_gain"
 QUICK = Settings(sparsities=(0.75,), samples=64, pool=64, pairs=64)
@@ -64,6 +64,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="calibration pairs of a seed")
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument("--out", type=Path, default=CELLS, help="folder of the cells' files")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="run cells that are missing, write the summary beside all",
+    )
     parser.add_argument("--quick", action="store_true", help="two methods, one seed, few pairs")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -73,7 +78,8 @@ def main() -> None:
     )
     seeds, methods, out = options.seeds, options.methods, options.out
     if options.quick:
-        settings, seeds, methods, out = QUICK, [1], methods or QUICK_METHODS, out / "quick"
+        settings, seeds, methods = QUICK, [1], methods or QUICK_METHODS
+        out = Path(".quick") / "id_gain" if out == CELLS else out / "quick"
     cells = [
         Cell(model, seed, way)
         for seed in seeds
@@ -81,14 +87,17 @@ def main() -> None:
         for way in ways(methods)
     ]
     limit = None if options.minutes is None else 60 * options.minutes
+    if out == CELLS and not options.record:
+        cells = recorded_cells(cells, out)
     done = compare(cells, settings, out, limit=limit)
     if not done:
         return
     rows = flat(done)
     print("\nR@1 image->text/text->image, captions that are right (%), mean±spread over seeds")
-    print("\n".join([*table(rows), "", *verdicts(rows)]))
+    print("\n".join([*table(rows), "", *verdicts(rows), "", *significant_gains(rows)]))
     if not options.quick:
-        print(write_results("id_gain", figures_of(done, settings), out.parent))
+        where = out.parent if options.record else None
+        print(recorded("id_gain", figures_of(done, settings), where))
 
 
 def figures_of(done: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any]:

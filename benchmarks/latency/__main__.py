@@ -10,14 +10,13 @@ time.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.latency.measuring import cpu_times, gpu_times, ratios, sizes
 from benchmarks.latency.models import MODELS, random_batch, variants
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 
 TARGET = 0.55
 
@@ -74,7 +73,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = {}
@@ -82,7 +81,7 @@ def main() -> int:
     for family in options.models:
         figures[family] = measure(family, options.batch_sizes, options.rounds)
         met &= show(family, figures[family])
-    print(write_results("latency", figures, options.out))
+    print(recorded("latency", figures, options.out))
     return 0 if met else 1
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from benchmarks.parity.compare import compare_family, unknown_runs
 from benchmarks.parity.dimensions import compare_dimensions
 from benchmarks.parity.family import families
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import add_record_options, recorded
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
     parser.add_argument("folder", type=Path, help="one folder per model family, and id")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add_record_options(parser)
     options = parser.parse_args()
     found = families(options.folder)
     lines = []
@@ -37,7 +37,7 @@ def main() -> int:
         print(f"recorded, but no such method yet: {', '.join(sorted(left_out))}")
     outside = [line for line in lines if not line.ok]
     print(f"{len(lines)} comparisons, {len(outside)} outside the tolerances")
-    print(write_results("parity", [asdict(line) for line in lines], options.out))
+    print(recorded("parity", [asdict(line) for line in lines], options.out))
     return 1 if outside else 0
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.structured
-from benchmarks.demo.cells import Bench, Content, run_cells
+from benchmarks.demo.cells import Bench, Content, recorded_cells, run_cells
 from benchmarks.demo.run import MODELS
-from benchmarks.results import FOLDER, write_results
+from benchmarks.results import FOLDER, recorded
 from benchmarks.structured.cells import Cell, Settings
 from benchmarks.structured.findings import rows_of, table, verdicts, worse_than_random
 from benchmarks.structured.tuning import Tuning
@@ -60,6 +60,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no further cell after so many")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=CELLS, help="folder of the cells' files")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="run cells that are missing, write the summary beside all",
+    )
     parser.add_argument("--quick", action="store_true", help="two importances, one seed, few pairs")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -67,7 +72,8 @@ def main() -> None:
     settings = Settings(cut=tuple(options.cut), scope=options.scope)
     seeds, names, out = options.seeds, options.importances, options.out
     if options.quick:
-        settings, seeds, names, out = QUICK, [1], names or QUICK_WAYS, out / "quick"
+        settings, seeds, names = QUICK, [1], names or QUICK_WAYS
+        out = Path(".quick") / "structured" if out == CELLS else out / "quick"
     cells = [
         Cell(model, seed, 0.0 if way.name == DENSE else ratio, way)
         for seed in seeds
@@ -77,6 +83,8 @@ def main() -> None:
     ]
     limit = None if options.minutes is None else 60 * options.minutes
     once = list({cell.path(out): cell for cell in cells}.values())  # the dense one has no ratio
+    if out == CELLS and not options.record:
+        once = recorded_cells(once, out)
     done = compare(once, settings, out, limit=limit)
     if not done:
         return
@@ -87,7 +95,7 @@ def main() -> None:
         print(f"behind random cutting: {', '.join(behind)}")
     if not options.quick:
         figures = {"settings": _settings(settings), "rows": rows}
-        print(write_results("structured", figures, out.parent))
+        print(recorded("structured", figures, out.parent if options.record else None))
 
 
 def _settings(settings: Settings) -> dict[str, object]:

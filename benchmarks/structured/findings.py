@@ -81,8 +81,9 @@ def worse_than_random(rows: Sequence[Row]) -> list[str]:
 
 
 def _summary(values: Sequence[float]) -> dict[str, float | None]:
-    spread = round(stdev(values), 2) if len(values) > 1 else None
-    return {"mean": round(fmean(values), 2), "spread": spread}
+    # Digits enough that rounding once more, to print one of them, changes nothing.
+    spread = round(stdev(values), 4) if len(values) > 1 else None
+    return {"mean": round(fmean(values), 4), "spread": spread}
 
 
 def _text(summary: dict[str, float | None]) -> str:

@@ -1,6 +1,7 @@
 """The papers' tables on real tasks: prune once, fine-tune on a task with the zeros kept, measure.
 
-    python -m benchmarks.tables --list            every cell of every table: done or missing
+    python -m benchmarks.tables --list            how many cells of each table are there
+    python -m benchmarks.tables main --list       each cell of a table: done, missing or stale
     python -m benchmarks.tables main              runs the cells of a table that are missing
     python -m benchmarks.tables main --render     writes the table and its plot
 

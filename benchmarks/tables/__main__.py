@@ -11,7 +11,7 @@ from pathlib import Path
 import benchmarks.tables
 from benchmarks.results import FOLDER
 from benchmarks.tables.catalogue import TABLES, Table
-from benchmarks.tables.kept import listed
+from benchmarks.tables.kept import counted, listed
 from benchmarks.tables.own import OwnWorld
 from benchmarks.tables.rendering import render
 from benchmarks.tables.running import run, unique
@@ -33,7 +33,11 @@ def main() -> None:
     )
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all if left out")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="which cells are there; runs nothing")
+    instead.add_argument(
+        "--list",
+        action="store_true",
+        help="how many cells of each table are there, or which of those named; runs nothing",
+    )
     instead.add_argument("--render", action="store_true", help="write the tables; runs nothing")
     parser.add_argument("--seeds", nargs="+", type=int, help="else those of each table")
     parser.add_argument(
@@ -108,6 +112,10 @@ def _cells(tables: list[Table], options: argparse.Namespace, world: World) -> in
     if options.render:
         for table in tables:
             print(render(table, options.seeds, options.cells, options.cells.parent), flush=True)
+        return 0
+    if options.list and not options.tables:
+        for table in tables:
+            print(counted(table.name, unique(table.of(options.seeds)), options.cells))
         return 0
     cells = [cell for table in tables for cell in table.of(options.seeds)]
     if options.list:

@@ -10,7 +10,7 @@ from benchmarks.tables.comparing import SEED_SPREAD, standard_error
 from benchmarks.tables.findings import Found
 from benchmarks.tables.layout import title_of
 from benchmarks.tables.measures import FAILED_BELOW
-from benchmarks.tables.tuning import Tuning, part_of
+from benchmarks.tables.tuning import LONGER, LONGER_STEPS, Tuning, part_of
 from benchmarks.tables.ways import Way
 from vlp_plugins.intrinsic.factors import GUIDED
 from vlp_plugins.plugins import registry
@@ -26,6 +26,12 @@ _PAPER_VISION = (
     "The paper fine-tunes a DINO ViT in batches of 32 for 10 epochs, at 1e-5, and calibrates with "
     "128 or 64,000 images."
 )
+_SEVERAL = " (a figure is their mean ± standard deviation)."
+_SEEDS = {
+    1: ".",
+    2: " (a figure is their mean ± standard deviation, which two seeds hardly tell: what is pooled "
+    "over methods, by `python -m benchmarks.tables.levels`, says more).",
+}
 
 
 def commands(table: Table, found: Found) -> list[str]:
@@ -50,8 +56,7 @@ def settings(found: Found) -> str:
             f"for every method (AdamW, bfloat16 autocast). {'. '.join(parts)}.",
             *which,
             _calibration(found.ways.values()),
-            f"Seeds: {', '.join(map(str, found.seeds))}"
-            + (" (a figure is their mean ± standard deviation)." if len(found.seeds) > 1 else "."),
+            f"Seeds: {', '.join(map(str, found.seeds))}" + _SEEDS.get(len(found.seeds), _SEVERAL),
             *paper,
         ]
     )
@@ -77,8 +82,19 @@ def chance(found: Found) -> list[str]:
         f"error over {fewest} queries is about {errors}, in points; another seed changes an "
         f"average by {SEED_SPREAD:g} points (standard deviation). A difference of two methods is "
         "off by 1.4 times both. The matching head learns slowly, so that features alone may be "
-        f"ahead. {terms}"
+        f"ahead. {_unconverged(found)}{terms}"
     ]
+
+
+def _unconverged(found: Found) -> str:
+    """That longer fine-tuning changes the figures, where a table does not show it itself."""
+    steps = {t.steps for model in found.models if (t := found.tuning(model, "retrieval"))}
+    if found.split != "test" or LONGER in found.tasks:
+        return ""
+    return (
+        f"{max(steps)} steps of fine-tuning have not converged: after {LONGER_STEPS} figures, what "
+        "is left of the dense model's, and what re-ranking does are others ([longer](longer.md)). "
+    )
 
 
 def missing(found: Found) -> str:

@@ -15,6 +15,7 @@ from benchmarks.tables.table7 import TITLE as TITLE7
 from benchmarks.tables.table7 import run as run_table7
 from benchmarks.tables.table10 import TITLE as TITLE10
 from benchmarks.tables.table10 import run as run_table10
+from benchmarks.tables.tuning import LONGER
 from benchmarks.tables.views import (
     View,
     against_paper,
@@ -22,6 +23,7 @@ from benchmarks.tables.views import (
     classification,
     compared,
     dimensions,
+    lengths,
     modalities,
     parts,
     penalties,
@@ -129,6 +131,16 @@ def _data(seed: int) -> list[Cell]:
     return grid([None, *SIZED], seed, tasks=TASKS[:1], sparsities=[0.75])
 
 
+def _longer(seed: int) -> list[Cell]:
+    named = {"blip": ("multiflow", "tamt", "platon"), "xvlm": ("multiflow", "tamt", "l2")}
+    return [
+        cell
+        for task in (LONGER, "retrieval")
+        for model, names in named.items()
+        for cell in grid(_named(*names), seed, models=[model], tasks=[task], sparsities=[0.75])
+    ]
+
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -165,6 +177,7 @@ TABLES: dict[str, Table] = {
             "modality", "What each method leaves of vision, text and fusion", _modality, modalities
         ),
         Table("data", "By the number of calibration pairs", _data, calibration_size),
+        Table("longer", "Fine-tuned four times as long", _longer, lengths, small=True),
         Table(
             "search",
             "Compositions, on the development split",

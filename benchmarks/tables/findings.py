@@ -148,8 +148,7 @@ class Found:
         """A figure of a table."""
         contents = self.of(model, measure.task, way, sparsity)
         values = {seed: measure.of(content) for seed, content in contents.items()}
-        failed = measure.task == "retrieval" and bool(contents)
-        failed = failed and fmean(map(converged, contents.values())) < FAILED_BELOW
+        failed = bool(contents) and fmean(map(converged, contents.values())) < FAILED_BELOW
         return Entry(
             asked=len(self._cells(model, measure.task, way, sparsity)),
             there=len(contents),

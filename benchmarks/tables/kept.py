@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,13 @@ def read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 def listed(cells: Sequence[Kept], out: Path) -> list[str]:
     """A line for each cell: `done`, `missing`, or `stale` (of other settings, or damaged)."""
     return [f"{_state(cell, out):8}{cell.name}" for cell in cells]
+
+
+def counted(name: str, cells: Sequence[Kept], out: Path) -> str:
+    """A line for a table: how many of its cells are in each state."""
+    states = Counter(_state(cell, out) for cell in cells)
+    counts = (f"{states[state]:5} {state}" for state in ("done", "missing", "stale"))
+    return f"{name:9}{''.join(counts)}"
 
 
 def _state(cell: Kept, out: Path) -> str:

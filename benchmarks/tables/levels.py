@@ -5,8 +5,10 @@
 VQA: everybody is given the commonest answer to questions of this kind in training. Captions: every
 image is given a caption of the next one, which is well worded and says nothing of it; and of what
 the models that are not pruned say, fine-tuned as in the tables, how much is true of its image.
-From seed to seed: the standard deviation of R@1 over the three seeds of `better`, of captions and
-answers over the two of `again`, and of classes over the three of `table6`, pooled over methods.
+Weights: the cosine of the prunable ones before and after pre-training, by modality, which says how
+much of what was drawn is left. From seed to seed: the standard deviation of R@1 over the three
+seeds of `better`, of captions and answers over the two of `again`, and of classes over the three of
+`table6`, pooled over methods.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.demo.processors import FAMILIES
+from benchmarks.demo.families import build
+from benchmarks.demo.processors import FAMILIES, Family, build_tokenizer
+from benchmarks.demo.run import MODELS
 from benchmarks.downstream.classes import SETS
 from benchmarks.downstream.scene_files import facts_of
 from benchmarks.downstream.wording import is_true
-from benchmarks.results import FOLDER
+from benchmarks.results import FOLDER, add_record_options
 from benchmarks.tables.catalogue import TABLES
 from benchmarks.tables.comparing import pooled_spread
 from benchmarks.tables.findings import Found
@@ -36,6 +40,8 @@ from benchmarks.tables.world import World
 from vlp_plugins.atomic import write_text
 from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.evaluation.caption_metrics import caption_scores
+from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.weights import WeightMap
 
 LEAST, MOST = 10.0, 45.0
 """Average R@1 whose spread is looked at: what has almost failed hardly varies."""
@@ -67,6 +73,23 @@ def true_captions(world: World, model: str, seed: int = 1) -> float:
     lines = (Path(world.task_data(tuning.data)) / "test" / "metadata.jsonl").read_text("utf-8")
     shown = [facts_of(json.loads(line)["objects"]) for line in lines.splitlines()[: len(said)]]
     return 100 * sum(map(is_true, said, shown)) / len(said)
+
+
+def initial_cosines(model: Family) -> dict[str, float]:
+    """Of the prunable weights of a demo model with those it was drawn with, by modality."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # that of both models, see their README
+        initial = build(model, build_tokenizer(model))
+    loaded = Loaded.of(ModelSource(str(MODELS / model), device="cpu"))
+    drawn = WeightMap.of(initial, loaded.adapter)
+    found = {}
+    for modality, weights in loaded.weights.by_modality().items():
+        before, after = (
+            torch.cat([each[weight.name].parameter.detach().flatten() for weight in weights])
+            for each in (drawn, loaded.weights)
+        )
+        found[modality] = round(float(torch.cosine_similarity(before, after, dim=0)), 2)
+    return found
 
 
 def seed_spreads(
@@ -110,6 +133,7 @@ def levels(world: World, cells: Path) -> dict[str, Any]:
         ),
         "cider_of_captions_of_others": round(guessed_captions(world, images), 2),
         "true_captions_percent": {m: round(true_captions(world, m), 2) for m in FAMILIES},
+        "cosine_with_initial_weights": {model: initial_cosines(model) for model in FAMILIES},
         "seed_spread_of_r1": seed_spreads("better", AVERAGE_FEATURES, cells, MOST, LEAST),
         **{
             f"seed_spread_of_{measure.metrics[0]}": seed_spreads("again", measure, cells)
@@ -137,13 +161,14 @@ def main() -> None:
     )
     parser.add_argument("--world", type=Path, default=Path(".tables"), help="models and data")
     parser.add_argument("--cells", type=Path, default=FOLDER / "tables" / "cells")
-    parser.add_argument("--output", type=Path, default=FOLDER / "tables" / "levels.json")
+    add_record_options(parser, "--output", FOLDER / "tables" / "levels.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     world = World(options.world)
     world.make()
     text = json.dumps(levels(world, options.cells), indent=1) + "\n"
-    write_text(options.output, text, overwrite=True)
+    if options.out is not None:
+        write_text(options.out, text, overwrite=True)
     print(text, end="")
 
 

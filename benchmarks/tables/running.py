@@ -15,7 +15,7 @@ from vlp_plugins.errors import VlpError
 
 LONGEST = 90.0
 """Seconds that a cell may take on two cores."""
-ENDED_AFTER = 10 * LONGEST
+ENDED_AFTER = 40 * LONGEST
 """Seconds after which a cell of the small models is given up."""
 _POLL = 0.2  # seconds
 _PRELOADED = ["benchmarks.tables.cell", "transformers.models.blip.modeling_blip"]

@@ -18,7 +18,11 @@ def run(options: argparse.Namespace) -> int:
     """Does what the command line says; returns how many trials failed."""
     seeds = options.seeds or [1]
     if options.list:
-        print("\n".join(line for seed in seeds for line in listed(options.cells, seed)))
+        if not options.tables:
+            grid = [cell for seed in seeds for cell in lambda_grid.cells(seed)]
+            print(kept.counted("table10", grid, options.cells))
+        lines = listed if options.tables else trials
+        print("\n".join(line for seed in seeds for line in lines(options.cells, seed)))
         return 0
     if options.render:
         # Like any table of cells, but the catalogue, which rendering reads, has this function.
@@ -47,8 +51,12 @@ def run(options: argparse.Namespace) -> int:
 
 def listed(cells: Path, seed: int) -> list[str]:
     """The cells of the grid, and how far the searches are."""
-    grid = lambda_grid.cells(seed)
-    return kept.listed(grid, cells) + [
+    return [*kept.listed(lambda_grid.cells(seed), cells), *trials(cells, seed)]
+
+
+def trials(cells: Path, seed: int) -> list[str]:
+    """How far the searches are."""
+    return [
         f"{len(search.done(cells, seed))}/{search.trials} trials of {search.name}, seed {seed}"
         for search in SEARCHES.values()
     ]

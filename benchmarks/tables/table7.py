@@ -66,7 +66,10 @@ def run(options: argparse.Namespace) -> int:
     """Does what the command line says; returns how many methods failed."""
     asked = runtimes(options)
     if options.list:
-        print("\n".join(kept.listed(asked, options.cells)))
+        if options.tables:
+            print("\n".join(kept.listed(asked, options.cells)))
+        else:
+            print(kept.counted("table7", asked, options.cells))
         return 0
     if options.render:
         print(render(options.cells, options.cells.parent))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.id_gain.cells import Cell, Settings, seconds_left
-from benchmarks.id_gain.findings import LEAST_GAIN, flat, gain, table, verdicts
+from benchmarks.id_gain.findings import LEAST_GAIN, flat, gain, significant_gains, table, verdicts
 from benchmarks.id_gain.ways import ARMS, BUDGETS, FACTOR, PLAIN, Way, ways
 from vlp_plugins.errors import OutputError
 from vlp_plugins.plugins import registry
@@ -58,6 +58,18 @@ def test_one_line_per_model_and_sparsity_names_the_methods():
         "id budgets helps 0 of 2, hurts 1 (omp)"
     )
     assert len(table(flat(CELLS))) == 1 + 2
+
+
+def test_what_a_t_test_finds_is_counted_and_named():
+    """t is 5.2 of a gain of 3±1 over three seeds, 2.6 of 3±2; p is .05 at 4.3."""
+    steady = [cell("omp", seed, (80, 81 + seed, 80.4)) for seed in (1, 2, 3)]
+    varying = [cell("lamp", seed, (80, 80, 81 + 2 * seed)) for seed in (0, 1, 2)]
+
+    factor, budgets = significant_gains(flat(steady + varying))
+
+    assert factor.startswith("id*, of 2 cases beyond 0.5 points and p < 0.05")
+    assert factor.endswith("helps 1 (omp), hurts 0")
+    assert budgets.endswith("helps 0, hurts 0")
 
 
 def test_every_registered_method_is_there_but_for_second_names():

@@ -47,11 +47,18 @@ CELLS = [
 def test_rows_are_means_over_seeds_and_the_order_is_that_after_tuning() -> None:
     rows = rows_of(CELLS)
 
-    assert rows[0]["cut"] == {"mean": 72, "spread": 2.83}
+    assert rows[0]["cut"] == {"mean": 72, "spread": 2.8284}
     assert rows[0]["left"] == 0.55
     assert verdicts(rows) == ["blip at 50% after tuning: multiflow 91.0, random 85.0, omp 80.0"]
     assert worse_than_random(rows) == ["omp on blip at 50%"]
     assert len(table(rows)) == 4
+
+
+def test_a_spread_is_rounded_once() -> None:
+    """1.047 would be 1.05 with two digits, and 1.1 with one of those."""
+    cells = [cell("omp", 1, 60, 80.0), cell("omp", 2, 60, 80 + 1.047 * 2**0.5)]
+
+    assert table(rows_of(cells))[1].endswith("80.7 ±1.0")
 
 
 def test_all_ways_are_there_and_any_method_may_be_named() -> None:

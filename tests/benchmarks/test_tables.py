@@ -161,6 +161,27 @@ def test_list_says_of_each_cell_whether_it_is_there(
     assert lines[3:] == [f"missing {cell.name}" for cell in cells[3:]]
 
 
+def test_list_without_a_table_counts_the_cells_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = TABLES["table5"].cells(1)
+    cells[0].path(tmp_path).parent.mkdir(parents=True)
+    cells[0].path(tmp_path).write_text(json.dumps(cells[0].identity()))
+    cells[1].path(tmp_path).write_text("{")
+    monkeypatch.setattr(sys, "argv", ["tables", "--list", "--cells", str(tmp_path)])
+
+    with pytest.raises(SystemExit) as end:
+        command.main()
+
+    assert not end.value.code
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    counted = {name: counts for name, *counts in lines if name in TABLES}
+    assert counted.keys() == TABLES.keys()
+    expected = ["1", "done", str(len(cells) - 2), "missing", "1", "stale"]
+    assert counted["table5"] == expected
+    assert len(lines) < 2 * len(TABLES)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -272,7 +272,8 @@ def test_the_command_asks_for_another_place_and_for_tables_that_can_be(
     assert said("main", "--list")[0] == 2
     assert "give --cells FOLDER" in said("main", "--list")[2]
     assert "table7 is not of models of one's own" in said("table7", *place)[2]
-    listed = said("--list", *place)[1]
+    assert "table7" not in said("--list", *place)[1]
+    listed = said("table6", "--list", *place)[1]
     assert "missing vit/cifar10/multiflow-24-images" in listed
     assert "seed2" not in listed
     assert "missing" in said("table6", "--render", *place)[1]

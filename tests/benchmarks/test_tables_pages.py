@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.results import FOLDER
 from benchmarks.tables.catalogue import TABLES, Table
 from benchmarks.tables.findings import Found
+from benchmarks.tables.levels import initial_cosines
 from benchmarks.tables.rendering import page
 from benchmarks.tables.views import whole
 
@@ -22,3 +25,17 @@ def test_a_page_is_what_its_cells_say(table: Table) -> None:
 
     assert (OUT / f"{table.name}.md").read_text(encoding="utf-8") == page(table, found, rendered)
     assert (OUT / f"{table.name}.svg").exists() == (rendered.figure is not None)
+
+
+def test_how_much_is_left_of_the_weights_that_were_drawn_is_what_the_pages_say() -> None:
+    recorded = json.loads((OUT / "levels.json").read_text())["cosine_with_initial_weights"]
+
+    assert initial_cosines("xvlm") == recorded["xvlm"]
+    others = [
+        each for found in recorded.values() for name, each in found.items() if name != "vision"
+    ]
+    visions = [found["vision"] for found in recorded.values()]
+    said = "before and after {:.2f} to {:.2f}, vision {:.2f} to {:.2f}"
+    assert said.format(min(others), max(others), min(visions), max(visions)) in (
+        OUT / "modality.md"
+    ).read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from benchmarks.tables.layout import markdown, with_best
 from benchmarks.tables.measures import TEXT
 from benchmarks.tables.rendering import render
 from benchmarks.tables.styles import style_of
-from benchmarks.tables.views import ranked
+from benchmarks.tables.tuning import LONGER, TUNINGS
+from benchmarks.tables.views import lengths, ranked
 from benchmarks.tables.views.compared import compared
 from benchmarks.tables.views.dimensions import difference
 from benchmarks.tables.views.modalities import collapsed
@@ -135,6 +137,32 @@ def test_seeds_become_a_mean_with_its_spread_and_a_missing_one_is_named(tmp_path
 
     assert (entry.mean, entry.text) == (32.0, "32.0±1.4 (2/3)")
     assert [each.seed for each in found.missing] == [3]
+
+
+def test_lengths_of_fine_tuning_stand_side_by_side_with_what_is_left_of_dense(
+    tmp_path: Path,
+) -> None:
+    for task, dense, r1, features in (("retrieval", 40, 20, 30), (LONGER, 60, 45, 54)):
+        done(tmp_path, Cell("blip", task, None, 0.0), retrieval(dense, dense))
+        done(tmp_path, cell("multiflow", 0.75, task=task), retrieval(r1, features))
+    cells = [each for each in TABLES["longer"].cells(1) if each.model == "blip"]
+
+    page = "\n".join(lengths(Found(cells, tmp_path)).lines)
+
+    steps = [
+        f"Average R@1, {kind}, {n} steps" for kind in ("features", "re-ranked") for n in (120, 480)
+    ]
+    assert rows_of(page, "Method") == [["Method", *steps]]
+    assert rows_of(page, "dense") == [["dense", "40.0", "60.0", "40.0", "60.0"]]
+    expected = ["multiflow", "30.0 (75%)", "54.0 (90%)", "20.0 (50%)", "45.0 (75%)"]
+    assert rows_of(page, "multiflow") == [expected]
+    assert rows_of(page, "tamt") == [["tamt", "-", "-", "-", "-"]]
+
+
+def test_longer_fine_tuning_differs_in_its_steps_alone() -> None:
+    for model in ("blip", "xvlm"):
+        usual = TUNINGS[model, "retrieval"]
+        assert TUNINGS[model, LONGER] == replace(usual, steps=4 * usual.steps)
 
 
 def test_no_better_than_chance_is_an_error_by_features_and_never_the_best(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ class Inline:
 
 def options(folder: Path, **others: Any) -> argparse.Namespace:
     """What the command line gives."""
-    given = {"models": None, "methods": None, "list": False, "render": False, "minutes": None}
+    given = dict.fromkeys(("models", "methods", "minutes")) | {"list": False, "render": False}
+    given["tables"] = ["table7"]
     return argparse.Namespace(**(given | {"cells": folder / "cells"} | others))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from itertools import product
+
 import pytest
 import torch
 from chita_runs import BATCHES, context_of, pruned_weights, values_of
@@ -154,6 +157,62 @@ def test_the_published_variant_counts_as_the_published_code():
     assert (parameters["effort"], parameters["block_size"]) == ("published", 10_000)
     assert parameters["first_order"] is True
     assert parameters["variant"] == "published"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("options", "weight"), [({}, 1.0), ({"first_order": False}, 0.0)])
+def test_the_published_weights_are_those_of_the_formula_whatever_the_batch_size(
+    size, options, weight, caplog
+):
+    """Gradients of single samples too: c = 1 / samples of a batch, ridge n lambda."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 8, bias=False), torch.nn.Linear(8, 4))
+    data = torch.randn(10 * size, 12), torch.randint(4, (10 * size,))
+    batches = [{"x": x, "y": y} for x, y in zip(*(each.split(size) for each in data), strict=True)]
+
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+    masks = prune(
+        model,
+        batches,
+        adapter=ModuleAdapter(model, loss=loss),
+        method="chita",
+        sparsity=0.5,
+        variant="published",
+        **{"lambda": 0.01},
+        **options,
+    )
+
+    weights = {name: model.get_parameter(f"{name}.weight") for name in masks}
+    rows = {name: [] for name in masks}
+    for batch in batches:
+        found = torch.autograd.grad(loss(model, batch), list(weights.values()))
+        for name, gradient in zip(weights, found, strict=True):
+            rows[name].append(gradient.flatten().double())
+    pruned = deepcopy(model)
+    masks.apply(pruned, ModuleAdapter(pruned, loss=loss))
+    for name in masks:  # each is a block
+        a, w, kept = (
+            torch.stack(rows[name]),
+            weights[name].detach().flatten(),
+            masks[name].flatten(),
+        )
+        inside, ridge = a[:, kept], len(a) * 0.01
+        right = inside.T @ (a @ w.double()) + ridge * w[kept] - weight / size * inside.sum(0)
+        left = inside.T @ inside + ridge * torch.eye(int(kept.sum()), dtype=torch.float64)
+        expected = torch.linalg.solve(left, right)
+        values = pruned.get_parameter(f"{name}.weight").detach().flatten()[kept]
+        torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-4)
+    warned = "batches of one sample" in caplog.text
+    assert warned == (size == 1 and weight > 0)
+
+
+def test_a_first_order_term_that_is_given_holds_in_every_variant():
+    for given, published in product([True, False, 0.5], [True, False]):
+        masks = chita(lambda_=0.1, first_order=given).run(context_of(published=published))[0]
+        assert masks.manifest.parameters["first_order"] is given
+    assert chita(lambda_=0.1).run(context_of())[0].manifest.parameters["first_order"] is False
 
 
 def test_the_manifest_says_how_masks_were_made():

@@ -7,6 +7,7 @@ from benchmarks.tables.views.calibration_size import calibration_size
 from benchmarks.tables.views.classification import classification
 from benchmarks.tables.views.compared import compared
 from benchmarks.tables.views.dimensions import dimensions
+from benchmarks.tables.views.lengths import lengths
 from benchmarks.tables.views.modalities import modalities
 from benchmarks.tables.views.parts import parts
 from benchmarks.tables.views.penalties import penalties
@@ -22,6 +23,7 @@ __all__ = [
     "classification",
     "compared",
     "dimensions",
+    "lengths",
     "modalities",
     "parts",
     "penalties",

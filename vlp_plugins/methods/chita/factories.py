@@ -5,12 +5,12 @@ from __future__ import annotations
 from vlp_plugins.methods.chita.procedure import Chita
 from vlp_plugins.methods.chita.settings import (
     DEFAULT_EFFORT,
-    DEFAULT_FIRST_ORDER,
     DEFAULT_HELD_OUT,
     DEFAULT_LAMBDA,
     DEFAULT_ROUNDS,
     DEFAULT_SCHEDULE,
     BlockSize,
+    FirstOrder,
     Lambda,
     Settings,
 )
@@ -23,7 +23,7 @@ def chita(
     lambda_: Lambda = DEFAULT_LAMBDA,
     effort: Effort = DEFAULT_EFFORT,
     block_size: BlockSize = "default",
-    first_order: bool | float = DEFAULT_FIRST_ORDER,
+    first_order: FirstOrder = "default",
     rows: int | None = None,
     keep_in: str = "auto",
     row_dtype: str = "float32",
@@ -36,7 +36,10 @@ def chita(
             sensitive to it.
         effort: of the solver, `fast` or `best`; `published` is the support of the published one.
         block_size: columns of a block of the block-diagonal approximation; None for none.
-        first_order: weight of the first-order term; True: 1 / (samples of the first batch).
+        first_order: weight of the first-order term; True: 1 / (samples of the first batch), False:
+            none. `default` is False, and True in the published variant. With that weight the model
+            of the loss lets every row fall by up to 1 / samples, in every block: with batches of
+            one sample this can destroy a model that is trained well, in the published solver too.
         rows: batches to take gradients of; None: all that are not held out.
         keep_in: where gradients are kept: `auto`, `ram`, `disk`, or nowhere, in several `passes`.
         row_dtype: `float32`, or `bfloat16` for half the memory and less accuracy.
@@ -55,7 +58,7 @@ def chita_plus_plus(
     lambda_: Lambda = DEFAULT_LAMBDA,
     effort: Effort = DEFAULT_EFFORT,
     block_size: BlockSize = "default",
-    first_order: bool | float = DEFAULT_FIRST_ORDER,
+    first_order: FirstOrder = "default",
     rows: int | None = None,
     keep_in: str = "auto",
     row_dtype: str = "float32",

@@ -13,12 +13,12 @@ from vlp_plugins.solvers.solve import Effort
 
 Lambda = float | Literal["auto"]
 BlockSize = int | Literal["default"] | None
+FirstOrder = bool | float | Literal["default"]
 
 DEFAULT_LAMBDA: Lambda = "auto"
 DEFAULT_EFFORT: Effort = "fast"
 DEFAULT_BLOCK_SIZE: int | None = 2_000
 PUBLISHED_BLOCK_SIZE = 10_000
-DEFAULT_FIRST_ORDER: bool | float = False
 DEFAULT_HELD_OUT = 0.2
 DEFAULT_ROUNDS = 8
 DEFAULT_SCHEDULE = "exp"
@@ -40,8 +40,8 @@ class Settings:
         effort: of the solver: `published`, `fast` or `best`.
         block_size: columns of a block of the block-diagonal approximation; None: one problem over
             all weights. `default` is that of the variant.
-        first_order: weight of the first-order term; True: 1 / (samples of the first batch), as
-            in the published code; False: 0.
+        first_order: weight of the first-order term; True: 1 / (samples of the first batch);
+            False: 0. `default` is that of the variant: True if published, else False.
         rows: number of rows, one batch each; None: as many as there are batches.
         keep_in: where rows are kept; see `vlp_plugins.rows`.
         row_dtype: `float32` or `bfloat16`.
@@ -51,7 +51,7 @@ class Settings:
     lambda_: Lambda = DEFAULT_LAMBDA
     effort: Effort = DEFAULT_EFFORT
     block_size: BlockSize = "default"
-    first_order: bool | float = DEFAULT_FIRST_ORDER
+    first_order: FirstOrder = "default"
     rows: int | None = None
     keep_in: str = "auto"
     row_dtype: str = "float32"
@@ -66,7 +66,8 @@ class Settings:
         for name, count in (("block_size", blocks), ("rows", self.rows)):
             if count is not None and (type(count) is not int or count < 1):
                 raise UnsupportedError(f"{name}={count!r}; give a whole number from 1 on, or none")
-        if not _number(self.first_order) or not 0 <= self.first_order < float("inf"):
+        first = False if self.first_order == "default" else self.first_order
+        if not _number(first) or not 0 <= first < float("inf"):
             raise UnsupportedError(
                 f"first_order={self.first_order!r}; give true, false or a weight from 0 on"
             )
@@ -94,14 +95,15 @@ class Settings:
 
     def for_variant(self, *, published: bool) -> Settings:
         """These, or in the published variant what the published code does."""
+        first_order = published if self.first_order == "default" else self.first_order
         if not published:
-            return replace(self, block_size=self.columns_of_block)
+            return replace(self, block_size=self.columns_of_block, first_order=first_order)
         given = self.block_size
         blocks = PUBLISHED_BLOCK_SIZE if given in ("default", None) else given
-        return replace(self, effort="published", block_size=blocks, first_order=True)
+        return replace(self, effort="published", block_size=blocks, first_order=first_order)
 
     def first_order_of(self, samples: int) -> float:
-        """The weight c of the first-order term.
+        """The weight c of the first-order term; of the settings of a variant.
 
         Args:
             samples: in the first batch.

@@ -136,6 +136,12 @@ class Setup:
             progress=progress,
         ) as rows:
             check_same(batches.digest.hex()[:16], f"{len(batches.sizes)} batches")
+            if alive is None and settings.first_order is True and batches.sizes[0] == 1:
+                logger.warning(
+                    "with batches of one sample the first-order term has weight 1, which can "
+                    "destroy a model that is trained well; first_order=false leaves it out, "
+                    "batches of more samples weaken it"
+                )
             yield Pruner(
                 dense=self.columns.join(self.values()),
                 rows=rows,
