@@ -196,7 +196,7 @@ def test_what_is_drawn_wins(drawn, expected) -> None:
         ({"sparsity": 75}, "did you mean 0.75"),
         ({"sparsity": [0.5, 0.6]}, "a trial makes one set of masks, but the recipe has 2"),
         ({"seed": 1.5}, "search space: seed must be a whole number from 0 on, not 1.5"),
-        ({"finetune_steps": 10.0}, "finetune_steps must be a whole number from 0 on, not 10.0"),
+        ({"finetune_steps": 10.5}, "finetune_steps must be a whole number from 0 on, not 10.5"),
         ({"data.batchsize": 1}, "unknown key 'batchsize' .did you mean 'batch_size'"),
     ],
 )
