@@ -23,8 +23,8 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
 @recipe_options
 @click.option("--test", help="Data to measure on; pairs of --data that are not read if left out.")
 @click.option(
-    "--pairs", type=click.IntRange(min=2), default=512, show_default=True,
-    help="How many pairs are measured on, in whole batches.",
+    "--pairs", type=click.IntRange(min=2),
+    help="How many pairs are measured on, in whole batches.  [default: 512, or all that are left]",
 )  # fmt: skip
 @click.option(
     "--metric", type=click.Choice(["auto", "recall", "loss"]), default="auto", show_default=True,

@@ -86,11 +86,9 @@ class PruningWhileTraining(Procedure):
             raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
         if self.every < 1:
             raise UnsupportedError(f"every={self.every}; use 1 or more")
-        if self.warmup is not None:
-            if len(self.warmup) != 2 or not all(0 <= part < 1 for part in self.warmup):
-                raise UnsupportedError(
-                    f"warmup={self.warmup}; both are fractions of the steps, in [0, 1)"
-                )
+        warmup = (0.0, 0.0) if self.warmup is None else self.warmup
+        if len(warmup) != 2 or not all(0 <= part < 1 for part in warmup):
+            raise UnsupportedError(f"warmup={warmup}; both are fractions of the steps, in [0, 1)")
         schedule_by_name(self.schedule)
 
     @property
