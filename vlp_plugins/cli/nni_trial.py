@@ -41,15 +41,16 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
 )  # fmt: skip
 @click.option(
     "--check", "experiment", type=click.Path(path_type=Path),
-    help="Check the search space of this experiment's YAML, and do nothing else.",
+    help="Check this experiment's YAML and what its trials will need, and do nothing else.",
 )  # fmt: skip
 def nni_trial(experiment: Path | None, **options: Any) -> None:
     """One trial of an NNI experiment: prunes RECIPE as the tuner drew, measures, reports.
 
     To be written as trialCommand. What is drawn wins over options, and they over RECIPE: `pruner`
-    names the method, `id` (true or false) guides it by intrinsic dimensions, other keys are those
-    of a recipe, finetune_steps and learning_rate, or parameters of the method. Results go to
-    OUT/EXPERIMENT/TRIAL. By hand, outside of an experiment, nothing is drawn.
+    names the method, `id` (true or false) guides it by intrinsic dimensions, other keys are numbers
+    and names of a recipe (sparsity, allocation, data.batches, ...; no paths), finetune_steps and
+    learning_rate, or parameters of the method. Results go to OUT/EXPERIMENT/TRIAL. By hand, outside
+    of an experiment, nothing is drawn.
     """
     with _needing_nni():
         from vlp_plugins.hosts.nni.overlay import TrialSettings

@@ -84,7 +84,7 @@ def warn_of_portal() -> None:
         _log.warning(
             "NNI's portal listens on all network interfaces and asks for no password: whoever "
             "reaches its port can read and change the experiment; keep others from it by a "
-            "firewall or a network namespace (see recipes/nni/search.yaml)"
+            "firewall or a network namespace (see README, In NNI)"
         )
 
 
