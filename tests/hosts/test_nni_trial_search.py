@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -465,6 +466,43 @@ def test_the_weights_stay_unread(recipe, world, tmp_path) -> None:
     (tmp_path / "blip" / "model.safetensors").write_bytes(b"not read")
     recipe = replace(recipe, model="blip")
     assert check(tmp_path, SPACE, recipe)[0] == ("multiflow", "chita")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--test ./nowhere", "every trial fails: data ./nowhere does not exist"),
+        ("--batches 10 --metric loss", "no pairs after the 10 batches of 3"),
+        ("--pairs 25", "--pairs asks for 25"),
+        ("--dtype bfloat16 --finetune-steps 2", "fine-tuning takes weights in float32"),
+        ("--sparsity 0.5 0.6", "but the recipe has 2 sparsities"),
+        ("--par 6 2>&1", "search.yaml: trialCommand: No such option.* .?--par"),
+        ("--metric accuracy", "trialCommand: Invalid value for '--metric'"),
+        ("'", "search.yaml: trialCommand .*: No closing quotation"),
+    ],
+)
+def test_trials_are_checked_as_their_command_runs_them(world, tmp_path, words, message) -> None:
+    """Options of trialCommand count; those given with --check, and its RECIPE, are above them."""
+    text = (
+        f"model: {world / 'blip'}\nsparsity: 0.5\nout: trials\ndevice: cpu\n"
+        f"data: {{source: {world / 'train'}, batch_size: 3, batches: 2}}\n"
+    )
+    (tmp_path / "trial.yaml").write_text(text)
+    search = {
+        "searchSpace": {"pruner": {"_type": "choice", "_value": ["omp", "wanda"]}},
+        "trialCommand": f"cd . && vlp nni-trial trial.yaml {words} > log.txt",
+        "trialConcurrency": 1,
+        "tuner": {"name": "Random"},
+        "trainingService": {"platform": "local"},
+    }
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search))
+    check_words = ["nni-trial", "--check", tmp_path / "search.yaml"]
+    for recipe in ([], [tmp_path / "trial.yaml"]):
+        found = command(*check_words, *recipe, code=2)
+        assert re.search(message, found.stderr), found.stderr
+    search["trialCommand"] = "vlp nni-trial trial.yaml --batches 10 --pairs 6 2>&1; echo done"
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search))
+    assert command(*check_words, "--batches", 2).stdout == "ok: 2 draws tried, pruners omp, wanda\n"
 
 
 def test_paths_are_those_of_the_folder_that_trials_run_in(recipe, world, tmp_path) -> None:

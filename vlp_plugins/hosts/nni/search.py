@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,10 @@ _TYPES = (
     "lognormal", "qlognormal",
 )  # fmt: skip
 
+
+_OPERATORS = ";&|<>()"
+"""Of a shell: what stands behind one is no longer of the command."""
+_DESCRIPTOR = re.compile(r"(?<=\s)\d+(?=[<>])")
 
 _LARGEST = math.log(sys.float_info.max)
 
@@ -90,6 +97,31 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
             name, platform or "several kinds of",
         )  # fmt: skip
     return Checked(tuple(dict.fromkeys(trial.method for trial, _ in trials)), len(tried))
+
+
+def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
+    """What an experiment's `trialCommand` gives to `vlp nni-trial`, and the folder it runs in.
+
+    Returns:
+        None if it runs something else.
+
+    Raises:
+        UnsupportedError: if NNI is not installed.
+        RecipeError: if the file is no experiment, or its command no line of a shell.
+    """
+    config = _config(Path(path))
+    command = config.trial_command or getattr(config.training_service, "trial_command", None) or ""
+    command = _DESCRIPTOR.sub("", os.path.expandvars(command))
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise RecipeError(f"{Path(path).name}: trialCommand {command!r}: {error}") from error
+    if "nni-trial" not in words:
+        return None
+    ours = takewhile(lambda word: word[0] not in _OPERATORS, words[words.index("nni-trial") + 1 :])
+    return list(ours), Path(config.trial_code_directory)
 
 
 def _trial(
