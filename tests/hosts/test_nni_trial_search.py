@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nni import parameter_expressions
 from nni.tools.package_utils.config_manager import get_all_algo_meta
-from nni_trial_examples import command, recipe_in, save_world
+from nni_trial_examples import Told, command, recipe_in, save_world, tiny_models
 
 from vlp_plugins import gather
-from vlp_plugins.errors import RecipeError
+from vlp_plugins.errors import RecipeError, VlpError
 from vlp_plugins.hosts.nni import experiment, tuners
 from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.hosts.nni.search import check_experiment, draws
+from vlp_plugins.hosts.nni.trial import run_trial
 from vlp_plugins.job import prepare
 from vlp_plugins.recipes import DataRecipe, Recipe, load_recipe
 
@@ -458,6 +459,29 @@ def test_every_value_that_may_be_drawn_is_held_against_the_data(recipe, tmp_path
     ):
         with pytest.raises(RecipeError, match=message):
             check(tmp_path, space, recipe)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "vit", "xvlm"])
+@pytest.mark.parametrize(("method", "metric"), [("wanda", "auto"), ("chita", "loss")])
+def test_what_passes_runs_and_what_is_refused_fails(
+    world, tmp_path, family, method, metric
+) -> None:
+    """The same of every family, whose models have no values while they are checked."""
+    getattr(tiny_models, f"save_{family}")(tmp_path / family)
+    recipe = recipe_in(world, tmp_path / "trials")
+    recipe = replace(recipe, model=str(tmp_path / family), method=method)
+    of_trials = TrialSettings(pairs=6, metric=metric)
+    refused = failed = None
+    try:
+        check(tmp_path, "seed: {_type: choice, _value: [0]}", recipe, of_trials)
+    except RecipeError as error:
+        refused = str(error)
+    try:
+        run_trial(recipe, of_trials, Told({}))
+    except VlpError as error:
+        failed = str(error)
+    assert (refused is None) == (failed is None) == (family != "vit"), (refused, failed)
+    assert refused is None or str(failed) in refused
 
 
 def test_the_weights_stay_unread(recipe, world, tmp_path) -> None:
