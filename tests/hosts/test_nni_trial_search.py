@@ -247,6 +247,8 @@ def test_mistakes_are_found_before_the_experiment(tmp_path, space, message) -> N
         ("{_type: qloguniform, _value: [-1, 1, 1]}", ": qloguniform must have ends above 0"),
         ("{_type: randint, _value: [0.5, 2]}", ": randint must have whole numbers, not 0.5"),
         ("{_type: randint, _value: [5, 5]}", ": randint must have high > low"),
+        ("{_type: uniform, _value: [0, 1%s]}" % ("0" * 400), ": uniform must have finite numbers"),
+        ("{_type: qlognormal, _value: [600, 1, 1.0e-100]}", ": qlognormal must have a step above"),
         ("{_type: normal, _value: [1, 0]}", ": normal must have a standard deviation above 0"),
         ("{_type: lognormal, _value: [800, 1]}", ": lognormal draws numbers too large"),
     ],
@@ -449,6 +451,16 @@ def test_every_value_that_may_be_drawn_is_held_against_the_data(recipe, tmp_path
         (
             "data.batch_size: {_type: choice, _value: [3, 16]}",
             "data.batch_size 16 fails: .*no pair",
+        ),
+        (
+            "data.batches: {_type: randint, _value: [1, 6]}\n"
+            "data.batch_size: {_type: choice, _value: [2, 3, 6]}",
+            "data.batch_size 6, data.batches 5 fails: .*no pairs after the 5 batches of 6",
+        ),
+        (
+            "floor: {_type: uniform, _value: [0.0, 0.3]}\n"
+            "sparsity: {_type: uniform, _value: [0.5, 0.8]}",
+            "floor 0.3, sparsity 0.8 fails: a floor of 0.3 and sparsity 0.8 exclude each other",
         ),
         (CHITA % ("rows", "randint", "[1, 4]"), "rows 3 fails: .*rows=3 needs as many batches"),
         (

@@ -162,13 +162,19 @@ def draws(space: Space) -> Iterator[dict[str, Any]]:
     """Draws that together hold every alternative and every end of a range.
 
     The first alternative of everything, and for every other value one draw that differs in it.
-    Where both ends are whole and what lies between need not be, a value between is among them.
+    Where both ends are whole and what lies between need not be, a value between is among them. In
+    the last draw the largest of all numbers meet: many batches and large ones, a floor and a
+    sparsity.
     """
-    base = {key: _values(spec)[0] for key, spec in space.items()}
+    values = {key: _values(spec) for key, spec in space.items()}
+    base = {key: found[0] for key, found in values.items()}
     yield base
-    for key, spec in space.items():
-        for value in _values(spec)[1:]:
+    for key, found in values.items():
+        for value in found[1:]:
             yield base | {key: value}
+    largest = {key: max(found) for key, found in values.items() if all(map(_is_number, found))}
+    if len(largest) > 1 and base | largest != base:
+        yield base | largest
 
 
 def _values(spec: Mapping[str, Any]) -> list[Any]:
@@ -268,7 +274,7 @@ def _check_choice(at: str, key: str, values: list[Any]) -> None:
         if isinstance(value, Mapping):
             inner = {key: spec for key, spec in value.items() if key != NAME}
             _check_space(f"{at}._value[{number}]", inner)
-        elif not isinstance(value, (str, int, float)) or not _is_finite(value):
+        elif not isinstance(value, (str, bool)) and not _is_number(value):
             raise RecipeError(
                 f"{at}._value[{number}] must be a finite number, text, true, false, or "
                 f"{{{NAME}: ...}}, not {value!r}"
@@ -281,29 +287,36 @@ def _check_range(at: str, kind: str, values: list[Any]) -> None:
     if len(values) != expected:
         raise RecipeError(f"{at}: {kind} must have {expected} values, not {values}")
     for value in values:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not _is_finite(value) or (kind == "randint" and value != int(value)):
+        whole = kind != "randint" or (_is_number(value) and value == int(value))
+        if not _is_number(value) or not whole:
             what = "whole numbers" if kind == "randint" else "finite numbers"
             raise RecipeError(f"{at}: {kind} must have {what}, not {value!r}")
     low, high = values[:2]
+    largest = max(abs(low), abs(high))
     if kind.endswith("normal"):
         if high <= 0:
             raise RecipeError(f"{at}: {kind} must have a standard deviation above 0, not {high}")
-        if "log" in kind and low + 2 * high > _LARGEST:
-            raise RecipeError(
-                f"{at}: {kind} draws numbers too large for a float; the mean {low} "
-                "is of the logarithm"
-            )
+        largest = abs(low) + 2 * high
+        if "log" in kind:
+            if low + 2 * high > _LARGEST:
+                raise RecipeError(
+                    f"{at}: {kind} draws numbers too large for a float; its first value, {low}, is "
+                    "the mean of the logarithm"
+                )
+            largest = math.exp(low + 2 * high)
     elif low >= high:
         raise RecipeError(f"{at}: {kind} must have high > low, not {values}")
     elif "log" in kind and low <= 0:
         raise RecipeError(f"{at}: {kind} must have ends above 0, not {low}")
-    if expected == 3 and values[2] <= max(map(abs, values[:2])) / sys.float_info.max:
+    if expected == 3 and values[2] <= largest / sys.float_info.max:
         raise RecipeError(f"{at}: {kind} must have a step above 0, not {values[2]}")
 
 
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _number_as_text(values: list[Any]) -> re.Match[str] | None:
