@@ -76,7 +76,13 @@ def test_where_a_whole_number_is_wanted_three_point_nought_is_three(name) -> Non
             make(offer(with_numbers), {name: wrong}, dict)
 
 
-@pytest.mark.parametrize("name", ["share", "either", "anything", "bare"])
+@pytest.mark.parametrize("name", ["rounds", "limit", "every"])
+def test_text_is_no_whole_number(name) -> None:
+    with pytest.raises(UnsupportedError, match=f"{name}='8'; give a whole number"):
+        make(offer(with_numbers), {name: "8"}, dict)
+
+
+@pytest.mark.parametrize("name", ["share", "either", "anything", "bare", "sizes"])
 def test_other_numbers_stay_as_they_are(name) -> None:
     for given in (3.0, 3.7):
         found = make(offer(with_numbers), {name: given}, dict)[name]

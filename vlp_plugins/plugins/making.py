@@ -14,6 +14,8 @@ from vlp_plugins.plugins.offers import SINGULAR, Factory, Offer
 
 Made = TypeVar("Made")
 
+_WHOLE = {"int", "None", "NoneType"}
+
 
 def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> Made:
     """Calls the factory of an offer.
@@ -86,14 +88,15 @@ def _with_whole_numbers(
     factory: Factory, parameters: Mapping[str, Any], what: str
 ) -> dict[str, Any]:
     """The parameters with an int for every 3.0: YAML, JSON and tuners write whole numbers so."""
-    kinds = _annotations(factory)
+    annotations = _annotations(factory)
     found = dict(parameters)
     for name, value in parameters.items():
-        if isinstance(value, bool) or not _is_whole(kinds.get(name)):
+        kinds = _kinds(annotations.get(name))
+        if isinstance(value, bool) or "int" not in kinds or "float" in kinds:
             continue
         if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
             found[name] = int(value)
-        elif isinstance(value, float):
+        elif isinstance(value, float) or (isinstance(value, str) and kinds <= _WHOLE):
             raise UnsupportedError(f"{what}: {_public(name)}={value!r}; give a whole number")
     return found
 
@@ -109,14 +112,13 @@ def _annotations(factory: Factory) -> dict[str, Any]:
     return {}
 
 
-def _is_whole(annotation: Any) -> bool:
-    """Whether an annotation has whole numbers and no others: `int`, `int | None`."""
+def _kinds(annotation: Any) -> set[str]:
+    """The names of the types that an annotation allows: `int` and `None` of `int | None`."""
     if isinstance(annotation, str):
-        kinds: Collection[Any] = {kind.strip() for kind in annotation.split("|")}
-        return "int" in kinds and "float" not in kinds
+        return {kind.strip() for kind in annotation.split("|")}
     union = get_origin(annotation) in (Union, UnionType)
     kinds = get_args(annotation) if union else (annotation,)
-    return int in kinds and float not in kinds
+    return {kind.__name__ if isinstance(kind, type) else str(kind) for kind in kinds}
 
 
 def _public(name: str) -> str:
