@@ -145,8 +145,9 @@ def load_outline(source: str, *, adapter: str | None = None) -> tuple[nn.Module,
             with suppress(VlpError):
                 _asked(known.adapter, name, bare)
     try:
-        model = meta_model(source, ()).eval()
-    except UnsupportedError:  # a format that only an adapter knows
+        with bounded(source):
+            model = meta_model(source, ()).eval()
+    except Exception:  # a format that only an adapter knows, or loading says what is wrong
         return load_model(source, adapter=adapter, device="cpu")
     return model, _adapter_of(model, known, adapter)
 
