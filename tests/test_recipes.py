@@ -123,6 +123,13 @@ def test_most_keys_may_be_left_out(read: Any) -> None:
     assert read("sparsity: {vision: 0.5}").sparsity == ({"vision": 0.5},)
 
 
+def test_a_whole_number_may_be_written_with_a_point(read: Any) -> None:
+    found = read("seed: 3.0\ncheckpoint_every: 1e2\ndata: {batches: 7.0, batch_size: 4.0}")
+    assert (found.seed, found.checkpoint_every) == (3, 100)
+    assert (found.data.batches, found.data.batch_size) == (7, 4)
+    assert {type(each) for each in (found.seed, found.data.batches)} == {int}
+
+
 def test_a_pattern_is_an_allocation(read: Any) -> None:
     assert read("pattern: {keep: 2, of: 4}") == Recipe(allocation="keep=2,of=4")
     with pytest.raises(RecipeError, match="pattern and allocation exclude each other"):
@@ -143,6 +150,9 @@ def test_a_pattern_is_an_allocation(read: Any) -> None:
         ("ties: first", "it is called 'owners'"),
         ("sparsity: many", "line 1: sparsity must be a number, not the text 'many'"),
         ("sparsity: [0.5, [0.6]]", "sparsity must be a number, not a list of 1"),
+        ("sparsity: []", "line 1: sparsity must be a number such as 0.75, .* not a list of 0"),
+        ("sparsity: {}", "line 1: sparsity must be a number, or budgets .* a mapping with nothing"),
+        ("sparsity: [0.5, {}]", "sparsity must be a number, or budgets .* a mapping with nothing"),
         ("sparsity: 75", "line 1: sparsity .* not 75; did you mean 0.75"),
         ("sparsity: {vision: 1.0}", r"line 1: sparsity is .* in \[0, 1\), not 1"),
         ("seed: 1.5", "seed must be a whole number from 0 on, not 1.5"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -108,6 +111,44 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
     model = meta_model(
         source, [known.adapter(name) for name in _asked_names(known, adapter)]
     ).eval()
+    return model, _adapter_of(model, known, adapter)
+
+
+def load_outline(source: str, *, adapter: str | None = None) -> tuple[nn.Module, Adapter]:
+    """A model to check a run against: its weights stay unread where a `config.json` describes it.
+
+    Args:
+        source: as of `load_model`.
+        adapter: as of `load_model`.
+
+    Returns:
+        The model, on the meta device unless it had to be loaded, and its adapter.
+
+    Raises:
+        UnsupportedError: if `load_model` could not load it, as far as that shows without weights.
+        UnclaimedModelError: if no adapter claims the model.
+    """
+    source = _expanded(source)
+    path = Path(source)
+    known = registry()
+    if adapter not in (None, MODULE):
+        known.adapter(str(adapter))
+    _check_exists(source)
+    described = path.is_dir() and (path / "config.json").is_file() and not has_no_weights(path)
+    if not described or is_structured(source) or is_sparse(source):
+        return load_model(source, adapter=adapter, device="cpu")
+    with TemporaryDirectory() as bare:
+        # Being asked, an adapter makes its classes known to transformers; from the whole folder it
+        # would load the model.
+        shutil.copy(path / "config.json", bare)
+        for name in _asked_names(known, adapter):
+            with suppress(VlpError):
+                _asked(known.adapter, name, bare)
+    try:
+        with bounded(source):
+            model = meta_model(source, ()).eval()
+    except Exception:  # a format that only an adapter knows, or loading says what is wrong
+        return load_model(source, adapter=adapter, device="cpu")
     return model, _adapter_of(model, known, adapter)
 
 

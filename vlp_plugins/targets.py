@@ -15,9 +15,13 @@ def target_of(value: Any) -> Target:
     """A number (Python's, NumPy's or a tensor's) or a mapping of numbers, checked.
 
     Raises:
-        SparsityError: for anything else, or outside [0, 1).
+        SparsityError: for anything else, an empty mapping, or outside [0, 1).
     """
     if isinstance(value, Mapping):
+        if not value:
+            raise SparsityError(
+                'the mapping of sparsities is empty; give for instance {"vision": 0.5, "text": 0.8}'
+            )
         return {str(name): check_sparsity(inner) for name, inner in value.items()}
     return check_sparsity(value)
 

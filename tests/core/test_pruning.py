@@ -221,6 +221,7 @@ def test_a_composition_of_one_s_own_needs_no_registration(model):
         ({"method": "omp", "sparsity": 0.5, "owners": "frist"}, UnsupportedError, "mean 'first'"),
         ({"method": None, "sparsity": 0.5}, UnsupportedError, "give a name, a Scorer"),
         ({"method": "omp", "sparsity": "0.75"}, SparsityError, "is no sparsity"),
+        ({"method": "omp", "sparsity": {}}, SparsityError, "mapping of sparsities is empty"),
         ({"method": "omp", "sparsity": 0.5, "adapter": int}, UnsupportedError, "is no adapter"),
         ({"method": "omp"}, SparsityError, "no sparsity given"),
         ({"method": "omp", "sparsity": 63}, SparsityError, "did you mean 0.63"),

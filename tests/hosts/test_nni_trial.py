@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,11 @@ from vlp_plugins.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.hosts.nni.overlay import TrialSettings, overlay
+from vlp_plugins.hosts.nni.overlay import DRAWN, TrialSettings, overlay
 from vlp_plugins.hosts.nni.record import TrialRecord
 from vlp_plugins.hosts.nni.trial import run_trial
-from vlp_plugins.job import run
-from vlp_plugins.recipes import DataRecipe, Recipe, load_recipe
+from vlp_plugins.job import resolve_names, run
+from vlp_plugins.recipes import KEYS, DataRecipe, Recipe, load_recipe
 
 SETTINGS = TrialSettings(pairs=6)
 RECALLS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
@@ -191,18 +192,60 @@ def test_what_is_drawn_wins(drawn, expected) -> None:
         ({"pruner": {"lambda": 1}}, "pruner must be a name, not {'lambda': 1}; where one"),
         ({"pruner": {"_name": "chita", "lambda": 1}, "lambda": 2}, "'lambda' is drawn twice"),
         ({"sparsity": 0.5, "sparsity.text": 0.8}, "'sparsity' is drawn twice"),
-        ({"out": "x"}, "out is for the recipe to say"),
+        ({"out": "x"}, "out is for the recipe to say, not for a tuner to draw; .* may draw pruner"),
+        ({"data": "photos/"}, "data is for the recipe to say"),
+        ({"data": {"source": "photos/"}}, "data.source is for the recipe to say"),
+        ({"data": {"_name": "photos/"}}, "data is for the recipe to say"),
+        ({"pruner": {"_name": "omp", "model": "m"}}, "model is for the recipe to say"),
+        ({"parameters": {"keep_in": "../x"}}, "keep_in '../x' is no plain word"),
+        ({"keep_in": "/etc/passwd"}, "keep_in '/etc/passwd' is no plain word"),
+        ({"keep_in": ["weights.bin"]}, "keep_in 'weights.bin' is no plain word"),
+        ([1, 2], r"given values by key, not \[1, 2\]"),
+        ("drawn", "given values by key, not 'drawn'"),
         ({"id": "on"}, "id must be true or false, not 'on'"),
         ({"sparsity": 75}, "did you mean 0.75"),
         ({"sparsity": [0.5, 0.6]}, "a trial makes one set of masks, but the recipe has 2"),
         ({"seed": 1.5}, "search space: seed must be a whole number from 0 on, not 1.5"),
-        ({"finetune_steps": 10.0}, "finetune_steps must be a whole number from 0 on, not 10.0"),
+        ({"finetune_steps": 10.5}, "finetune_steps must be a whole number from 0 on, not 10.5"),
         ({"data.batchsize": 1}, "unknown key 'batchsize' .did you mean 'batch_size'"),
     ],
 )
 def test_what_must_not_be_drawn(drawn, message) -> None:
     with pytest.raises(RecipeError, match=message):
         overlay(replace(BASE, method="chita"), TrialSettings(), drawn)
+
+
+def test_what_may_be_drawn_is_a_closed_list() -> None:
+    """Every key of a recipe is drawn or refused; what names or writes a file is refused."""
+    keys = {f"data.{each.name}" for each in fields(DataRecipe)} | (KEYS - {"data"})
+    refused = keys - set(DRAWN)
+    assert refused == {
+        *("model", "adapter", "processor", "statistics", "id_profile", "out", "device"),
+        *("save_model", "keep_statistics", "checkpoint_every", "memory_budget"),
+        *(f"data.{name}" for name in ("source", "split", "image_column", "caption_column")),
+    }
+    for key in refused:
+        with pytest.raises(RecipeError, match=f"search space: {key} is for the recipe to say"):
+            overlay(BASE, TrialSettings(), {key: 1})
+    assert set(DRAWN) - keys == {"pruner", "id", "finetune_steps", "learning_rate"}
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    listed = readme.split("What may be drawn is a closed list:")[1].split(";")[0]
+    assert set(re.findall(r"`([^`]+)`", listed)) == set(DRAWN)
+
+
+def test_a_trial_refuses_what_is_not_for_a_tuner(recipe, world, tmp_path) -> None:
+    for key in ("model", "processor", "statistics", "data.source"):
+        trial = Told({key: str(world / "vit")})
+        with pytest.raises(RecipeError, match=f"{key} is for the recipe to say"):
+            run_trial(recipe, SETTINGS, trial)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_whole_numbers_of_a_tuner_may_have_a_point() -> None:
+    drawn = {"pruner": "chita++", "rounds": 2.0, "seed": 3.0, "data.batches": 8.0}
+    trial, settings = overlay(BASE, TrialSettings(), drawn | {"finetune_steps": 10.0})
+    assert (trial.seed, trial.data.batches, settings.finetune_steps) == (3, 8, 10)
+    assert resolve_names(trial)[0].parameters["rounds"] == 2
 
 
 def test_by_hand_the_recipe_decides(world, tmp_path) -> None:

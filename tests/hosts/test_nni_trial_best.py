@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,35 @@ def test_damaged_records(experiment, text, message) -> None:
     (experiment / "trial0" / "trial.json").write_text(text)
     with pytest.raises(StatisticsError, match=message):
         finished_trials(experiment)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"number": "3"},
+        {"number": 3.5},
+        {"sparsity": "0.5"},
+        {"sparsity": None},
+        {"drawn": [1]},
+        {"method": 5},
+        {"metric": ["loss"]},
+        {"results": {}},
+        {"results": {"0": {"default": "high"}}},
+        {"results": {"0": {"default": float("nan")}}},
+        {"results": {"0": {"loss": 1.0}}},
+        {"results": {"first": {"default": 1.0}}},
+    ],
+)
+def test_records_with_values_of_another_type_are_damaged(experiment, changes) -> None:
+    path = experiment / "trial0" / "trial.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(StatisticsError, match="trial.json is damaged"):
+        finished_trials(experiment)
+
+
+def test_links_in_the_folder_of_a_trial_are_not_followed(experiment, tmp_path) -> None:
+    (tmp_path / "secret").write_text("of another")
+    (experiment / "trial0" / "notes").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="notes is a link and not what the trial wrote"):
+        export_trial(finished_trials(experiment)[0], tmp_path / "best")
+    assert not (tmp_path / "best").exists()

@@ -75,3 +75,11 @@ def test_the_number_of_batches_may_come_from_the_limit_alone():
     assert chita(lambda_=0.1).cost(context).gradient_batches == 4
     with pytest.raises(DataError, match="nobody can say how many batches"):
         chita(lambda_=0.1).cost(context_of(batches=iter([])))
+
+
+def test_more_rows_than_batches_are_refused_before_the_run():
+    with pytest.raises(DataError, match=f"rows={BATCHES + 1} needs as many batches"):
+        chita(lambda_=0.1, rows=BATCHES + 1).cost(context_of())
+    with pytest.raises(DataError, match="holds 9 of the batches out"):
+        chita(held_out=9).cost(context_of())
+    assert chita(rows=2).cost(context_of(batches=iter([]))).gradient_batches

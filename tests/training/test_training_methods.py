@@ -240,6 +240,9 @@ def test_the_cost_counts_what_is_kept():
         ({"steps": 0}, DataError),
         ({"lr": 0.0}, UnsupportedError),
         ({"warmup": (0.5, 1.0)}, UnsupportedError),
+        ({"warmup": ()}, UnsupportedError),
+        ({"every": 0}, UnsupportedError),
+        ({"schedule": "cubc"}, SparsityError),
     ],
 )
 def test_what_cannot_be_is_refused(options, error):

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from vlp_plugins.cli.options import ManyValues, new_file, read_recipe, recipe_options
 from vlp_plugins.cli.quiet import steps_shown
 from vlp_plugins.cli.running import data_progress
 from vlp_plugins.cli.tables import print_table
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.errors import RecipeError, UnsupportedError
 
+_GIVEN = ParameterSource.COMMANDLINE
 _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "report_every")
 
 
@@ -23,8 +25,8 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
 @recipe_options
 @click.option("--test", help="Data to measure on; pairs of --data that are not read if left out.")
 @click.option(
-    "--pairs", type=click.IntRange(min=2), default=512, show_default=True,
-    help="How many pairs are measured on, in whole batches.",
+    "--pairs", type=click.IntRange(min=2),
+    help="How many pairs are measured on, in whole batches.  [default: 512, or all that are left]",
 )  # fmt: skip
 @click.option(
     "--metric", type=click.Choice(["auto", "recall", "loss"]), default="auto", show_default=True,
@@ -41,19 +43,23 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
 )  # fmt: skip
 @click.option(
     "--check", "experiment", type=click.Path(path_type=Path),
-    help="Check the search space of this experiment's YAML, and do nothing else.",
+    help="Check this experiment's YAML and what its trials will need, and do nothing else; options "
+    "are those of its trialCommand.",
 )  # fmt: skip
 def nni_trial(experiment: Path | None, **options: Any) -> None:
     """One trial of an NNI experiment: prunes RECIPE as the tuner drew, measures, reports.
 
     To be written as trialCommand. What is drawn wins over options, and they over RECIPE: `pruner`
-    names the method, `id` (true or false) guides it by intrinsic dimensions, other keys are those
-    of a recipe, finetune_steps and learning_rate, or parameters of the method. Results go to
-    OUT/EXPERIMENT/TRIAL. By hand, outside of an experiment, nothing is drawn.
+    names the method, `id` (true or false) guides it by intrinsic dimensions, other keys are numbers
+    and names of a recipe (sparsity, allocation, data.batches, ...; no paths), finetune_steps and
+    learning_rate, or parameters of the method. Results go to OUT/EXPERIMENT/TRIAL. By hand, outside
+    of an experiment, nothing is drawn.
     """
     with _needing_nni():
         from vlp_plugins.hosts.nni.overlay import TrialSettings
 
+        if experiment is not None:
+            options = _as_trials_run(experiment, options)
         settings = TrialSettings(**{name: options.pop(name) for name in _SETTINGS})
         recipe = read_recipe(**options)
         if experiment is not None:
@@ -96,6 +102,25 @@ def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
         ],
     )
     click.echo(f"written: {target}, of trial {best.record.trial}")
+
+
+def _as_trials_run(experiment: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the experiment's own trialCommand, and above them those given here."""
+    from vlp_plugins.hosts.nni.search import trial_words
+
+    found = trial_words(experiment)
+    if found is None:
+        return options
+    words, folder = found
+    try:
+        of_trials = nni_trial.make_context("nni-trial", words).params
+    except click.ClickException as error:
+        raise RecipeError(f"{experiment.name}: trialCommand: {error.format_message()}") from error
+    if of_trials["recipe"] is not None:
+        of_trials["recipe"] = folder / of_trials["recipe"]
+    here = click.get_current_context()
+    given = (name for name in options if here.get_parameter_source(name) is _GIVEN)
+    return {name: of_trials[name] for name in options} | {name: options[name] for name in given}
 
 
 def _check(experiment: Path, recipe: Any, settings: Any) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from numbers import Integral
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.plugins.offers import SINGULAR, Factory, Offer
 
 Made = TypeVar("Made")
+
+_WHOLE = {"int", "None", "NoneType"}
 
 
 def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> Made:
@@ -19,13 +23,14 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
     Args:
         offer: what to make.
         parameters: keywords for its factory; `lambda`, which Python keeps for itself, is the
-            factory's `lambda_`, and so for every other such word.
+            factory's `lambda_`, and so for every other such word. Where the factory annotates a
+            whole number, 3.0 is 3.
         expected: the class that the result must have.
 
     Raises:
         UnknownNameError: if it has no parameter of such a name; the message lists those it has.
-        UnsupportedError: if a parameter is missing, is refused by the factory with a TypeError,
-            or if the result is of another class.
+        UnsupportedError: if a parameter is missing, is no whole number where one is wanted, is
+            refused by the factory with a TypeError, or if the result is of another class.
     """
     what = f"{SINGULAR[offer.kind]} {offer.name!r}"
     allowed, open_ended = _keywords(offer.factory)
@@ -38,6 +43,7 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
         raise UnsupportedError(
             f"{what} needs a value for {', '.join(missing)}; it takes {_list(allowed)}"
         )
+    parameters = _with_whole_numbers(offer.factory, parameters, what)
     try:
         made = offer.factory(**parameters)
     except TypeError as error:
@@ -76,6 +82,43 @@ def _for_python(
             raise UnsupportedError(f"{what} is given {_public(ours)!r} twice; give it once")
         renamed[ours] = value
     return renamed
+
+
+def _with_whole_numbers(
+    factory: Factory, parameters: Mapping[str, Any], what: str
+) -> dict[str, Any]:
+    """The parameters with an int for every 3.0: YAML, JSON and tuners write whole numbers so."""
+    annotations = _annotations(factory)
+    found = dict(parameters)
+    for name, value in parameters.items():
+        kinds = _kinds(annotations.get(name))
+        if isinstance(value, bool) or "int" not in kinds or "float" in kinds:
+            continue
+        if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
+            found[name] = int(value)
+        elif isinstance(value, float) or (isinstance(value, str) and kinds <= _WHOLE):
+            raise UnsupportedError(f"{what}: {_public(name)}={value!r}; give a whole number")
+    return found
+
+
+def _annotations(factory: Factory) -> dict[str, Any]:
+    """What a factory says about the types of its keywords; names that do not resolve stay text."""
+    for resolve in (True, False):
+        try:
+            parameters = inspect.signature(factory, eval_str=resolve).parameters
+        except Exception:  # evaluating an outsider's annotation raises whatever it raises
+            continue
+        return {name: parameter.annotation for name, parameter in parameters.items()}
+    return {}
+
+
+def _kinds(annotation: Any) -> set[str]:
+    """The names of the types that an annotation allows: `int` and `None` of `int | None`."""
+    if isinstance(annotation, str):
+        return {kind.strip() for kind in annotation.split("|")}
+    union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if union else (annotation,)
+    return {kind.__name__ if isinstance(kind, type) else str(kind) for kind in kinds}
 
 
 def _public(name: str) -> str:

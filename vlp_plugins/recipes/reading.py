@@ -111,11 +111,15 @@ def _data(value: Value) -> DataRecipe:
 
 def _sparsities(value: Value) -> tuple[Target, ...]:
     listed = value.data if isinstance(value.data, list) else [value]
+    if not listed:
+        raise value.wrong("a number such as 0.75, budgets by modality, or a list of them")
     return tuple(_target(inner) for inner in listed)
 
 
 def _target(value: Value) -> Target:
     if isinstance(value.data, dict):
+        if not value.data:
+            raise value.wrong("a number, or budgets such as {vision: 0.5, text: 0.8}")
         return {name: _sparsity(inner) for name, inner in value.data.items()}
     return _sparsity(value)
 

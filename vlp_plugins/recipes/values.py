@@ -44,12 +44,15 @@ def text(value: Value) -> str:
 
 
 def integer(minimum: int) -> Callable[[Value], int]:
-    """Reader of whole numbers from `minimum` on."""
+    """Reader of whole numbers from `minimum` on; 3.0, which tuners write, is 3."""
 
     def read(value: Value) -> int:
-        if type(value.data) is not int or value.data < minimum:
+        found = value.data
+        if isinstance(found, float) and found.is_integer():
+            found = int(found)
+        if type(found) is not int or found < minimum:
             raise value.wrong(f"a whole number from {minimum} on")
-        return value.data
+        return found
 
     return read
 

@@ -23,6 +23,7 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Cost, Procedure
 from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches
 from vlp_plugins.saving import restored
+from vlp_plugins.schedules import schedule_by_name
 from vlp_plugins.sharding import is_sharded
 from vlp_plugins.targets import Target
 from vlp_plugins.training.base import TrainingScore
@@ -83,10 +84,12 @@ class PruningWhileTraining(Procedure):
             raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
         if not self.lr > 0:
             raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
-        if self.warmup is not None and not all(0 <= part < 1 for part in self.warmup):
-            raise UnsupportedError(
-                f"warmup={self.warmup}; both are fractions of the steps, in [0, 1)"
-            )
+        if self.every < 1:
+            raise UnsupportedError(f"every={self.every}; use 1 or more")
+        warmup = (0.0, 0.0) if self.warmup is None else self.warmup
+        if len(warmup) != 2 or not all(0 <= part < 1 for part in warmup):
+            raise UnsupportedError(f"warmup={warmup}; both are fractions of the steps, in [0, 1)")
+        schedule_by_name(self.schedule)
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -82,9 +82,13 @@ def export_trial(trial: FinishedTrial, out: str | Path) -> Path:
     """Copies masks, recipe and report of a trial to a new folder, whole or not at all.
 
     Raises:
+        DataError: if there is a link in the trial's folder: none was written there, and what it
+            leads to is not of the trial.
         OutputError: if the folder exists or cannot be written.
     """
     check_new_folder(out)
+    if link := next((path for path in trial.folder.rglob("*") if path.is_symlink()), None):
+        raise DataError(f"{link} is a link and not what the trial wrote; remove it, or copy it")
     with atomic_folder(out) as folder:
         shutil.copytree(trial.folder, folder, dirs_exist_ok=True)
     return Path(out)

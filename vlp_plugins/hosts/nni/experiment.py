@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlp_plugins.errors import UnsupportedError
+
+_log = logging.getLogger(__name__)
 
 STANDALONE = "STANDALONE"
 """The id that NNI gives to the experiment and the trial of a script run by hand."""
@@ -57,6 +60,7 @@ class NniTrial:
         nni = _nni()
         if nni.get_trial_id() == STANDALONE:
             return cls(STANDALONE, STANDALONE, 0)
+        warn_of_portal()
         drawn = nni.get_next_parameter() or {}
         return cls(nni.get_experiment_id(), nni.get_trial_id(), nni.get_sequence_id(), drawn)
 
@@ -70,6 +74,21 @@ class NniTrial:
 
     def final(self, result: Mapping[str, float]) -> None:
         _nni().report_final_result(dict(result))
+
+
+def warn_of_portal() -> None:
+    """Says once in a process who can reach the experiment: NNI itself does not."""
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "NNI's portal listens on all network interfaces and asks for no password: whoever "
+            "reaches its port can read and change the experiment; keep others from it by a "
+            "firewall or a network namespace (see README, In NNI)"
+        )
+
+
+_warned = False
 
 
 def _nni() -> Any:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from vlp_plugins.adapter import Batch, RetrievalAdapter
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.data.sources import CaptionSource, open_source
 from vlp_plugins.errors import DataError, NonFiniteError, RecipeError
 from vlp_plugins.evaluation import retrieval
-from vlp_plugins.hosts.nni.overlay import Metric, TrialSettings
+from vlp_plugins.hosts.nni.overlay import PAIRS, Metric, TrialSettings
 from vlp_plugins.job import Prepared
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.recipes import DataRecipe, Recipe, need
@@ -21,12 +21,21 @@ DEFAULT = "default"
 """The value that tuners look at; here the higher, the better."""
 
 
-def check_test(recipe: Recipe, settings: TrialSettings) -> None:
+def check_test(
+    recipe: Recipe,
+    settings: TrialSettings,
+    opened: Callable[[str, DataRecipe], CaptionSource] | None = None,
+) -> None:
     """Makes sure that there are pairs to measure on, before the work.
+
+    Args:
+        recipe: of the trial.
+        settings: of the trial.
+        opened: opens a source; for whoever checks several trials on the same data.
 
     Raises:
         RecipeError: if nobody said where they come from.
-        DataError: if there are none.
+        DataError: if there are none, or fewer than `settings` ask for.
     """
     data = recipe.data
     if settings.test is None:
@@ -36,15 +45,31 @@ def check_test(recipe: Recipe, settings: TrialSettings) -> None:
                 "the recipe may read all of its data, and what is read is not measured on: give "
                 "--test FOLDER, or the recipe's `data: {batches: ...}`"
             )
-    source = open_source(
-        str(settings.test or data.source),
+    source = (opened or source_of)(str(settings.test or data.source), data)
+    read = 0 if settings.test is not None or data.batches is None else data.batches
+    left = None if source.length is None else source.length - read * data.batch_size
+    if left is not None and left < 2:
+        raise _nothing_left(data)
+    if left is not None and settings.pairs is not None and left < settings.pairs:
+        after = f" after the {read} batches of {data.batch_size} that are read" if read else ""
+        raise DataError(
+            f"{source.description} has {left} pairs{after}, and --pairs asks for {settings.pairs}; "
+            f"give --pairs {left}, --test FOLDER, or fewer batches"
+        )
+
+
+def source_of(source: str, data: DataRecipe) -> CaptionSource:
+    """Opens the pairs at a place, with the columns and the split of a recipe.
+
+    Raises:
+        DataError: if there are none.
+    """
+    return open_source(
+        source,
         split=data.split,
         image_column=data.image_column,
         caption_column=data.caption_column,
     )
-    read = 0 if data.batches is None else data.batches * data.batch_size
-    if settings.test is None and source.length is not None and source.length < read + 2:
-        raise _nothing_left(data)
 
 
 def measured_batches(job: Prepared, settings: TrialSettings) -> list[Batch]:
@@ -54,7 +79,7 @@ def measured_batches(job: Prepared, settings: TrialSettings) -> list[Batch]:
         DataError: if there are none.
     """
     data = job.recipe.data
-    wanted = -(-settings.pairs // data.batch_size)
+    wanted = -(-(settings.pairs or PAIRS) // data.batch_size)
     source, skipped = settings.test, 0
     if source is None:
         source, skipped = str(data.source), data.batches or 0

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from vlp_plugins.errors import RecipeError
 from vlp_plugins.intrinsic.factors import GUIDED
-from vlp_plugins.recipes import KEYS, Recipe, with_values
+from vlp_plugins.recipes import KEYS, DataRecipe, Recipe, with_values
 from vlp_plugins.recipes.lines import value_of
 from vlp_plugins.recipes.values import integer, number
 
 Metric = Literal["auto", "recall", "loss"]
 
+PAIRS = 512
+"""How many pairs a trial measures on if it is not told."""
+
 NAME = "_name"
 """The key under which NNI gives the chosen alternative of a nested choice."""
+DRAWN = (
+    "pruner", "method", "id", "parameters", "lambda", "sparsity", "allocation", "pattern", "floor",
+    "owners", "variant", "seed", "autocast", "dtype", "skip_nonfinite", "data.batches",
+    "data.batch_size", "data.seed", "data.max_length", "finetune_steps", "learning_rate",
+)  # fmt: skip
+"""What a tuner may draw; any key that is none of a recipe's is a parameter of the method.
+
+A closed list: the portal of NNI takes parameters of trials from whoever reaches its port, so
+nothing that names a file, or has one written, is in it.
+"""
 _WHERE = "search space"
 _PRUNERS = ("pruner", "method")
 _OWN = {"finetune_steps": integer(0), "learning_rate": number}
+_DATA = frozenset(each.name for each in fields(DataRecipe))
+_WORD = re.compile(r"[\w+*-]*")
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class TrialSettings:
     Attributes:
         test: where the pairs come from that are measured on; None: those of the recipe's data
             that follow the ones it reads.
-        pairs: how many of them, in whole batches.
+        pairs: how many of them, in whole batches; None: `PAIRS`, or as many as there are.
         metric: `recall`, `loss`, or `auto`: recall if the adapter embeds images and texts.
         finetune_steps: steps of fine-tuning after pruning; a search space may draw it.
         learning_rate: of fine-tuning; a search space may draw it.
@@ -36,7 +52,7 @@ class TrialSettings:
     """
 
     test: str | None = None
-    pairs: int = 512
+    pairs: int | None = None
     metric: Metric = "auto"
     finetune_steps: int = 0
     learning_rate: float = 1e-5
@@ -49,10 +65,11 @@ def overlay(
     """A recipe and settings with the drawn values in place of their own.
 
     `pruner` (or `method`) names the method, `id` says whether intrinsic dimensions guide it, keys
-    of a recipe are those (`data.batches` and `sparsity.vision` with a point), `finetune_steps` and
-    `learning_rate` are settings, and anything else is a parameter of the method. What a nested
-    choice (`{_name: chita, lambda: 0.1}`) brings counts as if it stood beside it. Parameters in the
-    recipe are those of its own method: another pruner starts without.
+    of a recipe that are in `DRAWN` are those (`data.batches` and `sparsity.vision` with a point),
+    `finetune_steps` and `learning_rate` are settings, and anything else is a parameter of the
+    method: a number, true, false or a word. What a nested choice (`{_name: chita, lambda: 0.1}`)
+    brings counts as if it stood beside it. Parameters in the recipe are those of its own method:
+    another pruner starts without.
 
     Args:
         recipe: of the trials.
@@ -63,18 +80,18 @@ def overlay(
         RecipeError: if a value is of the wrong type, drawn twice, or not for a tuner to draw; or if
             there is not exactly one sparsity.
     """
+    if not isinstance(drawn, Mapping):
+        raise RecipeError(f"{_WHERE}: a trial is given values by key, not {drawn!r:.80}")
     flat = flattened(drawn)
-    if "out" in flat:
-        raise RecipeError(
-            f"{_WHERE}: out is for the recipe to say; every trial gets a folder in it"
-        )
     recipe = _with_method(recipe, flat)
     own: dict[str, Any] = {
         name: read(value_of(flat.pop(name), _WHERE, name))
         for name, read in _OWN.items()
         if name in flat
     }
-    recipe = with_values(recipe, _nested(flat), _WHERE)
+    nested = _nested(flat)
+    _check_drawn(nested)
+    recipe = with_values(recipe, nested, _WHERE)
     if len(recipe.sparsity) > 1:
         raise RecipeError(
             f"a trial makes one set of masks, but the recipe has {len(recipe.sparsity)} "
@@ -137,3 +154,33 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"{_WHERE}: {section!r} is drawn twice; draw it in one place")
         section_of[name] = value
     return nested
+
+
+def _check_drawn(nested: Mapping[str, Any]) -> None:
+    """Makes sure that a tuner may draw these values of a recipe."""
+    data = nested.get("data", {})
+    within = [f"data.{name}" for name in data if name in _DATA] if isinstance(data, Mapping) else ()
+    keys = [key for key in nested if key != "data" or not isinstance(data, Mapping)]
+    if refused := next((key for key in (*keys, *within) if key not in DRAWN), None):
+        raise RecipeError(
+            f"{_WHERE}: {refused} is for the recipe to say, not for a tuner to draw; besides "
+            f"parameters of the method it may draw {', '.join(DRAWN)}"
+        )
+    for name, value in _texts(nested.get("parameters", {}), "parameters"):
+        if not _WORD.fullmatch(value):
+            raise RecipeError(
+                f"{_WHERE}: {name} {value!r:.80} is no plain word; what a tuner draws names no "
+                "file, so write such a value in the recipe, under parameters"
+            )
+
+
+def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Every text in a value, with the key that it stands under."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, key)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,9 +69,20 @@ class TrialRecord:
             values = {name: content[name] for name in cls.__dataclass_fields__}
             values["results"] = {int(step): found for step, found in values["results"].items()}
             record = cls(**values)
-            float(record.final["default"])
+            record._check()
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StatisticsError(
                 f"{folder / FILE} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
         return record
+
+    def _check(self) -> None:
+        """Raises if a value is not of the type that trials are compared and shown by."""
+        for name in ("experiment", "trial", "method", "target", "metric"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is {getattr(self, name)!r:.80}, not text")
+        if type(self.number) is not int or not isinstance(self.drawn, Mapping):
+            raise TypeError(f"number is {self.number!r:.80}, drawn {self.drawn!r:.80}")
+        for name, value in (("sparsity", self.sparsity), ("default", self.final["default"])):
+            if isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r:.80}, not a finite number")

@@ -1,22 +1,52 @@
-"""Checks the search space of an experiment against what is registered, before it starts."""
+"""Checks an experiment before it starts: its search space, its tuner, and what trials will need."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.errors import RecipeError, UnknownNameError, UnsupportedError, VlpError, first_line
+from vlp_plugins.errors import (
+    RecipeError,
+    UnknownNameError,
+    UnsupportedError,
+    VlpError,
+    first_line,
+    suggest,
+)
+from vlp_plugins.hosts.nni.experiment import warn_of_portal
 from vlp_plugins.hosts.nni.finetuning import check_finetuning
 from vlp_plugins.hosts.nni.overlay import NAME, TrialSettings, flattened, overlay
+from vlp_plugins.hosts.nni.preflight import Preflight
+from vlp_plugins.hosts.nni.tuners import check_algorithms
 from vlp_plugins.job import resolve_names
 from vlp_plugins.recipes import Recipe
 from vlp_plugins.recipes.lines import EXPONENT, yaml_way
 
+_log = logging.getLogger(__name__)
+
 Space = Mapping[str, Mapping[str, Any]]
+
+_TYPES = (
+    "choice", "randint", "uniform", "quniform", "loguniform", "qloguniform", "normal", "qnormal",
+    "lognormal", "qlognormal",
+)  # fmt: skip
+
+
+_OPERATORS = ";&|<>()"
+"""Of a shell: what stands behind one is no longer of the command."""
+_DESCRIPTOR = re.compile(r"(?<=\s)\d+(?=[<>])")
+
+_LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -33,9 +63,12 @@ class Checked:
 
 
 def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) -> Checked:
-    """Tries what a tuner may draw: names, parameters, types and ranges; loads no model.
+    """Tries what a tuner may draw, and looks at what every trial needs; runs nothing.
 
-    Every alternative of every choice and both ends of every range are tried, one at a time.
+    Every alternative of every choice and both ends of every range are tried, one at a time: names,
+    parameters, types, and numbers of pairs. Model (by its configuration), processor, data and files
+    are opened from the experiment's `trialCodeDirectory`, as trials do it; not where they run on
+    other machines.
 
     Args:
         path: YAML of the experiment, as `nnictl create --config` takes it.
@@ -44,53 +77,137 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
 
     Raises:
         UnsupportedError: if NNI is not installed.
-        RecipeError: says what a trial would stumble over.
+        RecipeError: says what a trial would stumble over, and where it stands.
     """
     config = _config(Path(path))
+    warn_of_portal()
     space = config.search_space
     name = Path(path).name
-    _check_tuner(name, config.tuner)
-    _check_space(name, space)
-    methods: dict[str, None] = {}
-    count = 0
-    for drawn in draws(space):
-        count += 1
-        try:
-            trial, of_trial = overlay(recipe, settings, drawn)
-            resolve_names(trial)
-            check_finetuning(trial, of_trial)
-        except VlpError as error:
-            hint = _PLACE if isinstance(error, UnknownNameError) else ""
-            raise RecipeError(
-                f"{name}: a trial with {_said(drawn)} fails: {error}{hint}"
-            ) from error
-        methods[trial.method] = None
-    return Checked(tuple(methods), count)
+    _check_space(f"{name}: searchSpace", space)
+    check_algorithms(name, config.tuner, config.assessor, space)
+    tried = list(draws(space))
+    trials = [_trial(name, drawn, recipe, settings) for drawn in tried]
+    platform = getattr(config.training_service, "platform", None)
+    if platform == "local":
+        with chdir(config.trial_code_directory):
+            _preflight(name, tried, trials)
+    else:
+        _log.warning(
+            "%s: trials run on %s machines; whether model and data are there is not looked into",
+            name, platform or "several kinds of",
+        )  # fmt: skip
+    return Checked(tuple(dict.fromkeys(trial.method for trial, _ in trials)), len(tried))
+
+
+def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
+    """What an experiment's `trialCommand` gives to `vlp nni-trial`, and the folder it runs in.
+
+    Returns:
+        None if it runs something else.
+
+    Raises:
+        UnsupportedError: if NNI is not installed.
+        RecipeError: if the file is no experiment, or its command no line of a shell.
+    """
+    config = _config(Path(path))
+    command = config.trial_command or getattr(config.training_service, "trial_command", None) or ""
+    command = _DESCRIPTOR.sub("", os.path.expandvars(command))
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise RecipeError(f"{Path(path).name}: trialCommand {command!r}: {error}") from error
+    if "nni-trial" not in words:
+        return None
+    ours = takewhile(lambda word: word[0] not in _OPERATORS, words[words.index("nni-trial") + 1 :])
+    return list(ours), Path(config.trial_code_directory)
+
+
+def _trial(
+    name: str, drawn: Mapping[str, Any], recipe: Recipe, settings: TrialSettings
+) -> tuple[Recipe, TrialSettings]:
+    with _failing(name, drawn):
+        trial, of_trial = overlay(recipe, settings, drawn)
+        resolve_names(trial)
+        check_finetuning(trial, of_trial)
+    return trial, of_trial
+
+
+def _preflight(
+    name: str,
+    tried: Sequence[Mapping[str, Any]],
+    trials: Sequence[tuple[Recipe, TrialSettings]],
+) -> None:
+    try:
+        preflight = Preflight.of(*trials[0])
+    except VlpError as error:
+        raise RecipeError(f"{name}: every trial fails: {error}") from error
+    for drawn, trial in zip(tried, trials, strict=True):
+        with _failing(name, drawn):
+            preflight.check(*trial)
+
+
+@contextmanager
+def _failing(name: str, drawn: Mapping[str, Any]) -> Iterator[None]:
+    """Says of which trial an error is."""
+    try:
+        yield
+    except VlpError as error:
+        hint = _PLACE if isinstance(error, UnknownNameError) else ""
+        raise RecipeError(f"{name}: a trial with {_said(drawn)} fails: {error}{hint}") from error
 
 
 def draws(space: Space) -> Iterator[dict[str, Any]]:
     """Draws that together hold every alternative and every end of a range.
 
     The first alternative of everything, and for every other value one draw that differs in it.
+    Where both ends are whole and what lies between need not be, a value between is among them. In
+    the last draw the largest of all numbers meet: many batches and large ones, a floor and a
+    sparsity.
     """
-    base = {key: _values(spec)[0] for key, spec in space.items()}
+    values = {key: _values(spec) for key, spec in space.items()}
+    base = {key: found[0] for key, found in values.items()}
     yield base
-    for key, spec in space.items():
-        for value in _values(spec)[1:]:
+    for key, found in values.items():
+        for value in found[1:]:
             yield base | {key: value}
+    largest = {key: max(found) for key, found in values.items() if all(map(_is_number, found))}
+    if len(largest) > 1 and base | largest != base:
+        yield base | largest
 
 
 def _values(spec: Mapping[str, Any]) -> list[Any]:
-    """What may be drawn for one key: all alternatives, or the ends of a range."""
+    """What may be drawn for one key: all alternatives, or what lies farthest apart in a range."""
     kind, values = spec["_type"], list(spec["_value"])
     if kind == "choice":
         return [each for value in values for each in _alternatives(value)]
     if kind == "randint":
-        return [values[0], values[1] - 1]
+        return list(dict.fromkeys((int(values[0]), int(values[1]) - 1)))
+    step = float(values[2]) if kind.startswith("q") else None
     if kind.endswith("normal"):
-        middle = float(values[0])
-        return [math.exp(middle) if "log" in kind else middle]
-    return [float(value) for value in values[:2]]
+        # Nearly all draws lie within two standard deviations.
+        middle, apart = float(values[0]), 2 * float(values[1])
+        ends = [middle, middle - apart, middle + apart]
+        ends = [math.exp(end) for end in ends] if "log" in kind else ends
+        limits = (-math.inf, math.inf)
+    else:
+        ends = [float(value) for value in values[:2]]
+        limits = (ends[0], ends[1])
+    if step is not None:
+        ends = [min(max(round(end / step) * step, limits[0]), limits[1]) for end in ends]
+    ends = list(dict.fromkeys(ends))
+    if all(end.is_integer() for end in ends):
+        ends += _between(min(ends), max(ends), step)
+    return ends
+
+
+def _between(low: float, high: float, step: float | None) -> list[float]:
+    """A value between two whole numbers that is not whole, if one can be drawn."""
+    if step is None:
+        return [low + min(0.5, (high - low) / 2)]
+    after = (math.floor(low / step) + 1) * step
+    return [value for value in (after, after + step) if value < high and not value.is_integer()][:1]
 
 
 def _alternatives(value: Any) -> list[Any]:
@@ -113,45 +230,97 @@ def _config(path: Path) -> Any:
         raise RecipeError(f"{path} is no experiment of NNI: {first_line(error)}") from error
 
 
-def _check_tuner(name: str, tuner: Any) -> None:
-    """All that trials report is better the higher it is."""
-    arguments = getattr(tuner, "class_args", None) or {}
-    if arguments.get("optimize_mode", "maximize") != "maximize":
-        raise RecipeError(
-            f"{name}: the tuner's optimize_mode is {arguments['optimize_mode']!r}, but the higher "
-            "the result of a trial, the better (of a loss it is the negative); write maximize"
-        )
+def _check_space(where: str, space: Any) -> None:
+    """Makes sure that every key has a type and values of it, in nested choices too.
 
-
-def _check_space(name: str, space: Any) -> None:
-    """What NNI itself checks, in nested choices too, and what it lets pass."""
-    from nni.common.hpo_utils import validate_search_space
-
+    NNI checks some of it when the experiment runs, and most of that only to log it.
+    """
     if not isinstance(space, Mapping):
-        raise RecipeError(f"{name}: searchSpace must be a mapping of keys to {{_type, _value}}")
+        raise RecipeError(f"{where} must be a mapping of keys to {{_type, _value}}, not {space!r}")
     for key, spec in space.items():
-        if isinstance(spec, Mapping) and (found := _number_as_text(spec.get("_value"))):
+        at = f"{where}.{key}"
+        if not isinstance(spec, Mapping):
             raise RecipeError(
-                f"{name}: {key}: YAML takes {found[0]} for text; write {yaml_way(found)}"
+                f"{at} is a {type(spec).__name__}, expect a dict; a single value is written "
+                f"{{_type: choice, _value: [{spec}]}}"
             )
-    try:
-        validate_search_space(dict(space), raise_exception=True)
-    except (ValueError, IndexError) as error:
-        raise RecipeError(f"{name}: {first_line(error)}") from error
-    for key, spec in space.items():
-        nested = [each for each in spec["_value"] if isinstance(each, Mapping)]
-        if nested and (len(nested) < len(spec["_value"]) or any(NAME not in v for v in nested)):
+        if set(spec) != {"_type", "_value"}:
+            raise RecipeError(f"{at} must have _type and _value, not {', '.join(map(str, spec))}")
+        kind, values = spec["_type"], spec["_value"]
+        if kind not in _TYPES:
             raise RecipeError(
-                f"{name}: of the alternatives of {key} all or none are written {{{NAME}: ...}}; "
-                "NNI would hand the others' parameters over undrawn"
+                f"{at} has unsupported type {kind!r}{suggest(str(kind), list(_TYPES))}"
             )
-        for each in nested:
-            _check_space(name, {inner: value for inner, value in each.items() if inner != NAME})
+        if not isinstance(values, list):
+            raise RecipeError(f"{at}: _value must be a list, not {values!r}")
+        if found := _number_as_text(values):
+            raise RecipeError(f"{at}: YAML takes {found[0]} for text; write {yaml_way(found)}")
+        if kind == "choice":
+            _check_choice(at, str(key), values)
+        else:
+            _check_range(at, kind, values)
 
 
-def _number_as_text(values: Any) -> re.Match[str] | None:
-    listed = values if isinstance(values, list) else []
-    found = (EXPONENT.fullmatch(value) for value in listed if isinstance(value, str))
+def _check_choice(at: str, key: str, values: list[Any]) -> None:
+    if not values:
+        raise RecipeError(f"{at}: the choice is empty; write at least one value")
+    nested = [value for value in values if isinstance(value, Mapping)]
+    if nested and (len(nested) < len(values) or any(NAME not in value for value in nested)):
+        raise RecipeError(
+            f"{at}: of the alternatives of {key} all or none are written "
+            f"{{{NAME}: ...}}; NNI would hand the others' parameters over undrawn"
+        )
+    for number, value in enumerate(values):
+        if isinstance(value, Mapping):
+            inner = {key: spec for key, spec in value.items() if key != NAME}
+            _check_space(f"{at}._value[{number}]", inner)
+        elif not isinstance(value, (str, bool)) and not _is_number(value):
+            raise RecipeError(
+                f"{at}._value[{number}] must be a finite number, text, true, false, or "
+                f"{{{NAME}: ...}}, not {value!r}"
+            )
+
+
+def _check_range(at: str, kind: str, values: list[Any]) -> None:
+    """A range of numbers: two ends, or mean and standard deviation, and a step after them."""
+    expected = 3 if kind.startswith("q") else 2
+    if len(values) != expected:
+        raise RecipeError(f"{at}: {kind} must have {expected} values, not {values}")
+    for value in values:
+        whole = kind != "randint" or (_is_number(value) and value == int(value))
+        if not _is_number(value) or not whole:
+            what = "whole numbers" if kind == "randint" else "finite numbers"
+            raise RecipeError(f"{at}: {kind} must have {what}, not {value!r}")
+    low, high = values[:2]
+    largest = max(abs(low), abs(high))
+    if kind.endswith("normal"):
+        if high <= 0:
+            raise RecipeError(f"{at}: {kind} must have a standard deviation above 0, not {high}")
+        largest = abs(low) + 2 * high
+        if "log" in kind:
+            if low + 2 * high > _LARGEST:
+                raise RecipeError(
+                    f"{at}: {kind} draws numbers too large for a float; its first value, {low}, is "
+                    "the mean of the logarithm"
+                )
+            largest = math.exp(low + 2 * high)
+    elif low >= high:
+        raise RecipeError(f"{at}: {kind} must have high > low, not {values}")
+    elif "log" in kind and low <= 0:
+        raise RecipeError(f"{at}: {kind} must have ends above 0, not {low}")
+    if expected == 3 and values[2] <= largest / sys.float_info.max:
+        raise RecipeError(f"{at}: {kind} must have a step above 0, not {values[2]}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _number_as_text(values: list[Any]) -> re.Match[str] | None:
+    found = (EXPONENT.fullmatch(value) for value in values if isinstance(value, str))
     return next(filter(None, found), None)
 
 

@@ -72,7 +72,7 @@ class Calibration:
             total, held = _promised(settings, limit), ()
         else:
             total, held = _read(again, settings)
-        _check(total, settings, rounds)
+        check_enough(total, settings, rounds)
         return cls(again, total - len(held), tuple(held))
 
     def from_(self, start: int, count: int) -> Callable[[], Iterator[Batch]]:
@@ -119,7 +119,12 @@ def _read(
     return total, tuple(last)[len(last) - min(wanted, len(last)) :]
 
 
-def _check(total: int, settings: Settings, rounds: int) -> None:
+def check_enough(total: int, settings: Settings, rounds: int) -> None:
+    """Makes sure that there are as many batches for gradients as asked for, without those held out.
+
+    Raises:
+        DataError: if there are not.
+    """
     if not total:
         raise DataError("the calibration data is empty: there is no batch; check its path")
     held = settings.held_out_of(total)

@@ -11,6 +11,7 @@ from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.loss_state import bytes_of_state
 from vlp_plugins.errors import DataError
 from vlp_plugins.methods.base import Context, Cost
+from vlp_plugins.methods.chita.batches import check_enough
 from vlp_plugins.methods.chita.groups import groups_of
 from vlp_plugins.methods.chita.lambdas import GRID
 from vlp_plugins.methods.chita.settings import Settings
@@ -51,12 +52,15 @@ def cost_of(
         schedule: of CHITA++.
 
     Raises:
-        DataError: if nobody can say how many batches there will be.
+        DataError: if nobody can say how many batches there will be, or there are too few.
         UnsupportedError: if the rows cannot be kept as asked.
         OutputError: if they cannot be kept on the disk.
     """
     p = context.weights.numel
-    batches = _batches(context, settings)
+    known = _known_batches(context)
+    if known is not None:
+        check_enough(known, settings, rounds or 1)
+    batches = _batches(known, settings)
     held = settings.held_out_of(batches)
     n = settings.rows or max(1, (batches - held) // (rounds or 1))
     work = _work(context, settings, allocation, rounds or 1, schedule)
@@ -137,21 +141,24 @@ def _work(
     return _Work(solves, sweeps, kept / max(1, solves * p))
 
 
-def _batches(context: Context, settings: Settings) -> int:
-    """How many batches there will be."""
+def _known_batches(context: Context) -> int | None:
+    """How many batches there will be; None if neither the batches nor the limit say it."""
     try:
         known = len(context.batches)  # type: ignore[arg-type]
     except TypeError:
         known = 0
-    numbers = [number for number in (known, context.limit) if number]
-    if numbers:
-        return min(numbers)
-    if settings.rows is None:
+    return min((number for number in (known, context.limit) if number), default=None)
+
+
+def _batches(known: int | None, settings: Settings) -> int:
+    """How many batches there will be; as many as rows if nothing else says it."""
+    found = known or settings.rows
+    if found is None:
         raise DataError(
             "nobody can say how many batches there will be; give their number (--batches, batches "
             "in a recipe, limit in Python), or rows"
         )
-    return settings.rows
+    return found
 
 
 def sweeps_of(settings: Settings) -> int:

@@ -1,0 +1,179 @@
+"""What the trials of an experiment find when they begin, looked at in seconds before it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from vlp_plugins.adapter import Batch, RetrievalAdapter
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.devices import default_device
+from vlp_plugins.errors import (
+    BatchError,
+    DataError,
+    OutputError,
+    UnsupportedError,
+    VlpError,
+)
+from vlp_plugins.hosts.nni.metrics import check_test, source_of
+from vlp_plugins.hosts.nni.overlay import TrialSettings
+from vlp_plugins.job import Prepared, resolve_names
+from vlp_plugins.job.batches import batches_for
+from vlp_plugins.loading import load_outline
+from vlp_plugins.methods.base import Composition, Method, Procedure
+from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.modes import random_state_kept
+from vlp_plugins.recipes import DataRecipe, Recipe, need
+from vlp_plugins.saving import check_can_save
+from vlp_plugins.statistics.base import LossStatistic
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import budget_of
+from vlp_plugins.weights import WeightMap
+
+_PAIRS = 2
+
+
+@dataclass
+class Preflight:
+    """Model, processor, data and files of an experiment, which no tuner may change.
+
+    The model has no values where its configuration alone tells what it is like, so what depends on
+    them shows in a trial only.
+
+    Attributes:
+        prepared: the job of one trial, with that model.
+        statistics: of an earlier pass; None: the trials read data.
+        batch: of the first pairs.
+    """
+
+    prepared: Prepared
+    statistics: Statistics | None
+    batch: Batch
+    _sources: dict[tuple[str | None, ...], CaptionSource] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe, settings: TrialSettings) -> Preflight:
+        """Opens everything that a trial does, and makes a batch of the first pairs.
+
+        Args:
+            recipe: of any trial of the experiment.
+            settings: of the same.
+
+        Raises:
+            VlpError: says what is missing, damaged or of another model.
+        """
+        need(recipe, "model", "out")
+        _check_out(Path(str(recipe.out)))
+        default_device(recipe.device)
+        model, adapter = load_outline(str(recipe.model), adapter=recipe.adapter)
+        if recipe.save_model:
+            check_can_save(model)
+        weights = WeightMap.of(model, adapter)
+        method, targets, _ = resolve_names(recipe)
+        job = Prepared(recipe, model, adapter, method, targets, weights)
+        statistics = None
+        if recipe.statistics is not None:
+            # A model without values has no hash to compare with that of the statistics.
+            statistics = replace(Statistics.load(recipe.statistics), weights_hash="")
+        processor = job.processor()
+        batch: Batch = {}
+        for source in dict.fromkeys((settings.test, recipe.data.source)):
+            if source is not None:
+                batch = _first_batch(job, source, processor)
+        return cls(job, statistics, batch)
+
+    def check(self, recipe: Recipe, settings: TrialSettings) -> None:
+        """Makes sure that one trial can do what it is to do.
+
+        Raises:
+            VlpError: says what cannot be.
+        """
+        check_test(recipe, settings, self._opened)
+        method, targets, profile = resolve_names(recipe)
+        job = replace(self.prepared, recipe=recipe, method=method, targets=targets)
+        modalities = tuple(job.weights.by_modality())
+        for target in targets:
+            if isinstance(target, Mapping):
+                budget_of(target, modalities)
+        if profile is not None:
+            job = job.guided(profile)
+        if self.statistics is not None:
+            self.statistics.check(job.weights, published=job.published)
+        elif job.method.reads_data:
+            need(recipe, "data.source")
+            self._check_batches(recipe.data)
+        retrieves = isinstance(job.adapter, RetrievalAdapter)
+        if settings.metric == "recall" and not retrieves:
+            raise UnsupportedError(
+                f"adapter {job.adapter.name!r} embeds no images and texts to retrieve by; "
+                "give --metric loss"
+            )
+        by_loss = settings.metric == "loss" or not retrieves or settings.finetune_steps > 0
+        if (by_loss or _needs_loss(job, self.statistics)) and self._loss_error is not None:
+            raise self._loss_error
+
+    def _opened(self, source: str, data: DataRecipe) -> CaptionSource:
+        """A source, opened once: the index of a large one takes its time."""
+        key = (source, data.split, data.image_column, data.caption_column)
+        if key not in self._sources:
+            self._sources[key] = source_of(source, data)
+        return self._sources[key]
+
+    def _check_batches(self, data: DataRecipe) -> None:
+        """Fewer batches than asked for would prune all the same, but not as the recipe says."""
+        pairs = self._opened(str(data.source), data).length
+        if data.batches is None or pairs is None:
+            return
+        whole, rest = divmod(pairs, data.batch_size)
+        if whole + (rest > 1) < data.batches:
+            raise DataError(
+                f"{data.source} has {pairs} pairs, and {data.batches} batches of "
+                f"{data.batch_size} need {data.batches * data.batch_size}; ask for fewer"
+            )
+
+    @cached_property
+    def _loss_error(self) -> VlpError | None:
+        """What is wrong with the loss of the first pairs; without values it may end early."""
+        job = self.prepared
+        device = next(job.model.parameters()).device
+        try:
+            with torch.no_grad(), random_state_kept(torch.device("cpu")):
+                job.adapter.losses(job.model, to_device(self.batch, device))
+        except (UnsupportedError, BatchError) as error:
+            return error
+        except Exception:  # tensors without values cannot be branched on
+            return None
+        return None
+
+
+def _first_batch(job: Prepared, source: str, processor: Processor) -> Batch:
+    data = replace(job.recipe.data, batch_size=_PAIRS, batches=1)
+    return next(iter(batches_for(source, data, processor, job.adapter)))
+
+
+def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:
+    """Whether a method differentiates the loss; asks it for its cost, if it is a procedure."""
+    method: Method = job.method.method if isinstance(job.method, IdGuided) else job.method
+    if isinstance(method, Composition):
+        return statistics is None and any(isinstance(s, LossStatistic) for s in method.needs)
+    assert isinstance(method, Procedure)
+    try:
+        return method.cost(job.context()).gradient_batches > 0
+    except VlpError:
+        raise
+    except Exception:  # it wants the values of the weights
+        return False
+
+
+def _check_out(out: Path) -> None:
+    """Makes sure that folders can be made in the folder of the experiments."""
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"no folder can be made in {nearest} for {out}; choose another out")
