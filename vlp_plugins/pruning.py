@@ -22,6 +22,7 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -61,6 +62,7 @@ def prune(
 ) -> list[Masks]: ...
 
 
+@neutral_state()
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,

@@ -24,6 +24,7 @@ from vlp_plugins.hosts.torch_pruning.vectors import (
 )
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
@@ -127,6 +128,7 @@ class Importance(tp.importance.Importance):
         """
         self._measure(model, batches, statistics)
 
+    @neutral_state()
     def _measure(
         self, model: nn.Module, batches: Iterable[Batch] | None, statistics: Statistics | None
     ) -> None:
@@ -145,6 +147,7 @@ class Importance(tp.importance.Importance):
         self._at: dict[nn.Module, list[Place]] = {}
         self._graph: Callable[[], DependencyGraph | None] = lambda: None
 
+    @neutral_state()
     @torch.no_grad()
     def __call__(self, group: Group) -> Tensor | None:
         """Importance of the channels of a group.
