@@ -60,12 +60,25 @@ def default_device(name: str) -> Iterator[None]:
         torch.set_default_device(None)
 
 
+@contextmanager
+def tf32_on_gpus() -> Iterator[None]:
+    """After which torch's getters of the older switches raise."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default dtype float64": lambda: default_dtype(torch.float64),
     "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
     "default device": lambda: default_device("meta"),
     "device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "TF32 on GPUs": tf32_on_gpus,
 }
 
 

@@ -68,7 +68,7 @@ def id_(
     if data.source is None:
         raise RecipeError("`vlp id` measures on data: give --data FOLDER (images with captions)")
     line = command_line(context)
-    with process_group():
+    with process_group(source.device):
         speaks = place()[0] == 0
         with (
             explained_interruption(
