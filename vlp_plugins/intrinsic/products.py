@@ -92,6 +92,13 @@ def squared_distances(
     return _sum_over_chunks(points, (len(pairs),), begin)
 
 
+def norms(points: torch.Tensor) -> torch.Tensor:
+    """The norm of every point `[n, D]`, float64 `[n]`; the mean stays on."""
+    rows = max(1, _CHUNK // max(1, points.shape[1]))
+    parts = points.detach().split(rows)
+    return torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in parts])
+
+
 def product_error(points: torch.Tensor, dtype: torch.dtype) -> float:
     """A bound of the error of a product in `centred_gram`, relative to the norms of its points.
 

@@ -170,6 +170,7 @@ def _found(record: Mapping[str, Any]) -> Found:
             int(estimate["used"]),
             tuple(map(float, estimate["block_dimensions"])),
             tuple(map(float, estimate["block_deviations"])),
+            int(estimate["duplicates"]),
         ),
         int(record["ambient"]),
         int(record["points"]),
