@@ -30,11 +30,12 @@ from vlp_plugins.resolving import (
 )
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
+from vlp_plugins.targets import Target, checked_arguments
 from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
 
+@checked_arguments
 @neutral_state()
 def gather(
     model: nn.Module,
@@ -103,6 +104,7 @@ def gather(
     )
 
 
+@checked_arguments
 @neutral_state()
 def split_half(
     model: nn.Module,

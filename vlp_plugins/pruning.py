@@ -33,7 +33,7 @@ from vlp_plugins.resolving import (
 )
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
+from vlp_plugins.targets import Target, checked_arguments
 from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
@@ -62,6 +62,7 @@ def prune(
 ) -> list[Masks]: ...
 
 
+@checked_arguments
 @neutral_state()
 def prune(
     model: nn.Module,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.targets import whole_number
 
 Fit = Literal["slope", "likelihood"]
 Duplicates = Literal["rounding", "exact"]
@@ -51,6 +52,8 @@ class Estimator:
             )
         if self.drop is not None and not 0 <= self.drop <= 0.9:
             raise UnsupportedError(f"drop is a fraction from 0 to 0.9, not {self.drop}")
+        for name in ("blocks", "seed"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.blocks < 1:
             raise UnsupportedError(f"blocks is 1 (all points) or more, not {self.blocks}")
         if not 0 <= self.seed < 2**32:

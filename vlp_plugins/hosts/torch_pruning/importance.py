@@ -28,6 +28,7 @@ from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import checked_arguments
 from vlp_plugins.variants import Variant
 from vlp_plugins.weights import WeightMap
 
@@ -53,6 +54,7 @@ class Importance(tp.importance.Importance):
     weights in float32.
     """
 
+    @checked_arguments
     def __init__(
         self,
         method: str | Scorer | Method,

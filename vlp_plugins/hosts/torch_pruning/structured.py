@@ -43,10 +43,12 @@ from vlp_plugins.structured import (
     relative_error,
 )
 from vlp_plugins.structured.cutting import shrink_followers
+from vlp_plugins.targets import checked_arguments
 
 _log = logging.getLogger(__name__)
 
 
+@checked_arguments
 @neutral_state()
 def prune_structured(
     model: nn.Module,
