@@ -51,7 +51,7 @@ def least(
         total = sum(map(len, vectors))
         raise SparsityError(
             f"{remove} of {total} cannot be removed from {len(vectors)} blocks of which each keeps "
-            f"at least {floor}; ask for at most {spare / total:.2f}"
+            f"at least {floor}; ask for at most {100 * spare // total / 100:g}"
         )
     everything = []
     for vector in vectors:
