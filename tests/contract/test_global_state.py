@@ -123,6 +123,25 @@ def test_masks_of_every_method(model, batches, method):
     check(lambda: prune(model, batches[:3], **options))
 
 
+@pytest.mark.parametrize("method", registry().method_names())
+def test_masks_of_a_model_whose_own_dtype_is_the_default(method):
+    """Its forward runs with the default dtype that the caller has set."""
+    rng = torch.Generator().manual_seed(0)
+    wide = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 8)).double()
+    for parameter in wide.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+    rows = [torch.randn(7, 6, generator=rng, dtype=torch.float64) for _ in range(3)]
+    adapter = ModuleAdapter(wide, loss=lambda model, batch: model(batch).square().mean())
+    options = {"method": method, "sparsity": 0.5, "adapter": adapter, **QUICK.get(method, {})}
+    plain = prune(wide, rows, **options)
+    sums = [v.tolist() for v in gather(wide, rows, method="wanda", adapter=adapter).sums.values()]
+
+    with default_dtype(torch.float64):
+        assert prune(wide, rows, **options) == plain
+        found = gather(wide, rows, method="wanda", adapter=adapter).sums.values()
+        assert [value.tolist() for value in found] == sums
+
+
 @pytest.mark.parametrize("name", ["snip", "multiflow"])
 def test_autocast_that_is_asked_for_is_opened(model, batches, name):
     check(lambda: prune(model, batches[:3], method=name, sparsity=0.75, autocast="bfloat16"))
