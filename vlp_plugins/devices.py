@@ -40,6 +40,29 @@ def autocast_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return _PRECISIONS[name]
 
 
+_PRODUCT_ERRORS = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
+_LEGACY_PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+
+
+def float32_product_error(device: torch.device) -> float:
+    """What reduced precision of matrix products, where it is allowed, adds to their rounding.
+
+    Set by `torch.set_float32_matmul_precision`, or backend by backend by `fp32_precision`, after
+    which the getters of the older switches raise.
+
+    Args:
+        device: where float32 matrices are multiplied.
+
+    Returns:
+        Relative to the product of the magnitudes: 0, 2^-10 (TF32) or 2^-7 (bfloat16).
+    """
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # torch before 2.9
+        precision = _LEGACY_PRECISIONS[torch.get_float32_matmul_precision()]
+    return _PRODUCT_ERRORS.get(precision, max(_PRODUCT_ERRORS.values()))
+
+
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """The floating dtype of that name; None for None.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 from vlp_plugins.cuts import Cut
 from vlp_plugins.errors import SparsityError
@@ -50,8 +51,8 @@ def most_removed(scored: Scored, floor: float) -> dict[str, int]:
     Raises:
         SparsityError: if the floor makes no sense, or in the published variant.
     """
-    if not 0 <= floor < 1:
-        raise SparsityError(f"a floor is the least fraction kept, in [0, 1), not {floor:g}")
+    if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 <= floor < 1:
+        raise SparsityError(f"a floor is the least fraction kept, in [0, 1), not {floor!r}")
     if scored.published:
         raise SparsityError(
             "the published methods have no floor; leave out the floor or variant='published'"

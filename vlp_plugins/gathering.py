@@ -19,6 +19,7 @@ from vlp_plugins.masks.overlap import Overlap
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -29,11 +30,13 @@ from vlp_plugins.resolving import (
 )
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
+from vlp_plugins.targets import Target, checked_arguments
 from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
 
+@checked_arguments
+@neutral_state()
 def gather(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -101,6 +104,8 @@ def gather(
     )
 
 
+@checked_arguments
+@neutral_state()
 def split_half(
     model: nn.Module,
     statistics: Statistics,

@@ -34,12 +34,15 @@ def before_joining() -> None:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(device: str | None = None) -> Iterator[None]:
     """Makes a process group of what `torchrun` started; does nothing in a process alone.
 
     The group is of gloo, on GPUs too: what processes exchange is a few megabytes of float64 sums
     that lie on the CPU anyway, once at the end of the data pass. Each process uses the GPU that
-    its `LOCAL_RANK` names.
+    its `LOCAL_RANK` names, unless another device is asked for.
+
+    Args:
+        device: that models will be loaded on; None and `cuda` take a GPU for each process.
 
     Raises:
         UnsupportedError: if the processes do not find each other, or are more than the GPUs.
@@ -48,12 +51,13 @@ def process_group() -> Iterator[None]:
     if alone or distributed.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
+    if device in (None, "cuda") and torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise UnsupportedError(
                 f"process {local} of this machine has no GPU of its own (there are "
-                f"{torch.cuda.device_count()}); start as many processes as GPUs"
+                f"{torch.cuda.device_count()}); start as many processes as GPUs, or add "
+                "--device cpu"
             )
         torch.cuda.set_device(local)
     before_joining()

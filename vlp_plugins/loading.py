@@ -24,6 +24,7 @@ from vlp_plugins.architecture import (
 )
 from vlp_plugins.devices import default_device
 from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.registry import Registry
@@ -41,6 +42,7 @@ MODULE = "module"
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
 
+@neutral_state()
 def load_model(
     source: str,
     *,
@@ -88,6 +90,7 @@ def load_model(
     return model.to(target, DTYPES[dtype]).eval(), chosen
 
 
+@neutral_state()
 def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Module, Adapter]:
     """A model to look at: like `load_model`, but a folder needs a configuration only.
 

@@ -22,6 +22,7 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -32,7 +33,7 @@ from vlp_plugins.resolving import (
 )
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
+from vlp_plugins.targets import Target, checked_arguments
 from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
@@ -61,6 +62,8 @@ def prune(
 ) -> list[Masks]: ...
 
 
+@checked_arguments
+@neutral_state()
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,

@@ -1,11 +1,17 @@
-"""What a user asks for: a sparsity, or a budget per modality."""
+"""What a user asks for: a sparsity, a budget per modality, a whole number, a flag."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from operator import index
+from typing import Any, ParamSpec, TypeVar
 
-from vlp_plugins.errors import SparsityError, suggest
+from vlp_plugins.errors import SparsityError, UnsupportedError, suggest
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 Target = float | Mapping[str, float]
 """Sparsity: the fraction removed in [0, 1), overall or by modality (`{"vision": 0.5, ...}`)."""
@@ -66,3 +72,70 @@ def budget_of(target: Target, modalities: Sequence[str]) -> dict[str, float]:
                 f"{', '.join(modalities)} one ({modality}=0 keeps all of it)"
             )
     return {modality: check_sparsity(target[modality]) for modality in modalities}
+
+
+def whole_number(name: str, value: Any) -> int:
+    """The value as an `int`; 3.0 is 3.
+
+    Raises:
+        UnsupportedError: for 2.5, True, a text, ...
+    """
+    try:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if not _is_flag(value):
+            return index(value)
+    except TypeError:
+        pass
+    raise UnsupportedError(f"{name}={value!r} is no whole number; give one such as 2")
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value, if it is True or False: a text such as "no" would count as true.
+
+    Raises:
+        UnsupportedError: for anything else.
+    """
+    if not _is_flag(value):
+        raise UnsupportedError(f"{name}={value!r} is neither True nor False; give one of them")
+    return bool(value)
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether that is a bool of Python, NumPy or torch."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+_READERS: Mapping[frozenset[str], Callable[[str, Any], Any]] = {
+    frozenset({"int"}): whole_number,
+    frozenset({"bool"}): flag,
+}
+
+
+def reader_of(parameter: inspect.Parameter) -> Callable[[str, Any], Any] | None:
+    """What checks values of a parameter that is annotated as a whole number or a flag."""
+    annotation = parameter.annotation
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return _READERS.get(frozenset(kind.strip() for kind in text.split("|")) - {"None"})
+
+
+def checked_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function whose whole numbers and flags are checked by their annotations.
+
+    None is left alone: it is a default, or the function says what is wrong.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    readers = {p.name: reader for p in parameters if (reader := reader_of(p)) is not None}
+    names = [p.name for p in parameters]
+
+    def checked(name: str, value: Any) -> Any:
+        return value if value is None or name not in readers else readers[name](name, value)
+
+    @wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        given: Callable[..., Result] = function
+        known = [checked(name, value) for name, value in zip(names, args, strict=False)]
+        rest = args[len(known) :]  # too many: the function says so
+        return given(*known, *rest, **{k: checked(k, v) for k, v in options.items()})
+
+    return call

@@ -97,6 +97,8 @@ class WeightMap(Mapping[str, Weight]):
         found: dict[str, Weight] = {}
         for spec in adapter.weights(model):
             parameter = _resolve(model, spec)
+            if not parameter.numel():
+                continue  # a layer without inputs or outputs has nothing to remove
             key = _memory_key(parameter)
             first = by_memory.setdefault(key, spec.name)
             if first in found:
@@ -173,12 +175,18 @@ class WeightMap(Mapping[str, Weight]):
         for weight in self.values():
             # NaN or infinity always shows in the sum, which is far cheaper than a look at each
             # element; an overflow shows too, hence the second look.
-            if torch.isfinite(weight.matrix.sum()):
+            if torch.isfinite(weight.matrix.sum().float()):
                 continue
             if bad := int((~torch.isfinite(weight.matrix)).sum()):
                 raise NonFiniteError(
                     f"weight {weight.name!r} ({weight.aliases[0]}) has {bad} NaN or infinite "
                     "elements; the checkpoint is damaged or was saved after a diverged training"
+                )
+            if bad := int((~torch.isfinite(weight.matrix.float())).sum()):
+                raise NonFiniteError(
+                    f"weight {weight.name!r} ({weight.aliases[0]}) has {bad} elements above "
+                    f"{torch.finfo(torch.float32).max:.1e}, which float32 cannot hold, and scores "
+                    "are float32; scale the layer, or look at the training that made it"
                 )
 
 

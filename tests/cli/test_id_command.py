@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from vlp_plugins.report.dimensions import (
     by_modality,
     dimension_by_depth,
     dimension_sentences,
+    duplicate_sentences,
     vision_sentences,
 )
 
@@ -73,7 +75,7 @@ def test_the_terminal_shows_modalities_layers_and_a_summary(measured) -> None:
     for modality in ("vision", "text", "fusion"):
         assert re.search(rf"^{modality} +\d+ +[\d.]+ ± [\d.]+ +[\d.]+ +[\d.]+$", text, re.MULTILINE)
     assert re.search(
-        r"^vision\.0\.mlp\.fc1 +vision +0 +[\d.]+ +[\d.]+ +[\d,]+ +48$", text, re.MULTILINE
+        r"^vision\.0\.mlp\.fc1 +vision +0 +[\d.]+ +[\d.]+ +[\d,]+ +48 +0$", text, re.MULTILINE
     )
     assert re.search(r"^\w+ has the highest mean ID, .*± .*Mean IDs: ", text, re.MULTILINE)
     assert re.search(r"^\w+ has the widest range of IDs, .*Ranges ", text, re.MULTILINE)
@@ -148,7 +150,9 @@ def test_ways_to_estimate_reach_the_profile(vlp, xvlm, many, tmp_path) -> None:
     words = ("--fit", "likelihood", "--drop", "0.1", "--points-dtype", "bfloat16", "--blocks", "2")
     vlp("id", xvlm, "--data", many, *words, "--out", tmp_path / "o")
     settings = IdProfile.load(tmp_path / "o" / "id-profile.json").settings
-    assert settings["estimator"] == {"fit": "likelihood", "drop": 0.1, "blocks": 2, "seed": 123}
+    assert settings["estimator"] == {
+        "fit": "likelihood", "drop": 0.1, "blocks": 2, "seed": 123, "duplicates": "rounding",
+    }  # fmt: skip
     assert settings["dtype"] == "bfloat16"
     assert settings["padding"] == "real"
 
@@ -284,6 +288,14 @@ def test_one_modality_has_nothing_to_compare_with() -> None:
     assert dimension_sentences([layer("vision", 0, 9)]) == [
         "vision: mean ID 9.00 ± 0.10, from 9.00 to 9.00; nothing to compare."
     ]
+
+
+def test_duplicates_are_counted_in_a_sentence() -> None:
+    layers = [layer("vision", 0, 10), layer("text", 0, 5), layer("text", 1, 5)]
+    assert duplicate_sentences(layers) == []
+    layers[1:] = [replace(layers[1], duplicates=18), replace(layers[2], duplicates=20)]
+    (sentence,) = duplicate_sentences(layers)
+    assert "so many points equal another one and are left out: text 20 of 100." in sentence
 
 
 def test_the_chart_is_the_same_for_the_same_layers() -> None:

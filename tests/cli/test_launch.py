@@ -1,10 +1,12 @@
-"""The process group of `torchrun` ends with its block."""
+"""The process group of `torchrun`: what it takes, and that it ends with its block."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import gc
@@ -24,9 +26,32 @@ assert group() is None, "its threads may abort a process whose interpreter ends"
 """
 
 
-def test_nothing_keeps_the_group_beyond_the_block(tmp_path) -> None:
+MORE_PROCESSES_THAN_GPUS = """
+import os
+import torch
+from torch import distributed
+from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.launch import process_group, wait_for_all
+
+os.environ["LOCAL_RANK"] = "1"
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+try:
+    with process_group():
+        raise AssertionError("there is one GPU")
+except UnsupportedError as error:
+    assert "or add --device cpu" in str(error)
+torch.cuda.is_available = lambda: os._exit(9)
+with process_group("cpu"):
+    assert distributed.get_world_size() == 2
+    wait_for_all()
+"""
+
+
+@pytest.mark.parametrize("text", [SCRIPT, MORE_PROCESSES_THAN_GPUS], ids=["ends", "on the CPU"])
+def test_a_group_of_torchrun(tmp_path, text) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
         [*launch, "2", script],

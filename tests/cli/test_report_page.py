@@ -67,11 +67,20 @@ def test_the_command_that_repeats_it(page: str, xvlm: Path, photos: Path) -> Non
     assert f"--data {photos} --batch-size 3" in line
 
 
-def test_a_collapsed_layer_is_named_on_the_page_and_the_terminal(vlp, xvlm, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("sparsity", "what", "remedy"),
+    [
+        ("0.98", r"all but removed \(over 99 %\)", r"a floor \(--floor 0.01\) keeps every layer"),
+        ("0.999", "removed entirely", "no floor leaves room for all layers at this sparsity"),
+    ],
+)
+def test_a_collapsed_layer_is_named_on_the_page_and_the_terminal(
+    vlp, xvlm, tmp_path, sparsity, what, remedy
+) -> None:
     out = tmp_path / "out"
-    words = ("--model", xvlm, "--method", "omp", "--sparsity", "vision=0.999,text=0,fusion=0")
+    words = ("--model", xvlm, "--method", "omp", "--sparsity", f"vision={sparsity},text=0,fusion=0")
     result = vlp("prune", *words, "--out", out)
-    line = r"weights removed entirely: vision\.[^;]*; a floor \(--floor 0.02\) keeps every layer"
+    line = rf"weights {what}: vision\.[^;]*; {remedy}"
     assert re.search(rf"^warning: .*{line}", result.stderr)
     assert re.search(line, (out / "report.html").read_text())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
-from vlp_plugins import Pattern, prune
+from vlp_plugins import ModuleAdapter, Pattern, gather, measure_id, prune
 from vlp_plugins.allocation import ModalityAllocation
 from vlp_plugins.errors import (
     DataError,
@@ -20,6 +20,7 @@ from vlp_plugins.methods.base import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
 from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
 
@@ -229,11 +230,75 @@ def test_a_composition_of_one_s_own_needs_no_registration(model):
         ({"method": "omp", "sparsity": 0.5, "variant": "publised"}, UnsupportedError,
          "did you mean 'published'"),
         ({"method": "multiflow", "sparsity": 0.5, "edge": 1}, UnknownNameError, "edge"),
+        ({"method": "multiflow", "sparsity": 0.5, "edges": "no"}, UnsupportedError,
+         "edges='no' is neither True nor False"),
+        ({"method": "multiflow", "sparsity": 0.5, "nodes": 0}, UnsupportedError, "nodes=0 is"),
+        ({"sparsity": 0.5, "limit": 2.5}, UnsupportedError, "limit=2.5 is no whole number"),
+        ({"sparsity": 0.5, "limit": "2"}, UnsupportedError, "limit='2' is no whole number"),
+        ({"sparsity": 0.5, "limit": True}, UnsupportedError, "limit=True is no whole number"),
+        ({"sparsity": 0.5, "checkpoint_every": 1.5}, UnsupportedError, "checkpoint_every=1.5"),
+        ({"method": "random", "sparsity": 0.5, "seed": 0.5}, UnsupportedError, "seed=0.5 is no"),
+        ({"sparsity": 0.5, "skip_nonfinite": "no"}, UnsupportedError, "skip_nonfinite='no' is"),
+        ({"sparsity": 0.5, "resume": 1}, UnsupportedError, "resume=1 is neither"),
+        ({"method": "omp", "sparsity": 0.5, "floor": "0.1"}, SparsityError, "not '0.1'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_any_work(model, options, error, message):
     with pytest.raises(error, match=message):
         prune(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (gather, {"limit": 2.5}, "limit=2.5"),
+        (gather, {"skip_nonfinite": "yes"}, "skip_nonfinite='yes'"),
+        (measure_id, {"limit": 2.5}, "limit=2.5"),
+        (measure_id, {"resume": "no"}, "resume='no'"),
+        (sensitivity, {"seed": 1.5}, "seed=1.5"),
+        (sensitivity, {"retrieve": "no"}, "retrieve='no'"),
+    ],
+)
+def test_every_entry_checks_whole_numbers_and_flags(model, batches, function, options, message):
+    with pytest.raises(UnsupportedError, match=message):
+        function(model, batches, **options)
+
+
+def test_whole_numbers_may_be_written_as_floats_or_be_of_numpy(model, batches):
+    import numpy as np
+
+    expected = prune(model, batches, sparsity=0.75, limit=2)
+    for limit in (2.0, np.int64(2), np.float64(2)):
+        assert prune(model, batches, sparsity=0.75, limit=limit, resume=np.False_) == expected
+
+
+@pytest.mark.parametrize("method", registry().method_names())
+@pytest.mark.parametrize("allocation", [None, "row"])
+def test_layers_without_inputs_or_outputs_have_nothing_to_remove(method, allocation):
+    class Hollow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = torch.nn.Linear(6, 8), torch.nn.Linear(8, 8)
+            self.no_inputs, self.no_outputs = torch.nn.Linear(0, 4), torch.nn.Linear(4, 0)
+
+        def forward(self, x):
+            nothing = self.no_outputs(self.no_inputs(x[:, :0]))
+            return self.out(torch.relu(self.layer(x))) + nothing.sum()
+
+    if allocation and method.startswith("chita"):
+        return  # takes no such allocation
+    model = Hollow()
+    rows = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    adapter = ModuleAdapter(model, loss=lambda model, batch: model(batch).square().mean())
+    quick = {"chita": {"lambda": 0.1}, "chita++": {"lambda": 0.1, "rounds": 2}}.get(method, {})
+
+    masks = prune(
+        model, list(rows), method=method, sparsity=0.5, adapter=adapter, allocation=allocation,
+        **quick,
+    )  # fmt: skip
+
+    assert set(masks) == {"layer", "out"}
+    assert masks.removed == 56
 
 
 def test_a_model_that_nobody_claims_is_told_about_module_adapter():

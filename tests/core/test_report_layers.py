@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from itertools import pairwise
 
 import pytest
 import torch
 from toy_masks import Pretraining, ToyAdapter
 
+from vlp_plugins import ModuleAdapter, prune
+from vlp_plugins.errors import SparsityError
 from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.plugins import registry
 from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import LayerRow, collapse_warnings, layer_rows, to_csv
 from vlp_plugins.weights import WeightMap
@@ -56,6 +61,64 @@ def test_empty_and_nearly_empty_layers_are_told_apart() -> None:
 def test_many_collapsed_layers_are_one_sentence() -> None:
     (warning,) = collapse_warnings([row(f"layer{i}", 0, 10) for i in range(8)], ["0.9"])
     assert "layer4 and 3 more;" in warning
+
+
+QUICK = {
+    "chita": {"lambda": 0.1},
+    "chita++": {"lambda": 0.1, "rounds": 2},
+    "itersnip": {"rounds": 2},
+}
+
+
+class Uneven(torch.nn.Module):
+    """A layer that everything but a floor, or an even share, removes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = (6, 40, 40, 30, 8)
+        layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
+        layers[1].weight.data *= 1e-4
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("method", registry().method_names())
+@pytest.mark.parametrize("sparsity", [0.9, 0.98, 0.995, 0.9995])
+@pytest.mark.parametrize("variant", ["default", "published"])
+def test_the_remedy_works(method: str, sparsity: float, variant: str) -> None:
+    model = Uneven()
+    adapter = ModuleAdapter(model, loss=lambda model, batch: model(batch).square().mean())
+    rng = torch.Generator().manual_seed(1)
+    batches = [torch.randn(6, 6, generator=rng) for _ in range(4)]
+    options = {"sparsity": sparsity, "method": method, "adapter": adapter, **QUICK.get(method, {})}
+    if method == "lamp-tamt" and variant == "published":
+        return  # there is none
+    masks = prune(model, batches, variant=variant, **options)
+    rows = layer_rows(WeightMap.of(model, adapter), [masks])
+    for warning in collapse_warnings(rows, [str(sparsity)], [masks]):
+        remedy = warning.rpartition("; ")[2]
+        if found := re.search(r"--floor ([\d.e-]+)", remedy):
+            assert ("in the default variant" in remedy) == (variant == "published")
+            alive = prune(model, batches, **options, floor=float(found[1]))
+            assert all(bool(mask.any()) for mask in alive.values())
+        elif "takes no floor" in remedy:
+            with pytest.raises(SparsityError, match="floor"):
+                prune(model, batches, variant=variant, **options, floor=0.001)
+        else:
+            assert "lower the sparsity" in remedy or "no floor leaves room" in remedy
+
+
+def test_the_remedy_says_why_there_is_no_floor(weights: WeightMap) -> None:
+    few = masks_of(weights, **{name.replace(".", "_"): 0 for name in weights})
+    rows = layer_rows(weights, [few])
+    assert "method 'test' takes no floor" in collapse_warnings(rows, ["0.9"], [few])[0]
+    assert collapse_warnings(rows, ["0.9"])[0].endswith("no floor leaves room for all layers at "
+                                                        "this sparsity: lower it")  # fmt: skip
 
 
 def test_the_chart_is_the_same_text_for_the_same_masks(weights: WeightMap) -> None:

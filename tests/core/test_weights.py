@@ -133,6 +133,15 @@ def test_a_weight_with_nan_is_named():
         WeightMap.of(model, Listed(spec("a", "encoder"), spec("h", "head"))).check_finite()
 
 
+def test_a_weight_that_float32_cannot_hold_is_named():
+    model = towers().double()
+    with torch.no_grad():
+        model["head"].weight[1, 1] = 1e60
+
+    with pytest.raises(NonFiniteError, match=r"weight 'h' .* has 1 elements above 3.4e\+38"):
+        WeightMap.of(model, Listed(spec("h", "head"))).check_finite()
+
+
 def test_a_convolution_is_a_matrix_of_output_channels():
     model = nn.Sequential(nn.Conv2d(3, 5, 2))
     weight = WeightMap.of(model, Listed(spec("conv", "0")))["conv"]

@@ -76,6 +76,8 @@ def test_the_least_of_all_vectors_go_and_each_keeps_its_floor(data: st.DataObjec
 def test_more_than_there_is_and_what_is_not_finite_cannot_go() -> None:
     with pytest.raises(SparsityError, match="cannot be removed"):
         least([torch.ones(4), torch.ones(4)], 7)
+    with pytest.raises(SparsityError, match="ask for at most 0.99$"):  # 999 of 1000 are 1.00
+        least([torch.ones(1000)], 1000)
     with pytest.raises(NonFiniteError, match="1 of 2"):
         least([torch.tensor([1.0, torch.nan])], 1)
 

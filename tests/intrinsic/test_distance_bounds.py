@@ -91,18 +91,27 @@ def test_few_rows_at_a_time_give_the_same(monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_reduced_precision_of_products_widens_the_bounds():
-    points = normal(10, 40)
-    before = torch.get_float32_matmul_precision()
-    errors = []
-    try:
-        for precision in ("highest", "high", "medium"):
-            torch.set_float32_matmul_precision(precision)
-            errors.append(product_error(points, torch.float32))
-    finally:
-        torch.set_float32_matmul_precision(before)
+@pytest.fixture
+def precisions():
+    """Sets the precision of products by the older switch or the newer one; as before afterwards."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    older = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision, lambda value: setattr(matmul, "fp32_precision", value)
+    torch.set_float32_matmul_precision(older)
+    matmul.fp32_precision = before
 
-    assert errors[0] < 1e-4 < errors[1] < errors[2]
+
+def test_reduced_precision_of_products_widens_the_bounds(precisions):
+    points = normal(10, 40)
+    for switch, values in zip(
+        precisions, (("highest", "high", "medium"), ("ieee", "tf32", "bf16")), strict=True
+    ):
+        errors = []
+        for value in values:
+            switch(value)
+            errors.append(product_error(points, torch.float32))
+        assert errors[0] < 1e-4 < errors[1] < errors[2]
 
 
 @pytest.mark.parametrize("n", [5, 64, 150])

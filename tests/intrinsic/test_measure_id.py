@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from naive_points import naive_points
 from toy import ToyAdapter, toy_batches, toy_model
 
+from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins import measure_id
 from vlp_plugins.errors import UnclaimedModelError, UnsupportedError
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.twonn import estimate
 from vlp_plugins.statistics.base import Site
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 BATCHES = toy_batches(14)
 
 
@@ -64,3 +68,28 @@ def test_names_of_dtypes_and_amounts_of_memory(tmp_path):
 def test_a_model_that_nobody_claims_is_told():
     with pytest.raises(UnclaimedModelError):
         measure_id(toy_model(), BATCHES)
+
+
+def test_copies_in_batches_of_another_size_and_length_are_copies():
+    model = model_from_golden(GOLDEN)
+    rng = torch.Generator().manual_seed(0)
+    batches = []
+    for batch in batches_from_golden(GOLDEN)[:4] * 4:
+        ids = torch.randint(5, 40, batch["input_ids"].shape, generator=rng)
+        pixels = torch.randn(batch["pixel_values"].shape, generator=rng)
+        batches.append({**batch, "input_ids": ids, "pixel_values": pixels})
+    first = batches[0]
+    longer = {
+        name: value if name == "pixel_values" else torch.nn.functional.pad(value, (0, 9))
+        for name, value in first.items()
+    }
+    others = [{name: value[rows] for name, value in longer.items()} for rows in ([0], [1, 2, 3])]
+
+    exact = measure_id(model, [*batches, first])
+    found = measure_id(model, [*batches, *others])
+
+    assert sum(map(len, (b["input_ids"] for b in others))) == len(first["input_ids"])
+    assert {layer.duplicates for layer in exact.layers} == {2 * len(first["input_ids"])}
+    for one, other in zip(found.layers, exact.layers, strict=True):
+        assert one.dimension == pytest.approx(other.dimension, rel=1e-3), one.weight
+        assert one.duplicates == other.duplicates

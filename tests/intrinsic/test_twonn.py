@@ -1,10 +1,13 @@
 """Intrinsic dimensions of point clouds: published values, invariances, errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal, torus
 from safetensors.torch import load_file
 
@@ -16,7 +19,7 @@ from vlp_plugins.intrinsic.twonn import disjoint_blocks, estimate
 GOLDEN = Path(__file__).parents[1] / "golden" / "id"
 RECORDED = json.loads((GOLDEN / "expected.json").read_text())
 CLOUDS = load_file(GOLDEN / "points.safetensors")
-PUBLISHED = Estimator(blocks=20)
+PUBLISHED = Estimator(blocks=20, duplicates="exact")
 
 
 def curved(n=120, dimension=3, coordinates=50, seed=0):
@@ -114,6 +117,58 @@ def test_points_without_a_ratio_are_left_out():
     assert found.dimension == pytest.approx(slope(ratios.log()).dimension, rel=1e-5)
 
 
+@given(
+    roundoffs=st.floats(0.5, 60),
+    wide=st.booleans(),
+    offset=st.sampled_from([0.0, 3.0]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=20, deadline=None)
+def test_copies_that_differ_by_rounding_are_copies(roundoffs, wide, offset, seed):
+    """As those of a sample in batches of other sizes; float64 points are judged as float32."""
+    flat = normal(300, 2, seed) + offset
+    points = flat @ normal(2, 40, seed + 1) if wide else flat
+    noise = normal(10, points.shape[1], seed + 2)
+    noise *= (
+        roundoffs * 2.0**-24 * points[:10].norm(dim=1, keepdim=True) / noise.norm(dim=1)[:, None]
+    )
+    exact = estimate(torch.cat([points, points[:10]]))
+
+    for copies in (points[:10] + noise, points[:10].double() + noise):
+        found = estimate(torch.cat([points.to(copies.dtype), copies]))
+        assert found.dimension == pytest.approx(exact.dimension, rel=1e-3)
+        assert (found.duplicates, found.used) == (exact.duplicates, exact.used)
+
+
+def test_duplicates_of_a_reported_case():
+    points = normal(500, 2)
+    copies = torch.cat([points, points[:10] * (1 + 1e-7)])
+
+    plain, found = estimate(points), estimate(copies)
+    exact = estimate(torch.cat([points, points[:10]]))
+
+    assert (plain.duplicates, exact.duplicates, found.duplicates) == (0, 20, 20)
+    assert abs(plain.dimension - exact.dimension) < 0.1
+    assert found.dimension == pytest.approx(exact.dimension, rel=1e-4)
+    assert estimate(copies, replace(PUBLISHED, blocks=1)).dimension < 1, "as published"
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_of_all_points_leave_nothing(copies):
+    points = normal(40, 5).repeat(copies, 1)
+    points *= 1 + 1e-7 * torch.arange(len(points))[:, None].remainder(3)
+
+    with pytest.raises(StatisticsError, match=f"0 of {40 * copies} .*; {40 * copies} equal"):
+        estimate(points)
+
+
+def test_points_that_differ_by_rounding_alone_are_all_equal():
+    points = normal(1, 30).repeat(50, 1) * (1 + 1e-7 * torch.arange(50)[:, None].remainder(5))
+
+    with pytest.raises(StatisticsError, match="all 50 are equal"):
+        estimate(points)
+
+
 @pytest.mark.parametrize("dimension", [1, 2, 4])
 def test_the_dimension_of_a_torus(dimension):
     points = torus(500, dimension, torch.Generator().manual_seed(dimension))
@@ -187,7 +242,7 @@ def test_what_has_no_dimension_says_why(points, estimator, error, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("wrong", "message"),
     [
         ({"fit": "slop"}, "fit 'slop' is unknown .did you mean 'slope'"),
         ({"drop": 1.0}, "drop is a fraction from 0 to 0.9, not 1.0"),
@@ -195,8 +250,9 @@ def test_what_has_no_dimension_says_why(points, estimator, error, message):
         ({"drop": float("nan")}, "not nan"),
         ({"blocks": 0}, "blocks is 1 .all points. or more, not 0"),
         ({"seed": -1}, "seed is a number from 0"),
+        ({"duplicates": "exakt"}, "duplicates 'exakt' is unknown .did you mean 'exact'"),
     ],
 )
-def test_an_estimator_that_cannot_be(settings, message):
+def test_an_estimator_that_cannot_be(wrong, message):
     with pytest.raises(UnsupportedError, match=message):
-        Estimator(**settings)
+        Estimator(**wrong)

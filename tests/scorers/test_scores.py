@@ -70,6 +70,43 @@ def test_layer_l2_divides_by_the_frobenius_norm(weight):
     assert not layer_l2(torch.zeros(2, 2)).any()
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-22, 1e21, 1e37])
+def test_scores_whose_unit_is_the_layers_own_do_not_depend_on_it(weight, moment, size):
+    """Squares of such weights are 0 or infinite in float32."""
+    scaled = weight * size
+    torch.testing.assert_close(layer_l2(scaled), layer_l2(weight), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lamp(scaled), lamp(weight), rtol=1e-4, atol=1e-6)
+    for score in (information_flow, wanda):
+        expected = score(weight, moment)
+        for found in (score(scaled, moment), score(weight, moment * size), score(scaled, moment)):
+            assert bool((found > 0).all())
+            torch.testing.assert_close(
+                found / found.max(), expected / expected.max(), rtol=1e-4, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("scorer", [layer_l2, lamp])
+def test_layers_of_every_size_lose_equal_shares(scorer):
+    """A layer that decayed to 1e-22 lost nothing or everything, by its squares."""
+    shapes = {"a": (30, 20), "b": (20, 40), "c": (10, 30)}
+    sizes = {"a": 1.0, "b": 1e-22, "c": 1e21}
+    generator = torch.Generator().manual_seed(5)
+    weights = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+    plain = {n: (lambda w=w: scorer(w)) for n, w in weights.items()}
+    scaled = {n: (lambda w=w, n=n: scorer(w * sizes[n])) for n, w in weights.items()}
+    expected = {n: cut.remove for n, cut in find_cuts(plain, [900])[0].items()}
+    found = {n: cut.remove for n, cut in find_cuts(scaled, [900])[0].items()}
+    assert all(abs(found[n] - expected[n]) <= 2 for n in shapes)
+
+
+def test_lamp_thresholds_of_the_largest_numbers_there_are():
+    largest = torch.finfo(torch.float32).max
+    weights = {"a": torch.full((2, 3), largest), "b": torch.arange(6.0).view(2, 3)}
+    for removal in (1, 4, 9):
+        found = Lamp().global_cuts(weights, [removal])[0]
+        assert sum(cut.remove for cut in found.values()) == removal
+
+
 def test_lamp_divides_by_the_weights_that_are_at_least_as_large(weight):
     flat = weight.flatten().tolist()
     order = sorted(range(len(flat)), key=lambda i: (abs(flat[i]), i))

@@ -123,3 +123,19 @@ def test_solvers_run_in_inference_mode(effort, monkeypatch):
     with torch.inference_mode():
         found = solve(made(), effort)
     assert torch.equal(found.support, expected.support)
+
+
+@pytest.mark.parametrize("bounds", [None, BOUNDS])
+@pytest.mark.parametrize("effort", ["published", "fast", "best"])
+def test_precision_of_gpus_set_by_the_newer_switch_changes_nothing(effort, bounds):
+    problem = made(bounds=bounds, first_order=0.1)
+    expected = solve(problem, effort)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        found = solve(problem, effort)
+    finally:
+        matmul.fp32_precision = before
+    assert torch.equal(found.support, expected.support)
+    assert torch.equal(found.values, expected.values)

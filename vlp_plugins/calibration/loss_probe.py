@@ -17,7 +17,7 @@ from vlp_plugins.calibration.loss_scale import LossScale
 from vlp_plugins.calibration.loss_state import check_whole
 from vlp_plugins.calibration.terms import total
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.modes import flags_kept, precision, random_state_kept
+from vlp_plugins.modes import callers_defaults, flags_kept, precision, random_state_kept
 from vlp_plugins.sharding import as_forward, at_rest, is_sharded, whole
 from vlp_plugins.weights import WeightMap, uses_of
 
@@ -172,6 +172,7 @@ class LossProbe:
             if device.type == "cuda":
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(index)
+            stack.enter_context(callers_defaults(self._model))
             stack.enter_context(precision(device, self._autocast))
             yield
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, Stream
 from vlp_plugins.errors import StatisticsError, UnsupportedError
-from vlp_plugins.modes import flags_kept, random_state_kept
+from vlp_plugins.modes import callers_defaults, flags_kept, random_state_kept
 from vlp_plugins.sharding import as_forward, at_rest
 from vlp_plugins.weights import WeightMap
 
@@ -74,7 +74,12 @@ def run_quietly(model: nn.Module, run: Callable[[], None]) -> None:
     was changed.
     """
     device = next(model.parameters()).device
-    with torch.inference_mode(False), torch.no_grad(), random_state_kept(device):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        random_state_kept(device),
+        callers_defaults(model),
+    ):
         as_forward(model, run)
         at_rest(model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def id_(
     if data.source is None:
         raise RecipeError("`vlp id` measures on data: give --data FOLDER (images with captions)")
     line = command_line(context)
-    with process_group():
+    with process_group(source.device):
         speaks = place()[0] == 0
         with (
             explained_interruption(
@@ -98,13 +99,13 @@ def id_(
 
 def _options_of(values: dict[str, Any]) -> dict[str, Any]:
     """The keywords of `measure_id`; an estimator that is not asked for is left to the variant."""
-    from vlp_plugins.intrinsic.estimate import Estimator
-    from vlp_plugins.intrinsic.usual import PUBLISHED_BLOCKS
+    from vlp_plugins.intrinsic.usual import usual_settings
 
     variant = values["variant"]
-    blocks = values["blocks"] or (PUBLISHED_BLOCKS if variant == "published" else 1)
+    usual, _ = usual_settings(published=variant == "published")
+    blocks = values["blocks"] or usual.blocks
     return {
-        "estimator": Estimator(values["fit"], values["drop"], blocks),
+        "estimator": replace(usual, fit=values["fit"], drop=values["drop"], blocks=blocks),
         "padding": values["padding"],
         "dtype": values["points_dtype"],
         "memory_budget": values["memory_budget"],

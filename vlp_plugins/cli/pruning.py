@@ -29,7 +29,7 @@ def prune(resume: bool, **options: Any) -> None:
     from vlp_plugins.recipes import command_of
 
     recipe = read_recipe(**options)
-    with process_group():
+    with process_group(recipe.device):
         speaks = place()[0] == 0
         with (
             explained_interruption(

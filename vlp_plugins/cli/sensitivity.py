@@ -98,7 +98,7 @@ def sensitivity(
         },
     )
     line = command_line(context)
-    with process_group():
+    with process_group(source.device):
         speaks = place()[0] == 0
         with (
             explained_interruption(lambda: line, lambda: bool(work_left(out)), speaks=speaks),

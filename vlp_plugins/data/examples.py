@@ -80,7 +80,7 @@ class ExampleBatches:
                 images.append(image)
             batch = self._adapter.collate(self._processor, images, [row.text for row in rows])
             labels = [row.label for row in rows if row.label is not None]
-            yield batch | {"labels": torch.tensor(labels)} if labels else batch
+            yield batch | {"labels": torch.tensor(labels, device="cpu")} if labels else batch
 
 
 def captioned(source: CaptionSource, limit: int | None) -> list[tuple[Record, list[str]]]:

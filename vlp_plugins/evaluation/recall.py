@@ -58,7 +58,7 @@ def recall_at_k(
     """
     images, texts = similarity.shape
     if targets is None:
-        targets = torch.arange(texts)
+        targets = torch.arange(texts, device=similarity.device)
     targets = targets.to(similarity.device)
     _check_targets(targets, images, texts)
     if not ks or min(ks) < 1:

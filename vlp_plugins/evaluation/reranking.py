@@ -112,11 +112,11 @@ def match_scores(
     ranked = similarity.nan_to_num(nan=-torch.inf)
     best_texts = ranked.topk(min(candidates, texts), dim=1).indices
     best_images = ranked.topk(min(candidates, count), dim=0).indices
-    nothing = torch.zeros(count, texts, dtype=torch.bool)
+    nothing = torch.zeros(count, texts, dtype=torch.bool, device=similarity.device)
     by_image = nothing.scatter(1, best_texts, True)
     by_text = nothing.scatter(0, best_images, True)
     asked = (by_image | by_text).nonzero()
-    scores = torch.zeros(count, texts)
+    scores = torch.zeros(count, texts, dtype=torch.float32, device="cpu")
     device = next(model.parameters()).device
     for part in asked.split(_ROWS):
         rows, columns = part.unbind(1)

@@ -130,13 +130,13 @@ def two_stage_retrieval(
 def _new_images(rows: int, image_ids: Sequence[int] | None, done: int, seen: set[int]) -> Tensor:
     """The rows of a batch, after `done` pairs, whose image was not there; they join `seen`."""
     if image_ids is None:
-        return torch.arange(rows)
+        return torch.arange(rows, device="cpu")
     new = []
     for row, identity in enumerate(image_ids[done : done + rows]):
         if identity not in seen:
             seen.add(identity)
             new.append(row)
-    return torch.tensor(new, dtype=torch.int64)
+    return torch.tensor(new, dtype=torch.int64, device="cpu")
 
 
 def _rows_of(batch: Batch, chosen: Tensor, rows: int) -> dict[str, Any]:
@@ -152,7 +152,8 @@ def _rows_of(batch: Batch, chosen: Tensor, rows: int) -> dict[str, Any]:
 def _unique_images(pairs: int, image_ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     """Pair that holds each image first `[I]`, and the image of every pair `[pairs]`."""
     if image_ids is None:
-        return torch.arange(pairs), torch.arange(pairs)
+        every = torch.arange(pairs, device="cpu")
+        return every, every
     if len(image_ids) != pairs:
         raise DataError(f"{len(image_ids):,} image_ids were given for {pairs:,} pairs")
     numbers: dict[int, int] = {}
@@ -161,4 +162,5 @@ def _unique_images(pairs: int, image_ids: Sequence[int] | None) -> tuple[Tensor,
         if identity not in numbers:
             numbers[identity] = len(first)
             first.append(pair)
-    return torch.tensor(first), torch.tensor([numbers[identity] for identity in image_ids])
+    of_pair = [numbers[identity] for identity in image_ids]
+    return torch.tensor(first, device="cpu"), torch.tensor(of_pair, device="cpu")

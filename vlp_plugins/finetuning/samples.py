@@ -124,7 +124,7 @@ class SampleEpochs:
         labels = [row.sample.label for row in kept if row.sample.label is not None]
         answers = [row.answer for row in kept if row.answer is not None]
         if labels:
-            batch["labels"] = torch.tensor(labels)
+            batch["labels"] = torch.tensor(labels, device="cpu")
         if answers:
             tokenizer = tokenizer_of(self._processor, "answers need")
             made = tokenizer(answers, padding=True, truncation=True, return_tensors="pt")

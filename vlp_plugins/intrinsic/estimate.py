@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.targets import whole_number
 
 Fit = Literal["slope", "likelihood"]
+Duplicates = Literal["rounding", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,16 @@ class Estimator:
         blocks: 1 takes all points; B > 1 is the mean over b = 1..B of the mean over b disjoint
             random blocks (published: 20).
         seed: of NumPy's legacy generator, which permutes the points before they are cut.
+        duplicates: `rounding` takes points for equal that are no further apart than the rounding
+            of a forward pass, so that a sample and its copy in a batch of another size are;
+            `exact` only those whose bits are, as the published code does.
     """
 
     fit: Fit = "slope"
     drop: float | None = None
     blocks: int = 1
     seed: int = 123
+    duplicates: Duplicates = "rounding"
 
     def __post_init__(self) -> None:
         """Refuses what no estimator can do.
@@ -39,8 +45,15 @@ class Estimator:
             raise UnsupportedError(
                 f"fit {self.fit!r} is unknown{suggest(self.fit, [*get_args(Fit)])}"
             )
+        if self.duplicates not in get_args(Duplicates):
+            raise UnsupportedError(
+                f"duplicates {self.duplicates!r} is unknown"
+                f"{suggest(self.duplicates, [*get_args(Duplicates)])}"
+            )
         if self.drop is not None and not 0 <= self.drop <= 0.9:
             raise UnsupportedError(f"drop is a fraction from 0 to 0.9, not {self.drop}")
+        for name in ("blocks", "seed"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.blocks < 1:
             raise UnsupportedError(f"blocks is 1 (all points) or more, not {self.blocks}")
         if not 0 <= self.seed < 2**32:
@@ -61,6 +74,7 @@ class Estimate:
         used: points whose ratio entered the fit on all points.
         block_dimensions: for b = 1..B the mean over b blocks; a single one on all points.
         block_deviations: the population standard deviation over those blocks.
+        duplicates: points that equal another one, and have no ratio.
     """
 
     dimension: float
@@ -68,3 +82,4 @@ class Estimate:
     used: int
     block_dimensions: tuple[float, ...]
     block_deviations: tuple[float, ...]
+    duplicates: int = 0

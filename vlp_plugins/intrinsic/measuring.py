@@ -184,6 +184,7 @@ def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> I
                 error=found.estimate.error,
                 ambient=found.ambient,
                 points=found.points,
+                duplicates=found.estimate.duplicates,
             )
         )
     made_of = {

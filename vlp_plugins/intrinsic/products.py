@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from vlp_plugins.devices import float32_product_error
 from vlp_plugins.parallel import over_tensors
 
 # Rows of points are far apart in memory: a chunk takes long pieces of them, as far as it stays in
@@ -91,13 +92,20 @@ def squared_distances(
     return _sum_over_chunks(points, (len(pairs),), begin)
 
 
+def norms(points: torch.Tensor) -> torch.Tensor:
+    """The norm of every point `[n, D]`, float64 `[n]`; the mean stays on."""
+    rows = max(1, _CHUNK // max(1, points.shape[1]))
+    parts = points.detach().split(rows)
+    return torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in parts])
+
+
 def product_error(points: torch.Tensor, dtype: torch.dtype) -> float:
     """A bound of the error of a product in `centred_gram`, relative to the norms of its points.
 
     A sum of `w` terms in any order is off by at most about `w u` times the sum of their
     magnitudes, `u` the unit roundoff; that sum is at most the product of the norms. What is lost
     when the mean is taken off, and by reduced precision of the products where PyTorch was allowed
-    it (`torch.set_float32_matmul_precision`), comes on top. Sums of chunks are float64.
+    it (`float32_product_error`), comes on top. Sums of chunks are float64.
 
     Args:
         points: `[n, D]`.
@@ -106,8 +114,7 @@ def product_error(points: torch.Tensor, dtype: torch.dtype) -> float:
     terms = _width(*points.shape) + 16
     if dtype == torch.float64:
         return terms * 2.0**-53
-    reduced = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-    return terms * 2.0**-24 + reduced[torch.get_float32_matmul_precision()]
+    return terms * 2.0**-24 + float32_product_error(points.device)
 
 
 def products_bytes(n: int, coordinates: int, threads: int) -> int:

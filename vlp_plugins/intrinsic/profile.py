@@ -40,6 +40,7 @@ class LayerDimension:
         error: its standard error.
         ambient: numbers in a point: tokens x features.
         points: samples, one point each.
+        duplicates: of them, those that equal another one and are left out.
     """
 
     weight: str
@@ -52,6 +53,7 @@ class LayerDimension:
     error: float
     ambient: int
     points: int
+    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,4 +202,5 @@ def _layer(record: Mapping[str, Any]) -> LayerDimension:
         error=float(record["error"]),
         ambient=int(record["ambient"]),
         points=int(record["points"]),
+        duplicates=int(record.get("duplicates", 0)),  # older files lack it
     )

@@ -170,6 +170,7 @@ def _found(record: Mapping[str, Any]) -> Found:
             int(estimate["used"]),
             tuple(map(float, estimate["block_dimensions"])),
             tuple(map(float, estimate["block_deviations"])),
+            int(estimate.get("duplicates", 0)),  # of older files, refused for their settings
         ),
         int(record["ambient"]),
         int(record["points"]),

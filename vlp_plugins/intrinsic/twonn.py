@@ -11,7 +11,8 @@ from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic.bounds import Neighbours
 from vlp_plugins.intrinsic.estimate import Estimate, Estimator
 from vlp_plugins.intrinsic.fits import fit_dimension
-from vlp_plugins.intrinsic.neighbours import nearest_in_blocks
+from vlp_plugins.intrinsic.neighbours import merge_duplicates, nearest_in_blocks, rounding_of
+from vlp_plugins.intrinsic.products import norms, squared_distances
 from vlp_plugins.intrinsic.sharing import inflation
 
 MINIMUM = 20
@@ -26,7 +27,8 @@ def estimate(
 
     With the distances r1 < r2 of a point to its two nearest neighbours, log(r2 / r1) is
     exponentially distributed with the dimension as its rate, wherever the density hardly changes
-    within r2. Points with r1 = 0 or r1 = r2 have no usable ratio and are left out.
+    within r2. Points with r1 = 0 or r1 = r2 have no usable ratio and are left out. Both hold up to
+    the rounding of the points (`neighbours.rounding_of`), unless the estimator says `exact`.
 
     The standard error says how much the estimate varies from one sample of as many points to
     another: the squared influences of all points on it, summed, times what neighbours have in
@@ -47,8 +49,11 @@ def estimate(
     check_number(len(points), estimator, what=what)
     blocks = disjoint_blocks(len(points), estimator)
     positions = [block.to(points.device) for block in blocks]
-    found = [near.cpu() for near in nearest_in_blocks(points, positions, what=what)]
-    if not found[0].r2.any() and all(torch.equal(point, points[0]) for point in points):
+    nearest = nearest_in_blocks(points, positions, what=what)
+    if estimator.duplicates == "rounding":
+        nearest = merge_duplicates(points, positions, nearest)
+    found = [near.cpu() for near in nearest]
+    if not found[0].r2.any() and _all_equal(points, estimator):
         raise StatisticsError(
             f"{what}: all {len(points)} are equal and have no dimension; are the samples "
             "different, and do they reach the layer?"
@@ -67,6 +72,7 @@ def estimate(
         used=parts[0].kept,
         block_dimensions=tuple(part.dimension for part in parts),
         block_deviations=tuple(part.deviation for part in parts),
+        duplicates=int((found[0].r1 == 0).sum()),
     )
 
 
@@ -131,6 +137,15 @@ def _within(
         kept=sum(fit.kept for fit in fits),
         influence=influence,
     )
+
+
+def _all_equal(points: torch.Tensor, estimator: Estimator) -> bool:
+    others = torch.arange(1, len(points), device=points.device)
+    pairs = torch.stack([torch.zeros_like(others), others], 1)
+    farthest = float(squared_distances(points, pairs, torch.float64).max().sqrt())
+    if estimator.duplicates == "exact":
+        return farthest == 0
+    return farthest <= rounding_of(points.dtype, points.device) * float(norms(points).max())
 
 
 def _too_few(n: int, size: int, blocks: int, what: str) -> str:

@@ -11,5 +11,5 @@ PUBLISHED_BLOCKS = 20
 def usual_settings(*, published: bool) -> tuple[Estimator, Padding]:
     """The estimator, and what points hold at positions of padding."""
     if published:
-        return Estimator(blocks=PUBLISHED_BLOCKS), "published"
+        return Estimator(blocks=PUBLISHED_BLOCKS, duplicates="exact"), "published"
     return Estimator(), "real"

@@ -23,6 +23,7 @@ from vlp_plugins.recipes import DataRecipe
 from vlp_plugins.report.dimensions import (
     dimension_by_depth,
     dimension_sentences,
+    duplicate_sentences,
     layer_rows,
     layers_csv,
     modality_rows,
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 PROFILE = "id-profile.json"
 MODALITY_HEADER = ("modality", "layers", "mean ID", "lowest", "highest")
-LAYER_HEADER = ("weight", "stream", "depth", "ID", "error", "ambient", "points")
+LAYER_HEADER = ("weight", "stream", "depth", "ID", "error", "ambient", "points", "duplicates")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,11 @@ def _measured(
 
 def summary_of(profile: IdProfile) -> list[str]:
     """What the dimensions say, in sentences."""
-    return [*dimension_sentences(profile.layers), *vision_sentences(profile.layers)]
+    return [
+        *dimension_sentences(profile.layers),
+        *vision_sentences(profile.layers),
+        *duplicate_sentences(profile.layers),
+    ]
 
 
 def _write(profile: IdProfile, out: Path, command: str, facts: Mapping[str, str]) -> None:

@@ -138,7 +138,7 @@ def _run(
     delete_checkpoints(out)
     delete_work(out)
     rows = layer_rows(job.weights, list(masks.values()))
-    return Result(out, masks, facts(), collapse_warnings(rows, list(masks)))
+    return Result(out, masks, facts(), collapse_warnings(rows, list(masks), list(masks.values())))
 
 
 def leftovers(out: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.plugins.offers import SINGULAR, Factory, Offer
+from vlp_plugins.targets import flag, reader_of
 
 Made = TypeVar("Made")
 
@@ -35,6 +36,7 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
     what = f"{SINGULAR[offer.kind]} {offer.name!r}"
     allowed, open_ended = _keywords(offer.factory)
     parameters = _for_python(parameters, allowed, what)
+    _check_flags(offer.factory, parameters, what)
     unknown = [_public(n) for n in parameters if n not in allowed and not open_ended]
     if unknown:
         raise UnknownNameError(f"{what} has no parameter {unknown[0]!r}; it takes {_list(allowed)}")
@@ -69,6 +71,17 @@ def _keywords(factory: Factory) -> tuple[dict[str, bool], bool]:
         {p.name: p.default is inspect.Parameter.empty for p in parameters if p.kind in named},
         any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
     )
+
+
+def _check_flags(factory: Factory, parameters: Mapping[str, Any], what: str) -> None:
+    """Refuses values of flags that are neither True nor False: "no" would count as true."""
+    try:
+        known = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return
+    for name, value in parameters.items():
+        if name in known and reader_of(known[name]) is flag:
+            flag(f"{what}: {_public(name)}", value)
 
 
 def _for_python(

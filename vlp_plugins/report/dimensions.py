@@ -115,6 +115,26 @@ def vision_sentences(layers: Sequence[LayerDimension]) -> list[str]:
     ]
 
 
+def duplicate_sentences(layers: Sequence[LayerDimension]) -> list[str]:
+    """How many points equal another one, by modality; nothing if none does."""
+    most: dict[str, LayerDimension] = {}
+    for layer in layers:
+        known = most.setdefault(layer.modality, layer)
+        if layer.duplicates > known.duplicates:
+            most[layer.modality] = layer
+    listed = [
+        f"{modality} {layer.duplicates:,} of {layer.points:,}"
+        for modality, layer in most.items()
+        if layer.duplicates
+    ]
+    if not listed:
+        return []
+    return [
+        "Duplicates: in the layer that has most of them, so many points equal another one and are "
+        f"left out: {', '.join(listed)}. Samples that are there twice tell nothing more."
+    ]
+
+
 def _sentence(what: str, values: Mapping[str, tuple[float, float]], title: str) -> str:
     (first, (one, one_error)), (second, (other, other_error)) = list(values.items())[:2]
     listed = ", ".join(f"{name} {v:.2f} ± {error:.2f}" for name, (v, error) in values.items())
@@ -131,12 +151,14 @@ def _sentence(what: str, values: Mapping[str, tuple[float, float]], title: str) 
 
 def layers_csv(layers: Sequence[LayerDimension]) -> str:
     """Comma-separated text, one row per layer output."""
-    header = ["weight", "modality", "depth", "stream", "module", "id", "error", "ambient", "points"]
+    header = ["weight", "modality", "depth", "stream", "module", "id", "error", "ambient", "points",
+              "duplicates"]  # fmt: skip
     return csv_text([
         header,
         *(
             [layer.weight, layer.modality, layer.depth, layer.stream, layer.module,
-             f"{layer.dimension:.6g}", f"{layer.error:.6g}", layer.ambient, layer.points]
+             f"{layer.dimension:.6g}", f"{layer.error:.6g}", layer.ambient, layer.points,
+             layer.duplicates]
             for layer in layers
         ),
     ])  # fmt: skip
@@ -151,10 +173,11 @@ def modality_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
 
 
 def layer_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
-    """Cells of a table: weight, stream, depth, ID, error, ambient dimension, points."""
+    """Cells of a table: weight, stream, depth, ID, error, ambient dimension, points, duplicates."""
     return [
         [layer.weight, layer.stream, str(layer.depth), f"{layer.dimension:.2f}",
-         f"{layer.error:.2f}", f"{layer.ambient:,}", f"{layer.points:,}"]
+         f"{layer.error:.2f}", f"{layer.ambient:,}", f"{layer.points:,}",
+         f"{layer.duplicates:,}"]
         for layer in layers
     ]  # fmt: skip
 

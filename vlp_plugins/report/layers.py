@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.masks import Masks
+from vlp_plugins.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
+from vlp_plugins.masks import Manifest, Masks
 from vlp_plugins.report.spreadsheet import csv_text
 from vlp_plugins.weights import WeightMap
 
+_FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
+"""Floors that are recommended: the first for which there is room."""
 COLLAPSED = 0.01
 """A layer that keeps less than this fraction is reported as collapsed."""
 
@@ -49,8 +52,16 @@ def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
     ]
 
 
-def collapse_warnings(rows: Sequence[LayerRow], titles: Sequence[str]) -> list[str]:
-    """A sentence for every mask set that removes nothing, empties layers, or all but does."""
+def collapse_warnings(
+    rows: Sequence[LayerRow], titles: Sequence[str], masks: Sequence[Masks] = ()
+) -> list[str]:
+    """A sentence for every mask set that removes nothing, empties layers, or all but does.
+
+    Args:
+        rows: of all weights.
+        titles: of the mask sets.
+        masks: the sets, which say whether their method takes a floor; none: it does.
+    """
     warnings = []
     for i, title in enumerate(titles):
         if rows and all(row.kept[i] == row.elements for row in rows):
@@ -60,11 +71,43 @@ def collapse_warnings(rows: Sequence[LayerRow], titles: Sequence[str]) -> list[s
         for names, what in ((empty, "removed entirely"), (thin, "all but removed (over 99 %)")):
             if names:
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+                remedy = _remedy(rows, i, masks[i].manifest if masks else None)
                 warnings.append(
-                    f"sparsity {title}: {len(names)} of {len(rows)} weights {what}: {shown}; a "
-                    "floor (--floor 0.02) keeps every layer alive"
+                    f"sparsity {title}: {len(names)} of {len(rows)} weights {what}: {shown}; "
+                    f"{remedy}"
                 )
     return warnings
+
+
+def _remedy(rows: Sequence[LayerRow], i: int, manifest: Manifest | None) -> str:
+    """What keeps every layer alive in the i-th mask set."""
+    parameters = {"floor": 0.0} if manifest is None else manifest.parameters
+    allocation = parameters.get("allocation", GlobalAllocation.name)
+    if allocation in (LayerAllocation.name, RowAllocation.name, Pattern.name):
+        return "every layer loses the same fraction: lower the sparsity to keep them alive"
+    # Methods that take a floor record it.
+    if manifest is not None and "floor" not in parameters:
+        return (
+            f"method {manifest.method!r} takes no floor: lower the sparsity, or take a method that "
+            "does"
+        )
+    # Published methods have none.
+    where = " in the default variant" if parameters.get("variant") == "published" else ""
+    groups: dict[str, list[LayerRow]] = {}
+    for row in rows:
+        scope = "" if allocation == GlobalAllocation.name else row.modality
+        groups.setdefault(scope, []).append(row)
+    for floor in _FLOORS:
+        if all(_has_room(members, i, floor) for members in groups.values()):
+            return f"a floor{where} (--floor {floor:g}) keeps every layer alive"
+    return "no floor leaves room for all layers at this sparsity: lower it"
+
+
+def _has_room(rows: Sequence[LayerRow], i: int, floor: float) -> bool:
+    """Whether the rows keep twice the floor, and one element for each that it is rounded up by."""
+    kept = sum(row.kept[i] for row in rows)
+    least = sum(math.ceil(floor * row.elements) for row in rows)
+    return least <= kept and 2 * floor * sum(row.elements for row in rows) <= kept
 
 
 def to_csv(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:

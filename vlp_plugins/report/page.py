@@ -73,7 +73,10 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
                 "rows": rows,
                 "modalities": _modalities(run.masks),
                 "parameters": parameter_rows(run.masks),
-                "warnings": [*run.warnings, *collapse_warnings(rows, titles)],
+                "warnings": [
+                    *run.warnings,
+                    *collapse_warnings(rows, titles, list(run.masks.values())),
+                ],
                 "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",
             }
         )

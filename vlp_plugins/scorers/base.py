@@ -13,6 +13,8 @@ from vlp_plugins.cuts import Cut
 from vlp_plugins.errors import no_exit
 from vlp_plugins.statistics.base import Statistic
 
+_SAFE = (2.0**-20, 2.0**20)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -82,6 +84,23 @@ class Scorer(ABC):
         with no_exit(f"scorer {self.name!r}"):
             scores = self.score(weight, evidence)
         return scores.mean(1), scores.mean(0)
+
+
+def in_range(values: torch.Tensor) -> torch.Tensor:
+    """Values of which products and squares neither underflow nor overflow in float32.
+
+    For scores whose unit is the tensor's own.
+
+    Args:
+        values: not negative, of any shape and floating dtype.
+
+    Returns:
+        The same, or multiples whose largest is 1 where it is below 2^-20 or above 2^20.
+    """
+    largest = float(values.max()) if values.numel() else 0.0
+    if largest == 0 or _SAFE[0] < largest < _SAFE[1]:
+        return values
+    return values / largest
 
 
 class MagnitudeRanked(Scorer):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scorers.base import Evidence, Scorer, in_range
 from vlp_plugins.statistics.base import ActivationStatistic
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 
@@ -25,13 +25,13 @@ def neuron_saliency(
         float32: of the outputs, I_i = mean_j |W_ij| a_j, `[out]`; of the inputs,
         I_j = mean_i |W_ij| a_j, `[in]`.
     """
-    return _saliency(weight.float().abs(), second_moment)
+    return _saliency(in_range(weight.float().abs()), second_moment)
 
 
 def _saliency(
     magnitude: torch.Tensor, second_moment: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    norm = second_moment.sqrt().to(magnitude.device, torch.float32)
+    norm = in_range(second_moment.sqrt()).to(magnitude.device, torch.float32)
     return (magnitude @ norm) / magnitude.shape[1], magnitude.mean(0) * norm
 
 
@@ -52,6 +52,7 @@ def information_flow(
     magnitude = weight.float().abs()
     if not nodes:
         return magnitude
+    magnitude = in_range(magnitude)
     emitted, received = _saliency(magnitude, second_moment)
     if not edges:
         return torch.outer(emitted, received)

@@ -14,6 +14,7 @@ from vlp_plugins.thresholds import order_keys
 
 _SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
 _BUCKETS = 1 << 15
+_LARGEST = torch.finfo(torch.float32).max
 _BLOCK = 1 << 18  # elements that are counted at a time
 
 
@@ -76,7 +77,7 @@ class _Buckets:
         tails = sums.flip(0).cumsum(0).flip(0)[self.filled]  # of the bucket and all above
         self.above = tails - sums[self.filled]
         edges = torch.stack((self.filled, self.filled + 1)).to(torch.int32) << _SHIFT
-        low, high = edges.view(torch.float32).double().square()
+        low, high = edges.view(torch.float32).clamp_max_(_LARGEST).double().square()
         # A margin of 1e-12 absorbs the rounding of the bounds themselves.
         self.lower = torch.where(tails > 0, low / tails, 0.0) * (scale * (1 - 1e-12))
         self.upper = torch.where(high > 0, high / (self.above + high), 0.0) * (scale * (1 + 1e-12))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scorers.base import Evidence, Scorer, in_range
 
 
 def layer_l2(weight: torch.Tensor) -> torch.Tensor:
@@ -18,9 +18,9 @@ def layer_l2(weight: torch.Tensor) -> torch.Tensor:
     Returns:
         float32, same shape; zeros for a tensor of zeros.
     """
-    weight = weight.float()
-    norm = torch.linalg.vector_norm(weight)
-    return weight.abs() / norm if norm > 0 else torch.zeros_like(weight)
+    magnitude = in_range(weight.float().abs())
+    norm = torch.linalg.vector_norm(magnitude)
+    return magnitude / norm if norm > 0 else torch.zeros_like(magnitude)
 
 
 class LayerL2(Scorer):

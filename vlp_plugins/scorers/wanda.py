@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scorers.base import Evidence, Scorer, in_range
 from vlp_plugins.statistics.base import ActivationStatistic
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 
@@ -21,7 +21,8 @@ def wanda(weight: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
     Returns:
         float32, `[out, in]`.
     """
-    return weight.float().abs() * second_moment.sqrt().to(weight.device, torch.float32)
+    norm = in_range(second_moment.sqrt()).to(weight.device, torch.float32)
+    return in_range(weight.float().abs()) * norm
 
 
 class Wanda(Scorer):

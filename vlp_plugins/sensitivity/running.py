@@ -20,6 +20,7 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -34,13 +35,15 @@ from vlp_plugins.sensitivity.points import missing_points
 from vlp_plugins.sensitivity.records import PointsFile, key_of
 from vlp_plugins.sensitivity.selecting import Selector
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import check_sparsity
+from vlp_plugins.targets import check_sparsity, checked_arguments
 from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
 SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
 
 
+@checked_arguments
+@neutral_state()
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Batch],

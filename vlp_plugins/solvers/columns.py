@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vlp_plugins.devices import float32_product_error
+
 _WIDTH = 1 << 14
 _STRIP = 64
 _SHARE = 1e-4
@@ -88,7 +90,7 @@ def inexact(products: torch.Tensor, ridge: float) -> torch.Tensor:
         bool, of no dimension or `[b]`.
     """
     traces = products.diagonal(dim1=-2, dim2=-1).sum(-1)
-    unit = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-9
+    unit = 2.0**-9 if float32_product_error(products.device) else 2.0**-24
     if products.dtype == torch.float64:
         unit = 0.0
     return ~(unit * products.shape[-1] ** -0.5 * traces < _SHARE * ridge)

@@ -13,6 +13,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import unfilled_model
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.recalling import recall_adapter
 from vlp_plugins.sparse.files import SPARSE_FILE, Stored, read
@@ -25,6 +26,7 @@ def is_sparse(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / SPARSE_FILE).is_file()
 
 
+@neutral_state()
 def load_sparse(
     folder: str | os.PathLike[str], *, into: nn.Module | None = None
 ) -> tuple[nn.Module, Adapter]:

@@ -33,7 +33,7 @@ def kept_values(tensor: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 def unpacked(bits: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Inverse of `kept_bits` and `kept_values`: of the values' dtype, zero where no bit is set."""
-    dense = torch.zeros(tuple(shape), dtype=values.dtype)
+    dense = torch.zeros(tuple(shape), dtype=values.dtype, device=values.device)
     dense[unpack(bits, shape)] = values
     return dense
 

@@ -34,7 +34,7 @@ def sum_of_squares(inputs: torch.Tensor) -> torch.Tensor:
         return torch.linalg.vecdot(values, values, dim=0)
     tokens, features = inputs.shape
     rows = max(1, min(tokens, max(8, _BLOCK // max(1, features))))
-    block = torch.zeros(rows, features)
+    block = inputs.new_zeros((rows, features), dtype=torch.float32)
     for part in inputs.split(rows):
         values = part.float()
         block[: len(part)].addcmul_(values, values)

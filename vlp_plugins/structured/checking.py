@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.errors import StructureError
-from vlp_plugins.modes import flags_kept
+from vlp_plugins.modes import callers_defaults, flags_kept
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
         BatchError: if the batch lacks an input.
         StructureError: if no stream returns a tensor.
     """
-    with flags_kept(model):
+    with flags_kept(model), callers_defaults(model):
         model.eval()
         found = {
             name: tensor

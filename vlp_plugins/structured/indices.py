@@ -76,7 +76,8 @@ def rows_kept(block: Block, kept: Kept) -> torch.Tensor:
     Row `h * head_dim + d` is dimension `d` of head `h`.
     """
     if not isinstance(block, Attention):
-        return torch.tensor(range(block.width) if kept.units is None else kept.units)
+        units = range(block.width) if kept.units is None else kept.units
+        return torch.tensor(units, device="cpu")
     heads = range(block.heads) if kept.heads is None else kept.heads
     dims = [range(block.head_dim)] * len(heads) if kept.dims is None else kept.dims
     return torch.tensor(
@@ -84,13 +85,14 @@ def rows_kept(block: Block, kept: Kept) -> torch.Tensor:
             head * block.head_dim + dim
             for head, each in zip(heads, dims, strict=True)
             for dim in each
-        ]
+        ],
+        device="cpu",
     )
 
 
 def rows_removed(block: Block, kept: Kept) -> torch.Tensor:
     """The other rows; int64, ascending."""
-    removed = torch.ones(block.width, dtype=torch.bool)
+    removed = torch.ones(block.width, dtype=torch.bool, device="cpu")
     removed[rows_kept(block, kept)] = False
     return removed.nonzero().flatten()
 

@@ -13,6 +13,7 @@ from vlp_plugins import artifacts
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import meta_model, unfilled_model
 from vlp_plugins.errors import StructureError, UnsupportedError
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.structured.cutting import prepare, shrink
 from vlp_plugins.structured.files import (
     STRUCTURE_FILE,
@@ -26,6 +27,7 @@ from vlp_plugins.structured.indices import fitting
 from vlp_plugins.structured.recalled import candidates, recalled
 
 
+@neutral_state()
 def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     """Loads what `save_structured` wrote, on the CPU and in evaluation mode.
 

@@ -21,7 +21,7 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.lock import SparsityLock, held_by_none
 from vlp_plugins.masks import Masks
 from vlp_plugins.sharding import zero_outside
-from vlp_plugins.targets import Target, target_of
+from vlp_plugins.targets import Target, checked_arguments, target_of
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.gradients import gradients_of, is_skipped
 from vlp_plugins.training.rising import Rise, RisingMasks
@@ -63,6 +63,7 @@ class GradualPruning:
     supported. With several processes (DDP) all have the same gradients and find the same masks.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: nn.Module,

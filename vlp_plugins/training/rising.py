@@ -14,6 +14,7 @@ from vlp_plugins.errors import SparsityError
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks import Manifest, Masks
 from vlp_plugins.methods.survivors import Survivors
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored
@@ -125,6 +126,7 @@ class RisingMasks:
         kept = sum(int(mask.sum()) for mask in self.keep.values())
         return 1 - kept / self.weights.numel if self.keep else 0.0
 
+    @neutral_state()
     @torch.no_grad()
     def observe(self, gradients: Mapping[str, torch.Tensor]) -> None:
         """Takes note of the weights as they are and of the gradients of this step.
@@ -142,6 +144,7 @@ class RisingMasks:
             known = self.sums.get(name)
             self.sums[name] = sample if known is None else known.add_(sample)
 
+    @neutral_state()
     def advance(self) -> bool:
         """Counts a step as done.
 
@@ -180,7 +183,7 @@ class RisingMasks:
             **{"parameters": self.rise.record(), **facts},
         )
         keep = self.keep or {
-            name: torch.ones(weight.shape, dtype=torch.bool)
+            name: torch.ones(weight.shape, dtype=torch.bool, device="cpu")
             for name, weight in self.weights.items()
         }
         return Masks.from_dense(keep, manifest, values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlp_plugins.errors import SparsityError
 from vlp_plugins.schedules import at_step, schedule_by_name
-from vlp_plugins.targets import Target
+from vlp_plugins.targets import Target, whole_number
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Timetable:
     schedule: str = "cubic"
 
     def __post_init__(self) -> None:
+        for name in ("steps", "before", "after", "every"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.every < 1:
             raise SparsityError(f"every={self.every}; masks are chosen every 1 or more steps")
         self.level(0.0, 0)  # says what is wrong with the others

@@ -52,8 +52,8 @@ def choose_answers(
     Raises:
         UnsupportedError: if the class answers no questions.
     """
-    chosen = torch.zeros(len(need(batch, "input_ids")[0]), dtype=torch.int64)
-    chosen = chosen.to(answer_ids.device)
+    questions = len(need(batch, "input_ids")[0])
+    chosen = torch.zeros(questions, dtype=torch.int64, device=answer_ids.device)
     for rows, states in _read(model, batch):
 
         def decode(ids: Tensor, mask: Tensor, questions: Tensor, states: Tensor = states) -> Tensor:

@@ -34,7 +34,7 @@ def state_to_original(model: BlipForPretraining) -> dict[str, Tensor]:
     """
     result = {to_original_name(name): value.cpu() for name, value in model.state_dict().items()}
     for name in [name for name in result if name.endswith(_POSITIONS)]:
-        ids = torch.arange(len(result[name])).expand(1, -1)
+        ids = torch.arange(len(result[name]), device="cpu").expand(1, -1)
         result[name.replace(_POSITIONS, ".embeddings.position_ids")] = ids
     return result
 

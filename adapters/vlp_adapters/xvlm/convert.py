@@ -49,7 +49,7 @@ def state_to_original(model: XvlmForPretraining) -> dict[str, Tensor]:
     result = fuse_qkv(state)
     for table, buffer in _POSITIONS.items():
         if table in result:
-            result[buffer] = torch.arange(len(result[table])).expand(1, -1)
+            result[buffer] = torch.arange(len(result[table]), device="cpu").expand(1, -1)
     return result
 
 

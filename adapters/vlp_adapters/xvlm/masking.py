@@ -51,8 +51,8 @@ def mask_tokens(
     """
     if not 0.0 < probability <= 1.0:
         raise ValueError(f"probability is {probability}; it must be above 0 and at most 1")
-    special = torch.tensor(sorted({*special_ids, mask_token_id}))
-    words = torch.arange(vocab_size)
+    special = torch.tensor(sorted({*special_ids, mask_token_id}), device="cpu")
+    words = torch.arange(vocab_size, device="cpu")
     words = words[~torch.isin(words, special)]
     if not len(words):
         raise ValueError(f"all {vocab_size} ids of the vocabulary are special: nothing to predict")
@@ -62,9 +62,9 @@ def mask_tokens(
     chosen = _choose(ordinary, probability, generator)
     labels = torch.where(chosen, ids, IGNORED)
 
-    fate = torch.rand(ids.shape, generator=generator)
-    random_words = words[torch.randint(len(words), ids.shape, generator=generator)]
-    replaced = torch.where(chosen & (fate < _REPLACED + _RANDOM), random_words, ids)
+    fate = torch.rand(ids.shape, generator=generator, device="cpu", dtype=torch.float32)
+    drawn = torch.randint(len(words), ids.shape, generator=generator, device="cpu")
+    replaced = torch.where(chosen & (fate < _REPLACED + _RANDOM), words[drawn], ids)
     masked = replaced.masked_fill(chosen & (fate < _REPLACED), mask_token_id)
     return masked.to(input_ids.device), labels.to(input_ids.device)
 
@@ -134,6 +134,7 @@ def _choose(ordinary: Tensor, probability: float, generator: torch.Generator | N
     """A bool tensor `[B, L]` with the right number of random `ordinary` positions per row."""
     available = ordinary.sum(dim=1, keepdim=True)
     count = (available * probability).round().clamp(min=1)
-    order = torch.rand(ordinary.shape, generator=generator).masked_fill(~ordinary, 2.0)
+    order = torch.rand(ordinary.shape, generator=generator, device="cpu", dtype=torch.float32)
+    order = order.masked_fill(~ordinary, 2.0)
     rank = order.argsort(dim=1).argsort(dim=1)
     return ordinary & (rank < count)

@@ -159,7 +159,7 @@ def _from_nni(
                     f"{weight.aliases[0]} and {alias} are one weight with two different masks; NNI "
                     "unties shared weights: prune them with a pruner of vlp_plugins.hosts.nni"
                 )
-        found.setdefault(name, torch.ones(weight.shape, dtype=torch.bool))
+        found.setdefault(name, torch.ones(weight.shape, dtype=torch.bool, device="cpu"))
     return Masks.from_dense(found, manifest)
 
 

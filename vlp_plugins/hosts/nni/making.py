@@ -159,13 +159,13 @@ def _whole(
     bits = {name: bits for masks in found for name, bits in masks.packed.items()}
     for name, weight in weights.items():
         if name not in bits:
-            bits[name] = pack(torch.ones(weight.shape, dtype=torch.bool))
+            bits[name] = pack(torch.ones(weight.shape, dtype=torch.bool, device="cpu"))
     values: dict[str, torch.Tensor] | None = None
     if any(masks.new_values is not None for masks in found):
         values = {k: v for masks in found for k, v in (masks.new_values or {}).items()}
         for name, weight in weights.items():
             if name not in values:
-                every = torch.ones(weight.shape, dtype=torch.bool)
+                every = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
                 values[name] = compact(name, weight.parameter, every)
     manifest = Manifest.for_weights(
         weights,

@@ -30,6 +30,7 @@ from vlp_plugins.hosts.nni.wrapping import (
 )
 from vlp_plugins.masks import Masks
 from vlp_plugins.masks.new_values import write_kept
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.variants import Variant
 from vlp_plugins.weights import WeightMap
 
@@ -132,6 +133,7 @@ class VlpPruner(Pruner):
             evaluator = args[0]
         return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **options)
 
+    @neutral_state()
     def generate_masks(self) -> NniMasks:
         """Masks of the dense weights of the moment, at the ratios that NNI asks for now.
 

@@ -51,7 +51,7 @@ def least(
         total = sum(map(len, vectors))
         raise SparsityError(
             f"{remove} of {total} cannot be removed from {len(vectors)} blocks of which each keeps "
-            f"at least {floor}; ask for at most {spare / total:.2f}"
+            f"at least {floor}; ask for at most {100 * spare // total / 100:g}"
         )
     everything = []
     for vector in vectors:
@@ -59,7 +59,7 @@ def least(
         values = vector.double().clone()
         values[values.argsort(stable=True)[max(0, len(values) - floor) :]] = torch.inf
         everything.append(values)
-    owner = torch.cat([torch.full((len(v),), i) for i, v in enumerate(vectors)])
+    owner = torch.cat([torch.full((len(v),), i, device="cpu") for i, v in enumerate(vectors)])
     chosen = owner[torch.cat(everything).argsort(stable=True)[:remove]]
     counts = torch.bincount(chosen, minlength=len(vectors)).tolist()
     return [

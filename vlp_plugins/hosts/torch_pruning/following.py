@@ -62,6 +62,6 @@ def _tell(group: Group) -> None:
 
 def without(kept: torch.Tensor, cut: Sequence[int]) -> torch.Tensor:
     """What is left of a list of indices after cutting some of its positions."""
-    keep = torch.ones(len(kept), dtype=torch.bool)
+    keep = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
     keep[list(cut)] = False
     return kept[keep]

@@ -24,9 +24,11 @@ from vlp_plugins.hosts.torch_pruning.vectors import (
 )
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
+from vlp_plugins.modes import neutral_state
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.targets import checked_arguments
 from vlp_plugins.variants import Variant
 from vlp_plugins.weights import WeightMap
 
@@ -52,6 +54,7 @@ class Importance(tp.importance.Importance):
     weights in float32.
     """
 
+    @checked_arguments
     def __init__(
         self,
         method: str | Scorer | Method,
@@ -127,6 +130,7 @@ class Importance(tp.importance.Importance):
         """
         self._measure(model, batches, statistics)
 
+    @neutral_state()
     def _measure(
         self, model: nn.Module, batches: Iterable[Batch] | None, statistics: Statistics | None
     ) -> None:
@@ -145,6 +149,7 @@ class Importance(tp.importance.Importance):
         self._at: dict[nn.Module, list[Place]] = {}
         self._graph: Callable[[], DependencyGraph | None] = lambda: None
 
+    @neutral_state()
     @torch.no_grad()
     def __call__(self, group: Group) -> Tensor | None:
         """Importance of the channels of a group.

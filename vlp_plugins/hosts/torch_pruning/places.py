@@ -38,7 +38,8 @@ class Place:
         """What is left, element by element."""
         columns = self.columns
         if self.spread > 1:
-            columns = (columns[:, None] * self.spread + torch.arange(self.spread)).flatten()
+            within = torch.arange(self.spread, device=columns.device)
+            columns = (columns[:, None] * self.spread + within).flatten()
         return Section(self.rows, columns, self.shape)
 
     def check(self, layer: nn.Module) -> Tensor:
@@ -66,7 +67,8 @@ def places_of(weights: WeightMap) -> list[Place]:
         spread = weight.parameter[0, 0].numel()
         outputs, inputs = weight.rows_and_columns
         for path in dict.fromkeys(owner.module for owner in weight.owners):
-            rows, columns = torch.arange(outputs), torch.arange(inputs // spread)
+            rows = torch.arange(outputs, device="cpu")
+            columns = torch.arange(inputs // spread, device="cpu")
             found.append(Place(path, weight.name, (outputs, inputs), spread, rows, columns))
     return found
 

@@ -126,7 +126,7 @@ def _rows(cut: str, sheet: Tensor, count: int) -> list[int]:
     """The rows of the `count` least important heads, dimensions of every head, or units."""
     if cut == "ffn":
         return sorted(sheet.argsort(stable=True)[:count].tolist())
-    positions = torch.arange(sheet.numel()).view(sheet.shape)
+    positions = torch.arange(sheet.numel(), device=sheet.device).view(sheet.shape)
     if cut == "heads":
         rows = positions[sheet.mean(1).argsort(stable=True)[:count]]
     else:

@@ -36,7 +36,9 @@ class Recorder:
         self._blocks = {
             model.get_submodule(block.output.path): block for block in blocks_of(model, adapter)
         }
-        self._kept = {layer: torch.arange(block.width) for layer, block in self._blocks.items()}
+        self._kept = {
+            layer: torch.arange(block.width, device="cpu") for layer, block in self._blocks.items()
+        }
         watch(graph, self._follow)
 
     def record(self) -> Record:
@@ -85,7 +87,7 @@ def record_of(groups: Iterable[Group], model: nn.Module, blocks: Sequence[Block]
             )
         block, cut = found[0]
         _check_inside(group, model, block)
-        kept[block.name] = kept_of(block, without(torch.arange(block.width), cut))
+        kept[block.name] = kept_of(block, without(torch.arange(block.width, device="cpu"), cut))
     return Record(kept)
 
 

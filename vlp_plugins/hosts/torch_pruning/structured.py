@@ -27,7 +27,7 @@ from vlp_plugins.hosts.torch_pruning.result import (
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
 from vlp_plugins.methods.base import Method
-from vlp_plugins.modes import flags_kept
+from vlp_plugins.modes import callers_defaults, flags_kept, neutral_state
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.sharding import is_sharded
@@ -43,10 +43,13 @@ from vlp_plugins.structured import (
     relative_error,
 )
 from vlp_plugins.structured.cutting import shrink_followers
+from vlp_plugins.targets import checked_arguments
 
 _log = logging.getLogger(__name__)
 
 
+@checked_arguments
+@neutral_state()
 def prune_structured(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
@@ -182,7 +185,8 @@ def _all_steps(
         errors.append(error)
         if after_step is not None:
             restore_flags()
-            after_step(step)
+            with callers_defaults(pruner.model):
+                after_step(step)
     found = [error for error in errors if error is not None]
     return record, max(found) if found else None
 

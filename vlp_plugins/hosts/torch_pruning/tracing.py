@@ -10,6 +10,7 @@ from torch_pruning.utils.utils import flatten_as_list
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.errors import StructureError
+from vlp_plugins.modes import callers_defaults
 
 
 def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
@@ -24,7 +25,7 @@ def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), callers_defaults(model):
                 returned = [stream.run() for stream in adapter.streams(model, batch)]
         finally:
             for parameter in frozen:
