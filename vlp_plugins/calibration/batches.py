@@ -135,15 +135,14 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on `device`; what is there already is not copied.
+    """A copy of the batch with every tensor on `device`: what a model may be given.
 
-    Tensors made in inference mode are, into ordinary ones.
+    Forwards that normalise their input in place change the copy, not what the caller gave, which
+    later passes must find as it was. Tensors made in inference mode become ordinary ones.
     """
     if isinstance(batch, torch.Tensor):
-        if batch.is_inference():
-            with torch.inference_mode(False):
-                return batch.to(device, copy=True)
-        return batch.to(device)
+        with torch.inference_mode(False):
+            return batch.to(device, copy=True)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import StructureError
 from vlp_plugins.modes import flags_kept
 
@@ -19,7 +20,7 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
     Args:
         model: any that the adapter claims; its modules' training flags are as before afterwards.
         adapter: of the model.
-        batch: tensors on the model's device.
+        batch: as the adapter reads it; the model gets a copy on its device.
 
     Returns:
         By name of the stream its tensor; of several tensors by `stream.name`.
@@ -28,6 +29,7 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
         BatchError: if the batch lacks an input.
         StructureError: if no stream returns a tensor.
     """
+    batch = to_device(batch, next(model.parameters()).device)
     with flags_kept(model):
         model.eval()
         found = {
