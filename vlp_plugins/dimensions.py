@@ -17,11 +17,13 @@ from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.outputs import Padding
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
+from vlp_plugins.modes import takes_model
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.variants import Variant, is_published
 from vlp_plugins.weights import WeightMap
 
 
+@takes_model
 def measure_id(
     model: nn.Module,
     batches: Iterable[Batch],

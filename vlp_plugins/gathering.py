@@ -19,6 +19,7 @@ from vlp_plugins.masks.overlap import Overlap
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.modes import takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -34,6 +35,7 @@ from vlp_plugins.variants import Owners, Variant, is_published
 from vlp_plugins.weights import WeightMap
 
 
+@takes_model
 def gather(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -101,6 +103,7 @@ def gather(
     )
 
 
+@takes_model
 def split_half(
     model: nn.Module,
     statistics: Statistics,

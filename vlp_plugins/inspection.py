@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
+from vlp_plugins.modes import takes_model
 from vlp_plugins.weights import WeightMap
 
 
@@ -61,6 +62,7 @@ class Inspection:
         return self.prunable + sum(group.elements for group in self.excluded)
 
 
+@takes_model
 def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
     """Describes a model as its adapter sees it.
 

@@ -20,6 +20,7 @@ from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.modes import takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -57,6 +58,7 @@ def prune(
 ) -> list[Masks]: ...
 
 
+@takes_model
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,

@@ -14,6 +14,7 @@ from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.answer_words import normal_answer
 from vlp_plugins.evaluation.captioning import texts_of_tokens, tokenizer_of
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.modes import takes_model
 
 _AGREEING = 3  # people who must have given an answer for it to be fully right
 
@@ -35,6 +36,7 @@ class VqaAccuracy:
         return {"accuracy": self.accuracy, "questions": len(self.by_question)}
 
 
+@takes_model
 def answer_questions(
     model: nn.Module,
     adapter: Adapter,

@@ -11,8 +11,10 @@ from vlp_plugins.adapter import Adapter, Batch, CaptioningAdapter
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.modes import takes_model
 
 
+@takes_model
 def write_captions(
     model: nn.Module,
     adapter: Adapter,

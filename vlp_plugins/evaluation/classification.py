@@ -11,6 +11,7 @@ from vlp_plugins.adapter import Adapter, Batch, ClassifyingAdapter, need
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import BatchError, DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.modes import takes_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Accuracy:
         return {f"top{k}": value for k, value in self.top.items()} | {"images": self.images}
 
 
+@takes_model
 def classification(
     model: nn.Module, adapter: Adapter, batches: Iterable[Batch], *, ks: Sequence[int] = (1, 5)
 ) -> Accuracy:

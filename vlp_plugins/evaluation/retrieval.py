@@ -15,6 +15,7 @@ from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
 from vlp_plugins.evaluation.recall import Recall, recall_at_k
 from vlp_plugins.evaluation.reranking import PairInputs, match_scores, reranked
+from vlp_plugins.modes import takes_model
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TwoStages:
         return found
 
 
+@takes_model
 def retrieval(
     model: nn.Module,
     adapter: Adapter,
@@ -59,6 +61,7 @@ def retrieval(
     return found.final
 
 
+@takes_model
 def two_stage_retrieval(
     model: nn.Module,
     adapter: Adapter,

@@ -26,6 +26,7 @@ from vlp_plugins.module_adapter.call import bind_batch, left_out
 from vlp_plugins.module_adapter.layers import explain_rest, prunable_layers
 from vlp_plugins.module_adapter.tokens import real_tokens, token_space
 from vlp_plugins.weights import WeightMap
+from vlp_plugins.wrapping import bare
 
 logger = logging.getLogger("vlp_plugins.module_adapter")
 
@@ -63,7 +64,7 @@ class ModuleAdapter(Adapter):
         """Describes models of the class of `model`, which is not kept.
 
         Args:
-            model: the model to prune.
+            model: the model to prune, wrapped (`torch.compile`, `DistributedDataParallel`) or not.
             loss: what gradient methods differentiate.
             modalities: regular expression -> modality. The first that is found in the path of a
                 layer counts; `model` where none is.
@@ -76,6 +77,7 @@ class ModuleAdapter(Adapter):
             UnsupportedError: if a pattern is no regular expression or is found in no path, or if
                 the model has lazy layers that were never run.
         """
+        model = bare(model)
         if lazy := [path for path, p in model.named_parameters() if is_lazy(p)]:
             raise UnsupportedError(
                 f"{lazy[0]} is lazy and has no shape yet; run the model on one batch first"

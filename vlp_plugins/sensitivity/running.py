@@ -20,6 +20,7 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.modes import takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -41,6 +42,7 @@ from vlp_plugins.weights import WeightMap
 SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
 
 
+@takes_model
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Batch],

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import StructureError
-from vlp_plugins.modes import flags_kept
+from vlp_plugins.modes import flags_kept, takes_model
 
 
 @torch.no_grad()
+@takes_model
 def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
     """What each stream of a model gives out, in evaluation mode.
 

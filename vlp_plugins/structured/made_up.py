@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.modes import takes_model
 
 _SAMPLES = 2
 _TOKENS = 8
 _LEGACY_END = 2  # an end token that means "the highest id of the text" to transformers' CLIP
 
 
+@takes_model
 def example_batch(model: nn.Module, adapter: Adapter) -> Batch:
     """Two samples of what the model's towers read; the second text is shorter and padded.
 

@@ -29,7 +29,7 @@ from vlp_plugins.training.scores import training_score
 from vlp_plugins.training.state import dump, restore
 from vlp_plugins.training.timetable import Timetable, default_warmup
 from vlp_plugins.weights import WeightMap, uses_of
-from vlp_plugins.wrapping import before_updates, unwrapped
+from vlp_plugins.wrapping import bare, before_updates, unwrapped
 
 logger = logging.getLogger("vlp_plugins.training")
 
@@ -84,7 +84,7 @@ class GradualPruning:
         """Looks at the model; nothing is done to it before `attach`.
 
         Args:
-            model: where and what it will be trained as.
+            model: where and what it will be trained as; wrapped or not.
             sparsity: fraction removed at the end, by modality if a mapping.
             steps: of the optimizer, in the whole training.
             score: `magnitude`, `taylor`, `platon`, or an instance such as `Platon(beta2=0.9)`.
@@ -105,6 +105,7 @@ class GradualPruning:
             StatisticsError: if factors or profile are of another model.
             UnsupportedError: if the model is sharded among processes.
         """
+        model = bare(model)
         if adapter is None:
             from vlp_plugins.plugins.discovery import registry  # above training; a default
 

@@ -24,6 +24,7 @@ from vlp_plugins.hosts.torch_pruning.vectors import (
 )
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
+from vlp_plugins.modes import takes_model
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
@@ -127,6 +128,7 @@ class Importance(tp.importance.Importance):
         """
         self._measure(model, batches, statistics)
 
+    @takes_model
     def _measure(
         self, model: nn.Module, batches: Iterable[Batch] | None, statistics: Statistics | None
     ) -> None:

@@ -27,7 +27,7 @@ from vlp_plugins.hosts.torch_pruning.result import (
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
 from vlp_plugins.methods.base import Method
-from vlp_plugins.modes import flags_kept
+from vlp_plugins.modes import flags_kept, takes_model
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.sharding import is_sharded
@@ -47,6 +47,7 @@ from vlp_plugins.structured.cutting import shrink_followers
 _log = logging.getLogger(__name__)
 
 
+@takes_model
 def prune_structured(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
