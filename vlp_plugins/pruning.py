@@ -13,6 +13,7 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.bytes import bytes_of
 from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -209,5 +210,7 @@ def _run(method: Procedure, statistics: object, context: Context) -> list[Masks]
         )
     if method.reads_data and isinstance(context.batches, tuple) and not context.batches:
         raise StatisticsError(f"method {method.name!r} needs data: give batches")
+    if method.reads_data:
+        check_batches(context.batches, context.limit)
     context.weights.check_finite()
     return method.run(context)

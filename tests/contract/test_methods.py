@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins import Masks, ModuleAdapter, prune
+from vlp_plugins import Masks, ModuleAdapter, gather, interleave, measure_id, prune
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.errors import StatisticsError
+from vlp_plugins.errors import DataError, StatisticsError
+from vlp_plugins.evaluation import classification, retrieval
+from vlp_plugins.finetuning import finetune
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.methods.base import Composition, Context, Procedure
 from vlp_plugins.plugins import registry
 from vlp_plugins.selection import RowSelection
+from vlp_plugins.sensitivity import sensitivity
 from vlp_plugins.structured import outputs
 from vlp_plugins.weights import WeightMap
 
@@ -125,6 +129,48 @@ def test_a_forward_that_changes_its_input_changes_no_batch(method):
         assert unchanged(batches)
 
     assert masks[1] == masks[0]
+
+
+WRONG = {
+    "tensor": (torch.zeros(8, 6), r"a single batch; .*Tensor of shape \[8, 6\].*\[batch\]"),
+    "array": (torch.zeros(8, 6).numpy(), r"a single batch; .*ndarray of shape \[8, 6\]"),
+    "dict": ({"images": torch.zeros(8, 6)}, r"a single batch; .*dict.*\[batch\]"),
+    "encoding": (
+        BatchEncoding({"input_ids": torch.zeros(2, 3)}),
+        "a single batch; .*BatchEncoding",
+    ),
+    "text": ("photos", "'photos' is a str, not batches"),
+    "number": (3, "3 is a int, not batches"),
+}
+
+
+@pytest.mark.parametrize(("batches", "message"), WRONG.values(), ids=WRONG)
+def test_a_single_batch_is_no_list_of_batches(batches, message):
+    model, adapter = halving(in_place=False)
+    works = [
+        lambda: gather(model, batches, adapter=adapter),
+        lambda: measure_id(model, batches, adapter=adapter),
+        lambda: sensitivity(model, batches, adapter=adapter),
+        lambda: classification(model, registry().adapter("vit"), batches),
+        lambda: retrieval(model, adapter, batches),
+        lambda: finetune(model, adapter, batches, task="pretraining"),
+        lambda: next(interleave([], batches)),
+    ]
+    for method in METHODS:
+        if reads_data(method):
+            works.append(
+                lambda m=method: prune(model, batches, adapter=adapter, method=m, sparsity=0.5)
+            )
+    assert len(works) > 12
+    for work in works:
+        with pytest.raises(DataError, match=message):
+            work()
+
+
+def reads_data(name):
+    """Whether a method reads data."""
+    method = registry().method(name)
+    return method.reads_data if isinstance(method, Procedure) else bool(method.needs)
 
 
 @pytest.mark.parametrize("form", ["tensor", "pair", "list", "mapping"])

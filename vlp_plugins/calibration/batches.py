@@ -19,7 +19,13 @@ DIGEST_BYTES = 32
 
 
 def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
-    """One batch of each loader in turn, until all are exhausted."""
+    """One batch of each loader in turn, until all are exhausted.
+
+    Raises:
+        DataError: if a loader is a single batch.
+    """
+    for loader in loaders:
+        check_batches(loader)
     running = [iter(loader) for loader in loaders]
     while running:
         for loader in list(running):
@@ -29,10 +35,25 @@ def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
                 running.remove(loader)
 
 
-def check_batches(batches: Iterable[Batch], limit: int | None) -> None:
-    """Raises `DataError` if that is a single batch, or if `limit` leaves none."""
+def check_batches(batches: Iterable[object], limit: int | None = None) -> None:
+    """Raises `DataError` if that is a single batch, or no batches, or if `limit` leaves none."""
+    kind = type(batches)
     if isinstance(batches, Mapping):
-        raise DataError("that is a single batch; give a list of batches, or a loader")
+        raise DataError(
+            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__}: "
+            "put it in a list, [batch]"
+        )
+    if hasattr(batches, "ndim"):  # a tensor or an array
+        shape = list(getattr(batches, "shape", ()))
+        raise DataError(
+            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__} "
+            f"of shape {shape}, whose rows would be taken for batches: put it in a list, [batch]"
+        )
+    iterable = hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
+    if isinstance(batches, str | bytes) or not iterable:
+        raise DataError(
+            f"{batches!r} is a {kind.__name__}, not batches; give a list of batches, or a loader"
+        )
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
 

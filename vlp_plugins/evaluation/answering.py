@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, AnsweringAdapter, Batch
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.answer_words import normal_answer
 from vlp_plugins.evaluation.captioning import texts_of_tokens, tokenizer_of
@@ -77,6 +77,7 @@ def answer_questions(
             "at least one of both, or no list"
         )
     found: list[str] = []
+    check_batches(batches)
     with evaluating(model) as device:
         listed = None if answers is None else _tokens(tokenizer, answers)
         for batch in batches:

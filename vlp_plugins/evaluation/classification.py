@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, ClassifyingAdapter, need
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import BatchError, DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
 from vlp_plugins.modes import takes_model
@@ -58,6 +58,7 @@ def classification(
     if not ks or min(ks) < 1:
         raise DataError(f"accuracy at k needs cut-offs from 1 on, not {list(ks)}")
     images, right = 0, dict.fromkeys(ks, 0)
+    check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
             (labels,) = need(batch, "labels")

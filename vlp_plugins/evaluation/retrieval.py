@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch, MatchingAdapter, RetrievalAdapter
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
 from vlp_plugins.evaluation.recall import Recall, recall_at_k
@@ -106,6 +106,7 @@ def two_stage_retrieval(
     image_features: list[Tensor] = []
     text_features: list[Tensor] = []
     inputs, seen, pairs = PairInputs(), set[int](), 0
+    check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
             there = to_device(batch, device)
