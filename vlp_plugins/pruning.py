@@ -16,6 +16,7 @@ from vlp_plugins.calibration import calibrate
 from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import StatisticsError
+from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
@@ -135,6 +136,7 @@ def prune(
     published = is_published(variant)
     profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
+    warn_of_dense(model, adapter, weights)
     resolved = with_profile(resolved, profile, weights, owners, published=published)
     if isinstance(resolved, Procedure):
         masks = _run(

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.allocation import Allocation, allocation_by_name
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.lock import SparsityLock, held_by_none
@@ -116,6 +117,7 @@ class GradualPruning:
                 "gradual pruning remembers whole weights and does not run on a model that "
                 "fully_shard has divided; SparsityLock does: prune first, then train under the lock"
             )
+        warn_of_dense(model, adapter, weights)
         known = _factors(factors, id_profile, weights)
         if isinstance(allocation, str):
             allocation = allocation_by_name(allocation)
