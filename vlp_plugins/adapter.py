@@ -68,10 +68,18 @@ class WeightSpec:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Parameters that are not pruned. `pattern` is a regular expression searched in their paths."""
+    """Parameters that are not pruned.
+
+    Attributes:
+        pattern: regular expression searched in their paths.
+        reason: for the reader.
+        by_design: False if they would be pruned if it could be done: users of `prune` are told what
+            share of the model that concerns.
+    """
 
     pattern: str
     reason: str
+    by_design: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.outputs import Padding
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.targets import checked_arguments
 from vlp_plugins.variants import Variant, is_published
@@ -26,6 +26,7 @@ from vlp_plugins.weights import WeightMap
 
 @checked_arguments
 @neutral_state()
+@takes_model
 def measure_id(
     model: nn.Module,
     batches: Iterable[Batch],

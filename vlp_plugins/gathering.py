@@ -19,7 +19,7 @@ from vlp_plugins.masks.overlap import Overlap
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -37,6 +37,7 @@ from vlp_plugins.weights import WeightMap
 
 @checked_arguments
 @neutral_state()
+@takes_model
 def gather(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -106,6 +107,7 @@ def gather(
 
 @checked_arguments
 @neutral_state()
+@takes_model
 def split_half(
     model: nn.Module,
     statistics: Statistics,

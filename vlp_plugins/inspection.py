@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.adapter import Adapter, Exclusion
+from vlp_plugins.modes import takes_model
 from vlp_plugins.weights import WeightMap
+
+_log = logging.getLogger(__name__)
+
+_MUCH = 0.01
+"""Share of a model's matrices below which positions and class tokens alone may be what is dense."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,23 @@ class Group:
 
 @dataclass(frozen=True)
 class Excluded:
-    """Parameters that are left alone for one reason."""
+    """Parameters that are left alone for one reason.
+
+    Attributes:
+        reason: why.
+        tensors: number of parameters.
+        elements: number of their elements.
+        example: path of the first.
+        matrices: number of elements of those with two dimensions or more.
+        by_design: see `Exclusion`.
+    """
 
     reason: str
     tensors: int
     elements: int
     example: str
+    matrices: int = 0
+    by_design: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Inspection:
         return self.prunable + sum(group.elements for group in self.excluded)
 
 
+@takes_model
 def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
     """Describes a model as its adapter sees it.
 
@@ -87,15 +106,50 @@ def groups_of(weights: WeightMap) -> list[Group]:
     ]
 
 
+@takes_model
+def warn_of_dense(model: nn.Module, adapter: Adapter, weights: WeightMap) -> None:
+    """Says what share of a model's matrices stays dense because it cannot be pruned, if much does.
+
+    Args:
+        model: a model that `adapter` claims.
+        adapter: of the model.
+        weights: `WeightMap.of(model, adapter)`.
+    """
+    excluded = _excluded(model, adapter, weights)
+    matrices = weights.numel + sum(group.matrices for group in excluded)
+    dense = [group for group in excluded if group.matrices and not group.by_design]
+    share = sum(group.matrices for group in dense) / matrices
+    if share < _MUCH:
+        return
+    _log.warning(
+        "%.1f%% of the elements of this %s's matrices cannot be pruned and stay dense, so the "
+        "model as a whole becomes less sparse than asked for: %s",
+        100 * share,
+        type(model).__name__,
+        "; ".join(
+            f"{100 * group.matrices / matrices:.1f}% {group.reason} (first: {group.example})"
+            for group in dense
+        ),
+    )
+
+
 def _excluded(model: nn.Module, adapter: Adapter, weights: WeightMap) -> list[Excluded]:
     prunable = {path for weight in weights.values() for path in weight.aliases}
-    rules = [(re.compile(rule.pattern), rule.reason) for rule in adapter.exclusions(model)]
-    found: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    rules = [(re.compile(rule.pattern), rule) for rule in adapter.exclusions(model)]
+    undeclared = Exclusion("", "not declared by the adapter")
+    found: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
     for path, parameter in model.named_parameters():
         if path not in prunable:
-            reason = next((why for rule, why in rules if rule.search(path)), None)
-            found.setdefault(reason or "not declared by the adapter", []).append((path, parameter))
+            rule = next((each for pattern, each in rules if pattern.search(path)), undeclared)
+            found.setdefault((rule.reason, rule.by_design), []).append((path, parameter))
     return [
-        Excluded(reason, len(members), sum(p.numel() for _, p in members), members[0][0])
-        for reason, members in found.items()
+        Excluded(
+            reason,
+            len(members),
+            sum(p.numel() for _, p in members),
+            members[0][0],
+            sum(p.numel() for _, p in members if p.ndim > 1),
+            by_design,
+        )
+        for (reason, by_design), members in found.items()
     ]

@@ -18,7 +18,7 @@ from vlp_plugins.masks import Masks, Violation
 from vlp_plugins.masks.fitting import fit, wrong_shape
 from vlp_plugins.sharding import here, is_sharded, part_of
 from vlp_plugins.weights import Weight, uses_of
-from vlp_plugins.wrapping import bare, unwrapped
+from vlp_plugins.wrapping import bare, before_updates, unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ class SparsityLock:
     Weights are zeroed after each step of the optimizer, so that neither momentum nor weight decay
     nor anything else that an optimizer does moves them. Gradients are zeroed as soon as they are
     there, so that removed weights count neither in the norm that gradients are clipped by nor in
-    the optimizer's averages; gradient accumulation and `GradScaler` change nothing about that.
+    the optimizer's averages; gradient accumulation, `GradScaler` and closures change nothing about
+    that.
 
     A weight exists once, under however many names. One byte per element is kept on the device of
     the weight (under `fully_shard` for the part that the process holds), none for a weight of which
@@ -118,7 +119,7 @@ class SparsityLock:
         self.watch_gradients()
         for optimizer in map(unwrapped, optimizers):
             self._handles += [
-                optimizer.register_step_pre_hook(lambda *_: self.mask_gradients()),
+                before_updates(optimizer, lambda *_: self.mask_gradients()),
                 optimizer.register_step_post_hook(lambda *_: self.apply()),
             ]
         self.apply()

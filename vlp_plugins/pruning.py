@@ -14,15 +14,16 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation import Allocation
 from vlp_plugins.bytes import bytes_of
 from vlp_plugins.calibration import calibrate
-from vlp_plugins.calibration.batches import say_if_fewer
+from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import StatisticsError, no_exit
+from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks import Masks
 from vlp_plugins.methods.base import Context, Method, Procedure, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -64,6 +65,7 @@ def prune(
 
 @checked_arguments
 @neutral_state()
+@takes_model
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
@@ -139,6 +141,7 @@ def prune(
     published = is_published(variant)
     profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
+    warn_of_dense(model, adapter, weights)
     resolved = with_profile(resolved, profile, weights, owners, published=published)
     if isinstance(resolved, Procedure):
         masks = _run(
@@ -225,6 +228,8 @@ def _run(method: Procedure, statistics: object, context: Context) -> list[Masks]
         )
     if method.reads_data and isinstance(context.batches, tuple) and not context.batches:
         raise StatisticsError(f"method {method.name!r} needs data: give batches")
+    if method.reads_data:
+        check_batches(context.batches, context.limit)
     measures = isinstance(method, IdGuided)  # which says it itself
     if method.reads_data and not measures and isinstance(context.batches, Sized):
         say_if_fewer(len(context.batches), context.limit)

@@ -21,6 +21,7 @@ from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Composition, Method
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.modes import takes_model
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
 from vlp_plugins.scorers.base import Scorer
@@ -29,6 +30,7 @@ from vlp_plugins.variants import Owners, resolve_owners
 from vlp_plugins.weights import WeightMap
 
 
+@takes_model
 def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
     """The adapter meant by an instance, a name (`module` for any module), or None (who claims it?).
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.sharding import here
 from vlp_plugins.weights import WeightMap
 
@@ -31,6 +32,7 @@ _COMPANIONS = (
 )
 
 
+@takes_model
 def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> None:
     """Saves with `save_pretrained`; ties are kept.
 
@@ -48,6 +50,7 @@ def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> 
         write_model(model, folder, source=source)
 
 
+@takes_model
 def check_can_save(model: nn.Module) -> None:
     """Raises `UnsupportedError` if the model has no `save_pretrained`, or one that would mislead.
 
@@ -67,6 +70,7 @@ def check_can_save(model: nn.Module) -> None:
         )
 
 
+@takes_model
 def write_model(model: nn.Module, folder: Path, *, source: str | None = None) -> None:
     """`save_model` into a folder that is itself part of something atomic."""
     check_can_save(model)

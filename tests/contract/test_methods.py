@@ -4,15 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins import Masks, prune
+from vlp_plugins import Masks, ModuleAdapter, gather, interleave, measure_id, prune
 from vlp_plugins.allocation import Allocation
-from vlp_plugins.errors import StatisticsError
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.errors import DataError, StatisticsError
+from vlp_plugins.evaluation import classification, retrieval
+from vlp_plugins.finetuning import finetune
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.methods.base import Composition, Context, Procedure
 from vlp_plugins.plugins import registry
 from vlp_plugins.selection import RowSelection
+from vlp_plugins.sensitivity import sensitivity
+from vlp_plugins.structured import outputs
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
@@ -78,6 +84,113 @@ def test_the_model_is_left_as_it_was(batches, method, variant):
     assert all(p.requires_grad == wanting[name] for name, p in model.named_parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
+
+
+class Halving(torch.nn.Module):
+    """Changes its input in place, as forwards that normalise it do, unless it is told not to."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
+        )
+
+    def forward(self, images):
+        halves = images.div_(2) if self.in_place else images / 2
+        return self.layers(halves + 1)
+
+
+def halving(in_place):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = Halving(in_place)
+    loss = torch.nn.functional.cross_entropy
+    return model, ModuleAdapter(model, loss=lambda model, pair: loss(model(pair[0]), pair[1]))
+
+
+def labelled():
+    rng = torch.Generator().manual_seed(0)
+    return [(torch.randn(5, 6, generator=rng), torch.arange(5) % 4) for _ in range(6)]
+
+
+def unchanged(batches):
+    pairs = zip(batches, labelled(), strict=True)
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("method", [*METHODS, "id*multiflow", "id*itersnip"])
+def test_a_forward_that_changes_its_input_changes_no_batch(method):
+    masks = []
+    for in_place in (False, True):
+        (model, adapter), batches = halving(in_place), labelled()
+        options = QUICK.get(method, {}) | {"memory_budget": "1MiB"}
+        masks.append(prune(model, batches, adapter=adapter, method=method, sparsity=0.5, **options))
+        assert unchanged(batches)
+
+    assert masks[1] == masks[0]
+
+
+WRONG = {
+    "tensor": (torch.zeros(8, 6), r"a single batch; .*Tensor of shape \[8, 6\].*\[batch\]"),
+    "array": (torch.zeros(8, 6).numpy(), r"a single batch; .*ndarray of shape \[8, 6\]"),
+    "dict": ({"images": torch.zeros(8, 6)}, r"a single batch; .*dict.*\[batch\]"),
+    "encoding": (
+        BatchEncoding({"input_ids": torch.zeros(2, 3)}),
+        "a single batch; .*BatchEncoding",
+    ),
+    "text": ("photos", "'photos' is a str, not batches"),
+    "number": (3, "3 is a int, not batches"),
+}
+
+
+@pytest.mark.parametrize(("batches", "message"), WRONG.values(), ids=WRONG)
+def test_a_single_batch_is_no_list_of_batches(batches, message):
+    model, adapter = halving(in_place=False)
+    works = [
+        lambda: gather(model, batches, adapter=adapter),
+        lambda: measure_id(model, batches, adapter=adapter),
+        lambda: sensitivity(model, batches, adapter=adapter),
+        lambda: classification(model, registry().adapter("vit"), batches),
+        lambda: retrieval(model, adapter, batches),
+        lambda: finetune(model, adapter, batches, task="pretraining"),
+        lambda: next(interleave([], batches)),
+    ]
+    for method in METHODS:
+        if reads_data(method):
+            works.append(
+                lambda m=method: prune(model, batches, adapter=adapter, method=m, sparsity=0.5)
+            )
+    assert len(works) > 12
+    for work in works:
+        with pytest.raises(DataError, match=message):
+            work()
+
+
+def reads_data(name):
+    """Whether a method reads data."""
+    method = registry().method(name)
+    return method.reads_data if isinstance(method, Procedure) else bool(method.needs)
+
+
+@pytest.mark.parametrize("form", ["tensor", "pair", "list", "mapping"])
+def test_a_batch_on_the_device_already_is_copied(form):
+    images, labels = labelled()[0]
+    batch = {
+        "tensor": images,
+        "pair": (images, labels),
+        "list": [images, labels],
+        "mapping": {"images": images, "more": [images]},
+    }[form]
+    model, adapter = halving(in_place=True)
+
+    given = to_device(batch, torch.device("cpu"))
+    for stream in adapter.streams(model, given):
+        stream.run()
+    outputs(model, adapter, batch)
+
+    assert type(given) is type(batch)
+    assert torch.equal(images, labelled()[0][0])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel
 
+from vlp_plugins import GradualPruning, prune
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.weights import WeightMap
@@ -128,6 +129,54 @@ def test_multihead_attention_is_left_out_because_its_layers_are_never_called() -
 def test_parametrised_weights_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4)))
     assert names(model) == ["0"]
+
+
+class Experts(nn.Module):
+    """Experts whose matrices are one parameter, as in transformers' mixtures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 4, 8))
+        self.out = nn.Linear(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        # 3 x 8 x 8 + 8 x 8 of 2 x 8 x 16 more
+        (nn.TransformerEncoderLayer(8, 2, 16), r"50\.0% of .*37\.5% Multihead.*in_proj.*12\.5%"),
+        (
+            nn.Sequential(nn.Linear(4, 4), parametrizations.spectral_norm(nn.Linear(4, 12))),
+            r"75\.0% of .*75\.0% Parametrization.* \(first: 1\.parametrizations\.weight\.orig",
+        ),
+        (Experts(), r"75\.0% of the elements of this Experts's .*\(first: up\)"),
+        (nn.Sequential(nn.Embedding(50, 4), nn.LayerNorm(4), nn.Linear(4, 4)), None),
+    ],
+    ids=["attention", "parametrized", "experts", "embedding"],
+)
+def test_what_cannot_be_pruned_is_said_with_its_share(
+    model: nn.Module, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        caplog.clear()
+        prune(model, adapter=ModuleAdapter(model), method="omp", sparsity=0.5)
+        assert len(caplog.records) == (said is not None)
+        assert said is None or re.search(said, caplog.text)
+
+
+def test_gradual_pruning_says_it_too(caplog: pytest.LogCaptureFixture) -> None:
+    model = Experts()
+    GradualPruning(model, sparsity=0.5, steps=10, adapter=ModuleAdapter(model))
+    assert "75.0% of the elements" in caplog.text
+
+
+def test_what_is_excluded_on_request_is_no_surprise(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    adapter = ModuleAdapter(model, exclude="self_attn")
+
+    prune(model, adapter=adapter, method="omp", sparsity=0.5)
+
+    assert not caplog.records
 
 
 def test_lazy_layers_have_to_be_run_first() -> None:

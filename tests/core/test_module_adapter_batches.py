@@ -71,6 +71,43 @@ def test_every_form_of_batch_reaches_the_forward_without_its_labels(form: str) -
     assert model.seen[0] is images
 
 
+@pytest.mark.parametrize(
+    ("parameters", "given"),
+    [
+        ("images", 1),
+        ("images, scale=None", 1),  # labels are no scale
+        ("images, *more", 1),
+        ("images, texts, scale=None", 2),
+        ("images=None, scale=None", 1),  # as of transformers
+        ("images, /, *, scale=None", 1),
+        ("*inputs", 3),
+    ],
+)
+def test_items_of_a_batch_fill_what_is_required_and_a_mapping_the_rest(
+    parameters: str, given: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: dict[str, Any] = {}
+    space: dict[str, Any] = {"seen": seen}
+    exec(f"def forward(self, {parameters}): seen.update(locals())", space)
+    model = type("Model", (Classifier,), {"forward": space["forward"]})()
+    adapter, batch = ModuleAdapter(model), (torch.rand(2, 4), torch.rand(2, 4), torch.rand(2))
+
+    for _ in range(2):
+        only_stream(adapter, model, batch).run()
+
+    found = [v for k, v in seen.items() if k != "self" and v is not None and v != ()]
+    found = [item for v in found for item in (v if isinstance(v, tuple) else (v,))]
+    assert [id(item) for item in found] == [id(item) for item in batch[:given]]
+    optional = "scale=None" in parameters and "/" not in parameters
+    assert len(caplog.records) == (optional or "more" in parameters)
+    if optional:
+        assert "not for its optional scale" in caplog.text
+        scale = torch.rand(2)
+        named = {"images": batch[0], "texts": batch[1], "scale": scale}
+        only_stream(adapter, model, named).run()
+        assert seen["scale"] is scale
+
+
 def test_wrappers_that_take_anything_get_everything() -> None:
     class Wrapper(Classifier):
         def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:

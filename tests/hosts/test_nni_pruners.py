@@ -56,6 +56,27 @@ def retrieval_model():
         return BlipForImageTextRetrieval(config).eval()
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+@pytest.mark.parametrize(
+    "config", [LINEARS, [{"op_names": ["0"], "sparse_ratio": 0.5}]], ids=["types", "names"]
+)
+def test_a_wrapped_model_is_taken_for_what_is_in_it(wrap, config):
+    found = []
+    for wrapper in (lambda model: model, wrap):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        pruner = host.OmpPruner(wrapper(model), config)
+        _, masks = pruner.compress()
+        plain = host.finalize(pruner)
+        assert plain is model
+        found.append((masks, plain.state_dict()))
+
+    (masks, state), (others, other) = found
+    assert masks.keys() == others.keys()
+    assert all(torch.equal(masks[n]["weight"], others[n]["weight"]) for n in masks)
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_and_weights_are_those_without_nni(batches, method):
     alone = examples.blip()

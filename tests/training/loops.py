@@ -38,20 +38,32 @@ def train(
     first: int = 0,
     accumulate: int = 1,
     clip: float | None = None,
+    closure: bool = False,
     batches: Iterable[Any] | None = None,
     after: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Steps `first` to `steps`, of `accumulate` batches each; `after` hears of every step.
 
-    Without dropout, so that two runs are the same.
+    Without dropout, so that two runs are the same. With `closure` the optimizer computes the
+    gradients in its step.
     """
     model.eval()
     found = toy_batches(steps * accumulate, seed=1) if batches is None else list(batches)
     for step in range(first, steps):
-        optimizer.zero_grad()
-        for batch in found[step * accumulate : (step + 1) * accumulate]:
-            loss_of(model, batch).backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
+
+        def gradients(step: int = step) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = torch.zeros(())
+            for batch in found[step * accumulate : (step + 1) * accumulate]:
+                loss = loss_of(model, batch)
+                loss.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            return loss
+
+        if closure:
+            optimizer.step(gradients)
+        else:
+            gradients()
+            optimizer.step()
         after(step + 1)

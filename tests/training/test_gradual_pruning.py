@@ -115,6 +115,118 @@ def test_gradients_are_read_once_per_step_and_are_those_the_optimizer_sees(monke
     assert all_equal(seen[0], expected)
 
 
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("revive", [True, False])
+@pytest.mark.parametrize("kind", [ADAMW, partial(torch.optim.LBFGS, lr=0.01, max_iter=1)])
+def test_under_a_closure_masks_and_weights_are_those_without(score, revive, kind):
+    """L-BFGS of one iteration steps with the first gradients of its closure, as the others do."""
+    runs = []
+    for closure in (False, True):
+        model = losing_toy()
+        optimizer = kind(model.parameters())
+        pruning = pruning_of(model, score=score, revive=revive).attach(optimizer)
+        if kind is ADAMW or closure:
+            train(model, optimizer, 20, clip=0.1, closure=closure)
+        else:  # it steps with nothing but a closure, here one that has computed them before
+            step = optimizer.step
+            optimizer.step = lambda step=step: step(lambda: torch.zeros(()))
+            train(model, optimizer, 20, clip=0.1)
+        runs.append((model, pruning))
+
+    (plain, without), (closed, with_closure) = runs
+    assert with_closure.masks() == without.masks()
+    assert all_equal(closed.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["sam", "lbfgs"])
+def test_a_closure_called_several_times_is_one_sample_of_the_weights_before(kind, monkeypatch):
+    model = losing_toy()
+    calls, seen = [], []
+    observe = RisingMasks.observe
+
+    def watching(self, gradients):
+        seen.append(({name: g.clone() for name, g in gradients.items()}, copied(model)))
+        observe(self, gradients)
+
+    class Twice(torch.optim.Optimizer):
+        """Looks at the gradients a second time at other weights, as SAM does."""
+
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+            self.base = ADAMW([p for group in self.param_groups for p in group["params"]])
+
+        @torch.no_grad()
+        def step(self, closure):
+            closure = torch.enable_grad()(closure)
+            closure()
+            moved = [p for p in model.parameters() if p.grad is not None]
+            torch._foreach_add_(moved, 0.1)
+            closure()
+            torch._foreach_sub_(moved, 0.1)
+            self.base.step()
+
+    def copied(model):
+        return {name: w.parameter.detach().clone() for name, w in weights_of(model).items()}
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, toy_batches(1)[0])
+        loss.backward()
+        gradients = {n: w.parameter.grad for n, w in weights_of(model).items()}
+        calls.append({n: g.clone() for n, g in gradients.items() if g is not None})
+        return loss
+
+    monkeypatch.setattr(RisingMasks, "observe", watching)
+    kinds = {"sam": Twice, "lbfgs": partial(torch.optim.LBFGS, lr=0.1, max_iter=3)}
+    optimizer = kinds[kind](model.parameters())
+    model.eval()
+    with pruning_of(model).attach(optimizer) as pruning:
+        before = copied(model)
+        optimizer.step(closure)
+
+    assert len(calls) > 1
+    assert len(seen) == pruning.step == 1
+    assert all_equal(seen[0][0], calls[0])
+    assert all_equal(seen[0][1], before)
+
+
+def test_lightning_whose_steps_have_closures_prunes_as_the_loop(tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+    batches = toy_batches(20, seed=1)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = losing_toy().eval()
+            self.pruning = pruning_of(self.inner, score="taylor")
+
+        def training_step(self, batch, _):
+            return loss_of(self.inner.eval(), batch)
+
+        def configure_optimizers(self):
+            optimizer = ADAMW(self.inner.parameters())
+            self.pruning.attach(optimizer)
+            return optimizer
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_steps=20,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    model, optimizer, pruning = begun(score="taylor")
+    train(model, optimizer, 20, batches=batches)
+
+    assert module.pruning.step == 20
+    assert module.pruning.masks() == pruning.masks()
+    assert all_equal(module.inner.state_dict(), model.state_dict())
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_scale_of_a_gradient_scaler_is_taken_out(fused, monkeypatch):
     """Power-of-two scales change no bit, so that the states are equal, not only alike."""

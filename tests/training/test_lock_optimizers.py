@@ -75,6 +75,21 @@ def test_zeros_hold_from_the_first_step_and_against_momentum(optimizer, late):
     train(model, optimizer, 5, accumulate=2, clip=0.1, after=look)
 
 
+def test_under_a_closure_removed_weights_count_in_no_average_however_late_they_train():
+    """Weights that wanted no gradients when the lock was attached have no hooks of their own."""
+    model = losing_toy()
+    optimizer = ADAMW(model.parameters())
+    masks = masks_for(model)
+    model.feed.requires_grad_(False)
+    lock = SparsityLock(model, masks, ADAPTER).attach(optimizer)
+    model.feed.requires_grad_(True)
+
+    train(model, optimizer, 3, closure=True, after=lambda _: lock.check())
+
+    averages = optimizer.state[model.feed.weight]["exp_avg"]
+    assert torch.equal(averages == 0, ~masks["text.feed"])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_steps_that_a_scaler_leaves_out_leave_the_zeros(dtype):
     model = losing_toy()

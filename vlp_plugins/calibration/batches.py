@@ -22,7 +22,13 @@ DIGEST_BYTES = 32
 
 
 def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
-    """One batch of each loader in turn, until all are exhausted."""
+    """One batch of each loader in turn, until all are exhausted.
+
+    Raises:
+        DataError: if a loader is a single batch.
+    """
+    for loader in loaders:
+        check_batches(loader)
     running = [iter(loader) for loader in loaders]
     while running:
         for loader in list(running):
@@ -32,10 +38,25 @@ def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
                 running.remove(loader)
 
 
-def check_batches(batches: Iterable[Batch], limit: int | None) -> None:
-    """Raises `DataError` if that is a single batch, or if `limit` leaves none."""
+def check_batches(batches: Iterable[object], limit: int | None = None) -> None:
+    """Raises `DataError` if that is a single batch, or no batches, or if `limit` leaves none."""
+    kind = type(batches)
     if isinstance(batches, Mapping):
-        raise DataError("that is a single batch; give a list of batches, or a loader")
+        raise DataError(
+            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__}: "
+            "put it in a list, [batch]"
+        )
+    if hasattr(batches, "ndim"):  # a tensor or an array
+        shape = list(getattr(batches, "shape", ()))
+        raise DataError(
+            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__} "
+            f"of shape {shape}, whose rows would be taken for batches: put it in a list, [batch]"
+        )
+    iterable = hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
+    if isinstance(batches, str | bytes) or not iterable:
+        raise DataError(
+            f"{batches!r} is a {kind.__name__}, not batches; give a list of batches, or a loader"
+        )
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
 
@@ -144,15 +165,14 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on `device`; what is there already is not copied.
+    """A copy of the batch with every tensor on `device`: what a model may be given.
 
-    Tensors made in inference mode are, into ordinary ones.
+    Forwards that normalise their input in place change the copy, not what the caller gave, which
+    later passes must find as it was. Tensors made in inference mode become ordinary ones.
     """
     if isinstance(batch, torch.Tensor):
-        if batch.is_inference():
-            with torch.inference_mode(False):
-                return batch.to(device, copy=True)
-        return batch.to(device)
+        with torch.inference_mode(False):
+            return batch.to(device, copy=True)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

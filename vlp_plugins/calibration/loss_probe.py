@@ -17,7 +17,13 @@ from vlp_plugins.calibration.loss_scale import LossScale
 from vlp_plugins.calibration.loss_state import check_whole
 from vlp_plugins.calibration.terms import total
 from vlp_plugins.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.modes import callers_defaults, flags_kept, precision, random_state_kept
+from vlp_plugins.modes import (
+    callers_defaults,
+    fast_path_off,
+    flags_kept,
+    precision,
+    random_state_kept,
+)
 from vlp_plugins.sharding import as_forward, at_rest, is_sharded, whole
 from vlp_plugins.weights import WeightMap, uses_of
 
@@ -81,13 +87,13 @@ class LossProbe:
                 parameters that are sharded.
         """
         at_rest(self._model)
-        self._uses = self._parameters(self._weights if names is None else names)
-        wanting = [(p, p.requires_grad) for p in self._model.parameters()]
-        state = list(self._adapter.loss_state(self._model))
-        check_whole(state)
-        kept = [] if keep_state else [tensor.detach().clone() for tensor in state]
-        self._stateful = bool(state)
-        with flags_kept(self._model):
+        with flags_kept(self._model), fast_path_off():
+            self._uses = self._parameters(self._weights if names is None else names)
+            wanting = [(p, p.requires_grad) for p in self._model.parameters()]
+            state = list(self._adapter.loss_state(self._model))
+            check_whole(state)
+            kept = [] if keep_state else [tensor.detach().clone() for tensor in state]
+            self._stateful = bool(state)
             try:
                 self._model.eval()
                 # Whatever else wants a gradient would have one computed for nothing.

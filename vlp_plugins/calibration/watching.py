@@ -12,7 +12,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, Stream
 from vlp_plugins.errors import StatisticsError, UnsupportedError
-from vlp_plugins.modes import callers_defaults, flags_kept, random_state_kept
+from vlp_plugins.modes import callers_defaults, fast_path_off, flags_kept, random_state_kept
 from vlp_plugins.sharding import as_forward, at_rest
 from vlp_plugins.weights import WeightMap
 
@@ -57,7 +57,7 @@ def watched(model: nn.Module) -> Iterator[list[Any]]:
         single module) are as they were.
     """
     hooks: list[Any] = []
-    with flags_kept(model):
+    with flags_kept(model), fast_path_off():
         try:
             model.eval()
             yield hooks

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, AnsweringAdapter, Batch
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.answer_words import normal_answer
 from vlp_plugins.evaluation.captioning import texts_of_tokens, tokenizer_of
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.modes import takes_model
 
 _AGREEING = 3  # people who must have given an answer for it to be fully right
 
@@ -35,6 +36,7 @@ class VqaAccuracy:
         return {"accuracy": self.accuracy, "questions": len(self.by_question)}
 
 
+@takes_model
 def answer_questions(
     model: nn.Module,
     adapter: Adapter,
@@ -75,6 +77,7 @@ def answer_questions(
             "at least one of both, or no list"
         )
     found: list[str] = []
+    check_batches(batches)
     with evaluating(model) as device:
         listed = None if answers is None else _tokens(tokenizer, answers)
         for batch in batches:

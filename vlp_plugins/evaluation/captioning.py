@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch, CaptioningAdapter
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.modes import takes_model
 
 
+@takes_model
 def write_captions(
     model: nn.Module,
     adapter: Adapter,
@@ -43,6 +45,7 @@ def write_captions(
         )
     tokenizer = tokenizer_of(tokenizer, "captions need")
     written: list[str] = []
+    check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
             tokens = adapter.caption(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, ClassifyingAdapter, need
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import BatchError, DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
+from vlp_plugins.modes import takes_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Accuracy:
         return {f"top{k}": value for k, value in self.top.items()} | {"images": self.images}
 
 
+@takes_model
 def classification(
     model: nn.Module, adapter: Adapter, batches: Iterable[Batch], *, ks: Sequence[int] = (1, 5)
 ) -> Accuracy:
@@ -56,6 +58,7 @@ def classification(
     if not ks or min(ks) < 1:
         raise DataError(f"accuracy at k needs cut-offs from 1 on, not {list(ks)}")
     images, right = 0, dict.fromkeys(ks, 0)
+    check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
             (labels,) = need(batch, "labels")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch, MatchingAdapter, RetrievalAdapter
-from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.evaluation.inference import evaluating
 from vlp_plugins.evaluation.recall import Recall, recall_at_k
 from vlp_plugins.evaluation.reranking import PairInputs, match_scores, reranked
+from vlp_plugins.modes import takes_model
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TwoStages:
         return found
 
 
+@takes_model
 def retrieval(
     model: nn.Module,
     adapter: Adapter,
@@ -59,6 +61,7 @@ def retrieval(
     return found.final
 
 
+@takes_model
 def two_stage_retrieval(
     model: nn.Module,
     adapter: Adapter,
@@ -103,6 +106,7 @@ def two_stage_retrieval(
     image_features: list[Tensor] = []
     text_features: list[Tensor] = []
     inputs, seen, pairs = PairInputs(), set[int](), 0
+    check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
             there = to_device(batch, device)

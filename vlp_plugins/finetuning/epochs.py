@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from vlp_plugins.adapter import Batch
+from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.errors import DataError
 from vlp_plugins.finetuning.files import seed_of
 
@@ -37,8 +38,8 @@ class Epochs:
         Raises:
             DataError: if that is a single batch.
         """
-        if isinstance(batches, Mapping):
-            raise DataError("that is a single batch; give a list of batches, or a loader")
+        if not callable(batches):
+            check_batches(batches)
         self._batches = batches
         self._per_step = per_step
         self._seed = seed

@@ -9,11 +9,13 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.modes import takes_model
 from vlp_plugins.saving import REBUILT
 
 TASKS = ("retrieval", "captioning", "vqa", "classification")
 
 
+@takes_model
 def downstream(
     model: nn.Module,
     adapter: Adapter,

@@ -22,7 +22,7 @@ from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.finetuning.stepping import Steps
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks import Masks
-from vlp_plugins.modes import flags_kept, random_state_kept
+from vlp_plugins.modes import flags_kept, random_state_kept, takes_model
 from vlp_plugins.weights import WeightMap
 
 
@@ -41,6 +41,7 @@ class Finetuned:
     log: tuple[Mapping[str, Any], ...]
 
 
+@takes_model
 def finetune(
     model: nn.Module,
     adapter: Adapter,

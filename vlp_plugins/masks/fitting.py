@@ -9,6 +9,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.modes import takes_model
 from vlp_plugins.weights import Weight, WeightMap, surplus_layer
 
 
@@ -37,6 +38,7 @@ def match(manifest: Manifest, weights: WeightMap) -> dict[str, str]:
     return matched
 
 
+@takes_model
 def fit(
     manifest: Manifest, model: nn.Module, adapter: Adapter | None
 ) -> tuple[WeightMap, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,10 +22,13 @@ from vlp_plugins.adapter import (
     need,
 )
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.module_adapter.call import bind_batch
+from vlp_plugins.module_adapter.call import bind_batch, left_out
 from vlp_plugins.module_adapter.layers import explain_rest, prunable_layers
 from vlp_plugins.module_adapter.tokens import real_tokens, token_space
 from vlp_plugins.weights import WeightMap
+from vlp_plugins.wrapping import bare
+
+logger = logging.getLogger("vlp_plugins.module_adapter")
 
 Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
 """Takes the model and a batch as the loader made it; returns a scalar, or scalars by name."""
@@ -39,8 +43,8 @@ class ModuleAdapter(Adapter):
     and other vectors, grouped convolutions, `exclude`. Linears that share a weight are one.
 
     Batches are mappings (`model(**batch)`, values that the forward does not take are left out),
-    tuples or lists (`model(*batch)`, cut to what the forward takes, so that loaders of
-    `(inputs, labels)` work) or a tensor (`model(batch)`).
+    tuples or lists (`model(*batch)`, cut to the parameters that have no default, so that loaders of
+    `(inputs, labels)` work; a mapping gives optional inputs, too) or a tensor (`model(batch)`).
 
     Which tokens are real: with an `attention_mask` and no `pixel_values`, every layer obeys the
     mask; with both, layers whose path contains vision, visual, image or patch see real tokens only
@@ -60,7 +64,7 @@ class ModuleAdapter(Adapter):
         """Describes models of the class of `model`, which is not kept.
 
         Args:
-            model: the model to prune.
+            model: the model to prune, wrapped (`torch.compile`, `DistributedDataParallel`) or not.
             loss: what gradient methods differentiate.
             modalities: regular expression -> modality. The first that is found in the path of a
                 layer counts; `model` where none is.
@@ -73,12 +77,14 @@ class ModuleAdapter(Adapter):
             UnsupportedError: if a pattern is no regular expression or is found in no path, or if
                 the model has lazy layers that were never run.
         """
+        model = bare(model)
         if lazy := [path for path, p in model.named_parameters() if is_lazy(p)]:
             raise UnsupportedError(
                 f"{lazy[0]} is lazy and has no shape yet; run the model on one batch first"
             )
         self.name = name
         self._type = type(model)
+        self._warned = False
         self._loss = loss
         paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
         self._modalities = _compile(modalities or {}, "modalities", paths)
@@ -120,9 +126,24 @@ class ModuleAdapter(Adapter):
             BatchError: if the batch does not fit the forward, or has text without a mask.
         """
         arguments = bind_batch(model.forward, batch)
+        if isinstance(batch, (tuple, list)) and len(batch) > len(arguments.args):
+            self._warn(len(arguments.args), left_out(arguments))
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
         real = {space: real_tokens(space, batch) for space in sorted(spaces)}
         return iter((Stream("forward", lambda: model(*arguments.args, **arguments.kwargs), real),))
+
+    def _warn(self, given: int, optional: Sequence[str]) -> None:
+        """Says once that items of the batches are not taken for optional inputs."""
+        if optional and not self._warned:
+            self._warned = True
+            logger.warning(
+                "of every batch %d item%s given to the forward; what follows is taken for labels, "
+                "not for its optional %s: give optional inputs by name, in batches that are "
+                "mappings",
+                given,
+                " is" if given == 1 else "s are",
+                ", ".join(optional),
+            )
 
     def losses(
         self,

@@ -14,6 +14,13 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
+def left_out(arguments: inspect.BoundArguments) -> list[str]:
+    """The names of the parameters that could have been given by position, but were not."""
+    parameters = arguments.signature.parameters.values()
+    taking = (*_BY_POSITION, inspect.Parameter.VAR_POSITIONAL)
+    return [p.name for p in parameters if p.kind in taking and p.name not in arguments.arguments]
+
+
 def bind_batch(
     forward: Callable[..., object], batch: Mapping[str, Any] | Sequence[Any] | Tensor
 ) -> inspect.BoundArguments:
@@ -22,8 +29,10 @@ def bind_batch(
     Args:
         forward: a bound method or function.
         batch: a mapping (by name; names that `forward` does not state are left out, unless it
-            states none and takes `**kwargs`), a tuple or list (by position, cut to the number that
-            `forward` takes) or a tensor (the only argument).
+            states none and takes `**kwargs`), a tuple or list (by position, for the parameters
+            that have no default: what follows is rarely an input, often labels) or a tensor (the
+            only argument). A forward without required parameters gets the first item, or all if
+            it takes `*args` alone.
 
     Returns:
         `args` and `kwargs`.
@@ -48,9 +57,12 @@ def bind_batch(
         args = (batch,)
     elif isinstance(batch, (tuple, list)):
         has = f"{len(batch)} items"
+        by_position = [p for p in parameters if p.kind in _BY_POSITION]
+        required = sum(p.default is inspect.Parameter.empty for p in by_position)
         any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
-        taken = sum(p.kind in _BY_POSITION for p in parameters)
-        args = tuple(batch) if any_number else tuple(batch)[:taken]
+        args = tuple(batch)
+        if by_position or not any_number:
+            args = args[: required or len(by_position[:1])]
     else:
         raise BatchError(
             f"batch is a {type(batch).__name__}; make it a mapping, a tuple or a tensor"

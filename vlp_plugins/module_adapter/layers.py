@@ -13,6 +13,10 @@ from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.sharding import is_sharded
 
 _TIED = "tied to an embedding or to an excluded layer"
+_EMBEDDING, _BIAS, _VECTOR = "embedding", "bias", "normalisation, scale or other vector"
+_ASKED = "excluded on request"
+_BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED)
+"""What reasons begin with that are no lack of ours."""
 
 
 def prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[str]:
@@ -52,7 +56,7 @@ def explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> l
             agreed = len(by_shape[_any_number(path)]) == 1
             patterns.setdefault(reason, []).append(_any_number(path) if agreed else re.escape(path))
     return [
-        Exclusion(f"^(?:{'|'.join(dict.fromkeys(found))})$", reason)
+        Exclusion(f"^(?:{'|'.join(dict.fromkeys(found))})$", reason, reason.startswith(_BY_DESIGN))
         for reason, found in patterns.items()
     ]
 
@@ -76,7 +80,7 @@ def _reasons(
     for path, module in modules:
         asked = next((p.pattern for p in exclude if p.search(path)), None)
         for name, parameter in module.named_parameters(recurse=False):
-            reason = f"excluded on request ({asked})" if asked else _reason(module, name, parameter)
+            reason = f"{_ASKED} ({asked})" if asked else _reason(module, name, parameter)
             if reason is None and any(_same(parameter, other) for other in fixed):
                 reason = _TIED
             yield (f"{path}.{name}" if path else name), reason
@@ -86,11 +90,11 @@ def _reason(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None
     """Why parameter `name` of `module` is not pruned, if that can be told from the module."""
     kind = type(module).__name__
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding"
+        return _EMBEDDING
     if name.endswith("bias"):
-        return "bias"
+        return _BIAS
     if parameter.ndim < 2:
-        return "normalisation, scale or other vector"
+        return _VECTOR
     if name != "weight" or not isinstance(module, (nn.Linear, nn.Conv2d)):
         return f"{kind}.{name} is not the weight of a Linear or Conv2d layer"
     if isinstance(module, NonDynamicallyQuantizableLinear):

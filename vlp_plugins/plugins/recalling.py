@@ -9,12 +9,14 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import MaskError, UnsupportedError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins.discovery import registry
 
 _MODULE = "module"
 
 
+@takes_model
 def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
     """The adapter of that name; if it does not claim the model, the one that does.
 

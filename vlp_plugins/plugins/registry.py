@@ -11,6 +11,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import UnclaimedModelError, UnknownNameError, UnsupportedError, suggest
 from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.modes import takes_model
 from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.offers import KINDS, SINGULAR, Kind, Offer
 from vlp_plugins.plugins.reports import PluginReport
@@ -67,6 +68,7 @@ class Registry:
         """
         return make(self._find(name, "adapters"), {}, Adapter)  # type: ignore[type-abstract]
 
+    @takes_model
     def adapter_for(self, model: nn.Module) -> Adapter:
         """The adapter that claims a model.
 

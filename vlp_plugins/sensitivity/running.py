@@ -20,7 +20,7 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.launch import wait_for_all
 from vlp_plugins.methods.base import Composition, Method, composed
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -44,6 +44,7 @@ SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
 
 @checked_arguments
 @neutral_state()
+@takes_model
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Batch],

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import StructureError
-from vlp_plugins.modes import callers_defaults, flags_kept
+from vlp_plugins.modes import callers_defaults, flags_kept, takes_model
 
 
 @torch.no_grad()
+@takes_model
 def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
     """What each stream of a model gives out, in evaluation mode.
 
     Args:
         model: any that the adapter claims; its modules' training flags are as before afterwards.
         adapter: of the model.
-        batch: tensors on the model's device.
+        batch: as the adapter reads it; the model gets a copy on its device.
 
     Returns:
         By name of the stream its tensor; of several tensors by `stream.name`.
@@ -28,6 +30,7 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
         BatchError: if the batch lacks an input.
         StructureError: if no stream returns a tensor.
     """
+    batch = to_device(batch, next(model.parameters()).device)
     with flags_kept(model), callers_defaults(model):
         model.eval()
         found = {

@@ -11,6 +11,7 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Attention, Block, Part
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.saving import REBUILT
 from vlp_plugins.sharding import is_sharded
 from vlp_plugins.structured.attributes import scales_at_run_time, set_heads
@@ -18,6 +19,7 @@ from vlp_plugins.structured.indices import fitting, rows_kept, size_of
 from vlp_plugins.structured.record import Kept
 
 
+@takes_model
 def prepare(model: nn.Module, adapter: Adapter) -> None:
     """Gives every projection a layer of its own, in place, as cutting needs it.
 
@@ -31,6 +33,7 @@ def prepare(model: nn.Module, adapter: Adapter) -> None:
         setattr(model, REBUILT, True)
 
 
+@takes_model
 def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
     """Removes all that a record does not keep, in place.
 

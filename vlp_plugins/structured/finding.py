@@ -11,11 +11,13 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Attention, Block, FeedForward, Part
 from vlp_plugins.errors import StructureError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.structured.attributes import heads_of, is_rotary
 from vlp_plugins.structured.sites import Site, find_sites
 from vlp_plugins.weights import Weight, WeightMap
 
 
+@takes_model
 def blocks_of(model: nn.Module, adapter: Adapter) -> list[Block]:
     """Every block that can be cut, in the order of its layers in the model.
 
@@ -32,6 +34,7 @@ def blocks_of(model: nn.Module, adapter: Adapter) -> list[Block]:
     return [_block(model, group) for group in survey(model, adapter).groups]
 
 
+@takes_model
 def uncut(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """What looks like a block and is not among `blocks_of`: module path -> reason."""
     return survey(model, adapter).obstacles
@@ -62,6 +65,7 @@ class Survey:
     obstacles: dict[str, str]
 
 
+@takes_model
 def survey(model: nn.Module, adapter: Adapter) -> Survey:
     """Finds the places of blocks, joins tied ones, and names them."""
     weights = {

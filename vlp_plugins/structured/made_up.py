@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.modes import neutral_state, takes_model
 
 _SAMPLES = 2
 _TOKENS = 8
@@ -17,6 +17,7 @@ _LEGACY_END = 2  # an end token that means "the highest id of the text" to trans
 
 
 @neutral_state()
+@takes_model
 def example_batch(model: nn.Module, adapter: Adapter) -> Batch:
     """Two samples of what the model's towers read; the second text is shorter and padded.
 

@@ -13,6 +13,7 @@ from vlp_plugins.blocks import Attention, Block
 from vlp_plugins.structured.cutting import linears_of
 from vlp_plugins.structured.indices import fitting, rows_removed
 from vlp_plugins.structured.record import Kept
+from vlp_plugins.wrapping import bare
 
 
 @contextmanager
@@ -32,6 +33,7 @@ def masked(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> It
     Raises:
         StructureError: if the record does not fit.
     """
+    model = bare(model)
     saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     try:
         for block, kept in fitting(model, adapter, record):

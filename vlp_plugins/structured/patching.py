@@ -9,6 +9,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import StructureError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.saving import REBUILT
 from vlp_plugins.structured.attributes import heads_of, set_heads
 from vlp_plugins.structured.cutting import rescale_queries
@@ -26,6 +27,7 @@ class _Change:
     new: int
 
 
+@takes_model
 def patch(model: nn.Module, adapter: Adapter, heads: Mapping[str, int] | None = None) -> None:
     """Makes number and size of heads agree with the layers as they are now.
 

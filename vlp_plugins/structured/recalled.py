@@ -9,6 +9,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.structured.files import WEIGHTS
@@ -16,6 +17,7 @@ from vlp_plugins.structured.files import WEIGHTS
 MODULE = "module"
 
 
+@takes_model
 def adapter_of(model: nn.Module) -> Adapter:
     """The adapter that claims a model.
 
@@ -36,6 +38,7 @@ def candidates(name: str) -> list[Adapter]:
     return [known.adapter(each) for each in names]
 
 
+@takes_model
 def recalled(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
     """The adapter of that name for a model.
 

@@ -9,12 +9,14 @@ from torch import nn
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Block
 from vlp_plugins.errors import StructureError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.indices import check_fits
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.weights import WeightMap
 
 
+@takes_model
 def transferred(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> Record:
     """The part of a record that is about blocks of another model of the family.
 

@@ -12,6 +12,7 @@ from vlp_plugins import artifacts
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.modes import takes_model
 from vlp_plugins.saving import copy_companions
 from vlp_plugins.structured.files import (
     WEIGHTS,
@@ -25,6 +26,7 @@ from vlp_plugins.structured.recalled import adapter_of
 from vlp_plugins.structured.record import Record
 
 
+@takes_model
 def save_structured(
     model: nn.Module,
     folder: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.allocation import Allocation, allocation_by_name
 from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.lock import SparsityLock, held_by_none
@@ -29,7 +30,7 @@ from vlp_plugins.training.scores import training_score
 from vlp_plugins.training.state import dump, restore
 from vlp_plugins.training.timetable import Timetable, default_warmup
 from vlp_plugins.weights import WeightMap, uses_of
-from vlp_plugins.wrapping import unwrapped
+from vlp_plugins.wrapping import bare, before_updates, unwrapped
 
 logger = logging.getLogger("vlp_plugins.training")
 
@@ -44,7 +45,7 @@ class GradualPruning:
     ...                          # the training loop, as it is
     masks = pruning.masks()
 
-    Before every step of the optimizer it reads the gradients (once per step, however many
+    Before the optimizer moves the weights it reads the gradients (once per step, however many
     mini-batches were accumulated; `GradScaler`'s scale is taken out), after it it chooses masks if
     the timetable says so. After `steps` less the final warm-up the masks have exactly the target
     sparsity, and from then on `SparsityLock` keeps the zeros, however long the training goes on.
@@ -59,8 +60,9 @@ class GradualPruning:
 
     Per element of a weight it keeps one byte and, until the last choice, on the weight's device 4
     bytes for every number that the score remembers and 4 for the samples since the last choice:
-    12 for PLATON, 8 for Taylor. Optimizers that compute gradients in `step` (a closure) are not
-    supported. With several processes (DDP) all have the same gradients and find the same masks.
+    12 for PLATON, 8 for Taylor. Of an optimizer that computes gradients in `step` (a closure) the
+    first gradients of a step count, which are those of the weights before it. With several
+    processes (DDP) all have the same gradients and find the same masks.
     """
 
     @checked_arguments
@@ -84,7 +86,7 @@ class GradualPruning:
         """Looks at the model; nothing is done to it before `attach`.
 
         Args:
-            model: where and what it will be trained as.
+            model: where and what it will be trained as; wrapped or not.
             sparsity: fraction removed at the end, by modality if a mapping.
             steps: of the optimizer, in the whole training.
             score: `magnitude`, `taylor`, `platon`, or an instance such as `Platon(beta2=0.9)`.
@@ -105,6 +107,7 @@ class GradualPruning:
             StatisticsError: if factors or profile are of another model.
             UnsupportedError: if the model is sharded among processes.
         """
+        model = bare(model)
         if adapter is None:
             from vlp_plugins.plugins.discovery import registry  # above training; a default
 
@@ -115,6 +118,7 @@ class GradualPruning:
                 "gradual pruning remembers whole weights and does not run on a model that "
                 "fully_shard has divided; SparsityLock does: prune first, then train under the lock"
             )
+        warn_of_dense(model, adapter, weights)
         known = _factors(factors, id_profile, weights)
         if isinstance(allocation, str):
             allocation = allocation_by_name(allocation)
@@ -169,7 +173,7 @@ class GradualPruning:
         optimizer = unwrapped(optimizer)
         self._check_held(optimizer)
         self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
+            before_updates(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
         ]
         if self._rising.held:
@@ -242,11 +246,11 @@ class GradualPruning:
     ) -> None:
         self.detach()
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_update(self, optimizer: Optimizer, first: bool) -> None:
         self._skipped = is_skipped(optimizer)
         if self._skipped:
             return
-        if self._rising.rise.score.reads_gradients and not self.finished:
+        if first and self._rising.rise.score.reads_gradients and not self.finished:
             self._rising.observe(gradients_of(self._uses, optimizer))
         if self._lock is not None:
             self._lock.mask_gradients()

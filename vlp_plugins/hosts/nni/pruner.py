@@ -33,6 +33,7 @@ from vlp_plugins.masks.new_values import write_kept
 from vlp_plugins.modes import neutral_state
 from vlp_plugins.variants import Variant
 from vlp_plugins.weights import WeightMap
+from vlp_plugins.wrapping import bare
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class VlpPruner(Pruner):
         """Wraps the model; nothing is pruned before `compress`.
 
         Args:
-            model: any module.
+            model: any module; it is taken out of `torch.compile` and parallel wrappers, and so are
+                the names of its layers.
             config_list: as NNI takes it. `sparse_ratio` is shared out among the weights of one
                 `global_group_id`, or of one entry; `allocation="layer"` makes every layer lose the
                 same, as NNI's own pruners do.
@@ -87,6 +89,7 @@ class VlpPruner(Pruner):
         Raises:
             VlpError: if something does not fit; the model is as before then.
         """
+        model = bare(model)
         if existed := [p for p, m in model.named_modules() if "_nni_wrapper" in m._modules]:
             raise UnsupportedError(
                 f"{existed[0]!r} is wrapped by another compressor; make this pruner of it by "

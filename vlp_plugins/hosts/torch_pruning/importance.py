@@ -24,7 +24,7 @@ from vlp_plugins.hosts.torch_pruning.vectors import (
 )
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
@@ -131,6 +131,7 @@ class Importance(tp.importance.Importance):
         self._measure(model, batches, statistics)
 
     @neutral_state()
+    @takes_model
     def _measure(
         self, model: nn.Module, batches: Iterable[Batch] | None, statistics: Statistics | None
     ) -> None:

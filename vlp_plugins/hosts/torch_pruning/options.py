@@ -16,9 +16,11 @@ from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan, Ratio, Scope, Sh
 from vlp_plugins.hosts.torch_pruning.sharing import tied_layers
 from vlp_plugins.hosts.torch_pruning.telling import Steps, heads_told, told_at_steps, units_told
 from vlp_plugins.hosts.torch_pruning.tracing import forward_of
+from vlp_plugins.modes import takes_model
 from vlp_plugins.structured import blocks_of, example_batch
 
 
+@takes_model
 def pruner_options(
     adapter: Adapter,
     model: nn.Module,

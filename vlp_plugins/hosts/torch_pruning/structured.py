@@ -27,7 +27,7 @@ from vlp_plugins.hosts.torch_pruning.result import (
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
 from vlp_plugins.methods.base import Method
-from vlp_plugins.modes import callers_defaults, flags_kept, neutral_state
+from vlp_plugins.modes import callers_defaults, flags_kept, neutral_state, takes_model
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.sharding import is_sharded
@@ -50,6 +50,7 @@ _log = logging.getLogger(__name__)
 
 @checked_arguments
 @neutral_state()
+@takes_model
 def prune_structured(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,

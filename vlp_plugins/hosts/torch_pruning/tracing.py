@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch_pruning.utils.utils import flatten_as_list
 
 from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.errors import StructureError
 from vlp_plugins.modes import callers_defaults
 
@@ -21,6 +22,7 @@ def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
     """
 
     def forward(model: nn.Module, batch: Batch) -> list[Tensor]:
+        batch = to_device(batch, next(model.parameters()).device)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
