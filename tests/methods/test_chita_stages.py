@@ -85,12 +85,12 @@ def test_a_removed_weight_that_fills_up_a_count_is_replaced():
 
 def test_rounds_take_fresh_batches_and_start_over_with_a_warning(monkeypatch, caplog):
     context = context_of()
-    numbers = {id(batch["pixel_values"]): n for n, batch in enumerate(context.batches)}
+    numbers = {float(batch["pixel_values"].sum()): n for n, batch in enumerate(context.batches)}
     seen = []
     original = LosingAdapter.losses
 
     def losses(self, model, batch, **options):
-        seen.append(numbers[id(batch["pixel_values"])])
+        seen.append(numbers[float(batch["pixel_values"].sum())])
         return original(self, model, batch, **options)
 
     monkeypatch.setattr(LosingAdapter, "losses", losses)
