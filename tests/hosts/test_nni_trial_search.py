@@ -421,11 +421,11 @@ def test_what_no_trial_can_work_with_is_found(broken, recipe, tmp_path, changes,
     )
     data = {key[5:]: changes.pop(key) for key in list(changes) if key.startswith("data.")}
     recipe = replace(recipe, data=replace(recipe.data, **data), **changes)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(RecipeError, match=message) as raised:
         check(tmp_path, "pruner: {_type: choice, _value: [wanda]}", recipe, of_trials)
     assert str(raised.value).startswith("search.yaml: ")
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
     assert [path.name for path in tmp_path.iterdir()] == ["search.yaml"]
 
 

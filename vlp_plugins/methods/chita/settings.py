@@ -103,11 +103,13 @@ class Settings:
         return replace(self, effort="published", block_size=blocks, first_order=first_order)
 
     def first_order_of(self, samples: int) -> float:
-        """The weight c of the first-order term; of the settings of a variant.
+        """The weight c of the first-order term; `"default"` is that of the default variant, 0.
 
         Args:
             samples: in the first batch.
         """
+        if self.first_order == "default":
+            return 0.0
         return 1 / samples if self.first_order is True else float(self.first_order)
 
     def held_out_of(self, batches: int) -> int:
