@@ -4,15 +4,15 @@ import json
 
 import torch
 
-from benchmarks import id_neighbours
+from benchmarks.speed import neighbours
 from vlp_plugins.intrinsic.twonn import estimate
 
 
 def test_it_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     arguments = ["--sizes", "40x3000", "--rounds", "1", "--device", "cpu", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["id_neighbours", *arguments])
+    monkeypatch.setattr("sys.argv", ["neighbours", *arguments])
 
-    id_neighbours.main()
+    neighbours.main()
 
     figures = json.loads((tmp_path / "id-neighbours-cpu.json").read_text())["figures"]
     assert [(f["n"], f["coordinates"], f["dtype"]) for f in figures] == [
@@ -25,6 +25,6 @@ def test_it_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
 
 
 def test_its_points_have_fewer_dimensions_than_coordinates():
-    points = id_neighbours.curved(300, 2000, torch.device("cpu"))
+    points = neighbours.curved(300, 2000, torch.device("cpu"))
 
     assert 8 < estimate(points).dimension < 25

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from benchmarks.latency.__main__ import show
-from benchmarks.latency.measuring import cpu_times, multiply_adds, ratios, sizes
-from benchmarks.latency.models import halved
+from benchmarks.speed.latency.__main__ import show
+from benchmarks.speed.latency.measuring import cpu_times, multiply_adds, ratios, sizes
+from benchmarks.speed.latency.models import halved
 from vlp_plugins.plugins import registry
 from vlp_plugins.structured import cut
 

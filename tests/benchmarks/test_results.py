@@ -12,7 +12,7 @@ from benchmarks import results
 
 ROOT = Path(results.__file__).parent
 GOLDEN = ROOT.parent / "tests" / "golden"
-CELLS_OR_RUNS = {"benchmarks.tables.__main__", "benchmarks.demo.run"}
+CELLS_OR_RUNS = {"benchmarks.papers.__main__", "benchmarks.demo.run"}
 """They write what they are run for: the cells that are missing, a folder that is named."""
 RECORDING = sorted(
     name
@@ -24,8 +24,8 @@ RECORDING = sorted(
 )
 CHEAP = {
     "benchmarks.parity.__main__": [str(GOLDEN)],
-    "benchmarks.id_neighbours": ["--sizes", "10x100", "--rounds", "1", "--device", "cpu"],
-    "benchmarks.chita_speed": ["--n", "8", "--p", "1e4", "--rounds", "1", "--device", "cpu"],
+    "benchmarks.speed.neighbours": ["--sizes", "10x100", "--rounds", "1", "--device", "cpu"],
+    "benchmarks.speed.chita": ["--n", "8", "--p", "1e4", "--rounds", "1", "--device", "cpu"],
 }
 
 
@@ -69,7 +69,7 @@ def test_what_is_not_recorded_of_a_comparison_is_neither_run_nor_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = importlib.import_module(f"benchmarks.{name}.__main__")
+    module = importlib.import_module(f"benchmarks.papers.{name}.__main__")
     there = sorted((ROOT / "results" / name).glob("blip-*.json"))[1:]
     (tmp_path / name).mkdir()
     for path in there:
@@ -86,5 +86,5 @@ def test_what_is_not_recorded_of_a_comparison_is_neither_run_nor_written(
 
 def test_another_folder_stands_instead_of_record(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        called("benchmarks.id_neighbours", "--record", "--out", "elsewhere")
+        called("benchmarks.speed.neighbours", "--record", "--out", "elsewhere")
     assert "not allowed with" in capsys.readouterr().err

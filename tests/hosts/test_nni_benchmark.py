@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("nni", reason="the host is an extra")
 pytest.importorskip("torch_pruning", reason="the host is an extra")
 
-from benchmarks.hosts import __main__ as program
-from benchmarks.hosts.measured import NNI_TARGET, Row
-from benchmarks.hosts.through_nni import measure
+from benchmarks.speed.hosts import __main__ as program
+from benchmarks.speed.hosts.measured import NNI_TARGET, Row
+from benchmarks.speed.hosts.through_nni import measure
 
 
 def test_the_benchmark_measures_and_says_what_holds(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,1 @@
+"""Times of pruning, each beside the work that nobody can avoid."""
