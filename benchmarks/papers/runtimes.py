@@ -23,7 +23,7 @@ from benchmarks.papers import kept
 from benchmarks.papers.stopwatch import Others, TimedBatches
 from benchmarks.papers.ways import LAMBDA
 from benchmarks.results import machine
-from benchmarks.speed.multiflow import full_size, random_batches
+from benchmarks.speed.workload import full_size, random_batches
 from vlp_plugins import Masks, prune
 from vlp_plugins.adapter import Batch
 from vlp_plugins.atomic import write_text

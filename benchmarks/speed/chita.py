@@ -1,4 +1,4 @@
-"""python -m benchmarks.speed.chita: what solving CHITA's problem costs beside its arithmetic.
+"""python -m benchmarks.speed chita: what solving CHITA's problem costs beside its arithmetic.
 
 Synthetic rows, blocks of 10 000, a quarter of the weights kept. The floor is what nobody avoids:
 
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
 import torch
 
-from benchmarks.results import add_record_options, recorded
+from benchmarks.results import recorded
+from benchmarks.speed.workload import seconds
 from vlp_plugins.parallel import over_tensors
 from vlp_plugins.solvers.problem import Problem
 from vlp_plugins.solvers.rows import MemoryRows
@@ -84,15 +84,6 @@ def share_of_solves(n: int, p: int) -> float:
     return (blocks * (n**3 / 3 + 2 * n**2) + 2 * n * kept) / (2 * n**2 * kept)
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of a call, with what it left running on a GPU."""
-    begin = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
 def growth(figures: list[dict[str, Any]], along: str, fixed: str) -> list[str]:
     """How the time of a solve grows with one size, from each measured value to the next."""
     lines = []
@@ -109,19 +100,9 @@ def growth(figures: list[dict[str, Any]], along: str, fixed: str) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", nargs="+", type=int, default=[128, 512])
-    parser.add_argument("--p", nargs="+", type=float, default=[1e5, 1e6, 4e6])
-    parser.add_argument("--first-order", nargs="+", type=float, default=[0.0, 0.25])
-    parser.add_argument("--effort", default="published", choices=["fast", "published", "best"])
-    parser.add_argument("--ridge", type=float, default=0.01, help="lambda")
-    parser.add_argument("--memory", type=float, default=12.0, help="GB the rows may take")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_record_options(parser)
-    options = parser.parse_args()
-    device = torch.device(options.device)
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints and records."""
+    device: torch.device = options.device
     print(f"effort {options.effort}, lambda {options.ridge:g}, blocks of {BLOCK:,}, "
           f"{DENSITY:.0%} kept, {device}, {torch.get_num_threads()} threads, "
           f"best of {options.rounds}")  # fmt: skip
@@ -147,7 +128,3 @@ def main() -> None:
     record = {"effort": options.effort, "ridge": options.ridge, "sizes": figures}
     name = f"chita-speed-{device.type}{suffix}"
     print(recorded(name, record | {"skipped": skipped}, options.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""python -m benchmarks.speed.chita_full_size: CHITA on a full-size model within a memory budget.
+"""python -m benchmarks.speed chita-full-size: CHITA on a full-size model within a memory budget.
 
 BLIP base or X-VLM base with random weights, 224 px: what is planned, how long the gradients and the
 solver take, and the peak memory of the process. The rows are larger than the budget, so they go to
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import add_record_options, recorded
-from benchmarks.speed.multiflow import full_size, random_batches
+from benchmarks.results import recorded
+from benchmarks.speed.workload import full_size, random_batches
 from vlp_plugins import prune
 from vlp_plugins.bytes import bytes_of, text_of
 from vlp_plugins.memory import peak_memory
@@ -81,21 +81,10 @@ def measure(options: argparse.Namespace, device: torch.device, folder: Path) -> 
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.speed.chita_full_size", description=__doc__)
-    parser.add_argument("--model", choices=["blip", "xvlm"], default="blip")
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--memory-budget", default="8GiB")
-    parser.add_argument("--sparsity", type=float, default=0.75)
-    parser.add_argument("--ridge", type=float, default=1e-8)
-    parser.add_argument("--effort", default="fast")
-    parser.add_argument("--keep-in", default="auto", choices=["auto", "ram", "disk", "passes"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_record_options(parser)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints and records."""
     logging.basicConfig(level=logging.INFO)
-    device = torch.device(options.device)
+    device: torch.device = options.device
     with tempfile.TemporaryDirectory() as folder:
         f = measure(options, device, Path(folder))
     print(f"kept {f['kept']:,}; {f['seconds_of_gradients']:.0f} s of gradients, "
@@ -108,7 +97,3 @@ def main() -> None:
     )
     print(f"budget of the rows {options.memory_budget}; planned {planned}")
     print(recorded(f"chita_full_size-{device.type}", f, options.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""python -m benchmarks.speed.id: intrinsic dimensions beside the forward pass that nobody avoids.
+"""python -m benchmarks.speed id: intrinsic dimensions beside the forward pass that nobody avoids.
 
 A full-size model with random weights and all of its prunable layers. Points that the memory budget
 does not hold at once need several passes, so the floor is ceil(bytes of all points / budget) times
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.results import add_record_options, recorded
-from benchmarks.speed.multiflow import bare_forward, full_size, random_batches, timed
+from benchmarks.results import recorded
 from benchmarks.speed.neighbours import neighbour_rate
+from benchmarks.speed.workload import bare_forward, full_size, random_batches, timed
 from vlp_plugins import measure_id
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.bytes import bytes_of, text_of
@@ -122,19 +122,9 @@ def measure(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--model", default="blip", choices=["blip", "xvlm"])
-    parser.add_argument("--samples", type=int, help="100 on a CPU, 2000 on a GPU")
-    parser.add_argument("--batch-size", type=int, default=10)
-    parser.add_argument("--memory-budget", default="8GiB")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a shallow model, 24 samples, 200 MB")
-    parser.add_argument("--device", default=device_name)
-    add_record_options(parser)
-    options = parser.parse_args()
-    device = torch.device(options.device)
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints and records."""
+    device: torch.device = options.device
     samples = options.samples or (2000 if device.type == "cuda" else 100)
     if options.quick:
         samples, options.memory_budget = 24, "200MB"
@@ -160,7 +150,3 @@ def show(family: str, figures: dict[str, Any]) -> None:
     for name, (target, sign) in TARGETS.items():
         fine = figures[name] * sign <= target * sign
         print(f"  {name:24} {figures[name]:8.3f}  target {target:g}  {'ok' if fine else 'OUTSIDE'}")
-
-
-if __name__ == "__main__":
-    main()

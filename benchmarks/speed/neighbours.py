@@ -1,4 +1,4 @@
-"""python -m benchmarks.speed.neighbours: the search for neighbours beside bare matrix products.
+"""python -m benchmarks.speed neighbours: the search for neighbours beside bare matrix products.
 
 Points of dimension 20 in a space as large as the outputs of a layer. A search counts as 2 n^2 D
 floating-point operations, the product of all pairs; its rate is set beside that of float32 matrix
@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.results import add_record_options, recorded
+from benchmarks.results import recorded
+from benchmarks.speed.workload import seconds
 from vlp_plugins.intrinsic.neighbours import nearest_two
 
-SIZES = ((100, 600_000), (1000, 50_000), (2000, 50_000))
 TARGET = 0.5
 SQUARE = 2048
 DIMENSION = 20
@@ -66,29 +65,9 @@ def curved(n: int, coordinates: int, device: torch.device) -> torch.Tensor:
     return hidden @ normal(64, coordinates)
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of a call, with what it left running on a GPU."""
-    begin = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def size(text: str) -> tuple[int, int]:
-    n, coordinates = text.lower().split("x")
-    return int(n), int(coordinates)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", type=size, default=SIZES, metavar="NxD")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_record_options(parser)
-    options = parser.parse_args()
-    device = torch.device(options.device)
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints and records."""
+    device: torch.device = options.device
     print(f"{device}, {torch.get_num_threads()} threads, best of {options.rounds}")
     print(f"{'n':>5} {'D':>8} {'stored as':9} {'seconds':>8} {'GFLOP/s':>8} {'sgemm':>7} share")
     figures = []
@@ -99,7 +78,3 @@ def main() -> None:
             print(f"{n:5} {coordinates:8,} {dtype:9} {f['seconds']:8.3f} {f['rate'] / 1e9:8.0f} "
                   f"{f['sgemm'] / 1e9:7.0f} {f['share']:5.0%}  {verdict}")  # fmt: skip
     print(recorded(f"id-neighbours-{device.type}", figures, options.out))
-
-
-if __name__ == "__main__":
-    main()

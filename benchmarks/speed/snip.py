@@ -1,4 +1,4 @@
-"""python -m benchmarks.speed.snip: SNIP whole beside the gradients that nobody can avoid.
+"""python -m benchmarks.speed snip: SNIP whole beside the gradients that nobody can avoid.
 
 Full-size models with random weights. Both sides are measured in this process, in turns, and the
 best of the rounds counts, because other work on the machine only ever adds time.
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.results import add_record_options, recorded
-from benchmarks.speed.multiflow import full_size, random_batches, timed
+from benchmarks.results import recorded
+from benchmarks.speed.workload import best_in_turns, full_size, random_batches
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.plugins import registry
 from vlp_plugins.pruning import prune
@@ -49,34 +49,23 @@ def measure(
         "gradients": lambda: bare_gradients(model, adapter, data),
         "snip": lambda: prune(model, data, method="snip", adapter=adapter, sparsity=SPARSITIES),
     }
-    samples: dict[str, list[tuple[float, int]]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            samples[name].append(timed(model, run, device))
-    seconds = {name: min(s for s, _ in found) for name, found in samples.items()}
+    best = best_in_turns(model, runs, rounds, device)
+    seconds = {name: found[0] for name, found in best.items()}
     return {
         "elements": weights.numel,
         "batches": batches,
         "batch_size": size,
         "seconds": seconds,
-        "extra_peak_bytes": {name: max(b for _, b in found) for name, found in samples.items()},
+        "extra_peak_bytes": {name: found[1] for name, found in best.items()},
         "snip_over_gradients": seconds["snip"] / seconds["gradients"],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["blip", "xvlm"], choices=["blip", "xvlm"])
-    parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="two batches of two, one round")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_record_options(parser)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints and records."""
     if options.quick:
         options.batches, options.batch_size, options.rounds = 2, 2, 1
-    device = torch.device(options.device)
+    device: torch.device = options.device
     figures = {}
     for family in options.models:
         f = measure(family, device, options.batches, options.batch_size, options.rounds)
@@ -90,7 +79,3 @@ def main() -> None:
         verdict = "ok" if ratio <= TARGET else "ABOVE"
         print(f"  snip_over_gradients {ratio:.3f}  target {TARGET:g}  {verdict}", flush=True)
     print(recorded(f"snip_speed-{device.type}", figures, options.out))
-
-
-if __name__ == "__main__":
-    main()

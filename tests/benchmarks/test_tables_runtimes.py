@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.papers import runtimes, table7
 from benchmarks.papers.runtimes import BATCHES, METHODS, Runtime
 from benchmarks.papers.stopwatch import Others, TimedBatches
-from benchmarks.speed.multiflow import random_batches
+from benchmarks.speed.workload import random_batches
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_plugins.adapter import Batch
 from vlp_plugins.atomic import write_text
