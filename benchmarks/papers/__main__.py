@@ -75,8 +75,10 @@ def main() -> None:
             chosen = _possible(parser, chosen, options, world)
         if options.workers is None:
             options.workers = os.cpu_count() or 1 if world.small else 1
-        failed = _cells([table for table in chosen if table.run is None], options, world)
-        failed += sum(table.run(options) for table in chosen if table.run is not None)
+        # A page of cells is written like any other, whatever runs the cells.
+        plain = [table for table in chosen if table.run is None or (options.render and table.view)]
+        failed = _cells(plain, options, world)
+        failed += sum(table.run(options) for table in chosen if table.run and table not in plain)
     except VlpError as error:
         parser.error(str(error))
     sys.exit(f"{failed} cells failed" if failed else 0)

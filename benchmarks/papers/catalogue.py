@@ -63,8 +63,8 @@ class Table:
         title: one line.
         cells: those of a seed, in the order in which they are run.
         view: how it looks; None: all figures of all tasks, `views.whole`.
-        run: of a table that is not made of such cells: does whatever the command line says and
-            returns how much failed.
+        run: of a table whose cells are not run like others: does whatever the command line says and
+            returns how much failed; the page it leaves to `view`, if there is one.
         seeds: those that are run and shown unless the command line says others.
         small: of the models of this repository, or of weights that do not matter.
     """

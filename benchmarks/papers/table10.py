@@ -24,13 +24,6 @@ def run(options: argparse.Namespace) -> int:
         lines = listed if options.tables else trials
         print("\n".join(line for seed in seeds for line in lines(options.cells, seed)))
         return 0
-    if options.render:
-        # Like any table of cells, but the catalogue, which rendering reads, has this function.
-        from benchmarks.papers.catalogue import TABLES
-        from benchmarks.papers.rendering import render
-
-        print(render(TABLES["table10"], seeds, options.cells, options.cells.parent))
-        return 0
     begin = time.monotonic()
     failed = 0
     for seed in seeds:

@@ -14,8 +14,7 @@ from benchmarks.demo.captions import DIGITS
 from benchmarks.papers.downstream import pretrain_vit, vit
 from benchmarks.papers.downstream.build import build
 from benchmarks.papers.downstream.class_files import write_cifar_10, write_cifar_100, write_flowers
-from benchmarks.papers.downstream.classes import SETS, SHOTS, SIDE, SIZES
-from benchmarks.papers.downstream.frames import FRAMES, draw_frames
+from benchmarks.papers.downstream.classes import FRAMES, SETS, SHOTS, SIDE, SIZES, draw_frames
 from benchmarks.papers.downstream.questions import ANSWERS
 from benchmarks.papers.downstream.samples import draw_sample
 from benchmarks.papers.downstream.scene_files import write_scenes

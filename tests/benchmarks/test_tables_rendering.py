@@ -17,8 +17,8 @@ from benchmarks.papers.comparing import SEED_SPREAD, margin, pooled_spread, stan
 from benchmarks.papers.findings import Entry, Found
 from benchmarks.papers.layout import markdown, with_best
 from benchmarks.papers.measures import TEXT
+from benchmarks.papers.plots import style_of
 from benchmarks.papers.rendering import render
-from benchmarks.papers.styles import style_of
 from benchmarks.papers.tuning import LONGER, TUNINGS
 from benchmarks.papers.views import lengths, ranked
 from benchmarks.papers.views.compared import compared

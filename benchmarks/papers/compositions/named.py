@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from benchmarks.papers.compositions.joint import JointTraining
-from benchmarks.papers.compositions.refit import Refit
-from benchmarks.papers.compositions.staged import Staged
+from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
 from benchmarks.papers.ways import LAMBDA
 from vlp_plugins.allocation import GlobalAllocation, ModalityAllocation
-from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.masks import Masks
+from vlp_plugins.methods.base import Composition, Context, Cost, Method, Procedure
 from vlp_plugins.methods.tamt import Tamt
 from vlp_plugins.plugins import registry
+from vlp_plugins.saving import restored
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.lamp import Lamp
 from vlp_plugins.scorers.layer_l2 import LayerL2
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.snip import Snip
 from vlp_plugins.scorers.wanda import Wanda
+from vlp_plugins.targets import Target
 
 _SCORES = {
     "flow": InformationFlow,
@@ -29,6 +32,46 @@ _SCORES = {
     "snip": Snip,
     "wanda": Wanda,
 }
+
+
+@dataclass(frozen=True)
+class Staged(Procedure):
+    """Two methods after each other: the second prunes what the first has left, with its values.
+
+    The first goes half the way: the density that it leaves is the root of the target's.
+
+    Attributes:
+        first: may change the weights; reads the batches in pieces of `ROW` samples.
+        second: chooses among what is left.
+    """
+
+    first: Method
+    second: Method
+    name: str = "staged"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, context: Context) -> list[Masks]:
+        return [self._masks(context, target) for target in context.targets]
+
+    def cost(self, context: Context) -> Cost:
+        return Cost()
+
+    def _masks(self, context: Context, target: Target) -> Masks:
+        assert isinstance(target, float)
+        weights = context.weights
+        halfway = 1 - (1 - target) ** 0.5
+        pieces = [piece for batch in context.batches for piece in pieces_of(batch, ROW)]
+        there = replace(context, batches=pieces, targets=[halfway], limit=None)
+        before = masks_of(self.first, there)[0]
+        with restored(weights):
+            before.apply(context.model, context.adapter)
+            after = masks_of(self.second, replace(context, targets=[target]))[0]
+            kept = {name: after[name] for name in weights}
+            values = {
+                name: weight.parameter.detach().clone() * kept[name]
+                for name, weight in weights.items()
+            }
+        return Masks.from_dense(kept, after.manifest, values)
 
 
 def within(score: str, by: str, *, modality: bool = True) -> Composition:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.papers.comparing import standard_error
+from benchmarks.papers.experiments import pruner_search
+from benchmarks.papers.experiments.searches import TPE
 from benchmarks.papers.findings import Entry, Found
-from benchmarks.papers.layout import markdown, title_of, with_best
+from benchmarks.papers.layout import markdown, percent, title_of, with_best
 from benchmarks.papers.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
 from benchmarks.papers.plots import Line, draw_lines, panels
-from benchmarks.papers.views import published_penalties, search_trials
+from benchmarks.papers.views import published_penalties
 from benchmarks.papers.views.view import Rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = (TEXT_FEATURES, IMAGE_FEATURES, AVERAGE_FEATURES)
+_TRIAL_COLUMNS = (AVERAGE_FEATURES, TEXT_FEATURES, IMAGE_FEATURES)
 _FIRST = " The first penalty of each method is that of the other tables."
 _PANELS = ("average R@1, features", "the paper's average R@1")
 
@@ -37,7 +40,7 @@ def penalties(found: Found) -> Rendered:
         "paper's figures are of other weights, MSCOCO, and the published recipe of CHITA, whose "
         "penalties are on another scale.",
         "",
-        *([] if found.origins else search_trials.lines(found)),
+        *([] if found.origins else search_trials(found)),
     ]
     rows = [title_of(model) for model in found.models]
     return Rendered(lines, panels(rows, _PANELS, lambda *place: _draw(found, *place)))
@@ -120,3 +123,40 @@ def _draw(found: Found, axis: Axes, i: int, j: int) -> None:
     axis.set_xscale("log")
     axis.set_ylim(bottom=0)
     axis.set_xlabel("lambda", fontsize=8)
+
+
+def search_trials(found: Found) -> list[str]:
+    """The trials of the search, best first: a table per seed, as far as the search has come."""
+    written: list[str] = []
+    for seed in found.seeds:
+        trials = TPE.done(found.folder, seed)
+        title = f"## {TPE.tuner} search: {title_of('blip')} at {percent(pruner_search.SPARSITY)}"
+        written += [title, "", f"{len(trials)} of {TPE.trials} trials (seed {seed}).", ""]
+        if not trials:
+            continue
+        rows = []
+        for number, trial in enumerate(trials, 1):
+            content = TPE.cell(trial["parameters"], seed).content(found.folder) or {}
+            figures = [each.of(content) or 0.0 for each in _TRIAL_COLUMNS]
+            rows.append((figures[0], [*_said(trial["parameters"]), *figures, number]))
+        rows.sort(key=lambda row: row[0], reverse=True)
+        header = ["Method", "Parameters", *(each.title for each in _TRIAL_COLUMNS), "Trial"]
+        written += [*markdown(header, [_texts(row) for _, row in rows]), ""]
+    return written
+
+
+def _said(drawn: dict[str, Any]) -> tuple[str, str]:
+    """The method and its parameters as one reads them."""
+    own = dict(drawn["pruner"])
+    name = own.pop(pruner_search.NAME)
+    if own.pop("id", False):
+        name = f"id*{name}"
+    said = [
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in own.items()
+    ]
+    return name, ", ".join(said)
+
+
+def _texts(row: list[Any]) -> list[str]:
+    return [f"{value:.1f}" if isinstance(value, float) else str(value) for value in row]

@@ -17,7 +17,7 @@ class Rendered:
     """A table that can be written.
 
     Attributes:
-        lines: Markdown, below the title and what `about` says.
+        lines: Markdown, below the title and what `rendering` says first.
         figure: its plot; None if it has none.
     """
 
