@@ -49,7 +49,8 @@ class Refit(Procedure):
         found = masks_of(self.base, context)
         pieces = [p for b in list(context.batches)[: self.rows] for p in pieces_of(b, ROW)]
         context = replace(context, batches=pieces, limit=None)
-        setup = Setup.of(context, Settings(lambda_=self.ridge), GlobalAllocation())
+        settings = Settings(lambda_=self.ridge).for_variant(published=False)
+        setup = Setup.of(context, settings, GlobalAllocation())
         count = setup.calibration.available
         batches = Seen(setup.calibration.from_(0, count))
         with setup.pruner(batches, count) as pruner:
