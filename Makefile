@@ -43,7 +43,7 @@ parity: install
 	$(BIN)/python -m benchmarks.parity tests/golden
 
 speed: install
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed multiflow
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -13,8 +13,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlp_plugins import __version__
 from vlp_plugins.atomic import write_text
 
@@ -23,6 +21,8 @@ FOLDER = Path(__file__).parent / "results"
 
 def machine() -> dict[str, Any]:
     """What figures depend on beside the program."""
+    import torch  # for commands whose help does without
+
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

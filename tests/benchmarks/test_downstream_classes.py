@@ -11,16 +11,15 @@ import torch
 from PIL import Image
 
 from benchmarks.demo.captions import DIGITS
-from benchmarks.downstream import pretrain_vit, vit
-from benchmarks.downstream.build import build
-from benchmarks.downstream.class_files import write_cifar_10, write_cifar_100, write_flowers
-from benchmarks.downstream.classes import SETS, SHOTS, SIDE, SIZES
-from benchmarks.downstream.frames import FRAMES, draw_frames
-from benchmarks.downstream.questions import ANSWERS
-from benchmarks.downstream.samples import draw_sample
-from benchmarks.downstream.scene_files import write_scenes
-from benchmarks.downstream.splits import SPLITS, scans_of
-from benchmarks.downstream.views import unlabelled
+from benchmarks.papers.downstream import pretrain_vit, vit
+from benchmarks.papers.downstream.build import build
+from benchmarks.papers.downstream.class_files import write_cifar_10, write_cifar_100, write_flowers
+from benchmarks.papers.downstream.classes import FRAMES, SETS, SHOTS, SIDE, SIZES, draw_frames
+from benchmarks.papers.downstream.questions import ANSWERS
+from benchmarks.papers.downstream.samples import draw_sample
+from benchmarks.papers.downstream.scene_files import write_scenes
+from benchmarks.papers.downstream.splits import SPLITS, scans_of
+from benchmarks.papers.downstream.views import unlabelled
 from vlp_plugins.data import LabelledImages, open_labelled, open_questions, open_source
 
 EIGHT_MB = 8_000_000

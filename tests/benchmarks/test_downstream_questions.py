@@ -20,10 +20,10 @@ from benchmarks.demo.processors import (
     build_tokenizer,
     save_processors,
 )
-from benchmarks.downstream.questions import ANSWERS, KINDS, NEW_WORDS, PEOPLE, ask
-from benchmarks.downstream.samples import draw_sample
-from benchmarks.downstream.vocabulary import extend, question_tokenizer, with_more_words
-from benchmarks.downstream.wording import CELLS, LANGUAGE
+from benchmarks.papers.downstream.questions import ANSWERS, KINDS, NEW_WORDS, PEOPLE, ask
+from benchmarks.papers.downstream.samples import draw_sample
+from benchmarks.papers.downstream.vocabulary import extend, question_tokenizer, with_more_words
+from benchmarks.papers.downstream.wording import CELLS, LANGUAGE
 from vlp_plugins.data import load_processor
 from vlp_plugins.evaluation import vqa_accuracy
 from vlp_plugins.loading import load_model

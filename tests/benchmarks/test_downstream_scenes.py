@@ -17,14 +17,14 @@ from benchmarks.demo.language import Fact
 from benchmarks.demo.processors import MAX_TOKENS, build_tokenizer
 from benchmarks.demo.samples import unseen_sample
 from benchmarks.demo.scenes import CELL_SIZE, PALETTE
-from benchmarks.downstream import scenes
-from benchmarks.downstream.painting import place, texture
-from benchmarks.downstream.samples import CAPTIONS, QUESTIONS, Sample, draw_sample
-from benchmarks.downstream.scene_files import facts_of, write_scenes
-from benchmarks.downstream.scenes import draw
-from benchmarks.downstream.shades import SHADES, mix
-from benchmarks.downstream.splits import SPLITS, pick, scans_of, seed_of
-from benchmarks.downstream.wording import CELLS, LANGUAGE, PATTERNS, caption, is_true
+from benchmarks.papers.downstream import scenes
+from benchmarks.papers.downstream.painting import place, texture
+from benchmarks.papers.downstream.samples import CAPTIONS, QUESTIONS, Sample, draw_sample
+from benchmarks.papers.downstream.scene_files import facts_of, write_scenes
+from benchmarks.papers.downstream.scenes import draw
+from benchmarks.papers.downstream.shades import SHADES, mix
+from benchmarks.papers.downstream.splits import SPLITS, pick, scans_of, seed_of
+from benchmarks.papers.downstream.wording import CELLS, LANGUAGE, PATTERNS, caption, is_true
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,16 @@ import json
 
 import pytest
 
-from benchmarks.id_gain.cells import Cell, Settings, seconds_left
-from benchmarks.id_gain.findings import LEAST_GAIN, flat, gain, significant_gains, table, verdicts
-from benchmarks.id_gain.ways import ARMS, BUDGETS, FACTOR, PLAIN, Way, ways
+from benchmarks.papers.id_gain.cells import Cell, Settings, seconds_left
+from benchmarks.papers.id_gain.findings import (
+    LEAST_GAIN,
+    flat,
+    gain,
+    significant_gains,
+    table,
+    verdicts,
+)
+from benchmarks.papers.id_gain.ways import ARMS, BUDGETS, FACTOR, PLAIN, Way, ways
 from vlp_plugins.errors import OutputError
 from vlp_plugins.plugins import registry
 

@@ -8,9 +8,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from benchmarks.latency.__main__ import show
-from benchmarks.latency.measuring import cpu_times, multiply_adds, ratios, sizes
-from benchmarks.latency.models import halved
+from benchmarks.speed.latency import cpu_times, halved, multiply_adds, ratios, show, sizes
 from vlp_plugins.plugins import registry
 from vlp_plugins.structured import cut
 

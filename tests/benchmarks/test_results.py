@@ -9,24 +9,28 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
+from benchmarks.speed.__main__ import TIMINGS
 
 ROOT = Path(results.__file__).parent
 GOLDEN = ROOT.parent / "tests" / "golden"
-CELLS_OR_RUNS = {"benchmarks.tables.__main__", "benchmarks.demo.run"}
+CELLS_OR_RUNS = {"benchmarks.papers.__main__", "benchmarks.demo.run"}
 """They write what they are run for: the cells that are missing, a folder that is named."""
-RECORDING = sorted(
-    name
+SPEED = "benchmarks.speed.__main__"
+"""One command, whose first word is what is timed."""
+RECORDING = [(SPEED, name) for name in TIMINGS] + sorted(
+    (name,)
     for path in ROOT.rglob("*.py")
     if "from benchmarks.results import" in (text := path.read_text(encoding="utf-8"))
     and "def main(" in text
     and (name := ".".join(("benchmarks", *path.relative_to(ROOT).with_suffix("").parts)))
-    not in CELLS_OR_RUNS
+    not in {*CELLS_OR_RUNS, SPEED}
 )
-CHEAP = {
-    "benchmarks.parity.__main__": [str(GOLDEN)],
-    "benchmarks.id_neighbours": ["--sizes", "10x100", "--rounds", "1", "--device", "cpu"],
-    "benchmarks.chita_speed": ["--n", "8", "--p", "1e4", "--rounds", "1", "--device", "cpu"],
-}
+ROUND = ["--rounds", "1", "--device", "cpu"]
+CHEAP = [
+    ("benchmarks.parity.__main__", str(GOLDEN)),
+    (SPEED, "neighbours", "--sizes", "10x100", *ROUND),
+    (SPEED, "chita", "--n", "8", "--p", "1e4", *ROUND),
+]
 
 
 def called(name: str, *words: str) -> None:
@@ -36,28 +40,28 @@ def called(name: str, *words: str) -> None:
         importlib.import_module(name).main()
 
 
-@pytest.mark.parametrize("name", RECORDING)
+@pytest.mark.parametrize("command", RECORDING, ids=" ".join)
 def test_every_benchmark_that_keeps_figures_takes_record(
-    name: str, capsys: pytest.CaptureFixture[str]
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        called(name, "--help")
+        called(*command, "--help")
     assert "--record" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("command", CHEAP, ids=" ".join)
 def test_figures_are_written_with_record_alone(
-    name: str,
+    command: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
 
-    called(name, *CHEAP[name])
+    called(*command)
     assert "--record writes" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-    called(name, *CHEAP[name], "--record")
+    called(*command, "--record")
     (file,) = tmp_path.iterdir()
     assert str(file) in capsys.readouterr().out
 
@@ -69,7 +73,7 @@ def test_what_is_not_recorded_of_a_comparison_is_neither_run_nor_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = importlib.import_module(f"benchmarks.{name}.__main__")
+    module = importlib.import_module(f"benchmarks.papers.{name}.__main__")
     there = sorted((ROOT / "results" / name).glob("blip-*.json"))[1:]
     (tmp_path / name).mkdir()
     for path in there:
@@ -86,5 +90,5 @@ def test_what_is_not_recorded_of_a_comparison_is_neither_run_nor_written(
 
 def test_another_folder_stands_instead_of_record(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        called("benchmarks.id_neighbours", "--record", "--out", "elsewhere")
+        called(SPEED, "neighbours", "--record", "--out", "elsewhere")
     assert "not allowed with" in capsys.readouterr().err

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.structured.__main__ import compare
-from benchmarks.structured.cells import Cell, Settings
-from benchmarks.structured.findings import rows_of, table, verdicts, worse_than_random
-from benchmarks.structured.tuning import Tuning
-from benchmarks.structured.ways import DENSE, RANDOM, WAYS, Way, ways
+from benchmarks.papers.structured.__main__ import compare
+from benchmarks.papers.structured.cells import Cell, Settings
+from benchmarks.papers.structured.findings import rows_of, table, verdicts, worse_than_random
+from benchmarks.papers.structured.tuning import Tuning
+from benchmarks.papers.structured.ways import DENSE, RANDOM, WAYS, Way, ways
 from vlp_plugins.errors import OutputError
 
 

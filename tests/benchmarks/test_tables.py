@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables import __main__ as command
-from benchmarks.tables import running
-from benchmarks.tables.catalogue import TABLES, grid
-from benchmarks.tables.cell import Cell
-from benchmarks.tables.running import missing, run, unique
-from benchmarks.tables.tuning import TUNINGS
-from benchmarks.tables.ways import PAPER, WAYS
-from benchmarks.tables.world import World
+from benchmarks.papers import __main__ as command
+from benchmarks.papers import running
+from benchmarks.papers.catalogue import TABLES, grid
+from benchmarks.papers.cell import Cell
+from benchmarks.papers.running import missing, run, unique
+from benchmarks.papers.tuning import TUNINGS
+from benchmarks.papers.ways import PAPER, WAYS
+from benchmarks.papers.world import World
 from vlp_plugins.errors import DataError, OutputError
 
 ALL = [cell for seed in (1, 2) for table in TABLES.values() for cell in table.cells(seed)]

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from benchmarks.tables.candidates import (
+from benchmarks.papers.candidates import (
     AS_PUBLISHED,
     CALLED,
     CANDIDATES,
@@ -16,10 +15,11 @@ from benchmarks.tables.candidates import (
     final_cells,
     search_cells,
 )
-from benchmarks.tables.compositions import COMPOSITIONS
-from benchmarks.tables.compositions.refit import pieces_of
-from benchmarks.tables.pruning import target_of
-from benchmarks.tables.ways import MORE, PAPER, Way
+from benchmarks.papers.compositions import COMPOSITIONS
+from benchmarks.papers.compositions.refit import pieces_of
+from benchmarks.papers.pruning import target_of
+from benchmarks.papers.ways import MORE, PAPER, Way
+from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins import prune
 from vlp_plugins.plugins import registry
 from vlp_plugins.weights import WeightMap

@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables.catalogue import TABLES
-from benchmarks.tables.cell import Cell
-from benchmarks.tables.experiments import experiment, lambda_grid, pruner_search
-from benchmarks.tables.experiments import trial as nni_trial
-from benchmarks.tables.experiments.continued_tpe import ContinuedTpe
-from benchmarks.tables.experiments.searches import LAMBDA_GRID, SEARCHES, TPE, result_of
-from benchmarks.tables.findings import Entry, Found
-from benchmarks.tables.table10 import listed
-from benchmarks.tables.views import penalties
-from benchmarks.tables.views.penalties import as_good
-from benchmarks.tables.ways import LAMBDA, WAYS
-from benchmarks.tables.world import World
+from benchmarks.papers.catalogue import TABLES
+from benchmarks.papers.cell import Cell
+from benchmarks.papers.experiments import experiment, lambda_grid, pruner_search
+from benchmarks.papers.experiments import trial as nni_trial
+from benchmarks.papers.experiments.continued_tpe import ContinuedTpe
+from benchmarks.papers.experiments.searches import LAMBDA_GRID, SEARCHES, TPE, result_of
+from benchmarks.papers.findings import Entry, Found
+from benchmarks.papers.table10 import listed
+from benchmarks.papers.views import penalties
+from benchmarks.papers.views.penalties import as_good
+from benchmarks.papers.ways import LAMBDA, WAYS
+from benchmarks.papers.world import World
 from vlp_plugins.errors import OutputError
 from vlp_plugins.hosts.nni.search import draws
 from vlp_plugins.report.drawing import svg_of
@@ -277,9 +277,9 @@ RUN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from benchmarks.tables.experiments import experiment
-from benchmarks.tables.experiments.searches import SEARCHES
-from benchmarks.tables.world import World
+from benchmarks.papers.experiments import experiment
+from benchmarks.papers.experiments.searches import SEARCHES
+from benchmarks.papers.world import World
 name, trials, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 World.make = lambda self: None
 search = replace(SEARCHES[name], trials=trials)

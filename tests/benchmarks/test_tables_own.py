@@ -12,17 +12,17 @@ import pytest
 import yaml
 
 from benchmarks.demo.build_data import build as build_pretraining
-from benchmarks.downstream.build import build as build_downstream
-from benchmarks.downstream.vit import MODEL as VIT
-from benchmarks.tables import __main__ as command
-from benchmarks.tables import cell as cell_module
-from benchmarks.tables.budgets import tuning_of, way_of
-from benchmarks.tables.catalogue import TABLES, Table, grid
-from benchmarks.tables.cell import Cell
-from benchmarks.tables.experiments.lambda_grid import POWERS
-from benchmarks.tables.own import OwnWorld
-from benchmarks.tables.rendering import render
-from benchmarks.tables.ways import VIT_WAYS, WAYS, Way
+from benchmarks.papers import __main__ as command
+from benchmarks.papers import cell as cell_module
+from benchmarks.papers.budgets import tuning_of, way_of
+from benchmarks.papers.catalogue import TABLES, Table, grid
+from benchmarks.papers.cell import Cell
+from benchmarks.papers.downstream.build import build as build_downstream
+from benchmarks.papers.downstream.vit import MODEL as VIT
+from benchmarks.papers.experiments.lambda_grid import POWERS
+from benchmarks.papers.own import OwnWorld
+from benchmarks.papers.rendering import render
+from benchmarks.papers.ways import VIT_WAYS, WAYS, Way
 from vlp_plugins.errors import DataError, RecipeError, VlpError
 from vlp_plugins.finetuning import finetune
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -331,7 +331,7 @@ def test_another_checkpoint_does_not_go_on_from_an_interrupted_cell(
 
     world = OwnWorld.read(written(tmp_path, content))
     with monkeypatch.context() as broken:
-        broken.setattr("benchmarks.tables.tuning.finetune", interrupted)
+        broken.setattr("benchmarks.papers.tuning.finetune", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cell_of(world).run(world, tmp_path)
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from benchmarks.papers.catalogue import TABLES, Table
+from benchmarks.papers.findings import Found
+from benchmarks.papers.levels import initial_cosines
+from benchmarks.papers.rendering import page
+from benchmarks.papers.views import whole
 from benchmarks.results import FOLDER
-from benchmarks.tables.catalogue import TABLES, Table
-from benchmarks.tables.findings import Found
-from benchmarks.tables.levels import initial_cosines
-from benchmarks.tables.rendering import page
-from benchmarks.tables.views import whole
 
 OUT = FOLDER / "tables"
 OF_CELLS = [table for table in TABLES.values() if table.name != "table7"]

@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables.candidates import ABLATED
-from benchmarks.tables.catalogue import TABLES, Table, grid
-from benchmarks.tables.cell import Cell
-from benchmarks.tables.comparing import SEED_SPREAD, margin, pooled_spread, standard_error
-from benchmarks.tables.findings import Entry, Found
-from benchmarks.tables.layout import markdown, with_best
-from benchmarks.tables.measures import TEXT
-from benchmarks.tables.rendering import render
-from benchmarks.tables.styles import style_of
-from benchmarks.tables.tuning import LONGER, TUNINGS
-from benchmarks.tables.views import lengths, ranked
-from benchmarks.tables.views.compared import compared
-from benchmarks.tables.views.dimensions import difference
-from benchmarks.tables.views.modalities import collapsed
-from benchmarks.tables.ways import WAYS
+from benchmarks.papers.candidates import ABLATED
+from benchmarks.papers.catalogue import TABLES, Table, grid
+from benchmarks.papers.cell import Cell
+from benchmarks.papers.comparing import SEED_SPREAD, margin, pooled_spread, standard_error
+from benchmarks.papers.findings import Entry, Found
+from benchmarks.papers.layout import markdown, with_best
+from benchmarks.papers.measures import TEXT
+from benchmarks.papers.plots import style_of
+from benchmarks.papers.rendering import render
+from benchmarks.papers.tuning import LONGER, TUNINGS
+from benchmarks.papers.views import lengths, ranked
+from benchmarks.papers.views.compared import compared
+from benchmarks.papers.views.dimensions import difference
+from benchmarks.papers.views.modalities import collapsed
+from benchmarks.papers.ways import WAYS
 
 SPICE = "SPICE needs model files that are not there"
 
@@ -94,7 +94,7 @@ def test_a_page_has_its_command_the_best_in_bold_and_says_what_is_missing(tmp_pa
 
     assert page == (tmp_path / "small.md").read_text()
     assert (tmp_path / "small.svg").read_text().startswith("<svg")
-    assert "python -m benchmarks.tables small --render" in page
+    assert "python -m benchmarks.papers small --render" in page
     assert "**2 of 5 cells are missing** (BLIP retrieval 2)" in page
     assert rows_of(page, "0%") == [["0%", "dense", "61.0", "59.0", "61.0", "61.0"]]
     assert rows_of(page, "63%") == [  # what rounds to the same is as good

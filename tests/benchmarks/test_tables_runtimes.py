@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed import random_batches
-from benchmarks.tables import runtimes, table7
-from benchmarks.tables.runtimes import BATCHES, METHODS, Runtime
-from benchmarks.tables.stopwatch import Others, TimedBatches
+from benchmarks.papers import runtimes, table7
+from benchmarks.papers.runtimes import BATCHES, METHODS, Runtime
+from benchmarks.papers.stopwatch import Others, TimedBatches
+from benchmarks.speed.workload import random_batches
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_plugins.adapter import Batch
 from vlp_plugins.atomic import write_text

@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.downstream.classes import SETS
-from benchmarks.downstream.vit import MODEL
-from benchmarks.tables.catalogue import TABLES
-from benchmarks.tables.cell import Cell
-from benchmarks.tables.findings import Found
-from benchmarks.tables.pruning import calibration, load
-from benchmarks.tables.tuning import TUNINGS, task_of
-from benchmarks.tables.views.classification import PUBLISHED, classification
-from benchmarks.tables.vit import (
+from benchmarks.papers.catalogue import TABLES
+from benchmarks.papers.cell import Cell
+from benchmarks.papers.downstream.classes import SETS
+from benchmarks.papers.downstream.vit import MODEL
+from benchmarks.papers.findings import Found
+from benchmarks.papers.pruning import calibration, load
+from benchmarks.papers.tuning import TUNINGS, task_of
+from benchmarks.papers.views.classification import PUBLISHED, classification
+from benchmarks.papers.vit import (
     MatchingAdapter,
     RecoveryAdapter,
     class_states,
     fitted_head,
     images,
 )
-from benchmarks.tables.ways import VIT_WAYS, Way
-from benchmarks.tables.world import World
+from benchmarks.papers.ways import VIT_WAYS, Way
+from benchmarks.papers.world import World
 from vlp_plugins import prune
 from vlp_plugins.finetuning import downstream
 from vlp_plugins.job.loaded import Loaded

@@ -9,16 +9,15 @@ import pytest
 pytest.importorskip("nni", reason="the host is an extra")
 pytest.importorskip("torch_pruning", reason="the host is an extra")
 
-from benchmarks.hosts import __main__ as program
-from benchmarks.hosts.measured import NNI_TARGET, Row
-from benchmarks.hosts.through_nni import measure
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.hosts import NNI_TARGET, Row, large, measure
 
 
 def test_the_benchmark_measures_and_says_what_holds(tmp_path, monkeypatch, capsys):
     arguments = ["hosts", "--models", "blip", "--methods", "omp", "wanda", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.argv", ["speed", *arguments])
 
-    assert program.main() == 0
+    assert main() == 0
 
     rows = json.loads((tmp_path / "hosts.json").read_text())["figures"]
     assert [row["method"] for row in rows] == ["omp", "wanda"]
@@ -45,7 +44,7 @@ def test_one_flaw_is_enough(flaw):
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["omp", "multiflow"])
 def test_one_global_group_at_full_size_takes_at_most_three_times_as_long(method):
-    row = measure(program.large(batches=1), method, {}, rounds=3)
+    row = measure(large(batches=1), method, {}, rounds=3)
     assert row.identical
     assert row.ties
     assert row.ratio <= NNI_TARGET

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from benchmarks.speed import full_size, random_batches
+from benchmarks.speed.workload import full_size, random_batches
 from vlp_plugins import Masks, prune
 from vlp_plugins.inspection import inspect_model
 from vlp_plugins.plugins import registry

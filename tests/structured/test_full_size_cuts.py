@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.latency.models import full_size, halved, random_batch
+from benchmarks.speed.latency import full_size, halved, random_batch
 from vlp_plugins.plugins import registry
 from vlp_plugins.structured import (
     check_equal,

@@ -25,7 +25,7 @@ def lamp_tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
 
     TAMT's signed scores, but tensors are compared by LAMP (Lee et al., ICLR 2021) at the first
     step, and every modality is pruned to the target as in MULTIFLOW. How it was found, and what
-    each of its parts brings: `python -m benchmarks.tables search better --render`.
+    each of its parts brings: `python -m benchmarks.papers search better --render`.
 
     Args:
         steps: see `tamt`.

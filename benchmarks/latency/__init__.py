@@ -1,1 +1,0 @@
-"""What users feel of structured pruning: time, parameters, operations, memory."""

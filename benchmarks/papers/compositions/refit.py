@@ -1,0 +1,111 @@
+"""CHITA's update of the weights on a support that another method has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from vlp_plugins.adapter import Batch
+from vlp_plugins.allocation import GlobalAllocation
+from vlp_plugins.calibration import calibrate
+from vlp_plugins.masks import Masks
+from vlp_plugins.methods.base import Composition, Context, Cost, Method, Procedure
+from vlp_plugins.methods.chita.batches import Seen
+from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.chita.setup import Setup
+from vlp_plugins.methods.chita.solving import Pruner
+from vlp_plugins.methods.making import make_masks
+from vlp_plugins.solvers.blocks import edges_of
+from vlp_plugins.solvers.dual import Dual
+
+ROW = 4
+"""Samples of a row of gradients."""
+
+
+@dataclass(frozen=True)
+class Refit(Procedure):
+    """Masks of another method, and the values that CHITA's quadratic model gives what they keep.
+
+    In every block of 2,000 weights the kept ones are the exact minimiser of the ridge-penalised
+    model (`solvers.dual`) on the support of the other method.
+
+    Attributes:
+        base: chooses the support; reads the batches as they are.
+        ridge: lambda.
+        rows: batches that make rows, in pieces of `ROW` samples.
+    """
+
+    base: Method
+    ridge: float = 1e-8
+    rows: int = 4
+    name: str = "refit"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, context: Context) -> list[Masks]:
+        found = masks_of(self.base, context)
+        pieces = [p for b in list(context.batches)[: self.rows] for p in pieces_of(b, ROW)]
+        context = replace(context, batches=pieces, limit=None)
+        settings = Settings(lambda_=self.ridge).for_variant(published=False)
+        setup = Setup.of(context, settings, GlobalAllocation())
+        count = setup.calibration.available
+        batches = Seen(setup.calibration.from_(0, count))
+        with setup.pruner(batches, count) as pruner:
+            return [self._refitted(setup, pruner, masks) for masks in found]
+
+    def cost(self, context: Context) -> Cost:
+        return Cost()
+
+    def _refitted(self, setup: Setup, pruner: Pruner, masks: Masks) -> Masks:
+        kept = {name: masks[name] for name in setup.context.weights}
+        support = setup.columns.join(kept)
+        values = torch.zeros_like(pruner.dense)
+        bounds = setup.columns.bounds
+        assert bounds is not None
+        for first, part in pruner.rows.parts():
+            for start, stop in pairwise(edges_of(bounds, first, first + part.shape[1])):
+                span, whole = slice(start, stop), slice(first + start, first + stop)
+                inside = support[whole]
+                if not inside.any():
+                    continue
+                block, dense = part[:, span], pruner.dense[whole]
+                ridge = pruner.rows.n * self.ridge
+                dual = Dual.of_columns(block, dense, inside, ridge)
+                values[whole][inside] = dual.refit(block[:, inside], dense[inside])
+        return Masks.from_dense(kept, masks.manifest, setup.columns.split(values))
+
+
+def masks_of(method: Method, context: Context) -> list[Masks]:
+    """What `prune` would find."""
+    if isinstance(method, Procedure):
+        return method.run(context)
+    assert isinstance(method, Composition)
+    statistics = None
+    if method.needs:
+        statistics = calibrate(
+            context.model, context.adapter, context.weights, context.batches, method.needs
+        )
+    return make_masks(
+        context.weights,
+        method,
+        context.targets,
+        statistics,
+        floor=context.floor,
+        owners=context.owners,
+        seed=context.seed,
+    )
+
+
+def pieces_of(batch: Batch, size: int) -> Iterator[dict[str, Any]]:
+    """A batch in pieces of some rows."""
+    rows = len(batch["input_ids"])
+    for start in range(0, rows, size):
+        yield {
+            key: value[start : start + size]
+            if torch.is_tensor(value) and value.ndim and len(value) == rows
+            else value
+            for key, value in batch.items()
+        }

@@ -1,7 +1,0 @@
-"""Compositions nobody has published: what is looked for when the published methods are known."""
-
-from __future__ import annotations
-
-from benchmarks.tables.compositions.named import COMPOSITIONS
-
-__all__ = ["COMPOSITIONS"]
