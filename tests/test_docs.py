@@ -8,6 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -139,7 +140,7 @@ RECIPES = sorted(
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_names_a_registered_method(path):
     recipe = yaml.safe_load(path.read_text())
-    registry().method(recipe["method"], **recipe.get("parameters", {}))
+    make_method(registry(), recipe["method"], **recipe.get("parameters", {}))
 
 
 def test_every_link_of_the_readme_leads_somewhere():

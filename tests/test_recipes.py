@@ -27,6 +27,7 @@ from vlp_plugins.recipes import (
     with_options,
 )
 from vlp_plugins.recipes.finetuning import load_finetune_recipe
+from vlp_plugins.resolving import make_method
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
 PRUNING = sorted(path for path in PAPER.glob("*.yaml") if not path.name.startswith("finetune-"))
@@ -317,7 +318,7 @@ def test_the_papers_recipes(path: Path) -> None:
     method, family = path.stem.split("-")[:2]
     assert recipe.method == method
     assert recipe.adapter == {"dino": "vit"}.get(family, family)
-    made = registry().method(recipe.method, **recipe.parameters)
+    made = make_method(registry(), recipe.method, **recipe.parameters)
     assert made.reads_data == (recipe.data.batches is not None)
     if made.reads_data and recipe.adapter != "vit":
         assert recipe.data.batches == (500 if method == "chita" else 3000)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.hookspecs import hookimpl
+from vlp_plugins.version import __version__
 
 if TYPE_CHECKING:
     from vlp_plugins.allocation import Pattern
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from vlp_plugins.statistics.store import Statistics
     from vlp_plugins.training import GradualPruning
 
-__version__ = "0.2.0.dev0"
 __all__ = [
     "GradualPruning",
     "IdProfile",

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-import vlp_plugins
 from vlp_plugins.atomic import atomic_file
 from vlp_plugins.errors import VlpError, first_line
 from vlp_plugins.tensor_files import bytes_of_tensor, has_metadata, write_tensors
+from vlp_plugins.version import __version__
 
 _VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
 _PACKAGES = ("vlp-plugins", "torch", "transformers", "numpy")  # they decide the values
@@ -125,7 +125,7 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def made_by() -> str:
     """This program and its version."""
-    return f"vlp_plugins {vlp_plugins.__version__}"
+    return f"vlp_plugins {__version__}"
 
 
 def made_before(program: object, version: tuple[int, int, int]) -> bool:

@@ -16,7 +16,8 @@ from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.overlap import Overlap
-from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.modes import neutral_state, takes_model

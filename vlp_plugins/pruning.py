@@ -20,7 +20,8 @@ from vlp_plugins.errors import StatisticsError, no_exit
 from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Method, Procedure, composed
+from vlp_plugins.methods.base import Context, Method, Procedure
+from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.modes import neutral_state, takes_model

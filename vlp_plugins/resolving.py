@@ -19,11 +19,14 @@ from vlp_plugins.allocation import (
 from vlp_plugins.errors import SparsityError, UnsupportedError
 from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.modes import takes_model
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.making import make
+from vlp_plugins.plugins.registry import Registry
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.targets import Target, target_of
 from vlp_plugins.variants import Owners, resolve_owners
@@ -69,7 +72,7 @@ def resolve_method(
     scaled = False
     if isinstance(method, str):
         scaled = method.startswith(GUIDED)
-        composition: Method = registry().method(method.removeprefix(GUIDED), **parameters)
+        composition: Method = make_method(registry(), method.removeprefix(GUIDED), **parameters)
     elif parameters:
         raise UnsupportedError(
             f"{', '.join(parameters)}: parameters go to the method itself, not beside it"
@@ -160,3 +163,28 @@ def with_pattern(targets: list[Target], allocation: Allocation) -> list[Target]:
     if isinstance(allocation, Pattern):
         return [allocation.sparsity]
     raise SparsityError("no sparsity given; give for instance 0.75")
+
+
+def make_scorer(registry: Registry, name: str, /, **parameters: Any) -> Scorer:
+    """A new scorer by its registered name.
+
+    Raises:
+        UnknownNameError: if there is no such scorer, or it has no such parameter.
+        UnsupportedError: if it cannot be made with these parameters.
+    """
+    # mypy takes a class with abstract methods for a mistake here; it only serves isinstance.
+    return make(registry.find(name, "scorers"), parameters, Scorer)  # type: ignore[type-abstract]
+
+
+def make_method(registry: Registry, name: str, /, **parameters: Any) -> Method:
+    """A new method: a registered one, or a scorer of that name with global allocation.
+
+    Raises:
+        UnknownNameError: if there is no such method, or it has no such parameter.
+        UnsupportedError: if it cannot be made with these parameters.
+    """
+    offer = registry.find(name, "methods", "scorers")
+    if offer.kind == "methods":
+        return make(offer, parameters, Method)  # type: ignore[type-abstract]
+    score = make(offer, parameters, Scorer)  # type: ignore[type-abstract]
+    return Composition(name, score, parameters=parameters)

@@ -23,9 +23,10 @@ from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.data import CaptionedBatches, load_processor, open_source
-from vlp_plugins.methods.base import composed
+from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap
 
@@ -49,7 +50,7 @@ def compare_owners(
         sparsities: fractions removed.
     """
     weights = WeightMap.of(subject.model, subject.adapter)
-    method = composed(registry().method("multiflow"))
+    method = composed(make_method(registry(), "multiflow"))
     batches = CaptionedBatches(
         open_source(str(data)),
         load_processor(str(subject.source)),

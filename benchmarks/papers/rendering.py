@@ -21,6 +21,7 @@ from vlp_plugins.atomic import write_text
 from vlp_plugins.intrinsic.factors import GUIDED
 from vlp_plugins.plugins import registry
 from vlp_plugins.report.drawing import svg_of
+from vlp_plugins.resolving import make_method
 
 _PAPER = (
     "The papers fine-tune models a hundred times as large in batches of 128 or 256 for 5 to 10 "
@@ -182,11 +183,11 @@ def _seen(way: Way) -> str:
         return text
     dimensions = f"{way.dimensions:,} for dimensions"
     name = way.method.removeprefix(GUIDED)
-    return f"{text}, {dimensions}" if registry().method(name).reads_data else dimensions
+    return f"{text}, {dimensions}" if make_method(registry(), name).reads_data else dimensions
 
 
 def reads_data(way: Way) -> bool:
     """Whether its method, or what divides its budget, looks at calibration samples."""
     if way.options.get("allocation") == "id" or way.method not in registry().method_names():
         return True
-    return registry().method(way.method).reads_data
+    return make_method(registry(), way.method).reads_data

@@ -16,9 +16,10 @@ from benchmarks.parity.gradients import compare_rows, compare_snip
 from benchmarks.parity.iterative import compare_iterative
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.statistics.base import LossStatistic
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
@@ -62,7 +63,7 @@ def compare_family(family: Family) -> list[Line]:
         name = run.removesuffix(suffix)
         if name not in registry().method_names():
             continue
-        method = registry().method(name)
+        method = make_method(registry(), name)
         if not isinstance(method, Composition) or _reads_losses(method):
             continue  # has a comparison of its own
         needed = gathered(suffix) if method.needs else None

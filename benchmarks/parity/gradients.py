@@ -18,9 +18,10 @@ from benchmarks.parity.negatives import RecordedNegatives
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import composed
+from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.snip import snip
 from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient
 from vlp_plugins.statistics.store import Statistics
@@ -72,7 +73,7 @@ def compare_snip(family: Family) -> list[Line]:
     statistics = calibrate(
         model, adapter, weights, family.batches(), [MeanGradient()], published=True
     )
-    method = composed(registry().method("snip"))
+    method = composed(make_method(registry(), "snip"))
     targets = [float(path.stem.removeprefix("snip_")) for path in runs]
     found = make_masks(weights, method, targets, statistics, published=True)
     lines = [

@@ -16,6 +16,7 @@ from benchmarks.papers.id_gain.findings import (
 from benchmarks.papers.id_gain.ways import ARMS, BUDGETS, FACTOR, PLAIN, Way, ways
 from vlp_plugins.errors import OutputError
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 
 
 def cell(method, seed, recalls, seconds=10.0):
@@ -83,7 +84,7 @@ def test_every_registered_method_is_there_but_for_second_names():
     named = {way.method for way in ways()}
     assert named == set(registry().method_names()) - {"magnitude"}
     for way in ways():
-        made = registry().method(way.method, **way.parameters)
+        made = make_method(registry(), way.method, **way.parameters)
         assert made.name == way.method
     assert Way("omp").options(PLAIN) == {"method": "omp"}
     assert Way("omp").options(FACTOR) == {"method": "id*omp"}

@@ -14,8 +14,10 @@ from vlp_plugins.errors import DataError, StatisticsError
 from vlp_plugins.evaluation import classification, retrieval
 from vlp_plugins.finetuning import finetune
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
-from vlp_plugins.methods.base import Composition, Context, Procedure
+from vlp_plugins.methods.base import Context, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.selection import RowSelection
 from vlp_plugins.sensitivity import sensitivity
 from vlp_plugins.structured import outputs
@@ -51,7 +53,7 @@ def expected_removals(method, weights, sparsity):
         "layer": [weight.numel for weight in weights.values()],
         "row": [w.matrix.shape[1] for w in weights.values() for _ in range(w.matrix.shape[0])],
     }
-    return sum(int(sparsity * n) for n in scopes[registry().method(method).allocation.name])
+    return sum(int(sparsity * n) for n in scopes[make_method(registry(), method).allocation.name])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -169,7 +171,7 @@ def test_a_single_batch_is_no_list_of_batches(batches, message):
 
 def reads_data(name):
     """Whether a method reads data."""
-    method = registry().method(name)
+    method = make_method(registry(), name)
     return method.reads_data if isinstance(method, Procedure) else bool(method.needs)
 
 
@@ -195,7 +197,7 @@ def test_a_batch_on_the_device_already_is_copied(form):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_procedure_says_what_it_costs_before_it_has_data(model, method):
-    procedure = registry().method(method)
+    procedure = make_method(registry(), method)
     if not isinstance(procedure, Procedure):
         return
     adapter = registry().adapter_for(model)
@@ -234,7 +236,7 @@ def test_the_published_variant_removes_about_as_much(model, batches, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_data_is_asked_for_exactly_where_it_is_needed(model, batches, method):
-    if registry().method(method).reads_data:
+    if make_method(registry(), method).reads_data:
         with pytest.raises(StatisticsError, match="needs data"):
             prune(model, method=method, sparsity=0.5)
     else:
@@ -290,7 +292,7 @@ def test_dimensions_change_how_much_every_layer_loses_and_no_ranking(model, batc
     assert guided != plain
     assert guided.removed == plain.removed
     assert same == plain
-    composition = registry().method(method)
+    composition = make_method(registry(), method)
     if isinstance(composition, Composition):
         in_rows = composition.allocation.name == "row"
         as_many = composition.with_allocation(AsMany(guided, in_rows=in_rows))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_scorer
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
 from vlp_plugins.weights import Weight
 
@@ -28,7 +29,7 @@ def evidence(scorer, name="vision.0.mlp.fc1"):
 
 @pytest.fixture(params=SCORERS)
 def scorer(request):
-    return registry().scorer(request.param)
+    return make_scorer(registry(), request.param)
 
 
 def test_it_is_registered_under_its_own_name(scorer):

@@ -17,7 +17,8 @@ from vlp_plugins.allocation import ModalityAllocation, Pattern
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.errors import DataError, NonFiniteError, SparsityError
 from vlp_plugins.methods import rounds as running
-from vlp_plugins.methods.base import Composition, Context
+from vlp_plugins.methods.base import Context
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.compositions import multiflow, omp
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.making import make_masks

@@ -16,9 +16,10 @@ from vlp_plugins.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.statistics.store import Statistics
@@ -104,7 +105,7 @@ def test_statistics_of_one_pass_serve_other_sparsities_without_data(model, batch
 
     adapter = registry().adapter_for(model)
     weights = WeightMap.of(model, adapter)
-    method = registry().method("multiflow")
+    method = make_method(registry(), "multiflow")
     calibrate(model, adapter, weights, batches, method.needs).save(tmp_path / "s.safetensors")
 
     reused = prune(model, sparsity=0.8, statistics=Statistics.load(tmp_path / "s.safetensors"))
@@ -117,7 +118,7 @@ def test_the_halves_of_the_data_tell_whether_it_was_enough(model, batches):
 
     adapter = registry().adapter_for(model)
     weights = WeightMap.of(model, adapter)
-    method = registry().method("multiflow")
+    method = make_method(registry(), "multiflow")
     statistics = calibrate(model, adapter, weights, batches, method.needs)
 
     one, other = (make_masks(weights, method, [0.75], statistics, half=h)[0] for h in (0, 1))
@@ -208,7 +209,7 @@ def test_owners_decide_whose_inputs_count_for_tied_weights():
 
 
 def test_a_composition_of_one_s_own_needs_no_registration(model):
-    mine = Composition("mine", Magnitude(), allocation=registry().method("wanda").allocation)
+    mine = Composition("mine", Magnitude(), allocation=make_method(registry(), "wanda").allocation)
 
     assert prune(model, method=mine, sparsity=0.5).manifest.method == "mine"
 

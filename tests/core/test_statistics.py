@@ -15,7 +15,7 @@ from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.errors import OutputError, StatisticsError, UnsupportedError
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.base import ActivationStatistic, Site

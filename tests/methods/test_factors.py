@@ -15,9 +15,11 @@ from vlp_plugins.allocation import (
 )
 from vlp_plugins.errors import SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.methods.base import Composition, Cost, Procedure
+from vlp_plugins.methods.base import Cost, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.lamp import Lamp, lamp
 from vlp_plugins.scorers.layer_l2 import LayerL2
 from vlp_plugins.scorers.magnitude import Magnitude
@@ -244,4 +246,4 @@ def test_a_procedure_that_knows_nothing_of_factors_says_so():
 
 
 def test_an_iterative_method_keeps_its_name_behind_the_star():
-    assert registry().method("itersnip").with_factors(FACTORS).name == "id*itersnip"
+    assert make_method(registry(), "itersnip").with_factors(FACTORS).name == "id*itersnip"

@@ -8,9 +8,8 @@ from toy_loss import losing_toy
 
 from vlp_plugins.allocation import IdAllocation, LayerAllocation, Pattern
 from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.methods.base import Composition
 from vlp_plugins.methods.chita import chita, chita_plus_plus
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.methods.tamt import Tamt
@@ -25,7 +24,7 @@ def context():
 
 @pytest.fixture
 def factors(context):
-    return Factors.from_profile(profile_of(context.weights), context.weights, "all")
+    return profile_of(context.weights).importance(context.weights, "all")
 
 
 def chita_with(**options):

@@ -16,11 +16,11 @@ from vlp_plugins.errors import (
     UnsupportedError,
 )
 from vlp_plugins.intrinsic import usual
-from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.methods.base import Composition, Context, Procedure
+from vlp_plugins.methods.base import Context, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.plugins import registry
-from vlp_plugins.resolving import resolve_method
+from vlp_plugins.resolving import make_method, resolve_method
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.weights import WeightMap
 
@@ -50,8 +50,8 @@ def pruned(model, **options):
 def test_with_a_profile_it_is_the_composition_itself(model, weights, profile, method):
     found = pruned(model, batches=BATCHES, method=f"id*{method}", id_profile=profile)
 
-    factors = Factors.from_profile(profile, weights, "all")
-    by_hand = registry().method(method).with_factors(factors)
+    factors = profile.importance(weights, "all")
+    by_hand = make_method(registry(), method).with_factors(factors)
     assert found == pruned(model, batches=BATCHES, method=by_hand)
     assert found != pruned(model, batches=BATCHES, method=method)
     assert found.manifest.method == f"id*{method}"
@@ -237,7 +237,7 @@ def test_an_instance_can_be_guided_too(profile):
     assert masks.manifest.method == "id*mine"
     assert prune(
         model, BATCHES, adapter=ToyAdapter(), method=mine, allocation=IdAllocation(
-            Factors.from_profile(profile_of(weights), weights, "all")
+            profile_of(weights).importance(weights, "all")
         ), sparsity=0.5,
     ) == prune(
         model, BATCHES, adapter=ToyAdapter(), method=mine, allocation="id", sparsity=0.5,
@@ -248,7 +248,7 @@ def test_an_instance_can_be_guided_too(profile):
 def test_the_cost_of_measuring_is_one_more_pass(model, weights):
     context = Context(model, LosingAdapter(), weights, (), targets=[0.5], limit=8)
     for name in ("omp", "multiflow", "itersnip", "chita"):
-        plain = registry().method(name)
+        plain = make_method(registry(), name)
         before = (
             plain.cost(context).passes if isinstance(plain, Procedure) else int(plain.reads_data)
         )

@@ -13,9 +13,10 @@ from outsiders import ADAPTER, SCORER, report_of
 
 from vlp_plugins import hookspecs, plugins
 from vlp_plugins.errors import UnknownNameError, UnsupportedError
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.plugins import plugins_table
 from vlp_plugins.plugins.offers import KINDS
+from vlp_plugins.resolving import make_method, make_scorer
 from vlp_plugins.scorers.base import Evidence
 
 
@@ -48,27 +49,27 @@ def test_the_registry_is_made_once():
 
 
 def test_a_scorer_is_a_method_with_global_allocation():
-    method = plugins.registry().method("magnitude")
+    method = make_method(plugins.registry(), "magnitude")
     assert isinstance(method, Composition)
     assert method.name == "magnitude"
     assert type(method.allocation).__name__ == "GlobalAllocation"
 
 
 def test_a_registered_method_goes_before_the_scorer_of_its_name():
-    method = plugins.registry().method("wanda")
+    method = make_method(plugins.registry(), "wanda")
     assert type(method.allocation).__name__ == "RowAllocation"
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest():
     with pytest.raises(UnknownNameError, match="no method is called 'multiflo'.*'multiflow'"):
-        plugins.registry().method("multiflo")
+        make_method(plugins.registry(), "multiflo")
 
 
 def test_a_wrong_parameter_is_answered_with_the_allowed_ones():
     with pytest.raises(UnknownNameError, match="no parameter 'edge'; it takes edges, nodes"):
-        plugins.registry().method("multiflow", edge=False)
+        make_method(plugins.registry(), "multiflow", edge=False)
     with pytest.raises(UnknownNameError, match="no parameter 'power'; it takes no parameters"):
-        plugins.registry().scorer("magnitude", power=2)
+        make_scorer(plugins.registry(), "magnitude", power=2)
 
 
 # What an outsider can add
@@ -78,7 +79,7 @@ def test_an_outsider_adds_a_scorer_that_is_a_method_at_once(site):
     site.install("acme-scores", SCORER % "smallest", version="2.1")
     registry = site.discover()
 
-    method = registry.method("smallest", power=2.0)
+    method = make_method(registry, "smallest", power=2.0)
     assert method.parameters == {"power": 2.0}
     scores = method.score.score(torch.tensor([[1.0, -3.0]]), Evidence("w"))
     assert scores.tolist() == [[-1.0, -9.0]]
@@ -100,7 +101,7 @@ def test_a_plugin_may_be_an_object_with_methods(site):
     )
     info = site.folder / "acme-1.0.dist-info" / "entry_points.txt"
     info.write_text("[vlp_plugins]\nacme = acme_plugin:plugin\n")
-    assert site.discover().method("mine").name == "mine"
+    assert make_method(site.discover(), "mine").name == "mine"
 
 
 def test_a_host_is_imported_only_when_it_is_used(site):
@@ -114,7 +115,7 @@ def test_a_host_is_imported_only_when_it_is_used(site):
 def test_a_factory_that_makes_something_else_is_named(site):
     site.install("acme", "@hookimpl\ndef vlp_scorers(): return {'odd': dict}")
     with pytest.raises(UnsupportedError, match="scorer 'odd' of acme is a dict, not a .*Scorer"):
-        site.discover().scorer("odd")
+        make_scorer(site.discover(), "odd")
 
 
 def test_parameters_that_a_factory_refuses_or_misses_are_explained(site):
@@ -129,9 +130,9 @@ def test_parameters_that_a_factory_refuses_or_misses_are_explained(site):
     )
     registry = site.discover()
     with pytest.raises(UnsupportedError, match="'needy' needs a value for power"):
-        registry.scorer("needy")
+        make_scorer(registry, "needy")
     with pytest.raises(UnsupportedError, match=r"cannot be made with \{'colour': 1\}.*colour"):
-        registry.scorer("passing_on", colour=1)
+        make_scorer(registry, "passing_on", colour=1)
 
 
 # What is shown and what is imported

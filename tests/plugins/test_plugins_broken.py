@@ -9,6 +9,7 @@ from outsiders import SCORER, report_of
 
 from vlp_plugins.errors import UnknownNameError
 from vlp_plugins.plugins import discovery as plugins
+from vlp_plugins.resolving import make_method
 
 # Broken plug-ins: (what is wrong, what the report says)
 
@@ -56,7 +57,7 @@ def test_a_plugin_without_hooks_is_told_what_to_write(site):
 def test_an_unknown_name_points_to_the_plugins_that_were_skipped(site):
     site.install("bad", "import no_such_module")
     with pytest.raises(UnknownNameError, match=r"skipped plug-ins: bad \(see `vlp plugins`\)"):
-        site.discover().method("something_of_bad")
+        make_method(site.discover(), "something_of_bad")
 
 
 def test_a_broken_installation_of_somebody_else_does_no_harm(site):

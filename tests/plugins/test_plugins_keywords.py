@@ -11,6 +11,7 @@ from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.plugins import registry
 from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.offers import Offer
+from vlp_plugins.resolving import make_method
 
 if TYPE_CHECKING:
     from somewhere import Unknown  # type: ignore[import-not-found]
@@ -110,8 +111,8 @@ def test_an_annotation_that_does_not_resolve_is_read_as_text() -> None:
     ],
 )
 def test_whole_numbers_of_our_methods(method, parameter) -> None:
-    three = registry().method(method, **{parameter: 3.0})
+    three = make_method(registry(), method, **{parameter: 3.0})
     assert three.parameters[parameter] == 3
     assert type(three.parameters[parameter]) is int
     with pytest.raises(UnsupportedError, match=f"{parameter}=3.7; give a whole number"):
-        registry().method(method, **{parameter: 3.7})
+        make_method(registry(), method, **{parameter: 3.7})

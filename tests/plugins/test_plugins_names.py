@@ -6,6 +6,7 @@ import pytest
 from outsiders import SCORER, report_of
 
 from vlp_plugins.errors import UnknownNameError
+from vlp_plugins.resolving import make_method, make_scorer
 
 
 def test_a_built_in_keeps_its_bare_name(site, caplog):
@@ -13,8 +14,8 @@ def test_a_built_in_keeps_its_bare_name(site, caplog):
     with caplog.at_level(logging.WARNING, "vlp_plugins"):
         registry = site.discover()
 
-    assert type(registry.scorer("lamp")).__name__ == "Lamp"
-    assert type(registry.scorer("acme:lamp")).__name__ == "Smallest"
+    assert type(make_scorer(registry, "lamp")).__name__ == "Lamp"
+    assert type(make_scorer(registry, "acme:lamp")).__name__ == "Smallest"
     report = report_of(registry, "acme")
     assert report.registered == {"scorers": ("acme:lamp",)}
     assert "'lamp' clashes with the built-in scorer: use 'acme:lamp'" in report.notes[0]
@@ -24,10 +25,10 @@ def test_a_built_in_keeps_its_bare_name(site, caplog):
 def test_a_scorer_clashes_with_a_method_because_it_is_one(site):
     site.install("acme", SCORER % "omp")
     registry = site.discover()
-    assert type(registry.method("omp").score).__name__ == "Magnitude"
-    assert type(registry.method("acme:omp").score).__name__ == "Smallest"
+    assert type(make_method(registry, "omp").score).__name__ == "Magnitude"
+    assert type(make_method(registry, "acme:omp").score).__name__ == "Smallest"
     with pytest.raises(UnknownNameError, match="must be named in full: 'acme:omp'"):
-        registry.scorer("omp")
+        make_scorer(registry, "omp")
 
 
 @pytest.mark.parametrize("order", [("acme", "umbrella"), ("umbrella", "acme")])
@@ -38,15 +39,15 @@ def test_two_outsiders_with_one_name_are_both_named_in_full(site, order):
 
     assert {"acme:same", "umbrella:same"} <= set(registry.method_names())
     for distribution in order:
-        method = registry.method(f"{distribution}:same")
+        method = make_method(registry, f"{distribution}:same")
         assert type(method.score).__module__ == f"{distribution}_plugin"
     with pytest.raises(UnknownNameError, match="'acme:same' or 'umbrella:same'"):
-        registry.method("same")
+        make_method(registry, "same")
 
 
 def test_the_full_name_is_understood_without_a_clash_too(site):
     site.install("Acme_Scores", SCORER % "smallest")
-    assert site.discover().method("acme-scores:smallest").name == "acme-scores:smallest"
+    assert make_method(site.discover(), "acme-scores:smallest").name == "acme-scores:smallest"
 
 
 def test_two_plugins_of_one_distribution_with_one_name_stay_apart(site):

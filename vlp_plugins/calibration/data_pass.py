@@ -20,11 +20,9 @@ from vlp_plugins.calibration.processes import (
     failing_together,
     of_first,
     place,
-    sum_large,
-    sum_over_processes,
-    sum_tally,
     turns,
 )
+from vlp_plugins.calibration.reductions import sum_large, sum_over_processes, sum_tally
 from vlp_plugins.calibration.running import RunningPass
 from vlp_plugins.calibration.tally import Tally
 from vlp_plugins.errors import DataError, NonFiniteError, OutputError, StatisticsError

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 
 from vlp_plugins.errors import StatisticsError, suggest
-from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.variants import Owners
-from vlp_plugins.weights import WeightMap
 
 GUIDED = "id*"
 """What stands before the name of a method whose importance is multiplied by factors."""
@@ -23,7 +20,7 @@ class Factors(Mapping[str, float]):
     """By canonical name of a weight the factor that its importance is multiplied by.
 
     Example:
-        method = registry().method("multiflow").with_factors({"vision.0.fc1": 2.0, ...})
+        method = make_method(registry(), "multiflow").with_factors({"vision.0.fc1": 2.0, ...})
     """
 
     def __init__(
@@ -52,21 +49,6 @@ class Factors(Mapping[str, float]):
     def of(cls, values: Mapping[str, float]) -> Factors:
         """The same factors as they are, or made of a plain mapping."""
         return values if isinstance(values, cls) else cls(values)
-
-    @classmethod
-    def from_profile(cls, profile: IdProfile, weights: WeightMap, owners: Owners) -> Factors:
-        """The intrinsic dimension of every weight's layer.
-
-        Args:
-            profile: of the model.
-            weights: of the model.
-            owners: of a weight that several modules share; see `IdProfile.factors`.
-
-        Raises:
-            StatisticsError: if the profile is of another model; see `IdProfile.factors`.
-        """
-        source = {"owners": owners, **profile.settings}
-        return cls(profile.factors(weights, owners=owners), source)
 
     def __getitem__(self, name: str) -> float:
         return self._values[name]

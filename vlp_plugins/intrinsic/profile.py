@@ -13,6 +13,7 @@ from typing import Any
 from vlp_plugins.artifacts import made_before
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic import json_file
+from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap, surplus_layer
 
@@ -132,6 +133,26 @@ class IdProfile:
                 f"the profile is of another model: it has {found[0]!r}, which this one lacks "
                 f"although it has {found[1]!r}, the same in another layer; {_MEASURE}"
             )
+
+    def importance(self, weights: WeightMap, owners: Owners) -> Factors:
+        """The intrinsic dimension of every weight's layer as a factor of its importance.
+
+        Args:
+            weights: of the model.
+            owners: of a weight that several modules share; see `factors`.
+
+        Raises:
+            StatisticsError: if the profile is of another model, whose layers may have the same
+                names.
+        """
+        if self.adapter != weights.adapter_name:
+            raise StatisticsError(
+                f"the profile is of a model of adapter {self.adapter!r}, and this one is of "
+                f"adapter {weights.adapter_name!r}; measure the dimensions of this model, or of "
+                "the pre-training model of its family"
+            )
+        source = {"owners": owners, **self.settings}
+        return Factors(self.factors(weights, owners=owners), source)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all; a file that is there is replaced.

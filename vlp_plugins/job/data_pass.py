@@ -13,7 +13,7 @@ from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.devices import autocast_of
 from vlp_plugins.errors import DataError, VlpError
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.methods.base import composed
+from vlp_plugins.methods.composition import composed
 from vlp_plugins.statistics.files import is_of
 from vlp_plugins.statistics.store import Statistics
 

@@ -18,7 +18,8 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition, Context, Method, Procedure, composed
+from vlp_plugins.methods.base import Context, Method, Procedure
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.recipes import Recipe, need

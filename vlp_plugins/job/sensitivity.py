@@ -15,14 +15,14 @@ from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.processes import place
 from vlp_plugins.errors import DataError, RecipeError, UnsupportedError
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.sensitivity_page import findings_of
 from vlp_plugins.job.workplace import claimed, delete_work, working
 from vlp_plugins.launch import wait_for_all
-from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.recipes import DataRecipe
 from vlp_plugins.report.findings import render_findings
@@ -30,7 +30,7 @@ from vlp_plugins.report.page import check_can_render
 from vlp_plugins.report.parameters import value_text
 from vlp_plugins.sensitivity import sensitivity
 from vlp_plugins.sensitivity.analysis import Analysis, analyse
-from vlp_plugins.sensitivity.files import to_csv, write_json
+from vlp_plugins.sensitivity.files import to_csv, write_analysis
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _measured(
     loaded = load()
     dimensions = None
     if profile is not None:
-        dimensions = Factors.from_profile(profile, loaded.weights, "all")
+        dimensions = profile.importance(loaded.weights, "all")
     calibration, measured = _batches(loaded, request)
     watch.lap("loading")
     with working(folder, resume=resume) as work:
@@ -195,7 +195,7 @@ def _read(loaded: Loaded, request: SensitivityRequest) -> Iterable[Batch]:
 
 def _write(analysis: Analysis, out: Path, command: str, facts: Mapping[str, str]) -> None:
     with atomic_folder(out) as folder:
-        write_json(folder / "sensitivity.json", analysis)
+        write_analysis(folder / "sensitivity.json", analysis)
         (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
         try:
             check_can_render()

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-import vlp_plugins
 from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.inspection import inspect_model
@@ -24,6 +23,7 @@ from vlp_plugins.report.layers import layer_rows, to_csv
 from vlp_plugins.report.page import Run, Table, check_can_render, render
 from vlp_plugins.saving import restored, write_model
 from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.version import __version__
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def recipe_text(recipe: Recipe) -> str:
     """
     standard = asdict(Recipe()) | {"method": None}
     filled = _filled(asdict(recipe), standard)
-    head = f"# Written by vlp_plugins {vlp_plugins.__version__}. To run it again: "
+    head = f"# Written by vlp_plugins {__version__}. To run it again: "
     text = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
     return f"{head}vlp prune recipe.yaml --out NEW_FOLDER\n{text}"
 

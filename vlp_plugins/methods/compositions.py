@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlp_plugins.allocation import ModalityAllocation, RowAllocation
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.wanda import Wanda

@@ -14,7 +14,8 @@ from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition, Method, Procedure, composed
+from vlp_plugins.methods.base import Method, Procedure
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.variants import Owners, resolve_owners
@@ -77,7 +78,7 @@ class IdGuided(Procedure):
         Raises:
             StatisticsError: if the profile lacks a weight.
         """
-        factors = Factors.from_profile(profile, weights, owners)
+        factors = profile.importance(weights, owners)
         method = self.method
         if isinstance(method.allocation, IdAllocation):
             method = method.with_allocation(method.allocation.with_factors(factors))

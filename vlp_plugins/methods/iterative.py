@@ -11,7 +11,8 @@ from vlp_plugins.calibration.loss_state import bytes_of_state
 from vlp_plugins.errors import DataError, SparsityError
 from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition, Context, Cost, Procedure
+from vlp_plugins.methods.base import Context, Cost, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.fresh_batches import FreshBatches, number_of_batches, share_of
 from vlp_plugins.methods.rounds import RunInRounds
 from vlp_plugins.schedules import levels_of, schedule_by_name

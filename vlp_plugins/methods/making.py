@@ -11,7 +11,7 @@ import torch
 from vlp_plugins.cuts import Cut
 from vlp_plugins.errors import StatisticsError
 from vlp_plugins.masks import Manifest, Masks, pack
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.parallel import in_turn, over_tensors
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.scaled import Scaled

@@ -14,7 +14,8 @@ from vlp_plugins.calibration.batches import chain_hash
 from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
 from vlp_plugins.errors import DataError, NonFiniteError
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition, Context
+from vlp_plugins.methods.base import Context
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.methods.round_files import Progress, RoundFile

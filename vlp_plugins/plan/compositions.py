@@ -14,7 +14,7 @@ from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.job.facts import bytes_of_statistics
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes
-from vlp_plugins.methods.base import composed
+from vlp_plugins.methods.composition import composed
 from vlp_plugins.plan.counting import bytes_of_masks, known_counts
 from vlp_plugins.plan.memory import bytes_of_model, device_of, peak_with_writing
 from vlp_plugins.plan.value import Plan

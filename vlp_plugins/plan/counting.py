@@ -8,7 +8,8 @@ from vlp_plugins.allocation import GlobalAllocation
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks import Count, Masks
 from vlp_plugins.masks.bits import packed_size
-from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.scorers.magnitude import Magnitude
 

@@ -132,7 +132,7 @@ def normalised(name: str) -> str:
 
 def _uninstalled() -> Iterator[Candidate]:
     """Our own plug-ins where the package is on the path without having been installed."""
-    from vlp_plugins import __version__
+    from vlp_plugins.version import __version__
 
     for name, module in _OUR_ENTRY_POINTS.items():
         yield Candidate(name, OURS, __version__, metadata.EntryPoint(name, module, GROUP))

@@ -10,12 +10,10 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.errors import UnclaimedModelError, UnknownNameError, UnsupportedError, suggest
-from vlp_plugins.methods.base import Composition, Method
 from vlp_plugins.modes import takes_model
 from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.offers import KINDS, SINGULAR, Kind, Offer
 from vlp_plugins.plugins.reports import PluginReport
-from vlp_plugins.scorers.base import Scorer
 
 _log = logging.getLogger(__name__)
 
@@ -36,29 +34,6 @@ class Registry:
             self._offers[offer.kind][public] = offer
         self._reports = list(reports)
 
-    def scorer(self, name: str, **parameters: Any) -> Scorer:
-        """A new scorer.
-
-        Raises:
-            UnknownNameError: if there is no such scorer, or it has no such parameter.
-            UnsupportedError: if it cannot be made with these parameters.
-        """
-        # mypy takes a class with abstract methods for a mistake here; it only serves isinstance.
-        return make(self._find(name, "scorers"), parameters, Scorer)  # type: ignore[type-abstract]
-
-    def method(self, name: str, **parameters: Any) -> Method:
-        """A new method: a registered one, or a scorer of that name with global allocation.
-
-        Raises:
-            UnknownNameError: if there is no such method, or it has no such parameter.
-            UnsupportedError: if it cannot be made with these parameters.
-        """
-        offer = self._find(name, "methods", "scorers")
-        if offer.kind == "methods":
-            return make(offer, parameters, Method)  # type: ignore[type-abstract]
-        score = make(offer, parameters, Scorer)  # type: ignore[type-abstract]
-        return Composition(name, score, parameters=parameters)
-
     def adapter(self, name: str) -> Adapter:
         """A new adapter.
 
@@ -66,7 +41,7 @@ class Registry:
             UnknownNameError: if there is no such adapter.
             UnsupportedError: if the plug-in offers something that is no adapter.
         """
-        return make(self._find(name, "adapters"), {}, Adapter)  # type: ignore[type-abstract]
+        return make(self.find(name, "adapters"), {}, Adapter)  # type: ignore[type-abstract]
 
     @takes_model
     def adapter_for(self, model: nn.Module) -> Adapter:
@@ -104,9 +79,36 @@ class Registry:
             UnsupportedError: if the framework is not installed.
         """
         try:
-            return make(self._find(name, "hosts"), {}, object)
+            return make(self.find(name, "hosts"), {}, object)
         except ImportError as error:
             raise UnsupportedError(f"host {name!r} cannot be used: {error}") from error
+
+    def find(self, name: str, *kinds: Kind) -> Offer:
+        """The offer of that name, of the first kind that has it.
+
+        Raises:
+            UnknownNameError: if there is none.
+        """
+        for kind in kinds:
+            if name in self._offers[kind]:
+                return self._offers[kind][name]
+        offers = [item for kind in kinds for item in self._offers[kind].items()]
+        in_full = [offer for _, offer in offers if offer.qualified == name]
+        if len({offer.kind for offer in in_full}) == len(in_full) > 0:
+            return in_full[0]
+        what = SINGULAR[kinds[0]]
+        alike = [public for public, offer in offers if name in (offer.name, offer.qualified)]
+        if alike:
+            raise UnknownNameError(
+                f"{what} {name!r} must be named in full: {' or '.join(map(repr, alike))}"
+            )
+        known = [public for public, _ in offers]
+        skipped = [report.name for report in self._reports if report.status != "ok"]
+        raise UnknownNameError(
+            f"no {what} is called {name!r}"
+            + (suggest(name, known) if known else f" (no {what} is registered)")
+            + (f"; skipped plug-ins: {', '.join(skipped)} (see `vlp plugins`)" if skipped else "")
+        )
 
     def scorer_names(self) -> list[str]:
         """Names of all scorers, sorted."""
@@ -147,26 +149,3 @@ class Registry:
                     type(model).__name__,
                     failures[name],
                 )
-
-    def _find(self, name: str, *kinds: Kind) -> Offer:
-        """The offer of that name, of the first kind that has it."""
-        for kind in kinds:
-            if name in self._offers[kind]:
-                return self._offers[kind][name]
-        offers = [item for kind in kinds for item in self._offers[kind].items()]
-        in_full = [offer for _, offer in offers if offer.qualified == name]
-        if len({offer.kind for offer in in_full}) == len(in_full) > 0:
-            return in_full[0]
-        what = SINGULAR[kinds[0]]
-        alike = [public for public, offer in offers if name in (offer.name, offer.qualified)]
-        if alike:
-            raise UnknownNameError(
-                f"{what} {name!r} must be named in full: {' or '.join(map(repr, alike))}"
-            )
-        known = [public for public, _ in offers]
-        skipped = [report.name for report in self._reports if report.status != "ok"]
-        raise UnknownNameError(
-            f"no {what} is called {name!r}"
-            + (suggest(name, known) if known else f" (no {what} is registered)")
-            + (f"; skipped plug-ins: {', '.join(skipped)} (see `vlp plugins`)" if skipped else "")
-        )

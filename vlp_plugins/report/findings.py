@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import vlp_plugins
 from vlp_plugins.report.page import Table, check_can_render
 from vlp_plugins.report.templates import template
+from vlp_plugins.version import __version__
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,5 @@ def render_findings(findings: Findings) -> str:
         for chart in findings.charts
     ]
     return template("findings.html.j2").render(
-        title=findings.title, findings=findings, charts=charts, version=vlp_plugins.__version__
+        title=findings.title, findings=findings, charts=charts, version=__version__
     )

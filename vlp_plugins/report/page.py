@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import vlp_plugins
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.inspection import Inspection
 from vlp_plugins.masks import Masks
@@ -13,6 +12,7 @@ from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.report.parameters import parameter_rows
 from vlp_plugins.report.templates import template
+from vlp_plugins.version import __version__
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
             }
         )
     return template("page.html.j2").render(
-        title=title, sections=sections, tables=tables, version=vlp_plugins.__version__
+        title=title, sections=sections, tables=tables, version=__version__
     )
 
 

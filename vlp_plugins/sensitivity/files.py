@@ -16,7 +16,7 @@ from vlp_plugins.sensitivity.records import record_of
 KIND = "sensitivity"
 
 
-def write_json(path: str | os.PathLike[str], analysis: Analysis) -> None:
+def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
     """Writes everything, whole or not at all.
 
     Raises:

@@ -18,7 +18,8 @@ from vlp_plugins.calibration.processes import failing_together, place, told
 from vlp_plugins.errors import DataError, SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.launch import wait_for_all
-from vlp_plugins.methods.base import Composition, Method, composed
+from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import (

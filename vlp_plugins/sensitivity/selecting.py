@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.sensitivity.groups import Group
 from vlp_plugins.statistics.store import Statistics

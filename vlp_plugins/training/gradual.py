@@ -303,4 +303,4 @@ def _factors(
         raise UnsupportedError("give factors or an id_profile, not both")
     if not isinstance(profile, IdProfile):
         profile = IdProfile.load(profile)
-    return Factors.from_profile(profile, weights, "all")
+    return profile.importance(weights, "all")

@@ -12,9 +12,11 @@ from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
 from benchmarks.papers.ways import LAMBDA
 from vlp_plugins.allocation import GlobalAllocation, ModalityAllocation
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition, Context, Cost, Method, Procedure
+from vlp_plugins.methods.base import Context, Cost, Method, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.tamt import Tamt
 from vlp_plugins.plugins import registry
+from vlp_plugins.resolving import make_method
 from vlp_plugins.saving import restored
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.lamp import Lamp
@@ -103,7 +105,7 @@ def staged(first: str, second: str, *, rounds: int = 4, steps: int = 48) -> Stag
 def _method(name: str, **parameters: Any) -> Method:
     if name in COMPOSITIONS:
         return COMPOSITIONS[name](**parameters)
-    return registry().method(name, **parameters)
+    return make_method(registry(), name, **parameters)
 
 
 COMPOSITIONS: Mapping[str, Callable[..., Method]] = {

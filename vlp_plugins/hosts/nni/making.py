@@ -18,7 +18,8 @@ from vlp_plugins.hosts.nni.sharing_out import PerScope, record_of
 from vlp_plugins.hosts.nni.within import Within
 from vlp_plugins.masks import Manifest, Masks, pack
 from vlp_plugins.masks.new_values import compact
-from vlp_plugins.methods.base import Composition, Method
+from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method
 from vlp_plugins.weights import WeightMap

@@ -27,7 +27,8 @@ from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.job import Prepared, resolve_names
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.loading import load_outline
-from vlp_plugins.methods.base import Composition, Method, Procedure
+from vlp_plugins.methods.base import Method, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.modes import random_state_kept
 from vlp_plugins.recipes import DataRecipe, Recipe, need

@@ -15,7 +15,8 @@ from vlp_plugins.errors import StatisticsError
 from vlp_plugins.hosts.torch_pruning.vectors import Fixed, Scored, Vectors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Composition, Method, Procedure
+from vlp_plugins.methods.base import Method, Procedure
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method, resolve_profile, with_profile

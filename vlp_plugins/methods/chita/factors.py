@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.solvers.importance import Importance
 from vlp_plugins.solvers.solve import check_importance
 
 if TYPE_CHECKING:
@@ -48,16 +47,3 @@ def check_factors(factors: Factors | None, settings: Settings, names: Iterable[s
         return
     check_importance(True, settings.effort, settings.columns_of_block)
     factors.check(names)
-
-
-def importance_of(factors: Factors, widths: Sequence[tuple[str, int]]) -> Importance:
-    """The factors of columns.
-
-    Args:
-        factors: by canonical name.
-        widths: names and numbers of columns of weights, in the order of their columns.
-    """
-    bounds = [0]
-    for _, width in widths:
-        bounds.append(bounds[-1] + width)
-    return Importance(tuple(bounds), tuple(factors.relative(name) for name, _ in widths))

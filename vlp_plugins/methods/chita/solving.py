@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.methods.chita.factors import importance_of
 from vlp_plugins.methods.chita.group_rows import GroupRows, gather, spread
 from vlp_plugins.methods.chita.groups import Group
 from vlp_plugins.rows import Columns
+from vlp_plugins.solvers.importance import Importance
 from vlp_plugins.solvers.problem import Problem, Solution
 from vlp_plugins.solvers.rows import Rows
 from vlp_plugins.solvers.solve import Effort, solve
@@ -92,7 +92,7 @@ class Pruner:
     ) -> Solution:
         importance = None
         if self.factors is not None:
-            importance = importance_of(self.factors, self._widths(group))
+            importance = _importance_of(self.factors, self._widths(group))
         problem = Problem(dense, rows, ridge, group.keep, self.first_order, bounds, importance)
         found = solve(problem, self.effort)
         if self.nonzero:
@@ -137,3 +137,16 @@ def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((start, stop))
     return merged
+
+
+def _importance_of(factors: Factors, widths: Sequence[tuple[str, int]]) -> Importance:
+    """The factors of columns.
+
+    Args:
+        factors: by canonical name.
+        widths: names and numbers of columns of weights, in the order of their columns.
+    """
+    bounds = [0]
+    for _, width in widths:
+        bounds.append(bounds[-1] + width)
+    return Importance(tuple(bounds), tuple(factors.relative(name) for name, _ in widths))
