@@ -13,8 +13,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins import __version__
-from vlp_plugins.atomic import write_text
+from vlp_plugins.runtime.files import write_text
+from vlp_plugins.runtime.version import __version__
 
 FOLDER = Path(__file__).parent / "results"
 

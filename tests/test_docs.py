@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_method
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_every_method_is_in_the_table_and_every_row_is_a_method():
 
 
 def test_every_command_that_is_mentioned_exists():
-    from vlp_plugins.cli import main
+    from vlp_plugins.cli.program import main
 
     mentioned = set(re.findall(r"`?vlp (?!masks|plugins`)([\w-]+)", README)) - {"plugins"}
     for command in sorted(mentioned):
@@ -111,7 +111,7 @@ def test_every_command_that_is_mentioned_exists():
 
 
 def test_every_option_that_is_mentioned_exists():
-    from vlp_plugins.cli import main
+    from vlp_plugins.cli.program import main
 
     shown = "".join(
         CliRunner().invoke(main, [*command.split(), "--help"]).output

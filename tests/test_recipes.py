@@ -11,23 +11,21 @@ from typing import Any
 import pytest
 import yaml
 
-from vlp_plugins.errors import RecipeError, SparsityError
-from vlp_plugins.plugins import registry
-from vlp_plugins.recipes import (
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.recipes.command import (
     OPTIONS,
-    DataRecipe,
-    Recipe,
-    amount_of,
     command_of,
-    load_recipe,
     need,
     parameter_of,
-    penalty_of,
     sparsity_of,
     with_options,
 )
 from vlp_plugins.recipes.finetuning import load_finetune_recipe
+from vlp_plugins.recipes.reading import load_recipe
+from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.recipes.values import amount_of, penalty_of
 from vlp_plugins.resolving import make_method
+from vlp_plugins.runtime.errors import RecipeError, SparsityError
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
 PRUNING = sorted(path for path in PAPER.glob("*.yaml") if not path.name.startswith("finetune-"))

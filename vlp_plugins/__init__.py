@@ -15,20 +15,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.version import __version__
+from vlp_plugins.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from vlp_plugins.allocation import Pattern
-    from vlp_plugins.calibration import interleave
+    from vlp_plugins.allocation.pattern import Pattern
+    from vlp_plugins.calibration.batches import interleave
     from vlp_plugins.dimensions import measure_id
     from vlp_plugins.gathering import gather, split_half
     from vlp_plugins.intrinsic.profile import IdProfile
     from vlp_plugins.lock import SparsityLock
-    from vlp_plugins.masks import Masks
-    from vlp_plugins.module_adapter import ModuleAdapter
+    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.module_adapter.adapter import ModuleAdapter
     from vlp_plugins.pruning import prune
     from vlp_plugins.statistics.store import Statistics
-    from vlp_plugins.training import GradualPruning
+    from vlp_plugins.training.gradual import GradualPruning
 
 __all__ = [
     "GradualPruning",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch

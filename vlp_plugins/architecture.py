@@ -18,9 +18,9 @@ from torch.nn.modules.module import (
 )
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnsupportedError, VlpError, first_line
-from vlp_plugins.tensor_files import check_unpacked
-from vlp_plugins.untrusted import check_inside, check_read
+from vlp_plugins.runtime.artifacts import check_unpacked
+from vlp_plugins.runtime.errors import UnsupportedError, VlpError, first_line
+from vlp_plugins.runtime.untrusted import check_inside, check_read
 
 _ATTENTION = "attn_implementation"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")

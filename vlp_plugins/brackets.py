@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vlp_plugins.cuts import Cut, ScoreSource
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 
 _DRAWS = 1 << 18  # elements of a sample of many tensors
 _BLOCK = 1 << 17  # scores in a block: half a megabyte

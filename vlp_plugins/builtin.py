@@ -9,7 +9,7 @@ from typing import Any
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.methods import compositions
 from vlp_plugins.methods.base import Method
-from vlp_plugins.methods.chita import chita, chita_plus_plus
+from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.tamt import lamp_tamt, tamt
 from vlp_plugins.scorers.base import Scorer

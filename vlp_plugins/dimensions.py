@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.bytes import bytes_of
-from vlp_plugins.devices import dtype_of
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.outputs import Padding
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
-from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import resolve_adapter
+from vlp_plugins.runtime.memory import bytes_of
+from vlp_plugins.runtime.model_state import dtype_of, neutral_state, takes_model
 from vlp_plugins.targets import checked_arguments
 from vlp_plugins.variants import Variant, is_published
 from vlp_plugins.weights import WeightMap

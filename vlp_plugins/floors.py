@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from vlp_plugins.cuts import Cut
-from vlp_plugins.errors import SparsityError
+from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.selection import Scored, Selection
 
 

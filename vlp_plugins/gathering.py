@@ -10,17 +10,14 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.allocation import Allocation
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.overlap import Overlap
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -29,6 +26,8 @@ from vlp_plugins.resolving import (
     with_pattern,
     with_profile,
 )
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target, checked_arguments

@@ -22,14 +22,14 @@ from vlp_plugins.architecture import (
     meta_model,
     transformers_class,
 )
-from vlp_plugins.devices import default_device
-from vlp_plugins.errors import UnclaimedModelError, UnsupportedError, VlpError
-from vlp_plugins.modes import neutral_state
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.plugins import registry
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.plugins.registry import Registry
-from vlp_plugins.sparse import is_sparse, sparse_model
-from vlp_plugins.structured import is_structured, rebuild
+from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError, VlpError
+from vlp_plugins.runtime.model_state import default_device, neutral_state
+from vlp_plugins.sparse.loading import is_sparse, sparse_model
+from vlp_plugins.structured.files import is_structured
+from vlp_plugins.structured.rebuilding import rebuild
 from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)

@@ -11,20 +11,17 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.allocation import Allocation
-from vlp_plugins.bytes import bytes_of
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import check_batches, say_if_fewer
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import StatisticsError, no_exit
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Method, Procedure
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import composed
+from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.modes import neutral_state, takes_model
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -33,6 +30,9 @@ from vlp_plugins.resolving import (
     with_pattern,
     with_profile,
 )
+from vlp_plugins.runtime.errors import StatisticsError, no_exit
+from vlp_plugins.runtime.memory import bytes_of
+from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target, checked_arguments

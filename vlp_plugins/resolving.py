@@ -9,24 +9,22 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.allocation import (
-    Allocation,
-    IdAllocation,
-    ModalityAllocation,
-    Pattern,
-    allocation_by_name,
-)
-from vlp_plugins.errors import SparsityError, UnsupportedError
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.by_dimension import IdAllocation
+from vlp_plugins.allocation.names import allocation_by_name
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.modes import takes_model
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.plugins import registry
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
+from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.targets import Target, target_of
 from vlp_plugins.variants import Owners, resolve_owners

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.atomic import atomic_folder
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.modes import takes_model
-from vlp_plugins.sharding import here
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.model_state import takes_model
+from vlp_plugins.runtime.sharding import here
 from vlp_plugins.weights import WeightMap
 
 REBUILT = "vlp_rebuilt"

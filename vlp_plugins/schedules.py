@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vlp_plugins.errors import SparsityError, suggest
+from vlp_plugins.runtime.errors import SparsityError, suggest
 from vlp_plugins.targets import Target
 
 Schedule = Callable[[int, int, float], float]

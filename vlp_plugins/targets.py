@@ -8,7 +8,7 @@ from functools import wraps
 from operator import index
 from typing import Any, ParamSpec, TypeVar
 
-from vlp_plugins.errors import SparsityError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

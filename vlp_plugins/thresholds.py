@@ -15,7 +15,7 @@ import torch
 
 from vlp_plugins.brackets import Sampled, bracketed_cuts
 from vlp_plugins.cuts import KEEP_ALL, Cut, ScoreSource, pick
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 
 _BUCKETS = 1 << 16
 SAMPLED_FROM = 1 << 17

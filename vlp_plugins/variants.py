@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
 
 Variant = Literal["default", "published"]
 Owners = Literal["all", "first"]

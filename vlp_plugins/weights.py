@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, WeightSpec
-from vlp_plugins.errors import NonFiniteError, TieError, UnsupportedError
-from vlp_plugins.sharding import at_rest, is_sharded, whole
+from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
+from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 
 _SAMPLE = 4096  # words
 

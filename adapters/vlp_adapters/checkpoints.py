@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlp_plugins.architecture import bounded
-from vlp_plugins.errors import UnsupportedError, first_line
-from vlp_plugins.tensor_files import load_pickled
+from vlp_plugins.runtime.artifacts import load_pickled
+from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 
 def classifier_loss(model: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 TASK = "classification"
 _SUFFIX = "ForImageClassification"

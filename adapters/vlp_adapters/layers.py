@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 def check_linear(path: str, module: nn.Module) -> None:

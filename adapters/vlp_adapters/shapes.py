@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 _HEAD_WIDTH = 64  # of ViT and BERT in every published BLIP and X-VLM
 

@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.demo.run import Settings, run
-from vlp_plugins.errors import VlpError
+from vlp_plugins.runtime.errors import VlpError
 
 
 def main() -> int:

@@ -15,9 +15,11 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import Subject
 from benchmarks.demo.run import MODELS
 from vlp_plugins.adapter import Batch
-from vlp_plugins.atomic import write_text
-from vlp_plugins.data import CaptionedBatches, load_processor, open_source
-from vlp_plugins.errors import OutputError
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.files import write_text
 
 Content = dict[str, Any]
 """What the file of a cell holds; how many `seconds` it took is among it."""

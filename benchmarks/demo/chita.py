@@ -23,8 +23,10 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import SPARSITIES, Subject
 from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
-from vlp_plugins import prune
-from vlp_plugins.data import CaptionedBatches, load_processor, open_source
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.pruning import prune
 
 BATCH_SIZE = 4
 BUDGET = "8GiB"

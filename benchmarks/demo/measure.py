@@ -12,8 +12,11 @@ from benchmarks.demo.captions import Fact, is_fully_right
 from benchmarks.demo.processors import MAX_TOKENS
 from benchmarks.demo.samples import read_folder
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.data import CaptionedBatches, Processor, open_source
-from vlp_plugins.evaluation import retrieval, write_captions
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.evaluation.captioning import write_captions
+from vlp_plugins.evaluation.retrieval import retrieval
 
 BATCH_SIZE = 100
 

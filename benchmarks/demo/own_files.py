@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
-from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import OutputError
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.files import write_text
 
 LISTING = ".files.json"
 _MADE_BY = "benchmarks.demo"

@@ -21,11 +21,13 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import CALIBRATION_BATCH, SPARSITIES, Subject
 from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.data import CaptionedBatches, load_processor, open_source
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.data.sources import open_source
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap

@@ -14,8 +14,8 @@ from benchmarks.demo.own_files import replacing
 from benchmarks.demo.processors import FAMILIES
 from benchmarks.demo.table import results_table, sections, text_of
 from benchmarks.results import write_results
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.report.page import render
+from vlp_plugins.runtime.errors import UnsupportedError
 
 MODELS = Path(__file__).parent / "models"
 

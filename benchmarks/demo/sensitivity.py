@@ -20,14 +20,16 @@ from transformers.utils import logging as chatter
 from benchmarks.demo.build_data import build
 from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
-from vlp_plugins import IdProfile, measure_id
 from vlp_plugins.adapter import Batch
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.loaded import Loaded, ModelSource
-from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.dimensions import by_modality, dimension_sentences, vision_sentences
-from vlp_plugins.sensitivity import SPARSITIES, rank_correlation, sensitivity
 from vlp_plugins.sensitivity.analysis import Analysis, analyse
 from vlp_plugins.sensitivity.files import record_of_analysis
+from vlp_plugins.sensitivity.ranks import rank_correlation
+from vlp_plugins.sensitivity.running import SPARSITIES, sensitivity
 from vlp_plugins.sensitivity.verdict import number_text
 
 BATCH_SIZE = 32

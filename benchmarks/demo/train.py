@@ -26,7 +26,7 @@ from benchmarks.demo.processors import FAMILIES, Family, build_tokenizer, save_p
 from benchmarks.demo.samples import validation_sample
 from benchmarks.demo.scans import load_scans
 from benchmarks.demo.scenes import draw
-from vlp_plugins.tensor_files import load_pickled
+from vlp_plugins.runtime.artifacts import load_pickled
 
 STATE_FILE = "training_state.pt"
 CLIP_NORM = 1.0

@@ -18,7 +18,7 @@ from benchmarks.papers.runtimes import METHODS
 from benchmarks.papers.table7 import MODELS
 from benchmarks.papers.world import World
 from benchmarks.results import FOLDER
-from vlp_plugins.errors import VlpError, suggest
+from vlp_plugins.runtime.errors import VlpError, suggest
 
 CELLS = FOLDER / "tables" / "cells"
 _YAML = (".yaml", ".yml")

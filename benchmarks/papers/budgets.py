@@ -12,8 +12,9 @@ from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.ways import LAMBDA, SIZED, Way
 from vlp_plugins.intrinsic.factors import GUIDED
 from vlp_plugins.job.finetuning import rows_of_a_batch
-from vlp_plugins.recipes import DataRecipe, Recipe, load_recipe
 from vlp_plugins.recipes.finetuning import load_finetune_recipe, with_finetune_options
+from vlp_plugins.recipes.reading import load_recipe
+from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 RERANK = 256

@@ -16,8 +16,8 @@ from benchmarks.papers.pruning import load, pruned
 from benchmarks.papers.tuning import TUNINGS, Tuning, measured, tuned
 from benchmarks.papers.ways import Way
 from benchmarks.papers.world import VERSION, World
-from vlp_plugins.atomic import reserved, write_text
 from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.runtime.files import reserved, write_text
 
 THREADS = 1
 """Of a cell of the small models: as many as cores run side by side."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp_plugins.errors import OutputError
+from vlp_plugins.runtime.errors import OutputError
 
 
 class Kept(Protocol):

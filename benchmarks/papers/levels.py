@@ -37,10 +37,10 @@ from benchmarks.papers.pruning import load
 from benchmarks.papers.tuning import TUNINGS, measured, tuned
 from benchmarks.papers.world import World
 from benchmarks.results import FOLDER, add_record_options
-from vlp_plugins.atomic import write_text
 from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.evaluation.caption_metrics import caption_scores
 from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.runtime.files import write_text
 from vlp_plugins.weights import WeightMap
 
 LEAST, MOST = 10.0, 45.0

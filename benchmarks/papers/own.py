@@ -41,14 +41,14 @@ from benchmarks.papers.cell import Cell, Origin
 from benchmarks.papers.experiments.lambda_grid import POWERS
 from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.world import World
-from vlp_plugins.data import open_source
-from vlp_plugins.errors import RecipeError
+from vlp_plugins.data.sources import open_source
 from vlp_plugins.job.task_samples import read_samples
 from vlp_plugins.loading import load_model
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.recipes.lines import Value, read_yaml
 from vlp_plugins.recipes.reading import read_section
 from vlp_plugins.recipes.values import amount, integer, number, text
+from vlp_plugins.runtime.errors import RecipeError
 
 _VIT = "vit"
 IMAGE_SETS = {"digits": "cifar10", "coloured": "cifar100", "framed": "flowers102"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.papers.cell import Cell
 from benchmarks.papers.world import World
-from vlp_plugins.errors import VlpError
+from vlp_plugins.runtime.errors import VlpError
 
 LONGEST = 90.0
 """Seconds that a cell may take on two cores."""

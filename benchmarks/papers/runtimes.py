@@ -24,11 +24,12 @@ from benchmarks.papers.stopwatch import Others, TimedBatches
 from benchmarks.papers.ways import LAMBDA
 from benchmarks.results import machine
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins import Masks, prune
 from vlp_plugins.adapter import Batch
-from vlp_plugins.atomic import write_text
-from vlp_plugins.memory import peak_memory
-from vlp_plugins.plugins import registry
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.files import write_text
+from vlp_plugins.runtime.memory import peak_memory
 
 BATCHES = 12
 PAIRS = 4  # of a batch

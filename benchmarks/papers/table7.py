@@ -19,9 +19,9 @@ from benchmarks.papers import kept
 from benchmarks.papers.layout import markdown
 from benchmarks.papers.plots import draw_bars, panels
 from benchmarks.papers.runtimes import BATCHES, METHODS, PAIRS, SPARSITY, Runtime
-from vlp_plugins.atomic import write_text
-from vlp_plugins.bytes import text_of
 from vlp_plugins.report.drawing import colour, svg_of
+from vlp_plugins.runtime.files import write_text
+from vlp_plugins.runtime.memory import text_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

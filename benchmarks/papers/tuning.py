@@ -19,14 +19,16 @@ from torch import nn
 from benchmarks.papers.world import World
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data.records import Record
-from vlp_plugins.finetuning import FinetuneSettings, downstream, finetune
 from vlp_plugins.finetuning.files import FILE
+from vlp_plugins.finetuning.models import downstream
+from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.finetuning.samples import SampleEpochs
+from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
 from vlp_plugins.job.task_samples import read_samples
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.weights import WeightMap
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.demo.build_data import build as build_pretraining
 from benchmarks.papers.downstream.build import build as build_downstream
 from benchmarks.papers.downstream.vit import MODEL as VIT
-from vlp_plugins.atomic import atomic_folder
+from vlp_plugins.runtime.files import atomic_folder
 
 POOL = 3072
 """Pairs of pre-training data to calibrate with; every seed draws its own from them."""

@@ -11,10 +11,11 @@ import torch
 
 from benchmarks.parity.family import Family, Line, recorded_names, recorded_negatives
 from benchmarks.parity.negatives import RecordedNegatives
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Procedure
-from vlp_plugins.methods.chita import chita, chita_plus_plus
-from vlp_plugins.plugins import registry
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
+from vlp_plugins.methods.context import Context
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.weights import WeightMap
 
 WEIGHTS_TOLERANCE = 1e-3

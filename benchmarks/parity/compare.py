@@ -14,11 +14,11 @@ from benchmarks.parity.chita import compare_chita
 from benchmarks.parity.family import Family, Line, recorded_names
 from benchmarks.parity.gradients import compare_rows, compare_snip
 from benchmarks.parity.iterative import compare_iterative
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.masks import Masks
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.statistics.base import LossStatistic

@@ -15,12 +15,12 @@ from benchmarks.parity.family import (
     sequence_negatives,
 )
 from benchmarks.parity.negatives import RecordedNegatives
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.snip import snip
 from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient

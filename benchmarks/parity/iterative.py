@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from benchmarks.parity.family import Family, Line, recorded_names, recorded_negatives
 from benchmarks.parity.negatives import RecordedNegatives
-from vlp_plugins.methods.base import Context
+from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.iterative import itersnip
-from vlp_plugins.methods.tamt import Tamt
+from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.methods.tamt.training import masks_of
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.schedules import levels_of
 from vlp_plugins.weights import WeightMap
 

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import seconds
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 from vlp_plugins.solvers.problem import Problem
 from vlp_plugins.solvers.rows import MemoryRows
 from vlp_plugins.solvers.solve import solve

@@ -18,12 +18,11 @@ import torch
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins import prune
-from vlp_plugins.bytes import bytes_of, text_of
-from vlp_plugins.memory import peak_memory
-from vlp_plugins.methods.base import Context
-from vlp_plugins.methods.chita import chita
-from vlp_plugins.plugins import registry
+from vlp_plugins.methods.chita.factories import chita
+from vlp_plugins.methods.context import Context
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.memory import bytes_of, peak_memory, text_of
 from vlp_plugins.weights import WeightMap
 
 

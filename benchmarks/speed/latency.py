@@ -26,10 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.results import recorded
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Attention
-from vlp_plugins.memory import peak_memory
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.pruning import prune
-from vlp_plugins.structured import Kept, Record, blocks_of, cut, prepare
+from vlp_plugins.runtime.memory import peak_memory
+from vlp_plugins.structured.cutting import cut, prepare
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.record import Kept, Record
 
 TARGET = 0.55
 PIXELS = 224

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.results import recorded
 from benchmarks.speed.workload import best_in_turns, full_size, random_batches
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.pruning import prune
 from vlp_plugins.weights import WeightMap
 

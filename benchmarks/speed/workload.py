@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.memory import peak_memory
+from vlp_plugins.runtime.memory import peak_memory
 
 
 def full_size(family: str, device: torch.device) -> nn.Module:

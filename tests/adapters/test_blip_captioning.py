@@ -20,10 +20,13 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins import Masks, gather, prune
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.evaluation import retrieval, write_captions
+from vlp_plugins.evaluation.captioning import write_captions
+from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.gathering import gather
 from vlp_plugins.loading import load_model
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original, save_original
 from vlp_adapters.blip.convert import infer_config
 from vlp_adapters.blip.names import from_original_name, to_original_name
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 

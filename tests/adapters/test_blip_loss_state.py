@@ -13,7 +13,7 @@ from torch import Tensor
 from vlp_adapters.blip import BlipForPretraining
 from vlp_adapters.blip.adapter import BlipAdapter
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 from vlp_plugins.weights import WeightMap
 
 ADAPTER = BlipAdapter()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import BatchError
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.runtime.errors import BatchError
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.weights import WeightMap
 

@@ -27,7 +27,7 @@ from transformers import (
     BlipVisionModel,
 )
 
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 # --- streams ---

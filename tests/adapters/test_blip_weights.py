@@ -14,8 +14,8 @@ from torch import nn
 
 from benchmarks.parity.blip import model_from_golden
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.inspection import inspect_model
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 

@@ -23,11 +23,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlp_adapters import inputs
-from vlp_plugins import gather, prune
-from vlp_plugins.errors import BatchError, UnsupportedError
-from vlp_plugins.evaluation import recall_at_k, retrieval
+from vlp_plugins.evaluation.recall import recall_at_k
+from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.gathering import gather
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 ATTENTION = ("query", "key", "value", "output")

@@ -16,10 +16,11 @@ from transformers import CLIPModel
 
 from vlp_adapters.clip import load_original, state_to_original
 from vlp_adapters.clip.names import from_original_name
-from vlp_plugins.errors import MaskError, UnsupportedError
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.published import export_published, import_published
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 IDS = torch.tensor([[38, 3, 4, 5, 39, 0], [38, 7, 39, 0, 0, 0]])

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from vlp_adapters.vit import ViTAdapter
-from vlp_plugins import prune
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.loading import load_model
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 ADAPTER = ViTAdapter()

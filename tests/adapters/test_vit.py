@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vlp_adapters.vit import ViTAdapter, from_original
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 ADAPTER = ViTAdapter()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from xvlm_adapter_examples import ADAPTER, tiny, tiny_batch
 
 from vlp_adapters.xvlm import XvlmForPretraining, save_original
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 # --- retrieval ---
 

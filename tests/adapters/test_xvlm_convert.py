@@ -27,7 +27,7 @@ from vlp_adapters.xvlm.convert import (
     state_to_original,
 )
 from vlp_adapters.xvlm.names import from_original_name, to_original_name
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
 

@@ -18,7 +18,7 @@ from xvlm_adapter_examples import ADAPTER, GOLDEN, tiny, tiny_batch
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden, outputs
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 from vlp_plugins.weights import WeightMap
 
 RECORD = json.loads((GOLDEN / "outputs.json").read_text())

@@ -11,7 +11,7 @@ from benchmarks.demo.compare import METHODS, SPARSITIES, Comparison, Subject, co
 from benchmarks.demo.measure import Figures
 from benchmarks.demo.processors import FAMILIES
 from benchmarks.demo.run import MODELS
-from vlp_plugins import prune
+from vlp_plugins.pruning import prune
 
 pytestmark = pytest.mark.long
 

@@ -20,7 +20,9 @@ from benchmarks.papers.downstream.samples import draw_sample
 from benchmarks.papers.downstream.scene_files import write_scenes
 from benchmarks.papers.downstream.splits import SPLITS, scans_of
 from benchmarks.papers.downstream.views import unlabelled
-from vlp_plugins.data import LabelledImages, open_labelled, open_questions, open_source
+from vlp_plugins.data.labelled import LabelledImages, open_labelled
+from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.sources import open_source
 
 EIGHT_MB = 8_000_000
 

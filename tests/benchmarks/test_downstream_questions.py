@@ -24,8 +24,8 @@ from benchmarks.papers.downstream.questions import ANSWERS, KINDS, NEW_WORDS, PE
 from benchmarks.papers.downstream.samples import draw_sample
 from benchmarks.papers.downstream.vocabulary import extend, question_tokenizer, with_more_words
 from benchmarks.papers.downstream.wording import CELLS, LANGUAGE
-from vlp_plugins.data import load_processor
-from vlp_plugins.evaluation import vqa_accuracy
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.loading import load_model
 from vlp_plugins.weights import WeightMap
 

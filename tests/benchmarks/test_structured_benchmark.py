@@ -14,7 +14,7 @@ from benchmarks.papers.structured.cells import Cell, Settings
 from benchmarks.papers.structured.findings import rows_of, table, verdicts, worse_than_random
 from benchmarks.papers.structured.tuning import Tuning
 from benchmarks.papers.structured.ways import DENSE, RANDOM, WAYS, Way, ways
-from vlp_plugins.errors import OutputError
+from vlp_plugins.runtime.errors import OutputError
 
 
 def cell(importance: str, seed: int, cut: float, tuned: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from benchmarks.papers.running import missing, run, unique
 from benchmarks.papers.tuning import TUNINGS
 from benchmarks.papers.ways import PAPER, WAYS
 from benchmarks.papers.world import World
-from vlp_plugins.errors import DataError, OutputError
+from vlp_plugins.runtime.errors import DataError, OutputError
 
 ALL = [cell for seed in (1, 2) for table in TABLES.values() for cell in table.cells(seed)]
 

@@ -23,9 +23,9 @@ from benchmarks.papers.experiments.lambda_grid import POWERS
 from benchmarks.papers.own import OwnWorld
 from benchmarks.papers.rendering import render
 from benchmarks.papers.ways import VIT_WAYS, WAYS, Way
-from vlp_plugins.errors import DataError, RecipeError, VlpError
-from vlp_plugins.finetuning import finetune
+from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.runtime.errors import DataError, RecipeError, VlpError
 
 PAPER = {"models": {"blip": "b", "xvlm": "x"}, "calibration": "c", "data": {"retrieval": "r"}}
 QUICK = {"steps": 2, "batch_size": 4, "measured": 4}

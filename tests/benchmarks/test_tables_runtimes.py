@@ -20,8 +20,8 @@ from benchmarks.papers.stopwatch import Others, TimedBatches
 from benchmarks.speed.workload import random_batches
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_plugins.adapter import Batch
-from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import OutputError
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.files import write_text
 
 
 def tiny_problem(model: str) -> tuple[nn.Module, list[Batch]]:

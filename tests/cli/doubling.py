@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from vlp_plugins.calibration.batches import batch_size, batches_again
-from vlp_plugins.errors import NonFiniteError
-from vlp_plugins.masks import Manifest, Masks
-from vlp_plugins.methods.base import Context, Cost, Procedure
-from vlp_plugins.plugins import Registry, registry
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.context import Context, Cost
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.plugins.offers import Offer
+from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.runtime.errors import NonFiniteError
 
 NAME = "doubling"
 ENDS = {"interrupt": KeyboardInterrupt, "nan": NonFiniteError, "error": RuntimeError}

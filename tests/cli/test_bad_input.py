@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins import prune
-from vlp_plugins.atomic import reserved
-from vlp_plugins.errors import BatchError
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import BatchError
+from vlp_plugins.runtime.files import reserved
 from vlp_plugins.scorers.magnitude import Magnitude
 
 

@@ -18,7 +18,7 @@ import tiny_models
 from click.testing import CliRunner
 from vlp_command import Command, command
 
-from vlp_plugins.cli import main
+from vlp_plugins.cli.program import main
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.report.dimensions import (
     by_modality,

@@ -10,9 +10,9 @@ import pytest
 import tiny_models
 from vlp_command import Command
 
-from vlp_plugins.bytes import bytes_of
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.memory import bytes_of
 
 PROFILE = "id-profile.json"
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins import prune
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.pruning import prune
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import torch
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.errors import RecipeError
-from vlp_plugins.job import run
-from vlp_plugins.masks import Masks
-from vlp_plugins.recipes import DataRecipe, Recipe
+from vlp_plugins.job.running import run
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.runtime.errors import RecipeError
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,9 @@ import pytest
 from vlp_command import Command
 
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks import Masks
-from vlp_plugins.sparse import SPARSE_FILE, load_sparse
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.sparse.files import SPARSE_FILE
+from vlp_plugins.sparse.loading import load_sparse
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_a_sparse_folder_is_a_model_to_every_command(vlp: Command, masks, xvlm, 
 
 @pytest.mark.parametrize("family", ["xvlm", "blip", "vit", "clip", "siglip", "chinese_clip"])
 def test_every_family_comes_back_with_its_ties(vlp: Command, family, models, tmp_path):
-    from vlp_plugins import prune
+    from vlp_plugins.pruning import prune
 
     adapter = "module" if family == "chinese_clip" else None
     model, known = load_model(str(models / family), adapter=adapter, device="cpu")

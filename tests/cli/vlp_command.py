@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from click.testing import CliRunner, Result
 
-from vlp_plugins.cli import main
+from vlp_plugins.cli.program import main
 
 Command = Callable[..., Result]
 

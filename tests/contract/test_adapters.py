@@ -60,8 +60,8 @@ from vlp_adapters.xvlm import (
 )
 from vlp_plugins.adapter import Adapter, Owner
 from vlp_plugins.delegating import DelegatingAdapter
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -15,23 +15,25 @@ import torch
 from torch import nn
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins import (
-    GradualPruning,
-    Masks,
-    ModuleAdapter,
-    SparsityLock,
-    Statistics,
-    gather,
-    measure_id,
-    prune,
-    split_half,
-)
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.loading import load_model
-from vlp_plugins.plugins import registry
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.sparse import load_sparse, save_sparse
-from vlp_plugins.structured import blocks_of, cut, example_batch, prepare, rebuild, save_structured
+from vlp_plugins.sparse.loading import load_sparse
+from vlp_plugins.sparse.saving import save_sparse
+from vlp_plugins.statistics.store import Statistics
+from vlp_plugins.structured.cutting import cut, prepare
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.rebuilding import rebuild
 from vlp_plugins.structured.record import Kept
+from vlp_plugins.structured.writing import save_structured
+from vlp_plugins.training.gradual import GradualPruning
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 QUICK: dict[str, dict[str, Any]] = {

@@ -7,20 +7,26 @@ import torch
 from transformers import BatchEncoding
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins import Masks, ModuleAdapter, gather, interleave, measure_id, prune
-from vlp_plugins.allocation import Allocation
-from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.errors import DataError, StatisticsError
-from vlp_plugins.evaluation import classification, retrieval
-from vlp_plugins.finetuning import finetune
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.calibration.batches import interleave, to_device
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.evaluation.classification import classification
+from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.finetuning.running import finetune
+from vlp_plugins.gathering import gather
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
-from vlp_plugins.methods.base import Context, Procedure
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.plugins import registry
+from vlp_plugins.methods.context import Context
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import make_method
+from vlp_plugins.runtime.errors import DataError, StatisticsError
 from vlp_plugins.selection import RowSelection
-from vlp_plugins.sensitivity import sensitivity
-from vlp_plugins.structured import outputs
+from vlp_plugins.sensitivity.running import sensitivity
+from vlp_plugins.structured.checking import outputs
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"

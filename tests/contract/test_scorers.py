@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_scorer
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
 from vlp_plugins.weights import Weight

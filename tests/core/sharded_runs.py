@@ -12,10 +12,10 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks.parity.family import Family
-from vlp_plugins import prune
-from vlp_plugins.errors import DataError, NonFiniteError, UnsupportedError
-from vlp_plugins.plugins import registry
-from vlp_plugins.sharding import whole
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.sharding import whole
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlp_plugins.atomic import atomic_file, atomic_folder, reserved, write_bytes, write_text
-from vlp_plugins.errors import OutputError
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.files import atomic_file, atomic_folder, reserved, write_bytes, write_text
 
 
 @contextlib.contextmanager

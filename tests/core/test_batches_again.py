@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from toy import toy_batches
 
 from vlp_plugins.calibration.batches import batches_again
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 
 def test_a_list_or_a_loader_serves_any_number_of_passes():

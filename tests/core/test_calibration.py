@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from toy import FEED, WIDTH, Counting, Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.adapter import Adapter, Batch, Owner, Stream, WeightSpec
-from vlp_plugins.calibration import calibrate, interleave
-from vlp_plugins.errors import (
+from vlp_plugins.calibration.batches import interleave
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import (
     BatchError,
     DataError,
     NonFiniteError,
     StatisticsError,
     UnsupportedError,
 )
-from vlp_plugins.module_adapter import ModuleAdapter
 from vlp_plugins.statistics.base import Site
 from vlp_plugins.statistics.second_moment import (
     INPUT_SECOND_MOMENT,

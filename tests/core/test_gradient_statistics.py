@@ -12,13 +12,13 @@ from torch import nn
 from toy import Counting, toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins import prune
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.large_sums import LargeSums
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.errors import DataError, NonFiniteError, StatisticsError
 from vlp_plugins.gathering import gather, split_half
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError
 from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.statistics.store import Statistics

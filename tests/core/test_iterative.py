@@ -12,16 +12,18 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins import Masks, prune
-from vlp_plugins.allocation import ModalityAllocation, Pattern
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import DataError, NonFiniteError, SparsityError
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import ModalityAllocation
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods import rounds as running
-from vlp_plugins.methods.base import Context
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.compositions import multiflow, omp
+from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
 from vlp_plugins.schedules import levels_of
 from vlp_plugins.scorers.random import Random
 from vlp_plugins.scorers.wanda import Wanda

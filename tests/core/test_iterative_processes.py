@@ -11,7 +11,8 @@ import pytest
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 
-from vlp_plugins import Masks, prune
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.pruning import prune
 
 SCRIPT = """
 import sys

@@ -8,10 +8,10 @@ from test_mask_files import refusal, rewrite
 from toy_masks import Pretraining, random_masks
 from toy_values import valued_masks
 
-from vlp_plugins import artifacts
-from vlp_plugins.errors import MaskError
-from vlp_plugins.masks import Masks
 from vlp_plugins.masks.files import FORMAT
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.artifacts import read_artifact
+from vlp_plugins.runtime.errors import MaskError
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def test_a_reader_that_knows_no_values_refuses_the_file_and_reads_others(path, t
     before_values = replace(FORMAT, schema=1)
 
     with pytest.raises(MaskError, match="format 2, newer than the 1 that this version reads"):
-        artifacts.read(path, before_values)
+        read_artifact(path, before_values)
 
     random_masks(Pretraining()).save(tmp_path / "plain")
-    tensors, header = artifacts.read(tmp_path / "plain", before_values)
+    tensors, header = read_artifact(tmp_path / "plain", before_values)
     assert header["schema"] == 1
     assert list(tensors) == ["text.ffn", "text.out", "vision.ffn", "vision.patch"]
 

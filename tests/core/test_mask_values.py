@@ -12,9 +12,9 @@ from test_mask_fitting import DEVICES
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 from toy_values import valued_masks
 
-from vlp_plugins.errors import MaskError
-from vlp_plugins.masks import Masks
 from vlp_plugins.masks.distance import distances
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import MaskError
 
 
 @given(density=st.floats(0, 1), seed=st.integers(0, 1000))

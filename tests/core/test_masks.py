@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
-from vlp_plugins.errors import MaskError
-from vlp_plugins.masks import Count, Manifest, Masks, pack, unpack
-from vlp_plugins.masks.bits import count_ones
+from vlp_plugins.masks.bits import count_ones, pack, unpack
+from vlp_plugins.masks.counts import Count
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.weights import WeightMap, structure_of
 
 shapes = st.lists(st.integers(0, 9), max_size=4)

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from vlp_plugins.memory import (
+from vlp_plugins.runtime.memory import (
     peak_device_bytes,
     peak_memory,
     peak_resident_bytes,

@@ -18,22 +18,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vlp_plugins
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins import (
-    GradualPruning,
-    ModuleAdapter,
-    SparsityLock,
-    gather,
-    measure_id,
-    prune,
-    split_half,
-)
-from vlp_plugins.evaluation import retrieval
-from vlp_plugins.finetuning import FinetuneSettings, finetune
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.finetuning.running import finetune
+from vlp_plugins.finetuning.settings import FinetuneSettings
+from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.inspection import inspect_model
-from vlp_plugins.plugins import registry
-from vlp_plugins.sensitivity import sensitivity
-from vlp_plugins.sparse import load_sparse, save_sparse
-from vlp_plugins.structured import Kept, Record, blocks_of, cut, masked, outputs, prepare
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.sensitivity.running import sensitivity
+from vlp_plugins.sparse.loading import load_sparse
+from vlp_plugins.sparse.saving import save_sparse
+from vlp_plugins.structured.checking import outputs
+from vlp_plugins.structured.cutting import cut, prepare
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.training.gradual import GradualPruning
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
@@ -121,7 +124,7 @@ def structured(model: nn.Module, batches: list[Any], bare: nn.Module) -> Any:
 
 def cut_by_torch_pruning(model: nn.Module, batches: list[Any], bare: nn.Module) -> Any:
     pytest.importorskip("torch_pruning")
-    from vlp_plugins.hosts.torch_pruning import prune_structured
+    from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 
     result = prune_structured(model, importance="magnitude")
     return result.record, values_of(bare)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from vlp_plugins.adapter import RetrievalAdapter, Stream
-from vlp_plugins.errors import BatchError, UnsupportedError
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

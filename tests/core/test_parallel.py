@@ -2,7 +2,7 @@
 
 import torch
 
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 
 
 def test_threads_may_write_to_what_their_caller_made_in_inference_mode(monkeypatch):

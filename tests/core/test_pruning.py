@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
-from vlp_plugins import ModuleAdapter, Pattern, gather, measure_id, prune
-from vlp_plugins.allocation import ModalityAllocation
-from vlp_plugins.errors import (
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import ModalityAllocation
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.gathering import gather
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.making import make_masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.resolving import make_method
+from vlp_plugins.runtime.errors import (
     DataError,
     SparsityError,
     StatisticsError,
@@ -16,10 +24,6 @@ from vlp_plugins.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins import registry
-from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.statistics.store import Statistics
@@ -101,7 +105,7 @@ def test_methods_without_data_need_none_and_remove_exactly_the_target(model, met
 
 
 def test_statistics_of_one_pass_serve_other_sparsities_without_data(model, batches, tmp_path):
-    from vlp_plugins.calibration import calibrate
+    from vlp_plugins.calibration.data_pass import calibrate
 
     adapter = registry().adapter_for(model)
     weights = WeightMap.of(model, adapter)
@@ -114,7 +118,7 @@ def test_statistics_of_one_pass_serve_other_sparsities_without_data(model, batch
 
 
 def test_the_halves_of_the_data_tell_whether_it_was_enough(model, batches):
-    from vlp_plugins.calibration import calibrate
+    from vlp_plugins.calibration.data_pass import calibrate
 
     adapter = registry().adapter_for(model)
     weights = WeightMap.of(model, adapter)

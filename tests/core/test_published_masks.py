@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
-from vlp_plugins.errors import MaskError, OutputError
 from vlp_plugins.masks.published import export_published, import_published
+from vlp_plugins.runtime.errors import MaskError, OutputError
 from vlp_plugins.weights import WeightMap
 
 

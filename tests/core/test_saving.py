@@ -10,8 +10,8 @@ import torch
 from toy_masks import Pretraining, ToyAdapter
 from transformers import ViTConfig, ViTModel
 
-from vlp_plugins.errors import OutputError, UnsupportedError
 from vlp_plugins.loading import load_structure
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.saving import restored, save_model
 from vlp_plugins.weights import WeightMap
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import SparsityError
+from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.schedules import SCHEDULES, levels_of
 
 SPARSITIES = st.floats(0, 1, exclude_max=True)

@@ -12,8 +12,8 @@ import torch
 from sharded_runs import CHITA, GOLDEN, RUNS
 
 from benchmarks.parity.family import Family
-from vlp_plugins import prune
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.pruning import prune
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("sharded_runs.py")

@@ -13,13 +13,17 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, ViTConfig, ViTModel
 
-from vlp_plugins import ModuleAdapter, prune
-from vlp_plugins.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.loading import load_model
-from vlp_plugins.plugins import registry
-from vlp_plugins.sparse import SPARSE_FILE, is_sparse, load_sparse, save_sparse
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
+from vlp_plugins.sparse.files import SPARSE_FILE
+from vlp_plugins.sparse.loading import is_sparse, load_sparse
 from vlp_plugins.sparse.packing import kept_bits, kept_values, mismatch, packed_bytes, unpacked
-from vlp_plugins.structured import Kept, cut
+from vlp_plugins.sparse.saving import save_sparse
+from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.record import Kept
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

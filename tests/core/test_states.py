@@ -9,16 +9,17 @@ import pytest
 import torch
 
 import vlp_plugins
-from vlp_plugins.atomic import append_text
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
-from vlp_plugins.errors import OutputError
 from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.intrinsic.state import State, StateFile
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
 from vlp_plugins.methods.round_files import Progress, RoundFile
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.files import append_text
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 from vlp_plugins.sensitivity.records import PointsFile

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import OutputError, StatisticsError, UnsupportedError
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import OutputError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.base import ActivationStatistic, Site
 from vlp_plugins.statistics.second_moment import InputSecondMoment

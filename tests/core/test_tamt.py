@@ -13,15 +13,17 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins import prune
-from vlp_plugins.allocation import GlobalAllocation, LayerAllocation, ModalityAllocation
+from vlp_plugins.allocation.even import LayerAllocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
-from vlp_plugins.methods.base import Context
-from vlp_plugins.methods.tamt import Tamt, lamp_tamt
+from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.tamt import lamp_tamt
 from vlp_plugins.methods.tamt.cutting import Cutting
+from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.methods.tamt.published import PublishedScores, initial_masks
 from vlp_plugins.methods.tamt.scores import SignedScores
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 

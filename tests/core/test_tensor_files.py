@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vlp_plugins.tensor_files import write_tensors
+from vlp_plugins.runtime.artifacts import write_tensors
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16,

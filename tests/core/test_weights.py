@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, WeightSpec
-from vlp_plugins.errors import NonFiniteError, TieError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, WeightSpec
-from vlp_plugins.masks import Masks
 from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.weights import WeightMap
 
 

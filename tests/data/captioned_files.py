@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlp_plugins.data import CaptionSource
+from vlp_plugins.data.records import CaptionSource
 
 CAPTIONS = ["a red seven", "two blue nines", "a green one", "the white four"]
 

@@ -14,8 +14,10 @@ from tiny_processors import save_side_by_side
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, Stream, WeightSpec
-from vlp_plugins.data import CaptionedBatches, load_processor, open_source
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
 
 
 class Plain(Adapter):

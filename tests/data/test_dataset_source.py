@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from captioned_files import CAPTIONS, encoded, picture, read
 
-from vlp_plugins.data import open_source
 from vlp_plugins.data.hub import DatasetSource
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
 
 datasets = pytest.importorskip("datasets")
 

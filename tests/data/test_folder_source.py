@@ -14,8 +14,8 @@ import pytest
 from captioned_files import CAPTIONS, encoded, picture, read, write_folder
 from PIL import Image
 
-from vlp_plugins.data import open_source
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
 
 EXPECTED = list(enumerate(CAPTIONS))
 

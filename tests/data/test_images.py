@@ -12,10 +12,10 @@ import pytest
 from captioned_files import CAPTIONS, encoded, read
 from PIL import EpsImagePlugin, Image
 
-from vlp_plugins.data import open_source
 from vlp_plugins.data.images import FORMATS, open_image
 from vlp_plugins.data.labelled import open_labelled
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
 
 SIDE = 13_300
 

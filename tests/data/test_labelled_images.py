@@ -11,8 +11,8 @@ import published_layouts as layouts
 import pytest
 from captioned_files import encoded, picture
 
-from vlp_plugins.data import LabelledImages, open_labelled
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.labelled import LabelledImages, open_labelled
+from vlp_plugins.runtime.errors import DataError
 
 
 def shown(found: LabelledImages) -> list[tuple[int, int]]:

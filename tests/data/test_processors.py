@@ -12,8 +12,8 @@ from tiny_processors import image_processor, save_side_by_side, save_whole, toke
 from transformers import BertConfig, BlipConfig
 from transformers.utils import logging as transformers_logging
 
-from vlp_plugins.data import load_processor, reads_text
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.processors import load_processor, reads_text
+from vlp_plugins.runtime.errors import DataError
 
 IMAGES = [picture(1), picture(2)]
 TEXTS = ["a red seven", "two"]

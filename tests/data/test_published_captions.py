@@ -9,8 +9,8 @@ import published_layouts as layouts
 import pytest
 from captioned_files import read
 
-from vlp_plugins.data import open_source
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
 
 
 @pytest.mark.parametrize("layout", [layouts.karpathy_coco, layouts.blip_coco])

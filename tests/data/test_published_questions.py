@@ -9,8 +9,9 @@ import published_layouts as layouts
 import pytest
 from captioned_files import encoded
 
-from vlp_plugins.data import Question, open_nlvr2, open_questions
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.nlvr2 import open_nlvr2
+from vlp_plugins.data.questions import Question, open_questions
+from vlp_plugins.runtime.errors import DataError
 
 
 def red(opener) -> int:

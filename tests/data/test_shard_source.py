@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from captioned_files import encoded, read
 
-from vlp_plugins.data import open_source
 from vlp_plugins.data.shards import expand_braces
 from vlp_plugins.data.shuffling import buffered
-from vlp_plugins.errors import DataError
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> Path:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import DataError
-from vlp_plugins.evaluation import normal_answer, vqa_accuracy
+from vlp_plugins.evaluation.answer_words import normal_answer
+from vlp_plugins.evaluation.answering import vqa_accuracy
+from vlp_plugins.runtime.errors import DataError
 
 
 @pytest.mark.parametrize(

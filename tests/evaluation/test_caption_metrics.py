@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vlp_plugins.errors import DataError, UnsupportedError
-from vlp_plugins.evaluation import caption_scores
+from vlp_plugins.evaluation.caption_metrics import caption_scores
 from vlp_plugins.evaluation.caption_words import plain_words, treebank_words
 from vlp_plugins.evaluation.java import find_java, on_path
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
 
 REFERENCES = [
     ["A cat sits on the mat.", "There is a cat on a mat"],

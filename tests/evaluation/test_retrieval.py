@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_model import PairAdapter, PairModel, batch_of
 
-from vlp_plugins.errors import BatchError, DataError, UnsupportedError
-from vlp_plugins.evaluation import Recall, recall_at_k, retrieval
+from vlp_plugins.evaluation.recall import Recall, recall_at_k
 from vlp_plugins.evaluation.reranking import PairInputs, reranked
+from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
 
 
 def naive(similarity: torch.Tensor, targets: list[int], k: int) -> tuple[float, float]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from finetuning_examples import FAST, batches, case
 
-from vlp_plugins.errors import RecipeError, UnsupportedError
-from vlp_plugins.finetuning import FinetuneSettings, finetune
 from vlp_plugins.finetuning.optimizing import build_optimizer
 from vlp_plugins.finetuning.rates import factor
+from vlp_plugins.finetuning.running import finetune
+from vlp_plugins.finetuning.settings import FinetuneSettings
+from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 
 
 def test_cosine_and_linear_follow_their_formulas_after_the_warmup() -> None:

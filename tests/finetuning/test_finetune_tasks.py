@@ -7,12 +7,16 @@ import torch
 from finetuning_examples import CASES, FAMILIES, FAST, Tokenizer, batch, batches, case
 from torch import nn
 
-from vlp_plugins.errors import MaskError, NonFiniteError, UnsupportedError
-from vlp_plugins.finetuning import FinetuneSettings, downstream, finetune
+from vlp_plugins.finetuning.models import downstream
+from vlp_plugins.finetuning.running import finetune
+from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import MaskError, NonFiniteError, UnsupportedError
 from vlp_plugins.saving import save_model
-from vlp_plugins.structured import Kept, Record, blocks_of, cut
+from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.weights import WeightMap
 
 

@@ -13,10 +13,12 @@ pytest.importorskip("nni", reason="the host is an extra")
 import nni_examples as examples
 from torch import nn
 
-from vlp_plugins import ModuleAdapter, gather, prune
-from vlp_plugins.errors import SparsityError, UnsupportedError
+from vlp_plugins.gathering import gather
 from vlp_plugins.hosts import nni as host
-from vlp_plugins.plugins import registry
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 

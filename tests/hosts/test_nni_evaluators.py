@@ -21,8 +21,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from vlp_plugins import ModuleAdapter, prune
 from vlp_plugins.hosts import nni as host
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
 from vlp_plugins.weights import WeightMap
 
 FEED = [{"op_names_re": [r"bert\.encoder.*dense"], "op_types": ["Linear"], "sparse_ratio": 0.75}]

@@ -21,16 +21,18 @@ from torch import nn
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from benchmarks.parity.blip import batches_from_golden
-from vlp_plugins import Masks, ModuleAdapter, prune
-from vlp_plugins.errors import (
+from vlp_plugins.hosts import nni as host
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import (
     MaskError,
     StatisticsError,
     TieError,
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.hosts import nni as host
-from vlp_plugins.plugins import registry
 from vlp_plugins.weights import WeightMap
 
 LINEARS = [{"op_types": ["Linear"], "sparse_ratio": 0.75}]

@@ -15,10 +15,11 @@ from nni.compression.distillation import DynamicLayerwiseDistiller
 from nni.compression.pruning import AGPPruner, LevelPruner, LinearPruner
 from nni.compression.utils import TorchEvaluator
 
-from vlp_plugins import ModuleAdapter, prune
-from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.hosts import nni as host
-from vlp_plugins.masks import Manifest
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 LINEARS = [{"op_types": ["Linear"], "sparse_ratio": 0.6}]

@@ -14,18 +14,20 @@ from nni_trial_examples import Told, command, masks_of, recipe_in, save_world
 from safetensors.torch import load_file
 
 from vlp_adapters.blip import BlipForPretraining
-from vlp_plugins.errors import (
+from vlp_plugins.hosts.nni.overlay import DRAWN, TrialSettings, overlay
+from vlp_plugins.hosts.nni.record import TrialRecord
+from vlp_plugins.hosts.nni.trial import run_trial
+from vlp_plugins.job.prepared import resolve_names
+from vlp_plugins.job.running import run
+from vlp_plugins.recipes.reading import KEYS, load_recipe
+from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.runtime.errors import (
     DataError,
     NonFiniteError,
     RecipeError,
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.hosts.nni.overlay import DRAWN, TrialSettings, overlay
-from vlp_plugins.hosts.nni.record import TrialRecord
-from vlp_plugins.hosts.nni.trial import run_trial
-from vlp_plugins.job import resolve_names, run
-from vlp_plugins.recipes import KEYS, DataRecipe, Recipe, load_recipe
 
 SETTINGS = TrialSettings(pairs=6)
 RECALLS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]

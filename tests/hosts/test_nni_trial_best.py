@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from nni_trial_examples import command
 
-from vlp_plugins.errors import DataError, OutputError, StatisticsError
 from vlp_plugins.hosts.nni.best import best_trial, export_trial, finished_trials
 from vlp_plugins.hosts.nni.record import TrialRecord
+from vlp_plugins.runtime.errors import DataError, OutputError, StatisticsError
 
 
 def leave(folder: Path, number: int, value: float, sparsity: float, metric: str = "loss") -> None:

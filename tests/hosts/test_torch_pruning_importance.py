@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from torch_pruning_examples import GOLDEN, golden, golden_batches, named, stock_pruner
 
 from benchmarks.parity.blip import batches_from_golden
-from vlp_plugins import Masks
-from vlp_plugins.errors import StatisticsError, StructureError, UnsupportedError
-from vlp_plugins.hosts.torch_pruning import Importance, Recorder, prune_structured
+from vlp_plugins.hosts.torch_pruning.importance import Importance
+from vlp_plugins.hosts.torch_pruning.reading import Recorder
+from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.hosts.torch_pruning.vectors import normalised
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.plugins import registry
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import StatisticsError, StructureError, UnsupportedError
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT
-from vlp_plugins.structured import patch
+from vlp_plugins.structured.patching import patch
 from vlp_plugins.weights import WeightMap
 
 QUICK: dict[str, dict[str, Any]] = {

@@ -25,23 +25,18 @@ from torch_pruning_examples import (
 from transformers import BertConfig, BertModel, BlipConfig, BlipForImageTextRetrieval
 
 from vlp_plugins.blocks import Attention
-from vlp_plugins.errors import SparsityError, StructureError, UnsupportedError
-from vlp_plugins.hosts.torch_pruning import (
-    Importance,
-    Recorder,
-    prune_structured,
-    structured,
-)
+from vlp_plugins.hosts.torch_pruning import structured
+from vlp_plugins.hosts.torch_pruning.importance import Importance
+from vlp_plugins.hosts.torch_pruning.reading import Recorder
+from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.loading import load_model
-from vlp_plugins.plugins import registry
-from vlp_plugins.structured import (
-    blocks_of,
-    check_equal,
-    example_batch,
-    outputs,
-    patch,
-    read_record,
-)
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.runtime.errors import SparsityError, StructureError, UnsupportedError
+from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.files import read_record
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.patching import patch
 
 CUTS: list[dict[str, Any]] = [
     {},

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Block
-from vlp_plugins.hosts.torch_pruning import pruner_options, shared_modules
-from vlp_plugins.plugins import registry
-from vlp_plugins.structured import blocks_of, prepare
+from vlp_plugins.hosts.torch_pruning.options import pruner_options
+from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.structured.cutting import prepare
+from vlp_plugins.structured.finding import blocks_of
 
 sys.path.append(str(Path(__file__).parents[1] / "structured"))
 

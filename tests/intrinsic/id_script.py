@@ -13,11 +13,11 @@ from toy import ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import DataError, NonFiniteError
 from vlp_plugins.intrinsic import room
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,11 +12,11 @@ import torch
 from naive_points import measured, naive_points
 from toy import ToyAdapter, toy_batches, toy_model
 
-from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.intrinsic import points, room
 from vlp_plugins.intrinsic.gatherer import Gatherer
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.plan import plan
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 WORK = 700
@@ -203,10 +203,10 @@ def test_a_layer_that_does_not_fit_is_told_with_what_to_do():
 def test_without_a_budget_most_of_what_is_free_is_used(monkeypatch):
     calls: list[Any] = []
     options = {"progress": lambda *done: calls.append(done)}
-    monkeypatch.setattr("vlp_plugins.capacity.free_ram", lambda: 10**6)
+    monkeypatch.setattr("vlp_plugins.runtime.memory.free_ram", lambda: 10**6)
     measured(toy_model(), ToyAdapter(), toy_batches(10), **options)
     assert calls[-1] == (10, 10)
-    monkeypatch.setattr("vlp_plugins.capacity.free_ram", lambda: 40_000)
+    monkeypatch.setattr("vlp_plugins.runtime.memory.free_ram", lambda: 40_000)
     measured(toy_model(), ToyAdapter(), toy_batches(10), **options)
     assert calls[-1] == (30, 30)
 

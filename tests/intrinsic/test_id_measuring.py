@@ -15,16 +15,16 @@ from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
 from vlp_plugins.adapter import Stream
-from vlp_plugins.errors import (
+from vlp_plugins.intrinsic.measuring import measure
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.runtime.errors import (
     BatchError,
     DataError,
     NonFiniteError,
     StatisticsError,
     UnsupportedError,
 )
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.plugins import registry
 from vlp_plugins.statistics.base import Site
 from vlp_plugins.weights import WeightMap
 

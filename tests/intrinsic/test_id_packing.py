@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.intrinsic.packing import Need, fits, pack
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 def needs_of(*parts: tuple[str, int, int]) -> list[Need]:

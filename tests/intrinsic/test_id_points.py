@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
-from vlp_plugins.errors import BatchError, UnsupportedError
 from vlp_plugins.intrinsic.points import Points
 from vlp_plugins.intrinsic.real_tokens import RealTokens
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 FEATURES = 3
 

@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 from toy import ToyAdapter, toy_model
 
-from vlp_plugins import IdProfile
-from vlp_plugins.errors import StatisticsError
-from vlp_plugins.intrinsic.profile import LayerDimension
+from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.weights import WeightMap
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from toy import ToyAdapter, toy_batches, toy_model
 
-from vlp_plugins.errors import DataError, StatisticsError
 from vlp_plugins.intrinsic import room
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.state import NAME
+from vlp_plugins.runtime.errors import DataError, StatisticsError
 from vlp_plugins.weights import WeightMap
 
 BUDGET = 30_000

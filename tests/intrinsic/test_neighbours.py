@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal
 
-from vlp_plugins.errors import NonFiniteError, StatisticsError
 from vlp_plugins.intrinsic import neighbours as neighbours_module
 from vlp_plugins.intrinsic import products
 from vlp_plugins.intrinsic.neighbours import nearest_in_blocks, nearest_two, working_bytes
-from vlp_plugins.memory import peak_memory
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
+from vlp_plugins.runtime.memory import peak_memory
 
 
 def assert_nearest(points, found, tolerance=2e-6):

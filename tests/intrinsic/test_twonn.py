@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal, torus
 from safetensors.torch import load_file
 
-from vlp_plugins.errors import NonFiniteError, StatisticsError, UnsupportedError
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.fits import slope
 from vlp_plugins.intrinsic.twonn import disjoint_blocks, estimate
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "id"
 RECORDED = json.loads((GOLDEN / "expected.json").read_text())

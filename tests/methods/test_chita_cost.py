@@ -7,10 +7,11 @@ import torch
 from chita_runs import BATCHES, context_of
 from toy_loss import LosingAdapter, LosingToy
 
-from vlp_plugins.errors import DataError
-from vlp_plugins.methods.base import Context
-from vlp_plugins.methods.chita import chita, chita_plus_plus, timing
+from vlp_plugins.methods.chita import timing
 from vlp_plugins.methods.chita.costs import sweeps_of
+from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
+from vlp_plugins.methods.context import Context
+from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.weights import WeightMap
 
 

@@ -10,7 +10,7 @@ import torch
 from vlp_plugins.methods.chita.group_rows import GroupRows, gather, spread
 from vlp_plugins.methods.chita.groups import Group
 from vlp_plugins.methods.chita.solving import Pruner
-from vlp_plugins.rows import Columns
+from vlp_plugins.rows.columns import Columns
 from vlp_plugins.solvers.rows import MemoryRows
 
 RANGES = [(0, 5), (9, 12), (20, 30)]

@@ -10,9 +10,9 @@ import torch
 from chita_runs import context_of
 from toy_loss import LosingAdapter, spoilt
 
-from vlp_plugins.errors import NonFiniteError
-from vlp_plugins.methods.chita import chita
+from vlp_plugins.methods.chita.factories import chita
 from vlp_plugins.methods.chita.lambdas import GRID, choose_lambda, grid_around
+from vlp_plugins.runtime.errors import NonFiniteError
 
 
 def chosen(loss, grid=GRID):

@@ -6,20 +6,17 @@ from factor_towers import FACTORS, factors, removed, scored, towers, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.allocation import (
-    GlobalAllocation,
-    LayerAllocation,
-    ModalityAllocation,
-    Pattern,
-    RowAllocation,
-)
-from vlp_plugins.errors import SparsityError, StatisticsError, UnsupportedError
+from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.methods.base import Cost, Procedure
+from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.context import Cost
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_method
+from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.lamp import Lamp, lamp
 from vlp_plugins.scorers.layer_l2 import LayerL2
 from vlp_plugins.scorers.magnitude import Magnitude

@@ -7,20 +7,23 @@ from factor_towers import profile_of
 from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy
 
-from vlp_plugins import gather, measure_id, prune, split_half
-from vlp_plugins.allocation import IdAllocation
-from vlp_plugins.errors import (
+from vlp_plugins.allocation.by_dimension import IdAllocation
+from vlp_plugins.dimensions import measure_id
+from vlp_plugins.gathering import gather, split_half
+from vlp_plugins.intrinsic import usual
+from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.pruning import prune
+from vlp_plugins.resolving import make_method, resolve_method
+from vlp_plugins.runtime.errors import (
     DataError,
     StatisticsError,
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.intrinsic import usual
-from vlp_plugins.methods.base import Context, Procedure
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.plugins import registry
-from vlp_plugins.resolving import make_method, resolve_method
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.weights import WeightMap
 

@@ -5,9 +5,10 @@ from factor_towers import FACTORS, removed, scored, towers, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.allocation import IdAllocation, allocation_by_name
-from vlp_plugins.errors import SparsityError, StatisticsError, UnsupportedError
+from vlp_plugins.allocation.by_dimension import IdAllocation
+from vlp_plugins.allocation.names import allocation_by_name
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.lamp import Lamp
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.weights import WeightMap

@@ -12,11 +12,11 @@ import torch
 from outsiders import ADAPTER, SCORER, report_of
 
 from vlp_plugins import hookspecs, plugins
-from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.plugins import plugins_table
 from vlp_plugins.plugins.offers import KINDS
+from vlp_plugins.plugins.reports import plugins_table
 from vlp_plugins.resolving import make_method, make_scorer
+from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scorers.base import Evidence
 
 

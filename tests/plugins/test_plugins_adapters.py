@@ -6,8 +6,8 @@ import pytest
 from outsiders import ADAPTER
 from torch import nn
 
-from vlp_plugins.errors import UnclaimedModelError, UnsupportedError
 from vlp_plugins.plugins import discovery as plugins
+from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError
 
 
 def test_a_model_that_nobody_claims_needs_a_module_adapter():

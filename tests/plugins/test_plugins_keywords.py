@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, Optional
 import numpy as np
 import pytest
 
-from vlp_plugins.errors import UnknownNameError, UnsupportedError
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.offers import Offer
 from vlp_plugins.resolving import make_method
+from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 
 if TYPE_CHECKING:
     from somewhere import Unknown  # type: ignore[import-not-found]

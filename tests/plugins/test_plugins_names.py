@@ -5,8 +5,8 @@ import logging
 import pytest
 from outsiders import SCORER, report_of
 
-from vlp_plugins.errors import UnknownNameError
 from vlp_plugins.resolving import make_method, make_scorer
+from vlp_plugins.runtime.errors import UnknownNameError
 
 
 def test_a_built_in_keeps_its_bare_name(site, caplog):

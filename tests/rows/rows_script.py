@@ -11,9 +11,9 @@ from toy import toy_batches
 from toy_loss import spoilt
 from toy_rows import N, toy_columns, toy_rows
 
-from vlp_plugins.errors import VlpError
-from vlp_plugins.launch import before_joining
 from vlp_plugins.rows.kept import GradientRows
+from vlp_plugins.runtime.distributed import before_joining
+from vlp_plugins.runtime.errors import VlpError
 
 SMALL = 4000
 
@@ -34,7 +34,7 @@ def blip(folder: Path, golden: Path) -> None:
     from test_rows_of_models import solved
 
     from benchmarks.parity.family import Family
-    from vlp_plugins.plugins import registry
+    from vlp_plugins.plugins.discovery import registry
 
     family = Family(golden / "blip")
     model = family.model()

@@ -16,9 +16,9 @@ from toy import toy_batches
 from toy_loss import spoilt
 from toy_rows import CPU, N, by_hand, matrix, toy_columns, toy_rows
 
-from vlp_plugins.errors import DataError, NonFiniteError, OutputError, UnsupportedError
 from vlp_plugins.rows.disk import FileStore
 from vlp_plugins.rows.layout import Layout
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, UnsupportedError
 
 WAYS = ["ram", "disk", "passes"]
 SMALL = 3000

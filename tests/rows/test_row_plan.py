@@ -9,10 +9,9 @@ import pytest
 import torch
 from test_columns import columns_of
 
-from vlp_plugins.bytes import bytes_of
-from vlp_plugins.capacity import free_ram, spill_folder
-from vlp_plugins.errors import DataError, OutputError, UnsupportedError
-from vlp_plugins.rows import plan_rows
+from vlp_plugins.rows.plan import plan_rows
+from vlp_plugins.runtime.errors import DataError, OutputError, UnsupportedError
+from vlp_plugins.runtime.memory import bytes_of, free_ram, spill_folder
 
 COLUMNS = columns_of([100_000, 50_000, 50_000], 1000)
 N = 10
@@ -61,12 +60,12 @@ def test_rows_that_fit_nowhere_are_gathered_in_passes(full_disk):
 def test_what_is_free_decides_where_no_budget_is_given(monkeypatch):
     assert free_ram() > 1 << 20
     assert plan(None).keep_in == "ram"
-    monkeypatch.setattr("vlp_plugins.capacity.free_ram", lambda: 9_000_000)
+    monkeypatch.setattr("vlp_plugins.runtime.memory.free_ram", lambda: 9_000_000)
     assert plan(None).keep_in == "disk"
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):
-    monkeypatch.setattr("vlp_plugins.capacity.free_ram", lambda: 20_000_000)
+    monkeypatch.setattr("vlp_plugins.runtime.memory.free_ram", lambda: 20_000_000)
     assert plan(None).keep_in == "ram"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert plan(None).keep_in == "disk"

@@ -8,9 +8,10 @@ from torch import nn
 from toy_rows import CPU
 
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.memory import peak_memory
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.rows import Columns, gradient_rows
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.rows.columns import Columns
+from vlp_plugins.rows.gathering import gradient_rows
+from vlp_plugins.runtime.memory import peak_memory
 from vlp_plugins.weights import WeightMap
 
 MIB = 1 << 20

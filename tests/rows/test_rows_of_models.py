@@ -10,8 +10,9 @@ from toy_rows import CPU, matrix
 
 from benchmarks.parity.family import Family
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.plugins import registry
-from vlp_plugins.rows import Columns, gradient_rows
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.rows.columns import Columns
+from vlp_plugins.rows.gathering import gradient_rows
 from vlp_plugins.solvers.problem import Problem, Solution
 from vlp_plugins.solvers.solve import solve
 from vlp_plugins.weights import WeightMap

@@ -11,7 +11,8 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.rows import Columns, gradient_rows
+from vlp_plugins.rows.columns import Columns
+from vlp_plugins.rows.gathering import gradient_rows
 from vlp_plugins.rows.kept import GradientRows
 from vlp_plugins.weights import WeightMap
 

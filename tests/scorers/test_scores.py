@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.information_flow import InformationFlow, information_flow, neuron_saliency
 from vlp_plugins.scorers.lamp import Lamp, lamp

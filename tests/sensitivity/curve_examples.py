@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlp_plugins.sensitivity import Curve, Group, Point, Sensitivity
+from vlp_plugins.sensitivity.curves import Curve, Point, Sensitivity
+from vlp_plugins.sensitivity.groups import Group
 
 SPARSITIES = (0.5, 0.75, 0.9)
 DENSE = Point(0.0, 0, (1.0, 2.0, 1.5), 90.0, 80.0)

@@ -10,12 +10,14 @@ from curve_examples import DENSE, curve, found
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.sensitivity import Point, prunabilities, prunability_of
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.prunability import (
     apart,
     jackknife_error,
     mean_over,
+    prunabilities,
+    prunability_of,
     tolerated,
 )
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import pytest
 from curve_examples import DENSE, curve, found
 
-from vlp_plugins.sensitivity import (
-    Group,
-    RankCorrelation,
-    prunabilities,
-    rank_correlation,
-    relations,
-)
 from vlp_plugins.sensitivity.analysis import analyse
-from vlp_plugins.sensitivity.relations import dimensions_of
+from vlp_plugins.sensitivity.groups import Group
+from vlp_plugins.sensitivity.prunability import prunabilities
+from vlp_plugins.sensitivity.ranks import RankCorrelation, rank_correlation
+from vlp_plugins.sensitivity.relations import dimensions_of, relations
 from vlp_plugins.sensitivity.verdict import judged, modality_sentences, vision_sentences
 
 BLOCKS = [f"{modality} {depth}" for modality in ("vision", "text") for depth in range(4)]

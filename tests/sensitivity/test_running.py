@@ -11,7 +11,7 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.errors import (
+from vlp_plugins.runtime.errors import (
     DataError,
     NonFiniteError,
     SparsityError,
@@ -19,7 +19,8 @@ from vlp_plugins.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.sensitivity import groups_of, sensitivity
+from vlp_plugins.sensitivity.groups import groups_of
+from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.weights import WeightMap
 
 BATCHES = toy_batches(3)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.solvers.dual import Dual
 from vlp_plugins.solvers.importance import Importance
 from vlp_plugins.solvers.problem import Problem

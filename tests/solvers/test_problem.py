@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.solvers import objective as objective_module
 from vlp_plugins.solvers.objective import objective
 from vlp_plugins.solvers.problem import Problem

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.solvers import blocks as blocks_module
 from vlp_plugins.solvers import rows as rows_module
 from vlp_plugins.solvers.batched import similar

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import NonFiniteError
+from vlp_plugins.runtime.errors import NonFiniteError
 from vlp_plugins.solvers.ascent import ascend, dual_value
 from vlp_plugins.solvers.band import dual_and_band
 from vlp_plugins.solvers.best import solve_best

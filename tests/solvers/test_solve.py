@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.solvers.best import solve_best
 from vlp_plugins.solvers.blockwise import solve_blockwise
 from vlp_plugins.solvers.elimination import solve_elimination

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlp_plugins.structured import outputs, rebuild
+from vlp_plugins.structured.checking import outputs
+from vlp_plugins.structured.rebuilding import rebuild
 
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):

@@ -42,7 +42,9 @@ from vlp_adapters.xvlm.captioning import XvlmForCaptioning
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Attention, Block
 from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.structured import Kept, Record, blocks_of, prepare
+from vlp_plugins.structured.cutting import prepare
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.record import Kept, Record
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

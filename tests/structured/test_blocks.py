@@ -11,20 +11,15 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, SwinConfig, SwinModel
 
 from vlp_plugins.blocks import Attention
-from vlp_plugins.errors import StructureError
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
 from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.structured import (
-    Kept,
-    Record,
-    blocks_of,
-    check_equal,
-    cut,
-    example_batch,
-    masked,
-    outputs,
-    uncut,
-)
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.finding import blocks_of, uncut
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.weights import WeightMap
 
 

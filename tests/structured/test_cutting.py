@@ -7,20 +7,14 @@ import torch
 from structured_examples import MAKERS, made, prepared, random_record
 
 from vlp_plugins.blocks import Attention
-from vlp_plugins.errors import StructureError
 from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.structured import (
-    Kept,
-    Record,
-    blocks_of,
-    check_equal,
-    cut,
-    example_batch,
-    masked,
-    outputs,
-    prepare,
-    relative_error,
-)
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.structured.checking import check_equal, outputs, relative_error
+from vlp_plugins.structured.cutting import cut, prepare
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.record import Kept, Record
 
 
 @pytest.mark.parametrize("seed", [0, 1])

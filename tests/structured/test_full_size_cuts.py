@@ -8,16 +8,12 @@ import pytest
 import torch
 
 from benchmarks.speed.latency import full_size, halved, random_batch
-from vlp_plugins.plugins import registry
-from vlp_plugins.structured import (
-    check_equal,
-    cut,
-    masked,
-    outputs,
-    prepare,
-    rebuild,
-    save_structured,
-)
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.cutting import cut, prepare
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.writing import save_structured
 
 pytestmark = pytest.mark.long
 

@@ -10,17 +10,13 @@ from structured_examples import prepared
 from torch import nn
 
 from vlp_plugins.blocks import Attention
-from vlp_plugins.errors import StructureError
-from vlp_plugins.structured import (
-    Kept,
-    Record,
-    blocks_of,
-    check_equal,
-    example_batch,
-    masked,
-    outputs,
-    patch,
-)
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.record import Kept, Record
 
 MODELS = ["clip", "siglip", "vit", "dino 2", "xvlm", "blip retrieval", "blip captioning"]
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.errors import StructureError
-from vlp_plugins.structured import Kept, Record
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.structured.record import Kept, Record
 
 
 @pytest.mark.parametrize(

@@ -14,24 +14,24 @@ from safetensors.torch import load_file, save_file
 from structured_examples import MAKERS, prepared, random_record
 from torch import nn
 
-from vlp_plugins.errors import OutputError, StructureError, UnknownNameError, UnsupportedError
 from vlp_plugins.loading import load_model, load_structure
-from vlp_plugins.module_adapter import ModuleAdapter
-from vlp_plugins.saving import check_can_save
-from vlp_plugins.structured import (
-    Kept,
-    Record,
-    blocks_of,
-    check_equal,
-    cut,
-    example_batch,
-    is_structured,
-    outputs,
-    patch,
-    read_record,
-    rebuild,
-    save_structured,
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import (
+    OutputError,
+    StructureError,
+    UnknownNameError,
+    UnsupportedError,
 )
+from vlp_plugins.saving import check_can_save
+from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.files import is_structured, read_record
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.writing import save_structured
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,14 @@ from __future__ import annotations
 import pytest
 from structured_examples import prepared, random_record
 
-from vlp_plugins.errors import StructureError
-from vlp_plugins.structured import (
-    Kept,
-    Record,
-    blocks_of,
-    check_equal,
-    cut,
-    example_batch,
-    masked,
-    outputs,
-    transferred,
-)
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.transferring import transferred
 
 
 @pytest.mark.parametrize("name", ["blip retrieval", "blip captioning", "blip vqa"])

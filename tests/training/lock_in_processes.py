@@ -11,9 +11,12 @@ from leaving import leave
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from vlp_plugins import GradualPruning, Masks, ModuleAdapter, SparsityLock
-from vlp_plugins.errors import MaskError, UnsupportedError
-from vlp_plugins.sharding import here, whole
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError
+from vlp_plugins.runtime.sharding import here, whole
+from vlp_plugins.training.gradual import GradualPruning
 
 
 def towers() -> nn.Module:

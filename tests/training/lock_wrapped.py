@@ -20,11 +20,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from vlp_plugins import Masks, ModuleAdapter, SparsityLock
-from vlp_plugins.errors import MaskError
 from vlp_plugins.hosts.accelerate import locked
 from vlp_plugins.hosts.transformers import LockCallback
-from vlp_plugins.sharding import here, whole
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.sharding import here, whole
 
 STEPS, ACCUMULATE, CLIP = 4, 2, 0.05
 ADAMW = {"lr": 0.05, "weight_decay": 0.1}

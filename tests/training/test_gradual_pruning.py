@@ -14,10 +14,10 @@ from toy import toy_batches
 from toy_loss import losing_toy
 
 from benchmarks.parity.blip import model_from_golden
-from vlp_plugins import GradualPruning
-from vlp_plugins.errors import MaskError, UnknownNameError, UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
-from vlp_plugins.training import Platon
+from vlp_plugins.runtime.errors import MaskError, UnknownNameError, UnsupportedError
+from vlp_plugins.training.gradual import GradualPruning
+from vlp_plugins.training.platon import Platon
 from vlp_plugins.training.rising import RisingMasks
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)

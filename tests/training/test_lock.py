@@ -14,8 +14,11 @@ from toy_loss import losing_toy
 from toy_masks import ADAPTER as FAMILY
 from toy_masks import Captioning, Pretraining
 
-from vlp_plugins import Masks, ModuleAdapter, SparsityLock, prune
-from vlp_plugins.errors import MaskError, UnsupportedError
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)

@@ -15,8 +15,10 @@ from toy_loss import losing_toy
 from transformers import AutoModel, BlipTextConfig, BlipVisionConfig
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins import ModuleAdapter, SparsityLock, prune
-from vlp_plugins.errors import MaskError
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import MaskError
 
 MOMENTUM = partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
 ADAMW = partial(AdamW, lr=0.01, weight_decay=0.1)

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from lock_in_processes import adamw, towers, train
 
-from vlp_plugins import ModuleAdapter, SparsityLock, prune
+from vlp_plugins.lock import SparsityLock
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("lock_in_processes.py")

@@ -16,7 +16,9 @@ from lock_in_processes import towers
 from lock_wrapped import ADAMW, locked_training
 from test_trainer_callbacks import tiny_model
 
-from vlp_plugins import Masks, ModuleAdapter, prune
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("lock_wrapped.py")

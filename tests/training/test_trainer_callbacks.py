@@ -15,14 +15,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from vlp_plugins import Masks, ModuleAdapter, prune
-from vlp_plugins.errors import MaskError, UnsupportedError
 from vlp_plugins.hosts.transformers import (
     MASKS_FILE,
     STATE_FILE,
     GradualPruningCallback,
     LockCallback,
 )
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 STEPS = 12

@@ -9,17 +9,18 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins import prune
-from vlp_plugins.allocation import ModalityAllocation, Pattern
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.errors import (
+from vlp_plugins.methods.context import Context
+from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import (
     DataError,
     NonFiniteError,
     SparsityError,
     StatisticsError,
     UnsupportedError,
 )
-from vlp_plugins.methods.base import Context
 from vlp_plugins.training.named import platon, taylor
 from vlp_plugins.weights import WeightMap
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlp_plugins.errors import UnknownNameError, UnsupportedError
+from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scorers.base import Evidence
-from vlp_plugins.training import CurrentMagnitude, Platon, Taylor
 from vlp_plugins.training.base import sensitivity
+from vlp_plugins.training.magnitude import CurrentMagnitude
+from vlp_plugins.training.platon import Platon
 from vlp_plugins.training.scores import training_score
+from vlp_plugins.training.taylor import Taylor
 
 
 def walks(steps, *, seed=0):

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from vlp_plugins.errors import SparsityError
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.targets import Target, check_sparsity
 

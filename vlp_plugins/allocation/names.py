@@ -10,7 +10,7 @@ from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
-from vlp_plugins.errors import SparsityError, suggest
+from vlp_plugins.runtime.errors import SparsityError, suggest
 
 ALLOCATIONS: dict[str, Callable[[], Allocation]] = {
     "global": GlobalAllocation,

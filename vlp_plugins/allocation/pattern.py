@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vlp_plugins.allocation.base import Allocation, overall
-from vlp_plugins.errors import SparsityError, UnsupportedError
 from vlp_plugins.floors import check_floor
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.selection import PatternSelection, Scored, Selection
 from vlp_plugins.targets import Target
 

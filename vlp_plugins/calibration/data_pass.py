@@ -15,17 +15,17 @@ from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import check_batches, number_of_batches, say_if_fewer
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
 from vlp_plugins.calibration.measuring import Measuring
-from vlp_plugins.calibration.processes import (
-    check_same,
-    failing_together,
-    of_first,
-    place,
-    turns,
-)
 from vlp_plugins.calibration.reductions import sum_large, sum_over_processes, sum_tally
 from vlp_plugins.calibration.running import RunningPass
 from vlp_plugins.calibration.tally import Tally
-from vlp_plugins.errors import DataError, NonFiniteError, OutputError, StatisticsError
+from vlp_plugins.runtime.distributed import (
+    batch_shard,
+    broadcast,
+    check_same,
+    failing_together,
+    rank_and_size,
+)
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, StatisticsError
 from vlp_plugins.statistics.base import Key, Statistic
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.weights import WeightMap
@@ -107,13 +107,13 @@ def calibrate(
     )
     if checkpoint is not None:
         identity = identity_of(weights, statistics, published=published, autocast=autocast)
-        file = Checkpoint(checkpoint, identity, *turns(sharded=measuring.sharded))
+        file = Checkpoint(checkpoint, identity, *batch_shard(sharded=measuring.sharded))
         if not resume:
             with failing_together():
                 file.check()
     done = _resumed(file, resume, limit)
     if measuring.sharded:
-        done, file = _together(done), None if place()[0] else file
+        done, file = _together(done), None if rank_and_size()[0] else file
     device = next(model.parameters()).device
     running = RunningPass(measuring, device, file, checkpoint_every, done)
     total = number_of_batches(batches, limit)
@@ -159,8 +159,8 @@ def _together(
     done: tuple[PassState, dict[Key, torch.Tensor]],
 ) -> tuple[PassState, dict[Key, torch.Tensor]]:
     """Where process 0 stands, for all; the sums stay with it alone."""
-    first = of_first(replace(done[0], sums={}, skipped=Tally()))
-    return (first, {}) if place()[0] else done
+    first = broadcast(replace(done[0], sums={}, skipped=Tally()))
+    return (first, {}) if rank_and_size()[0] else done
 
 
 def _check_read(read: int, replayed: int, limit: int | None) -> None:

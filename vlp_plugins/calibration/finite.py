@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from vlp_plugins.errors import NonFiniteError
-from vlp_plugins.sharding import here, in_any_process, is_sharded
+from vlp_plugins.runtime.errors import NonFiniteError
+from vlp_plugins.runtime.sharding import here, in_any_process, is_sharded
 
 
 def check_loss(terms: Mapping[str, torch.Tensor], index: int, *, together: bool = False) -> None:

@@ -16,15 +16,15 @@ from vlp_plugins.calibration.finite import check_loss, first_nonfinite
 from vlp_plugins.calibration.loss_scale import LossScale
 from vlp_plugins.calibration.loss_state import check_whole
 from vlp_plugins.calibration.terms import total
-from vlp_plugins.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.modes import (
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.model_state import (
     callers_defaults,
     fast_path_off,
     flags_kept,
     precision,
     random_state_kept,
 )
-from vlp_plugins.sharding import as_forward, at_rest, is_sharded, whole
+from vlp_plugins.runtime.sharding import as_forward, at_rest, is_sharded, whole
 from vlp_plugins.weights import WeightMap, uses_of
 
 logger = logging.getLogger("vlp_plugins.calibration")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.sharding import is_sharded
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.sharding import is_sharded
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from vlp_plugins.calibration.large_sums import LargeSums
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.calibration.probe import ActivationProbe
 from vlp_plugins.calibration.watching import check_reached, named
-from vlp_plugins.errors import NonFiniteError, StatisticsError
-from vlp_plugins.sharding import at_rest, is_sharded, whole
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
+from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 from vlp_plugins.statistics.base import (
     LOSS_STREAM,
     ActivationStatistic,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import distributed
 
-from vlp_plugins.calibration.processes import place
 from vlp_plugins.calibration.tally import Tally
+from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.statistics.base import Key
 
 
@@ -26,7 +26,7 @@ def sum_over_processes(
         sums: of this process, float64; processes may have met different sites.
         device: where to sum if the process group does not work on CPU.
     """
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return {key: sums[key] for key in sorted(sums)}
     shapes = _shapes(sums)
     keys = sorted(shapes)
@@ -68,16 +68,16 @@ def sum_tally(tally: Tally, device: torch.device) -> Tally:
 def _shapes(sums: Mapping[Key, torch.Tensor]) -> dict[Key, tuple[int, ...]]:
     """Of the accumulators of all processes, which may have met different sites."""
     mine = {key: tuple(value.shape) for key, value in sums.items()}
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return mine
-    met: list[dict[Key, tuple[int, ...]]] = [{}] * place()[1]
+    met: list[dict[Key, tuple[int, ...]]] = [{}] * rank_and_size()[1]
     distributed.all_gather_object(met, mine)
     return {key: shape for found in met for key, shape in found.items()}
 
 
 def _all_reduce(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The sum over all processes, in place where the process group works on that device."""
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return values
     values = values.to(device if distributed.get_backend() == "nccl" else "cpu")
     distributed.all_reduce(values)

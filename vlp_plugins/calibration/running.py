@@ -12,8 +12,8 @@ from vlp_plugins.calibration.batches import batch_size, chain_hash
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
 from vlp_plugins.calibration.large_sums import LargeSums
 from vlp_plugins.calibration.measuring import Measuring
-from vlp_plugins.calibration.processes import place, turns
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.distributed import batch_shard, rank_and_size
+from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.statistics.base import Key
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -48,9 +48,9 @@ class RunningPass:
         self._measuring = measuring
         self._file = file
         self._every = every
-        self._rank, self._world = turns(sharded=measuring.sharded)
+        self._rank, self._world = batch_shard(sharded=measuring.sharded)
         # Of a sharded model every process measures every batch; what the first finds counts.
-        self._counts = not measuring.sharded or place()[0] == 0
+        self._counts = not measuring.sharded or rank_and_size()[0] == 0
         self._done = done[0]
         self._digest = b""
         self.state = done[0]

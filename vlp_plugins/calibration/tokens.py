@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 # Elements of an unfolded convolution input that exist at a time: 64 MiB of float32.
 _UNFOLDED = 1 << 24

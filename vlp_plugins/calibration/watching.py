@@ -11,9 +11,14 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Owner, Stream
-from vlp_plugins.errors import StatisticsError, UnsupportedError
-from vlp_plugins.modes import callers_defaults, fast_path_off, flags_kept, random_state_kept
-from vlp_plugins.sharding import as_forward, at_rest
+from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
+from vlp_plugins.runtime.model_state import (
+    callers_defaults,
+    fast_path_off,
+    flags_kept,
+    random_state_kept,
+)
+from vlp_plugins.runtime.sharding import as_forward, at_rest
 from vlp_plugins.weights import WeightMap
 
 

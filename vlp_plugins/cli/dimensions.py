@@ -11,11 +11,11 @@ import click
 from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_source
 from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
 from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table
-from vlp_plugins.errors import RecipeError
+from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from vlp_plugins.job.loaded import ModelSource
-    from vlp_plugins.recipes import DataRecipe
+    from vlp_plugins.recipes.recipe import DataRecipe
 
 
 @click.command("id")
@@ -55,11 +55,10 @@ def id_(
     layers.csv and report.html. Under torchrun the processes share the work:
     torchrun --nproc-per-node 2 -m vlp_plugins id ...
     """
-    from vlp_plugins.calibration.processes import place
     from vlp_plugins.job.dimensions import measure_dimensions
     from vlp_plugins.job.loaded import Loaded
     from vlp_plugins.job.workplace import work_left
-    from vlp_plugins.launch import process_group
+    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
     options = _options_of(values)
@@ -70,7 +69,7 @@ def id_(
         raise RecipeError("`vlp id` measures on data: give --data FOLDER (images with captions)")
     line = command_line(context)
     with process_group(source.device):
-        speaks = place()[0] == 0
+        speaks = rank_and_size()[0] == 0
         with (
             explained_interruption(
                 lambda: line, lambda: out is not None and bool(work_left(out)), speaks=speaks

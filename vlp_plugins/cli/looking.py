@@ -11,7 +11,8 @@ from vlp_plugins.cli.tables import print_table
 @click.command()
 def plugins() -> None:
     """Every plug-in: what it registered, or why it failed."""
-    from vlp_plugins.plugins import plugins_table, registry
+    from vlp_plugins.plugins.discovery import registry
+    from vlp_plugins.plugins.reports import plugins_table
 
     rows = plugins_table(registry().plugins())
     print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])

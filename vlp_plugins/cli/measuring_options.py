@@ -11,7 +11,7 @@ from vlp_plugins.cli.options import Command, model_options
 
 if TYPE_CHECKING:
     from vlp_plugins.job.loaded import ModelSource
-    from vlp_plugins.recipes import DataRecipe
+    from vlp_plugins.recipes.recipe import DataRecipe
 
 
 def data_options(*, batches: str) -> Callable[[Command], Command]:
@@ -58,7 +58,7 @@ def model_source(values: dict[str, Any]) -> ModelSource:
 
 def data_recipe(values: dict[str, Any]) -> DataRecipe:
     """Takes what says how data is read out of the values of the options."""
-    from vlp_plugins.recipes import DataRecipe
+    from vlp_plugins.recipes.recipe import DataRecipe
 
     names = ("split", "batch_size", "batches", "image_column", "caption_column", "max_length")
     found = {name: values.pop(name) for name in names}

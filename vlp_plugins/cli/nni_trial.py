@@ -15,7 +15,7 @@ from vlp_plugins.cli.options import ManyValues, new_file, read_recipe, recipe_op
 from vlp_plugins.cli.quiet import steps_shown
 from vlp_plugins.cli.running import data_progress
 from vlp_plugins.cli.tables import print_table
-from vlp_plugins.errors import RecipeError, UnsupportedError
+from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 
 _GIVEN = ParameterSource.COMMANDLINE
 _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "report_every")

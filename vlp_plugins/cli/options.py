@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vlp_plugins.recipes import Recipe
+    from vlp_plugins.recipes.recipe import Recipe
 
 Command = Callable[..., Any]
 
@@ -135,15 +135,10 @@ def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
         RecipeError: if the file or an option is wrong.
         SparsityError: if a sparsity is.
     """
-    from vlp_plugins.recipes import (
-        Recipe,
-        amount_of,
-        load_recipe,
-        parameter_of,
-        penalty_of,
-        sparsity_of,
-        with_options,
-    )
+    from vlp_plugins.recipes.command import parameter_of, sparsity_of, with_options
+    from vlp_plugins.recipes.reading import load_recipe
+    from vlp_plugins.recipes.recipe import Recipe
+    from vlp_plugins.recipes.values import amount_of, penalty_of
 
     options["sparsity"] = tuple(map(sparsity_of, options["sparsity"])) or None
     options["parameter"] = dict(map(parameter_of, options["parameter"])) or None

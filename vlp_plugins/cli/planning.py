@@ -10,8 +10,8 @@ from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
 from vlp_plugins.cli.tables import duration, print_counts, print_table
 
 if TYPE_CHECKING:
-    from vlp_plugins.job import Prepared
-    from vlp_plugins.plan import Plan
+    from vlp_plugins.job.prepared import Prepared
+    from vlp_plugins.plan.value import Plan
 
 
 @click.command(cls=ManyValues)
@@ -22,7 +22,7 @@ def plan(**options: Any) -> None:
     Takes what `vlp prune` takes; the data is not touched, and nothing is written.
     """
     from vlp_plugins.inspection import groups_of
-    from vlp_plugins.job import prepare
+    from vlp_plugins.job.prepared import prepare
     from vlp_plugins.plan import plan_run
 
     recipe = read_recipe(**options)
@@ -53,7 +53,7 @@ def plan(**options: Any) -> None:
 
 
 def _print_counts(job: Prepared, planned: Plan) -> None:
-    from vlp_plugins.job import title_of
+    from vlp_plugins.job.prepared import title_of
 
     click.secho("\nCounts", bold=True)
     print_counts({title_of(t): c for t, c in zip(job.targets, planned.counts, strict=True)})

@@ -14,8 +14,8 @@ import click
 
 from vlp_plugins.cli.quiet import quiet_libraries, show_log
 from vlp_plugins.cli.tables import visible
-from vlp_plugins.errors import VlpError
-from vlp_plugins.version import __version__
+from vlp_plugins.runtime.errors import VlpError
+from vlp_plugins.runtime.version import __version__
 
 MENDABLE = 2
 """Exit code of errors that the user can mend; 1 is the answer "no" of `vlp masks verify`."""

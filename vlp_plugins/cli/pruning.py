@@ -23,14 +23,13 @@ def prune(resume: bool, **options: Any) -> None:
     An option wins over the recipe's key. Under torchrun the processes share the data pass:
     torchrun --nproc-per-node 2 -m vlp_plugins prune ...
     """
-    from vlp_plugins.calibration.processes import place
-    from vlp_plugins.job import leftovers, run
-    from vlp_plugins.launch import process_group
-    from vlp_plugins.recipes import command_of
+    from vlp_plugins.job.running import leftovers, run
+    from vlp_plugins.recipes.command import command_of
+    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     recipe = read_recipe(**options)
     with process_group(recipe.device):
-        speaks = place()[0] == 0
+        speaks = rank_and_size()[0] == 0
         with (
             explained_interruption(
                 lambda: command_of(recipe),

@@ -82,10 +82,10 @@ _NOTHING = "interrupted; nothing was written"
 
 
 def _how_to_go_on(command: Callable[[], str]) -> str:
-    from vlp_plugins.calibration.processes import place
+    from vlp_plugins.runtime.distributed import rank_and_size
 
     line = f"{command()} --resume"
-    if (world := place()[1]) > 1:  # a checkpoint is of as many processes as wrote it
+    if (world := rank_and_size()[1]) > 1:  # a checkpoint is of as many processes as wrote it
         line = line.replace("vlp", f"torchrun --nproc-per-node {world} -m vlp_plugins", 1)
     return f"interrupted; to go on: {line}"
 

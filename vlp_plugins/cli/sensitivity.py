@@ -11,7 +11,7 @@ from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_s
 from vlp_plugins.cli.options import ManyValues
 from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
-from vlp_plugins.errors import RecipeError
+from vlp_plugins.runtime.errors import RecipeError
 
 DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
 
@@ -65,14 +65,13 @@ def sensitivity(
     are measured on pairs that the method does not read. The folder --out holds sensitivity.json,
     points.csv and report.html.
     """
-    from vlp_plugins.calibration.processes import place
     from vlp_plugins.job.loaded import Loaded
     from vlp_plugins.job.sensitivity import SensitivityRequest, measure_sensitivity
     from vlp_plugins.job.sensitivity_page import relation_table, summary_table
     from vlp_plugins.job.workplace import work_left
-    from vlp_plugins.launch import process_group
-    from vlp_plugins.recipes import parameter_of
+    from vlp_plugins.recipes.command import parameter_of
     from vlp_plugins.resolving import resolve_method
+    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
     if data.source is None and test is None:
@@ -99,7 +98,7 @@ def sensitivity(
     )
     line = command_line(context)
     with process_group(source.device):
-        speaks = place()[0] == 0
+        speaks = rank_and_size()[0] == 0
         with (
             explained_interruption(lambda: line, lambda: bool(work_left(out)), speaks=speaks),
             data_progress(shown=speaks, what="pruning and measuring", units="points") as progress,

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from vlp_plugins.data.images import read_image
-from vlp_plugins.errors import DataError
-from vlp_plugins.untrusted import check_inside
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.untrusted import check_inside
 
 
 def read_json(path: Path) -> Any:

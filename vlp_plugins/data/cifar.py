@@ -13,7 +13,7 @@ from PIL import Image
 from vlp_plugins.data.annotation_files import contents
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.labelled import Labelled, LabelledImages
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 _SIDE, _CHANNELS = 32, 3
 _PIXELS = _SIDE * _SIDE * _CHANNELS

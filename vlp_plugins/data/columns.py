@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vlp_plugins.errors import DataError, suggest
+from vlp_plugins.runtime.errors import DataError, suggest
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = (

@@ -11,8 +11,8 @@ import numpy as np
 from vlp_plugins.data.annotation_files import image_of, image_root
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.labelled import Labelled, LabelledImages
-from vlp_plugins.errors import DataError, first_line
-from vlp_plugins.untrusted import check_read
+from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.untrusted import check_read
 
 _LABELS, _SPLITS = "imagelabels.mat", "setid.mat"
 _BYTES = 8  # of a number, at most

@@ -22,8 +22,8 @@ from vlp_plugins.data.columns import (
 from vlp_plugins.data.images import read_image
 from vlp_plugins.data.metadata import METADATA_NAMES, Row, find_metadata, read_metadata
 from vlp_plugins.data.records import Captions, CaptionSource, Record
-from vlp_plugins.errors import DataError
-from vlp_plugins.untrusted import check_inside
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.untrusted import check_inside
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 

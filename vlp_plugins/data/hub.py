@@ -14,8 +14,8 @@ from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_colu
 from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
-from vlp_plugins.errors import DataError, first_line
-from vlp_plugins.untrusted import check_inside, check_read, read_limit
+from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.untrusted import check_inside, check_read, read_limit
 
 if TYPE_CHECKING:
     from PIL.Image import Image

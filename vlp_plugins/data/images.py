@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlp_plugins.errors import DataError
-from vlp_plugins.untrusted import check_read
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.untrusted import check_read
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded, whatever a file is called. Others start programs on its bytes, as EPS does."""

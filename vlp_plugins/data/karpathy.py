@@ -25,7 +25,7 @@ from vlp_plugins.data.annotation_files import (
 )
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.records import Captions, CaptionSource, Record
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 _OWN = ("dataset_coco.json", "dataset_flickr30k.json", "dataset_flickr8k.json")
 _LIST = re.compile(r"(?P<set>coco|flickr30k)(?:_karpathy)?_(?P<split>train|val|test)\.json")

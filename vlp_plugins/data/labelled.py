@@ -13,7 +13,7 @@ from vlp_plugins.data.annotation_files import contents, image_of, image_root
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.folder import image_files
 from vlp_plugins.data.metadata import find_metadata, read_metadata, rows_of_split
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 

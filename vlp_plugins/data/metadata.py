@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from vlp_plugins.data.columns import first_folders, split_among
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlp_plugins.data.annotation_files import contents, image_of, image_root, need_keys, read_rows
 from vlp_plugins.data.metadata import read_metadata
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
 _BELOW = ("images", "images/train", "images/dev", "images/test1")

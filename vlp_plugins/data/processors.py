@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlp_plugins.architecture import load_config, loading_failure
-from vlp_plugins.errors import DataError
-from vlp_plugins.untrusted import check_read
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.untrusted import check_read
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
 

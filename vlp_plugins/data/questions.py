@@ -21,7 +21,7 @@ from vlp_plugins.data.annotation_files import (
 )
 from vlp_plugins.data.columns import choose_split
 from vlp_plugins.data.metadata import find_metadata, read_metadata, rows_of_split
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 _QUESTIONS = re.compile(r".*OpenEnded_mscoco_(\w+?)2014_questions\.json")
 _TEST_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(test(?:-dev)?)2015_questions\.json")

@@ -12,7 +12,7 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from vlp_plugins.data.columns import CAPTION_COLUMNS
-from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.runtime.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 

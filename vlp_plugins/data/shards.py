@@ -19,8 +19,8 @@ from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_spli
 from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import Captions, CaptionSource, Record
 from vlp_plugins.data.shuffling import buffered
-from vlp_plugins.errors import DataError
-from vlp_plugins.untrusted import check_read
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.untrusted import check_read
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 _TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")

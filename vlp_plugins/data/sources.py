@@ -12,7 +12,7 @@ from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
 from vlp_plugins.data.metadata import METADATA_NAMES
 from vlp_plugins.data.records import Captions, CaptionSource
 from vlp_plugins.data.shards import TarShards, find_shards, is_shards
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 

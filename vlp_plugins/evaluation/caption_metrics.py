@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from vlp_plugins.errors import DataError, UnsupportedError, first_line
 from vlp_plugins.evaluation.caption_words import plain_words, treebank_words
 from vlp_plugins.evaluation.java import find_java, on_path
+from vlp_plugins.runtime.errors import DataError, UnsupportedError, first_line
 
 _log = logging.getLogger(__name__)
 

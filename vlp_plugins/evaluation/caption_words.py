@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from vlp_plugins.errors import UnsupportedError, first_line
+from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, ClassifyingAdapter, need
 from vlp_plugins.calibration.batches import check_batches, to_device
-from vlp_plugins.errors import BatchError, DataError, UnsupportedError
-from vlp_plugins.evaluation.inference import evaluating
-from vlp_plugins.modes import takes_model
+from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
+from vlp_plugins.runtime.model_state import evaluating, takes_model
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 # Rows of the similarity matrix that are compared at a time: bounds the temporaries.
 _BLOCK = 512

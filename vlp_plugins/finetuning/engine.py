@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.terms import total
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.modes import precision
+from vlp_plugins.runtime.model_state import autocast_of, precision
 
 
 class TaskLoss(nn.Module):

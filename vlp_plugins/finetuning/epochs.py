@@ -8,8 +8,8 @@ import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import check_batches
-from vlp_plugins.errors import DataError
 from vlp_plugins.finetuning.files import seed_of
+from vlp_plugins.runtime.errors import DataError
 
 LazyBatch = Callable[[], Batch]
 """Makes a batch when somebody needs it: of several processes each makes its own only."""

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlp_plugins import artifacts
-from vlp_plugins.calibration.processes import told
-from vlp_plugins.errors import DataError
 from vlp_plugins.finetuning.engine import Engine
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.artifacts import Format, checksum, read_artifact, write_artifact
+from vlp_plugins.runtime.distributed import all_gather
+from vlp_plugins.runtime.errors import DataError
 
 _log = logging.getLogger(__name__)
 
 FILE = "finetuning.safetensors"
-_FORMAT = artifacts.Format(
+_FORMAT = Format(
     "checkpoint", "vlp_finetuning", 1, DataError, "delete it and fine-tune from the first step"
 )
 _VALUE, _MOMENT, _OWN = "value|", "moment|", "own|"
@@ -82,7 +82,7 @@ class StateFile:
         """
         if self._path is None:
             return
-        each = told({name: buffer.cpu() for name, buffer in _own(model, changing)})
+        each = all_gather({name: buffer.cpu() for name, buffer in _own(model, changing)})
         if engine.index == 0:
             tensors = {f"{_VALUE}{name}": value.detach() for name, value in _values(model)}
             for name, parameter in model.named_parameters():
@@ -93,7 +93,7 @@ class StateFile:
             header = {
                 "identity": self._identity, "place": asdict(place), "engine": engine.state(),
             }  # fmt: skip
-            artifacts.write(self._path, _FORMAT, tensors, header, state=True)
+            write_artifact(self._path, _FORMAT, tensors, header, state=True)
         engine.wait()
 
     def load(
@@ -118,7 +118,7 @@ class StateFile:
         if not self._path.exists():
             _log.warning("no checkpoint at %s; starting from the first step", self._path)
             return None
-        tensors, header = artifacts.read(self._path, _FORMAT)
+        tensors, header = read_artifact(self._path, _FORMAT)
         self._check_identity(header["identity"])
         with torch.no_grad():
             for name, value in _values(model):
@@ -165,7 +165,7 @@ def digest_of(masks: Masks | None) -> str | None:
     digest = hashlib.sha256()
     for name in sorted(masks):
         digest.update(name.encode())
-        digest.update(artifacts.checksum({"": masks[name]}).encode())
+        digest.update(checksum({"": masks[name]}).encode())
     return digest.hexdigest()[:16]
 
 

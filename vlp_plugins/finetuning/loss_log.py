@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp_plugins.atomic import append_text, check_own, write_text
-from vlp_plugins.errors import NonFiniteError
+from vlp_plugins.runtime.errors import NonFiniteError
+from vlp_plugins.runtime.files import append_text, check_own, write_text
 
 FILE = "losses.jsonl"
 _BEGIN = '{"step": '

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.finetuning.rates import factor
 from vlp_plugins.finetuning.settings import FinetuneSettings
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from vlp_plugins.errors import RecipeError, suggest
+from vlp_plugins.runtime.errors import RecipeError, suggest
 
 Rate = Callable[[float], float]
 """Fraction of the steps after the warm-up that is done -> fraction of the highest rate."""

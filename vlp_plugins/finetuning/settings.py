@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import RecipeError
 from vlp_plugins.finetuning.rates import rate_by_name
+from vlp_plugins.runtime.errors import RecipeError
+from vlp_plugins.runtime.model_state import autocast_of
 
 
 @dataclass(frozen=True)

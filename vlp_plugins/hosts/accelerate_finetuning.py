@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.terms import total
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.finetuning.engine import TaskLoss
-from vlp_plugins.launch import before_joining
+from vlp_plugins.runtime.distributed import before_joining
+from vlp_plugins.runtime.errors import UnsupportedError
 
 try:
     from accelerate import Accelerator

@@ -19,19 +19,19 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from vlp_plugins import artifacts
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import MaskError, UnsupportedError
 from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.targets import Target
-from vlp_plugins.training import GradualPruning
+from vlp_plugins.training.gradual import GradualPruning
 
 _log = logging.getLogger(__name__)
 
 MASKS_FILE = "vlp_masks.safetensors"
 STATE_FILE = "vlp_gradual_pruning.safetensors"
-_STATE = artifacts.Format(
+_STATE = Format(
     "state of gradual pruning",
     "vlp_gradual",
     1,
@@ -202,7 +202,7 @@ class GradualPruningCallback(_Saving):
         """
         pruning = GradualPruning(model, steps=state.max_steps, **self._options)
         if (file := self._resumed(args, state, STATE_FILE)) is not None:
-            pruning.load_state_dict(artifacts.read(file, _STATE)[0])
+            pruning.load_state_dict(read_artifact(file, _STATE)[0])
         self.pruning = pruning.attach(optimizer)
 
     def on_optimizer_step(
@@ -226,7 +226,7 @@ class GradualPruningCallback(_Saving):
         folder = self._checkpoint(args, state) if state.is_world_process_zero else None
         if folder is None:
             return
-        artifacts.write(folder / STATE_FILE, _STATE, self.pruning.state_dict(), {}, state=True)
+        write_artifact(folder / STATE_FILE, _STATE, self.pruning.state_dict(), {}, state=True)
         if self.pruning.finished:
             self.pruning.masks().save(folder / MASKS_FILE, overwrite=True)
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
-from vlp_plugins.calibration.processes import failing_together, place, told
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.points import Points
 from vlp_plugins.intrinsic.sites import Met, Sites
 from vlp_plugins.intrinsic.state import Found
 from vlp_plugins.intrinsic.twonn import estimate
+from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
 from vlp_plugins.statistics.base import Site
 
 
@@ -40,7 +40,7 @@ def compute(
     Raises:
         VlpError: if a dimension cannot be estimated; names the layer.
     """
-    rank, processes = place()
+    rank, processes = rank_and_size()
     found: dict[Site, Found] = {}
     for first in range(0, len(chosen), processes):
         group = chosen[first : first + processes]
@@ -57,7 +57,9 @@ def compute(
         with failing_together():
             result = None if mine is None else _found(mine, sites[group[rank]], estimator)
         mine = None
-        found |= {site: value for site, value in zip(group, told(result), strict=False) if value}
+        found |= {
+            site: value for site, value in zip(group, all_gather(result), strict=False) if value
+        }
     return found
 
 
@@ -68,8 +70,8 @@ def _found(points: torch.Tensor, met: Met, estimator: Estimator) -> Found:
 
 def _together(own: Points | None, receiver: int, device: torch.device) -> torch.Tensor | None:
     """The points of all processes in the order of their batches, in one of them; None elsewhere."""
-    rank, _ = place()
-    shares = told(None if own is None else (own.widths, own.batches, own.dtype))
+    rank, _ = rank_and_size()
+    shares = all_gather(None if own is None else (own.widths, own.batches, own.dtype))
     known = [share for share in shares if share is not None]
     calls = max(len(widths) for widths, _, _ in known)
     padded = [widths + (0,) * (calls - len(widths)) for widths, _, _ in known]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vlp_plugins.errors import StatisticsError, suggest
+from vlp_plugins.runtime.errors import StatisticsError, suggest
 
 GUIDED = "id*"
 """What stands before the name of a method whose importance is multiplied by factors."""

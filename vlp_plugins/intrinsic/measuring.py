@@ -11,16 +11,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.calibration.processes import (
-    agreed,
-    check_same,
-    failing_together,
-    place,
-    turns,
-)
 from vlp_plugins.calibration.watching import check_reached
-from vlp_plugins.capacity import usable_bytes
-from vlp_plugins.errors import UnsupportedError, suggest
 from vlp_plugins.intrinsic.computing import compute
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.outputs import OutputProbe, Padding
@@ -28,7 +19,16 @@ from vlp_plugins.intrinsic.passing import Pass, Progress, Telling
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.intrinsic.reading import Reader
 from vlp_plugins.intrinsic.state import State, StateFile, file_of, resumed
-from vlp_plugins.sharding import at_rest, is_sharded
+from vlp_plugins.runtime.distributed import (
+    all_reduce_min,
+    batch_shard,
+    check_same,
+    failing_together,
+    rank_and_size,
+)
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
+from vlp_plugins.runtime.memory import usable_bytes
+from vlp_plugins.runtime.sharding import at_rest, is_sharded
 from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.intrinsic")
@@ -106,7 +106,7 @@ def measure(
     file = file_of(workplace, weights, settings, resume=resume)
     state = resumed(file, resume=resume)
     if memory_budget is None:
-        memory_budget = agreed(usable_bytes(next(model.parameters()).device, 0))
+        memory_budget = all_reduce_min(usable_bytes(next(model.parameters()).device, 0))
     reader = Reader(batches, limit, state.hashes, state.sizes)
     probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
     with probe.attached():
@@ -134,7 +134,7 @@ def _go_on(
     device = next(probe.model.parameters()).device
     tell = Telling(progress, reader.total)
     while not state.hashes or state.left:
-        this = Pass(probe, state.sites, state.left, budget, dtype, turns(sharded=sharded))
+        this = Pass(probe, state.sites, state.left, budget, dtype, batch_shard(sharded=sharded))
         points = this.run(reader, tell)
         if not state.hashes:
             check_same(reader.hashes[-1], f"{len(reader.hashes)} batches")
@@ -146,12 +146,12 @@ def _go_on(
             state.sites,
             estimator,
             device,
-            complete=sharded or place()[1] == 1,
+            complete=sharded or rank_and_size()[1] == 1,
         )
         tell.passes += 1
         if file is not None:
             with failing_together():
-                if not place()[0]:
+                if not rank_and_size()[0]:
                     file.save(state)
     if not tell.passes:  # all was known; make sure that it is about these batches
         for _ in reader:
@@ -167,7 +167,7 @@ def check_padding(padding: str) -> None:
 
 
 def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> IdProfile:
-    order = {name: place for place, name in enumerate(weights)}
+    order = {name: rank_and_size for rank_and_size, name in enumerate(weights)}
     sites = sorted(state.found, key=lambda site: order[site.weight])  # stable: streams in order
     layers = []
     for site in sites:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from vlp_plugins.devices import float32_product_error
-from vlp_plugins.errors import NonFiniteError, StatisticsError
 from vlp_plugins.intrinsic.bounds import DistanceBounds, Neighbours, bounds_bytes
 from vlp_plugins.intrinsic.products import (
     centred_gram,
@@ -16,6 +14,8 @@ from vlp_plugins.intrinsic.products import (
     products_bytes,
     squared_distances,
 )
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
+from vlp_plugins.runtime.model_state import float32_product_error
 
 _CANDIDATES = 16
 _MORE = 4

@@ -14,8 +14,8 @@ from torch import nn
 from vlp_plugins.adapter import Adapter, Batch, Stream
 from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.watching import Use, real_of, run_quietly, uses_of, watched
-from vlp_plugins.errors import BatchError, UnsupportedError
 from vlp_plugins.intrinsic.real_tokens import RealTokens
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.statistics.base import Site
 from vlp_plugins.weights import WeightMap
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.memory import text_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,7 @@ from itertools import chain
 import torch
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.batches import batch_size, to_device
-from vlp_plugins.calibration.processes import failing_together, of_first, told
-from vlp_plugins.errors import DataError
 from vlp_plugins.intrinsic.gatherer import Gatherer
 from vlp_plugins.intrinsic.outputs import OutputProbe
 from vlp_plugins.intrinsic.packing import pack
@@ -19,6 +16,9 @@ from vlp_plugins.intrinsic.points import Points
 from vlp_plugins.intrinsic.reading import Reader
 from vlp_plugins.intrinsic.room import Room, expected
 from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.runtime.distributed import all_gather, broadcast, failing_together
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.statistics.base import Site
 
 Progress = Callable[[int, int | None], None]
@@ -96,7 +96,7 @@ class Pass:
     def _choose(self, room: Room, once: bool) -> None:
         """Decides which layers this pass gathers, in all processes the same."""
         if not self._left:
-            self._sites.merge(of_first(list(self._sites.values())))
+            self._sites.merge(broadcast(list(self._sites.values())))
         left = self._left or list(self._sites.values())
         needs = [room.need(met) for met in left]
         plan = pack(needs, self._budget)
@@ -117,9 +117,9 @@ class Pass:
 
     def _agree(self, gatherer: Gatherer) -> None:
         """Keeps what no process has given up, and lets all know what each has met."""
-        kept = told(gatherer.kept)
+        kept = all_gather(gatherer.kept)
         self.group = [site for site in self.group if all(site in theirs for theirs in kept)]
-        everywhere = told(list(self._sites.values()))
+        everywhere = all_gather(list(self._sites.values()))
         self._sites.clear()  # or the order would be another in every process
         for met in everywhere:
             self._sites.merge(met)

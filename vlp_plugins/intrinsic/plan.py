@@ -9,17 +9,16 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.batches import batch_size, to_device
-from vlp_plugins.calibration.processes import agreed, turns
 from vlp_plugins.calibration.watching import check_reached
-from vlp_plugins.capacity import usable_bytes
-from vlp_plugins.errors import DataError
 from vlp_plugins.intrinsic.outputs import Output, OutputProbe, Padding
 from vlp_plugins.intrinsic.packing import Need, pack
 from vlp_plugins.intrinsic.room import Room, expected
 from vlp_plugins.intrinsic.sites import Met, Sites
-from vlp_plugins.sharding import at_rest, is_sharded
+from vlp_plugins.runtime.distributed import all_reduce_min, batch_shard
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.memory import text_of, usable_bytes
+from vlp_plugins.runtime.sharding import at_rest, is_sharded
 from vlp_plugins.weights import WeightMap
 
 
@@ -109,8 +108,8 @@ def plan(
     with probe.attached():
         probe.run(to_device(batch, device), lambda output: _note(sites, output, dtype))
     check_reached(adapter, weights, {site.weight for site in sites})
-    budget = agreed(usable_bytes(device, 0)) if memory_budget is None else memory_budget
-    processes = turns(sharded=is_sharded(model.parameters()))[1]
+    budget = all_reduce_min(usable_bytes(device, 0)) if memory_budget is None else memory_budget
+    processes = batch_shard(sharded=is_sharded(model.parameters()))[1]
     size = batch_size(batch)
     batches = -(-samples // size)
     rows = min(samples, expected((), batches, size, processes)[0])

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from vlp_plugins.devices import float32_product_error
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.model_state import float32_product_error
+from vlp_plugins.runtime.parallel import over_tensors
 
 # Rows of points are far apart in memory: a chunk takes long pieces of them, as far as it stays in
 # the cache, and few enough for the rounding of its products.

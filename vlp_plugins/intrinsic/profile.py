@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from vlp_plugins.artifacts import made_before
-from vlp_plugins.errors import StatisticsError
-from vlp_plugins.intrinsic import json_file
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.runtime.artifacts import made_before, read_json, write_json
+from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.variants import Owners
 from vlp_plugins.weights import WeightMap, surplus_layer
 
@@ -167,7 +166,7 @@ class IdProfile:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "layers": [asdict(layer) for layer in self.layers],
         }
-        json_file.write(path, _KIND, content)
+        write_json(path, _KIND, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IdProfile:
@@ -176,7 +175,7 @@ class IdProfile:
         Raises:
             StatisticsError: if it is missing, damaged, another kind of file, or of a newer version.
         """
-        content = json_file.read(path, _KIND, _REMEDY)
+        content = read_json(path, _KIND, _REMEDY)
         if made_before(content.get("made_by"), _SOUND):
             logger.warning(
                 "%s was made by %s, where samples that were all but equal made dimensions too "

@@ -12,7 +12,7 @@ from vlp_plugins.calibration.batches import (
     number_of_batches,
     say_if_fewer,
 )
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.errors import DataError
 
 _DIGITS = 16
 

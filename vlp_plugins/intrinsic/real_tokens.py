@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 
 class RealTokens:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.calibration.processes import failing_together, of_first, place
-from vlp_plugins.errors import StatisticsError
-from vlp_plugins.intrinsic import json_file
 from vlp_plugins.intrinsic.estimate import Estimate
 from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.runtime.artifacts import read_json, write_json
+from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size
+from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.statistics.base import Site
 from vlp_plugins.weights import WeightMap
 
@@ -88,7 +88,7 @@ class StateFile:
             "sites": [{**asdict(met), "site": str(met.site)} for met in state.sites.values()],
             "found": {str(site): asdict(found) for site, found in state.found.items()},
         }
-        json_file.write(self.path, _KIND, content, state=True)
+        write_json(self.path, _KIND, content, state=True)
         logger.debug("wrote %s: %d of %d", self.path, len(state.found), len(state.sites))
 
     def load(self) -> State:
@@ -100,7 +100,7 @@ class StateFile:
         if not self.path.exists():
             logger.warning("no %s; starting from the first pass", self.path)
             return State()
-        content = json_file.read(self.path, _KIND, _REMEDY)
+        content = read_json(self.path, _KIND, _REMEDY)
         try:
             theirs = dict(content["identity"])
             state = State(
@@ -148,12 +148,12 @@ def resumed(file: StateFile | None, *, resume: bool) -> State:
     """What an interrupted run knew, in all processes."""
     state = State()
     with failing_together():
-        if file is not None and not place()[0]:
+        if file is not None and not rank_and_size()[0]:
             if resume:
                 state = file.load()
             elif file.path.exists():
                 logger.warning("%s is not resumed and will be overwritten", file.path)
-    return of_first(state)
+    return broadcast(state)
 
 
 def _met(record: Mapping[str, Any]) -> Met:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vlp_plugins.errors import StatisticsError
 from vlp_plugins.intrinsic.bounds import Neighbours
 from vlp_plugins.intrinsic.estimate import Estimate, Estimator
 from vlp_plugins.intrinsic.fits import fit_dimension
 from vlp_plugins.intrinsic.neighbours import merge_duplicates, nearest_in_blocks, rounding_of
 from vlp_plugins.intrinsic.products import norms, squared_distances
 from vlp_plugins.intrinsic.sharing import inflation
+from vlp_plugins.runtime.errors import StatisticsError
 
 MINIMUM = 20
 """Usable points below which there is no estimate."""

@@ -9,7 +9,7 @@ from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.job.images_only import ImagesOnly, takes_no_text
-from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.recipes.recipe import DataRecipe
 
 
 def processor_for(

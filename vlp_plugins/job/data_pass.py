@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import DataError, VlpError
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.composition import composed
+from vlp_plugins.runtime.errors import DataError, VlpError
+from vlp_plugins.runtime.model_state import autocast_of
 from vlp_plugins.statistics.files import is_of
 from vlp_plugins.statistics.store import Statistics
 

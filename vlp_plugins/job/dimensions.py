@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.atomic import atomic_folder
-from vlp_plugins.calibration.processes import place
 from vlp_plugins.dimensions import measure_id
-from vlp_plugins.errors import OutputError, UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts, source_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.workplace import claimed, delete_work, working
-from vlp_plugins.launch import wait_for_all
-from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.dimensions import (
     dimension_by_depth,
     dimension_sentences,
@@ -32,6 +28,9 @@ from vlp_plugins.report.dimensions import (
 from vlp_plugins.report.findings import Chart, Findings, render_findings
 from vlp_plugins.report.page import Table, check_can_render
 from vlp_plugins.report.parameters import value_text
+from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
+from vlp_plugins.runtime.files import atomic_folder
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def measure_dimensions(
             "--resume goes on from what a run keeps beside its folder of results; give the --out "
             "of that run"
         )
-    writes = place()[0] == 0
+    writes = rank_and_size()[0] == 0
     folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
     with nullcontext() if folder is None else claimed(folder, writes=writes):
         return _measured(

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.artifacts import made_by, versions
-from vlp_plugins.atomic import atomic_folder
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.job.evaluation_page import findings_of
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
 from vlp_plugins.job.workplace import claimed
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.report.findings import render_findings
 from vlp_plugins.report.page import check_can_render
+from vlp_plugins.runtime.artifacts import made_by, versions
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.files import atomic_folder
 
 _log = logging.getLogger(__name__)
 

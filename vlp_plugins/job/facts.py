@@ -7,14 +7,13 @@ from collections.abc import Mapping
 
 import torch
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.calibration.processes import place
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.masks import Masks
-from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.report.page import Table
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
 from vlp_plugins.statistics.store import Statistics
 
 LARGE_STATISTICS = 10**9
@@ -80,7 +79,7 @@ def data_facts(masks: Masks, batches: CaptionedBatches | None) -> dict[str, str]
     }
     if batches is not None:
         facts |= source_facts(batches)
-    if (world := place()[1]) > 1:
+    if (world := rank_and_size()[1]) > 1:
         facts["processes"] = str(world)
     return facts
 

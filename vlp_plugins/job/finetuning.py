@@ -13,19 +13,21 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.artifacts import made_by, versions
-from vlp_plugins.atomic import atomic_folder
-from vlp_plugins.errors import RecipeError
-from vlp_plugins.finetuning import Engine, Finetuned, OneDevice, downstream, finetune
+from vlp_plugins.finetuning.engine import Engine, OneDevice
 from vlp_plugins.finetuning.loss_log import FILE as LOG
+from vlp_plugins.finetuning.models import downstream
+from vlp_plugins.finetuning.running import Finetuned, finetune
 from vlp_plugins.finetuning.samples import SampleEpochs
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_samples import TaskSamples, read_samples
 from vlp_plugins.job.workplace import claimed, delete_work, working
-from vlp_plugins.launch import wait_for_all
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
+from vlp_plugins.runtime.artifacts import made_by, versions
+from vlp_plugins.runtime.distributed import wait_for_all
+from vlp_plugins.runtime.errors import RecipeError
+from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.saving import check_can_save, copy_companions, write_model
 from vlp_plugins.weights import WeightMap
 

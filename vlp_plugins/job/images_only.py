@@ -10,7 +10,7 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
 
 
 class ImagesOnly:

@@ -11,7 +11,7 @@ from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
-from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.weights import WeightMap
 
 

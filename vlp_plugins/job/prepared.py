@@ -9,20 +9,19 @@ from pathlib import Path
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.bytes import bytes_of
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import RecipeError, SparsityError, StatisticsError
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Method, Procedure
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition, composed
+from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.recipes.command import need
+from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.resolving import (
     resolve_method,
     resolve_profile,
@@ -30,6 +29,9 @@ from vlp_plugins.resolving import (
     with_pattern,
     with_profile,
 )
+from vlp_plugins.runtime.errors import RecipeError, SparsityError, StatisticsError
+from vlp_plugins.runtime.memory import bytes_of
+from vlp_plugins.runtime.model_state import autocast_of
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored

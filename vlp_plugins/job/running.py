@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlp_plugins.calibration.processes import place
 from vlp_plugins.job.data_pass import Progress, checkpoints, delete_checkpoints, statistics_of
 from vlp_plugins.job.facts import (
     StopWatch,
@@ -21,12 +20,13 @@ from vlp_plugins.job.prepared import prepare, title_of
 from vlp_plugins.job.procedure import measure_profile, run_procedure
 from vlp_plugins.job.workplace import claimed, delete_work, work_left
 from vlp_plugins.job.writing import Finish, write_results
-from vlp_plugins.launch import wait_for_all
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.recipes.command import need
+from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
+from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.saving import check_can_save
 from vlp_plugins.statistics.store import Statistics
 
@@ -78,7 +78,7 @@ def run(
     """
     need(recipe, "model", "out")
     out = Path(os.path.abspath(str(recipe.out)))  # noqa: PTH100  resolve() would follow links
-    writes = place()[0] == 0
+    writes = rank_and_size()[0] == 0
     with claimed(out, writes=writes):
         return _run(recipe, out, writes, progress=progress, resume=resume, finish=finish)
 

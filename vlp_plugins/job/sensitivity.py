@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.atomic import atomic_folder
 from vlp_plugins.calibration.batches import batch_size
-from vlp_plugins.calibration.processes import place
-from vlp_plugins.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.sensitivity_page import findings_of
 from vlp_plugins.job.workplace import claimed, delete_work, working
-from vlp_plugins.launch import wait_for_all
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.recipes import DataRecipe
+from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.findings import render_findings
 from vlp_plugins.report.page import check_can_render
 from vlp_plugins.report.parameters import value_text
-from vlp_plugins.sensitivity import sensitivity
+from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
+from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError
+from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.sensitivity.analysis import Analysis, analyse
 from vlp_plugins.sensitivity.files import to_csv, write_analysis
+from vlp_plugins.sensitivity.running import sensitivity
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def measure_sensitivity(
         VlpError: with one line that says what to do; nothing is written then.
     """
     folder = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
-    writes = place()[0] == 0
+    writes = rank_and_size()[0] == 0
     with claimed(folder, writes=writes):
         return _measured(
             load, request, folder, writes, command=command, resume=resume, progress=progress

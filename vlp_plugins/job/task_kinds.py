@@ -13,16 +13,13 @@ from torch import nn
 from vlp_plugins.data.examples import Example, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
-from vlp_plugins.errors import DataError
-from vlp_plugins.evaluation import (
-    answer_questions,
-    caption_scores,
-    classification,
-    two_stage_retrieval,
-    vqa_accuracy,
-    write_captions,
-)
+from vlp_plugins.evaluation.answering import answer_questions, vqa_accuracy
+from vlp_plugins.evaluation.caption_metrics import caption_scores
+from vlp_plugins.evaluation.captioning import write_captions
+from vlp_plugins.evaluation.classification import classification
+from vlp_plugins.evaluation.retrieval import two_stage_retrieval
 from vlp_plugins.job.tasks import Measured, Task, Watched
+from vlp_plugins.runtime.errors import DataError
 
 _log = logging.getLogger(__name__)
 

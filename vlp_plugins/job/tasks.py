@@ -11,8 +11,8 @@ from typing import Any
 from vlp_plugins.adapter import Batch
 from vlp_plugins.data.examples import Example, ExampleBatches, captioned
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.errors import RecipeError
 from vlp_plugins.job.loaded import Loaded
+from vlp_plugins.runtime.errors import RecipeError
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlp_plugins.artifacts import made_by
-from vlp_plugins.atomic import check_new_folder, remove_abandoned, reserved
-from vlp_plugins.calibration.processes import place
-from vlp_plugins.errors import OutputError
-from vlp_plugins.launch import wait_for_all
+from vlp_plugins.runtime.artifacts import made_by
+from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.files import check_new_folder, remove_abandoned, reserved
 
 _log = logging.getLogger(__name__)
 _MARK = "vlp-prune-works-here.txt"
@@ -68,7 +67,7 @@ def claimed(out: Path, *, writes: bool) -> Iterator[None]:
 def working(out: Path, *, resume: bool) -> Iterator[Path]:
     """The folder, made by process 0; it stays after an error if somebody can go on from there."""
     work = work_of(out)
-    first = place()[0] == 0
+    first = rank_and_size()[0] == 0
     if first:
         _check_ours(work)
         if not resume:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import MaskError, NonFiniteError
 from vlp_plugins.lora.layers import (
     dense_update,
     layers_of,
@@ -19,8 +18,9 @@ from vlp_plugins.lora.layers import (
     without_wrappers,
 )
 from vlp_plugins.lora.updates import MaskedUpdate
-from vlp_plugins.masks import Masks
 from vlp_plugins.masks.fitting import fit
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import MaskError, NonFiniteError
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.fitting import check_comparable
 from vlp_plugins.masks.packed import PackedMasks
+from vlp_plugins.runtime.errors import MaskError
 
 
 def distances(one: PackedMasks, two: PackedMasks) -> dict[str, float]:

@@ -14,16 +14,14 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins import artifacts
-from vlp_plugins.atomic import check_new
-from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.bits import count_ones, flaw
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Manifest
 from vlp_plugins.masks.new_values import check_values
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.files import check_new
 
-FORMAT = artifacts.Format(
-    "mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again"
-)
+FORMAT = Format("mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again")
 _VALUES = "values:"
 
 
@@ -44,7 +42,7 @@ def write(
     # Files without new values stay readable by versions that know none.
     form = replace(FORMAT, schema=SCHEMA if values is None else SCHEMA_WITH_VALUES)
     named = {f"{_VALUES}{name}": tensor for name, tensor in (values or {}).items()}
-    artifacts.write(path, form, {**packed, **named}, asdict(manifest), overwrite=overwrite)
+    write_artifact(path, form, {**packed, **named}, asdict(manifest), overwrite=overwrite)
 
 
 def read(
@@ -59,7 +57,7 @@ def read(
         MaskError: if the file is missing, damaged, foreign or of a newer version.
     """
     form = replace(FORMAT, remedy=f"{FORMAT.remedy}{_hint(Path(path))}")
-    tensors, header = artifacts.read(path, form)
+    tensors, header = read_artifact(path, form)
     try:
         manifest = Manifest.from_header(header)
         packed, values = _parted(tensors, manifest)

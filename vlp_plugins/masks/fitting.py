@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.modes import takes_model
+from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.weights import Weight, WeightMap, surplus_layer
 
 

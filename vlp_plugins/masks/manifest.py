@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
-from vlp_plugins.artifacts import made_before, made_by, versions
-from vlp_plugins.errors import MaskError
+from vlp_plugins.runtime.artifacts import made_before, made_by, versions
+from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.weights import WeightMap, structure_of
 
 SCHEMA = 1

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.sharding import here, is_sharded, part_of, whole
+from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.sharding import here, is_sharded, part_of, whole
 
 
 def compact(name: str, dense: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.errors import MaskError
 from vlp_plugins.masks.bits import count_ones, flaw, unpack
 from vlp_plugins.masks.counts import Counts
 from vlp_plugins.masks.fitting import difference
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Manifest, WeightRecord
 from vlp_plugins.masks.new_values import bytes_of_values, check_values, same_values
+from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.memory import text_of
 
 
 class PackedMasks(Mapping[str, torch.Tensor]):

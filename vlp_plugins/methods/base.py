@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from vlp_plugins.allocation import Allocation, GlobalAllocation
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.masks import Masks
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.context import Context, Cost
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 class Method(ABC):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vlp_plugins.allocation import ModalityAllocation, RowAllocation
+from vlp_plugins.allocation.even import RowAllocation
+from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.magnitude import Magnitude

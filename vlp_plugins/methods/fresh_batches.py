@@ -8,8 +8,8 @@ from typing import Any
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
-from vlp_plugins.errors import DataError
-from vlp_plugins.methods.base import Context
+from vlp_plugins.methods.context import Context
+from vlp_plugins.runtime.errors import DataError
 
 logger = logging.getLogger("vlp_plugins.methods")
 

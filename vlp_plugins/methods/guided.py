@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlp_plugins.allocation import Allocation, GlobalAllocation, IdAllocation
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.by_dimension import IdAllocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.variants import Owners, resolve_owners
 from vlp_plugins.weights import WeightMap
 

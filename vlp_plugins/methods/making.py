@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from vlp_plugins.cuts import Cut
-from vlp_plugins.errors import StatisticsError
-from vlp_plugins.masks import Manifest, Masks, pack
+from vlp_plugins.masks.bits import pack
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.parallel import in_turn, over_tensors
+from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.parallel import in_turn, over_tensors
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored, Selection

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import distributed
 
-from vlp_plugins import artifacts
-from vlp_plugins.calibration.processes import place
-from vlp_plugins.errors import DataError
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import DataError
 
 logger = logging.getLogger("vlp_plugins.methods")
 
 _REMEDY = "delete it and run the method from its first round"
-_FORMAT = artifacts.Format("checkpoint", "vlp_rounds", 1, DataError, _REMEDY)
+_FORMAT = Format("checkpoint", "vlp_rounds", 1, DataError, _REMEDY)
 _STATE = "state|"  # no canonical name has a bar
 
 
@@ -63,7 +64,7 @@ class RoundFile:
         Raises:
             OutputError: if it cannot be written.
         """
-        if self.path is None or place()[0] or progress.masks is None:
+        if self.path is None or rank_and_size()[0] or progress.masks is None:
             return
         state = {f"{_STATE}{index}": tensor for index, tensor in enumerate(progress.state)}
         header = {
@@ -73,7 +74,7 @@ class RoundFile:
             "seen": progress.seen,
         }
         tensors = {**progress.masks.packed, **state}
-        artifacts.write(self.path, _FORMAT, tensors, header, state=True)
+        write_artifact(self.path, _FORMAT, tensors, header, state=True)
 
     def load(self) -> Progress:
         """What to go on from, on the CPU; the state before the first round if there is no file.
@@ -85,8 +86,8 @@ class RoundFile:
             raise DataError(
                 "resume needs the folder that the earlier run kept its rounds in; give workplace"
             )
-        found = [Progress() if place()[0] else self._read(self.path)]
-        if place()[1] > 1:
+        found = [Progress() if rank_and_size()[0] else self._read(self.path)]
+        if rank_and_size()[1] > 1:
             distributed.broadcast_object_list(found)
         return found[0]
 
@@ -94,7 +95,7 @@ class RoundFile:
         if not path.exists():
             logger.warning("no checkpoint at %s; starting from the first round", path)
             return Progress()
-        tensors, header = artifacts.read(path, _FORMAT)
+        tensors, header = read_artifact(path, _FORMAT)
         state = [name for name in tensors if name.startswith(_STATE)]
         bits = {name: bits for name, bits in tensors.items() if name not in state}
         return Progress(

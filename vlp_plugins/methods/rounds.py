@@ -9,20 +9,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.calibration import calibrate
 from vlp_plugins.calibration.batches import chain_hash
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
-from vlp_plugins.errors import DataError, NonFiniteError
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.methods.round_files import Progress, RoundFile
 from vlp_plugins.methods.survivors import LEAST, Survivors
+from vlp_plugins.runtime.errors import DataError, NonFiniteError
+from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.saving import restored
 from vlp_plugins.schedules import levels_of
-from vlp_plugins.sharding import zero_outside
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.targets import Target
 from vlp_plugins.weights import WeightMap

@@ -21,12 +21,12 @@ from vlp_plugins.adapter import (
     WeightSpec,
     need,
 )
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.module_adapter.call import bind_batch, left_out
 from vlp_plugins.module_adapter.layers import explain_rest, prunable_layers
 from vlp_plugins.module_adapter.tokens import real_tokens, token_space
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import bare
 from vlp_plugins.weights import WeightMap
-from vlp_plugins.wrapping import bare
 
 logger = logging.getLogger("vlp_plugins.module_adapter")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vlp_plugins.adapter import Exclusion
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.sharding import is_sharded
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.sharding import is_sharded
 
 _TIED = "tied to an embedding or to an excluded layer"
 _EMBEDDING, _BIAS, _VECTOR = "embedding", "bias", "normalisation, scale or other vector"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vlp_plugins.adapter import Batch, need
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 
 _IMAGE_PATH = re.compile(r"vision|visual|image|patch", re.IGNORECASE)
 

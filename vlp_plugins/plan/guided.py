@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from vlp_plugins.allocation import ModalityAllocation
-from vlp_plugins.bytes import bytes_of
-from vlp_plugins.errors import DataError
+from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.intrinsic.plan import plan
 from vlp_plugins.intrinsic.twonn import check_number
 from vlp_plugins.intrinsic.usual import usual_settings
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.memory import resident_bytes
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.plan.value import Measuring, Plan
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.memory import bytes_of, resident_bytes
 
 
 def plan_guided(job: Prepared, method: IdGuided, batches: MadeUp, inner: Plan) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.memory import resident_bytes
+from vlp_plugins.runtime.memory import resident_bytes
 
 
 def bytes_of_model(job: Prepared) -> int:

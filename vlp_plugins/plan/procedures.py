@@ -9,15 +9,15 @@ from pathlib import Path
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.memory import peak_device_bytes, peak_resident_bytes
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.plan.counting import bytes_of_masks, counting_masks, known_counts
 from vlp_plugins.plan.memory import bytes_of_model, device_of, peak_with_writing
 from vlp_plugins.plan.value import Plan
 from vlp_plugins.report.page import check_can_render
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes
+from vlp_plugins.runtime.model_state import autocast_of
 
 
 def plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] | None) -> Plan:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlp_plugins.intrinsic.plan import IdPlan
-from vlp_plugins.masks import Count
-from vlp_plugins.methods.base import Cost
+from vlp_plugins.masks.counts import Count
+from vlp_plugins.methods.context import Cost
 from vlp_plugins.weights import WeightMap
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from vlp_plugins.errors import UnsupportedError, suggest
 from vlp_plugins.plugins.clashes import clash_note, public_names
 from vlp_plugins.plugins.offers import KINDS, Offer, collect
 from vlp_plugins.plugins.registry import Registry
 from vlp_plugins.plugins.reports import PluginReport, plugins_table
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
 
 __all__ = ["GROUP", "PluginReport", "Registry", "discover", "plugins_table", "registry"]
 
@@ -132,7 +132,7 @@ def normalised(name: str) -> str:
 
 def _uninstalled() -> Iterator[Candidate]:
     """Our own plug-ins where the package is on the path without having been installed."""
-    from vlp_plugins.version import __version__
+    from vlp_plugins.runtime.version import __version__
 
     for name, module in _OUR_ENTRY_POINTS.items():
         yield Candidate(name, OURS, __version__, metadata.EntryPoint(name, module, GROUP))

@@ -9,8 +9,8 @@ from numbers import Integral
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from vlp_plugins.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.plugins.offers import SINGULAR, Factory, Offer
+from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.targets import flag, reader_of
 
 Made = TypeVar("Made")

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import pluggy
 
 from vlp_plugins import hookspecs
-from vlp_plugins.errors import suggest
+from vlp_plugins.runtime.errors import suggest
 
 Factory = Callable[..., Any]
 Kind = Literal["scorers", "methods", "adapters", "hosts"]

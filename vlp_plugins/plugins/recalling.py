@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import MaskError, UnsupportedError
-from vlp_plugins.modes import takes_model
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
 from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError
+from vlp_plugins.runtime.model_state import takes_model
 
 _MODULE = "module"
 

@@ -9,11 +9,16 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnclaimedModelError, UnknownNameError, UnsupportedError, suggest
-from vlp_plugins.modes import takes_model
 from vlp_plugins.plugins.making import make
 from vlp_plugins.plugins.offers import KINDS, SINGULAR, Kind, Offer
 from vlp_plugins.plugins.reports import PluginReport
+from vlp_plugins.runtime.errors import (
+    UnclaimedModelError,
+    UnknownNameError,
+    UnsupportedError,
+    suggest,
+)
+from vlp_plugins.runtime.model_state import takes_model
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from vlp_plugins.errors import RecipeError
-from vlp_plugins.untrusted import check_read
+from vlp_plugins.runtime.errors import RecipeError
+from vlp_plugins.runtime.untrusted import check_read
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from vlp_plugins.bytes import bytes_of
-from vlp_plugins.errors import RecipeError, UnsupportedError
 from vlp_plugins.recipes.lines import EXPONENT, Value, parse_yaml
+from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
+from vlp_plugins.runtime.memory import bytes_of
 
 _COMMAND_LINE = "command line"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vlp_plugins.report.page import Table, check_can_render
 from vlp_plugins.report.templates import template
-from vlp_plugins.version import __version__
+from vlp_plugins.runtime.version import __version__
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import GlobalAllocation
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.report.spreadsheet import csv_text
 from vlp_plugins.weights import WeightMap
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.memory import text_of
 
 
 def parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import WeightMap
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.errors import OutputError
 from vlp_plugins.rows.layout import Layout
+from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.memory import text_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from vlp_plugins.rows.columns import Columns
-from vlp_plugins.sharding import whole
+from vlp_plugins.runtime.sharding import whole
 
 Gradients = Mapping[str, torch.Tensor]
 

@@ -11,12 +11,12 @@ import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import failing_together, place, told, turns
-from vlp_plugins.errors import DataError, NonFiniteError
 from vlp_plugins.rows.entries import Entries, Gradients
 from vlp_plugins.rows.kept import Store
 from vlp_plugins.rows.processes import exchange
 from vlp_plugins.rows.rounding import Rounding
+from vlp_plugins.runtime.distributed import all_gather, batch_shard, failing_together, rank_and_size
+from vlp_plugins.runtime.errors import DataError, NonFiniteError
 
 Progress = Callable[[int, int | None], None]
 
@@ -90,7 +90,7 @@ class Filler:
         """
         row = index = 0
         missing: set[int] = set()
-        size = turns(sharded=self.probe.sharded)[1]
+        size = batch_shard(sharded=self.probe.sharded)[1]
         batches = _in_turns(islice(self.batches(), self.n), size)
         with self.probe.attached(names):
             while turn := self._turn(batches, index):
@@ -113,7 +113,7 @@ class Filler:
         with failing_together():
             turn = next(batches, [])
             gradients = self._measured(turn, first)
-        found = told((len(turn), gradients is not None))
+        found = all_gather((len(turn), gradients is not None))
         if len({count for count, _ in found}) > 1:
             counts = ", ".join(str(first + count) for count, _ in found)
             raise DataError(
@@ -126,7 +126,7 @@ class Filler:
     def _measured(self, turn: Sequence[Batch], first: int) -> Gradients | None:
         """The gradients of this process's batch of a turn; None if it has none to give."""
         gradients = None
-        own = turns(sharded=self.probe.sharded)[0]
+        own = batch_shard(sharded=self.probe.sharded)[0]
         for i, batch in enumerate(turn):
             if i == own and first + i not in self.left_out:
                 gradients = self.probe.measure(batch, first + i)
@@ -160,7 +160,7 @@ class Filler:
             exchange(partial(self.entries.together, gradients), ranges, write)
             return
         pieces = self.entries.gathered if self.probe.sharded else self.entries.pieces
-        for column, values in pieces(gradients, *ranges[place()[0]]):
+        for column, values in pieces(gradients, *ranges[rank_and_size()[0]]):
             write(0, column, values)
 
     def _tell(self, batches: int) -> None:

@@ -10,10 +10,7 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.bytes import text_of
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import failing_together, place
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.disk import FileStore
 from vlp_plugins.rows.entries import Entries
@@ -21,8 +18,12 @@ from vlp_plugins.rows.filling import Filler, Progress
 from vlp_plugins.rows.kept import GradientRows, KeptRows, Store
 from vlp_plugins.rows.layout import Layout
 from vlp_plugins.rows.memory import MemoryStore
+from vlp_plugins.rows.needs import RowPlan
 from vlp_plugins.rows.passes import PassRows
-from vlp_plugins.rows.plan import RowPlan, plan_rows
+from vlp_plugins.rows.plan import plan_rows
+from vlp_plugins.runtime.distributed import failing_together, rank_and_size
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.memory import text_of
 
 logger = logging.getLogger("vlp_plugins.rows")
 
@@ -88,7 +89,7 @@ def gradient_rows(
 
 def _gathered(plan: RowPlan, filler: Filler, stack: ExitStack) -> GradientRows:
     """The rows, those of the first group at least."""
-    own = place()[0]
+    own = rank_and_size()[0]
     if plan.keep_in == "passes":
         largest = max(Layout(filler.n, group[own]).elements for group in plan.cuts)
         flat = _memory(largest, filler.dtype, plan.device)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.rows import processes
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.solvers.rows import Rows
 
 

@@ -10,11 +10,10 @@ from typing import Literal
 
 import torch
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.calibration.processes import agreed, place
-from vlp_plugins.capacity import usable_bytes
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.cutting import PART, cuts_of, least_width, shares_of
+from vlp_plugins.runtime.distributed import all_reduce_min, rank_and_size
+from vlp_plugins.runtime.memory import text_of, usable_bytes
 
 Kept = Literal["ram", "disk", "passes"]
 
@@ -75,7 +74,7 @@ class Needs:
         self, columns: Columns, n: int, dtype: torch.dtype, sweeps: int, device: torch.device
     ) -> None:
         self.columns, self.n, self.sweeps, self.device = columns, n, sweeps, device
-        self.processes = place()[1]
+        self.processes = rank_and_size()[1]
         self.edges = shares_of(columns, self.processes)
         self.size = dtype.itemsize
         # A solver computes in float32: a copy of the part in work.
@@ -99,7 +98,7 @@ class Needs:
         """The budget, or of a device no more than it has."""
         if budget is not None and device.type == "cpu":
             return budget
-        free = agreed(usable_bytes(device, self.state + _GRADIENT * self.columns.p))
+        free = all_reduce_min(usable_bytes(device, self.state + _GRADIENT * self.columns.p))
         return free if budget is None else min(budget, free)
 
     def plan(

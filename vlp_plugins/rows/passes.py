@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vlp_plugins.calibration.processes import place
 from vlp_plugins.rows.filling import Filler
 from vlp_plugins.rows.kept import GradientRows, released
 from vlp_plugins.rows.layout import Layout
 from vlp_plugins.rows.memory import MemoryStore
+from vlp_plugins.runtime.distributed import rank_and_size
 
 
 class PassRows(GradientRows):
@@ -70,5 +70,5 @@ class PassRows(GradientRows):
     def _store(self, index: int) -> MemoryStore:
         if self._flat is None:
             raise released()
-        layout = Layout(self._filler.n, self._groups[index][place()[0]])
+        layout = Layout(self._filler.n, self._groups[index][rank_and_size()[0]])
         return MemoryStore(layout, self._flat)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.bytes import text_of
-from vlp_plugins.calibration.processes import agreed
-from vlp_plugins.capacity import local_processes, spill_folder, usable_disk
-from vlp_plugins.errors import DataError, OutputError, UnsupportedError, suggest
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.cutting import PART, groups_of
 from vlp_plugins.rows.needs import Needs, RowPlan
+from vlp_plugins.runtime.distributed import all_reduce_min
+from vlp_plugins.runtime.errors import DataError, OutputError, UnsupportedError, suggest
+from vlp_plugins.runtime.memory import local_processes, spill_folder, text_of, usable_disk
 
 
 def plan_rows(
@@ -95,7 +94,7 @@ def _on_disk(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
     each = needs.size + needs.extra
     usable = needs.usable(budget, cpu)
     _check_block(needs, each, budget, usable)
-    free = agreed(usable_disk(folder))
+    free = all_reduce_min(usable_disk(folder))
     if needs.rows > free:
         raise OutputError(
             f"{needs.n} rows of {needs.columns.p:,} columns need {text_of(needs.rows)} of disk, "

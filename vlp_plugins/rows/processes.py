@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import distributed
 
-from vlp_plugins.calibration.processes import place
+from vlp_plugins.runtime.distributed import rank_and_size
 
 _CHUNK = 1 << 20
 """Columns that travel at a time: 4 MiB of float32 from every process."""
@@ -26,7 +26,7 @@ def exchange(
         ranges: by process, first column that it holds and the one after the last.
         receive: called with (process, first column, its entries from there on).
     """
-    rank, processes = place()
+    rank, processes = rank_and_size()
     for owner, (start, stop) in enumerate(ranges):
         for first in range(start, stop, _CHUNK):
             sent = entries(first, min(first + _CHUNK, stop))
@@ -38,7 +38,7 @@ def exchange(
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all processes, in place."""
-    if place()[1] > 1:
+    if rank_and_size()[1] > 1:
         distributed.all_reduce(tensor)
     return tensor
 
@@ -50,7 +50,7 @@ def fill(vector: torch.Tensor, edges: Sequence[int]) -> torch.Tensor:
         vector: contiguous, of any dtype.
         edges: first column of every process, then p.
     """
-    if place()[1] > 1:
+    if rank_and_size()[1] > 1:
         whole = vector.view(torch.uint8) if vector.dtype == torch.bool else vector
         for owner, (start, stop) in enumerate(pairwise(edges)):
             if start < stop:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.cuts import KEEP_ALL, Cut, pick
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
 from vlp_plugins.thresholds import order_keys
 

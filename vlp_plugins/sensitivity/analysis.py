@@ -10,11 +10,7 @@ from vlp_plugins.report.dimensions import vision_sentences as vision_dimensions
 from vlp_plugins.sensitivity.curves import Sensitivity
 from vlp_plugins.sensitivity.prunability import TOLERANCE, Prunability, prunabilities
 from vlp_plugins.sensitivity.relations import Relation, relations
-from vlp_plugins.sensitivity.verdict import (
-    modality_sentences,
-    relation_sentences,
-    vision_sentences,
-)
+from vlp_plugins.sensitivity.verdict import modality_sentences, relation_sentences, vision_sentences
 
 
 @dataclass(frozen=True)

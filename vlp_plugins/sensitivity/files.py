@@ -7,8 +7,8 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from vlp_plugins.intrinsic import json_file
 from vlp_plugins.report.spreadsheet import csv_text
+from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.sensitivity.analysis import Analysis
 from vlp_plugins.sensitivity.curves import Curve, Sensitivity
 from vlp_plugins.sensitivity.records import record_of
@@ -22,7 +22,7 @@ def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
     Raises:
         OutputError: if it cannot be written.
     """
-    json_file.write(path, KIND, record_of_analysis(analysis))
+    write_json(path, KIND, record_of_analysis(analysis))
 
 
 def record_of_analysis(analysis: Analysis) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch, RetrievalAdapter
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.errors import NonFiniteError
-from vlp_plugins.evaluation import retrieval
+from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.runtime.errors import NonFiniteError
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.weights import WeightMap
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from vlp_plugins.calibration.processes import place
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.saving import restored
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 from vlp_plugins.sensitivity.judging import Judge
 from vlp_plugins.sensitivity.records import Key, PointsFile, key_of
 from vlp_plugins.sensitivity.selecting import Selector
-from vlp_plugins.sharding import zero_outside
 
 
 def missing_points(
@@ -34,7 +34,7 @@ def missing_points(
         record: keeps every point.
         progress: called with (points done, points in all) of this process.
     """
-    rank, world = place()
+    rank, world = rank_and_size()
     missing = [(g, s) for g in groups for s in sparsities if key_of(g, s) not in known]
     mine = missing[rank::world]
     found: dict[Key, Point] = {}

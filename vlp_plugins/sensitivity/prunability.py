@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.sensitivity.curves import Curve, Point, Sensitivity
 from vlp_plugins.sensitivity.groups import Group
 

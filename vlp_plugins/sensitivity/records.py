@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.atomic import append_text, write_text
-from vlp_plugins.errors import DataError, first_line
+from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.files import append_text, write_text
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 

@@ -11,23 +11,22 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.allocation import Allocation
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
-from vlp_plugins.calibration.processes import failing_together, place, told
-from vlp_plugins.errors import DataError, SparsityError, StatisticsError, UnsupportedError
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.launch import wait_for_all
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.modes import neutral_state, takes_model
-from vlp_plugins.resolving import (
-    resolve_adapter,
-    resolve_method,
-    resolve_profile,
-    with_profile,
+from vlp_plugins.resolving import resolve_adapter, resolve_method, resolve_profile, with_profile
+from vlp_plugins.runtime.distributed import (
+    all_gather,
+    failing_together,
+    rank_and_size,
+    wait_for_all,
 )
+from vlp_plugins.runtime.errors import DataError, SparsityError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.model_state import neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.sensitivity.curves import Curve, Sensitivity
 from vlp_plugins.sensitivity.groups import groups_of
@@ -158,14 +157,16 @@ def sensitivity(
         "retrieval": judge.retrieves,
     }
     run = json.dumps([weights.structure, weights.content_hash(), settings])
-    record = PointsFile(workplace, hashlib.sha256(run.encode()).hexdigest()[:16], place()[0])
+    record = PointsFile(
+        workplace, hashlib.sha256(run.encode()).hexdigest()[:16], rank_and_size()[0]
+    )
     known = record.known() if resume else {}
     wait_for_all()  # nobody may begin a file that another still reads
     record.begin(known)
     dense = judge.dense()
     with failing_together():
         found = missing_points(selector, judge, chosen, sparsities, known, record, progress)
-    points = {key: point for part in told(found) for key, point in part.items()} | known
+    points = {key: point for part in all_gather(found) for key, point in part.items()} | known
     curves = [Curve(g, tuple(points[key_of(g, s)] for s in sparsities)) for g in chosen]
     return Sensitivity(dense, tuple(curves), weights.structure, adapter.name, settings)
 

@@ -9,16 +9,10 @@ from queue import SimpleQueue
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.parallel import over_tensors
 from vlp_plugins.solvers.batched import solve_batch
-from vlp_plugins.solvers.columns import (
-    inexact,
-    pick_and_sum,
-    symmetric,
-    weighted_sum,
-    widened,
-)
+from vlp_plugins.solvers.columns import inexact, pick_and_sum, symmetric, weighted_sum, widened
 from vlp_plugins.solvers.problem import Problem
 from vlp_plugins.solvers.systems import block_sums, check_finite, refit, solve_systems
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlp_plugins.devices import float32_product_error
+from vlp_plugins.runtime.model_state import float32_product_error
 
 _WIDTH = 1 << 14
 _STRIP = 64

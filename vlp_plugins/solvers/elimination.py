@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import torch
 
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 from vlp_plugins.solvers.batched import similar
 from vlp_plugins.solvers.blocks import edges_of, full_objective
 from vlp_plugins.solvers.columns import widened

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.solvers.importance import Importance
 from vlp_plugins.solvers.ranking import top_by
 from vlp_plugins.solvers.rows import Rows

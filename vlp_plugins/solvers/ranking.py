@@ -9,7 +9,7 @@ import torch
 
 from vlp_plugins.brackets import Sampled
 from vlp_plugins.cuts import Cut, ScoreSource
-from vlp_plugins.parallel import over_tensors
+from vlp_plugins.runtime.parallel import over_tensors
 from vlp_plugins.thresholds import SAMPLED_FROM, find_cuts
 
 _CHUNK = 1 << 18

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 # Elements of a part that are in work at a time: 64 MiB of float32.
 _PART = 1 << 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.solvers.best import solve_best
 from vlp_plugins.solvers.blockwise import solve_blockwise
 from vlp_plugins.solvers.elimination import solve_elimination

@@ -6,13 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlp_plugins.solvers.block_step import (
-    FLAT,
-    TRIALS,
-    exact_length,
-    shortened,
-    stays_on_top,
-)
+from vlp_plugins.solvers.block_step import FLAT, TRIALS, exact_length, shortened, stays_on_top
 from vlp_plugins.solvers.columns import weighted_sum, widened
 from vlp_plugins.solvers.problem import Problem
 from vlp_plugins.solvers.ranking import top_by

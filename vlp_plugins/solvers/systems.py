@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlp_plugins.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.solvers.columns import widened
 
 _VISIBLE = 1e-6

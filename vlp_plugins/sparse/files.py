@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from vlp_plugins import artifacts
-from vlp_plugins.bytes import text_of
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.sharding import OnDemand
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.sparse.packing import kept_values, mismatch, packed_bytes, unpacked
 
 SPARSE_FILE = "vlp_sparse.safetensors"
-FORMAT = artifacts.Format(
+FORMAT = Format(
     "sparse checkpoint",
     "vlp_sparse",
     1,
@@ -114,7 +114,7 @@ def write(
         return whole[name] if source is None else kept_values(state[source], bits[source])
 
     shapes = {name: list(state[name].shape) for name in bits}
-    artifacts.write(path, FORMAT, OnDemand([*whole, *values], tensor), {"sparse": shapes, **header})
+    write_artifact(path, FORMAT, OnDemand([*whole, *values], tensor), {"sparse": shapes, **header})
     return SparseSize(
         weights=len(bits),
         stored=sum(packed_bytes(state[name], packed) for name, packed in bits.items()),
@@ -129,7 +129,7 @@ def read(path: Path) -> Stored:
     Raises:
         UnsupportedError: if it is missing, damaged, foreign or of a newer version.
     """
-    tensors, header = artifacts.read(path, FORMAT)
+    tensors, header = read_artifact(path, FORMAT)
     try:
         shapes = {str(n): tuple(map(int, shape)) for n, shape in header["sparse"].items()}
         for name, shape in shapes.items():

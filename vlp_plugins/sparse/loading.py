@@ -12,13 +12,12 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import unfilled_model
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.modes import neutral_state
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.plugins.recalling import recall_adapter
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.sparse.files import SPARSE_FILE, Stored, read
 from vlp_plugins.sparse.saving import check_whole, state_of
-from vlp_plugins.wrapping import bare
 
 
 def is_sparse(folder: str | os.PathLike[str]) -> bool:

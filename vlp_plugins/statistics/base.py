@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import Weight
 
 

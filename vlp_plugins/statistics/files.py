@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from vlp_plugins import artifacts
-from vlp_plugins.errors import StatisticsError
+from vlp_plugins.runtime.artifacts import Format, is_of, read_artifact, write_artifact
+from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.statistics.base import Key, Site
 
 SCHEMA = 1
@@ -38,12 +38,12 @@ def write(
         OutputError: if it cannot be written.
     """
     state = kind == "checkpoint"
-    artifacts.write(path, _format(kind), tensors, header, overwrite=True, state=state)
+    write_artifact(path, _format(kind), tensors, header, overwrite=True, state=state)
 
 
 def is_of(path: Path, kind: str) -> bool:
     """True for a regular file, and no link to one, that holds `kind`, whether damaged or not."""
-    return artifacts.is_of(path, _format(kind))
+    return is_of(path, _format(kind))
 
 
 def read(
@@ -62,7 +62,7 @@ def read(
     Raises:
         StatisticsError: if it is missing, damaged, truncated, of another kind or too new.
     """
-    return artifacts.read(path, _format(kind, remedy))
+    return read_artifact(path, _format(kind, remedy))
 
 
 def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -86,5 +86,5 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     return sums
 
 
-def _format(kind: str, remedy: str = "") -> artifacts.Format:
-    return artifacts.Format(kind, f"vlp_{kind}", SCHEMA, StatisticsError, remedy)
+def _format(kind: str, remedy: str = "") -> Format:
+    return Format(kind, f"vlp_{kind}", SCHEMA, StatisticsError, remedy)

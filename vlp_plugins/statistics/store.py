@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from vlp_plugins.artifacts import made_before
-from vlp_plugins.errors import StatisticsError
+from vlp_plugins.runtime.artifacts import made_before
+from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.statistics import files
 from vlp_plugins.statistics.base import LOSS_STREAM, Key
 from vlp_plugins.weights import WeightMap

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.errors import StructureError
-from vlp_plugins.modes import callers_defaults, flags_kept, takes_model
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, takes_model
 
 
 @torch.no_grad()

@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins import artifacts
-from vlp_plugins.atomic import write_text
-from vlp_plugins.errors import StructureError, first_line
+from vlp_plugins.runtime.artifacts import Format, made_by, versions
+from vlp_plugins.runtime.errors import StructureError, first_line
+from vlp_plugins.runtime.files import write_text
 from vlp_plugins.structured.record import Record
 
 SCHEMA = 1
 STRUCTURE_FILE = "vlp_structure.json"
 WEIGHTS_FILE = "vlp_structured.safetensors"
-WEIGHTS = artifacts.Format(
+WEIGHTS = Format(
     "weights of a structurally pruned model",
     "vlp_structured",
     SCHEMA,
@@ -114,8 +114,8 @@ def write_structure(folder: Path, structure: Structure) -> None:
     """Writes `vlp_structure.json` into a folder that is not seen yet."""
     content = {
         "schema": SCHEMA,
-        "made_by": artifacts.made_by(),
-        "versions": artifacts.versions(),
+        "made_by": made_by(),
+        "versions": versions(),
         "model": structure.model,
         "adapter": structure.adapter,
         "settings": structure.settings,

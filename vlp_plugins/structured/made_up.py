@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.modes import neutral_state, takes_model
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import neutral_state, takes_model
 
 _SAMPLES = 2
 _TOKENS = 8

@@ -10,10 +10,10 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Attention, Block
+from vlp_plugins.runtime.model_state import bare
 from vlp_plugins.structured.cutting import linears_of
 from vlp_plugins.structured.indices import fitting, rows_removed
 from vlp_plugins.structured.record import Kept
-from vlp_plugins.wrapping import bare
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins import artifacts
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.architecture import meta_model, unfilled_model
-from vlp_plugins.errors import StructureError, UnsupportedError
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.runtime.artifacts import read_artifact
+from vlp_plugins.runtime.errors import StructureError, UnsupportedError
+from vlp_plugins.runtime.model_state import neutral_state
 from vlp_plugins.structured.cutting import prepare, shrink
 from vlp_plugins.structured.files import (
     STRUCTURE_FILE,
@@ -43,7 +43,7 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     structure = read_structure(folder)
     model = unfilled_model(str(folder), candidates(structure.adapter))
     adapter = _cut(model, structure)
-    tensors, header = artifacts.read(folder / WEIGHTS_FILE, WEIGHTS)
+    tensors, header = read_artifact(folder / WEIGHTS_FILE, WEIGHTS)
     _fill(model, tensors, folder / WEIGHTS_FILE)
     if header.get("structure") != structure.digest(folder):
         raise StructureError(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from vlp_plugins.errors import StructureError
+from vlp_plugins.runtime.errors import StructureError
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.blocks import Block
-from vlp_plugins.errors import StructureError
-from vlp_plugins.modes import takes_model
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.indices import check_fits
 from vlp_plugins.structured.record import Kept, Record

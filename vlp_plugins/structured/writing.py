@@ -8,19 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins import artifacts
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.atomic import atomic_folder
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.modes import takes_model
+from vlp_plugins.runtime.artifacts import write_artifact
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.saving import copy_companions
-from vlp_plugins.structured.files import (
-    WEIGHTS,
-    WEIGHTS_FILE,
-    Structure,
-    state_of,
-    write_structure,
-)
+from vlp_plugins.structured.files import WEIGHTS, WEIGHTS_FILE, Structure, state_of, write_structure
 from vlp_plugins.structured.rebuilding import check_leads_to
 from vlp_plugins.structured.recalled import adapter_of
 from vlp_plugins.structured.record import Record
@@ -73,5 +67,5 @@ def save_structured(
         check_leads_to(temporary, structure, model)
         write_structure(temporary, structure)
         header = {"structure": structure.digest(temporary)}
-        artifacts.write(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), header)
+        write_artifact(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), header)
         copy_companions(source, temporary)

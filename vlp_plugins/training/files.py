@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from vlp_plugins import artifacts
-from vlp_plugins.calibration.processes import of_first, place
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.distributed import broadcast, rank_and_size
+from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.training.loop import Training
 from vlp_plugins.training.state import dump, restore
 
 logger = logging.getLogger("vlp_plugins.training")
 
-_FORMAT = artifacts.Format(
+_FORMAT = Format(
     "checkpoint", "vlp_training", 1, DataError, "delete it and train from the first step"
 )
 _RISING, _MASTER, _MOMENT, _STATE = "rising|", "master|", "moment|", "state|"
@@ -53,7 +53,7 @@ class TrainingFile:
         Raises:
             OutputError: if it cannot be written.
         """
-        if self.path is None or place()[0]:
+        if self.path is None or rank_and_size()[0]:
             return
         tensors = {f"{_RISING}{key}": value for key, value in dump(training.rising).items()}
         for name, master in training.masters.parameters.items():
@@ -62,7 +62,7 @@ class TrainingFile:
                 tensors[f"{_MOMENT}{key}|{name}"] = value
         tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(state)}
         header = {"digest": digest, "sizes": list(sizes)}
-        artifacts.write(self.path, _FORMAT, tensors, header, state=True)
+        write_artifact(self.path, _FORMAT, tensors, header, state=True)
 
     def load(self, training: Training) -> tuple[list[torch.Tensor], str, list[int]] | None:
         """Brings a training to where the file stands.
@@ -79,7 +79,7 @@ class TrainingFile:
                 "resume needs the folder that the earlier run kept its checkpoints in; give "
                 "workplace"
             )
-        found = of_first(None if place()[0] else self._read(self.path))
+        found = broadcast(None if rank_and_size()[0] else self._read(self.path))
         if found is None:
             return None
         tensors, header = found
@@ -105,4 +105,4 @@ class TrainingFile:
         if not path.exists():
             logger.warning("no checkpoint at %s; starting from the first step", path)
             return None
-        return artifacts.read(path, _FORMAT)
+        return read_artifact(path, _FORMAT)

@@ -14,14 +14,16 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.allocation import Allocation, allocation_by_name
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.names import allocation_by_name
 from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.lock import SparsityLock, held_by_none
-from vlp_plugins.masks import Masks
-from vlp_plugins.sharding import zero_outside
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import bare, before_updates, unwrapped
+from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.targets import Target, checked_arguments, target_of
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.gradients import gradients_of, is_skipped
@@ -30,7 +32,6 @@ from vlp_plugins.training.scores import training_score
 from vlp_plugins.training.state import dump, restore
 from vlp_plugins.training.timetable import Timetable, default_warmup
 from vlp_plugins.weights import WeightMap, uses_of
-from vlp_plugins.wrapping import bare, before_updates, unwrapped
 
 logger = logging.getLogger("vlp_plugins.training")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from vlp_plugins.sharding import write
+from vlp_plugins.runtime.sharding import write
 from vlp_plugins.weights import WeightMap
 
 

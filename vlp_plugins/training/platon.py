@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.training.base import State, TrainingScore
 

@@ -9,22 +9,24 @@ from typing import Any
 import torch
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.allocation import Allocation, GlobalAllocation
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.loss_state import (
     bytes_of_state,
     copy_of_state,
     loss_state_again,
     write_state,
 )
-from vlp_plugins.calibration.processes import of_first
-from vlp_plugins.errors import DataError, UnsupportedError
 from vlp_plugins.intrinsic.factors import Factors, guided_name
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Cost, Procedure
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches
+from vlp_plugins.runtime.distributed import broadcast
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.saving import restored
 from vlp_plugins.schedules import schedule_by_name
-from vlp_plugins.sharding import is_sharded
 from vlp_plugins.targets import Target
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.files import TrainingFile
@@ -203,7 +205,7 @@ class PruningWhileTraining(Procedure):
             if context.resume:
                 self._resume(context, file, training, stream, seen)
             training.run(probe, stream, told)
-            return of_first(self._result(context, training, seen, dense))
+            return broadcast(self._result(context, training, seen, dense))
 
     def _resume(
         self,

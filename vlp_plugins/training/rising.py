@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.allocation import Allocation, GlobalAllocation, Pattern
-from vlp_plugins.errors import SparsityError
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.pattern import Pattern
+from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.intrinsic.factors import Factors, guided_name
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.survivors import Survivors
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.runtime.errors import SparsityError
+from vlp_plugins.runtime.model_state import neutral_state
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored

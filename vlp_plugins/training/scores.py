@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vlp_plugins.errors import UnknownNameError, suggest
+from vlp_plugins.runtime.errors import UnknownNameError, suggest
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.magnitude import CurrentMagnitude
 from vlp_plugins.training.platon import Platon

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.errors import MaskError
-from vlp_plugins.masks import pack, unpack
-from vlp_plugins.masks.bits import flaw
+from vlp_plugins.masks.bits import flaw, pack, unpack
+from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.training.rising import RisingMasks
 
 _ABOUT, _KEEP, _SUM, _STATE = "about", "keep", "sum", "state"

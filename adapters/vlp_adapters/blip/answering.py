@@ -12,7 +12,7 @@ from vlp_adapters.answer_ranking import rank_answers
 from vlp_adapters.blip.forward import image_embeds_of, text_tokens
 from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
 from vlp_plugins.adapter import Batch, need
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 def write_answers(model: Any, batch: Batch, max_length: int, num_beams: int) -> Tensor:

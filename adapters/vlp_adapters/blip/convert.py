@@ -14,7 +14,7 @@ from vlp_adapters.blip.modeling import BlipForPretraining
 from vlp_adapters.blip.names import from_original_name, to_original_name
 from vlp_adapters.checkpoints import check_fit, read_state, write_state
 from vlp_adapters.shapes import CheckpointShapes, attention_heads
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 _POSITIONS = ".embeddings.position_embeddings.weight"  # the original numbers each such table
 _BERT_SEP = 102  # id of [SEP] in the vocabulary of BERT, which BLIP extends

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlp_adapters.objectives import IGNORED
 from vlp_plugins.adapter import Batch, need
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 
 NEGATIVES_FLOOR = 1e-4
 """Least probability of a wrong partner of the matching loss, as in the original."""

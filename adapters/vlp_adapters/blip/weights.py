@@ -13,7 +13,7 @@ from vlp_adapters.blip.kinds import Kind, kind_of
 from vlp_adapters.layers import check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 VISION, TEXT, QUESTION = "vision", "text", "question"
 ENCODER, DECODER = "encoder", "decoder"

@@ -16,7 +16,7 @@ from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import CLIP_EXCLUSIONS, VISION
 from vlp_adapters.objectives import batch_contrastive_loss, similarity
 from vlp_plugins.adapter import Batch
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 class ClipAdapter(TwoTowerAdapter):

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 from vlp_adapters.checkpoints import check_fit, read_state
 from vlp_adapters.clip.names import FUSED, TRANSPOSED, from_original_name, to_original_name
 from vlp_adapters.shapes import CheckpointShapes, attention_heads
-from vlp_plugins.errors import UnsupportedError, first_line
+from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _log = logging.getLogger(__name__)
 

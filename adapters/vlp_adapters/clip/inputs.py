@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlp_adapters.inputs import is_resized, texts_of
 from vlp_plugins.adapter import Batch, need
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 
 _LEGACY_END = 2  # an end token that means "the highest id of the text" to transformers' CLIP
 

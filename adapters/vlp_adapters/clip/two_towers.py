@@ -17,7 +17,7 @@ from vlp_adapters.clip.weights import TEXT, VISION, downstream_paths, weight_spe
 from vlp_adapters.inputs import need_partners
 from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 from vlp_plugins.data.processors import reads_text
-from vlp_plugins.errors import BatchError, UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

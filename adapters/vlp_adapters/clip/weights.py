@@ -10,7 +10,7 @@ from torch import nn
 from vlp_adapters.clip.kinds import Kind
 from vlp_adapters.layers import check_linear
 from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 VISION, TEXT = "vision", "text"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import few
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -16,7 +16,7 @@ from vlp_adapters.shapes import CheckpointShapes, attention_heads
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
 from vlp_adapters.xvlm.names import from_original_name, fuse_qkv, split_qkv, to_original_name
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 _BERT = "text_encoder.bert."
 _DECODER = "text_encoder.cls.predictions.decoder.weight"

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from torch import nn
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 class Kind(StrEnum):

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlp_adapters.negatives import generator_of
 from vlp_adapters.objectives import IGNORED
 from vlp_plugins.adapter import Batch
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 
 _REPLACED, _RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (BERT)
 _SPECIAL = ("pad", "unk", "cls", "sep", "bos", "eos")

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.vision import build_vision_encoder, init_positions
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 class XvlmTaskConfig(XvlmPretrainConfig):

@@ -14,7 +14,7 @@ from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.task_weights import DECODER, ENCODER, QUESTION, TEXT, VISION
 from vlp_plugins.adapter import Batch, Stream
-from vlp_plugins.errors import BatchError
+from vlp_plugins.runtime.errors import BatchError
 
 
 def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:

@@ -10,12 +10,13 @@ from typing import Any
 from benchmarks.papers.compositions.joint import JointTraining
 from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
 from benchmarks.papers.ways import LAMBDA
-from vlp_plugins.allocation import GlobalAllocation, ModalityAllocation
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Cost, Method, Procedure
+from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.tamt import Tamt
-from vlp_plugins.plugins import registry
+from vlp_plugins.methods.context import Context, Cost
+from vlp_plugins.methods.tamt.procedure import Tamt
+from vlp_plugins.plugins.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.saving import restored
 from vlp_plugins.scorers.information_flow import InformationFlow

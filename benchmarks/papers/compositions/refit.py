@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from vlp_plugins.adapter import Batch
-from vlp_plugins.allocation import GlobalAllocation
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Cost, Method, Procedure
+from vlp_plugins.allocation.thresholds import GlobalAllocation
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.chita.solving import Pruner
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.solvers.blocks import edges_of
 from vlp_plugins.solvers.dual import Dual

@@ -12,7 +12,7 @@ from benchmarks.papers import kept
 from benchmarks.papers.cell import Cell
 from benchmarks.papers.experiments import lambda_grid, pruner_search
 from benchmarks.papers.measures import AVERAGE_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
-from vlp_plugins.atomic import write_text
+from vlp_plugins.runtime.files import write_text
 
 Trial = dict[str, Any]
 """`parameters` as drawn, `cell`, `value` that the tuner was told, `experiment` of NNI."""

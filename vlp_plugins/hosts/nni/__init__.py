@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
         names = classes.class_names()
         if name in names:
             return classes.pruner_class(names[name])
-        from vlp_plugins.errors import suggest
+        from vlp_plugins.runtime.errors import suggest
 
         raise AttributeError(
             f"module {__name__!r} has no pruner {name!r}{suggest(name, sorted(names))}"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlp_plugins.atomic import atomic_folder, check_new_folder
-from vlp_plugins.errors import DataError
 from vlp_plugins.hosts.nni.record import FILE, TrialRecord
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.files import atomic_folder, check_new_folder
 
 
 @dataclass(frozen=True)

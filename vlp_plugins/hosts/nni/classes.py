@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from vlp_plugins.errors import UnknownNameError, suggest
 from vlp_plugins.hosts.nni.pruner import VlpPruner
 from vlp_plugins.intrinsic.factors import GUIDED
-from vlp_plugins.plugins import registry
+from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.runtime.errors import UnknownNameError, suggest
 
 _MODULE = "vlp_plugins.hosts.nni"
 _made: dict[str, type[VlpPruner]] = {}

@@ -11,9 +11,9 @@ from nni.compression.utils import Evaluator, TorchEvaluator, TransformersEvaluat
 from torch import nn
 
 from vlp_plugins.adapter import Adapter
-from vlp_plugins.errors import UnclaimedModelError
-from vlp_plugins.module_adapter import ModuleAdapter
+from vlp_plugins.module_adapter.adapter import ModuleAdapter
 from vlp_plugins.resolving import resolve_adapter
+from vlp_plugins.runtime.errors import UnclaimedModelError
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 _log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.finite import check_loss
 from vlp_plugins.calibration.terms import total
-from vlp_plugins.devices import autocast_of
-from vlp_plugins.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.hosts.nni.overlay import TrialSettings
-from vlp_plugins.job import Prepared
+from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks import Masks
-from vlp_plugins.modes import flags_kept, precision, random_state_kept
-from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.recipes.command import need
+from vlp_plugins.recipes.recipe import Recipe
+from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError
+from vlp_plugins.runtime.model_state import autocast_of, flags_kept, precision, random_state_kept
 
 
 def check_finetuning(recipe: Recipe, settings: TrialSettings) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nni.compression.utils import Evaluator
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.weights import Weight
 
 

@@ -14,24 +14,24 @@ from vlp_plugins.adapter import Batch, RetrievalAdapter
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
-from vlp_plugins.devices import default_device
-from vlp_plugins.errors import (
+from vlp_plugins.hosts.nni.metrics import check_test, source_of
+from vlp_plugins.hosts.nni.overlay import TrialSettings
+from vlp_plugins.job.batches import batches_for
+from vlp_plugins.job.prepared import Prepared, resolve_names
+from vlp_plugins.loading import load_outline
+from vlp_plugins.methods.base import Method, Procedure
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.recipes.command import need
+from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.runtime.errors import (
     BatchError,
     DataError,
     OutputError,
     UnsupportedError,
     VlpError,
 )
-from vlp_plugins.hosts.nni.metrics import check_test, source_of
-from vlp_plugins.hosts.nni.overlay import TrialSettings
-from vlp_plugins.job import Prepared, resolve_names
-from vlp_plugins.job.batches import batches_for
-from vlp_plugins.loading import load_outline
-from vlp_plugins.methods.base import Method, Procedure
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.modes import random_state_kept
-from vlp_plugins.recipes import DataRecipe, Recipe, need
+from vlp_plugins.runtime.model_state import default_device, random_state_kept
 from vlp_plugins.saving import check_can_save
 from vlp_plugins.statistics.base import LossStatistic
 from vlp_plugins.statistics.store import Statistics

@@ -12,8 +12,7 @@ from nni.compression.utils import Evaluator
 from torch import nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.allocation import Allocation
-from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.hosts.nni.config import read_config
 from vlp_plugins.hosts.nni.describing import adapter_of
 from vlp_plugins.hosts.nni.making import Recipe, untouched
@@ -28,12 +27,12 @@ from vlp_plugins.hosts.nni.wrapping import (
     share_masks,
     wrappers_for,
 )
-from vlp_plugins.masks import Masks
 from vlp_plugins.masks.new_values import write_kept
-from vlp_plugins.modes import neutral_state
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.variants import Variant
 from vlp_plugins.weights import WeightMap
-from vlp_plugins.wrapping import bare
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.errors import StatisticsError
-from vlp_plugins.intrinsic import json_file
+from vlp_plugins.runtime.artifacts import read_json, write_json
+from vlp_plugins.runtime.errors import StatisticsError
 
 FILE = "trial.json"
 _KIND = "trial of an NNI experiment"
@@ -55,7 +55,7 @@ class TrialRecord:
         Raises:
             OutputError: if it cannot be written.
         """
-        json_file.write(folder / FILE, _KIND, asdict(self))
+        write_json(folder / FILE, _KIND, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> TrialRecord:
@@ -64,7 +64,7 @@ class TrialRecord:
         Raises:
             StatisticsError: if it is missing, damaged or too new.
         """
-        content = json_file.read(folder / FILE, _KIND, _REMEDY)
+        content = read_json(folder / FILE, _KIND, _REMEDY)
         try:
             values = {name: content[name] for name in cls.__dataclass_fields__}
             values["results"] = {int(step): found for step, found in values["results"].items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from nni.compression.base.target_space import PruningTargetSpace
 
-from vlp_plugins.errors import SparsityError
+from vlp_plugins.runtime.errors import SparsityError
 
 Spaces = Mapping[str, Mapping[str, PruningTargetSpace]]
 """NNI's target spaces: by module path, by parameter name."""

@@ -15,7 +15,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.errors import (
+from vlp_plugins.hosts.nni.experiment import warn_of_portal
+from vlp_plugins.hosts.nni.finetuning import check_finetuning
+from vlp_plugins.hosts.nni.overlay import NAME, TrialSettings, flattened, overlay
+from vlp_plugins.hosts.nni.preflight import Preflight
+from vlp_plugins.hosts.nni.tuners import check_algorithms
+from vlp_plugins.job.prepared import resolve_names
+from vlp_plugins.recipes.lines import EXPONENT, yaml_way
+from vlp_plugins.recipes.recipe import Recipe
+from vlp_plugins.runtime.errors import (
     RecipeError,
     UnknownNameError,
     UnsupportedError,
@@ -23,14 +31,6 @@ from vlp_plugins.errors import (
     first_line,
     suggest,
 )
-from vlp_plugins.hosts.nni.experiment import warn_of_portal
-from vlp_plugins.hosts.nni.finetuning import check_finetuning
-from vlp_plugins.hosts.nni.overlay import NAME, TrialSettings, flattened, overlay
-from vlp_plugins.hosts.nni.preflight import Preflight
-from vlp_plugins.hosts.nni.tuners import check_algorithms
-from vlp_plugins.job import resolve_names
-from vlp_plugins.recipes import Recipe
-from vlp_plugins.recipes.lines import EXPONENT, yaml_way
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vlp_plugins.errors import TieError
+from vlp_plugins.runtime.errors import TieError
 
 
 def ties_of(model: nn.Module) -> list[tuple[str, ...]]:

@@ -12,11 +12,13 @@ from vlp_plugins.hosts.nni.finetuning import check_finetuning, finetune
 from vlp_plugins.hosts.nni.metrics import Yardstick, check_test, measured_batches
 from vlp_plugins.hosts.nni.overlay import TrialSettings, overlay
 from vlp_plugins.hosts.nni.record import TrialRecord
-from vlp_plugins.job import Prepared, run
 from vlp_plugins.job.data_pass import delete_checkpoints
+from vlp_plugins.job.prepared import Prepared
+from vlp_plugins.job.running import run
 from vlp_plugins.job.workplace import delete_work
-from vlp_plugins.masks import Masks
-from vlp_plugins.recipes import Recipe, need
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.recipes.command import need
+from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.saving import check_can_save, write_model
 
 FINETUNED = "model-finetuned"

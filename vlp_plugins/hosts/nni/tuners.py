@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vlp_plugins.errors import RecipeError, first_line, suggest
+from vlp_plugins.runtime.errors import RecipeError, first_line, suggest
 
 _log = logging.getLogger(__name__)
 

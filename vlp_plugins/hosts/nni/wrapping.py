@@ -11,9 +11,9 @@ from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.hosts.nni.scopes import Place
 from vlp_plugins.hosts.nni.wrapper import SharingWrapper
+from vlp_plugins.runtime.errors import UnsupportedError
 
 NniMasks = dict[str, dict[str, Any]]
 """By module path and parameter name a tensor of ones and zeros, 1 = kept; None is no mask."""

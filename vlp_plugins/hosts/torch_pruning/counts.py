@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlp_plugins.errors import NonFiniteError, SparsityError
+from vlp_plugins.runtime.errors import NonFiniteError, SparsityError
 
 
 def removed_after(size: int, ratio: float, step: int, steps: int, round_to: int | None) -> int:

@@ -11,13 +11,14 @@ from torch_pruning.dependency import DependencyGraph
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.blocks import Attention, Block
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan, Ratio, Scope, Share, plan_of
 from vlp_plugins.hosts.torch_pruning.sharing import tied_layers
 from vlp_plugins.hosts.torch_pruning.telling import Steps, heads_told, told_at_steps, units_told
 from vlp_plugins.hosts.torch_pruning.tracing import forward_of
-from vlp_plugins.modes import takes_model
-from vlp_plugins.structured import blocks_of, example_batch
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import takes_model
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
 
 
 @takes_model

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.errors import StructureError
 from vlp_plugins.hosts.torch_pruning.vectors import Section
+from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.weights import WeightMap
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlp_plugins.blocks import Attention, Block, Kind
-from vlp_plugins.errors import SparsityError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
 from vlp_plugins.targets import check_sparsity
 
 Cut = Literal["heads", "dims", "ffn"]

@@ -11,7 +11,8 @@ from torch import nn
 
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan
-from vlp_plugins.structured import Kept, Record, save_structured
+from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.writing import save_structured
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.dimensions import measure_id
-from vlp_plugins.errors import StatisticsError
 from vlp_plugins.hosts.torch_pruning.vectors import Fixed, Scored, Vectors
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method, resolve_profile, with_profile
+from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.variants import Variant, is_published, resolve_owners

@@ -11,7 +11,6 @@ from torch_pruning.dependency import Group
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.blocks import Block
-from vlp_plugins.errors import UnsupportedError
 from vlp_plugins.hosts.torch_pruning.frozen import frozen_stay_frozen
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Ratio, Share, plan_of
@@ -27,22 +26,18 @@ from vlp_plugins.hosts.torch_pruning.result import (
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
 from vlp_plugins.methods.base import Method
-from vlp_plugins.modes import callers_defaults, flags_kept, neutral_state, takes_model
 from vlp_plugins.resolving import resolve_adapter
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
+from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.sharding import is_sharded
-from vlp_plugins.structured import (
-    Record,
-    blocks_of,
-    check_equal,
-    example_batch,
-    masked,
-    outputs,
-    patch,
-    prepare,
-    relative_error,
-)
-from vlp_plugins.structured.cutting import shrink_followers
+from vlp_plugins.structured.checking import check_equal, outputs, relative_error
+from vlp_plugins.structured.cutting import prepare, shrink_followers
+from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.record import Record
 from vlp_plugins.targets import checked_arguments
 
 _log = logging.getLogger(__name__)

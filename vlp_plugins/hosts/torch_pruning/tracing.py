@@ -10,8 +10,8 @@ from torch_pruning.utils.utils import flatten_as_list
 
 from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.errors import StructureError
-from vlp_plugins.modes import callers_defaults
+from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.runtime.model_state import callers_defaults
 
 
 def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlp_plugins.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.statistics.base import ActivationStatistic, Statistic
 

@@ -9,9 +9,9 @@ from itertools import islice
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
-from vlp_plugins.errors import DataError
-from vlp_plugins.methods.base import Context
 from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
+from vlp_plugins.methods.context import Context
+from vlp_plugins.runtime.errors import DataError
 
 
 class Seen:

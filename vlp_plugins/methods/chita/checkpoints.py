@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import distributed
 
-from vlp_plugins.artifacts import Format, read, write
-from vlp_plugins.calibration.processes import place
-from vlp_plugins.errors import DataError
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import DataError
 
 logger = logging.getLogger("vlp_plugins.methods")
 
@@ -67,7 +67,7 @@ class StageFile:
         Raises:
             OutputError: if it cannot be written.
         """
-        if self.path is None or place()[0]:
+        if self.path is None or rank_and_size()[0]:
             return
         tensors = {
             "values": stage.values[stage.support].cpu(),
@@ -81,7 +81,7 @@ class StageFile:
             "sizes": stage.sizes,
             "facts": stage.facts,
         }
-        write(self.path, _FORMAT, tensors, header, state=True)
+        write_artifact(self.path, _FORMAT, tensors, header, state=True)
 
     def load(self, device: torch.device) -> Stage | None:
         """The stage to go on from; None if there is no file.
@@ -89,8 +89,8 @@ class StageFile:
         Raises:
             DataError: if the file is damaged.
         """
-        stage = [self._read() if self.path is not None and not place()[0] else None]
-        if place()[1] > 1:
+        stage = [self._read() if self.path is not None and not rank_and_size()[0] else None]
+        if rank_and_size()[1] > 1:
             distributed.broadcast_object_list(stage)
         found = stage[0]
         if found is None:
@@ -110,7 +110,7 @@ class StageFile:
         if not self.path.exists():
             logger.warning("no checkpoint at %s; starting from the first stage", self.path)
             return None
-        tensors, header = read(self.path, _FORMAT)
+        tensors, header = read_artifact(self.path, _FORMAT)
         support = tensors["support"]
         values = torch.zeros(len(support))
         values[support] = tensors["values"]

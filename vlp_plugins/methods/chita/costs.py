@@ -6,17 +6,18 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vlp_plugins.allocation import Allocation
-from vlp_plugins.bytes import text_of
+from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.loss_state import bytes_of_state
-from vlp_plugins.errors import DataError
-from vlp_plugins.methods.base import Context, Cost
 from vlp_plugins.methods.chita.batches import check_enough
 from vlp_plugins.methods.chita.groups import groups_of
 from vlp_plugins.methods.chita.lambdas import GRID
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.timing import SolverTime
-from vlp_plugins.rows import Columns, plan_rows
+from vlp_plugins.methods.context import Context, Cost
+from vlp_plugins.rows.columns import Columns
+from vlp_plugins.rows.plan import plan_rows
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.schedules import levels_of
 
 _SOLVES_AROUND = 7

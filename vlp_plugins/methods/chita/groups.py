@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlp_plugins.allocation import (
-    Allocation,
-    GlobalAllocation,
-    IdAllocation,
-    ModalityAllocation,
-)
-from vlp_plugins.errors import SparsityError, UnsupportedError
-from vlp_plugins.methods.base import Context
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.by_dimension import IdAllocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
+from vlp_plugins.methods.context import Context
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.targets import Target, budget_of
 from vlp_plugins.weights import WeightMap
 

@@ -10,8 +10,8 @@ from torch import distributed
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import turns
-from vlp_plugins.errors import NonFiniteError
+from vlp_plugins.runtime.distributed import batch_shard
+from vlp_plugins.runtime.errors import NonFiniteError
 
 logger = logging.getLogger("vlp_plugins.methods")
 
@@ -59,7 +59,7 @@ class HeldOut:
 
     def _losses(self) -> list[float]:
         """Of every batch, the same list in every process."""
-        rank, world = turns(sharded=self._probe.sharded)
+        rank, world = batch_shard(sharded=self._probe.sharded)
         mine: dict[int, float] = {}
         with self._probe.attached(()) as probe:
             for index, batch in enumerate(self._batches):

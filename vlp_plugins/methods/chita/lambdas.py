@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from vlp_plugins.errors import NonFiniteError
+from vlp_plugins.runtime.errors import NonFiniteError
 
 logger = logging.getLogger("vlp_plugins.methods")
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlp_plugins.allocation import Allocation, GlobalAllocation
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.masks import Masks
-from vlp_plugins.methods.base import Context, Cost, Procedure
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.costs import cost_of
 from vlp_plugins.methods.chita.factors import check_factors, with_factors
@@ -18,6 +19,7 @@ from vlp_plugins.methods.chita.groups import check_allocation, check_floor, grou
 from vlp_plugins.methods.chita.results import calibration_record, masks_of
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.setup import Setup
+from vlp_plugins.methods.context import Context, Cost
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlp_plugins.masks import Manifest, Masks
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.chita.finding import Found
 from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.targets import Target

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
-from vlp_plugins.errors import DataError
-from vlp_plugins.masks import Masks
+from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
 from vlp_plugins.methods.chita.finding import Found, find
@@ -16,6 +15,7 @@ from vlp_plugins.methods.chita.groups import groups_of
 from vlp_plugins.methods.chita.model_values import write_values
 from vlp_plugins.methods.chita.results import calibration_record, masks_of
 from vlp_plugins.methods.chita.setup import Progress, Setup
+from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.saving import restored
 from vlp_plugins.schedules import levels_of
 from vlp_plugins.solvers.problem import Solution

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vlp_plugins.errors import UnsupportedError, suggest
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.solvers.solve import Effort
 
 Lambda = float | Literal["auto"]

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
-from vlp_plugins.allocation import Allocation
+from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.processes import check_same
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.methods.base import Context
 from vlp_plugins.methods.chita.batches import Calibration, Seen
 from vlp_plugins.methods.chita.held_out import HeldOut
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.solving import Pruner
-from vlp_plugins.rows import Columns, gradient_rows, plan_rows
-from vlp_plugins.sharding import OnDemand, whole
+from vlp_plugins.methods.context import Context
+from vlp_plugins.rows.columns import Columns
+from vlp_plugins.rows.gathering import gradient_rows
+from vlp_plugins.rows.plan import plan_rows
+from vlp_plugins.runtime.distributed import check_same
+from vlp_plugins.runtime.sharding import OnDemand, whole
 
 logger = logging.getLogger("vlp_plugins.methods")
 

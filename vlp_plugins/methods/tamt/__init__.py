@@ -4,7 +4,7 @@
 default, `published` what the published code trains.
 """
 
-from vlp_plugins.allocation import ModalityAllocation
+from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.methods.tamt.procedure import Tamt
 
 __all__ = ["Tamt", "lamp_tamt", "tamt"]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.allocation import Allocation
+from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.targets import Target

@@ -10,20 +10,23 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vlp_plugins.allocation import Allocation, GlobalAllocation
+from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.loss_state import bytes_of_state
-from vlp_plugins.calibration.processes import of_first
-from vlp_plugins.errors import DataError, UnsupportedError, suggest
 from vlp_plugins.intrinsic.factors import Factors, guided_name
-from vlp_plugins.masks import Manifest, Masks
-from vlp_plugins.methods.base import Context, Cost, Procedure
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.value import Masks
+from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches
 from vlp_plugins.methods.tamt.cutting import Cutting
 from vlp_plugins.methods.tamt.published import LEARNING_RATE as PUBLISHED_RATE
 from vlp_plugins.methods.tamt.published import PublishedScores
 from vlp_plugins.methods.tamt.scores import LEARNING_RATE, MAGNITUDE, STARTS, SignedScores
 from vlp_plugins.methods.tamt.training import Scores, dense_values, masks_of, train
-from vlp_plugins.sharding import is_sharded
+from vlp_plugins.runtime.distributed import broadcast
+from vlp_plugins.runtime.errors import DataError, UnsupportedError, suggest
+from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.targets import Target
 
 
@@ -200,7 +203,7 @@ class Tamt(Procedure):
             calibration=seen.calibration(),
         )
         # Every process runs every step; where their arithmetic differs, that of the first counts.
-        return of_first(Masks.from_dense(masks_of(scores, context.weights), manifest))
+        return broadcast(Masks.from_dense(masks_of(scores, context.weights), manifest))
 
     def _rate(self, context: Context) -> float:
         return self.lr or (PUBLISHED_RATE if context.published else LEARNING_RATE)

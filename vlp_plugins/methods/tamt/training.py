@@ -10,8 +10,8 @@ import torch
 
 from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.runtime.sharding import whole, write, zero_outside
 from vlp_plugins.selection import Selection
-from vlp_plugins.sharding import whole, write, zero_outside
 from vlp_plugins.weights import WeightMap
 
 

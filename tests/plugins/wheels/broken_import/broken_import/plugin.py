@@ -1,7 +1,7 @@
 """The import fails before any hook is defined."""
 
 import a_module_that_nobody_installed  # noqa: F401
-from vlp_plugins import hookimpl
+from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.scorers.magnitude import Magnitude
 
 

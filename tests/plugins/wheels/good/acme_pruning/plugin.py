@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from acme_pruning.closeness import ClosenessToMean
-from vlp_plugins import hookimpl
+from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.adapter import Adapter
 from vlp_plugins.scorers.base import Scorer
 

@@ -1,6 +1,6 @@
 """`vlp_adaptors` is no hook; the right hook beside it must not be registered either."""
 
-from vlp_plugins import hookimpl
+from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.scorers.magnitude import Magnitude
 
 

@@ -1,8 +1,9 @@
-"""Modes that a block runs in and that are as before afterwards."""
+"""Modes, precision and wrappers of a model: set for a while, and restored afterwards."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -14,8 +15,81 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.wrapping import bare
+from vlp_plugins.runtime.errors import UnsupportedError, first_line, suggest
+
+_WRAPPERS = (
+    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
+    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, out of `DistributedDataParallel`, `DataParallel` and `torch.compile`."""
+    for module, name, inner in _WRAPPERS:
+        # A wrapper whose module nobody has imported cannot be there.
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(model, kind):
+            return bare(getattr(model, inner))
+    return model
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The optimizer itself, out of wrappers such as that of `accelerate`."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise UnsupportedError(
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer, so its steps cannot be "
+            "watched; give the torch optimizer, or call mask_gradients() before and apply() after "
+            "every step"
+        )
+    return optimizer
+
+
+def before_updates(
+    optimizer: Optimizer, read: Callable[[Optimizer, bool], None]
+) -> RemovableHandle:
+    """Calls a function in every step when the gradients are there and nothing has moved yet.
+
+    Without a closure that is before the step. A closure computes the gradients in the step, some
+    optimizers (L-BFGS) call it several times: the function is called after each of its calls.
+
+    Args:
+        optimizer: not wrapped.
+        read: called with the optimizer and whether these are the first gradients of the step, which
+            are those of the weights before it; may change them in place.
+
+    Returns:
+        What ends it.
+    """
+
+    def hook(
+        optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # The first argument is the optimizer itself.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            read(optimizer, True)
+            return None
+        first = True
+
+        def closure_and_read() -> Any:
+            nonlocal first
+            loss = closure()
+            read(optimizer, first)
+            first = False
+            return loss
+
+        if len(args) > 1:
+            return (args[0], closure_and_read, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure_and_read}
+
+    return optimizer.register_step_pre_hook(hook)
+
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -184,3 +258,90 @@ def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def _accelerators() -> list[str]:
     found = torch.accelerator.current_accelerator()
     return [] if found is None else [found.type]
+
+
+def default_device(device: str | None) -> torch.device:
+    """The device of that name; None takes a GPU if there is one.
+
+    Raises:
+        UnsupportedError: if there is no such device.
+    """
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UnsupportedError(
+            f"device {device!r} cannot be used ({first_line(error)}); write cpu, or leave it out"
+        ) from error
+    return found
+
+
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype for `torch.autocast`; None for none.
+
+    Raises:
+        UnsupportedError: for anything but bfloat16 and float16.
+    """
+    if dtype is None or dtype in _PRECISIONS.values():
+        return dtype  # type: ignore[return-value]
+    name = str(dtype).removeprefix("torch.")
+    if name not in _PRECISIONS:
+        raise UnsupportedError(f"autocast {name!r} is unknown{suggest(name, list(_PRECISIONS))}")
+    return _PRECISIONS[name]
+
+
+_PRODUCT_ERRORS = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
+_LEGACY_PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+
+
+def float32_product_error(device: torch.device) -> float:
+    """What reduced precision of matrix products, where it is allowed, adds to their rounding.
+
+    Set by `torch.set_float32_matmul_precision`, or backend by backend by `fp32_precision`, after
+    which the getters of the older switches raise.
+
+    Args:
+        device: where float32 matrices are multiplied.
+
+    Returns:
+        Relative to the product of the magnitudes: 0, 2^-10 (TF32) or 2^-7 (bfloat16).
+    """
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # torch before 2.9
+        precision = _LEGACY_PRECISIONS[torch.get_float32_matmul_precision()]
+    return _PRODUCT_ERRORS.get(precision, max(_PRODUCT_ERRORS.values()))
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The floating dtype of that name; None for None.
+
+    Raises:
+        UnsupportedError: for anything but float32, bfloat16 and float16.
+    """
+    known = {"float32": torch.float32, **_PRECISIONS}
+    if dtype is None or dtype in known.values():
+        return dtype  # type: ignore[return-value]
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise UnsupportedError(f"dtype {name!r} is unknown{suggest(name, list(known))}")
+    return known[name]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients; every module gets its own training flag back.
+
+    Args:
+        model: any module.
+
+    Yields:
+        The device that its inputs belong on.
+    """
+    first = next(model.parameters(), None)
+    with flags_kept(model), torch.no_grad():
+        model.eval()
+        yield first.device if first is not None else torch.device("cpu")

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlp_plugins.bytes import bytes_of, text_of
-from vlp_plugins.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.memory import bytes_of, text_of
 
 LIMIT_VARIABLE = "VLP_READ_LIMIT"
 OUTSIDE_VARIABLE = "VLP_READ_OUTSIDE"

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from vlp_plugins.errors import OutputError
+from vlp_plugins.runtime.errors import OutputError
 
 try:
     import fcntl

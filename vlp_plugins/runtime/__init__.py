@@ -1,0 +1,1 @@
+"""What everything stands on: errors, processes, memory, files. Rank 0."""

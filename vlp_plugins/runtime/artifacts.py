@@ -1,0 +1,345 @@
+"""The files that masks, statistics, checkpoints and profiles are kept in.
+
+`safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as the
+model. The format is a length, a JSON header and the bytes
+(https://github.com/huggingface/safetensors#format).
+
+One safetensors file: tensors, and one JSON header that holds the schema version, what made the
+file, package versions, a checksum over the tensors, and whatever the kind of file has to say.
+safetensors holds nothing but numbers and text: reading a file of unknown origin executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vlp_plugins.runtime.errors import StatisticsError, VlpError, first_line
+from vlp_plugins.runtime.files import atomic_file, write_text
+from vlp_plugins.runtime.untrusted import check_read
+from vlp_plugins.runtime.version import __version__
+
+_ALIGNMENT = 8
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes a file that `safetensors` reads; two names may hold one tensor, which it refuses.
+
+    Args:
+        path: the file, which is replaced.
+        tensors: on any device, by name; at most one at a time is copied.
+        metadata: kept in the header.
+
+    Raises:
+        OSError: if it cannot be written.
+        KeyError: for a dtype that the format lacks.
+    """
+    # The widest first, as safetensors does: so every tensor starts at a multiple of its element.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            file.write(bytes_of_tensor(tensors[name]))
+
+
+def has_metadata(path: Path, key: str) -> bool:
+    """True for a file of `write_tensors` whose first metadata has that key, even if it is cut."""
+    begin = f'{{"__metadata__":{{{json.dumps(key)}:'.encode()
+    with path.open("rb") as file:
+        return file.read(8 + len(begin))[8:] == begin
+
+
+def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
+    """The elements of a tensor in row-major order; no copy if it lies on the CPU like that."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+def load_pickled(path: Path, error: type[Exception], *, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, if it is plain data: on the CPU, and no larger than the file.
+
+    Args:
+        path: the file.
+        error: raised if it describes more than it has; see `vlp_plugins.untrusted.read_limit`.
+        mmap: leave the tensors in the file.
+
+    Raises:
+        Exception: what `torch.load` raises for damaged files and for objects that could run code.
+    """
+    check_unpacked(path, error)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    # A tensor of stride 0, or a sparse one, has any number of elements in a few bytes.
+    views: dict[object, int] = {}
+    for tensor in _tensors(content, set()):
+        strided = tensor.layout == torch.strided
+        view = (tensor.data_ptr(), tensor.shape, tensor.stride()) if strided else id(tensor)
+        views[view] = tensor.numel() * tensor.element_size()
+    check_read(f"{path}: its tensors", sum(views.values()), error, stored=path.stat().st_size)
+    return content
+
+
+def check_unpacked(path: Path, error: type[Exception]) -> None:
+    """Checks that a zip archive, which a PyTorch file is, does not unpack to more than it has.
+
+    Raises:
+        Exception: of type `error`, if it does.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except zipfile.BadZipFile:  # whoever reads it says so
+        return
+    check_read(f"{path}, unpacked,", size, error, stored=path.stat().st_size)
+
+
+def _tensors(content: object, met: set[int]) -> Iterator[torch.Tensor]:
+    """Every tensor in mappings and lists, which may hold one another."""
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple) and id(content) not in met:
+        met.add(id(content))
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(part, met)
+
+
+_VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
+_PACKAGES = ("vlp-plugins", "torch", "transformers", "numpy")  # they decide the values
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        kind: what messages call it, as in "mask file".
+        key: of the safetensors metadata under which the header lies.
+        schema: version of the format; a change that old code cannot read adds 1.
+        error: what is raised.
+        remedy: what the user should do about a file that is missing, damaged or foreign.
+    """
+
+    kind: str
+    key: str
+    schema: int
+    error: type[VlpError]
+    remedy: str
+
+
+def write_artifact(
+    path: str | os.PathLike[str],
+    form: Format,
+    tensors: Mapping[str, torch.Tensor],
+    header: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    state: bool = False,
+) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: the file.
+        form: its kind.
+        tensors: on any device, by name; copied one at a time if at all.
+        header: goes beside schema, checksum, `made_by` and `versions`; the last two may be in it.
+            Values that JSON lacks become text.
+        overwrite: replace an existing file.
+        state: replace a file of this kind and nothing else; a link is not followed.
+
+    Raises:
+        OutputError: if the file exists and is not to be overwritten, or cannot be written.
+    """
+    own = (lambda path: is_of(path, form)) if state else None
+    made = {"made_by": made_by(), "versions": versions(), **header}
+    made |= {"schema": form.schema, "checksum": checksum(tensors)}
+    with atomic_file(path, overwrite=overwrite, own=own) as temporary:
+        write_tensors(temporary, tensors, {form.key: json.dumps(made, default=str)})
+
+
+def read_artifact(
+    path: str | os.PathLike[str], form: Format
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads what `write` wrote.
+
+    Returns:
+        Tensors by name, and the header.
+
+    Raises:
+        VlpError: `form.error`, if it is missing, damaged, truncated, of another kind or too new.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise form.error(f"{path} is no file; {form.remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(path, form, file.metadata() or {})
+            # Cloned, because the tensors of an open file are a view of its pages on the disk.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        damaged = header["checksum"] != checksum(tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise form.error(
+            f"{path} is damaged, truncated or no {form.kind} file "
+            f"({type(error).__name__}: {first_line(error)}); {form.remedy}"
+        ) from error
+    if damaged:
+        raise form.error(f"{path} is damaged: the checksum differs; {form.remedy}")
+    return tensors, header
+
+
+def is_of(path: Path, form: Format) -> bool:
+    """True for a regular file, and no link to one, of that kind, whether damaged or not."""
+    return not path.is_symlink() and path.is_file() and has_metadata(path, form.key)
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors; their order does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(bytes_of_tensor(tensor))
+    return digest.hexdigest()
+
+
+def made_by() -> str:
+    """This program and its version."""
+    return f"vlp_plugins {__version__}"
+
+
+def made_before(program: object, version: tuple[int, int, int]) -> bool:
+    """Whether what `made_by` says is this program in an older version; False if it says nothing."""
+    found = _VERSION.match(str(program))
+    return found is not None and tuple(map(int, found.groups())) < version
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that decide what is in a file."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if form.key not in metadata:
+        raise form.error(
+            f"{path} is no {form.kind} file of vlp-plugins (perhaps a checkpoint?); {form.remedy}"
+        )
+    header: dict[str, Any] = json.loads(metadata[form.key])
+    schema = header["schema"]
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError(f"format {schema!r}")
+    if schema > form.schema:
+        raise form.error(
+            f"{path} has format {schema}, newer than the {form.schema} that this version reads; "
+            f"it was made by {header.get('made_by')}: upgrade vlp-plugins"
+        )
+    return header
+
+
+SCHEMA = 1
+"""Version of the format; a change that old code cannot read adds 1."""
+
+
+def write_json(
+    path: str | os.PathLike[str], kind: str, content: Mapping[str, Any], *, state: bool = False
+) -> None:
+    """Writes a file; one that is there is replaced.
+
+    Args:
+        path: the file.
+        kind: what it holds.
+        content: what JSON can say.
+        state: replace a file of this kind and nothing else; a link is not followed.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    header = {"kind": kind, "schema": SCHEMA, "made_by": made_by(), "versions": versions()}
+    text = json.dumps({**header, **content}, indent=1, allow_nan=False)
+    own = (lambda there: _is_of(there, kind)) if state else None
+    write_text(path, text + "\n", overwrite=True, own=own)
+
+
+def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:
+    """Reads what `write` wrote.
+
+    Args:
+        path: the file.
+        kind: what it should be.
+        remedy: what the user should do if it is missing or damaged.
+
+    Raises:
+        StatisticsError: if it is missing, damaged, of another kind or too new.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StatisticsError(f"{path} is no file; {remedy}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StatisticsError(
+            f"{path} is damaged, truncated or no JSON ({type(error).__name__}: "
+            f"{first_line(error)}); {remedy}"
+        ) from error
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        found = content.get("kind") if isinstance(content, dict) else type(content).__name__
+        raise StatisticsError(f"{path} holds {found!r}, not {kind!r}; {remedy}")
+    schema = content.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise StatisticsError(f"{path} is damaged (schema {schema!r}); {remedy}")
+    if schema > SCHEMA:
+        raise StatisticsError(
+            f"{path} has format {schema}, newer than the {SCHEMA} that this version reads; it was "
+            f"made by {content.get('made_by')}: upgrade vlp-plugins"
+        )
+    return content
+
+
+def _is_of(path: Path, kind: str) -> bool:
+    """True for a file that `write` begins like this, whether damaged or not."""
+    begin = json.dumps({"kind": kind}, indent=1).removesuffix("\n}")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(len(begin)) == begin

@@ -1,0 +1,211 @@
+"""Memory and disk: amounts as people write them, what is free, what this process holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from vlp_plugins.runtime.errors import UnsupportedError
+
+_UNITS = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
+
+def bytes_of(amount: int | str) -> int:
+    """`"8GiB"`, `"500 MB"` or a number of bytes.
+
+    Raises:
+        UnsupportedError: for anything else, or less than one byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(amount).strip())
+    factor = _UNITS.get(match[2].upper()) if match else None
+    if match is None or factor is None or (found := int(float(match[1]) * factor)) < 1:
+        raise UnsupportedError(f"{amount!r} is no amount of memory; write for instance 8GiB")
+    return found
+
+
+def text_of(amount: int) -> str:
+    """`8.0 GiB`."""
+    value = float(amount)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}" if unit != "bytes" else f"{amount} bytes"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_LASTING = Path("/var/tmp")
+_SHARE = 0.75
+_DISK_SHARE = 0.9
+
+
+def usable_bytes(device: torch.device, beside: int) -> int:
+    """Bytes that may be taken of the memory of a device: three quarters of what is free.
+
+    Args:
+        device: a CPU stands for the RAM, which the processes of a machine share.
+        beside: bytes that the caller will need for other things.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        # What torch holds and does not use is free, too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = free_ram() // local_processes()
+    return max(0, int(_SHARE * (free - beside)))
+
+
+def usable_disk(folder: Path) -> int:
+    """Bytes that this process may take in a folder, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return int(_DISK_SHARE * shutil.disk_usage(existing).free) // local_processes()
+
+
+def spill_folder(folder: Path | None) -> Path:
+    """That folder, or the one for large temporary files: `TMPDIR`, else /var/tmp.
+
+    /tmp is often a piece of the RAM.
+    """
+    if folder is not None:
+        return folder
+    if "TMPDIR" not in os.environ and os.access(_LASTING, os.W_OK):
+        return _LASTING
+    return Path(tempfile.gettempdir())
+
+
+def free_ram() -> int:
+    """Bytes of RAM that this process can still get without swapping.
+
+    The limit of a control group (a container, a batch system) counts where there is one.
+    """
+    return min(_free_of_machine(), _free_of_group())
+
+
+def local_processes() -> int:
+    """Number of processes on this machine that share the work (`torchrun`)."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _free_of_machine() -> int:
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # Others do not tell what is free; half of what there is is a guess on the safe side.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _free_of_group() -> int:
+    """What the limits of this process's control group and those above it leave."""
+    free = _free_of_machine()
+    if not _CGROUP.exists():
+        return free
+    own = [line[3:] for line in _CGROUP.read_text().splitlines() if line.startswith("0::")]
+    for group in (g for name in own for g in _with_parents(_CGROUPS / name.lstrip("/"))):
+        try:
+            limit = (group / "memory.max").read_text().strip()
+            used = int((group / "memory.current").read_text())
+            statistics = (group / "memory.stat").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if limit != "max":
+            cache = int(statistics[statistics.index("inactive_file") + 1])
+            free = min(free, int(limit) - used + cache)
+    return max(0, free)
+
+
+def _with_parents(group: Path) -> list[Path]:
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(_CGROUPS))]
+
+
+_STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
+
+
+def resident_bytes() -> int:
+    """Bytes of this process that are in RAM; its peak where the system tells only that."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most bytes of this process that ever were in RAM.
+
+    Linux counts in `ru_maxrss` what the parent held before it started this program; `VmHWM` is
+    of this program alone.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_device_bytes(device: torch.device) -> int | None:
+    """The most bytes that tensors of this process ever held on a CUDA device; None on others."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+class PeakMeter:
+    """Peak bytes of a block: RAM, sampled, or the memory of a CUDA device, exact."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.peak = 0
+
+    @property
+    def extra(self) -> int:
+        """Bytes above those at the start of the block."""
+        return self.peak - self.start
+
+
+@contextmanager
+def peak_memory(device: torch.device | None = None, interval: float = 0.002) -> Iterator[PeakMeter]:
+    """Measures the peak memory of a block.
+
+    Args:
+        device: a CUDA device measures its allocations; anything else measures RAM.
+        interval: seconds between two samples of RAM.
+    """
+    meter = PeakMeter()
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        meter.start = torch.cuda.memory_allocated(device)
+        try:
+            yield meter
+        finally:
+            meter.peak = torch.cuda.max_memory_allocated(device)
+        return
+    meter.start = meter.peak = resident_bytes()
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(interval):
+            meter.peak = max(meter.peak, resident_bytes())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        stop.set()
+        thread.join()
+        meter.peak = max(meter.peak, resident_bytes())
