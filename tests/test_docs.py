@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.resolving import make_method
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.recipes.command import (
     OPTIONS,
     command_of,

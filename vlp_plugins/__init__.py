@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vlp_plugins.intrinsic.profile import IdProfile
     from vlp_plugins.lock import SparsityLock
     from vlp_plugins.masks.value import Masks
-    from vlp_plugins.module_adapter.adapter import ModuleAdapter
+    from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import prune
     from vlp_plugins.statistics.store import Statistics
     from vlp_plugins.training.gradual import GradualPruning

@@ -9,18 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.outputs import Padding
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Variant, checked_arguments, is_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import dtype_of, neutral_state, takes_model
-from vlp_plugins.targets import checked_arguments
-from vlp_plugins.variants import Variant, is_published
-from vlp_plugins.weights import WeightMap
 
 
 @checked_arguments

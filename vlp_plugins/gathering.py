@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -18,6 +17,9 @@ from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -30,9 +32,6 @@ from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target, checked_arguments
-from vlp_plugins.variants import Owners, Variant, is_published
-from vlp_plugins.weights import WeightMap
 
 
 @checked_arguments

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from vlp_plugins.adapter import Adapter
     from vlp_plugins.methods.base import Method
+    from vlp_plugins.models.adapter import Adapter
     from vlp_plugins.scorers.base import Scorer
 
 PROJECT = "vlp_plugins"

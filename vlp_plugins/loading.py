@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.architecture import (
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.architecture import (
     bounded,
     has_no_weights,
     load_config,
@@ -22,15 +22,15 @@ from vlp_plugins.architecture import (
     meta_model,
     transformers_class,
 )
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.registry import Registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError, VlpError
 from vlp_plugins.runtime.model_state import default_device, neutral_state
 from vlp_plugins.sparse.loading import is_sparse, sparse_model
 from vlp_plugins.structured.files import is_structured
 from vlp_plugins.structured.rebuilding import rebuild
-from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 

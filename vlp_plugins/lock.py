@@ -12,13 +12,13 @@ from torch import distributed, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.masks.fitting import Violation, fit, wrong_shape
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import Weight, uses_of
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare, before_updates, unwrapped
 from vlp_plugins.runtime.sharding import here, is_sharded, part_of
-from vlp_plugins.weights import Weight, uses_of
 
 _log = logging.getLogger(__name__)
 

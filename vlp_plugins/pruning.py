@@ -10,11 +10,9 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Method, Procedure
@@ -22,6 +20,10 @@ from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.inspection import warn_of_dense
+from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import (
     resolve_adapter,
     resolve_method,
@@ -35,9 +37,6 @@ from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target, checked_arguments
-from vlp_plugins.variants import Owners, Variant, is_published
-from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 

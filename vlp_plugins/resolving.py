@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.allocation.names import allocation_by_name
@@ -19,16 +18,15 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.plugins.making import make
-from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.registry import Registry, make
+from vlp_plugins.models.request import Owners, Target, resolve_owners, target_of
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.targets import Target, target_of
-from vlp_plugins.variants import Owners, resolve_owners
-from vlp_plugins.weights import WeightMap
 
 
 @takes_model

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import SparsityError, suggest
-from vlp_plugins.targets import Target
 
 Schedule = Callable[[int, int, float], float]
 """(round from 0, number of rounds, target) -> sparsity after that round."""

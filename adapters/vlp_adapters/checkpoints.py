@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlp_plugins.architecture import bounded
+from vlp_plugins.models.architecture import bounded
 from vlp_plugins.runtime.artifacts import load_pickled
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
 

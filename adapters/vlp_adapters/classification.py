@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp_plugins.adapter import Batch, need
+from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import BatchError
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 
 def draw_negatives(

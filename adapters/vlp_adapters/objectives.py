@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 IGNORED = -100
 """Label of positions that a loss of words leaves out."""

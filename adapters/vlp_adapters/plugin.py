@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vlp_plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from vlp_plugins.adapter import Adapter
+    from vlp_plugins.models.adapter import Adapter
 
 
 @hookimpl

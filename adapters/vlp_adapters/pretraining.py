@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 
 @dataclass

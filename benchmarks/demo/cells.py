@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import Subject
 from benchmarks.demo.run import MODELS
-from vlp_plugins.adapter import Batch
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import write_text
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.demo.measure import Figures, Pairs, measure
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.inspection import Inspection, inspect_model
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.inspection import Inspection, inspect_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.weights import WeightMap
 
 METHODS = ("random", "omp", "lamp", "l2", "multiflow")
 SPARSITIES = (0.63, 0.75, 0.9)

@@ -11,12 +11,12 @@ from torch import nn
 from benchmarks.demo.captions import Fact, is_fully_right
 from benchmarks.demo.processors import MAX_TOKENS
 from benchmarks.demo.samples import read_folder
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.evaluation.captioning import write_captions
 from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.models.adapter import Adapter, Batch
 
 BATCH_SIZE = 100
 

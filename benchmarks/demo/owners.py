@@ -27,10 +27,10 @@ from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.request import Owners
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
-from vlp_plugins.variants import Owners
-from vlp_plugins.weights import WeightMap
 
 POOL = 2000  # pairs that calibration samples are drawn from
 SAMPLES = (512, 64)

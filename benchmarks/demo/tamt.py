@@ -22,8 +22,8 @@ from benchmarks.demo.compare import SPARSITIES, Subject
 from benchmarks.demo.processors import FAMILIES
 from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
+from vlp_plugins.models.request import Variant
 from vlp_plugins.pruning import prune
-from vlp_plugins.variants import Variant
 
 CALIBRATION = 512
 ROUNDS = 8

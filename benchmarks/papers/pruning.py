@@ -14,16 +14,16 @@ from benchmarks.papers.compositions import COMPOSITIONS
 from benchmarks.papers.vit import MatchingAdapter, RecoveryAdapter, images
 from benchmarks.papers.ways import Way
 from benchmarks.papers.world import World
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.recipes.recipe import DataRecipe
-from vlp_plugins.targets import Target
-from vlp_plugins.weights import WeightMap
 
 _VIT = "vit"
 NEARLY_EMPTY = 0.99

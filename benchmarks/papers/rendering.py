@@ -18,7 +18,7 @@ from benchmarks.papers.tuning import LONGER, LONGER_STEPS, Tuning, part_of
 from benchmarks.papers.views import Rendered, whole
 from benchmarks.papers.ways import Way
 from vlp_plugins.intrinsic.factors import GUIDED
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.report.drawing import svg_of
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.files import write_text

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 
 _STAT = Path("/proc/stat")
 _BUSY = (1, 2, 3, 6, 7, 8)  # user, nice, system, irq, softirq, steal

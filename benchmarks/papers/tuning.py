@@ -17,7 +17,6 @@ from typing import Any
 from torch import nn
 
 from benchmarks.papers.world import World
-from vlp_plugins.adapter import Batch
 from vlp_plugins.data.records import Record
 from vlp_plugins.finetuning.files import FILE
 from vlp_plugins.finetuning.models import downstream
@@ -29,8 +28,9 @@ from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
 from vlp_plugins.job.task_samples import read_samples
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
-from vlp_plugins.weights import WeightMap
 
 SPLITS = {"dev": "val", "test": "test"}
 DEV_ELSEWHERE = ("digits", "coloured")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from benchmarks.papers.downstream.splits import scans_of
 from benchmarks.papers.downstream.views import unlabelled
 from benchmarks.papers.downstream.vit import SCAN, normalise, recovery_loss
-from vlp_plugins.adapter import Adapter, Batch, Negatives, need
-from vlp_plugins.delegating import DelegatingAdapter
+from vlp_plugins.models.adapter import Adapter, Batch, Negatives, need
+from vlp_plugins.models.restricted import DelegatingAdapter
 
 RIDGE = 1e-3
 """Of the head, in mean squares of the features: enough to keep the equations well-posed."""

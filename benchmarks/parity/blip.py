@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig, load_original
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 _PUBLISHED = {"itc": "ita"}  # our name of a loss -> the recorded one
 

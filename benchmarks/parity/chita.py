@@ -15,8 +15,8 @@ from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 from vlp_plugins.methods.context import Context
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 
 WEIGHTS_TOLERANCE = 1e-3
 """Of an updated weight that both keep, absolute: the recorded solves are float32."""

@@ -18,13 +18,13 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.statistics.base import LossStatistic
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
 
 LOSS_TOLERANCE = 1e-5
 EMBEDDING_TOLERANCE = 1e-4

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch, Negatives
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.adapter import Adapter, Batch, Negatives
+from vlp_plugins.models.weights import WeightMap
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.snip import snip
 from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
 
 ROWS_TOLERANCE = 1e-4
 """Of a gradient, relative to the largest of its tensor."""

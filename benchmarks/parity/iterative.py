@@ -15,9 +15,9 @@ from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.methods.tamt.training import masks_of
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.schedules import levels_of
-from vlp_plugins.weights import WeightMap
 
 FIRST_ROUND_TOLERANCE = 5e-4
 """Fraction of the elements of a mask that may differ after the first round of IterSNIP.

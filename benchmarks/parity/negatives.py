@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch, Negatives
-from vlp_plugins.delegating import DelegatingAdapter
+from vlp_plugins.models.adapter import Adapter, Batch, Negatives
+from vlp_plugins.models.restricted import DelegatingAdapter
 
 
 class RecordedNegatives(DelegatingAdapter):

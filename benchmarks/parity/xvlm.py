@@ -13,7 +13,7 @@ from transformers import BertConfig, CLIPVisionConfig
 
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig, load_original
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 
 def model_from_golden(folder: Path) -> XvlmForPretraining:

@@ -20,10 +20,10 @@ from benchmarks.results import recorded
 from benchmarks.speed.workload import full_size, random_batches
 from vlp_plugins.methods.chita.factories import chita
 from vlp_plugins.methods.context import Context
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.memory import bytes_of, peak_memory, text_of
-from vlp_plugins.weights import WeightMap
 
 
 def measure(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:

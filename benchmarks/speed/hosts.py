@@ -29,14 +29,14 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.parity.family import Family
 from benchmarks.results import recorded
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins.adapter import Batch
 from vlp_plugins.hosts.nni.classes import pruner_class
 from vlp_plugins.hosts.nni.finalizing import finalize, masks_of
 from vlp_plugins.hosts.nni.pruner import VlpPruner
 from vlp_plugins.hosts.nni.ties import ties_of
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import VlpError, first_line
 

@@ -24,9 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import recorded
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.parts import Attention
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.memory import peak_memory
 from vlp_plugins.structured.cutting import cut, prepare

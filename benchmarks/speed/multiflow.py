@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import bare_forward, best_in_turns, full_size, random_batches
-from vlp_plugins.adapter import Batch
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.weights import WeightMap
 
 
 def measure(

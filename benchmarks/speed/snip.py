@@ -18,10 +18,10 @@ from torch import nn
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import best_in_turns, full_size, random_batches
-from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.weights import WeightMap
 
 TARGET = 1.10
 SPARSITIES = (0.63, 0.75, 0.9)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.memory import peak_memory
 
 

@@ -14,9 +14,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_adapters.blip import BlipForPretraining, save_original
-from vlp_plugins.adapter import CaptioningAdapter, MatchingAdapter, RetrievalAdapter
+from vlp_plugins.models.adapter import CaptioningAdapter, MatchingAdapter, RetrievalAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 # --- losses ---
 

@@ -25,9 +25,9 @@ from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.gathering import gather
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 def captioning() -> BlipForConditionalGeneration:

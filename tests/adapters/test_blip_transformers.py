@@ -27,8 +27,8 @@ from transformers import (
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 ENC = 49
 

@@ -27,8 +27,8 @@ from transformers import (
     BlipVisionModel,
 )
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 # --- streams ---
 

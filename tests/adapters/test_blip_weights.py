@@ -14,9 +14,9 @@ from torch import nn
 
 from benchmarks.parity.blip import model_from_golden
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins.inspection import inspect_model
+from vlp_plugins.models.inspection import inspect_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 def test_a_weight_that_encoder_and_decoder_share_is_one_with_two_owners() -> None:

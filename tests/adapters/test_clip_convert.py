@@ -20,8 +20,8 @@ from vlp_plugins.loading import load_model
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.published import export_published, import_published
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 IDS = torch.tensor([[38, 3, 4, 5, 39, 0], [38, 7, 39, 0, 0, 0]])
 REAL = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])

@@ -22,9 +22,9 @@ from transformers import (
 
 from vlp_adapters.vit import ViTAdapter
 from vlp_plugins.loading import load_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 ADAPTER = ViTAdapter()
 SIZES: dict[str, Any] = {

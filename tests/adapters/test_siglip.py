@@ -33,11 +33,11 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from vlp_plugins.data.processors import CombinedProcessor
-from vlp_plugins.inspection import inspect_model
 from vlp_plugins.loading import load_model
+from vlp_plugins.models.inspection import inspect_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog"]
 VOCABULARY = {word: number for number, word in enumerate(WORDS)}

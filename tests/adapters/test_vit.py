@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from vlp_adapters.vit import ViTAdapter, from_original
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 ADAPTER = ViTAdapter()
 SIZES: dict[str, Any] = {

@@ -13,8 +13,8 @@ from transformers import ViTConfig
 
 from benchmarks.parity.vit import config_from_golden
 from vlp_adapters.vit import ViTAdapter, from_original
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
 OUTPUTS = json.loads((GOLDEN / "outputs.json").read_text())

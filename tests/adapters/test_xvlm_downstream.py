@@ -13,9 +13,9 @@ from xvlm_modeling_examples import tiny_batch, tiny_config
 from vlp_adapters.xvlm import XvlmForCaptioning, XvlmForPretraining, XvlmForQuestionAnswering
 from vlp_adapters.xvlm.adapter import XvlmAdapter
 from vlp_plugins.loading import load_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 ADAPTER = XvlmAdapter()
 START, END, PROMPT = 1, 2, (5, 6)

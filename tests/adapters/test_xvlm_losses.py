@@ -18,8 +18,8 @@ from xvlm_adapter_examples import ADAPTER, GOLDEN, tiny, tiny_batch
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden, outputs
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm import XvlmForPretraining
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError
-from vlp_plugins.weights import WeightMap
 
 RECORD = json.loads((GOLDEN / "outputs.json").read_text())
 

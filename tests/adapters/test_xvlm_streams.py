@@ -10,7 +10,7 @@ from xvlm_adapter_examples import ADAPTER, GOLDEN, second_moments
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 FILES = {"": "batches.safetensors", "_len17": "batches_len17.safetensors"}
 

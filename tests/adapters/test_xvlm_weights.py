@@ -16,9 +16,9 @@ from xvlm_adapter_examples import ADAPTER, GOLDEN, second_moments, tiny, tiny_ba
 
 from benchmarks.parity.xvlm import model_from_golden
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
-from vlp_plugins.adapter import CaptioningAdapter, MatchingAdapter, RetrievalAdapter
+from vlp_plugins.models.adapter import CaptioningAdapter, MatchingAdapter, RetrievalAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 @pytest.fixture(scope="module")

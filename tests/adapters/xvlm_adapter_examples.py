@@ -11,7 +11,7 @@ from transformers import BertConfig, CLIPVisionConfig
 
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_adapters.xvlm.adapter import XvlmAdapter
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
 

@@ -20,8 +20,8 @@ from benchmarks.demo.run import Settings, run
 from benchmarks.demo.table import recipe_of, results_table, text_of
 from vlp_plugins import job
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 PAIRS, CALIBRATION, SPARSITIES = 12, 36, (0.5, 0.9)
 

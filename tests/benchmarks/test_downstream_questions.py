@@ -27,7 +27,7 @@ from benchmarks.papers.downstream.wording import CELLS, LANGUAGE
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.loading import load_model
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 SCENE = frozenset({Fact(0, 7, 0), Fact(0, 3, 4), Fact(4, 3, 8)})  # red 7, red 3, pink 3
 

@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from benchmarks.speed.latency import cpu_times, halved, multiply_adds, ratios, show, sizes
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.structured.cutting import cut
 
 WIDTH, UNITS, LAYERS, TOKENS = 16, 32, 2, 6

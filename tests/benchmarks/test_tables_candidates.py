@@ -20,9 +20,9 @@ from benchmarks.papers.compositions.refit import pieces_of
 from benchmarks.papers.pruning import target_of
 from benchmarks.papers.ways import MORE, PAPER, Way
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 SPARSITY = 0.75

@@ -19,7 +19,7 @@ from benchmarks.papers.runtimes import BATCHES, METHODS, Runtime
 from benchmarks.papers.stopwatch import Others, TimedBatches
 from benchmarks.speed.workload import random_batches
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import write_text
 

@@ -19,9 +19,8 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.context import Context, Cost
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.plugins.offers import Offer
-from vlp_plugins.plugins.registry import Registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.registry import Offer, Registry
 from vlp_plugins.runtime.errors import NonFiniteError
 
 NAME = "doubling"
@@ -109,7 +108,7 @@ def registered() -> Iterator[None]:
     offer = Offer("methods", NAME, Doubling, "tests", "tests", builtin=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "vlp_plugins.plugins.discovery._registry",
+            "vlp_plugins.models.discovery._registry",
             Registry([*offers, (NAME, offer)], known.plugins()),
         )
         yield

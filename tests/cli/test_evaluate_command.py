@@ -23,8 +23,8 @@ from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.job.task_kinds import class_numbers
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 
 
 @pytest.fixture(scope="session")

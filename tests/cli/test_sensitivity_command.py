@@ -14,7 +14,7 @@ from vlp_command import Command, command
 
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.loading import load_model
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 SPARSITIES = ("0.5", "0.9")
 

@@ -14,11 +14,11 @@ from vlp_plugins.cli.quiet import show_log, steps_shown
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.layers import LayerRow, to_csv
 from vlp_plugins.report.spreadsheet import csv_text
 from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.weights import WeightMap
 
 HOSTILE = "a\x1b]0;owned\x07\x9b2J\x08\u202eb"
 SHOWN = r"a\x1b]0;owned\x07\x9b2J\x08\u202eb"

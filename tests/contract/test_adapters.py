@@ -58,11 +58,11 @@ from vlp_adapters.xvlm import (
     XvlmForQuestionAnswering,
     XvlmPretrainConfig,
 )
-from vlp_plugins.adapter import Adapter, Owner
-from vlp_plugins.delegating import DelegatingAdapter
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.adapter import Adapter, Owner
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.restricted import DelegatingAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT: dict[str, Any] = {**SIZES, "intermediate_size": 32, "vocab_size": 50}

@@ -20,8 +20,8 @@ from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.loading import load_model
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.sparse.loading import load_sparse

@@ -19,15 +19,15 @@ from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import DataError, StatisticsError
 from vlp_plugins.selection import RowSelection
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.structured.checking import outputs
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 METHODS = registry().method_names()

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.resolving import make_scorer
 from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
-from vlp_plugins.weights import Weight
 
 SCORERS = registry().scorer_names()
 

@@ -12,11 +12,11 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks.parity.family import Family
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedError
 from vlp_plugins.runtime.sharding import whole
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHITA = {"lambda_": 0.01, "block_size": 500}

@@ -11,12 +11,12 @@ from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
 from vlp_plugins.allocation.names import allocation_by_name
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.lamp import Lamp
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored, keep_largest_of_rows
-from vlp_plugins.weights import Weight
 
 
 def scored(tensors, scorer=None):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from toy import FEED, WIDTH, Counting, Toy, ToyAdapter, toy_batches, toy_model
 
-from vlp_plugins.adapter import Adapter, Batch, Owner, Stream, WeightSpec
 from vlp_plugins.calibration.batches import interleave
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream, WeightSpec
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import (
     BatchError,
     DataError,
@@ -29,7 +30,6 @@ from vlp_plugins.statistics.second_moment import (
     sum_of_squares,
 )
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
 
 
 def run(model: nn.Module, adapter: Adapter, batches: Any, **options: Any) -> Statistics:

@@ -14,11 +14,11 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.checkpoint import Checkpoint
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.statistics.gradient import MeanGradient
 from vlp_plugins.statistics.second_moment import InputSecondMoment
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
 
 BATCHES = 7
 

@@ -22,12 +22,12 @@ from vlp_plugins.methods.compositions import multiflow, omp
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
 from vlp_plugins.schedules import levels_of
 from vlp_plugins.scorers.random import Random
 from vlp_plugins.scorers.wanda import Wanda
-from vlp_plugins.weights import WeightMap
 
 ROUNDS = 3
 

@@ -14,9 +14,9 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.calibration.loss_scale import LossScale
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 TIED = "text.out_proj"
 

@@ -12,10 +12,10 @@ from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 from vlp_plugins.masks.distance import distances
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError
-from vlp_plugins.weights import WeightMap
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -196,7 +196,7 @@ def test_without_an_adapter_the_registered_ones_are_asked(monkeypatch, registere
         def adapter_for(self, model):
             return ADAPTER
 
-    monkeypatch.setattr("vlp_plugins.plugins.discovery.registry", OneAdapter)
+    monkeypatch.setattr("vlp_plugins.models.discovery.registry", OneAdapter)
     model = Pretraining()
     masks = random_masks(model)
 

@@ -14,8 +14,8 @@ from vlp_plugins.masks.bits import count_ones, pack, unpack
 from vlp_plugins.masks.counts import Count
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.weights import WeightMap, structure_of
 from vlp_plugins.runtime.errors import MaskError
-from vlp_plugins.weights import WeightMap, structure_of
 
 shapes = st.lists(st.integers(0, 9), max_size=4)
 

@@ -23,10 +23,11 @@ from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.gathering import gather, split_half
-from vlp_plugins.inspection import inspect_model
 from vlp_plugins.lock import SparsityLock
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.inspection import inspect_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.sparse.loading import load_sparse
@@ -37,7 +38,6 @@ from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.masking import masked
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.training.gradual import GradualPruning
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 ROOMS = ["evaluation", "structured", "finetuning", "sensitivity", "saving", "inspection"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
-from vlp_plugins.adapter import RetrievalAdapter, Stream
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.adapter import RetrievalAdapter, Stream
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 SIZES: dict[str, Any] = {

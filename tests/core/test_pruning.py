@@ -12,8 +12,9 @@ from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import (
@@ -27,7 +28,6 @@ from vlp_plugins.runtime.errors import (
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
 TOTAL = ("vision", "text", "fusion")

@@ -8,8 +8,8 @@ import torch
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
 from vlp_plugins.masks.published import export_published, import_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, OutputError
-from vlp_plugins.weights import WeightMap
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from toy_masks import Pretraining, ToyAdapter
 
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import LayerRow, collapse_warnings, layer_rows, to_csv
 from vlp_plugins.runtime.errors import SparsityError
-from vlp_plugins.weights import WeightMap
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from toy_masks import Pretraining, ToyAdapter
 from transformers import ViTConfig, ViTModel
 
 from vlp_plugins.loading import load_structure
+from vlp_plugins.models.saving import restored, save_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
-from vlp_plugins.saving import restored, save_model
-from vlp_plugins.weights import WeightMap
 
 TINY = ViTConfig(
     hidden_size=8,

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoModel, ViTConfig, ViTModel
 
 from vlp_plugins.loading import load_model
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.sparse.files import SPARSE_FILE

@@ -17,13 +17,13 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
 from vlp_plugins.methods.round_files import Progress, RoundFile
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import append_text
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 from vlp_plugins.sensitivity.records import PointsFile
-from vlp_plugins.weights import WeightMap
 
 
 def checkpoint(folder):

@@ -15,13 +15,13 @@ from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import OutputError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.base import ActivationStatistic, Site
 from vlp_plugins.statistics.second_moment import InputSecondMoment
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import Weight, WeightMap
 
 
 def toy_weights(model: Toy | None = None) -> WeightMap:

@@ -22,9 +22,9 @@ from vlp_plugins.methods.tamt.cutting import Cutting
 from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.methods.tamt.published import PublishedScores, initial_masks
 from vlp_plugins.methods.tamt.scores import SignedScores
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 def context_of(model: Any = None, batches: Any = None, **options: Any) -> Context:

@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlp_adapters.checkpoints import read_state, tensor_names
-from vlp_plugins.architecture import bounded, meta_model, unfilled_model
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.loading import load_model, load_structure
 from vlp_plugins.masks.published import SUFFIX, import_published
+from vlp_plugins.models.architecture import bounded, meta_model, unfilled_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.lines import parse_yaml
 from vlp_plugins.runtime.errors import DataError, MaskError, RecipeError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 ROOT = Path(__file__).parents[2]
 EVIL = "from pathlib import Path\nPath({touched!r}).touch()\nclass Evil: pass\n"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Owner, WeightSpec
+from vlp_plugins.models.adapter import Adapter, Owner, WeightSpec
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 class Listed(Adapter):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from toy import FEED, Toy, ToyAdapter
 
-from vlp_plugins.adapter import Batch, Negatives, need
+from vlp_plugins.models.adapter import Batch, Negatives, need
 
 
 class LosingToy(Toy):

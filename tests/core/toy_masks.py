@@ -4,10 +4,10 @@ captioning model of the same family with other paths and a copied weight."""
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Owner, WeightSpec
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.adapter import Adapter, Owner, WeightSpec
+from vlp_plugins.models.weights import WeightMap
 
 
 class Pretraining(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from toy_masks import ADAPTER, random_masks
 
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 
 def valued_masks(model, *, density=0.4, seed=0, values_seed=1, **about):

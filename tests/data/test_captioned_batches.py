@@ -13,10 +13,10 @@ from captioned_files import CAPTIONS
 from tiny_processors import save_side_by_side
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch, Stream, WeightSpec
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
+from vlp_plugins.models.adapter import Adapter, Batch, Stream, WeightSpec
 from vlp_plugins.runtime.errors import DataError
 
 

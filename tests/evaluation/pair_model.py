@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch, Stream, WeightSpec
+from vlp_plugins.models.adapter import Adapter, Batch, Stream, WeightSpec
 
 WORDS = 50
 

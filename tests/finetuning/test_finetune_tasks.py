@@ -12,12 +12,12 @@ from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.saving import save_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, NonFiniteError, UnsupportedError
-from vlp_plugins.saving import save_model
 from vlp_plugins.structured.cutting import cut
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.weights import WeightMap
 
 
 @pytest.mark.parametrize(("family", "task"), [each for each in CASES if each[1] != "retrieval"])

@@ -15,11 +15,11 @@ from torch import nn
 
 from vlp_plugins.gathering import gather
 from vlp_plugins.hosts import nni as host
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 def masks_for(config_list, method="magnitude", model=None, **options):

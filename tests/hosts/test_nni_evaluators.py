@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from vlp_plugins.hosts import nni as host
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.weights import WeightMap
 
 FEED = [{"op_names_re": [r"bert\.encoder.*dense"], "op_types": ["Linear"], "sparse_ratio": 0.75}]
 STEPS = 8

@@ -23,8 +23,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from benchmarks.parity.blip import batches_from_golden
 from vlp_plugins.hosts import nni as host
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import (
     MaskError,
@@ -33,7 +34,6 @@ from vlp_plugins.runtime.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.weights import WeightMap
 
 LINEARS = [{"op_types": ["Linear"], "sparse_ratio": 0.75}]
 METHODS = registry().method_names()

@@ -17,10 +17,10 @@ from nni.compression.utils import TorchEvaluator
 
 from vlp_plugins.hosts import nni as host
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 LINEARS = [{"op_types": ["Linear"], "sparse_ratio": 0.6}]
 FIRST = [{"op_names": ["first"], "sparse_ratio": 0.5}]

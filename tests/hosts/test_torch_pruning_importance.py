@@ -17,8 +17,9 @@ from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.hosts.torch_pruning.vectors import normalised
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import StatisticsError, StructureError, UnsupportedError
 from vlp_plugins.scorers.base import Evidence, Scorer
@@ -26,7 +27,6 @@ from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT
 from vlp_plugins.structured.patching import patch
-from vlp_plugins.weights import WeightMap
 
 QUICK: dict[str, dict[str, Any]] = {
     "chita": {"lambda": 0.1},

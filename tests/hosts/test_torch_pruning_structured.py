@@ -24,13 +24,13 @@ from torch_pruning_examples import (
 )
 from transformers import BertConfig, BertModel, BlipConfig, BlipForImageTextRetrieval
 
-from vlp_plugins.blocks import Attention
 from vlp_plugins.hosts.torch_pruning import structured
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.reading import Recorder
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.loading import load_model
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import SparsityError, StructureError, UnsupportedError
 from vlp_plugins.structured.checking import check_equal, outputs
 from vlp_plugins.structured.files import read_record

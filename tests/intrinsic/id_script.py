@@ -12,13 +12,13 @@ from torch.distributed.fsdp import fully_shard
 from toy import ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.intrinsic import room
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BATCHES = 11

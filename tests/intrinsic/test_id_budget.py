@@ -16,8 +16,8 @@ from vlp_plugins.intrinsic import points, room
 from vlp_plugins.intrinsic.gatherer import Gatherer
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.plan import plan
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 WORK = 700
 """Bytes that the search for neighbours is said to take."""

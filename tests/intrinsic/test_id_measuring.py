@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
-from vlp_plugins.adapter import Stream
 from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Stream
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import (
     BatchError,
     DataError,
@@ -26,7 +27,6 @@ from vlp_plugins.runtime.errors import (
     UnsupportedError,
 )
 from vlp_plugins.statistics.base import Site
-from vlp_plugins.weights import WeightMap
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -14,7 +14,7 @@ from toy import toy_batches
 
 from benchmarks.parity.family import Family
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 
 SCRIPT = Path(__file__).with_name("id_script.py")
 

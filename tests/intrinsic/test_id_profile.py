@@ -10,8 +10,8 @@ import pytest
 from toy import ToyAdapter, toy_model
 
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
-from vlp_plugins.weights import WeightMap
 
 
 def layer(weight: str, stream: str, owner: int, dimension: float) -> LayerDimension:

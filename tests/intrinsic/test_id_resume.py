@@ -17,8 +17,8 @@ from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.state import NAME
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, StatisticsError
-from vlp_plugins.weights import WeightMap
 
 BUDGET = 30_000
 PASSES = 3

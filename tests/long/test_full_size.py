@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins.inspection import inspect_model
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.pruning import prune
 
 pytestmark = pytest.mark.long

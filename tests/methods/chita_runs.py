@@ -9,7 +9,7 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, LosingToy, losing_toy
 
 from vlp_plugins.methods.context import Context
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 BATCHES = 6
 

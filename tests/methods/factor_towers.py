@@ -6,9 +6,9 @@ import torch
 
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.selection import Scored
-from vlp_plugins.weights import Weight, WeightMap
 
 FACTORS = {"vision.a": 24.0, "vision.b": 1.7, "text.a": 5.5, "text.b": 0.3}
 

@@ -14,7 +14,7 @@ from vlp_plugins.allocation.even import LayerAllocation
 from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.methods.chita.factories import chita
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
 from vlp_plugins.solvers.dual import Dual

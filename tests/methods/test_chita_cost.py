@@ -11,8 +11,8 @@ from vlp_plugins.methods.chita import timing
 from vlp_plugins.methods.chita.costs import sweeps_of
 from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 from vlp_plugins.methods.context import Context
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.weights import WeightMap
 
 
 def test_gradients_are_those_that_the_run_takes(monkeypatch):

@@ -14,7 +14,7 @@ from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Cost
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.lamp import Lamp, lamp

@@ -15,7 +15,8 @@ from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import make_method, resolve_method
 from vlp_plugins.runtime.errors import (
@@ -25,7 +26,6 @@ from vlp_plugins.runtime.errors import (
     UnsupportedError,
 )
 from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.weights import WeightMap
 
 BATCHES = toy_batches(10, size=4)
 

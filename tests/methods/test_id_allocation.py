@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.allocation.names import allocation_by_name
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.lamp import Lamp
 from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.weights import WeightMap
 
 SIZES = {"vision": 120 + 48, "text": 36 + 128}
 MEANS = {

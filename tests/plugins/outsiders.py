@@ -4,7 +4,7 @@ import importlib
 from importlib import metadata
 from textwrap import dedent
 
-from vlp_plugins.plugins.discovery import discover
+from vlp_plugins.models.discovery import discover
 
 PREAMBLE = """
 from vlp_plugins import hookimpl

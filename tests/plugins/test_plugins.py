@@ -13,8 +13,7 @@ from outsiders import ADAPTER, SCORER, report_of
 
 from vlp_plugins import hookspecs, plugins
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.plugins.offers import KINDS
-from vlp_plugins.plugins.reports import plugins_table
+from vlp_plugins.models.registry import KINDS, plugins_table
 from vlp_plugins.resolving import make_method, make_scorer
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scorers.base import Evidence

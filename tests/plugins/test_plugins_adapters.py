@@ -6,13 +6,13 @@ import pytest
 from outsiders import ADAPTER
 from torch import nn
 
-from vlp_plugins.plugins import discovery as plugins
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError
 
 
 def test_a_model_that_nobody_claims_needs_a_module_adapter():
     with pytest.raises(UnclaimedModelError, match=r"no adapter claims Linear.*ModuleAdapter\("):
-        plugins.registry().adapter_for(nn.Linear(2, 2))
+        registry().adapter_for(nn.Linear(2, 2))
 
 
 def test_outsiders_are_asked_before_built_ins(site):

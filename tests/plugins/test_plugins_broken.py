@@ -7,7 +7,8 @@ from importlib import metadata
 import pytest
 from outsiders import SCORER, report_of
 
-from vlp_plugins.plugins import discovery as plugins
+from vlp_plugins.models import discovery as plugins
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import UnknownNameError
 
@@ -74,7 +75,7 @@ def test_a_plugin_cannot_ask_for_the_registry_while_it_is_made(site, monkeypatch
     monkeypatch.setattr(plugins, "_registry", None)
     found = list(metadata.distributions(path=[str(site.folder)]))
     monkeypatch.setattr(plugins.metadata, "distributions", lambda: found)
-    error = report_of(plugins.registry(), "impatient").error
+    error = report_of(registry(), "impatient").error
     assert "while plug-ins are being found" in error
 
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Optional
 import numpy as np
 import pytest
 
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.plugins.making import make
-from vlp_plugins.plugins.offers import Offer
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.registry import Offer, make
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 

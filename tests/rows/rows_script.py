@@ -34,7 +34,7 @@ def blip(folder: Path, golden: Path) -> None:
     from test_rows_of_models import solved
 
     from benchmarks.parity.family import Family
-    from vlp_plugins.plugins.discovery import registry
+    from vlp_plugins.models.discovery import registry
 
     family = Family(golden / "blip")
     model = family.model()

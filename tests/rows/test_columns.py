@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from toy_loss import LosingAdapter, losing_toy
 from toy_rows import toy_columns
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.rows.columns import Columns, block_bounds
 from vlp_plugins.rows.cutting import cuts_of, groups_of, shares_of
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 

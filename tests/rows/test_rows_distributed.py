@@ -15,7 +15,7 @@ from toy_loss import spoilt
 from toy_rows import N, by_hand, toy_rows
 
 from benchmarks.parity.family import Family
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 
 WAYS = ["ram", "disk", "passes"]
 

@@ -8,11 +8,11 @@ from torch import nn
 from toy_rows import CPU
 
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.gathering import gradient_rows
 from vlp_plugins.runtime.memory import peak_memory
-from vlp_plugins.weights import WeightMap
 
 MIB = 1 << 20
 WIDTH, N, BUDGET = 1024, 12, 24 * MIB

@@ -11,6 +11,7 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import (
     DataError,
     NonFiniteError,
@@ -21,7 +22,6 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.sensitivity.groups import groups_of
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.weights import WeightMap
 
 BATCHES = toy_batches(3)
 SPARSITIES = [0.25, 0.5, 0.8]

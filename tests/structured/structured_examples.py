@@ -39,9 +39,9 @@ from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
 from vlp_adapters.xvlm.captioning import XvlmForCaptioning
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention, Block
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.structured.cutting import prepare
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.record import Kept, Record

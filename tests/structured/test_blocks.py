@@ -10,9 +10,10 @@ from structured_examples import DEC, IMAGE, MAKERS, SIZES, WORDS, made, prepared
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, SwinConfig, SwinModel
 
-from vlp_plugins.blocks import Attention
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.parts import Attention
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.structured.checking import check_equal, outputs
 from vlp_plugins.structured.cutting import cut
@@ -20,7 +21,6 @@ from vlp_plugins.structured.finding import blocks_of, uncut
 from vlp_plugins.structured.made_up import example_batch
 from vlp_plugins.structured.masking import masked
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.weights import WeightMap
 
 
 def named(prefix: str, *parts: str, layers: int = 2) -> set[str]:

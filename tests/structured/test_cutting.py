@@ -6,8 +6,8 @@ import pytest
 import torch
 from structured_examples import MAKERS, made, prepared, random_record
 
-from vlp_plugins.blocks import Attention
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.structured.checking import check_equal, outputs, relative_error
 from vlp_plugins.structured.cutting import cut, prepare

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.speed.latency import full_size, halved, random_batch
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.structured.checking import check_equal, outputs
 from vlp_plugins.structured.cutting import cut, prepare
 from vlp_plugins.structured.masking import masked

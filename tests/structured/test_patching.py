@@ -9,7 +9,7 @@ import torch
 from structured_examples import prepared
 from torch import nn
 
-from vlp_plugins.blocks import Attention
+from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.structured.checking import check_equal, outputs
 from vlp_plugins.structured.finding import blocks_of

@@ -15,14 +15,14 @@ from structured_examples import MAKERS, prepared, random_record
 from torch import nn
 
 from vlp_plugins.loading import load_model, load_structure
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.saving import check_can_save
 from vlp_plugins.runtime.errors import (
     OutputError,
     StructureError,
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.saving import check_can_save
 from vlp_plugins.structured.checking import check_equal, outputs
 from vlp_plugins.structured.cutting import cut
 from vlp_plugins.structured.files import is_structured, read_record

@@ -8,13 +8,13 @@ from structured_examples import made, prepared, random_record
 from torch import Tensor
 
 import vlp_plugins
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.lock import SparsityLock
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.structured.cutting import cut
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.made_up import example_batch
 from vlp_plugins.structured.masking import masked
-from vlp_plugins.weights import WeightMap
 
 TRAINED = ["blip pre-training", "blip retrieval", "blip captioning", "blip vqa", "xvlm", "clip"]
 

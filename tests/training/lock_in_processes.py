@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.runtime.sharding import here, whole
 from vlp_plugins.training.gradual import GradualPruning

@@ -24,7 +24,7 @@ from vlp_plugins.hosts.accelerate import locked
 from vlp_plugins.hosts.transformers import LockCallback
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.sharding import here, whole
 

@@ -9,7 +9,7 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, LosingToy
 
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 ADAPTER = LosingAdapter()
 

@@ -16,7 +16,7 @@ from toy_masks import Captioning, Pretraining
 
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 

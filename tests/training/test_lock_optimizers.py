@@ -16,7 +16,7 @@ from transformers import AutoModel, BlipTextConfig, BlipVisionConfig
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_plugins.lock import SparsityLock
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError
 

@@ -11,7 +11,7 @@ import torch
 from lock_in_processes import adamw, towers, train
 
 from vlp_plugins.lock import SparsityLock
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 
 ROOT = Path(__file__).parents[2]

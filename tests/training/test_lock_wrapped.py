@@ -17,7 +17,7 @@ from lock_wrapped import ADAMW, locked_training
 from test_trainer_callbacks import tiny_model
 
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 
 ROOT = Path(__file__).parents[2]

@@ -22,10 +22,10 @@ from vlp_plugins.hosts.transformers import (
     LockCallback,
 )
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 STEPS = 12
 

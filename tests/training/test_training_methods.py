@@ -13,6 +13,7 @@ from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.methods.context import Context
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import (
     DataError,
@@ -22,7 +23,6 @@ from vlp_plugins.runtime.errors import (
     UnsupportedError,
 )
 from vlp_plugins.training.named import platon, taylor
-from vlp_plugins.weights import WeightMap
 
 
 def context_of(model=None, batches=None, **options):

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.models.request import Target, check_sparsity
 from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.selection import Scored, Selection
-from vlp_plugins.targets import Target, check_sparsity
 
 
 class Allocation(ABC):

@@ -10,11 +10,11 @@ from vlp_plugins.allocation.base import Allocation, overall
 from vlp_plugins.allocation.thresholds import modalities_of, within_modalities
 from vlp_plugins.floors import most_removed
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.shares import shares
-from vlp_plugins.targets import Target
-from vlp_plugins.weights import Weight
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import modalities_of
 from vlp_plugins.floors import check_floor, most_removed, under_floor
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.models.request import Target, budget_of
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.selection import RowSelection, Scored, Selection
 from vlp_plugins.shares import shares
-from vlp_plugins.targets import Target, budget_of
-from vlp_plugins.weights import Weight
 
 
 class EvenAllocation(Allocation):

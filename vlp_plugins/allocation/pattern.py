@@ -9,9 +9,9 @@ from typing import ClassVar
 from vlp_plugins.allocation.base import Allocation, overall
 from vlp_plugins.floors import check_floor
 from vlp_plugins.intrinsic.factors import Factors
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.selection import PatternSelection, Scored, Selection
-from vlp_plugins.targets import Target
 
 
 @dataclass(frozen=True)

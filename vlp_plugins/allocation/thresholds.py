@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from vlp_plugins.allocation.base import Allocation, overall
 from vlp_plugins.floors import under_floor
+from vlp_plugins.models.request import Target, budget_of
 from vlp_plugins.selection import Scored, Selection
-from vlp_plugins.targets import Target, budget_of
 
 
 class GlobalAllocation(Allocation):

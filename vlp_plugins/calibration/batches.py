@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import BatchError, DataError
 
 logger = logging.getLogger("vlp_plugins.calibration")

@@ -14,11 +14,11 @@ import torch
 
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.tally import Tally
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.runtime.files import check_own
 from vlp_plugins.statistics import files
 from vlp_plugins.statistics.base import LOSS_STREAM, Key, Statistic
-from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.calibration")
 

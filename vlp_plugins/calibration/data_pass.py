@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import check_batches, number_of_batches, say_if_fewer
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
 from vlp_plugins.calibration.measuring import Measuring
 from vlp_plugins.calibration.reductions import sum_large, sum_over_processes, sum_tally
 from vlp_plugins.calibration.running import RunningPass
 from vlp_plugins.calibration.tally import Tally
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import (
     batch_shard,
     broadcast,
@@ -28,7 +29,6 @@ from vlp_plugins.runtime.distributed import (
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, StatisticsError
 from vlp_plugins.statistics.base import Key, Statistic
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.calibration")
 

@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.backward import backward, grad
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.finite import check_loss, first_nonfinite
 from vlp_plugins.calibration.loss_scale import LossScale
 from vlp_plugins.calibration.loss_state import check_whole
 from vlp_plugins.calibration.terms import total
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.weights import WeightMap, uses_of
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.runtime.model_state import (
     callers_defaults,
@@ -25,7 +26,6 @@ from vlp_plugins.runtime.model_state import (
     random_state_kept,
 )
 from vlp_plugins.runtime.sharding import as_forward, at_rest, is_sharded, whole
-from vlp_plugins.weights import WeightMap, uses_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
 

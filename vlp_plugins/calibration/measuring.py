@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.large_sums import LargeSums
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.calibration.probe import ActivationProbe
 from vlp_plugins.calibration.watching import check_reached, named
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
 from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 from vlp_plugins.statistics.base import (
@@ -27,7 +28,6 @@ from vlp_plugins.statistics.base import (
     Statistic,
     distinct,
 )
-from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.calibration")
 

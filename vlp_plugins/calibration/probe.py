@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.calibration.once import MeasuredOnce
 from vlp_plugins.calibration.tokens import TokenReader, reader_of
 from vlp_plugins.calibration.watching import Use, real_of, run_quietly, uses_of, watched
+from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.statistics.base import ActivationStatistic, Key, Site, distinct
-from vlp_plugins.weights import WeightMap
 
 
 class ActivationProbe:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Owner, Stream
+from vlp_plugins.models.adapter import Adapter, Owner, Stream
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.model_state import (
     callers_defaults,
@@ -19,7 +20,6 @@ from vlp_plugins.runtime.model_state import (
     random_state_kept,
 )
 from vlp_plugins.runtime.sharding import as_forward, at_rest
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from vlp_plugins.cli.tables import print_table
 @click.command()
 def plugins() -> None:
     """Every plug-in: what it registered, or why it failed."""
-    from vlp_plugins.plugins.discovery import registry
-    from vlp_plugins.plugins.reports import plugins_table
+    from vlp_plugins.models.discovery import registry
+    from vlp_plugins.models.registry import plugins_table
 
     rows = plugins_table(registry().plugins())
     print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])
@@ -29,8 +29,8 @@ def inspect(model: str, weights: bool, adapter: str | None) -> None:
     MODEL is a folder, a checkpoint file or a hub id. A folder with a config.json is enough, the
     weights need not be there.
     """
-    from vlp_plugins.inspection import inspect_model
     from vlp_plugins.loading import load_structure
+    from vlp_plugins.models.inspection import inspect_model
 
     found = inspect_model(*load_structure(model, adapter=adapter))
     click.echo(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")

@@ -75,8 +75,8 @@ def apply(
     """
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.value import Masks
+    from vlp_plugins.models.saving import save_model
     from vlp_plugins.runtime.files import check_new_folder, reserved
-    from vlp_plugins.saving import save_model
     from vlp_plugins.sparse.saving import save_sparse
 
     check_new_folder(target)
@@ -168,8 +168,8 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
     """Reads a published .pth FILE (`*_pruning_mask` keys) made for MODEL."""
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.published import import_published
+    from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
-    from vlp_plugins.weights import WeightMap
 
     check_new(target)
     loaded, adapter = load_model(model, **loading)
@@ -188,8 +188,8 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.published import export_published
     from vlp_plugins.masks.value import Masks
+    from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
-    from vlp_plugins.weights import WeightMap
 
     check_new(target)
     found = Masks.load(file)

@@ -21,8 +21,8 @@ def plan(**options: Any) -> None:
 
     Takes what `vlp prune` takes; the data is not touched, and nothing is written.
     """
-    from vlp_plugins.inspection import groups_of
     from vlp_plugins.job.prepared import prepare
+    from vlp_plugins.models.inspection import groups_of
     from vlp_plugins.plan import plan_run
 
     recipe = read_recipe(**options)

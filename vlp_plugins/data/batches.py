@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError
 
 logger = logging.getLogger(__name__)

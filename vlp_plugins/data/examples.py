@@ -11,9 +11,9 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource, Record, texts_of, upright_rgb
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)

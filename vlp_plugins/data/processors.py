@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp_plugins.architecture import load_config, loading_failure
+from vlp_plugins.models.architecture import load_config, loading_failure
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 

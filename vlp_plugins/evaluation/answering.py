@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, AnsweringAdapter, Batch
 from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.evaluation.answer_words import normal_answer
 from vlp_plugins.evaluation.captioning import texts_of_tokens, tokenizer_of
+from vlp_plugins.models.adapter import Adapter, AnsweringAdapter, Batch
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
 

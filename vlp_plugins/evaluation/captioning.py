@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch, CaptioningAdapter
 from vlp_plugins.calibration.batches import check_batches, to_device
+from vlp_plugins.models.adapter import Adapter, Batch, CaptioningAdapter
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
 

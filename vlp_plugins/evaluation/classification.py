@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch, ClassifyingAdapter, need
 from vlp_plugins.calibration.batches import check_batches, to_device
+from vlp_plugins.models.adapter import Adapter, Batch, ClassifyingAdapter, need
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
 

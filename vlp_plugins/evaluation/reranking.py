@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Batch, ImageTokensAdapter, MatchingAdapter, need
 from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.models.adapter import Batch, ImageTokensAdapter, MatchingAdapter, need
 
 _ROWS = 64  # pairs per call of the matching head
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch, MatchingAdapter, RetrievalAdapter
 from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.evaluation.recall import Recall, recall_at_k
 from vlp_plugins.evaluation.reranking import PairInputs, match_scores, reranked
+from vlp_plugins.models.adapter import Adapter, Batch, MatchingAdapter, RetrievalAdapter
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
 

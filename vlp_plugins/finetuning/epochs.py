@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.finetuning.files import seed_of
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import DataError
 
 LazyBatch = Callable[[], Batch]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.saving import REBUILT
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.saving import REBUILT
 
 TASKS = ("retrieval", "captioning", "vqa", "classification")
 

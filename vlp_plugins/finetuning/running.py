@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.finetuning.engine import Engine, OneDevice, TaskLoss
 from vlp_plugins.finetuning.epochs import Batches, Epochs
 from vlp_plugins.finetuning.files import Place, StateFile, digest_of
@@ -21,9 +20,10 @@ from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.finetuning.stepping import Steps
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

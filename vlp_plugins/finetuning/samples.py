@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from PIL import Image
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import upright_rgb
 from vlp_plugins.evaluation.captioning import tokenizer_of
 from vlp_plugins.finetuning.epochs import LazyBatch
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError, first_line
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.finetuning.ahead import ahead
 from vlp_plugins.finetuning.engine import Engine
@@ -21,6 +20,7 @@ from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.finetuning.optimizing import set_rate
 from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.lock import SparsityLock
+from vlp_plugins.models.adapter import Batch
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from vlp_plugins.models.request import whole_number
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
-from vlp_plugins.targets import whole_number
 
 Fit = Literal["slope", "likelihood"]
 Duplicates = Literal["rounding", "exact"]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.watching import check_reached
 from vlp_plugins.intrinsic.computing import compute
 from vlp_plugins.intrinsic.estimate import Estimator
@@ -19,6 +18,8 @@ from vlp_plugins.intrinsic.passing import Pass, Progress, Telling
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.intrinsic.reading import Reader
 from vlp_plugins.intrinsic.state import State, StateFile, file_of, resumed
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import (
     all_reduce_min,
     batch_shard,
@@ -29,7 +30,6 @@ from vlp_plugins.runtime.distributed import (
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.runtime.memory import usable_bytes
 from vlp_plugins.runtime.sharding import at_rest, is_sharded
-from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.intrinsic")
 

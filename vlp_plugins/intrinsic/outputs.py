@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch, Stream
 from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.watching import Use, real_of, run_quietly, uses_of, watched
 from vlp_plugins.intrinsic.real_tokens import RealTokens
+from vlp_plugins.models.adapter import Adapter, Batch, Stream
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.statistics.base import Site
-from vlp_plugins.weights import WeightMap
 
 Padding = Literal["real", "published"]
 """What stands at the positions of padding: zeros (`real`), or what the layer gives out there."""

@@ -7,7 +7,6 @@ from itertools import chain
 
 import torch
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import batch_size, to_device
 from vlp_plugins.intrinsic.gatherer import Gatherer
 from vlp_plugins.intrinsic.outputs import OutputProbe
@@ -16,6 +15,7 @@ from vlp_plugins.intrinsic.points import Points
 from vlp_plugins.intrinsic.reading import Reader
 from vlp_plugins.intrinsic.room import Room, expected
 from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import all_gather, broadcast, failing_together
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import text_of

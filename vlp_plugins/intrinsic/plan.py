@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import batch_size, to_device
 from vlp_plugins.calibration.watching import check_reached
 from vlp_plugins.intrinsic.outputs import Output, OutputProbe, Padding
 from vlp_plugins.intrinsic.packing import Need, pack
 from vlp_plugins.intrinsic.room import Room, expected
 from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import all_reduce_min, batch_shard
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import text_of, usable_bytes
 from vlp_plugins.runtime.sharding import at_rest, is_sharded
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

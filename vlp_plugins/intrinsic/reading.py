@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import (
     batch_size,
     batches_again,
@@ -12,6 +11,7 @@ from vlp_plugins.calibration.batches import (
     number_of_batches,
     say_if_fewer,
 )
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import DataError
 
 _DIGITS = 16

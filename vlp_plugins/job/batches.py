@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.job.images_only import ImagesOnly, takes_no_text
+from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.recipes.recipe import DataRecipe
 
 

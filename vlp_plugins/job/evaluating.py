@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.job.evaluation_page import findings_of
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
@@ -19,6 +18,7 @@ from vlp_plugins.job.task_kinds import TASKS
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
 from vlp_plugins.job.workplace import claimed
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.findings import render_findings
 from vlp_plugins.report.page import check_can_render
 from vlp_plugins.runtime.artifacts import made_by, versions

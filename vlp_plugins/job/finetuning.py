@@ -23,13 +23,13 @@ from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_samples import TaskSamples, read_samples
 from vlp_plugins.job.workplace import claimed, delete_work, working
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.distributed import wait_for_all
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.files import atomic_folder
-from vlp_plugins.saving import check_can_save, copy_companions, write_model
-from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.generic import ModuleAdapter
 
 
 class ImagesOnly:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.recipe import DataRecipe
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

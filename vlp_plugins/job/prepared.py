@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -20,6 +19,9 @@ from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Owners, Target, is_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.resolving import (
@@ -36,9 +38,6 @@ from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
-from vlp_plugins.variants import Owners, is_published
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from vlp_plugins.job.writing import Finish, write_results
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.models.saving import check_can_save
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
-from vlp_plugins.saving import check_can_save
 from vlp_plugins.statistics.store import Statistics
 
 

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts
@@ -20,6 +19,7 @@ from vlp_plugins.job.workplace import claimed, delete_work, working
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.findings import render_findings
 from vlp_plugins.report.page import check_can_render

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from vlp_plugins.inspection import inspect_model
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.dimensions import PROFILE
 from vlp_plugins.job.facts import StopWatch, keeps_statistics
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.inspection import inspect_model
+from vlp_plugins.models.saving import restored, write_model
 from vlp_plugins.recipes.command import command_of
 from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.report.layers import layer_rows, to_csv
@@ -23,7 +24,6 @@ from vlp_plugins.report.page import Run, Table, check_can_render, render
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.version import __version__
-from vlp_plugins.saving import restored, write_model
 from vlp_plugins.statistics.store import Statistics
 
 _log = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.lora.updates import MaskedUpdate
 from vlp_plugins.masks.fitting import fit
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import TieError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare
-from vlp_plugins.weights import Weight
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.lora.layers import (
     dense_update,
     layers_of,
@@ -20,6 +19,7 @@ from vlp_plugins.lora.layers import (
 from vlp_plugins.lora.updates import MaskedUpdate
 from vlp_plugins.masks.fitting import fit
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.runtime.errors import MaskError, NonFiniteError
 
 if TYPE_CHECKING:

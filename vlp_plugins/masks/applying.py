@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.masks.fitting import Violation, fit
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.new_values import check_range, holds, write_kept
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.sharding import whole, zero_outside
-from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 

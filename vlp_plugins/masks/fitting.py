@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import Weight, WeightMap, surplus_layer
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.weights import Weight, WeightMap, surplus_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def wrong_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> Ma
 
 def _default_adapter(manifest: Manifest, model: nn.Module) -> Adapter:
     # Here, because plug-ins are above masks, which know of them only what this default needs.
-    from vlp_plugins.plugins.recalling import recall_adapter
+    from vlp_plugins.models.discovery import recall_adapter
 
     return recall_adapter(model, manifest.adapter, manifest.adapter_settings)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
+from vlp_plugins.models.weights import WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import made_before, made_by, versions
 from vlp_plugins.runtime.errors import MaskError
-from vlp_plugins.weights import WeightMap, structure_of
 
 SCHEMA = 1
 """Version of the manifest and of the file around it; a change that old code cannot read adds 1."""

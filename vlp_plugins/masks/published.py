@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.masks.bits import pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import Weight, WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import load_pickled
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import atomic_file
-from vlp_plugins.weights import Weight, WeightMap, structure_of
 
 SUFFIX = "_pruning_mask"
 

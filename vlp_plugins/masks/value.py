@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.masks import files
 from vlp_plugins.masks.applying import apply_masks, is_source, violations
 from vlp_plugins.masks.bits import clear_padding, pack
@@ -18,8 +17,9 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.new_values import compact
 from vlp_plugins.masks.overlap import Overlap, overlaps
 from vlp_plugins.masks.packed import PackedMasks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError
-from vlp_plugins.weights import WeightMap
 
 _INVERTED = "inverted"
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.targets import Target
-from vlp_plugins.variants import Owners
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Owners, Target
+from vlp_plugins.models.weights import WeightMap
 
 
 @dataclass(frozen=True)

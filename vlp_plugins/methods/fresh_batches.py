@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
 from vlp_plugins.methods.context import Context
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import DataError
 
 logger = logging.getLogger("vlp_plugins.methods")

@@ -19,9 +19,9 @@ from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.models.request import Owners, resolve_owners
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.variants import Owners, resolve_owners
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,14 @@ from vlp_plugins.masks.bits import pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.models.request import Owners, Target, resolve_owners
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored, Selection
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
-from vlp_plugins.variants import Owners, resolve_owners
-from vlp_plugins.weights import Weight, WeightMap
 
 
 def make_masks(

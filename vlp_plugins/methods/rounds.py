@@ -19,13 +19,13 @@ from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.methods.round_files import Progress, RoundFile
 from vlp_plugins.methods.survivors import LEAST, Survivors
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.saving import restored
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.sharding import zero_outside
-from vlp_plugins.saving import restored
 from vlp_plugins.schedules import levels_of
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import Target
-from vlp_plugins.weights import WeightMap
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.iterative import Iterative

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import pairwise
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.job.facts import bytes_of_statistics
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.composition import composed
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.plan.counting import bytes_of_masks, known_counts
 from vlp_plugins.plan.memory import bytes_of_model, device_of, peak_with_writing
 from vlp_plugins.plan.value import Plan

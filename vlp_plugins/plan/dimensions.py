@@ -13,12 +13,12 @@ from vlp_plugins.intrinsic.plan import IdPlan, plan
 from vlp_plugins.intrinsic.twonn import check_number
 from vlp_plugins.intrinsic.usual import usual_settings
 from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.models.request import is_published
 from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import dtype_of
-from vlp_plugins.variants import is_published
 
 _PIXELS = 384
 _SIDE = 1024

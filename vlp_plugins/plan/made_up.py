@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.data.processors import Processor
+from vlp_plugins.models.adapter import Adapter, Batch
 
 BATCHES = 2
 """The first is slower; and there are masks of either half of the data."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.base import Procedure
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.plan.counting import bytes_of_masks, counting_masks, known_counts
 from vlp_plugins.plan.memory import bytes_of_model, device_of, peak_with_writing
 from vlp_plugins.plan.value import Plan

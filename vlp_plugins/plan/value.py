@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vlp_plugins.intrinsic.plan import IdPlan
 from vlp_plugins.masks.counts import Count
 from vlp_plugins.methods.context import Cost
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 
 @dataclass(frozen=True)

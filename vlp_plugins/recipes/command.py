@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vlp_plugins.models.request import Target, check_sparsity
 from vlp_plugins.recipes.recipe import LAMBDA, Recipe
 from vlp_plugins.recipes.values import plain_of
 from vlp_plugins.runtime.errors import RecipeError, SparsityError, suggest
-from vlp_plugins.targets import Target, check_sparsity
 
 OPTIONS: dict[str, str] = {
     "model": "--model",

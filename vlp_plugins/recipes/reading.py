@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.allocation.names import allocation_by_name
+from vlp_plugins.models.request import Target, check_sparsity
 from vlp_plugins.recipes.lines import Value, read_yaml, value_of
 from vlp_plugins.recipes.recipe import LAMBDA, DataRecipe, Recipe
 from vlp_plugins.recipes.values import amount, choice, flag, integer, number, penalty, plain, text
 from vlp_plugins.runtime.errors import RecipeError, SparsityError, suggest
-from vlp_plugins.targets import Target, check_sparsity
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTOCASTS = DTYPES[1:]

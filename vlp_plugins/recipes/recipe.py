@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlp_plugins.targets import Target
+from vlp_plugins.models.request import Target
 
 LAMBDA = "lambda"
 """The parameter that has a key and an option of its own; `Recipe.parameters` holds it."""

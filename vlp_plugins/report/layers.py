@@ -11,8 +11,8 @@ from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.spreadsheet import csv_text
-from vlp_plugins.weights import WeightMap
 
 _FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
 """Floors that are recommended: the first for which there is room."""

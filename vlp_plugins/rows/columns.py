@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

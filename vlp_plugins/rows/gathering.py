@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.disk import FileStore
 from vlp_plugins.rows.entries import Entries

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError, suggest
-from vlp_plugins.weights import Weight, WeightMap
 
 Level = Literal["modality", "block", "weight"]
 LEVELS: tuple[Level, ...] = get_args(Level)

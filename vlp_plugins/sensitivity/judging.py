@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch, RetrievalAdapter
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.evaluation.retrieval import retrieval
+from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError
 from vlp_plugins.sensitivity.curves import Point
-from vlp_plugins.weights import WeightMap
 
 
 class Judge:

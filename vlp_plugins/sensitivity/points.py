@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.sharding import zero_outside
-from vlp_plugins.saving import restored
 from vlp_plugins.sensitivity.curves import Point
 from vlp_plugins.sensitivity.groups import Group
 from vlp_plugins.sensitivity.judging import Judge

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
 from vlp_plugins.calibration.data_pass import calibrate
@@ -18,6 +17,15 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import (
+    Owners,
+    Variant,
+    check_sparsity,
+    checked_arguments,
+    is_published,
+)
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter, resolve_method, resolve_profile, with_profile
 from vlp_plugins.runtime.distributed import (
     all_gather,
@@ -35,9 +43,6 @@ from vlp_plugins.sensitivity.points import missing_points
 from vlp_plugins.sensitivity.records import PointsFile, key_of
 from vlp_plugins.sensitivity.selecting import Selector
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import check_sparsity, checked_arguments
-from vlp_plugins.variants import Owners, Variant, is_published
-from vlp_plugins.weights import WeightMap
 
 SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
 

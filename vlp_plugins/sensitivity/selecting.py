@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
+from vlp_plugins.models.request import Owners
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.sensitivity.groups import Group
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.variants import Owners
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

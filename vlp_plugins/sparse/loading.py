@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.architecture import unfilled_model
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.plugins.recalling import recall_adapter
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.architecture import unfilled_model
+from vlp_plugins.models.discovery import recall_adapter, registry
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.sparse.files import SPARSE_FILE, Stored, read

@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.masks.value import Masks
-from vlp_plugins.plugins.discovery import registry
-from vlp_plugins.plugins.recalling import recall_adapter
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import recall_adapter, registry
+from vlp_plugins.models.saving import REBUILT, copy_companions
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
 from vlp_plugins.runtime.model_state import bare
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.saving import REBUILT, copy_companions
 from vlp_plugins.sparse.files import SPARSE_FILE, SparseSize, write
 from vlp_plugins.sparse.packing import kept_bits, packed_bytes
-from vlp_plugins.weights import WeightMap
 
 
 def save_sparse(

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import Weight
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.statistics.base import LossStatistic
-from vlp_plugins.weights import Weight
 
 MEAN_GRADIENT = "mean_gradient"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.statistics.base import ActivationStatistic
-from vlp_plugins.weights import Weight
 
 INPUT_SECOND_MOMENT = "input_second_moment"
 

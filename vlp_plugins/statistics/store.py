@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import made_before
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.statistics import files
 from vlp_plugins.statistics.base import LOSS_STREAM, Key
-from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger(__name__)
 

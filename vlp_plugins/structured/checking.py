@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, takes_model
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention, Block, Part
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Attention, Block, Part
+from vlp_plugins.models.saving import REBUILT
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.saving import REBUILT
 from vlp_plugins.structured.attributes import scales_at_run_time, set_heads
 from vlp_plugins.structured.indices import fitting, rows_kept, size_of
 from vlp_plugins.structured.record import Kept

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention, Block, FeedForward, Part
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Attention, Block, FeedForward, Part
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.structured.attributes import heads_of, is_rotary
 from vlp_plugins.structured.sites import Site, find_sites
-from vlp_plugins.weights import Weight, WeightMap
 
 
 @takes_model

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention, Block
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.errors import StructureError, suggest
 from vlp_plugins.structured.finding import blocks_of, uncut
 from vlp_plugins.structured.record import Kept, Record

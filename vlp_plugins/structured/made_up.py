@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
 

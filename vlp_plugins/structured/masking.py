@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention, Block
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.model_state import bare
 from vlp_plugins.structured.cutting import linears_of
 from vlp_plugins.structured.indices import fitting, rows_removed

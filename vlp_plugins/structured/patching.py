@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.saving import REBUILT
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.saving import REBUILT
 from vlp_plugins.structured.attributes import heads_of, set_heads
 from vlp_plugins.structured.cutting import rescale_queries
 from vlp_plugins.structured.finding import Group, survey

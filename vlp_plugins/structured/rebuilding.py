@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.architecture import meta_model, unfilled_model
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.architecture import meta_model, unfilled_model
 from vlp_plugins.runtime.artifacts import read_artifact
 from vlp_plugins.runtime.errors import StructureError, UnsupportedError
 from vlp_plugins.runtime.model_state import neutral_state

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.module_adapter.adapter import ModuleAdapter
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.structured.files import WEIGHTS

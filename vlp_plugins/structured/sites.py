@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.blocks import Kind
+from vlp_plugins.models.parts import Kind
 from vlp_plugins.structured.attributes import heads_of
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj")

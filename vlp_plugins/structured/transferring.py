@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Block
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Block
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.indices import check_fits
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.weights import WeightMap
 
 
 @takes_model

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.saving import copy_companions
 from vlp_plugins.runtime.artifacts import write_artifact
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.saving import copy_companions
 from vlp_plugins.structured.files import WEIGHTS, WEIGHTS_FILE, Structure, state_of, write_structure
 from vlp_plugins.structured.rebuilding import check_leads_to
 from vlp_plugins.structured.recalled import adapter_of

@@ -13,25 +13,25 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.names import allocation_by_name
-from vlp_plugins.inspection import warn_of_dense
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.lock import SparsityLock, held_by_none
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.inspection import warn_of_dense
+from vlp_plugins.models.request import Target, checked_arguments, target_of
+from vlp_plugins.models.weights import WeightMap, uses_of
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import bare, before_updates, unwrapped
 from vlp_plugins.runtime.sharding import zero_outside
-from vlp_plugins.targets import Target, checked_arguments, target_of
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.gradients import gradients_of, is_skipped
 from vlp_plugins.training.rising import Rise, RisingMasks
 from vlp_plugins.training.scores import training_score
 from vlp_plugins.training.state import dump, restore
 from vlp_plugins.training.timetable import Timetable, default_warmup
-from vlp_plugins.weights import WeightMap, uses_of
 
 logger = logging.getLogger("vlp_plugins.training")
 
@@ -110,7 +110,7 @@ class GradualPruning:
         """
         model = bare(model)
         if adapter is None:
-            from vlp_plugins.plugins.discovery import registry  # above training; a default
+            from vlp_plugins.models.discovery import registry  # above training; a default
 
             adapter = registry().adapter_for(model)
         weights = WeightMap.of(model, adapter)

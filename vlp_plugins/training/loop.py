@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.training.masters import Masters
 from vlp_plugins.training.rising import RisingMasks

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.sharding import write
-from vlp_plugins.weights import WeightMap
 
 
 class Masters:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.loss_state import (
@@ -22,12 +21,13 @@ from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.saving import restored
 from vlp_plugins.schedules import schedule_by_name
-from vlp_plugins.targets import Target
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.files import TrainingFile
 from vlp_plugins.training.loop import Training

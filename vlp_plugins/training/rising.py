@@ -16,15 +16,15 @@ from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.survivors import Survivors
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.runtime.model_state import neutral_state
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored
-from vlp_plugins.targets import Target
 from vlp_plugins.training.base import State, TrainingScore
 from vlp_plugins.training.timetable import Timetable
-from vlp_plugins.weights import WeightMap
 
 logger = logging.getLogger("vlp_plugins.training")
 

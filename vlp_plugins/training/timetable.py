@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlp_plugins.models.request import Target, whole_number
 from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.schedules import at_step, schedule_by_name
-from vlp_plugins.targets import Target, whole_number
 
 
 @dataclass(frozen=True)

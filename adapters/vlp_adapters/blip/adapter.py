@@ -16,7 +16,15 @@ from vlp_adapters.blip.names import is_original, to_original_name
 from vlp_adapters.blip.streams import activation_streams
 from vlp_adapters.blip.weights import downstream_paths, exclusions, weight_specs
 from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
-from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec, need
+from vlp_plugins.models.adapter import (
+    Adapter,
+    Batch,
+    Exclusion,
+    Negatives,
+    Stream,
+    WeightSpec,
+    need,
+)
 
 if TYPE_CHECKING:
     from vlp_adapters.blip.modeling import BlipForPretraining

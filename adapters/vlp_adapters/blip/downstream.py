@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlp_adapters.blip.kinds import Kind, kind_of, text_config
 from vlp_adapters.inputs import need_partners, pairs_of
 from vlp_adapters.negatives import generator_of
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _TASKS = (Kind.RETRIEVAL, Kind.CAPTIONING, Kind.VQA)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
 from vlp_adapters.inputs import is_resized
-from vlp_plugins.adapter import Batch, need
+from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _ITC = (Kind.PRETRAINING, Kind.RETRIEVAL, Kind.DUAL)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlp_adapters.objectives import IGNORED
-from vlp_plugins.adapter import Batch, need
+from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import BatchError
 
 NEGATIVES_FLOOR = 1e-4

@@ -27,7 +27,7 @@ from vlp_adapters.blip.kinds import (
 from vlp_adapters.inputs import need_partners, pairs_of
 from vlp_adapters.negatives import check_negatives, draw_negatives, generator_of
 from vlp_adapters.objectives import batch_contrastive_loss, matching_loss, similarity
-from vlp_plugins.adapter import Batch, Negatives
+from vlp_plugins.models.adapter import Batch, Negatives
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 _TEMPERATURE = 0.07  # BLIP's at the start; transformers' matching model does not keep the learned

@@ -24,7 +24,7 @@ from vlp_adapters.blip.towers import BlipTowers
 from vlp_adapters.negatives import check_negatives, draw_negatives
 from vlp_adapters.objectives import IGNORED, matching_loss, similarity
 from vlp_adapters.pretraining import PretrainOutput, check_losses
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 LOSSES = ("itc", "itm", "lm")
 _COLDEST, _HOTTEST = 0.001, 0.5  # bounds of the learned temperature

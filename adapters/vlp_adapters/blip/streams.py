@@ -11,7 +11,7 @@ from vlp_adapters.blip.forward import image_tokens, text_tokens, token_count
 from vlp_adapters.blip.kinds import Kind, answers_of, decoder_ids, encoder_ids, text_config
 from vlp_adapters.blip.weights import DECODER, ENCODER, QUESTION, TEXT, VISION
 from vlp_adapters.inputs import pairs_of, texts_of
-from vlp_plugins.adapter import Batch, Stream, need
+from vlp_plugins.models.adapter import Batch, Stream, need
 
 _NAMES = {
     Kind.PRETRAINING: (VISION, ENCODER, DECODER),

@@ -15,7 +15,7 @@ from vlp_adapters.clip.names import is_original, to_original_name
 from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import CLIP_EXCLUSIONS, VISION
 from vlp_adapters.objectives import batch_contrastive_loss, similarity
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
 

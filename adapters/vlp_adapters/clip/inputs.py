@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlp_adapters.inputs import is_resized, texts_of
-from vlp_plugins.adapter import Batch, need
+from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import BatchError
 
 _LEGACY_END = 2  # an end token that means "the highest id of the text" to transformers' CLIP

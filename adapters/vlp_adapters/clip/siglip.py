@@ -13,7 +13,7 @@ from vlp_adapters.clip.kinds import SIGLIP_CLASSES
 from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import SIGLIP_EXCLUSIONS
 from vlp_adapters.objectives import similarity
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _TEXT_LENGTH = 64  # tokens of every text in pre-training, of both generations

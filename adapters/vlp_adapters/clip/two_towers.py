@@ -15,8 +15,8 @@ from vlp_adapters.clip.inputs import TowerInputs, images_of
 from vlp_adapters.clip.kinds import Classes, Kind, kind_among
 from vlp_adapters.clip.weights import TEXT, VISION, downstream_paths, weight_specs
 from vlp_adapters.inputs import need_partners
-from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 from vlp_plugins.data.processors import reads_text
+from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 if TYPE_CHECKING:

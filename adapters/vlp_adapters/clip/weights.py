@@ -9,7 +9,7 @@ from torch import nn
 
 from vlp_adapters.clip.kinds import Kind
 from vlp_adapters.layers import check_linear
-from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
+from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
 
 VISION, TEXT = "vision", "text"

@@ -11,7 +11,7 @@ from vlp_adapters.classification import classifier_logits, classifier_loss
 from vlp_adapters.classifiers import TASK, image_classifier, tower_prefix
 from vlp_adapters.layers import check_linear
 from vlp_adapters.vit.original import LAYER, to_original_name
-from vlp_plugins.adapter import (
+from vlp_plugins.models.adapter import (
     Adapter,
     Batch,
     Exclusion,

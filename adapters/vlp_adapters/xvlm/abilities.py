@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vlp_adapters.xvlm import task_passes
 from vlp_adapters.xvlm.kinds import Kind, require
 from vlp_adapters.xvlm.streams import image_embeds_of, text_embeds_of
-from vlp_plugins.adapter import Batch, need
+from vlp_plugins.models.adapter import Batch, need
 
 if TYPE_CHECKING:
     from vlp_adapters.xvlm.captioning import XvlmForCaptioning

@@ -20,7 +20,7 @@ from vlp_adapters.xvlm.names import is_original, to_original_name
 from vlp_adapters.xvlm.streams import activation_streams, matching_pairs
 from vlp_adapters.xvlm.task_weights import task_exclusions, task_weight_specs
 from vlp_adapters.xvlm.weights import EXCLUSIONS, downstream_paths, weight_specs
-from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
+from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

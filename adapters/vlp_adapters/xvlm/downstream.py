@@ -10,7 +10,7 @@ from vlp_adapters.inputs import need_partners
 from vlp_adapters.negatives import generator_of
 from vlp_adapters.xvlm.kinds import Kind, kind_of
 from vlp_adapters.xvlm.streams import matching_pairs
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlp_adapters.negatives import generator_of
 from vlp_adapters.objectives import IGNORED
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import BatchError
 
 _REPLACED, _RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (BERT)

@@ -22,7 +22,7 @@ from vlp_adapters.pretraining import DualEncoder, PretrainOutput, check_losses
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.text import XvlmTextEncoder
 from vlp_adapters.xvlm.vision import build_vision_encoder, init_positions
-from vlp_plugins.adapter import Negatives
+from vlp_plugins.models.adapter import Negatives
 
 LOSSES = ("itc", "itm", "mlm")
 NEGATIVES_FLOOR = 1e-5  # least probability of a wrong partner, as in the original

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlp_adapters.inputs import pairs_of
 from vlp_adapters.xvlm.weights import FUSION, TEXT, VISION
-from vlp_plugins.adapter import Batch, Stream, need
+from vlp_plugins.models.adapter import Batch, Stream, need
 
 if TYPE_CHECKING:
     from vlp_adapters.xvlm.modeling import XvlmForPretraining

@@ -13,7 +13,7 @@ from vlp_adapters.inputs import pairs_of
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.task_weights import DECODER, ENCODER, QUESTION, TEXT, VISION
-from vlp_plugins.adapter import Batch, Stream
+from vlp_plugins.models.adapter import Batch, Stream
 from vlp_plugins.runtime.errors import BatchError
 
 

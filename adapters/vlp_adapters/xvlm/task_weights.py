@@ -10,7 +10,7 @@ from vlp_adapters.layers import check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.weights import EXCLUSIONS, FUSION, TEXT, VISION, text_part, vision_part
-from vlp_plugins.adapter import Exclusion, Owner, WeightSpec
+from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 
 ENCODER, DECODER, QUESTION = "encoder", "decoder", "question"
 

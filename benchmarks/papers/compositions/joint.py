@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
@@ -17,8 +16,9 @@ from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.methods.tamt.scores import LEARNING_RATE, SignedScores
 from vlp_plugins.methods.tamt.training import masks_of, write_masked
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.sharding import whole
-from vlp_plugins.targets import Target
 
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8

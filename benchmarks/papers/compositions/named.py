@@ -16,16 +16,16 @@ from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.tamt.procedure import Tamt
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.saving import restored
 from vlp_plugins.resolving import make_method
-from vlp_plugins.saving import restored
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.lamp import Lamp
 from vlp_plugins.scorers.layer_l2 import LayerL2
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.scorers.snip import Snip
 from vlp_plugins.scorers.wanda import Wanda
-from vlp_plugins.targets import Target
 
 _SCORES = {
     "flow": InformationFlow,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 
 PLAIN, FACTOR, BUDGETS = "plain", "id*", "id budgets"
 ARMS = (PLAIN, FACTOR, BUDGETS)

@@ -11,9 +11,9 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.structured.cutting import prepare
 
 LAMBDA = 1e-8

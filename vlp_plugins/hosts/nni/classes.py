@@ -6,7 +6,7 @@ import re
 
 from vlp_plugins.hosts.nni.pruner import VlpPruner
 from vlp_plugins.intrinsic.factors import GUIDED
-from vlp_plugins.plugins.discovery import registry
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.runtime.errors import UnknownNameError, suggest
 
 _MODULE = "vlp_plugins.hosts.nni"

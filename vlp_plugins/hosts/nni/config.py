@@ -16,11 +16,11 @@ from nni.compression.base.config import (
 from schema import SchemaError
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.hosts.nni.dense_layers import examples_of, reason_of
 from vlp_plugins.hosts.nni.scopes import Place, Scope, merged
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, first_line, suggest
-from vlp_plugins.weights import Weight, WeightMap
 
 _log = logging.getLogger(__name__)
 

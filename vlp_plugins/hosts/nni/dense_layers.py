@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
 
 
 def reason_of(parameters: Sequence[str], model: nn.Module, adapter: Adapter) -> str:

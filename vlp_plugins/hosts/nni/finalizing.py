@@ -10,16 +10,16 @@ from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.hosts.nni.pruner import VlpPruner
 from vlp_plugins.hosts.nni.ties import restore_ties
 from vlp_plugins.hosts.nni.wrapper import unwrapped
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.new_values import holds
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.errors import MaskError, TieError, UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 
 def finalize(pruner: Compressor) -> nn.Module:

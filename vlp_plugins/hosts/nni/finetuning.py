@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.finite import check_loss
 from vlp_plugins.calibration.terms import total
@@ -14,6 +13,7 @@ from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.lock import SparsityLock
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError

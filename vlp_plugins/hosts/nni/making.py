@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.hosts.nni.scopes import Demand, Scope
 from vlp_plugins.hosts.nni.sharing_out import PerScope, record_of
-from vlp_plugins.hosts.nni.within import Within
 from vlp_plugins.masks.bits import pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.new_values import compact
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.restricted import Within
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import WeightMap
 
 Parts = Sequence[tuple[Scope, Demand]]
 

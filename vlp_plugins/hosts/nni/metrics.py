@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from vlp_plugins.adapter import Batch, RetrievalAdapter
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
@@ -15,6 +14,7 @@ from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.hosts.nni.overlay import PAIRS, Metric, TrialSettings
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.job.prepared import Prepared
+from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError

@@ -7,8 +7,8 @@ from typing import Any
 
 from nni.compression.utils import Evaluator
 
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.weights import Weight
 
 
 def check_trained(evaluator: Evaluator, weights: Sequence[Weight]) -> None:

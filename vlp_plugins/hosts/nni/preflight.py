@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.adapter import Batch, RetrievalAdapter
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
@@ -22,6 +21,10 @@ from vlp_plugins.loading import load_outline
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.models.adapter import Batch, RetrievalAdapter
+from vlp_plugins.models.request import budget_of
+from vlp_plugins.models.saving import check_can_save
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import (
@@ -32,11 +35,8 @@ from vlp_plugins.runtime.errors import (
     VlpError,
 )
 from vlp_plugins.runtime.model_state import default_device, random_state_kept
-from vlp_plugins.saving import check_can_save
 from vlp_plugins.statistics.base import LossStatistic
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import budget_of
-from vlp_plugins.weights import WeightMap
 
 _PAIRS = 2
 

@@ -11,7 +11,6 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.hosts.nni.config import read_config
 from vlp_plugins.hosts.nni.describing import adapter_of
@@ -29,10 +28,11 @@ from vlp_plugins.hosts.nni.wrapping import (
 )
 from vlp_plugins.masks.new_values import write_kept
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Variant
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare, neutral_state
-from vlp_plugins.variants import Variant
-from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 

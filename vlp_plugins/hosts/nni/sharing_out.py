@@ -11,9 +11,9 @@ from vlp_plugins.allocation.even import LayerAllocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.floors import under_floor
 from vlp_plugins.hosts.nni.scopes import Demand, Scope
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.selection import Scored, Selection
-from vlp_plugins.targets import Target
 
 
 @dataclass(frozen=True)

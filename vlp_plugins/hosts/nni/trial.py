@@ -17,9 +17,9 @@ from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.job.running import run
 from vlp_plugins.job.workplace import delete_work
 from vlp_plugins.masks.value import Masks
+from vlp_plugins.models.saving import check_can_save, write_model
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe
-from vlp_plugins.saving import check_can_save, write_model
 
 FINETUNED = "model-finetuned"
 """The folder of the fine-tuned model, beside those of a recipe with `save_model`."""

@@ -12,20 +12,19 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import DependencyGraph, Group
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.hosts.torch_pruning.following import watch, watch_group, without
 from vlp_plugins.hosts.torch_pruning.places import Place, at_modules, places_of
 from vlp_plugins.hosts.torch_pruning.scoring import LADDER, vectors_of
 from vlp_plugins.hosts.torch_pruning.vectors import Reduction, check_words, normalised, reduced
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Variant, checked_arguments
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.targets import checked_arguments
-from vlp_plugins.variants import Variant
-from vlp_plugins.weights import WeightMap
 
 
 class Importance(tp.importance.Importance):

@@ -9,12 +9,12 @@ from torch import nn
 from torch_pruning import ops
 from torch_pruning.dependency import DependencyGraph
 
-from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.blocks import Attention, Block
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan, Ratio, Scope, Share, plan_of
 from vlp_plugins.hosts.torch_pruning.sharing import tied_layers
 from vlp_plugins.hosts.torch_pruning.telling import Steps, heads_told, told_at_steps, units_told
 from vlp_plugins.hosts.torch_pruning.tracing import forward_of
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.structured.finding import blocks_of

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.hosts.torch_pruning.vectors import Section
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StructureError
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlp_plugins.blocks import Attention, Block, Kind
+from vlp_plugins.models.parts import Attention, Block, Kind
+from vlp_plugins.models.request import check_sparsity
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
-from vlp_plugins.targets import check_sparsity
 
 Cut = Literal["heads", "dims", "ffn"]
 Share = Literal["layer", "block kind"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Batch
+from vlp_plugins.models.adapter import Batch
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.dependency import DependencyGraph, Group
 
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.blocks import Attention, Block
 from vlp_plugins.hosts.torch_pruning.following import watch, without
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.record import Kept, Record

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan
+from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.writing import save_structured
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.hosts.torch_pruning.vectors import Fixed, Scored, Vectors
@@ -17,13 +16,14 @@ from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Variant, is_published, resolve_owners
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method, resolve_profile, with_profile
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.statistics.store import Statistics
-from vlp_plugins.variants import Variant, is_published, resolve_owners
-from vlp_plugins.weights import WeightMap
 
 LADDER = (0.25, 0.5, 0.75)
 """Sparsities at which a procedure is asked for masks: what is kept at more of them matters more."""

@@ -9,8 +9,6 @@ from typing import Any
 from torch import nn
 from torch_pruning.dependency import Group
 
-from vlp_plugins.adapter import Adapter, Batch
-from vlp_plugins.blocks import Block
 from vlp_plugins.hosts.torch_pruning.frozen import frozen_stay_frozen
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Ratio, Share, plan_of
@@ -26,6 +24,9 @@ from vlp_plugins.hosts.torch_pruning.result import (
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
 from vlp_plugins.methods.base import Method
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.parts import Block
+from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
@@ -38,7 +39,6 @@ from vlp_plugins.structured.made_up import example_batch
 from vlp_plugins.structured.masking import masked
 from vlp_plugins.structured.patching import patch
 from vlp_plugins.structured.record import Record
-from vlp_plugins.targets import checked_arguments
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.utils.utils import flatten_as_list
 
-from vlp_plugins.adapter import Adapter, Batch
 from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import StructureError
 from vlp_plugins.runtime.model_state import callers_defaults
 

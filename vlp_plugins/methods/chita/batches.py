@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from vlp_plugins.adapter import Batch
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
 from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
 from vlp_plugins.methods.context import Context
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import DataError
 
 

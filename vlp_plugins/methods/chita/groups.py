@@ -9,9 +9,9 @@ from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.methods.context import Context
+from vlp_plugins.models.request import Target, budget_of
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
-from vlp_plugins.targets import Target, budget_of
-from vlp_plugins.weights import WeightMap
 
 
 @dataclass(frozen=True)

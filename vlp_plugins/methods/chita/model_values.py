@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.sharding import whole, write
-from vlp_plugins.weights import WeightMap
 
 _HELD_BY_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -10,7 +10,7 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.value import Masks
 from vlp_plugins.methods.chita.finding import Found
 from vlp_plugins.methods.chita.setup import Setup
-from vlp_plugins.targets import Target
+from vlp_plugins.models.request import Target
 
 
 def masks_of(

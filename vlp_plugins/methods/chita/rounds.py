@@ -15,11 +15,11 @@ from vlp_plugins.methods.chita.groups import groups_of
 from vlp_plugins.methods.chita.model_values import write_values
 from vlp_plugins.methods.chita.results import calibration_record, masks_of
 from vlp_plugins.methods.chita.setup import Progress, Setup
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.saving import restored
 from vlp_plugins.schedules import levels_of
 from vlp_plugins.solvers.problem import Solution
-from vlp_plugins.targets import Target
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.chita.stages import ChitaInStages

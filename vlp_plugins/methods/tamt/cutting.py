@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.allocation.base import Allocation
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.selection import Scored, Selection
-from vlp_plugins.targets import Target
-from vlp_plugins.weights import WeightMap
 
 _SCORE = "trained"
 

@@ -24,10 +24,10 @@ from vlp_plugins.methods.tamt.published import LEARNING_RATE as PUBLISHED_RATE
 from vlp_plugins.methods.tamt.published import PublishedScores
 from vlp_plugins.methods.tamt.scores import LEARNING_RATE, MAGNITUDE, STARTS, SignedScores
 from vlp_plugins.methods.tamt.training import Scores, dense_values, masks_of, train
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, suggest
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.targets import Target
 
 
 @dataclass(frozen=True)

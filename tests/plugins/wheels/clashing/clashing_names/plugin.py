@@ -1,7 +1,7 @@
 """`magnitude` is a built-in score; `two_towers` is the adapter of `acme-pruning`."""
 
 from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.scorers.base import Scorer
 
 

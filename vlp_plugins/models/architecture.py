@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from vlp_plugins.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.runtime.artifacts import check_unpacked
 from vlp_plugins.runtime.errors import UnsupportedError, VlpError, first_line
 from vlp_plugins.runtime.untrusted import check_inside, check_read

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Exclusion
+from vlp_plugins.models.adapter import Adapter, Exclusion
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.weights import WeightMap
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a user asks for: a sparsity, a budget per modality, a whole number, a flag."""
+"""What a user asks for: sparsity or budgets per modality, variant, owners of a tied weight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from operator import index
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
 
@@ -139,3 +139,33 @@ def checked_arguments(function: Callable[Arguments, Result]) -> Callable[Argumen
         return given(*known, *rest, **{k: checked(k, v) for k, v in options.items()})
 
     return call
+
+
+Variant = Literal["default", "published"]
+Owners = Literal["all", "first"]
+
+
+def is_published(variant: str) -> bool:
+    """True for `published`, False for `default`.
+
+    Raises:
+        UnsupportedError: for anything else.
+    """
+    return _one_of(variant, "variant", ("default", "published")) == "published"
+
+
+def resolve_owners(owners: str | None, *, published: bool) -> Owners:
+    """`all` or `first`; None: `all`, or `first` in the published variant.
+
+    Raises:
+        UnsupportedError: for anything else.
+    """
+    if owners is None:
+        return "first" if published else "all"
+    return "all" if _one_of(owners, "owners", ("all", "first")) == "all" else "first"
+
+
+def _one_of(value: str, what: str, known: tuple[str, str]) -> str:
+    if value not in known:
+        raise UnsupportedError(f"{what} {value!r} is unknown{suggest(str(value), list(known))}")
+    return value

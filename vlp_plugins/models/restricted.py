@@ -1,11 +1,14 @@
-"""An adapter that is another one but for what a subclass says otherwise."""
+"""Adapters that are another adapter except for what a subclass overrides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
+from torch import nn
+
+from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
+from vlp_plugins.models.weights import WeightMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,3 +92,18 @@ class DelegatingAdapter(Adapter):
 
     def original_name(self, path: str) -> str | None:
         return self.adapter.original_name(path)
+
+
+class Within(DelegatingAdapter):
+    """Another adapter, restricted to some of its weights; all the rest is as there."""
+
+    def __init__(self, adapter: Adapter, names: Collection[str]) -> None:
+        """Restricts `adapter` to the weights of these canonical names."""
+        super().__init__(adapter)
+        self._names = frozenset(names)
+
+    def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
+        """The specs of the chosen weights; with all that turn out to be the same tensors."""
+        found = WeightMap.of(model, self.adapter)
+        paths = {path for name in self._names for path in found[name].aliases}
+        return (s for s in self.adapter.weights(model) if s.owners[0].path in paths)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.adapter import Adapter, Owner, WeightSpec
+from vlp_plugins.models.adapter import Adapter, Owner, WeightSpec
 from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
 from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 

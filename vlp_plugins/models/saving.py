@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.sharding import here
-from vlp_plugins.weights import WeightMap
 
 REBUILT = "vlp_rebuilt"
 """Attribute of a model that is true once its layers are not those that its configuration makes."""

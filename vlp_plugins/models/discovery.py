@@ -1,4 +1,4 @@
-"""Finds plug-ins, isolates a broken one, and hands out what the others offer."""
+"""Discovery of plug-ins: finds them, isolates broken ones, settles clashes of names."""
 
 from __future__ import annotations
 
@@ -6,17 +6,81 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
-from vlp_plugins.plugins.clashes import clash_note, public_names
-from vlp_plugins.plugins.offers import KINDS, Offer, collect
-from vlp_plugins.plugins.registry import Registry
-from vlp_plugins.plugins.reports import PluginReport, plugins_table
-from vlp_plugins.runtime.errors import UnsupportedError, suggest
+from torch import nn
 
-__all__ = ["GROUP", "PluginReport", "Registry", "discover", "plugins_table", "registry"]
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.registry import (
+    KINDS,
+    SINGULAR,
+    Offer,
+    PluginReport,
+    Registry,
+    collect,
+)
+from vlp_plugins.runtime.errors import MaskError, UnsupportedError, suggest
+from vlp_plugins.runtime.model_state import takes_model
+
+
+def public_names(offers: Sequence[Offer]) -> list[str]:
+    """The name that each offer goes by.
+
+    A name that one plug-in alone offers stays as it is. A built-in keeps its bare name; outsiders
+    that clash with it, or with each other, are `distribution:name`. Scorers and methods share
+    their names, because every scorer is also a method; a distribution may use one name for both.
+
+    Args:
+        offers: of all plug-ins together.
+
+    Returns:
+        One name per offer, unique within its kind.
+    """
+    return [_public_name(offer, rivals_of(offer, offers)) for offer in offers]
+
+
+def rivals_of(offer: Offer, offers: Sequence[Offer]) -> list[Offer]:
+    """The offers that want the same name."""
+    return [
+        other
+        for other in offers
+        if other is not offer
+        and other.name == offer.name
+        and _name_space(other) == _name_space(offer)
+        and (other.kind == offer.kind or other.distribution != offer.distribution)
+    ]
+
+
+def clash_note(offer: Offer, public: str, offers: Sequence[Offer]) -> str | None:
+    """What `vlp plugins` says about an offer that could not keep its name; None if it could."""
+    if public == offer.name:
+        return None
+    owners = sorted({_describe(other) for other in rivals_of(offer, offers)})
+    return (
+        f"{SINGULAR[offer.kind]} {offer.name!r} clashes with {' and '.join(owners)}: use {public!r}"
+    )
+
+
+def _name_space(offer: Offer) -> str:
+    return "methods" if offer.kind == "scorers" else offer.kind
+
+
+def _public_name(offer: Offer, rivals: Sequence[Offer]) -> str:
+    if not rivals or (offer.builtin and not any(rival.builtin for rival in rivals)):
+        return offer.name
+    if any(rival.distribution == offer.distribution for rival in rivals):
+        return f"{offer.distribution}:{offer.plugin}:{offer.name}"
+    return offer.qualified
+
+
+def _describe(offer: Offer) -> str:
+    kind = SINGULAR[offer.kind]
+    return f"the built-in {kind}" if offer.builtin else f"the {kind} of {offer.distribution}"
+
 
 GROUP = "vlp_plugins"
 BLOCK_VARIABLE = "VLP_PLUGINS_BLOCK"
@@ -190,3 +254,38 @@ def _report(
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+_MODULE = "module"
+
+
+@takes_model
+def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
+    """The adapter of that name; if it does not claim the model, the one that does.
+
+    Args:
+        model: what masks shall be applied to.
+        name: of the adapter in their manifest; `module` for a `ModuleAdapter`.
+        settings: `Adapter.settings` of that adapter.
+
+    Raises:
+        UnclaimedModelError: if no adapter claims the model.
+        MaskError: if a `ModuleAdapter` with these settings does not fit the model.
+    """
+    if name == _MODULE:
+        try:
+            return ModuleAdapter(model, **settings)
+        except (UnsupportedError, TypeError) as error:
+            raise MaskError(
+                f"these masks do not fit {type(model).__name__}: their adapter was "
+                f"ModuleAdapter(model, {_keywords(settings)}), and {error}; use masks made for a "
+                "model of this structure"
+            ) from error
+    known = registry()
+    if name in known.adapter_names() and (named := known.adapter(name)).claims(model):
+        return named
+    return known.adapter_for(model)
+
+
+def _keywords(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in settings.items() if value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
-from vlp_plugins.adapter import (
+from vlp_plugins.models.adapter import (
     Adapter,
     Batch,
     Exclusion,
@@ -21,12 +23,229 @@ from vlp_plugins.adapter import (
     WeightSpec,
     need,
 )
-from vlp_plugins.module_adapter.call import bind_batch, left_out
-from vlp_plugins.module_adapter.layers import explain_rest, prunable_layers
-from vlp_plugins.module_adapter.tokens import real_tokens, token_space
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.runtime.sharding import is_sharded
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def left_out(arguments: inspect.BoundArguments) -> list[str]:
+    """The names of the parameters that could have been given by position, but were not."""
+    parameters = arguments.signature.parameters.values()
+    taking = (*_BY_POSITION, inspect.Parameter.VAR_POSITIONAL)
+    return [p.name for p in parameters if p.kind in taking and p.name not in arguments.arguments]
+
+
+def bind_batch(
+    forward: Callable[..., object], batch: Mapping[str, Any] | Sequence[Any] | Tensor
+) -> inspect.BoundArguments:
+    """The arguments to call `forward` with.
+
+    Args:
+        forward: a bound method or function.
+        batch: a mapping (by name; names that `forward` does not state are left out, unless it
+            states none and takes `**kwargs`), a tuple or list (by position, for the parameters
+            that have no default: what follows is rarely an input, often labels) or a tensor (the
+            only argument). A forward without required parameters gets the first item, or all if
+            it takes `*args` alone.
+
+    Returns:
+        `args` and `kwargs`.
+
+    Raises:
+        BatchError: if the batch does not fit.
+    """
+    signature = inspect.signature(forward)
+    parameters = signature.parameters.values()
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(batch, Mapping):
+        has = ", ".join(map(str, batch))
+        stated = [p.name for p in parameters if p.kind in _BY_NAME]
+        if not stated and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            stated = list(batch)
+        kwargs = {name: batch[name] for name in stated if batch.get(name) is not None}
+        if not kwargs:
+            raise BatchError(f"batch has {has}; the forward takes {', '.join(stated)}")
+    elif isinstance(batch, Tensor):
+        has = "one tensor"
+        args = (batch,)
+    elif isinstance(batch, (tuple, list)):
+        has = f"{len(batch)} items"
+        by_position = [p for p in parameters if p.kind in _BY_POSITION]
+        required = sum(p.default is inspect.Parameter.empty for p in by_position)
+        any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+        args = tuple(batch)
+        if by_position or not any_number:
+            args = args[: required or len(by_position[:1])]
+    else:
+        raise BatchError(
+            f"batch is a {type(batch).__name__}; make it a mapping, a tuple or a tensor"
+        )
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise BatchError(f"batch ({has}) does not fit the forward: {error}") from error
+
+
+_TIED = "tied to an embedding or to an excluded layer"
+_EMBEDDING, _BIAS, _VECTOR = "embedding", "bias", "normalisation, scale or other vector"
+_ASKED = "excluded on request"
+_BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED)
+"""What reasons begin with that are no lack of ours."""
+
+
+def prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[str]:
+    """Paths of the `Linear` and ungrouped `Conv2d` layers whose weight can be pruned.
+
+    Args:
+        model: any module.
+        exclude: patterns searched in module paths.
+
+    Returns:
+        In the order of the parameters. A module that has two paths is there under its first.
+
+    Raises:
+        UnsupportedError: if the model is a bare layer.
+    """
+    if isinstance(model, (nn.Linear, nn.Conv2d)):
+        raise UnsupportedError(
+            f"the model is one {type(model).__name__} layer, which has no path to name its weight "
+            "by; wrap it: nn.Sequential(model)"
+        )
+    reasons = dict(_reasons(model, exclude))
+    return [path for path, _ in model.named_modules() if reasons.get(f"{path}.weight", "") is None]
+
+
+def explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[Exclusion]:
+    """One `Exclusion` per reason, together for every parameter that `prunable_layers` leaves out.
+
+    Layer numbers become "any number" where all layers agree, so that patterns stay short.
+    """
+    reasons = dict(_reasons(model, exclude))
+    by_shape: dict[str, set[str | None]] = {}
+    for path, reason in reasons.items():
+        by_shape.setdefault(_any_number(path), set()).add(reason)
+    patterns: dict[str, list[str]] = {}
+    for path, reason in reasons.items():
+        if reason is not None:
+            agreed = len(by_shape[_any_number(path)]) == 1
+            patterns.setdefault(reason, []).append(_any_number(path) if agreed else re.escape(path))
+    return [
+        Exclusion(f"^(?:{'|'.join(dict.fromkeys(found))})$", reason, reason.startswith(_BY_DESIGN))
+        for reason, found in patterns.items()
+    ]
+
+
+def _any_number(path: str) -> str:
+    return re.sub(r"\d+", r"\\d+", re.escape(path))
+
+
+def _reasons(
+    model: nn.Module, exclude: Sequence[re.Pattern[str]]
+) -> Iterator[tuple[str, str | None]]:
+    """(parameter path, why it is not pruned or None) for every name of every parameter."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    fixed = [
+        parameter
+        for path, module in modules
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        or any(pattern.search(path) for pattern in exclude)
+        for parameter in module.parameters(recurse=False)
+    ]
+    for path, module in modules:
+        asked = next((p.pattern for p in exclude if p.search(path)), None)
+        for name, parameter in module.named_parameters(recurse=False):
+            reason = f"{_ASKED} ({asked})" if asked else _reason(module, name, parameter)
+            if reason is None and any(_same(parameter, other) for other in fixed):
+                reason = _TIED
+            yield (f"{path}.{name}" if path else name), reason
+
+
+def _reason(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:
+    """Why parameter `name` of `module` is not pruned, if that can be told from the module."""
+    kind = type(module).__name__
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return _EMBEDDING
+    if name.endswith("bias"):
+        return _BIAS
+    if parameter.ndim < 2:
+        return _VECTOR
+    if name != "weight" or not isinstance(module, (nn.Linear, nn.Conv2d)):
+        return f"{kind}.{name} is not the weight of a Linear or Conv2d layer"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "nn.MultiheadAttention reads it without calling its layer: its input is not seen"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return "grouped convolution"
+    if not parameter.is_floating_point():
+        return "quantised weight"
+    return None
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """True if the tensors start at the same memory, or are one object."""
+    if first is second:
+        return True
+    if is_sharded((first, second)):
+        return False
+    known = first.device.type != "meta" and first.device == second.device and first.numel() > 0
+    return known and first.data_ptr() == second.data_ptr()
+
+
+_IMAGE_PATH = re.compile(r"vision|visual|image|patch", re.IGNORECASE)
+
+# Token spaces. A space that the user named is `mask:` and the batch key of its mask.
+_TEXT, _VISION, _ALL, _MASK = "text", "vision", "all", "mask:"
+
+
+def token_space(path: str, told: Sequence[tuple[re.Pattern[str], str | None]]) -> str:
+    """Token space of the input of the layer at `path`.
+
+    Args:
+        path: of the layer.
+        told: pattern and the batch key of the mask, or None where all tokens are real. The first
+            pattern found in `path` counts.
+    """
+    for pattern, key in told:
+        if pattern.search(path):
+            return _ALL if key is None else f"{_MASK}{key}"
+    return _VISION if _IMAGE_PATH.search(path) else _TEXT
+
+
+def real_tokens(space: str, batch: Batch | Sequence[Any] | Tensor) -> Tensor | None:
+    """`[batch, tokens]` bool, true where a token of `space` is real; None where all are.
+
+    Raises:
+        BatchError: if the batch has no mask where one is needed, or one of a wrong rank.
+    """
+    key = _mask_key(space, batch)
+    if key is None:
+        return None
+    if not isinstance(batch, Mapping):
+        raise BatchError(
+            f"tokens names the batch key {key!r}, but batches are {type(batch).__name__}s; "
+            "make the loader return mappings"
+        )
+    (mask,) = need(batch, key)
+    if mask.ndim != 2:
+        raise BatchError(f"{key} should be [batch, tokens] but has shape {list(mask.shape)}")
+    return mask != 0
+
+
+def _mask_key(space: str, batch: Batch | Sequence[Any] | Tensor) -> str | None:
+    """Key of the batch that holds the mask of `space`; None if all its tokens are real."""
+    if space.startswith(_MASK):
+        return space.removeprefix(_MASK)
+    if space == _ALL or not isinstance(batch, Mapping):
+        return None
+    if space == _VISION and "pixel_values" in batch:
+        return None
+    has_text = "input_ids" in batch or "attention_mask" in batch
+    return "attention_mask" if has_text else None
+
 
 logger = logging.getLogger("vlp_plugins.module_adapter")
 

@@ -1,0 +1,478 @@
+"""Scorers, methods, adapters and hosts by name, each made with checked parameters."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import pluggy
+from torch import nn
+
+from vlp_plugins import hookspecs
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.request import flag, reader_of
+from vlp_plugins.runtime.errors import (
+    UnclaimedModelError,
+    UnknownNameError,
+    UnsupportedError,
+    suggest,
+)
+from vlp_plugins.runtime.model_state import takes_model
+
+Factory = Callable[..., Any]
+Kind = Literal["scorers", "methods", "adapters", "hosts"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SINGULAR: Mapping[Kind, str] = {
+    "scorers": "scorer",
+    "methods": "method",
+    "adapters": "adapter",
+    "hosts": "host",
+}
+
+_HOOKS: Mapping[str, Kind] = {f"vlp_{kind}": kind for kind in KINDS}
+_NAME = re.compile(r"[^\s:,*]+")
+"""A colon separates distribution and name, a comma the items of lists on the command line, and a
+star what guides a method and its name (`id*multiflow`)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """One name that one plug-in registers.
+
+    Attributes:
+        kind: scorers, methods, adapters or hosts.
+        name: the name that the plug-in gives.
+        factory: makes the scorer, method, adapter or host.
+        plugin: name of the plug-in.
+        distribution: normalised name of the distribution that the plug-in is part of.
+        builtin: true for our own.
+    """
+
+    kind: Kind
+    name: str
+    factory: Factory
+    plugin: str
+    distribution: str
+    builtin: bool
+
+    @property
+    def qualified(self) -> str:
+        """`distribution:name`, which no other distribution can take."""
+        return f"{self.distribution}:{self.name}"
+
+
+def collect(plugin: object) -> dict[Kind, dict[str, Factory]]:
+    """Checks all hooks of a plug-in, then calls them.
+
+    Every plug-in gets a plug-in manager of its own, so that one which fails half-way leaves
+    nothing behind and a raising hook cannot end the call of another plug-in's.
+
+    Args:
+        plugin: module or object with functions marked by `vlp_plugins.hookimpl`.
+
+    Returns:
+        By kind, factories by name.
+
+    Raises:
+        pluggy.PluginValidationError: if a hook has a wrong name or wrong arguments, lacks its
+            mark, raises, or returns anything but a mapping of names to callables.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    callers = manager.get_hookcallers(plugin) or []
+    _check_hooks(plugin, callers)
+    offered: dict[Kind, dict[str, Factory]] = {kind: {} for kind in KINDS}
+    for caller in callers:
+        for implementation in caller.get_hookimpls():
+            if caller.name in _HOOKS:
+                kind = _HOOKS[caller.name]
+                offered[kind].update(_call(plugin, caller.name, implementation, offered[kind]))
+    return offered
+
+
+def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
+    implementations = [(caller, impl) for caller in callers for impl in caller.get_hookimpls()]
+    for caller, implementation in implementations:
+        # What PluginManager.check_pending() finds, with the nearest name.
+        if not caller.has_spec() and not implementation.optionalhook:
+            raise pluggy.PluginValidationError(
+                plugin, f"unknown hook {caller.name!r}{suggest(caller.name, list(_HOOKS))}"
+            )
+        if implementation.hookwrapper or implementation.wrapper:
+            raise pluggy.PluginValidationError(
+                plugin, f"hook {caller.name!r} is a wrapper; plug-ins cannot wrap each other here"
+            )
+    marked = {caller.name for caller in callers}
+    unmarked = [
+        hook
+        for hook in _HOOKS
+        if hook not in marked and inspect.isroutine(inspect.getattr_static(plugin, hook, None))
+    ]
+    if unmarked:
+        raise pluggy.PluginValidationError(
+            plugin, f"{unmarked[0]} is not marked with @vlp_plugins.hookimpl"
+        )
+    if not implementations:
+        raise pluggy.PluginValidationError(
+            plugin,
+            f"it implements no hook; write one of {', '.join(_HOOKS)} and mark it with "
+            "@vlp_plugins.hookimpl",
+        )
+
+
+def _call(
+    plugin: object, hook: str, implementation: pluggy.HookImpl, before: Mapping[str, Factory]
+) -> dict[str, Factory]:
+    try:
+        returned = implementation.function()
+        offered = dict(returned) if isinstance(returned, Mapping) else None
+    except Exception as error:
+        raise pluggy.PluginValidationError(
+            plugin, f"hook {hook} raised {type(error).__name__}: {error}"
+        ) from error
+    if offered is None:
+        raise pluggy.PluginValidationError(
+            plugin,
+            f"hook {hook} returned {type(returned).__name__}, not a mapping of names to callables",
+        )
+    for name, factory in offered.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise pluggy.PluginValidationError(
+                plugin,
+                f"hook {hook} returned the name {name!r}; names are strings without spaces, "
+                "colons, commas and stars",
+            )
+        if name in before:
+            raise pluggy.PluginValidationError(plugin, f"hook {hook} returned {name!r} twice")
+        if not callable(factory):
+            raise pluggy.PluginValidationError(
+                plugin, f"hook {hook} returned {factory!r} for {name!r}, which is not callable"
+            )
+    return offered
+
+
+Made = TypeVar("Made")
+
+_WHOLE = {"int", "None", "NoneType"}
+
+
+def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> Made:
+    """Calls the factory of an offer.
+
+    Args:
+        offer: what to make.
+        parameters: keywords for its factory; `lambda`, which Python keeps for itself, is the
+            factory's `lambda_`, and so for every other such word. Where the factory annotates a
+            whole number, 3.0 is 3.
+        expected: the class that the result must have.
+
+    Raises:
+        UnknownNameError: if it has no parameter of such a name; the message lists those it has.
+        UnsupportedError: if a parameter is missing, is no whole number where one is wanted, is
+            refused by the factory with a TypeError, or if the result is of another class.
+    """
+    what = f"{SINGULAR[offer.kind]} {offer.name!r}"
+    allowed, open_ended = _keywords(offer.factory)
+    parameters = _for_python(parameters, allowed, what)
+    _check_flags(offer.factory, parameters, what)
+    unknown = [_public(n) for n in parameters if n not in allowed and not open_ended]
+    if unknown:
+        raise UnknownNameError(f"{what} has no parameter {unknown[0]!r}; it takes {_list(allowed)}")
+    missing = [_public(n) for n, required in allowed.items() if required and n not in parameters]
+    if missing:
+        raise UnsupportedError(
+            f"{what} needs a value for {', '.join(missing)}; it takes {_list(allowed)}"
+        )
+    parameters = _with_whole_numbers(offer.factory, parameters, what)
+    try:
+        made = offer.factory(**parameters)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"{what} cannot be made with {dict(parameters)!r}: {error}; it takes {_list(allowed)}"
+        ) from error
+    if not isinstance(made, expected):
+        raise UnsupportedError(
+            f"{what} of {offer.distribution} is a {type(made).__name__}, not a "
+            f"{expected.__module__}.{expected.__qualname__}; report it to {offer.distribution}"
+        )
+    return made
+
+
+def _keywords(factory: Factory) -> tuple[dict[str, bool], bool]:
+    """The keywords that a factory takes (true where required), and whether it takes any other."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # compiled callables have no signature
+        return {}, True
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return (
+        {p.name: p.default is inspect.Parameter.empty for p in parameters if p.kind in named},
+        any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
+    )
+
+
+def _check_flags(factory: Factory, parameters: Mapping[str, Any], what: str) -> None:
+    """Refuses values of flags that are neither True nor False: "no" would count as true."""
+    try:
+        known = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return
+    for name, value in parameters.items():
+        if name in known and reader_of(known[name]) is flag:
+            flag(f"{what}: {_public(name)}", value)
+
+
+def _for_python(
+    parameters: Mapping[str, Any], allowed: Collection[str], what: str
+) -> dict[str, Any]:
+    """The parameters under the names that the factory has for them."""
+    renamed: dict[str, Any] = {}
+    for name, value in parameters.items():
+        ours = f"{name}_" if keyword.iskeyword(name) and f"{name}_" in allowed else name
+        if ours in renamed:
+            raise UnsupportedError(f"{what} is given {_public(ours)!r} twice; give it once")
+        renamed[ours] = value
+    return renamed
+
+
+def _with_whole_numbers(
+    factory: Factory, parameters: Mapping[str, Any], what: str
+) -> dict[str, Any]:
+    """The parameters with an int for every 3.0: YAML, JSON and tuners write whole numbers so."""
+    annotations = _annotations(factory)
+    found = dict(parameters)
+    for name, value in parameters.items():
+        kinds = _kinds(annotations.get(name))
+        if isinstance(value, bool) or "int" not in kinds or "float" in kinds:
+            continue
+        if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
+            found[name] = int(value)
+        elif isinstance(value, float) or (isinstance(value, str) and kinds <= _WHOLE):
+            raise UnsupportedError(f"{what}: {_public(name)}={value!r}; give a whole number")
+    return found
+
+
+def _annotations(factory: Factory) -> dict[str, Any]:
+    """What a factory says about the types of its keywords; names that do not resolve stay text."""
+    for resolve in (True, False):
+        try:
+            parameters = inspect.signature(factory, eval_str=resolve).parameters
+        except Exception:  # evaluating an outsider's annotation raises whatever it raises
+            continue
+        return {name: parameter.annotation for name, parameter in parameters.items()}
+    return {}
+
+
+def _kinds(annotation: Any) -> set[str]:
+    """The names of the types that an annotation allows: `int` and `None` of `int | None`."""
+    if isinstance(annotation, str):
+        return {kind.strip() for kind in annotation.split("|")}
+    union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if union else (annotation,)
+    return {kind.__name__ if isinstance(kind, type) else str(kind) for kind in kinds}
+
+
+def _public(name: str) -> str:
+    """The name that users write: without the underscore that only Python needs."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
+def _list(allowed: Mapping[str, bool]) -> str:
+    return ", ".join(map(_public, allowed)) if allowed else "no parameters"
+
+
+@dataclass(frozen=True)
+class PluginReport:
+    """One plug-in.
+
+    Attributes:
+        name: entry-point name, `distribution:name` if an earlier distribution has it already.
+        distribution: normalised name of the distribution.
+        version: version of the distribution.
+        registered: by kind the names that can be used; empty if it failed or is blocked.
+        error: why nothing of it is registered, on one line; None if it is.
+        notes: names that clash.
+        blocked: left out, and not even imported, by the wish of the user.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    registered: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    blocked: bool = False
+
+    @property
+    def status(self) -> str:
+        """`ok`, `failed` or `blocked`."""
+        return "blocked" if self.blocked else "failed" if self.error else "ok"
+
+
+def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
+    """One row per plug-in.
+
+    Args:
+        reports: of `Registry.plugins()`.
+
+    Returns:
+        Rows with the columns `plug-in`, `distribution`, `version`, `status`, `registered`
+        (`scorers: a, b; adapters: c`) and `notes` (why it failed, or clashes).
+    """
+    return [
+        {
+            "plug-in": report.name,
+            "distribution": report.distribution,
+            "version": report.version,
+            "status": report.status,
+            "registered": "; ".join(
+                f"{kind}: {', '.join(names)}" for kind, names in report.registered.items() if names
+            ),
+            "notes": report.error or "; ".join(report.notes),
+        }
+        for report in reports
+    ]
+
+
+_log = logging.getLogger(__name__)
+
+
+class Registry:
+    """What all plug-ins together offer.
+
+    Every name may also be written in full, `distribution:name`; that stays right when another
+    plug-in that offers the same name is installed later.
+    """
+
+    def __init__(
+        self, offers: Sequence[tuple[str, Offer]], reports: Sequence[PluginReport] = ()
+    ) -> None:
+        """Keeps offers with the names that they go by, and what became of every plug-in."""
+        self._offers: Mapping[Kind, dict[str, Offer]] = {kind: {} for kind in KINDS}
+        for public, offer in offers:
+            self._offers[offer.kind][public] = offer
+        self._reports = list(reports)
+
+    def adapter(self, name: str) -> Adapter:
+        """A new adapter.
+
+        Raises:
+            UnknownNameError: if there is no such adapter.
+            UnsupportedError: if the plug-in offers something that is no adapter.
+        """
+        return make(self.find(name, "adapters"), {}, Adapter)  # type: ignore[type-abstract]
+
+    @takes_model
+    def adapter_for(self, model: nn.Module) -> Adapter:
+        """The adapter that claims a model.
+
+        Outsiders are asked first, so that they can replace a built-in adapter. One that raises
+        while it is asked is reported in the log and skipped.
+
+        Raises:
+            UnclaimedModelError: if no adapter claims the model.
+            UnsupportedError: if several outsiders (or several built-ins) claim it.
+        """
+        failures: dict[str, str] = {}
+        for builtin in (False, True):
+            claimed = dict(self._claims(model, builtin, failures))
+            if len(claimed) == 1:
+                return next(iter(claimed.values()))
+            if claimed:
+                raise UnsupportedError(
+                    f"adapters {' and '.join(map(repr, claimed))} all claim "
+                    f"{type(model).__name__}; choose one with adapter={next(iter(claimed))!r}"
+                )
+        failed = "".join(f"; adapter {name!r} failed: {why}" for name, why in failures.items())
+        raise UnclaimedModelError(
+            f"no adapter claims {type(model).__name__} (asked: "
+            f"{', '.join(self.adapter_names()) or 'none is registered'}){failed}; describe the "
+            "model with adapter=ModuleAdapter(model, loss=..., modalities={regex: name})"
+        )
+
+    def host(self, name: str) -> Any:
+        """The integration of a pruning framework, which is imported now.
+
+        Raises:
+            UnknownNameError: if there is no such host.
+            UnsupportedError: if the framework is not installed.
+        """
+        try:
+            return make(self.find(name, "hosts"), {}, object)
+        except ImportError as error:
+            raise UnsupportedError(f"host {name!r} cannot be used: {error}") from error
+
+    def find(self, name: str, *kinds: Kind) -> Offer:
+        """The offer of that name, of the first kind that has it.
+
+        Raises:
+            UnknownNameError: if there is none.
+        """
+        for kind in kinds:
+            if name in self._offers[kind]:
+                return self._offers[kind][name]
+        offers = [item for kind in kinds for item in self._offers[kind].items()]
+        in_full = [offer for _, offer in offers if offer.qualified == name]
+        if len({offer.kind for offer in in_full}) == len(in_full) > 0:
+            return in_full[0]
+        what = SINGULAR[kinds[0]]
+        alike = [public for public, offer in offers if name in (offer.name, offer.qualified)]
+        if alike:
+            raise UnknownNameError(
+                f"{what} {name!r} must be named in full: {' or '.join(map(repr, alike))}"
+            )
+        known = [public for public, _ in offers]
+        skipped = [report.name for report in self._reports if report.status != "ok"]
+        raise UnknownNameError(
+            f"no {what} is called {name!r}"
+            + (suggest(name, known) if known else f" (no {what} is registered)")
+            + (f"; skipped plug-ins: {', '.join(skipped)} (see `vlp plugins`)" if skipped else "")
+        )
+
+    def scorer_names(self) -> list[str]:
+        """Names of all scorers, sorted."""
+        return sorted(self._offers["scorers"])
+
+    def method_names(self) -> list[str]:
+        """Names that `method` takes, those of scorers among them, sorted."""
+        return sorted({*self._offers["methods"], *self._offers["scorers"]})
+
+    def adapter_names(self) -> list[str]:
+        """Names of all adapters, sorted."""
+        return sorted(self._offers["adapters"])
+
+    def host_names(self) -> list[str]:
+        """Names of all hosts, sorted."""
+        return sorted(self._offers["hosts"])
+
+    def plugins(self) -> list[PluginReport]:
+        """What became of every plug-in; `plugin_report.plugins_table` makes a table of it."""
+        return list(self._reports)
+
+    def _claims(
+        self, model: nn.Module, builtin: bool, failures: dict[str, str]
+    ) -> Iterator[tuple[str, Adapter]]:
+        for name, offer in self._offers["adapters"].items():
+            if offer.builtin is not builtin:
+                continue
+            try:
+                adapter = self.adapter(name)
+                if adapter.claims(model):
+                    yield name, adapter
+            except Exception as error:
+                failures[name] = f"{type(error).__name__}: {error}"
+                _log.warning(
+                    "adapter %r of %s was skipped for %s: %s",
+                    name,
+                    offer.distribution,
+                    type(model).__name__,
+                    failures[name],
+                )
