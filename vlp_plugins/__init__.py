@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vlp_plugins.dimensions import measure_id
     from vlp_plugins.gathering import gather, split_half
     from vlp_plugins.intrinsic.profile import IdProfile
-    from vlp_plugins.lock import SparsityLock
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.lock import SparsityLock
+    from vlp_plugins.masks.masks import Masks
     from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import prune
     from vlp_plugins.statistics.store import Statistics
@@ -53,7 +53,7 @@ _HOMES = {
     "Masks": "vlp_plugins.masks",
     "ModuleAdapter": "vlp_plugins.module_adapter",
     "Pattern": "vlp_plugins.allocation",
-    "SparsityLock": "vlp_plugins.lock",
+    "SparsityLock": "vlp_plugins.masks.lock",
     "Statistics": "vlp_plugins.statistics.store",
     "gather": "vlp_plugins.gathering",
     "interleave": "vlp_plugins.calibration",

@@ -12,7 +12,7 @@ from torch import nn
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.masks.overlap import Overlap
+from vlp_plugins.masks.compare import Overlap
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from vlp_plugins.masks.sparse import is_sparse, sparse_model
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.architecture import (
     bounded,
@@ -28,7 +29,6 @@ from vlp_plugins.models.registry import Registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError, VlpError
 from vlp_plugins.runtime.model_state import default_device, neutral_state
-from vlp_plugins.sparse.loading import is_sparse, sparse_model
 from vlp_plugins.structured.files import is_structured
 from vlp_plugins.structured.rebuilding import rebuild
 

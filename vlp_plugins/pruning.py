@@ -14,7 +14,7 @@ from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.context import Context

@@ -16,7 +16,7 @@ from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.inspection import Inspection, inspect_model
 from vlp_plugins.models.weights import WeightMap

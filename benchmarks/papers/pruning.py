@@ -18,7 +18,7 @@ from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.job.loaded import Loaded, ModelSource
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap

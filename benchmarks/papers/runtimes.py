@@ -24,7 +24,7 @@ from benchmarks.papers.stopwatch import Others, TimedBatches
 from benchmarks.papers.ways import LAMBDA
 from benchmarks.results import machine
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.pruning import prune

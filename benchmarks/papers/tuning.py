@@ -27,7 +27,7 @@ from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
 from vlp_plugins.job.task_samples import read_samples
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.finetuning import FinetuneRecipe

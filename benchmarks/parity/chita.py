@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.parity.family import Family, Line, recorded_names, recorded_negatives
 from benchmarks.parity.negatives import RecordedNegatives
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 from vlp_plugins.methods.context import Context

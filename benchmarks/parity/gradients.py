@@ -17,7 +17,7 @@ from benchmarks.parity.family import (
 from benchmarks.parity.negatives import RecordedNegatives
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.discovery import registry

@@ -34,7 +34,7 @@ from vlp_plugins.hosts.nni.finalizing import finalize, masks_of
 from vlp_plugins.hosts.nni.pruner import VlpPruner
 from vlp_plugins.hosts.nni.ties import ties_of
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.pruning import prune

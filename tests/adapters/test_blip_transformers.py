@@ -26,7 +26,7 @@ from transformers import (
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
 

@@ -18,8 +18,8 @@ from vlp_adapters.clip import load_original, state_to_original
 from vlp_adapters.clip.names import from_original_name
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.published import export_published, import_published
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.published_files import export_published, import_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 

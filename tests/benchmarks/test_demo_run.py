@@ -19,7 +19,7 @@ from benchmarks.demo.processors import FAMILIES, build_tokenizer, save_processor
 from benchmarks.demo.run import Settings, run
 from benchmarks.demo.table import recipe_of, results_table, text_of
 from vlp_plugins import job
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 

@@ -16,7 +16,7 @@ import torch
 
 from vlp_plugins.calibration.batches import batch_size, batches_again
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.models.discovery import registry

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import BatchError
 from vlp_plugins.runtime.files import reserved

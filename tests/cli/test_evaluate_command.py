@@ -22,7 +22,7 @@ from vlp_plugins.data.records import upright_rgb
 from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.job.task_kinds import class_numbers
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 

@@ -20,7 +20,7 @@ from vlp_command import Command
 
 from vlp_plugins.finetuning.files import StateFile
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

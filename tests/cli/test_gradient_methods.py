@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vlp_command import Command
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.round_files import Progress, RoundFile
 
 

@@ -11,7 +11,7 @@ import tiny_models
 from vlp_command import Command
 
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.memory import bytes_of
 
 PROFILE = "id-profile.json"

@@ -13,7 +13,7 @@ from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vlp_command import Command, command
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 
 PATH = "text_encoder.bert.encoder.layer.1.intermediate.dense.weight"
 NAME = "fusion.0.ffn.fc1"

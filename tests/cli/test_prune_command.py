@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.recipes.reading import load_recipe
 
 SPARSITIES = ("0.63", "0.75", "0.9")

@@ -10,7 +10,7 @@ import tiny_models
 from transformers import AutoModel
 from vlp_command import Command
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 
 
 def only_masks(out: Path) -> Masks:

@@ -15,7 +15,7 @@ import pytest
 import tiny_models
 from vlp_command import Command
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -13,7 +13,7 @@ from vlp_plugins.cli.program import explain
 from vlp_plugins.cli.quiet import show_log, steps_shown
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.layers import LayerRow, to_csv

@@ -8,9 +8,9 @@ import pytest
 from vlp_command import Command
 
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
-from vlp_plugins.sparse.files import SPARSE_FILE
-from vlp_plugins.sparse.loading import load_sparse
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.sparse import load_sparse
+from vlp_plugins.masks.sparse_files import SPARSE_FILE
 
 
 @pytest.fixture(scope="module")

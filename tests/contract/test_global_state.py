@@ -18,14 +18,13 @@ from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.loading import load_model
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.sparse import load_sparse, save_sparse
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.sparse.loading import load_sparse
-from vlp_plugins.sparse.saving import save_sparse
 from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.structured.cutting import cut, prepare
 from vlp_plugins.structured.finding import blocks_of

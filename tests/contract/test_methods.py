@@ -15,7 +15,7 @@ from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.gathering import gather
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context

@@ -15,7 +15,7 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods import rounds as running
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.compositions import multiflow, omp

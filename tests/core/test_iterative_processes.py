@@ -11,7 +11,7 @@ import pytest
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
 
 SCRIPT = """

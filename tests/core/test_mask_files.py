@@ -14,7 +14,7 @@ from toy_masks import Captioning, Pretraining, random_masks
 
 from vlp_plugins.masks.files import FORMAT
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.artifacts import checksum
 from vlp_plugins.runtime.errors import MaskError, OutputError
 from vlp_plugins.runtime.version import __version__

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
-from vlp_plugins.masks.distance import distances
+from vlp_plugins.masks.compare import distances
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune

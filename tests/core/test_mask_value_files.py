@@ -9,7 +9,7 @@ from toy_masks import Pretraining, random_masks
 from toy_values import valued_masks
 
 from vlp_plugins.masks.files import FORMAT
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.artifacts import read_artifact
 from vlp_plugins.runtime.errors import MaskError
 

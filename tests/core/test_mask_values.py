@@ -12,8 +12,8 @@ from test_mask_fitting import DEVICES
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 from toy_values import valued_masks
 
-from vlp_plugins.masks.distance import distances
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.compare import distances
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import MaskError
 
 

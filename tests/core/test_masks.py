@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
-from vlp_plugins.masks.bits import count_ones, pack, unpack
-from vlp_plugins.masks.counts import Count
-from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.manifest import Count, Manifest
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import count_ones, pack, unpack
 from vlp_plugins.models.weights import WeightMap, structure_of
 from vlp_plugins.runtime.errors import MaskError
 

@@ -23,15 +23,14 @@ from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.gathering import gather, split_half
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.sparse import load_sparse, save_sparse
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.sparse.loading import load_sparse
-from vlp_plugins.sparse.saving import save_sparse
 from vlp_plugins.structured.checking import outputs
 from vlp_plugins.structured.cutting import cut, prepare
 from vlp_plugins.structured.finding import blocks_of

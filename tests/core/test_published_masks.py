@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
 
-from vlp_plugins.masks.published import export_published, import_published
+from vlp_plugins.masks.published_files import export_published, import_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, OutputError
 

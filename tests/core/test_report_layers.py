@@ -12,7 +12,7 @@ import torch
 from toy_masks import Pretraining, ToyAdapter
 
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap

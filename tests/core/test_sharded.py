@@ -12,7 +12,7 @@ import torch
 from sharded_runs import CHITA, GOLDEN, RUNS
 
 from benchmarks.parity.family import Family
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
 
 ROOT = Path(__file__).parents[2]

@@ -14,14 +14,19 @@ from torch import nn
 from transformers import AutoModel, ViTConfig, ViTModel
 
 from vlp_plugins.loading import load_model
+from vlp_plugins.masks.sparse import is_sparse, load_sparse, save_sparse
+from vlp_plugins.masks.sparse_files import (
+    SPARSE_FILE,
+    kept_bits,
+    kept_values,
+    mismatch,
+    packed_bytes,
+    unpacked,
+)
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
-from vlp_plugins.sparse.files import SPARSE_FILE
-from vlp_plugins.sparse.loading import is_sparse, load_sparse
-from vlp_plugins.sparse.packing import kept_bits, kept_values, mismatch, packed_bytes, unpacked
-from vlp_plugins.sparse.saving import save_sparse
 from vlp_plugins.structured.cutting import cut
 from vlp_plugins.structured.record import Kept
 

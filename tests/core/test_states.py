@@ -14,7 +14,7 @@ from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
 from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.intrinsic.state import State, StateFile
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
 from vlp_plugins.methods.round_files import Progress, RoundFile
 from vlp_plugins.models.generic import ModuleAdapter

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Owner, WeightSpec
 from vlp_plugins.models.weights import WeightMap
 

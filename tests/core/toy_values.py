@@ -3,7 +3,7 @@
 import torch
 from toy_masks import ADAPTER, random_masks
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 
 

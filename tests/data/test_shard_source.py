@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from captioned_files import encoded, read
 
+from vlp_plugins.data.records import buffered
 from vlp_plugins.data.shards import expand_braces
-from vlp_plugins.data.shuffling import buffered
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.runtime.errors import DataError
 

@@ -20,7 +20,7 @@ from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_adapters.xvlm.adapter import XvlmAdapter
 from vlp_plugins.finetuning.models import downstream
 from vlp_plugins.finetuning.settings import FinetuneSettings
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.pruning import prune
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from vlp_plugins.finetuning.files import seed_of
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.finetuning.settings import FinetuneSettings
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.runtime.errors import DataError, MaskError, RecipeError
 
 RUN = FinetuneSettings(learning_rate=1e-3, epochs=3, weight_decay=0.1, warmup=0.2)

@@ -11,7 +11,7 @@ from vlp_plugins.finetuning.models import downstream
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import save_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, NonFiniteError, UnsupportedError

@@ -22,7 +22,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from benchmarks.parity.blip import batches_from_golden
 from vlp_plugins.hosts import nni as host
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap

@@ -16,7 +16,7 @@ from vlp_plugins.hosts.torch_pruning.reading import Recorder
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.hosts.torch_pruning.vectors import normalised
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap

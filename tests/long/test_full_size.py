@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.pruning import prune

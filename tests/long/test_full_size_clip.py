@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.pruning import prune

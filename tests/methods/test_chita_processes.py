@@ -11,7 +11,7 @@ import pytest
 import torch
 from chita_runs import context_of, pruned_weights
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from structured_examples import made, prepared, random_record
 from torch import Tensor
 
 import vlp_plugins
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.structured.cutting import cut

@@ -11,8 +11,8 @@ from leaving import leave
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.runtime.sharding import here, whole

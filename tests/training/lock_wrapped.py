@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlp_plugins.hosts.accelerate import locked
 from vlp_plugins.hosts.transformers import LockCallback
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.sharding import here, whole

@@ -14,8 +14,8 @@ from toy_loss import losing_toy
 from toy_masks import ADAPTER as FAMILY
 from toy_masks import Captioning, Pretraining
 
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError

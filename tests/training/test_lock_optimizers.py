@@ -15,7 +15,7 @@ from toy_loss import losing_toy
 from transformers import AutoModel, BlipTextConfig, BlipVisionConfig
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lock_in_processes import adamw, towers, train
 
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 

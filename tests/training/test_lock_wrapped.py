@@ -16,7 +16,7 @@ from lock_in_processes import towers
 from lock_wrapped import ADAMW, locked_training
 from test_trainer_callbacks import tiny_model
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 

@@ -15,9 +15,8 @@ pytest.importorskip("peft")
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.lora.layers import without_wrappers
-from vlp_plugins.lora.merging import mask_updates, merge, removed_share
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.lora import mask_updates, merge, removed_share, without_wrappers
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, NonFiniteError, TieError, UnsupportedError

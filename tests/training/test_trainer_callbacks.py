@@ -21,7 +21,7 @@ from vlp_plugins.hosts.transformers import (
     GradualPruningCallback,
     LockCallback,
 )
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune

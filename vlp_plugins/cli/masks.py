@@ -12,7 +12,7 @@ from vlp_plugins.cli.options import model_options, new_file
 from vlp_plugins.cli.tables import print_lines, print_table
 
 if TYPE_CHECKING:
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.masks import Masks
 
 NOT_SPARSE = 1
 """Exit code of `vlp masks verify` if the model is not as sparse as the masks."""
@@ -27,7 +27,7 @@ def masks() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
     """What a mask FILE is: method, sparsity per modality, where it comes from."""
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
     m = found.manifest
@@ -74,10 +74,10 @@ def apply(
     vlp_plugins.sparse.load_sparse; transformers alone does not.
     """
     from vlp_plugins.loading import load_model
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.masks import Masks
+    from vlp_plugins.masks.sparse import save_sparse
     from vlp_plugins.models.saving import save_model
     from vlp_plugins.runtime.files import check_new_folder, reserved
-    from vlp_plugins.sparse.saving import save_sparse
 
     check_new_folder(target)
     with reserved(target):
@@ -102,7 +102,7 @@ def apply(
 def verify(file: Path, model: str, **loading: Any) -> None:
     """Is MODEL really as sparse as the mask FILE says? Exit code 1 if not."""
     from vlp_plugins.loading import load_model
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
@@ -125,8 +125,8 @@ def verify(file: Path, model: str, **loading: Any) -> None:
 @click.argument("other", type=click.Path(path_type=Path))
 def diff(one: Path, other: Path) -> None:
     """How alike two mask files are, per modality."""
-    from vlp_plugins.masks.distance import distances
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.compare import distances
+    from vlp_plugins.masks.masks import Masks
 
     first, second = Masks.load(one), Masks.load(other)
     header = ["modality", "elements", "differing", "agreement", "kept by both / by either"]
@@ -149,7 +149,7 @@ def diff(one: Path, other: Path) -> None:
 @new_file()
 def invert(file: Path, target: Path) -> None:
     """Keeps what FILE removes: a sanity check of a method."""
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
     inverted = found.invert()
@@ -167,7 +167,7 @@ def invert(file: Path, target: Path) -> None:
 def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
     """Reads a published .pth FILE (`*_pruning_mask` keys) made for MODEL."""
     from vlp_plugins.loading import load_model
-    from vlp_plugins.masks.published import import_published
+    from vlp_plugins.masks.published_files import import_published
     from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
 
@@ -186,8 +186,8 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
 def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     """Writes FILE as a published .pth file, for the original code of MODEL."""
     from vlp_plugins.loading import load_model
-    from vlp_plugins.masks.published import export_published
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.masks import Masks
+    from vlp_plugins.masks.published_files import export_published
     from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
 

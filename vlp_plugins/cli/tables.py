@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vlp_plugins.masks.counts import Count
-    from vlp_plugins.masks.value import Masks
+    from vlp_plugins.masks.manifest import Count
+    from vlp_plugins.masks.masks import Masks
 
 
 # A terminal obeys control characters, and those of the writing direction reorder what is read.

@@ -1,16 +1,20 @@
-"""Pairs -> batches that a model takes, as often as they are iterated."""
+"""Batches that a model takes, from records or from examples that must all be measured."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
+import torch
 from PIL import Image
 
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.data.records import CaptionSource, Record, texts_of, upright_rgb
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -110,3 +114,113 @@ class CaptionedBatches:
         whole, rest = divmod(pairs, self.batch_size)
         batches = whole + (rest > 1)
         return batches if self.limit is None else min(batches, self.limit)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a batch.
+
+    Attributes:
+        place: where it is, for messages.
+        image: opens the image; the same object stands for the same image.
+        text: what the model reads beside it.
+        label: number of the class; None without classes.
+    """
+
+    place: str
+    image: Callable[[], Image.Image]
+    text: str = ""
+    label: int | None = None
+
+
+class ExampleBatches:
+    """Batches of examples, the same ones in every iteration; tensors on the CPU."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: Processor,
+        adapter: Adapter,
+        batch_size: int,
+    ) -> None:
+        """Nothing is read until somebody iterates.
+
+        Args:
+            examples: in their order; those of one image follow each other.
+            processor: of the model.
+            adapter: its `collate` makes the batches.
+            batch_size: examples in a batch, at least 1.
+        """
+        self._examples = examples
+        self._processor, self._adapter = processor, adapter
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Number of batches; the last may be smaller."""
+        return -(-len(self._examples) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches, with `labels` where the examples have some.
+
+        Raises:
+            DataError: if an image cannot be decoded.
+        """
+        opener, image = None, None
+        for start in range(0, len(self._examples), self._batch_size):
+            rows = self._examples[start : start + self._batch_size]
+            images: list[Image.Image] = []
+            for row in rows:
+                if row.image is not opener or image is None:
+                    opener, image = row.image, _decoded(row)
+                images.append(image)
+            batch = self._adapter.collate(self._processor, images, [row.text for row in rows])
+            labels = [row.label for row in rows if row.label is not None]
+            yield batch | {"labels": torch.tensor(labels, device="cpu")} if labels else batch
+
+
+def captioned(source: CaptionSource, limit: int | None) -> list[tuple[Record, list[str]]]:
+    """The first images of a source in stored order, each with all its captions.
+
+    Raises:
+        DataError: if there is none, or a record has no caption.
+    """
+    found = []
+    for record in first(source.records(None), limit, source.description):
+        try:
+            found.append((record, texts_of(record.caption)))
+        except ValueError as error:
+            raise DataError(f"{source.description}, {record.place}: {error}") from error
+    if not found:
+        raise DataError(f"{source.description} holds no captioned image")
+    return found
+
+
+def first(items: Iterable[T], limit: int | None, description: str) -> Iterator[T]:
+    """The first items; a warning says if there are fewer than the limit.
+
+    Args:
+        items: of the data, in their order.
+        limit: how many; None for all.
+        description: of the data.
+    """
+    count = 0
+    for item in islice(items, limit):
+        count += 1
+        yield item
+    if limit is not None and count < limit:
+        logger.warning("%s has %s of the %s asked for", description, f"{count:,}", f"{limit:,}")
+
+
+def _decoded(example: Example) -> Image.Image:
+    try:
+        return upright_rgb(example.image())
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise DataError(
+            f"the image of {example.place} cannot be read ({first_line(error)}); figures of a part "
+            "of the data would not compare with others: repair or remove it"
+        ) from error

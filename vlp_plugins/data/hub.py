@@ -10,10 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column, choose_split
 from vlp_plugins.data.images import open_image
-from vlp_plugins.data.records import Captions, CaptionSource, Record
-from vlp_plugins.data.shuffling import buffered
+from vlp_plugins.data.records import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Captions,
+    CaptionSource,
+    Record,
+    buffered,
+    choose_column,
+    choose_split,
+)
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.untrusted import check_inside, check_read, read_limit
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.data.annotation_files import (
+from vlp_plugins.data.annotations import (
     find_file,
     image_of,
     image_root,
@@ -23,8 +23,7 @@ from vlp_plugins.data.annotation_files import (
     read_json,
     read_rows,
 )
-from vlp_plugins.data.columns import choose_split
-from vlp_plugins.data.records import Captions, CaptionSource, Record
+from vlp_plugins.data.records import Captions, CaptionSource, Record, choose_split
 from vlp_plugins.runtime.errors import DataError
 
 _OWN = ("dataset_coco.json", "dataset_flickr30k.json", "dataset_flickr8k.json")

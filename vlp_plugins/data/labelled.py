@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from vlp_plugins.data.annotation_files import contents, image_of, image_root
-from vlp_plugins.data.columns import choose_split
-from vlp_plugins.data.folder import image_files
-from vlp_plugins.data.metadata import find_metadata, read_metadata, rows_of_split
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.data.annotations import contents, image_of, image_root
+from vlp_plugins.data.folder import find_metadata, image_files, read_metadata, rows_of_split
+from vlp_plugins.data.records import choose_split
+from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.untrusted import check_read
 
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
@@ -66,8 +69,6 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
     Raises:
         DataError: if it is nothing of these, or files are missing.
     """
-    from vlp_plugins.data.cifar import is_cifar, open_cifar
-    from vlp_plugins.data.flowers import is_flowers, open_flowers
     from vlp_plugins.data.hub import FILE_BUILDERS, is_saved
 
     folder = Path(source).expanduser()
@@ -189,3 +190,193 @@ class _LazyItems:
                     f"{record.caption!r}, not a number"
                 )
             yield Labelled(record.place, record.image, record.caption)
+
+
+_SIDE, _CHANNELS = 32, 3
+_PIXELS = _SIDE * _SIDE * _CHANNELS
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Files of one of the two data sets.
+
+    Attributes:
+        folder: that the archive unpacks to.
+        splits: files of each.
+        labels: bytes before the pixels of an image; the last is the class.
+        names: file with the names of the classes.
+    """
+
+    folder: str
+    splits: dict[str, tuple[str, ...]]
+    labels: int
+    names: str
+
+
+_CIFAR_10 = _Layout(
+    "cifar-10-batches-bin",
+    {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)},
+    1,
+    "batches.meta.txt",
+)
+_CIFAR_100 = _Layout(
+    "cifar-100-binary",
+    {"train": ("train.bin",), "test": ("test.bin",)},
+    2,
+    "fine_label_names.txt",
+)
+_PICKLED = {"cifar-10-batches-py": _CIFAR_10, "cifar-100-python": _CIFAR_100}
+
+
+def is_cifar(folder: Path) -> bool:
+    """True for the folder of a CIFAR data set, one that holds it, or the pickled version of it."""
+    return _find(folder) is not None or _pickled(folder) is not None
+
+
+def open_cifar(folder: Path, split: str | None = None) -> LabelledImages:
+    """The images of one split: `cifar-10-batches-bin/` or `cifar-100-binary/` (the 100 classes).
+
+    Args:
+        folder: it, or the folder that it is in.
+        split: `train` or `test`; None takes `train`.
+
+    Raises:
+        DataError: if files are missing or cut off, or the folder holds the Python version, whose
+            pickles could run code and are not read.
+    """
+    found = _find(folder)
+    if found is None:
+        known = _pickled(folder)
+        if known is not None:
+            raise DataError(
+                f"{folder} holds the Python version of CIFAR, which is pickles: they can run code, "
+                f"so they are not read; take the binary version ({known.folder}), or parquet "
+                "files, which `datasets` reads"
+            )
+        raise DataError(
+            f"{folder} holds no CIFAR: expected {_CIFAR_10.folder} or {_CIFAR_100.folder}, found "
+            f"{contents(folder)}"
+        )
+    place, layout = found
+    chosen = choose_split(list(layout.splits), split, where=str(place))
+    items = [item for name in layout.splits[chosen] for item in _items(place / name, layout)]
+    return LabelledImages(f"{place} ({chosen})", tuple(items), _names(place / layout.names))
+
+
+def _find(folder: Path) -> tuple[Path, _Layout] | None:
+    for layout in (_CIFAR_10, _CIFAR_100):
+        for place in (folder, folder / layout.folder):
+            files = (name for names in layout.splits.values() for name in names)
+            if any((place / name).is_file() for name in files):
+                return place, layout
+    return None
+
+
+def _pickled(folder: Path) -> _Layout | None:
+    for name, layout in _PICKLED.items():
+        if folder.name == name or (folder / name).is_dir():
+            return layout
+    return None
+
+
+def _items(path: Path, layout: _Layout) -> list[Labelled]:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; the folder should hold {_files(layout)}")
+    size = layout.labels + _PIXELS
+    total = path.stat().st_size
+    if not total or total % size:
+        raise DataError(
+            f"{path} has {total:,} bytes, which is no multiple of the {size:,} of an image: it is "
+            "cut off or no CIFAR file; unpack the archive again"
+        )
+    rows = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, size)
+    return [
+        Labelled(f"{path.name}, image {number}", _opener(rows, number, layout), int(label))
+        for number, label in enumerate(rows[:, layout.labels - 1])
+    ]
+
+
+def _opener(rows: np.ndarray, number: int, layout: _Layout) -> Callable[[], Image.Image]:
+    return partial(_image, rows, number, layout.labels)
+
+
+def _image(rows: np.ndarray, number: int, labels: int) -> Image.Image:
+    planes = np.asarray(rows[number, labels:]).reshape(_CHANNELS, _SIDE, _SIDE)
+    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    return tuple(path.read_text(encoding="utf-8").split())
+
+
+def _files(layout: _Layout) -> str:
+    return ", ".join(name for names in layout.splits.values() for name in names)
+
+
+_LABELS, _SPLITS = "imagelabels.mat", "setid.mat"
+_BYTES = 8  # of a number, at most
+_IDS = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+
+def is_flowers(folder: Path) -> bool:
+    """True if a folder holds one of the two MATLAB files."""
+    return (folder / _LABELS).is_file() or (folder / _SPLITS).is_file()
+
+
+def open_flowers(folder: Path, split: str | None = None) -> LabelledImages:
+    """The images of one split: `imagelabels.mat`, `setid.mat`, `jpg/image_00001.jpg`, ...
+
+    Args:
+        folder: of the data set.
+        split: `train`, `val` or `test`; None takes `train`.
+
+    Raises:
+        DataError: if files are missing or are not what they should be, or scipy is not installed.
+    """
+    missing = [name for name in (_LABELS, _SPLITS) if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {' and '.join(missing)}: Flowers-102 is {_LABELS}, {_SPLITS} and the "
+            "folder jpg; put all of them there"
+        )
+    chosen = choose_split(list(_IDS), split, where=str(folder))
+    labels = _numbers(folder / _LABELS, "labels")
+    ids = _numbers(folder / _SPLITS, _IDS[chosen])
+    if not len(ids) or ids.min() < 1 or ids.max() > len(labels):
+        raise DataError(
+            f"{folder / _SPLITS} numbers images of split {chosen} outside 1 to {len(labels):,}, "
+            f"the number of labels in {_LABELS}; both must be of the same data set"
+        )
+    names = [f"image_{number:05}.jpg" for number in ids]
+    root = image_root(folder, names, ("jpg",), folder / _SPLITS)
+    items = tuple(
+        Labelled(name, image_of(root / name), int(labels[number - 1]) - 1)
+        for name, number in zip(names, ids, strict=True)
+    )
+    return LabelledImages(f"{folder} ({chosen})", items)
+
+
+def _numbers(path: Path, key: str) -> np.ndarray:
+    """A row of integers of a MATLAB file, `[n]`."""
+    try:
+        from scipy.io import loadmat, whosmat
+    except ImportError as error:
+        raise DataError(
+            f'{path} is a MATLAB file, which scipy reads: pip install "vlp-plugins[eval]"'
+        ) from error
+    try:
+        for name, shape, _ in whosmat(str(path)):
+            check_read(f"{path}: {name}", math.prod(shape) * _BYTES, DataError)
+        content: dict[str, Any] = loadmat(str(path))
+    except DataError:
+        raise
+    except Exception as error:  # damaged files raise what the parser raises
+        raise DataError(
+            f"{path} is damaged or no MATLAB file: {first_line(error)}; fetch it again"
+        ) from error
+    if key not in content:
+        found = ", ".join(name for name in content if not name.startswith("__"))
+        raise DataError(f"{path} has no {key!r} (it has: {found or 'nothing'})")
+    return np.asarray(content[key]).astype(np.int64).reshape(-1)

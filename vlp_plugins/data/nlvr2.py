@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlp_plugins.data.annotation_files import contents, image_of, image_root, need_keys, read_rows
-from vlp_plugins.data.metadata import read_metadata
+from vlp_plugins.data.annotations import contents, image_of, image_root, need_keys, read_rows
+from vlp_plugins.data.folder import read_metadata
 from vlp_plugins.runtime.errors import DataError
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}

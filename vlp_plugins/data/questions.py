@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlp_plugins.data.annotation_files import (
+from vlp_plugins.data.annotations import (
     contents,
     find_file,
     image_of,
@@ -19,8 +19,8 @@ from vlp_plugins.data.annotation_files import (
     read_json,
     read_rows,
 )
-from vlp_plugins.data.columns import choose_split
-from vlp_plugins.data.metadata import find_metadata, read_metadata, rows_of_split
+from vlp_plugins.data.folder import find_metadata, read_metadata, rows_of_split
+from vlp_plugins.data.records import choose_split
 from vlp_plugins.runtime.errors import DataError
 
 _QUESTIONS = re.compile(r".*OpenEnded_mscoco_(\w+?)2014_questions\.json")

@@ -15,10 +15,17 @@ from typing import Self
 
 from PIL import Image
 
-from vlp_plugins.data.columns import CAPTION_COLUMNS, choose_column, choose_split, split_among
 from vlp_plugins.data.images import open_image
-from vlp_plugins.data.records import Captions, CaptionSource, Record
-from vlp_plugins.data.shuffling import buffered
+from vlp_plugins.data.records import (
+    CAPTION_COLUMNS,
+    Captions,
+    CaptionSource,
+    Record,
+    buffered,
+    choose_column,
+    choose_split,
+    split_among,
+)
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlp_plugins.data.folder import ImageFolder, has_metadata
+from vlp_plugins.data.folder import METADATA_NAMES, ImageFolder, has_metadata
 from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset, roots_of
 from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
-from vlp_plugins.data.metadata import METADATA_NAMES
 from vlp_plugins.data.records import Captions, CaptionSource
 from vlp_plugins.data.shards import TarShards, find_shards, is_shards
 from vlp_plugins.runtime.errors import DataError

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlp_plugins.finetuning.engine import Engine
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.artifacts import Format, checksum, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import all_gather
 from vlp_plugins.runtime.errors import DataError

@@ -18,8 +18,8 @@ from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.finetuning.optimizing import build_optimizer, trained
 from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.finetuning.stepping import Steps
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import RecipeError

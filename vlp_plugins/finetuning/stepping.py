@@ -19,7 +19,7 @@ from vlp_plugins.finetuning.files import Place, seed_of
 from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.finetuning.optimizing import set_rate
 from vlp_plugins.finetuning.settings import FinetuneSettings
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.models.adapter import Batch
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.lock import SparsityLock
+from vlp_plugins.masks.lock import SparsityLock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

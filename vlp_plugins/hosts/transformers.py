@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact

@@ -17,7 +17,7 @@ from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS
 from vlp_plugins.job.tasks import Measured, Task, TaskRequest
 from vlp_plugins.job.workplace import claimed
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.findings import render_findings
 from vlp_plugins.report.page import check_can_render

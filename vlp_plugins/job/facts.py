@@ -10,7 +10,7 @@ import torch
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.page import Table
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of

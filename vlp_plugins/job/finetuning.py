@@ -22,7 +22,7 @@ from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_samples import TaskSamples, read_samples
 from vlp_plugins.job.workplace import claimed, delete_work, working
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.finetuning import FinetuneRecipe

@@ -13,7 +13,7 @@ from vlp_plugins.data.processors import Processor
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.context import Context

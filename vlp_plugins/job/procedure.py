@@ -8,7 +8,7 @@ from pathlib import Path
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.job.workplace import working
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.models.adapter import Batch

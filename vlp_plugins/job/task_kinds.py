@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.data.examples import Example, first
+from vlp_plugins.data.batches import Example, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.evaluation.answering import answer_questions, vqa_accuracy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlp_plugins.data.examples import captioned, first
+from vlp_plugins.data.batches import captioned, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import open_source

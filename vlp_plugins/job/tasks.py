@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.data.examples import Example, ExampleBatches, captioned
+from vlp_plugins.data.batches import Example, ExampleBatches, captioned
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.models.adapter import Batch

@@ -14,7 +14,7 @@ from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.dimensions import PROFILE
 from vlp_plugins.job.facts import StopWatch, keeps_statistics
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.saving import restored, write_model
 from vlp_plugins.recipes.command import command_of

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from vlp_plugins.masks.bits import pack, unpack
-from vlp_plugins.masks.counts import Count, Counts
-from vlp_plugins.masks.fitting import Violation
-from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.overlap import Overlap
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.apply import Violation
+from vlp_plugins.masks.compare import Overlap
+from vlp_plugins.masks.manifest import Count, Counts, Manifest
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import pack, unpack
 
 __all__ = ["Count", "Counts", "Manifest", "Masks", "Overlap", "Violation", "pack", "unpack"]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.masks.bits import count_ones, flaw
+from vlp_plugins.masks.apply import check_values
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Manifest
-from vlp_plugins.masks.new_values import check_values
+from vlp_plugins.masks.packed import count_ones, flaw
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import check_new

@@ -1,19 +1,70 @@
-"""Masks as a mapping: their bits, their counts, and the new values of what they keep."""
+"""Masks as bits: packing, counting, and a mapping of packed masks with their new values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
-from vlp_plugins.masks.bits import count_ones, flaw, unpack
-from vlp_plugins.masks.counts import Counts
-from vlp_plugins.masks.fitting import difference
-from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Manifest, WeightRecord
-from vlp_plugins.masks.new_values import bytes_of_values, check_values, same_values
+from vlp_plugins.masks.apply import bytes_of_values, check_values, difference, same_values
+from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manifest, WeightRecord
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.memory import text_of
+
+_ONES = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)  # by byte value
+
+
+def pack(mask: torch.Tensor) -> torch.Tensor:
+    """One bit per element, in row-major order, the most significant bit of a byte first.
+
+    Args:
+        mask: bool, any shape, any device.
+
+    Returns:
+        uint8 `[ceil(numel / 8)]` on the CPU; the unused bits of the last byte are zero.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"a mask is bool (True = kept), not {mask.dtype}")
+    return torch.from_numpy(np.packbits(mask.detach().flatten().cpu().numpy()))
+
+
+def unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Inverse of `pack`: bool on the CPU, of the given shape."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.view(np.bool_)).reshape(tuple(shape))
+
+
+def packed_size(numel: int) -> int:
+    """Bytes that `numel` bits take."""
+    return -(-numel // 8)
+
+
+def count_ones(packed: torch.Tensor) -> int:
+    """Number of bits that are set."""
+    return int(_ONES[packed.numpy()].sum(dtype=np.int64))
+
+
+def clear_padding(packed: torch.Tensor, numel: int) -> torch.Tensor:
+    """A copy in which the unused bits of the last byte are zero."""
+    packed = packed.clone()
+    if used := numel % 8:
+        packed[-1] &= (0xFF << (8 - used)) & 0xFF
+    return packed
+
+
+def flaw(packed: torch.Tensor, shape: Sequence[int]) -> str | None:
+    """What keeps a tensor from being the bits of a mask of that shape; None if it can be."""
+    numel = math.prod(shape)
+    size = packed_size(numel)
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != (size,):
+        found = f"{packed.dtype} {list(packed.shape)}"
+        return f"is {found} instead of torch.uint8 [{size}] for shape {list(shape)}"
+    if not torch.equal(packed[-1:], clear_padding(packed[-1:], numel)):
+        return f"has bits set beyond its {numel} elements"
+    return None
 
 
 class PackedMasks(Mapping[str, torch.Tensor]):

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.runtime.errors import UnsupportedError
 

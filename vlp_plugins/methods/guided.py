@@ -14,7 +14,7 @@ from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.context import Context, Cost

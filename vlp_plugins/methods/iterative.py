@@ -10,7 +10,7 @@ from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.calibration.loss_state import bytes_of_state
 from vlp_plugins.intrinsic.factors import GUIDED, guided_name
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context, Cost

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from vlp_plugins.cuts import Cut
-from vlp_plugins.masks.bits import pack
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import pack
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.request import Owners, Target, resolve_owners
 from vlp_plugins.models.weights import Weight, WeightMap

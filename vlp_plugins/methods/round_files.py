@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import DataError

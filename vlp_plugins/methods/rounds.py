@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlp_plugins.calibration.batches import chain_hash
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.fresh_batches import FreshBatches

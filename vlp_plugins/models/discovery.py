@@ -15,14 +15,7 @@ from torch import nn
 
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
-from vlp_plugins.models.registry import (
-    KINDS,
-    SINGULAR,
-    Offer,
-    PluginReport,
-    Registry,
-    collect,
-)
+from vlp_plugins.models.registry import KINDS, SINGULAR, Offer, PluginReport, Registry, collect
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import takes_model
 

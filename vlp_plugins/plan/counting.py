@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.masks.bits import packed_size
-from vlp_plugins.masks.counts import Count
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.manifest import Count
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import packed_size
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks

@@ -10,7 +10,7 @@ from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.spreadsheet import csv_text
 

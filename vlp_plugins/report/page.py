@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.inspection import Inspection
 from vlp_plugins.report.charts import sparsity_by_depth
 from vlp_plugins.report.layers import collapse_warnings, layer_rows

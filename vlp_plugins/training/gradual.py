@@ -17,8 +17,8 @@ from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.names import allocation_by_name
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.lock import SparsityLock, held_by_none
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock, held_by_none
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.inspection import warn_of_dense
 from vlp_plugins.models.request import Target, checked_arguments, target_of

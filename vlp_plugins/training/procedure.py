@@ -17,7 +17,7 @@ from vlp_plugins.calibration.loss_state import (
     write_state,
 )
 from vlp_plugins.intrinsic.factors import Factors, guided_name
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.fresh_batches import FreshBatches, Seen, number_of_batches

@@ -14,7 +14,7 @@ from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.survivors import Survivors
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.masks.bits import flaw, pack, unpack
+from vlp_plugins.masks.packed import flaw, pack, unpack
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.training.rising import RisingMasks
 

@@ -10,7 +10,7 @@ import torch
 
 from vlp_plugins.calibration.loss_probe import LossProbe
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.tamt.procedure import Tamt

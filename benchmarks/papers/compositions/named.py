@@ -11,7 +11,7 @@ from benchmarks.papers.compositions.joint import JointTraining
 from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
 from benchmarks.papers.ways import LAMBDA
 from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context, Cost

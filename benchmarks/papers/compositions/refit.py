@@ -11,7 +11,7 @@ import torch
 
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.settings import Settings

@@ -13,9 +13,9 @@ from torch import nn
 from vlp_plugins.hosts.nni.pruner import VlpPruner
 from vlp_plugins.hosts.nni.ties import restore_ties
 from vlp_plugins.hosts.nni.wrapper import unwrapped
+from vlp_plugins.masks.apply import holds
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.new_values import holds
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter

@@ -11,8 +11,8 @@ from vlp_plugins.calibration.finite import check_loss
 from vlp_plugins.calibration.terms import total
 from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.lock import SparsityLock
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe

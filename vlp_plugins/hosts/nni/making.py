@@ -13,10 +13,10 @@ from torch import nn
 from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.hosts.nni.scopes import Demand, Scope
 from vlp_plugins.hosts.nni.sharing_out import PerScope, record_of
-from vlp_plugins.masks.bits import pack
+from vlp_plugins.masks.apply import compact
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.new_values import compact
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import pack
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.adapter import Adapter, Batch

@@ -26,8 +26,8 @@ from vlp_plugins.hosts.nni.wrapping import (
     share_masks,
     wrappers_for,
 )
-from vlp_plugins.masks.new_values import write_kept
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.apply import write_kept
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant
 from vlp_plugins.models.weights import WeightMap

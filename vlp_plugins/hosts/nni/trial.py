@@ -16,7 +16,7 @@ from vlp_plugins.job.data_pass import delete_checkpoints
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.job.running import run
 from vlp_plugins.job.workplace import delete_work
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, write_model
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe

@@ -9,7 +9,7 @@ from typing import Any
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.costs import cost_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.finding import Found
 from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.models.request import Target

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
 from vlp_plugins.methods.chita.finding import Found, find

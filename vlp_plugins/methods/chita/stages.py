@@ -10,7 +10,7 @@ from typing import Any
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.intrinsic.factors import Factors
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.batches import Calibration
 from vlp_plugins.methods.chita.costs import cost_of

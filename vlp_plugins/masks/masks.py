@@ -10,13 +10,19 @@ import torch
 from torch import nn
 
 from vlp_plugins.masks import files
-from vlp_plugins.masks.applying import apply_masks, is_source, violations
-from vlp_plugins.masks.bits import clear_padding, pack
-from vlp_plugins.masks.fitting import Violation, check_comparable, match, wrong_shape
+from vlp_plugins.masks.apply import (
+    Violation,
+    apply_masks,
+    check_comparable,
+    compact,
+    is_source,
+    match,
+    violations,
+    wrong_shape,
+)
+from vlp_plugins.masks.compare import Overlap, overlaps
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.new_values import compact
-from vlp_plugins.masks.overlap import Overlap, overlaps
-from vlp_plugins.masks.packed import PackedMasks
+from vlp_plugins.masks.packed import PackedMasks, clear_padding, pack
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError

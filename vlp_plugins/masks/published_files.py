@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.masks.bits import pack
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import pack
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import load_pickled

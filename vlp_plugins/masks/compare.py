@@ -1,14 +1,17 @@
-"""How alike two mask sets are, from their bits, without unpacking them."""
+"""How alike two mask sets are, and how far their new values are apart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from vlp_plugins.masks.bits import count_ones
+from vlp_plugins.masks.apply import check_comparable
 from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.packed import PackedMasks, count_ones
+from vlp_plugins.runtime.errors import MaskError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,37 @@ def overlaps(
         groups[record["modality"]] = groups.get(record["modality"], Overlap(0, 0, 0)) + found
         whole += found
     return {**groups, "all": whole}
+
+
+def distances(one: PackedMasks, two: PackedMasks) -> dict[str, float]:
+    """The relative distance of the new values where both sets keep an element.
+
+    Returns:
+        By modality and, last, under `"all"`: the norm of the difference over the norm of `one`'s
+        values there; 0 if they are equal.
+
+    Raises:
+        MaskError: if they are of different adapters or structures, or one has no new values.
+    """
+    check_comparable(one.manifest, two.manifest)
+    if one.new_values is None or two.new_values is None:
+        raise MaskError("only masks that both bring new weights can be compared by them")
+    squares: dict[str, tuple[float, float]] = {}
+    for name, record in one.manifest.weights.items():
+        kept, kept_too = one[name].flatten(), two[name].flatten()
+        # Of the elements that each keeps, in their order, those that the other keeps too.
+        first = one.new_values[name][kept_too[kept]].double()
+        second = two.new_values[name][kept[kept_too]].double()
+        apart, size = squares.get(record["modality"], (0.0, 0.0))
+        squares[record["modality"]] = (
+            apart + float((first - second).square().sum()),
+            size + float(first.square().sum()),
+        )
+    whole = tuple(map(sum, zip(*squares.values(), strict=True)))
+    return {name: _ratio(apart, size) for name, (apart, size) in (squares | {"all": whole}).items()}
+
+
+def _ratio(apart: float, size: float) -> float:
+    if not apart:
+        return 0.0
+    return math.sqrt(apart / size) if size else math.inf

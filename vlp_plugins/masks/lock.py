@@ -12,8 +12,8 @@ from torch import distributed, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.masks.fitting import Violation, fit, wrong_shape
-from vlp_plugins.masks.value import Masks
+from vlp_plugins.masks.apply import Violation, fit, wrong_shape
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, uses_of
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
