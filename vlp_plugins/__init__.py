@@ -20,6 +20,7 @@ from vlp_plugins.runtime.version import __version__
 if TYPE_CHECKING:
     from vlp_plugins.allocation.pattern import Pattern
     from vlp_plugins.calibration.batches import interleave
+    from vlp_plugins.calibration.statistics import Statistics
     from vlp_plugins.dimensions import measure_id
     from vlp_plugins.gathering import gather, split_half
     from vlp_plugins.intrinsic.profile import IdProfile
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import prune
-    from vlp_plugins.statistics.store import Statistics
     from vlp_plugins.training.gradual import GradualPruning
 
 __all__ = [
@@ -54,7 +54,7 @@ _HOMES = {
     "ModuleAdapter": "vlp_plugins.module_adapter",
     "Pattern": "vlp_plugins.allocation",
     "SparsityLock": "vlp_plugins.masks.lock",
-    "Statistics": "vlp_plugins.statistics.store",
+    "Statistics": "vlp_plugins.calibration.statistics",
     "gather": "vlp_plugins.gathering",
     "interleave": "vlp_plugins.calibration",
     "measure_id": "vlp_plugins.dimensions",

@@ -11,6 +11,7 @@ from torch import nn
 
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.compare import Overlap
 from vlp_plugins.methods.base import Method
@@ -31,7 +32,6 @@ from vlp_plugins.resolving import (
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.statistics.store import Statistics
 
 
 @checked_arguments

@@ -13,6 +13,7 @@ from torch import nn
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
@@ -36,7 +37,6 @@ from vlp_plugins.runtime.errors import StatisticsError, no_exit
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.statistics.store import Statistics
 
 _log = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ from benchmarks.parity.family import Family, Line, recorded_names
 from benchmarks.parity.gradients import compare_rows, compare_snip
 from benchmarks.parity.iterative import compare_iterative
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT, InputSecondMoment, LossStatistic
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
@@ -22,9 +24,6 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.base import Evidence
-from vlp_plugins.statistics.base import LossStatistic
-from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
-from vlp_plugins.statistics.store import Statistics
 
 LOSS_TOLERANCE = 1e-5
 EMBEDDING_TOLERANCE = 1e-4

@@ -16,7 +16,9 @@ from benchmarks.parity.family import (
 )
 from benchmarks.parity.negatives import RecordedNegatives
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.making import make_masks
@@ -24,8 +26,6 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
 from vlp_plugins.scorers.snip import snip
-from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient
-from vlp_plugins.statistics.store import Statistics
 
 ROWS_TOLERANCE = 1e-4
 """Of a gradient, relative to the largest of its tensor."""

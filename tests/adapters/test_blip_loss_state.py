@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlp_adapters.blip import BlipForPretraining
 from vlp_adapters.blip.adapter import BlipAdapter
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError
-from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 
 
 def norms(file: str, *, published: bool, owners: Any = "first") -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.loading import load_model
@@ -25,7 +26,6 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.statistics.store import Statistics
 from vlp_plugins.structured.cutting import cut, prepare
 from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.made_up import example_batch

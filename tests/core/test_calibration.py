@@ -13,6 +13,13 @@ from toy import FEED, WIDTH, Counting, Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.batches import interleave
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import (
+    INPUT_SECOND_MOMENT,
+    InputSecondMoment,
+    Site,
+    sum_of_squares,
+)
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream, WeightSpec
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
@@ -23,13 +30,6 @@ from vlp_plugins.runtime.errors import (
     StatisticsError,
     UnsupportedError,
 )
-from vlp_plugins.statistics.base import Site
-from vlp_plugins.statistics.second_moment import (
-    INPUT_SECOND_MOMENT,
-    InputSecondMoment,
-    sum_of_squares,
-)
-from vlp_plugins.statistics.store import Statistics
 
 
 def run(model: nn.Module, adapter: Adapter, batches: Any, **options: Any) -> Statistics:
@@ -224,7 +224,7 @@ def test_large_convolution_inputs_are_unfolded_in_parts(monkeypatch):
     layer = nn.Sequential(nn.Conv2d(3, 2, 3))
     adapter = Lambda({"t": None}, w=Owner("0", "t"))
     whole = run(layer, adapter, [{"x": images}])
-    monkeypatch.setattr("vlp_plugins.calibration.tokens._UNFOLDED", 2 * 9 * images[0].numel())
+    monkeypatch.setattr("vlp_plugins.calibration.hooks._UNFOLDED", 2 * 9 * images[0].numel())
     counting = Counting()
     parts = run(layer, adapter, [{"x": images}], statistics=[counting])
     assert counting.tokens == [72, 72, 36]

@@ -14,11 +14,10 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.checkpoint import Checkpoint
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import InputSecondMoment, MeanGradient
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
-from vlp_plugins.statistics.gradient import MeanGradient
-from vlp_plugins.statistics.second_moment import InputSecondMoment
-from vlp_plugins.statistics.store import Statistics
 
 BATCHES = 7
 

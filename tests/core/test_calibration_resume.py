@@ -17,11 +17,11 @@ import torch
 from toy import Counting, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import InputSecondMoment
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, OutputError, StatisticsError
-from vlp_plugins.statistics.second_moment import InputSecondMoment
-from vlp_plugins.statistics.store import Statistics
 
 BATCHES = 9
 

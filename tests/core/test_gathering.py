@@ -7,10 +7,10 @@ import torch
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.batches import interleave
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
-from vlp_plugins.statistics.store import Statistics
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,20 @@ from toy import Counting, toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.large_sums import LargeSums
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.statistic import (
+    INPUT_SECOND_MOMENT,
+    MEAN_GRADIENT,
+    InputSecondMoment,
+    MeanGradient,
+)
+from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.calibration.sums import LargeSums
 from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError
-from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient
-from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
-from vlp_plugins.statistics.store import Statistics
 
 BATCHES = 5
 

@@ -12,8 +12,7 @@ from torch import nn
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins.calibration.loss_probe import LossProbe
-from vlp_plugins.calibration.loss_scale import LossScale
+from vlp_plugins.calibration.loss import LossProbe, LossScale
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError

@@ -8,6 +8,7 @@ import torch
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import ModalityAllocation
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather
 from vlp_plugins.methods.composition import Composition
@@ -27,7 +28,6 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.statistics.store import Statistics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
 TOTAL = ("vision", "text", "fusion")

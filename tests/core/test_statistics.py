@@ -14,14 +14,13 @@ from torch import nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import ActivationStatistic, InputSecondMoment, Site
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import OutputError, StatisticsError, UnsupportedError
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.statistics.base import ActivationStatistic, Site
-from vlp_plugins.statistics.second_moment import InputSecondMoment
-from vlp_plugins.statistics.store import Statistics
 
 
 def toy_weights(model: Toy | None = None) -> WeightMap:

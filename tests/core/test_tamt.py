@@ -15,7 +15,7 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.allocation.even import LayerAllocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.tamt import lamp_tamt
 from vlp_plugins.methods.tamt.cutting import Cutting

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlp_plugins.calibration.statistic import InputSecondMoment
 from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream, WeightSpec, need
-from vlp_plugins.statistics.second_moment import InputSecondMoment
 
 WIDTH, FEED = 6, 10
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_pruning_examples import GOLDEN, golden, golden_batches, named, stock_pruner
 
 from benchmarks.parity.blip import batches_from_golden
+from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.reading import Recorder
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
@@ -25,7 +26,6 @@ from vlp_plugins.runtime.errors import StatisticsError, StructureError, Unsuppor
 from vlp_plugins.scorers.base import Evidence, Scorer
 from vlp_plugins.scorers.information_flow import InformationFlow
 from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT
 from vlp_plugins.structured.patching import patch
 
 QUICK: dict[str, dict[str, Any]] = {

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic import computing
 from vlp_plugins.intrinsic.estimate import Estimate
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.models.adapter import Adapter, Stream
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.statistics.base import Site
 
 
 def naive_points(

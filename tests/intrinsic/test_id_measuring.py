@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.models.adapter import Stream
 from vlp_plugins.models.discovery import registry
@@ -26,7 +27,6 @@ from vlp_plugins.runtime.errors import (
     StatisticsError,
     UnsupportedError,
 )
-from vlp_plugins.statistics.base import Site
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -10,11 +10,11 @@ from naive_points import naive_points
 from toy import ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.twonn import estimate
 from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError
-from vlp_plugins.statistics.base import Site
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 BATCHES = toy_batches(14)

@@ -12,7 +12,7 @@ from toy_loss import losing_toy, spoilt
 
 from vlp_plugins.allocation.even import LayerAllocation
 from vlp_plugins.allocation.thresholds import ModalityAllocation
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.factories import chita
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toy_rows import CPU
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.rows.columns import Columns

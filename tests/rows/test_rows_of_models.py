@@ -9,7 +9,7 @@ import torch
 from toy_rows import CPU, matrix
 
 from benchmarks.parity.family import Family
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.rows.columns import Columns

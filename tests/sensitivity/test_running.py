@@ -10,7 +10,7 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import (
     DataError,

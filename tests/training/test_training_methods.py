@@ -11,7 +11,7 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.allocation.thresholds import ModalityAllocation
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.context import Context
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune

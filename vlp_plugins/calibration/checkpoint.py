@@ -13,12 +13,18 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.batches import DIGEST_BYTES
-from vlp_plugins.calibration.tally import Tally
+from vlp_plugins.calibration.statistic import LOSS_STREAM, Key, Statistic
+from vlp_plugins.calibration.statistics import (
+    is_statistics_file,
+    pack_sums,
+    read_statistics,
+    unpack_sums,
+    write_statistics,
+)
+from vlp_plugins.calibration.sums import Tally
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.runtime.files import check_own
-from vlp_plugins.statistics import files
-from vlp_plugins.statistics.base import LOSS_STREAM, Key, Statistic
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -112,7 +118,7 @@ class Checkpoint:
         Raises:
             OutputError: if another file, or a link, is there.
         """
-        check_own(self.path, lambda path: files.is_of(path, "checkpoint"))
+        check_own(self.path, lambda path: is_statistics_file(path, "checkpoint"))
 
     def save(self, state: PassState, large: Mapping[Key, torch.Tensor]) -> None:
         """Writes a state, whole or not at all.
@@ -125,14 +131,14 @@ class Checkpoint:
             OutputError: if it cannot be written.
         """
         hashes = torch.frombuffer(bytearray(b"".join(state.hashes)), dtype=torch.uint8)
-        tensors = files.pack_sums({**state.sums, **large})
+        tensors = pack_sums({**state.sums, **large})
         tensors[_HASHES] = hashes.view(-1, DIGEST_BYTES)
         header = {
             "identity": self._identity,
             "samples": state.read.samples,
             "skipped": [state.skipped.batches, state.skipped.samples],
         }
-        files.write(self.path, "checkpoint", tensors, header)
+        write_statistics(self.path, "checkpoint", tensors, header)
         logger.debug("wrote %s after %d batches", self.path, state.batches)
 
     def load(self) -> tuple[PassState, dict[Key, torch.Tensor]]:
@@ -150,7 +156,7 @@ class Checkpoint:
                 )
             logger.warning("no checkpoint at %s; starting from the first batch", self.path)
             return PassState(), {}
-        tensors, header = files.read(self.path, "checkpoint", _REMEDY)
+        tensors, header = read_statistics(self.path, "checkpoint", _REMEDY)
         for key, mine in self._identity.items():
             theirs = header.get("identity", {}).get(key)
             if theirs != mine:
@@ -164,7 +170,7 @@ class Checkpoint:
             batches = ((len(hashes) + 1) // 2, len(hashes) // 2)
             read = Tally(batches, _pair(header["samples"]))
             skipped = Tally(*map(_pair, header.get("skipped", [(0, 0), (0, 0)])))
-            sums = files.unpack_sums(tensors)
+            sums = unpack_sums(tensors)
             large = {key: sums.pop(key) for key in list(sums) if key[1].stream == LOSS_STREAM}
             return PassState(sums, read, skipped, hashes), large
         except (KeyError, ValueError, TypeError) as error:

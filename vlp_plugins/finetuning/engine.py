@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlp_plugins.calibration.terms import total
+from vlp_plugins.calibration.loss import total
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.model_state import autocast_of, precision
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlp_plugins.calibration.terms import total
+from vlp_plugins.calibration.loss import total
 from vlp_plugins.finetuning.engine import TaskLoss
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import before_joining

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.points import Points
 from vlp_plugins.intrinsic.sites import Met, Sites
 from vlp_plugins.intrinsic.state import Found
 from vlp_plugins.intrinsic.twonn import estimate
 from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
-from vlp_plugins.statistics.base import Site
 
 
 def compute(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.outputs import Output
 from vlp_plugins.intrinsic.packing import Need, fits
 from vlp_plugins.intrinsic.points import Points
 from vlp_plugins.intrinsic.room import Room
 from vlp_plugins.intrinsic.sites import Met, Sites
 from vlp_plugins.runtime.errors import NonFiniteError
-from vlp_plugins.statistics.base import Site
 
 _STEP = 1.5
 

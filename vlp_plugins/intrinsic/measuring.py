@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.watching import check_reached
+from vlp_plugins.calibration.hooks import check_reached
 from vlp_plugins.intrinsic.computing import compute
 from vlp_plugins.intrinsic.estimate import Estimator
 from vlp_plugins.intrinsic.outputs import OutputProbe, Padding

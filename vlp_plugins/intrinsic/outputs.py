@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size
-from vlp_plugins.calibration.watching import Use, real_of, run_quietly, uses_of, watched
+from vlp_plugins.calibration.hooks import Use, modules_using, real_of, run_quietly, watched
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.real_tokens import RealTokens
 from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-from vlp_plugins.statistics.base import Site
 
 Padding = Literal["real", "published"]
 """What stands at the positions of padding: zeros (`real`), or what the layer gives out there."""
@@ -84,7 +84,7 @@ class OutputProbe:
     def attached(self) -> Iterator[OutputProbe]:
         """The model under hooks, in evaluation mode; as it was found on leaving."""
         with watched(self.model) as hooks:
-            for path, module, uses in uses_of(self.model, self._weights):
+            for path, module, uses in modules_using(self.model, self._weights):
                 hooks.append(module.register_forward_hook(self._hook(path, uses)))
             yield self
 

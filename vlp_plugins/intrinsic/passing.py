@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 
 from vlp_plugins.calibration.batches import batch_size, to_device
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.gatherer import Gatherer
 from vlp_plugins.intrinsic.outputs import OutputProbe
 from vlp_plugins.intrinsic.packing import pack
@@ -19,7 +20,6 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import all_gather, broadcast, failing_together
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import text_of
-from vlp_plugins.statistics.base import Site
 
 Progress = Callable[[int, int | None], None]
 

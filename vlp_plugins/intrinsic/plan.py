@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, to_device
-from vlp_plugins.calibration.watching import check_reached
+from vlp_plugins.calibration.hooks import check_reached
 from vlp_plugins.intrinsic.outputs import Output, OutputProbe, Padding
 from vlp_plugins.intrinsic.packing import Need, pack
 from vlp_plugins.intrinsic.room import Room, expected

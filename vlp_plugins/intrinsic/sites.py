@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.outputs import Output
-from vlp_plugins.statistics.base import Site
 
 
 @dataclass(frozen=True, slots=True)

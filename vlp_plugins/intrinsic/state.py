@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.intrinsic.estimate import Estimate
 from vlp_plugins.intrinsic.sites import Met, Sites
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import read_json, write_json
 from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError
-from vlp_plugins.statistics.base import Site
 
 logger = logging.getLogger("vlp_plugins.intrinsic")
 

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistics import Statistics, is_statistics_file
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.runtime.errors import DataError, VlpError
 from vlp_plugins.runtime.model_state import autocast_of
-from vlp_plugins.statistics.files import is_of
-from vlp_plugins.statistics.store import Statistics
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def checkpoints(out: Path) -> list[Path]:
     if not base.parent.is_dir():
         return []
     named = (path for path in base.parent.iterdir() if pattern.fullmatch(path.name))
-    return sorted(path for path in named if is_of(path, "checkpoint"))
+    return sorted(path for path in named if is_statistics_file(path, "checkpoint"))
 
 
 def delete_checkpoints(out: Path) -> None:

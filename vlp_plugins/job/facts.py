@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
@@ -14,7 +15,6 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.page import Table
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
-from vlp_plugins.statistics.store import Statistics
 
 LARGE_STATISTICS = 10**9
 """Bytes beyond which statistics are written on request only."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -37,7 +38,6 @@ from vlp_plugins.runtime.model_state import autocast_of
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.magnitude import Magnitude
 from vlp_plugins.selection import Scored
-from vlp_plugins.statistics.store import Statistics
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.job.data_pass import Progress, checkpoints, delete_checkpoints, statistics_of
 from vlp_plugins.job.facts import (
     StopWatch,
@@ -28,7 +29,6 @@ from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.report.layers import collapse_warnings, layer_rows
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
-from vlp_plugins.statistics.store import Statistics
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.dimensions import PROFILE
 from vlp_plugins.job.facts import StopWatch, keeps_statistics
@@ -24,7 +25,6 @@ from vlp_plugins.report.page import Run, Table, check_can_render, render
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.version import __version__
-from vlp_plugins.statistics.store import Statistics
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Owners, Target
 from vlp_plugins.models.weights import WeightMap

@@ -8,7 +8,8 @@ from typing import Any
 
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.calibration.loss_state import bytes_of_state
+from vlp_plugins.calibration.loss import bytes_of_state
+from vlp_plugins.calibration.statistic import LossStatistic
 from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
@@ -19,7 +20,6 @@ from vlp_plugins.methods.rounds import RunInRounds
 from vlp_plugins.runtime.errors import DataError, SparsityError
 from vlp_plugins.schedules import levels_of, schedule_by_name
 from vlp_plugins.scorers.snip import Snip
-from vlp_plugins.statistics.base import LossStatistic
 
 DEFAULT_ROUNDS = 8
 

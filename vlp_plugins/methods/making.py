@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.cuts import Cut
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
@@ -20,7 +21,6 @@ from vlp_plugins.runtime.parallel import in_turn, over_tensors
 from vlp_plugins.scorers.base import Evidence
 from vlp_plugins.scorers.scaled import Scaled
 from vlp_plugins.selection import Scored, Selection
-from vlp_plugins.statistics.store import Statistics
 
 
 def make_masks(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.calibration.batches import chain_hash
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
+from vlp_plugins.calibration.loss import copy_of_state, loss_state_again, write_state
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context
@@ -25,7 +26,6 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.schedules import levels_of
-from vlp_plugins.statistics.store import Statistics
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.iterative import Iterative

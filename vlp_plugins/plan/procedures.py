@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.models.adapter import Batch

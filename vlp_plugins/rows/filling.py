@@ -9,7 +9,7 @@ from itertools import islice
 
 import torch
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.rows.entries import Entries, Gradients
 from vlp_plugins.rows.kept import Store

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.disk import FileStore

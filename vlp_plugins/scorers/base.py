@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.calibration.statistic import Statistic
 from vlp_plugins.cuts import Cut
 from vlp_plugins.runtime.errors import no_exit
-from vlp_plugins.statistics.base import Statistic
 
 _SAFE = (2.0**-20, 2.0**20)
 

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient, Statistic
 from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.statistics.base import Statistic
-from vlp_plugins.statistics.gradient import MEAN_GRADIENT, MeanGradient
 
 
 def snip(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

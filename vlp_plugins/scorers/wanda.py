@@ -6,9 +6,12 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.calibration.statistic import (
+    INPUT_SECOND_MOMENT,
+    ActivationStatistic,
+    InputSecondMoment,
+)
 from vlp_plugins.scorers.base import Evidence, Scorer, in_range
-from vlp_plugins.statistics.base import ActivationStatistic
-from vlp_plugins.statistics.second_moment import INPUT_SECOND_MOMENT, InputSecondMoment
 
 
 def wanda(weight: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:

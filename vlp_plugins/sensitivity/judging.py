@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
 from vlp_plugins.models.weights import WeightMap

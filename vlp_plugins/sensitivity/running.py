@@ -13,6 +13,7 @@ from torch import nn
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
@@ -42,7 +43,6 @@ from vlp_plugins.sensitivity.judging import Judge
 from vlp_plugins.sensitivity.points import missing_points
 from vlp_plugins.sensitivity.records import PointsFile, key_of
 from vlp_plugins.sensitivity.selecting import Selector
-from vlp_plugins.statistics.store import Statistics
 
 SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.sensitivity.groups import Group
-from vlp_plugins.statistics.store import Statistics
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation
-from vlp_plugins.calibration.loss_state import (
+from vlp_plugins.calibration.loss import (
     bytes_of_state,
     copy_of_state,
     loss_state_again,

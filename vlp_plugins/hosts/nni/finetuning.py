@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.calibration.finite import check_loss
-from vlp_plugins.calibration.terms import total
+from vlp_plugins.calibration.loss import check_loss, total
 from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks.lock import SparsityLock

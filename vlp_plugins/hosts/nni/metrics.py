@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.evaluation.retrieval import retrieval

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.statistic import LossStatistic
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.hosts.nni.metrics import check_test, source_of
@@ -35,8 +37,6 @@ from vlp_plugins.runtime.errors import (
     VlpError,
 )
 from vlp_plugins.runtime.model_state import default_device, random_state_kept
-from vlp_plugins.statistics.base import LossStatistic
-from vlp_plugins.statistics.store import Statistics
 
 _PAIRS = 2
 

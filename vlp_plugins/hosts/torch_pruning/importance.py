@@ -12,6 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import DependencyGraph, Group
 
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.hosts.torch_pruning.following import watch, watch_group, without
 from vlp_plugins.hosts.torch_pruning.places import Place, at_modules, places_of
 from vlp_plugins.hosts.torch_pruning.scoring import LADDER, vectors_of
@@ -24,7 +25,6 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
 from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.statistics.store import Statistics
 
 
 class Importance(tp.importance.Importance):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.hosts.torch_pruning.vectors import Fixed, Scored, Vectors
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -23,7 +24,6 @@ from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method, resolve_profile, with_profile
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.statistics.store import Statistics
 
 LADDER = (0.25, 0.5, 0.75)
 """Sparsities at which a procedure is asked for masks: what is kept at more of them matters more."""

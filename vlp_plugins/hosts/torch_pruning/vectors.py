@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlp_plugins.calibration.statistic import ActivationStatistic, Statistic
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.statistics.base import ActivationStatistic, Statistic
 
 Reduction = Literal["mean", "max", "sum"]
 

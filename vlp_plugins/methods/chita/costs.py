@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.calibration.loss_state import bytes_of_state
+from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.methods.chita.batches import check_enough
 from vlp_plugins.methods.chita.groups import groups_of
 from vlp_plugins.methods.chita.lambdas import GRID

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import distributed
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import batch_shard
 from vlp_plugins.runtime.errors import NonFiniteError

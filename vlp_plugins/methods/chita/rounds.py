@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.calibration.loss_state import copy_of_state, loss_state_again, write_state
+from vlp_plugins.calibration.loss import copy_of_state, loss_state_again, write_state
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.batches import Seen
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.chita.batches import Calibration, Seen
 from vlp_plugins.methods.chita.held_out import HeldOut

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.allocation.thresholds import GlobalAllocation
-from vlp_plugins.calibration.loss_state import bytes_of_state
+from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks

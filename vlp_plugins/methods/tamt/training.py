@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from vlp_plugins.calibration.loss_probe import LossProbe
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.sharding import whole, write, zero_outside

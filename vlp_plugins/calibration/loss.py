@@ -1,20 +1,15 @@
-"""Gradients of the pre-training loss by the prunable weights, batch by batch."""
+"""Gradients of the pre-training loss, batch by batch; what the loss changes is restored."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.backward import backward, grad
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.calibration.finite import check_loss, first_nonfinite
-from vlp_plugins.calibration.loss_scale import LossScale
-from vlp_plugins.calibration.loss_state import check_whole
-from vlp_plugins.calibration.terms import total
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap, uses_of
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
@@ -25,7 +20,157 @@ from vlp_plugins.runtime.model_state import (
     precision,
     random_state_kept,
 )
-from vlp_plugins.runtime.sharding import as_forward, at_rest, is_sharded, whole
+from vlp_plugins.runtime.sharding import (
+    as_forward,
+    at_rest,
+    here,
+    in_any_process,
+    is_sharded,
+    whole,
+)
+
+
+def total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of the terms, scalars of any shape and dtype, in float32."""
+    return torch.stack([term.float().reshape(()) for term in terms.values()]).sum()
+
+
+def check_loss(terms: Mapping[str, torch.Tensor], index: int, *, together: bool = False) -> None:
+    """Raises `NonFiniteError` with the name of the first term that is NaN or infinite.
+
+    Args:
+        terms: of the loss, scalars.
+        index: of the batch.
+        together: all processes run this batch, and all raise if one must.
+    """
+    values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
+    bad = ~torch.isfinite(values)
+    if together:
+        bad = in_any_process(bad)
+    for name, value, is_bad in zip(terms, values.tolist(), bad.tolist(), strict=True):
+        if is_bad:
+            raise NonFiniteError(
+                f"the loss {name!r} of batch {index} is {value}; look at that batch and at the "
+                "checkpoint (weights after a diverged training), or leave such batches out with "
+                "skip_nonfinite"
+            )
+
+
+def first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of the first gradient with NaN or infinity; of sharded ones the same everywhere."""
+    if not gradients:
+        return None
+    if is_sharded(gradients.values()):
+        finite = [torch.isfinite(here(gradient)).all() for gradient in gradients.values()]
+        bad = in_any_process(~torch.stack(finite)).tolist()
+        return next((name for name, is_bad in zip(gradients, bad, strict=True) if is_bad), None)
+    # NaN or infinity always shows in the sum, at a fraction of the cost of a look at every
+    # element, and one transfer shows all sums. An overflow shows too, hence the second look.
+    sums = torch.stack([gradient.sum() for gradient in gradients.values()])
+    suspects = (~torch.isfinite(sums)).tolist()
+    for (name, gradient), suspect in zip(gradients.items(), suspects, strict=True):
+        if suspect and not bool(torch.isfinite(gradient).all()):
+            return name
+    return None
+
+
+_HIGHEST = 2.0**16
+_LOWEST = 2.0**-8
+_STEP = 2.0**-4
+
+
+class LossScale:
+    """What a loss is multiplied by before its backward, and its gradients divided by after.
+
+    Powers of two, so that nothing but underflow and overflow changes. Every batch starts at the
+    same scale: gradients must not depend on the batches that a process has seen before.
+
+    Attributes:
+        value: the factor.
+    """
+
+    def __init__(self) -> None:
+        self.value = _HIGHEST
+
+    def lower(self) -> bool:
+        """Makes the factor smaller after an overflow; False if it is the least already."""
+        if self.value <= _LOWEST:
+            return False
+        self.value = max(_LOWEST, self.value * _STEP)
+        return True
+
+
+@contextmanager
+def loss_state_again(model: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """Puts the state back as it was, whatever happens inside."""
+    before = copy_of_state(model, adapter)
+    try:
+        yield
+    finally:
+        write_state(model, adapter, before)
+
+
+def copy_of_state(model: nn.Module, adapter: Adapter) -> list[torch.Tensor]:
+    """The state as it is, in the adapter's order."""
+    return [tensor.detach().clone() for tensor in adapter.loss_state(model)]
+
+
+def bytes_of_state(model: nn.Module, adapter: Adapter) -> int:
+    """Bytes that the state takes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.loss_state(model))
+
+
+def check_whole(state: Sequence[torch.Tensor]) -> None:
+    """Raises `UnsupportedError` if losses change something that is sharded.
+
+    They would change what `fully_shard` gathers for a forward pass, which is thrown away.
+    """
+    if is_sharded(state):
+        raise UnsupportedError(
+            "the losses of this model change parameters in place (momentum copies?) that "
+            "fully_shard has shared out among processes; leave these parameters whole: "
+            "fully_shard(model, ignored_params=set(adapter.loss_state(model)))"
+        )
+
+
+@torch.no_grad()
+def write_state(model: nn.Module, adapter: Adapter, state: Sequence[torch.Tensor]) -> None:
+    """Inverse of `copy_of_state`; tensors may come from another device."""
+    for tensor, value in zip(adapter.loss_state(model), state, strict=True):
+        tensor.copy_(value)
+
+
+Gradients = tuple[torch.Tensor | None, ...]
+
+
+def grad(loss: torch.Tensor, leaves: Sequence[nn.Parameter], *, retain_graph: bool) -> Gradients:
+    """The gradients by `leaves`; None where the loss does not reach."""
+    return torch.autograd.grad(loss, leaves, retain_graph=retain_graph, allow_unused=True)
+
+
+def backward(
+    loss: torch.Tensor, leaves: Sequence[nn.Parameter], *, retain_graph: bool
+) -> Gradients:
+    """`grad` for sharded parameters; all processes must call it with the same loss.
+
+    The graph ends in parameters that `fully_shard` has gathered, so only `.grad` receives the
+    gradients of its own: the mean over the processes, whose batch is the same.
+
+    Args:
+        loss: scalar.
+        leaves: nothing else requires a gradient.
+        retain_graph: for another call.
+    """
+    before = [parameter.grad for parameter in leaves]
+    try:
+        for parameter in leaves:
+            parameter.grad = None  # what is there would be added to
+        loss.backward(retain_graph=retain_graph)
+        return tuple(parameter.grad for parameter in leaves)
+    finally:
+        for parameter, gradient in zip(leaves, before, strict=True):
+            parameter.grad = gradient
+
 
 logger = logging.getLogger("vlp_plugins.calibration")
 

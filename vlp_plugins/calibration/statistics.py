@@ -1,20 +1,97 @@
-"""Statistics: what one data pass found, kept in a few megabytes and reused without data."""
+"""Statistics of one data pass: kept in a few megabytes, saved, and used again without data."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from vlp_plugins.calibration.statistic import LOSS_STREAM, Key, Site
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import made_before
+from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError
-from vlp_plugins.statistics import files
-from vlp_plugins.statistics.base import LOSS_STREAM, Key
+
+SCHEMA = 1
+"""Version of the format; a change that old code cannot read adds 1."""
+
+
+def write_statistics(
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, torch.Tensor],
+    header: Mapping[str, Any],
+) -> None:
+    """Writes a file whole or not at all.
+
+    Statistics replace any file that is there; a checkpoint, to which a run gives its place,
+    replaces checkpoints only.
+
+    Args:
+        path: the file.
+        kind: what it holds, `statistics` or `checkpoint`.
+        tensors: on CPU, by name.
+        header: what JSON can say.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    state = kind == "checkpoint"
+    write_artifact(path, _format(kind), tensors, header, overwrite=True, state=state)
+
+
+def is_statistics_file(path: Path, kind: str) -> bool:
+    """True for a regular file, and no link to one, that holds `kind`, whether damaged or not."""
+    return is_statistics_file(path, _format(kind))
+
+
+def read_statistics(
+    path: str | os.PathLike[str], kind: str, remedy: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads what `write` wrote.
+
+    Args:
+        path: the file.
+        kind: what it should hold.
+        remedy: what the user should do if it is missing or damaged.
+
+    Returns:
+        Tensors by name, and the header.
+
+    Raises:
+        StatisticsError: if it is missing, damaged, truncated, of another kind or too new.
+    """
+    return read_artifact(path, _format(kind, remedy))
+
+
+def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Accumulators by a text that `unpack_sums` reads."""
+    return {f"{statistic}|{site}": tensor for (statistic, site), tensor in sums.items()}
+
+
+def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
+    """Inverse of `pack_sums`, in sorted order.
+
+    Raises:
+        ValueError: if a name or tensor is none that `pack_sums` gives.
+    """
+    sums = {}
+    for name in sorted(tensors):
+        statistic, site = name.split("|", 1)
+        tensor = tensors[name]
+        if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) != 2:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        sums[statistic, Site.parse(site)] = tensor
+    return sums
+
+
+def _format(kind: str, remedy: str = "") -> Format:
+    return Format(kind, f"vlp_{kind}", SCHEMA, StatisticsError, remedy)
+
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +256,7 @@ class Statistics:
             "weights": self.weights_hash,
             "counted": self._counted(),
         }
-        files.write(path, "statistics", files.pack_sums(self.sums), header)
+        write_statistics(path, "statistics", pack_sums(self.sums), header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
@@ -188,7 +265,7 @@ class Statistics:
         Raises:
             StatisticsError: if the file is missing, damaged, truncated, foreign or too new.
         """
-        tensors, header = files.read(path, "statistics", _REMEDY)
+        tensors, header = read_statistics(path, "statistics", _REMEDY)
         if header.get("adapter") == "module" and made_before(header.get("made_by"), _SOUND):
             logger.warning(
                 "%s was made by %s, where labels of (inputs, labels) batches went into optional "
@@ -199,7 +276,7 @@ class Statistics:
             )
         try:
             return cls(
-                sums=files.unpack_sums(tensors),
+                sums=unpack_sums(tensors),
                 samples=_pair(header["samples"]),
                 batches=int(header["batches"]),
                 fingerprint=str(header["fingerprint"]),

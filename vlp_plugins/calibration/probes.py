@@ -1,0 +1,362 @@
+"""Probes: what a data pass measures of one batch."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.hooks import (
+    TokenReader,
+    Use,
+    check_reached,
+    modules_using,
+    named,
+    reader_of,
+    real_of,
+    run_quietly,
+    watched,
+)
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.statistic import (
+    LOSS_STREAM,
+    ActivationStatistic,
+    Key,
+    LossStatistic,
+    Site,
+    Statistic,
+    distinct,
+)
+from vlp_plugins.calibration.sums import LargeSums
+from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    inputs: weakref.ref[torch.Tensor]
+    version: int
+    real: torch.Tensor | None
+    value: torch.Tensor
+
+
+class MeasuredOnce:
+    """The values that were measured in one batch.
+
+    Query, key and value read one tensor, all cross-attention layers read the same image
+    embeddings. A tensor is recognised by its identity, its version counter and the identity of its
+    token mask, never by its values. It is known by a weak reference only: no activation lives
+    longer than it would without the measurement. A tensor made in inference mode (a view of a
+    parameter that was) has no version counter and is measured every time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], _Known] = {}
+
+    def value(
+        self,
+        statistic: ActivationStatistic,
+        inputs: torch.Tensor,
+        real: torch.Tensor | None,
+        reader: TokenReader,
+    ) -> torch.Tensor:
+        """The statistic of the real tokens of an input; the same object for the same input."""
+        if inputs.is_inference():
+            return _measure(statistic, inputs, real, reader)
+        key = (id(inputs), statistic.name, reader.key)
+        known = self._known.get(key)
+        if (
+            known is not None
+            and known.inputs() is inputs  # an id is used again after its tensor has gone
+            and known.version == inputs._version
+            and known.real is real
+        ):
+            return known.value
+        value = _measure(statistic, inputs, real, reader)
+        self._known[key] = _Known(weakref.ref(inputs), inputs._version, real, value)
+        return value
+
+    def clear(self) -> None:
+        """Forgets everything; to be called at the end of a batch."""
+        self._known.clear()
+
+
+def _measure(
+    statistic: ActivationStatistic,
+    inputs: torch.Tensor,
+    real: torch.Tensor | None,
+    reader: TokenReader,
+) -> torch.Tensor:
+    parts = [statistic.measure(tokens) for tokens in reader.read(inputs, real)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+class ActivationProbe:
+    """Measures statistics at every use of every weight, tensors that several layers read once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        weights: WeightMap,
+        statistics: Sequence[ActivationStatistic],
+        *,
+        published: bool = False,
+    ) -> None:
+        self._model = model
+        self._adapter = adapter
+        self._weights = weights
+        self._statistics = distinct(statistics)
+        self._published = published
+        self._sizes = {
+            (s.name, name): s.size(weights[name]) for s in self._statistics for name in weights
+        }
+        self._stream: Stream | None = None
+        self._found: list[tuple[Key, Owner, torch.Tensor]] = []
+        self._once = MeasuredOnce()
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self._statistics)
+
+    @contextmanager
+    def attached(self) -> Iterator[ActivationProbe]:
+        """Hooks on the model, which is in evaluation mode meanwhile.
+
+        On leaving, hooks and training flags (of every single module) are as they were.
+
+        Raises:
+            UnsupportedError: if a module cannot be measured (a grouped convolution).
+        """
+        with watched(self._model) as hooks:
+            watching = modules_using(self._model, self._weights) if self._statistics else ()
+            for path, module, uses in watching:
+                hook = self._hook(path, uses, reader_of(path, module))
+                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            yield self
+
+    def measure(self, batch: Batch, index: int) -> dict[Key, torch.Tensor]:
+        """Runs the streams of one batch; to be called inside `attached`.
+
+        Args:
+            batch: tensors on the model's device.
+            index: of the batch, for error messages.
+
+        Returns:
+            By statistic and site float64 `[size]` on CPU; a site that no stream ran is absent.
+
+        Raises:
+            BatchError: if an input does not fit the mask of its tokens.
+            UnsupportedError: if a stream does not say which tokens are real.
+            NonFiniteError: if an input holds NaN or infinity.
+        """
+        try:
+            run_quietly(self._model, lambda: self._run(batch))
+            return self._collect(index)
+        finally:
+            self._found.clear()
+            self._once.clear()
+
+    def _run(self, batch: Batch) -> None:
+        """Every stream of a batch, under the hooks."""
+        for stream in self._adapter.streams(self._model, batch, published=self._published):
+            self._stream = stream
+            try:
+                stream.run()
+            finally:
+                self._stream = None
+
+    def _hook(
+        self, path: str, uses: list[Use], reader: TokenReader
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._stream is None:
+                return
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            for use in uses:
+                real = real_of(self._adapter, self._stream, use.owner)
+                site = Site(use.weight, self._stream.name, use.index)
+                for statistic in self._statistics:
+                    value = self._once.value(statistic, inputs, real, reader)
+                    size = self._sizes[statistic.name, use.weight]
+                    if value.shape != (size,):
+                        raise UnsupportedError(
+                            f"{statistic.name} of {path} is {list(value.shape)}, but weight "
+                            f"{use.weight!r} needs [{size}]; adapter {self._adapter.name!r} gives "
+                            "the weight to a module with another number of inputs"
+                        )
+                    self._found.append(((statistic.name, site), use.owner, value))
+
+        return see
+
+    def _collect(self, index: int) -> dict[Key, torch.Tensor]:
+        """Sums the calls of each site, after one transfer and one look for NaN."""
+        if not self._found:
+            return {}
+        distinct = {id(value): value for _, _, value in self._found}
+        joined = torch.cat(list(distinct.values())).cpu().double()
+        self._check_finite(joined, index)
+        parts = dict(zip(distinct, joined.split([len(v) for v in distinct.values()]), strict=True))
+        sums: dict[Key, torch.Tensor] = {}
+        for key, _, value in self._found:
+            part = parts[id(value)]
+            sums[key] = sums[key] + part if key in sums else part
+        return sums
+
+    def _check_finite(self, joined: torch.Tensor, index: int) -> None:
+        if bool(torch.isfinite(joined).all()):
+            return
+        for (_, site), owner, value in self._found:  # in the order of the calls
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(
+                    f"the input of {owner.module} (weight {site.weight!r}, stream "
+                    f"{site.stream!r}) holds NaN, infinity or values whose square overflows, in "
+                    f"batch {index}; look at that batch, at the checkpoint (weights after a "
+                    "diverged training), or run the model in float32"
+                )
+
+
+logger = logging.getLogger("vlp_plugins.calibration")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one batch gave.
+
+    Attributes:
+        values: of activation statistics, float64 `[size]` on CPU.
+        gradients: by canonical name, for loss statistics.
+    """
+
+    values: Mapping[Key, torch.Tensor]
+    gradients: Mapping[str, torch.Tensor]
+
+
+class Measuring:
+    """Each probe that the statistics need, run once per batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        weights: WeightMap,
+        statistics: Sequence[Statistic],
+        *,
+        published: bool = False,
+        autocast: torch.dtype | None = None,
+        skip_nonfinite: bool = False,
+        keep_state: bool = False,
+    ) -> None:
+        every = distinct(statistics)
+        activations = [s for s in every if isinstance(s, ActivationStatistic)]
+        self._losses = [s for s in every if isinstance(s, LossStatistic)]
+        self._weights = weights
+        self._adapter = adapter
+        at_rest(model)
+        self._sharded = is_sharded(model.parameters())
+        self._device = next(model.parameters()).device
+        self._skip = skip_nonfinite
+        self._keep_state = keep_state
+        self._activation_probe = None
+        if activations or not self._losses:
+            self._activation_probe = ActivationProbe(
+                model, adapter, weights, activations, published=published
+            )
+        self._loss_probe = None
+        if self._losses:
+            self._loss_probe = LossProbe(
+                model,
+                adapter,
+                weights,
+                published=published,
+                autocast=autocast,
+                skip_nonfinite=skip_nonfinite,
+            )
+
+    @contextmanager
+    def attached(self) -> Iterator[Measuring]:
+        """The model ready to be measured; as it was found on leaving."""
+        with ExitStack() as stack:
+            if self._activation_probe is not None:
+                stack.enter_context(self._activation_probe.attached())
+            if self._loss_probe is not None:
+                stack.enter_context(self._loss_probe.attached(keep_state=self._keep_state))
+            yield self
+
+    def measure(self, batch: Batch, index: int) -> Measured | None:
+        """Runs the probes; None if the batch is left out because it holds NaN or infinity.
+
+        Args:
+            batch: as the loader made it.
+            index: of the batch, for messages.
+        """
+        batch = to_device(batch, self._device)
+        gradients: Mapping[str, torch.Tensor] = {}
+        values: Mapping[Key, torch.Tensor] = {}
+        # The loss first: it must change its state as it does in processes that only advance.
+        if self._loss_probe is not None:
+            found = self._loss_probe.measure(batch, index)
+            if found is None:
+                return None
+            gradients = found
+        if self._activation_probe is not None:
+            try:
+                values = self._activation_probe.measure(batch, index)
+            except NonFiniteError as error:
+                if not self._skip:
+                    raise
+                logger.warning("left batch %d out: %s", index, error)
+                return None
+        return Measured(values, gradients)
+
+    def advance(self, batch: Batch, index: int) -> None:
+        """Passes over a batch that is not measured here."""
+        if self._loss_probe is not None:
+            self._loss_probe.advance(batch, index)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is shared out among processes, which then run every batch together."""
+        return self._sharded
+
+    def add(self, measured: Measured, sums: LargeSums | None, half: int) -> None:
+        """Adds what loss statistics make of the gradients of a batch.
+
+        Args:
+            measured: what the batch gave.
+            sums: changed in place; None if another process adds them up, for whose sake sharded
+                gradients are gathered all the same.
+            half: 0 or 1.
+        """
+        for name, gradient in measured.gradients.items():
+            # One at a time: of a sharded model, gradients and weights never exist whole together.
+            weight, gradient = whole(self._weights[name].parameter), whole(gradient)
+            if sums is None:
+                continue
+            for statistic in self._losses:
+                key = (statistic.name, Site(name, LOSS_STREAM, 0))
+                sums.add(key, statistic.measure(weight, gradient), half)
+
+    def check_reached(self, sums: Mapping[Key, torch.Tensor]) -> None:
+        """Raises `StatisticsError` if a weight was reached by no stream, or not by the loss."""
+        by_loss = {site.weight for _, site in sums if site.stream == LOSS_STREAM}
+        by_stream = {site.weight for _, site in sums if site.stream != LOSS_STREAM}
+        if self._activation_probe is not None and self._activation_probe.measures:
+            check_reached(self._adapter, self._weights, by_stream)
+        missed = [name for name in self._weights if name not in by_loss]
+        if self._losses and missed:
+            raise StatisticsError(
+                f"the loss of adapter {self._adapter.name!r} does not depend on "
+                f"{named(self._weights, missed)}; exclude it (with ModuleAdapter: exclude=...), "
+                "give a loss that uses the whole model, or a method without gradients"
+            )
