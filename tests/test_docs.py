@@ -37,7 +37,7 @@ def test_the_three_lines_run(tmp_path, monkeypatch):
 def test_the_example_of_a_scorer_is_a_scorer():
     import torch
 
-    from vlp_plugins.scorers.base import Evidence
+    from vlp_plugins.scoring.score import Evidence
 
     names = {}
     exec(python_block("vlp_scorers"), names)

@@ -18,7 +18,6 @@ from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from vlp_plugins.allocation.pattern import Pattern
     from vlp_plugins.calibration.batches import interleave
     from vlp_plugins.calibration.statistics import Statistics
     from vlp_plugins.dimensions import measure_id
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import prune
+    from vlp_plugins.scoring.allocation import Pattern
     from vlp_plugins.training.gradual import GradualPruning
 
 __all__ = [

@@ -12,14 +12,12 @@ from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.tamt import lamp_tamt, tamt
-from vlp_plugins.scorers.base import Scorer
-from vlp_plugins.scorers.information_flow import InformationFlow
-from vlp_plugins.scorers.lamp import Lamp
-from vlp_plugins.scorers.layer_l2 import LayerL2
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.scorers.random import Random
-from vlp_plugins.scorers.snip import Snip
-from vlp_plugins.scorers.wanda import Wanda
+from vlp_plugins.scoring.information_flow import InformationFlow
+from vlp_plugins.scoring.lamp import Lamp
+from vlp_plugins.scoring.magnitude import LayerL2, Magnitude, Random
+from vlp_plugins.scoring.score import Scorer
+from vlp_plugins.scoring.snip import Snip
+from vlp_plugins.scoring.wanda import Wanda
 from vlp_plugins.training.named import platon, taylor
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.intrinsic.profile import IdProfile
@@ -31,7 +30,8 @@ from vlp_plugins.resolving import (
 )
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.score import Scorer
 
 
 @checked_arguments

@@ -19,7 +19,7 @@ import pluggy
 if TYPE_CHECKING:
     from vlp_plugins.methods.base import Method
     from vlp_plugins.models.adapter import Adapter
-    from vlp_plugins.scorers.base import Scorer
+    from vlp_plugins.scoring.score import Scorer
 
 PROJECT = "vlp_plugins"
 

@@ -10,7 +10,6 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
@@ -36,7 +35,8 @@ from vlp_plugins.resolving import (
 from vlp_plugins.runtime.errors import StatisticsError, no_exit
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.score import Scorer
 
 _log = logging.getLogger(__name__)
 

@@ -8,12 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.by_dimension import IdAllocation
-from vlp_plugins.allocation.names import allocation_by_name
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import ModalityAllocation
-from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
@@ -26,7 +20,15 @@ from vlp_plugins.models.request import Owners, Target, resolve_owners, target_of
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.allocation import (
+    Allocation,
+    IdAllocation,
+    ModalityAllocation,
+    Pattern,
+    allocation_by_name,
+)
+from vlp_plugins.scoring.factors import GUIDED, guided_name
+from vlp_plugins.scoring.score import Scorer
 
 
 @takes_model

@@ -23,7 +23,7 @@ from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
-from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scoring.score import Evidence
 
 LOSS_TOLERANCE = 1e-5
 EMBEDDING_TOLERANCE = 1e-4

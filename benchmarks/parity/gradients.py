@@ -25,7 +25,7 @@ from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import make_method
-from vlp_plugins.scorers.snip import snip
+from vlp_plugins.scoring.snip import snip
 
 ROWS_TOLERANCE = 1e-4
 """Of a gradient, relative to the largest of its tensor."""

@@ -17,7 +17,7 @@ from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.methods.tamt.training import masks_of
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.schedules import levels_of
+from vlp_plugins.scoring.schedules import levels_of
 
 FIRST_ROUND_TOLERANCE = 5e-4
 """Fraction of the elements of a mask that may differ after the first round of IterSNIP.

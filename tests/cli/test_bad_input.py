@@ -22,7 +22,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import BatchError
 from vlp_plugins.runtime.files import reserved
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.magnitude import Magnitude
 
 
 @pytest.fixture(scope="module")

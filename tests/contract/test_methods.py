@@ -7,7 +7,6 @@ import torch
 from transformers import BatchEncoding
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import interleave, to_device
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.evaluation.classification import classification
@@ -25,7 +24,8 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import DataError, StatisticsError
-from vlp_plugins.selection import RowSelection
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.selection import RowSelection
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.structured.checking import outputs
 

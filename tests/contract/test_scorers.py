@@ -7,7 +7,7 @@ from torch import nn
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.resolving import make_scorer
-from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
+from vlp_plugins.scoring.score import Evidence, MagnitudeRanked
 
 SCORERS = registry().scorer_names()
 

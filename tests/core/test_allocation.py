@@ -7,16 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
-from vlp_plugins.allocation.names import allocation_by_name
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError
-from vlp_plugins.scorers.base import Evidence
-from vlp_plugins.scorers.lamp import Lamp
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.selection import Scored, keep_largest_of_rows
+from vlp_plugins.scoring.allocation import (
+    GlobalAllocation,
+    LayerAllocation,
+    ModalityAllocation,
+    Pattern,
+    RowAllocation,
+    allocation_by_name,
+)
+from vlp_plugins.scoring.lamp import Lamp
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.selection import Scored, keep_largest_of_rows
 
 
 def scored(tensors, scorer=None):

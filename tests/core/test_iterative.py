@@ -12,8 +12,6 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods import rounds as running
@@ -25,9 +23,10 @@ from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
-from vlp_plugins.schedules import levels_of
-from vlp_plugins.scorers.random import Random
-from vlp_plugins.scorers.wanda import Wanda
+from vlp_plugins.scoring.allocation import ModalityAllocation, Pattern
+from vlp_plugins.scoring.magnitude import Random
+from vlp_plugins.scoring.schedules import levels_of
+from vlp_plugins.scoring.wanda import Wanda
 
 ROUNDS = 3
 

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather
@@ -26,7 +24,8 @@ from vlp_plugins.runtime.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.allocation import ModalityAllocation, Pattern
+from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.sensitivity.running import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"

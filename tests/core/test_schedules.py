@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_plugins.runtime.errors import SparsityError
-from vlp_plugins.schedules import SCHEDULES, levels_of
+from vlp_plugins.scoring.schedules import SCHEDULES, levels_of
 
 SPARSITIES = st.floats(0, 1, exclude_max=True)
 

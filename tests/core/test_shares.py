@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.shares import shares
+from vlp_plugins.scoring.allocation import shares
 
 
 def test_in_proportion_where_no_bound_is_met():

@@ -20,7 +20,7 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import OutputError, StatisticsError, UnsupportedError
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 
 
 def toy_weights(model: Toy | None = None) -> WeightMap:

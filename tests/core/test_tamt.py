@@ -13,8 +13,6 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins.allocation.even import LayerAllocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.context import Context
 from vlp_plugins.methods.tamt import lamp_tamt
@@ -25,6 +23,7 @@ from vlp_plugins.methods.tamt.scores import SignedScores
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
+from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, ModalityAllocation
 
 
 def context_of(model: Any = None, batches: Any = None, **options: Any) -> Context:

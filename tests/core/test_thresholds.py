@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins import thresholds
-from vlp_plugins.brackets import Sampled, spread
-from vlp_plugins.thresholds import find_cuts, order_keys
+from vlp_plugins.scoring import threshold as thresholds
+from vlp_plugins.scoring.threshold import Sampled, find_cuts, order_keys, spread
 
 # Few distinct values, so that ties within and across tensors are common; signed zeros included.
 values = st.lists(

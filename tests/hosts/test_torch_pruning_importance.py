@@ -23,9 +23,9 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import StatisticsError, StructureError, UnsupportedError
-from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.scorers.information_flow import InformationFlow
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.information_flow import InformationFlow
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Evidence, Scorer
 from vlp_plugins.structured.patching import patch
 
 QUICK: dict[str, dict[str, Any]] = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.models.weights import Weight, WeightMap
-from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.selection import Scored
+from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.scoring.selection import Scored
 
 FACTORS = {"vision.a": 24.0, "vision.b": 1.7, "text.a": 5.5, "text.b": 0.3}
 

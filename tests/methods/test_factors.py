@@ -6,10 +6,6 @@ from factor_towers import FACTORS, factors, removed, scored, towers, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Cost
@@ -17,10 +13,16 @@ from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
-from vlp_plugins.scorers.lamp import Lamp, lamp
-from vlp_plugins.scorers.layer_l2 import LayerL2
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.scorers.scaled import Scaled
+from vlp_plugins.scoring.allocation import (
+    GlobalAllocation,
+    LayerAllocation,
+    ModalityAllocation,
+    Pattern,
+    RowAllocation,
+)
+from vlp_plugins.scoring.factors import Factors, Scaled
+from vlp_plugins.scoring.lamp import Lamp, lamp
+from vlp_plugins.scoring.magnitude import LayerL2, Magnitude
 
 OMP = Composition("omp", Magnitude())
 

@@ -6,16 +6,14 @@ from chita_runs import context_of
 from factor_towers import profile_of
 from toy_loss import losing_toy
 
-from vlp_plugins.allocation.by_dimension import IdAllocation
-from vlp_plugins.allocation.even import LayerAllocation
-from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.methods.tamt.procedure import Tamt
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.allocation import IdAllocation, LayerAllocation, Pattern
+from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.solvers.ranking import top
 
 

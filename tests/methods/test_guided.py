@@ -7,7 +7,6 @@ from factor_towers import profile_of
 from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy
 
-from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.intrinsic import usual
@@ -25,7 +24,8 @@ from vlp_plugins.runtime.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.allocation import IdAllocation
+from vlp_plugins.scoring.magnitude import Magnitude
 
 BATCHES = toy_batches(10, size=4)
 

@@ -5,13 +5,12 @@ from factor_towers import FACTORS, removed, scored, towers, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.allocation.by_dimension import IdAllocation
-from vlp_plugins.allocation.names import allocation_by_name
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
-from vlp_plugins.scorers.lamp import Lamp
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.allocation import IdAllocation, allocation_by_name
+from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.lamp import Lamp
+from vlp_plugins.scoring.magnitude import Magnitude
 
 SIZES = {"vision": 120 + 48, "text": 36 + 128}
 MEANS = {

@@ -16,7 +16,7 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.registry import KINDS, plugins_table
 from vlp_plugins.resolving import make_method, make_scorer
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
-from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scoring.score import Evidence
 
 
 def test_every_kind_of_offer_has_its_hook():

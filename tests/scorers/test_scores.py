@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.scorers.base import Evidence
-from vlp_plugins.scorers.information_flow import InformationFlow, information_flow, neuron_saliency
-from vlp_plugins.scorers.lamp import Lamp, lamp
-from vlp_plugins.scorers.layer_l2 import layer_l2
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.scorers.random import Random
-from vlp_plugins.scorers.snip import snip
-from vlp_plugins.scorers.wanda import wanda
-from vlp_plugins.thresholds import find_cuts
+from vlp_plugins.scoring.information_flow import InformationFlow, information_flow, neuron_saliency
+from vlp_plugins.scoring.lamp import Lamp, lamp
+from vlp_plugins.scoring.magnitude import Magnitude, Random, layer_l2
+from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.snip import snip
+from vlp_plugins.scoring.threshold import find_cuts
+from vlp_plugins.scoring.wanda import wanda
 
 
 @pytest.fixture

@@ -9,11 +9,15 @@ import torch
 from loops import weights_of
 from toy_loss import losing_toy
 
-from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, StatisticsError
+from vlp_plugins.scoring.allocation import (
+    GlobalAllocation,
+    LayerAllocation,
+    ModalityAllocation,
+    Pattern,
+    RowAllocation,
+)
+from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.training.magnitude import CurrentMagnitude
 from vlp_plugins.training.platon import Platon
 from vlp_plugins.training.rising import Rise, RisingMasks

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_plugins.runtime.errors import SparsityError
-from vlp_plugins.schedules import SCHEDULES, at_step
+from vlp_plugins.scoring.schedules import SCHEDULES, at_step
 from vlp_plugins.training.timetable import Timetable, default_warmup
 
 

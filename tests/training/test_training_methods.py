@@ -9,8 +9,6 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.context import Context
 from vlp_plugins.models.weights import WeightMap
@@ -22,6 +20,7 @@ from vlp_plugins.runtime.errors import (
     StatisticsError,
     UnsupportedError,
 )
+from vlp_plugins.scoring.allocation import ModalityAllocation, Pattern
 from vlp_plugins.training.named import platon, taylor
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
-from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.training.base import sensitivity
 from vlp_plugins.training.magnitude import CurrentMagnitude
 from vlp_plugins.training.platon import Platon

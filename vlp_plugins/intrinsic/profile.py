@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap, surplus_layer
 from vlp_plugins.runtime.artifacts import made_before, read_json, write_json
 from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.scoring.factors import Factors
 
 logger = logging.getLogger(__name__)
 

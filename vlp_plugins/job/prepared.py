@@ -35,9 +35,9 @@ from vlp_plugins.resolving import (
 from vlp_plugins.runtime.errors import RecipeError, SparsityError, StatisticsError
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of
-from vlp_plugins.scorers.base import Evidence
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.selection import Scored
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.selection import Scored
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 
 
 class Method(ABC):

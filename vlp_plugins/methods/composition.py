@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.statistic import Statistic, distinct
-from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.methods.base import Method
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors, guided_name
+from vlp_plugins.scoring.score import Scorer
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from vlp_plugins.allocation.even import RowAllocation
-from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.scorers.information_flow import InformationFlow
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.scorers.wanda import Wanda
+from vlp_plugins.scoring.allocation import ModalityAllocation, RowAllocation
+from vlp_plugins.scoring.information_flow import InformationFlow
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.wanda import Wanda
 
 
 def omp() -> Composition:

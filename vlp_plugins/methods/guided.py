@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.by_dimension import IdAllocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.intrinsic.measuring import measure
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.intrinsic.usual import usual_settings
@@ -22,6 +18,8 @@ from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.request import Owners, resolve_owners
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, IdAllocation
+from vlp_plugins.scoring.factors import Factors, guided_name
 
 
 @dataclass(frozen=True)

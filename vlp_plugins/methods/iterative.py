@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.pattern import Pattern
 from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.calibration.statistic import LossStatistic
-from vlp_plugins.intrinsic.factors import GUIDED, guided_name
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
@@ -18,8 +15,10 @@ from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.fresh_batches import FreshBatches, number_of_batches, share_of
 from vlp_plugins.methods.rounds import RunInRounds
 from vlp_plugins.runtime.errors import DataError, SparsityError
-from vlp_plugins.schedules import levels_of, schedule_by_name
-from vlp_plugins.scorers.snip import Snip
+from vlp_plugins.scoring.allocation import Allocation, Pattern
+from vlp_plugins.scoring.factors import GUIDED, guided_name
+from vlp_plugins.scoring.schedules import levels_of, schedule_by_name
+from vlp_plugins.scoring.snip import Snip
 
 DEFAULT_ROUNDS = 8
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.cuts import Cut
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import pack
@@ -18,9 +17,10 @@ from vlp_plugins.models.request import Owners, Target, resolve_owners
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
-from vlp_plugins.scorers.base import Evidence
-from vlp_plugins.scorers.scaled import Scaled
-from vlp_plugins.selection import Scored, Selection
+from vlp_plugins.scoring.factors import Scaled
+from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.selection import Scored, Selection
+from vlp_plugins.scoring.threshold import Cut
 
 
 def make_masks(

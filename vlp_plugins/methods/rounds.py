@@ -25,7 +25,7 @@ from vlp_plugins.models.saving import restored
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.sharding import zero_outside
-from vlp_plugins.schedules import levels_of
+from vlp_plugins.scoring.schedules import levels_of
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.iterative import Iterative

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scoring.score import Evidence, Scorer
 
 LEAST = torch.finfo(torch.float32).min
 """Below every score. Finite, because an infinite score is a mistake of a scorer."""

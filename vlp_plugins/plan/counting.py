@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks
@@ -12,7 +11,8 @@ from vlp_plugins.masks.packed import packed_size
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.making import make_masks
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.allocation import GlobalAllocation
+from vlp_plugins.scoring.magnitude import Magnitude
 
 
 def known_counts(method: Method, masks: Sequence[Masks]) -> list[dict[str, Count]]:

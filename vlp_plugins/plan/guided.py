@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.intrinsic.plan import plan
 from vlp_plugins.intrinsic.twonn import check_number
 from vlp_plugins.intrinsic.usual import usual_settings
@@ -15,6 +14,7 @@ from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.plan.value import Measuring, Plan
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import bytes_of, resident_bytes
+from vlp_plugins.scoring.allocation import ModalityAllocation
 
 
 def plan_guided(job: Prepared, method: IdGuided, batches: MadeUp, inner: Plan) -> Plan:

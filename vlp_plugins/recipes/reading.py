@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.allocation.names import allocation_by_name
 from vlp_plugins.models.request import Target, check_sparsity
 from vlp_plugins.recipes.lines import Value, read_yaml, value_of
 from vlp_plugins.recipes.recipe import LAMBDA, DataRecipe, Recipe
 from vlp_plugins.recipes.values import amount, choice, flag, integer, number, penalty, plain, text
 from vlp_plugins.runtime.errors import RecipeError, SparsityError, suggest
+from vlp_plugins.scoring.allocation import allocation_by_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTOCASTS = DTYPES[1:]

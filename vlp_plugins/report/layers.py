@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.allocation.even import LayerAllocation, RowAllocation
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.spreadsheet import csv_text
+from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
 
 _FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
 """Floors that are recommended: the first for which there is room."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
@@ -36,7 +35,8 @@ from vlp_plugins.runtime.distributed import (
 )
 from vlp_plugins.runtime.errors import DataError, SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.sensitivity.curves import Curve, Sensitivity
 from vlp_plugins.sensitivity.groups import groups_of
 from vlp_plugins.sensitivity.judging import Judge

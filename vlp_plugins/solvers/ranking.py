@@ -7,10 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from vlp_plugins.brackets import Sampled
-from vlp_plugins.cuts import Cut, ScoreSource
 from vlp_plugins.runtime.parallel import over_tensors
-from vlp_plugins.thresholds import SAMPLED_FROM, find_cuts
+from vlp_plugins.scoring.threshold import SAMPLED_FROM, Cut, Sampled, ScoreSource, find_cuts
 
 _CHUNK = 1 << 18
 """Scores in work at a time on one core: they stay in its cache."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 
 State = dict[str, torch.Tensor]
 """What a score remembers of one weight: float32 `[numel]` by name."""

@@ -13,9 +13,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.names import allocation_by_name
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.lock import SparsityLock, held_by_none
 from vlp_plugins.masks.masks import Masks
@@ -26,6 +23,8 @@ from vlp_plugins.models.weights import WeightMap, uses_of
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import bare, before_updates, unwrapped
 from vlp_plugins.runtime.sharding import zero_outside
+from vlp_plugins.scoring.allocation import Allocation, allocation_by_name
+from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.gradients import gradients_of, is_skipped
 from vlp_plugins.training.rising import Rise, RisingMasks

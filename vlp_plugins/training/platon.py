@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.training.base import State, TrainingScore
 
 BETA1 = 0.85

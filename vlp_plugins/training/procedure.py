@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.loss import (
     bytes_of_state,
     copy_of_state,
     loss_state_again,
     write_state,
 )
-from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.context import Context, Cost
@@ -27,7 +24,9 @@ from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.schedules import schedule_by_name
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors, guided_name
+from vlp_plugins.scoring.schedules import schedule_by_name
 from vlp_plugins.training.base import TrainingScore
 from vlp_plugins.training.files import TrainingFile
 from vlp_plugins.training.loop import Training

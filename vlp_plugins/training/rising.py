@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.pattern import Pattern
-from vlp_plugins.allocation.thresholds import GlobalAllocation
-from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.survivors import Survivors
@@ -20,9 +16,10 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.runtime.model_state import neutral_state
-from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.scorers.scaled import Scaled
-from vlp_plugins.selection import Scored
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, Pattern
+from vlp_plugins.scoring.factors import Factors, Scaled, guided_name
+from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.scoring.selection import Scored
 from vlp_plugins.training.base import State, TrainingScore
 from vlp_plugins.training.timetable import Timetable
 

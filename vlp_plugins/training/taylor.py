@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.scorers.base import Evidence
+from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.training.base import State, TrainingScore
 
 IMPORTANCE = "importance"

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlp_plugins.models.request import Target, whole_number
 from vlp_plugins.runtime.errors import SparsityError
-from vlp_plugins.schedules import at_step, schedule_by_name
+from vlp_plugins.scoring.schedules import at_step, schedule_by_name
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks.papers.compositions.joint import JointTraining
 from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
 from benchmarks.papers.ways import LAMBDA
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
@@ -20,12 +19,12 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.resolving import make_method
-from vlp_plugins.scorers.information_flow import InformationFlow
-from vlp_plugins.scorers.lamp import Lamp
-from vlp_plugins.scorers.layer_l2 import LayerL2
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.scorers.snip import Snip
-from vlp_plugins.scorers.wanda import Wanda
+from vlp_plugins.scoring.allocation import GlobalAllocation, ModalityAllocation
+from vlp_plugins.scoring.information_flow import InformationFlow
+from vlp_plugins.scoring.lamp import Lamp
+from vlp_plugins.scoring.magnitude import LayerL2, Magnitude
+from vlp_plugins.scoring.snip import Snip
+from vlp_plugins.scoring.wanda import Wanda
 
 _SCORES = {
     "flow": InformationFlow,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
@@ -21,6 +20,7 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.methods.making import make_masks
 from vlp_plugins.models.adapter import Batch
+from vlp_plugins.scoring.allocation import GlobalAllocation
 from vlp_plugins.solvers.blocks import edges_of
 from vlp_plugins.solvers.dual import Dual
 

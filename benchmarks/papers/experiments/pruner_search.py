@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.papers.cell import Cell
 from benchmarks.papers.ways import WAYS
-from vlp_plugins.intrinsic.factors import GUIDED
+from vlp_plugins.scoring.factors import GUIDED
 
 NAME = "_name"
 """The key under which NNI gives the chosen alternative of a nested choice."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from vlp_plugins.hosts.nni.pruner import VlpPruner
-from vlp_plugins.intrinsic.factors import GUIDED
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.runtime.errors import UnknownNameError, suggest
+from vlp_plugins.scoring.factors import GUIDED
 
 _MODULE = "vlp_plugins.hosts.nni"
 _made: dict[str, type[VlpPruner]] = {}

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.allocation.by_dimension import IdAllocation
 from vlp_plugins.hosts.nni.scopes import Demand, Scope
 from vlp_plugins.hosts.nni.sharing_out import PerScope, record_of
 from vlp_plugins.masks.apply import compact
@@ -25,6 +24,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.scoring.allocation import IdAllocation
 
 Parts = Sequence[tuple[Scope, Demand]]
 

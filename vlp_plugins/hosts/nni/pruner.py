@@ -11,7 +11,6 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.hosts.nni.config import read_config
 from vlp_plugins.hosts.nni.describing import adapter_of
 from vlp_plugins.hosts.nni.making import Recipe, untouched
@@ -33,6 +32,7 @@ from vlp_plugins.models.request import Variant
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare, neutral_state
+from vlp_plugins.scoring.allocation import Allocation
 
 _log = logging.getLogger(__name__)
 

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.even import LayerAllocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
-from vlp_plugins.floors import under_floor
 from vlp_plugins.hosts.nni.scopes import Demand, Scope
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import SparsityError
-from vlp_plugins.selection import Scored, Selection
+from vlp_plugins.scoring.allocation import (
+    Allocation,
+    GlobalAllocation,
+    LayerAllocation,
+    ModalityAllocation,
+    under_floor,
+)
+from vlp_plugins.scoring.selection import Scored, Selection
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from vlp_plugins.models.request import Variant, checked_arguments
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 
 
 class Importance(tp.importance.Importance):

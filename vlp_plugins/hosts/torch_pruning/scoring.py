@@ -23,7 +23,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.resolving import resolve_method, resolve_profile, with_profile
 from vlp_plugins.runtime.errors import StatisticsError
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scoring.score import Evidence, Scorer
 
 LADDER = (0.25, 0.5, 0.75)
 """Sparsities at which a procedure is asked for masks: what is kept at more of them matters more."""

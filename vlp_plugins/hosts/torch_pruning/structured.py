@@ -31,7 +31,7 @@ from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.structured.checking import check_equal, outputs, relative_error
 from vlp_plugins.structured.cutting import prepare, shrink_followers
 from vlp_plugins.structured.finding import blocks_of

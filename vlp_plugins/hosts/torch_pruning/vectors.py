@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlp_plugins.calibration.statistic import ActivationStatistic, Statistic
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scoring.score import Evidence, Scorer
 
 Reduction = Literal["mean", "max", "sum"]
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.methods.chita.batches import check_enough
 from vlp_plugins.methods.chita.groups import groups_of
@@ -18,7 +17,8 @@ from vlp_plugins.rows.columns import Columns
 from vlp_plugins.rows.plan import plan_rows
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import text_of
-from vlp_plugins.schedules import levels_of
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.schedules import levels_of
 
 _SOLVES_AROUND = 7
 """Three around the guess, two more where it was a decade off, and half a decade to both sides."""

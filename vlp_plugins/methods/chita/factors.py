@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.solvers.solve import check_importance
 
 if TYPE_CHECKING:

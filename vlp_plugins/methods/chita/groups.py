@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.by_dimension import IdAllocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation, ModalityAllocation
 from vlp_plugins.methods.context import Context
 from vlp_plugins.models.request import Target, budget_of
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
+from vlp_plugins.scoring.allocation import (
+    Allocation,
+    GlobalAllocation,
+    IdAllocation,
+    ModalityAllocation,
+)
 
 
 @dataclass(frozen=True)

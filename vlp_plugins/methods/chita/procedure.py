@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.batches import Seen
@@ -20,6 +17,8 @@ from vlp_plugins.methods.chita.results import calibration_record, masks_of
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.context import Context, Cost
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors
 
 
 @dataclass(frozen=True)

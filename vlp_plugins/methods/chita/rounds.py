@@ -18,7 +18,7 @@ from vlp_plugins.methods.chita.setup import Progress, Setup
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.schedules import levels_of
+from vlp_plugins.scoring.schedules import levels_of
 from vlp_plugins.solvers.problem import Solution
 
 if TYPE_CHECKING:

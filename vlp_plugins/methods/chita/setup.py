@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.chita.batches import Calibration, Seen
 from vlp_plugins.methods.chita.held_out import HeldOut
 from vlp_plugins.methods.chita.settings import Settings
@@ -22,6 +20,8 @@ from vlp_plugins.rows.gathering import gradient_rows
 from vlp_plugins.rows.plan import plan_rows
 from vlp_plugins.runtime.distributed import check_same
 from vlp_plugins.runtime.sharding import OnDemand, whole
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.factors import Factors
 
 logger = logging.getLogger("vlp_plugins.methods")
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import torch
 
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.chita.group_rows import GroupRows, gather, spread
 from vlp_plugins.methods.chita.groups import Group
 from vlp_plugins.rows.columns import Columns
+from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.solvers.importance import Importance
 from vlp_plugins.solvers.problem import Problem, Solution
 from vlp_plugins.solvers.rows import Rows

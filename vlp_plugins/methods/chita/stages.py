@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.chita.batches import Calibration
@@ -21,7 +18,9 @@ from vlp_plugins.methods.chita.settings import DEFAULT_ROUNDS, DEFAULT_SCHEDULE,
 from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.context import Context, Cost
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.schedules import schedule_by_name
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.schedules import schedule_by_name
 
 logger = logging.getLogger("vlp_plugins.methods")
 

@@ -4,8 +4,8 @@
 default, `published` what the published code trains.
 """
 
-from vlp_plugins.allocation.thresholds import ModalityAllocation
 from vlp_plugins.methods.tamt.procedure import Tamt
+from vlp_plugins.scoring.allocation import ModalityAllocation
 
 __all__ = ["Tamt", "lamp_tamt", "tamt"]
 

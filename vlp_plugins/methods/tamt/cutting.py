@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.allocation.base import Allocation
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.scorers.base import Evidence, Scorer
-from vlp_plugins.selection import Scored, Selection
+from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.scoring.selection import Scored, Selection
 
 _SCORE = "trained"
 

@@ -10,10 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vlp_plugins.allocation.base import Allocation
-from vlp_plugins.allocation.thresholds import GlobalAllocation
 from vlp_plugins.calibration.loss import bytes_of_state
-from vlp_plugins.intrinsic.factors import Factors, guided_name
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
@@ -28,6 +25,8 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, suggest
 from vlp_plugins.runtime.sharding import is_sharded
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors, guided_name
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.tamt.cutting import Cutting
-from vlp_plugins.selection import Selection
-from vlp_plugins.thresholds import find_cuts
+from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.selection import Selection
+from vlp_plugins.scoring.threshold import find_cuts
 
 LEARNING_RATE = 5e-5
 BETAS = (0.9, 0.999)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from vlp_plugins.intrinsic.factors import Factors
 from vlp_plugins.methods.tamt.cutting import Cutting
-from vlp_plugins.scorers.lamp import lamp
-from vlp_plugins.selection import Selection
+from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.lamp import lamp
+from vlp_plugins.scoring.selection import Selection
 
 LEARNING_RATE = 0.04
 LARGEST_STEP = 2.0

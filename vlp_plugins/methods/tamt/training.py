@@ -12,7 +12,7 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.sharding import whole, write, zero_outside
-from vlp_plugins.selection import Selection
+from vlp_plugins.scoring.selection import Selection
 
 
 class Scores(Protocol):

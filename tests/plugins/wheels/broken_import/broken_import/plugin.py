@@ -2,7 +2,7 @@
 
 import a_module_that_nobody_installed  # noqa: F401
 from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.scorers.magnitude import Magnitude
+from vlp_plugins.scoring.magnitude import Magnitude
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 
 
 class Largest(Scorer):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from acme_pruning.closeness import ClosenessToMean
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 
 
 @hookimpl

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.calibration.statistic import Statistic
-from vlp_plugins.cuts import Cut
 from vlp_plugins.runtime.errors import no_exit
+from vlp_plugins.scoring.threshold import Cut
 
 _SAFE = (2.0**-20, 2.0**20)
 

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.cuts import KEEP_ALL, Cut, pick
 from vlp_plugins.runtime.parallel import over_tensors
-from vlp_plugins.scorers.base import Evidence, MagnitudeRanked
-from vlp_plugins.thresholds import order_keys
+from vlp_plugins.scoring.score import Evidence, MagnitudeRanked
+from vlp_plugins.scoring.threshold import KEEP_ALL, Cut, order_keys, pick
 
 _SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
 _BUCKETS = 1 << 15

@@ -11,7 +11,7 @@ from vlp_plugins.calibration.statistic import (
     ActivationStatistic,
     InputSecondMoment,
 )
-from vlp_plugins.scorers.base import Evidence, Scorer, in_range
+from vlp_plugins.scoring.score import Evidence, Scorer, in_range
 
 
 def wanda(weight: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:

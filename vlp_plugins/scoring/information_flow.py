@@ -12,7 +12,7 @@ from vlp_plugins.calibration.statistic import (
     InputSecondMoment,
 )
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.scorers.base import Evidence, Scorer, in_range
+from vlp_plugins.scoring.score import Evidence, Scorer, in_range
 
 
 def neuron_saliency(

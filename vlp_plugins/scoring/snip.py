@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient, Statistic
-from vlp_plugins.scorers.base import Evidence, Scorer
+from vlp_plugins.scoring.score import Evidence, Scorer
 
 
 def snip(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,13 @@ from typing import Protocol
 
 import torch
 
-from vlp_plugins.brackets import Sampled
-from vlp_plugins.cuts import Cut, ScoreSource
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import NonFiniteError, no_exit
 from vlp_plugins.runtime.sharding import OnDemand
-from vlp_plugins.scorers.base import Evidence, MagnitudeRanked, Scorer
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.scorers.scaled import Scaled, before_scaling
-from vlp_plugins.thresholds import find_cuts
+from vlp_plugins.scoring.factors import Scaled, before_scaling
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer
+from vlp_plugins.scoring.threshold import Cut, Sampled, ScoreSource, find_cuts
 
 
 class Selection(Protocol):

@@ -1,1 +1,0 @@
-"""Published scores, one per file."""

@@ -1,0 +1,1 @@
+"""Scores of weights, and how many each tensor keeps by them. Rank 4."""

@@ -1,0 +1,336 @@
+"""Exact thresholds without sorting: sampled brackets and histograms, ties by position.
+
+The sorted sample gives a narrow bracket around each threshold. The sweep counts what lies below it
+and picks what lies inside, about one element in a hundred, among which the threshold is found
+exactly. If a guess was wrong the counts show it, and the histograms of `thresholds` decide.
+
+float32 values are mapped to integers of the same order. One sweep counts the upper 16 bits, a
+second one the lower 16 bits inside the bucket that holds the k-th value, so the threshold is exact
+after two sweeps, whatever the number of tensors. Scores are recomputed in each sweep: nothing of
+the model's size is ever stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vlp_plugins.runtime.parallel import over_tensors
+
+ScoreSource = Callable[[], torch.Tensor]
+"""Computes the float32 scores of one tensor, the same every time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which elements of one tensor go: all below `threshold` and the first `ties` equal to it.
+
+    Attributes:
+        remove: how many elements go.
+        threshold: score at which the cut lies; -inf removes none, +inf all.
+        ties: how many of the elements equal to the threshold are among the removed; the first
+            ones by position.
+        equal: how many elements are equal to the threshold.
+    """
+
+    remove: int
+    threshold: float
+    ties: int = 0
+    equal: int = 0
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """True where an element stays; bool, shape of `scores`."""
+        if self.remove == 0:
+            return torch.ones_like(scores, dtype=torch.bool)  # also those of -inf
+        keep = _above(scores, self.threshold)
+        if self.ties < self.equal:
+            places = torch.nonzero((scores == self.threshold).flatten())[self.ties :, 0]
+            keep.view(-1)[places] = True
+        return keep
+
+
+def _above(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    if scores.device.type != "cpu":
+        return scores > threshold
+    # NumPy compares several times as fast as torch on a CPU; the threshold is a float32 exactly.
+    return torch.from_numpy(np.asarray(scores.numpy() > np.float32(threshold)))
+
+
+KEEP_ALL = Cut(0, -math.inf)
+
+
+def pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """`values[chosen]` of two 1-D tensors; on the CPU by NumPy, which is three times as fast."""
+    if values.device.type != "cpu":
+        return values[chosen]
+    return torch.from_numpy(np.compress(chosen.numpy(), values.numpy()))
+
+
+_DRAWS = 1 << 18  # elements of a sample of many tensors
+_BLOCK = 1 << 17  # scores in a block: half a megabyte
+_SIGMAS = 6.0  # half the width of a bracket, in standard errors of the sample's quantile
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A tensor whose scores can be sampled without computing all of them.
+
+    Attributes:
+        numel: number of its elements.
+        every: the scores of every n-th element, 1-D float32.
+    """
+
+    numel: int
+    every: Callable[[int], torch.Tensor]
+
+
+def bracketed_cuts(
+    sources: Mapping[str, ScoreSource],
+    samples: Mapping[str, Sampled],
+    removals: Sequence[int],
+    *,
+    all_ties: bool,
+    device: torch.device,
+) -> dict[int, dict[str, Cut]]:
+    """Cuts by removal, for those removals whose bracket held the threshold.
+
+    Args:
+        sources: as in `find_cuts`.
+        samples: of the same tensors.
+        removals: each above 0 and below the number of elements.
+        all_ties: as in `find_cuts`.
+        device: where the scores are.
+    """
+    total = sum(sample.numel for sample in samples.values())
+    stride = spread(total // min(_DRAWS, max(1024, total // 128)))
+    drawn = torch.cat([sample.every(stride).flatten().cpu() for sample in samples.values()])
+    ordered = np.sort(drawn.numpy())
+    brackets = [_bracket(ordered, removal / total) for removal in removals]
+
+    def sweep(name: str) -> list[tuple[int, np.ndarray]]:
+        scores = sources[name]().flatten()
+        split = _below_and_inside if scores.device.type == "cpu" else _on_device
+        return [split(scores, low, high) for low, high in brackets]
+
+    swept = dict(zip(sources, over_tensors(sweep, sources, device), strict=True))
+    found = {}
+    for i, removal in enumerate(removals):
+        cuts = _cuts({name: parts[i] for name, parts in swept.items()}, removal, all_ties)
+        if cuts is not None:
+            found[removal] = cuts
+    return found
+
+
+def _below_and_inside(scores: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
+    """How many scores are below `low`, and those from `low` to `high`.
+
+    By NumPy, whose comparisons are faster than torch's on a CPU, in blocks that stay in a core's
+    cache: fresh memory costs more time than comparing.
+    """
+    values = scores.numpy()
+    below = 0
+    inside = []
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        reached = block >= low
+        below += len(block) - int(np.count_nonzero(reached))
+        inside.append(np.compress(reached & (block <= high), block))
+    return below, np.concatenate(inside) if inside else values
+
+
+def _on_device(scores: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
+    reached = scores >= low
+    inside = scores[reached & (scores <= high)]
+    return int(scores.numel() - reached.count_nonzero()), inside.cpu().numpy()
+
+
+def spread(stride: int) -> int:
+    """The next stride without the factors of usual layer widths, so that all columns are met."""
+    while any(stride % factor == 0 for factor in (2, 3, 5, 7)) and stride > 1:
+        stride += 1
+    return max(1, stride)
+
+
+def _bracket(ordered: np.ndarray, fraction: float) -> tuple[float, float]:
+    size = len(ordered)
+    margin = _SIGMAS * (fraction * (1 - fraction) * size) ** 0.5 + 2
+    low, high = int(fraction * size - margin), int(fraction * size + margin) + 1
+    return (
+        float(ordered[low]) if low >= 0 else -np.inf,
+        float(ordered[high]) if high < size else np.inf,
+    )
+
+
+def _cuts(
+    parts: Mapping[str, tuple[int, np.ndarray]], removal: int, all_ties: bool
+) -> dict[str, Cut] | None:
+    """The cuts from counts below the bracket and scores inside; None if the bracket missed."""
+    inside = np.concatenate([values for _, values in parts.values()])
+    rank = removal - sum(below for below, _ in parts.values())
+    if not 1 <= rank <= len(inside):
+        return None
+    threshold = np.partition(inside, rank - 1)[rank - 1]
+    quota = rank - int(np.count_nonzero(inside < threshold))
+    cuts = {}
+    for name, (below, values) in parts.items():
+        equal = int(np.count_nonzero(values == threshold))
+        ties = equal if all_ties else min(equal, quota)
+        quota -= min(equal, quota)
+        remove = below + int(np.count_nonzero(values < threshold)) + ties
+        cuts[name] = Cut(remove, float(threshold), ties, equal)
+    return cuts
+
+
+_BUCKETS = 1 << 16
+SAMPLED_FROM = 1 << 17
+"""Fewer elements than this are counted, not sampled: there is nothing to save."""
+
+
+def order_keys(scores: torch.Tensor) -> torch.Tensor:
+    """Integers with the order of the scores.
+
+    Args:
+        scores: float32, any shape, no NaN.
+
+    Returns:
+        int32, 1-D; scores that are not negative keep their bits.
+    """
+    bits = scores.contiguous().view(torch.int32).flatten()
+    if bits.numel() == 0 or int(bits.min()) >= 0:
+        return bits
+    bits = (scores + 0.0).contiguous().view(torch.int32).flatten()  # -0.0 becomes +0.0
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _upper(keys: torch.Tensor) -> torch.Tensor:
+    """The upper 16 bits as int16: a view of every other half (little-endian), no arithmetic."""
+    return keys.view(torch.int16)[1::2]
+
+
+def _key_to_score(key: int) -> float:
+    bits = key if key >= 0 else key ^ 0x7FFFFFFF
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def find_cuts(
+    sources: Mapping[str, ScoreSource],
+    removals: Sequence[int],
+    *,
+    all_ties: bool = False,
+    device: torch.device | None = None,
+    samples: Mapping[str, Sampled] | None = None,
+) -> list[dict[str, Cut]]:
+    """Cuts that remove the smallest scores of several tensors taken together.
+
+    Equal scores are broken by position: first tensor first, first element first.
+
+    Args:
+        sources: by name, in order.
+        removals: for every cut how many elements to remove, each from 0 to the total number.
+        all_ties: remove every element equal to the threshold, as published code does (quirk G1).
+        device: where the scores are; on a CPU the tensors are shared out among its cores.
+        samples: cheap samples of the scores of all tensors; they save one of the two sweeps.
+
+    Returns:
+        For every entry of `removals`, the cut of every tensor. The `remove` fields sum to the
+        entry exactly (to more with `all_ties` and ties).
+    """
+    device = device or torch.device("cpu")
+    found: dict[int, dict[str, Cut]] = {0: dict.fromkeys(sources, KEEP_ALL)}
+    if samples is not None and (size := sum(s.numel for s in samples.values())) >= SAMPLED_FROM:
+        inner = [removal for removal in dict.fromkeys(removals) if 0 < removal < size]
+        found |= bracketed_cuts(sources, samples, inner, all_ties=all_ties, device=device)
+    if missing := [removal for removal in removals if removal not in found]:
+        found |= _cuts_by_histogram(sources, missing, all_ties, device)
+    return [found[removal] for removal in removals]
+
+
+def _cuts_by_histogram(
+    sources: Mapping[str, ScoreSource],
+    removals: Sequence[int],
+    all_ties: bool,
+    device: torch.device,
+) -> dict[int, dict[str, Cut]]:
+    names = list(sources)
+    counted = over_tensors(lambda name: _coarse_counts(sources[name]()), names, device)
+    coarse = dict(zip(names, counted, strict=True))
+    total = sum(counts.to("cpu", torch.int64) for counts in coarse.values())
+    cumulative = torch.as_tensor(total).cumsum(0)
+    size = int(cumulative[-1])
+    buckets: dict[int, int] = {}
+    for removal in removals:
+        if not 0 <= removal <= size:
+            raise ValueError(f"cannot remove {removal} of {size} elements")
+        if removal < size or all_ties:
+            buckets[removal] = int(torch.searchsorted(cumulative, removal))
+    fine = {b: _fine_counts(sources, coarse, b, device) for b in sorted(set(buckets.values()))}
+    found = {}
+    for removal in removals:
+        if removal in buckets:
+            bucket = buckets[removal]
+            rank = removal - (int(cumulative[bucket - 1]) if bucket else 0)
+            found[removal] = _split(rank, bucket, coarse, fine[bucket], all_ties=all_ties)
+        else:
+            sizes = {name: int(counts.sum()) for name, counts in coarse.items()}
+            found[removal] = {name: Cut(n, math.inf) for name, n in sizes.items()}
+    return found
+
+
+def _coarse_counts(scores: torch.Tensor) -> torch.Tensor:
+    """Counts of the upper 16 bits of the keys, the most negative bucket first."""
+    upper = _upper(order_keys(scores)).contiguous()
+    if upper.numel() and int(upper.min()) < 0:
+        return _count(upper.int() + _BUCKETS // 2, _BUCKETS)
+    return torch.nn.functional.pad(_count(upper, _BUCKETS // 2), (_BUCKETS // 2, 0))
+
+
+def _count(values: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.bincount(values, minlength=size).to(torch.int32)
+
+
+def _fine_counts(
+    sources: Mapping[str, ScoreSource],
+    coarse: Mapping[str, torch.Tensor],
+    bucket: int,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """Counts of the lower 16 bits of the elements of one bucket, for tensors that have any."""
+
+    def count(name: str) -> torch.Tensor:
+        keys = order_keys(sources[name]())
+        inside = pick(keys, _upper(keys) == bucket - _BUCKETS // 2)
+        return _count(inside & 0xFFFF, _BUCKETS)
+
+    names = [name for name in sources if int(coarse[name][bucket])]
+    return dict(zip(names, over_tensors(count, names, device), strict=True))
+
+
+def _split(
+    rank: int,
+    bucket: int,
+    coarse: Mapping[str, torch.Tensor],
+    fine: Mapping[str, torch.Tensor],
+    *,
+    all_ties: bool,
+) -> dict[str, Cut]:
+    """The cuts at the `rank`-th smallest (1-based) element of a bucket."""
+    merged = torch.as_tensor(sum(counts.to("cpu", torch.int64) for counts in fine.values()))
+    cumulative = merged.cumsum(0)
+    low = int(torch.searchsorted(cumulative, rank))
+    quota = rank - (int(cumulative[low - 1]) if low else 0)
+    threshold = _key_to_score(((bucket - _BUCKETS // 2) << 16) | low)
+    cuts = {}
+    for name, counts in coarse.items():
+        below = int(counts[:bucket].sum(dtype=torch.int64))
+        equal = 0
+        if name in fine:
+            below += int(fine[name][:low].sum(dtype=torch.int64))
+            equal = int(fine[name][low])
+        ties = equal if all_ties else min(equal, quota)
+        quota -= min(equal, quota)
+        cuts[name] = Cut(below + ties, threshold, ties, equal)
+    return cuts
