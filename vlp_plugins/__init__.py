@@ -20,9 +20,9 @@ from vlp_plugins.runtime.version import __version__
 if TYPE_CHECKING:
     from vlp_plugins.calibration.batches import interleave
     from vlp_plugins.calibration.statistics import Statistics
+    from vlp_plugins.dimension.profile import IdProfile
     from vlp_plugins.dimensions import measure_id
     from vlp_plugins.gathering import gather, split_half
-    from vlp_plugins.intrinsic.profile import IdProfile
     from vlp_plugins.masks.lock import SparsityLock
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.models.generic import ModuleAdapter
@@ -49,7 +49,7 @@ __all__ = [
 
 _HOMES = {
     "GradualPruning": "vlp_plugins.training",
-    "IdProfile": "vlp_plugins.intrinsic.profile",
+    "IdProfile": "vlp_plugins.dimension.profile",
     "Masks": "vlp_plugins.masks",
     "ModuleAdapter": "vlp_plugins.module_adapter",
     "Pattern": "vlp_plugins.allocation",

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp_plugins.intrinsic.estimate import Estimator
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.intrinsic.outputs import Padding
-from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.intrinsic.usual import usual_settings
+from vlp_plugins.dimension.measure import default_settings, measure
+from vlp_plugins.dimension.outputs import Padding
+from vlp_plugins.dimension.profile import IdProfile
+from vlp_plugins.dimension.twonn import Estimator
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant, checked_arguments, is_published
 from vlp_plugins.models.weights import WeightMap
@@ -73,7 +72,7 @@ def measure_id(
     """
     published = is_published(variant)
     adapter = resolve_adapter(model, adapter)
-    usual = usual_settings(published=published)
+    usual = default_settings(published=published)
     return measure(
         model,
         adapter,

@@ -13,7 +13,7 @@ from torch import nn
 from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import composed

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided

@@ -20,8 +20,8 @@ from transformers.utils import logging as chatter
 from benchmarks.demo.build_data import build
 from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimensions import measure_id
-from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.recipes.recipe import DataRecipe

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.parity.family import Line
-from vlp_plugins.intrinsic.estimate import Estimator
-from vlp_plugins.intrinsic.twonn import estimate
+from vlp_plugins.dimension.twonn import Estimator, estimate
 
 DIMENSION_TOLERANCE = 1e-3
 """Relative, of the slope on all points and of every mean over blocks."""

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import seconds
-from vlp_plugins.intrinsic.neighbours import nearest_two
+from vlp_plugins.dimension.neighbours import nearest_two
 
 TARGET = 0.5
 SQUARE = 2048

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.speed import neighbours
 from benchmarks.speed.__main__ import TIMINGS, main
-from vlp_plugins.intrinsic.twonn import estimate
+from vlp_plugins.dimension.twonn import estimate
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["hosts", "--help"]], ids=str)

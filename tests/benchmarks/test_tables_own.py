@@ -23,8 +23,8 @@ from benchmarks.papers.experiments.lambda_grid import POWERS
 from benchmarks.papers.own import OwnWorld
 from benchmarks.papers.rendering import render
 from benchmarks.papers.ways import VIT_WAYS, WAYS, Way
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.runtime.errors import DataError, RecipeError, VlpError
 
 PAPER = {"models": {"blip": "b", "xvlm": "x"}, "calibration": "c", "data": {"retrieval": "r"}}

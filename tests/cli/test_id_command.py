@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from vlp_command import Command, command
 
 from vlp_plugins.cli.program import main
-from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.report.dimensions import (
     by_modality,
     dimension_by_depth,

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from vlp_command import Command
 
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.memory import bytes_of
 
@@ -112,7 +112,7 @@ def test_an_interrupted_run_does_not_measure_again(vlp, words, guided, tmp_path,
     assert command[command.index("--method") + 1] == "id*multiflow"
     assert (tmp_path / "o.work").is_dir()
 
-    from vlp_plugins.intrinsic import measuring
+    from vlp_plugins.dimension import measure as measuring
 
     monkeypatch.setattr(measuring.Pass, "run", interrupted)
     vlp(*command[1:])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from vlp_command import Command, command
 
-from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.loading import load_model
 from vlp_plugins.models.weights import WeightMap
 

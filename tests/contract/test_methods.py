@@ -8,12 +8,12 @@ from transformers import BatchEncoding
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.batches import interleave, to_device
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.evaluation.classification import classification
 from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.gathering import gather
-from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition

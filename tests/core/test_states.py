@@ -11,8 +11,8 @@ import torch
 import vlp_plugins
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
+from vlp_plugins.dimension.state import State, StateFile
 from vlp_plugins.finetuning.loss_log import LossLog
-from vlp_plugins.intrinsic.state import State, StateFile
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.checkpoints import Stage, StageFile

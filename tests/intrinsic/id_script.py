@@ -12,9 +12,9 @@ from torch.distributed.fsdp import fully_shard
 from toy import ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
-from vlp_plugins.intrinsic import room
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension import points as room
+from vlp_plugins.dimension.measure import measure
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap

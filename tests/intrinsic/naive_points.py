@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vlp_plugins.calibration.statistic import Site
-from vlp_plugins.intrinsic import computing
-from vlp_plugins.intrinsic.estimate import Estimate
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension import measure as computing
+from vlp_plugins.dimension.measure import measure
+from vlp_plugins.dimension.profile import IdProfile
+from vlp_plugins.dimension.twonn import Estimate
 from vlp_plugins.models.adapter import Adapter, Stream
 from vlp_plugins.models.weights import WeightMap
 

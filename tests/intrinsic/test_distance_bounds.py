@@ -4,9 +4,13 @@ import pytest
 import torch
 from point_clouds import normal
 
-from vlp_plugins.intrinsic import bounds as bounds_module
-from vlp_plugins.intrinsic.bounds import DistanceBounds
-from vlp_plugins.intrinsic.products import centred_gram, product_error, squared_distances
+from vlp_plugins.dimension import neighbours as bounds_module
+from vlp_plugins.dimension.neighbours import (
+    DistanceBounds,
+    centred_gram,
+    product_error,
+    squared_distances,
+)
 
 
 def all_squared(points):

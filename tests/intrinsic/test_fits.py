@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vlp_plugins.intrinsic.fits import likelihood, slope
+from vlp_plugins.dimension.twonn import likelihood, slope
 
 
 def log_ratios(n=200, dimension=4.0, seed=0):

@@ -12,10 +12,12 @@ import torch
 from naive_points import measured, naive_points
 from toy import ToyAdapter, toy_batches, toy_model
 
-from vlp_plugins.intrinsic import points, room
-from vlp_plugins.intrinsic.gatherer import Gatherer
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.intrinsic.plan import plan
+from vlp_plugins.dimension import points
+from vlp_plugins.dimension import points as room
+from vlp_plugins.dimension.data_pass import Gatherer
+from vlp_plugins.dimension.measure import measure
+from vlp_plugins.dimension.plan import plan
+from vlp_plugins.dimension.points import Points, _spread
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 
@@ -51,7 +53,7 @@ class Meter:
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     found = Meter()
-    init, spread, release = points.Points.__init__, points._spread, Gatherer.release
+    init, spread, release = Points.__init__, _spread, Gatherer.release
 
     def watched_init(self, *args):
         init(self, *args)
@@ -68,7 +70,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
         return release(self, group)
 
     monkeypatch.setattr(Gatherer, "release", watched_release)
-    monkeypatch.setattr(points.Points, "__init__", watched_init)
+    monkeypatch.setattr(Points, "__init__", watched_init)
     monkeypatch.setattr(points, "_spread", watched_spread)
     return found
 

@@ -15,7 +15,7 @@ from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
 from vlp_plugins.calibration.statistic import Site
-from vlp_plugins.intrinsic.measuring import measure
+from vlp_plugins.dimension.measure import measure
 from vlp_plugins.models.adapter import Stream
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.intrinsic.packing import Need, fits, pack
+from vlp_plugins.dimension.points import Need, fits, pack
 from vlp_plugins.runtime.errors import UnsupportedError
 
 

@@ -13,7 +13,7 @@ from id_script import BATCHES, GOLDEN, run
 from toy import toy_batches
 
 from benchmarks.parity.family import Family
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.models.discovery import registry
 
 SCRIPT = Path(__file__).with_name("id_script.py")

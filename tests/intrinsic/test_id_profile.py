@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from toy import ToyAdapter, toy_model
 
-from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from toy import ToyAdapter, toy_batches, toy_model
 
-from vlp_plugins.intrinsic import room
-from vlp_plugins.intrinsic.estimate import Estimator
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.intrinsic.state import NAME
+from vlp_plugins.dimension import points as room
+from vlp_plugins.dimension.measure import measure
+from vlp_plugins.dimension.profile import IdProfile
+from vlp_plugins.dimension.state import NAME
+from vlp_plugins.dimension.twonn import Estimator
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, StatisticsError
 

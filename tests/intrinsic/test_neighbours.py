@@ -6,9 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal
 
-from vlp_plugins.intrinsic import neighbours as neighbours_module
-from vlp_plugins.intrinsic import products
-from vlp_plugins.intrinsic.neighbours import nearest_in_blocks, nearest_two, working_bytes
+from vlp_plugins.dimension import neighbours as neighbours_module
+from vlp_plugins.dimension.neighbours import (
+    nearest_in_blocks,
+    nearest_two,
+    squared_distances,
+    working_bytes,
+)
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
 from vlp_plugins.runtime.memory import peak_memory
 
@@ -28,7 +32,7 @@ def measured(monkeypatch):
 
     def spy(points, pairs, dtype):
         calls.append((pairs, dtype))
-        return products.squared_distances(points, pairs, dtype)
+        return squared_distances(points, pairs, dtype)
 
     monkeypatch.setattr(neighbours_module, "squared_distances", spy)
     return calls

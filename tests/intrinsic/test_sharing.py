@@ -4,10 +4,9 @@ import pytest
 import torch
 from point_clouds import normal
 
-from vlp_plugins.intrinsic import sharing
-from vlp_plugins.intrinsic.bounds import Neighbours
-from vlp_plugins.intrinsic.neighbours import nearest_in_blocks
-from vlp_plugins.intrinsic.sharing import inflation
+from vlp_plugins.dimension import twonn as sharing
+from vlp_plugins.dimension.neighbours import Neighbours, nearest_in_blocks
+from vlp_plugins.dimension.twonn import inflation
 
 
 def cloud(n=60):

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal, torus
 from safetensors.torch import load_file
 
-from vlp_plugins.intrinsic.estimate import Estimator
-from vlp_plugins.intrinsic.fits import slope
-from vlp_plugins.intrinsic.twonn import disjoint_blocks, estimate
+from vlp_plugins.dimension.twonn import Estimator, disjoint_blocks, estimate, slope
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "id"

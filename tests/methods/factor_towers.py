@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.score import Evidence, Scorer

@@ -7,9 +7,9 @@ from factor_towers import profile_of
 from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy
 
+from vlp_plugins.dimension import measure as usual
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.gathering import gather, split_half
-from vlp_plugins.intrinsic import usual
 from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.context import Context

@@ -14,7 +14,7 @@ from toy import toy_batches
 from toy_loss import losing_toy
 
 from benchmarks.parity.blip import model_from_golden
-from vlp_plugins.intrinsic.profile import IdProfile, LayerDimension
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.runtime.errors import MaskError, UnknownNameError, UnsupportedError
 from vlp_plugins.training.gradual import GradualPruning
 from vlp_plugins.training.platon import Platon

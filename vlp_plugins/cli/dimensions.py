@@ -98,10 +98,10 @@ def id_(
 
 def _options_of(values: dict[str, Any]) -> dict[str, Any]:
     """The keywords of `measure_id`; an estimator that is not asked for is left to the variant."""
-    from vlp_plugins.intrinsic.usual import usual_settings
+    from vlp_plugins.dimension.measure import default_settings
 
     variant = values["variant"]
-    usual, _ = usual_settings(published=variant == "published")
+    usual, _ = default_settings(published=variant == "published")
     blocks = values["blocks"] or usual.blocks
     return {
         "estimator": replace(usual, fit=values["fit"], drop=values["drop"], blocks=blocks),

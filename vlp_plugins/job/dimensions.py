@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimensions import measure_id
-from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts, source_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.workplace import claimed, delete_work, working

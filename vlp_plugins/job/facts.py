@@ -9,7 +9,7 @@ import torch
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.page import Table

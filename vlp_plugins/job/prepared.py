@@ -11,7 +11,7 @@ from torch import nn
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks

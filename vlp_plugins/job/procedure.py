@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.job.workplace import working
 from vlp_plugins.masks.masks import Masks

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.calibration.batches import batch_size
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.sensitivity_page import findings_of

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.dimensions import PROFILE
 from vlp_plugins.job.facts import StopWatch, keeps_statistics
 from vlp_plugins.job.prepared import Prepared

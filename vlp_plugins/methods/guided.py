@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.intrinsic.measuring import measure
-from vlp_plugins.intrinsic.profile import IdProfile
-from vlp_plugins.intrinsic.usual import usual_settings
+from vlp_plugins.dimension.measure import default_settings, measure
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition, composed
@@ -90,7 +89,7 @@ class IdGuided(Procedure):
         Raises:
             VlpError: see `vlp_plugins.intrinsic.measuring.measure`.
         """
-        estimator, padding = usual_settings(published=context.published)
+        estimator, padding = default_settings(published=context.published)
         return measure(
             context.model,
             context.adapter,

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.intrinsic.plan import IdPlan, plan
-from vlp_plugins.intrinsic.twonn import check_number
-from vlp_plugins.intrinsic.usual import usual_settings
+from vlp_plugins.dimension.measure import default_settings
+from vlp_plugins.dimension.plan import IdPlan, plan
+from vlp_plugins.dimension.twonn import check_number
 from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.models.request import is_published
 from vlp_plugins.plan.made_up import MadeUp
@@ -60,7 +60,7 @@ def plan_dimensions(
     made_up = MadeUp(loaded.adapter, loaded.processor, min(data.batch_size, samples), _PIXELS)
     batch = next(iter(made_up))
     published = is_published(options["variant"])
-    estimator = options["estimator"] or usual_settings(published=published)[0]
+    estimator = options["estimator"] or default_settings(published=published)[0]
     check_number(samples, estimator, what="samples")
     dtype = dtype_of(options["dtype"])
     budget = options["memory_budget"]

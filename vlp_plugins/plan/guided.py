@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from vlp_plugins.intrinsic.plan import plan
-from vlp_plugins.intrinsic.twonn import check_number
-from vlp_plugins.intrinsic.usual import usual_settings
+from vlp_plugins.dimension.measure import default_settings
+from vlp_plugins.dimension.plan import plan
+from vlp_plugins.dimension.twonn import check_number
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.plan.made_up import MadeUp
@@ -38,7 +38,7 @@ def plan_guided(job: Prepared, method: IdGuided, batches: MadeUp, inner: Plan) -
             f"dimensions for {method.name!r} takes; give their number with --batches"
         )
     budget = job.recipe.memory_budget
-    estimator, padding = usual_settings(published=job.published)
+    estimator, padding = default_settings(published=job.published)
     check_number(count * batches.size, estimator, what="samples")
     batch = next(iter(batches))
     start = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.intrinsic.plan import IdPlan
+from vlp_plugins.dimension.plan import IdPlan
 from vlp_plugins.masks.manifest import Count
 from vlp_plugins.methods.context import Cost
 from vlp_plugins.models.weights import WeightMap

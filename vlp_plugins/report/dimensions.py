@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.intrinsic.profile import LayerDimension
+from vlp_plugins.dimension.profile import LayerDimension
 from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
 from vlp_plugins.report.spreadsheet import csv_text
 

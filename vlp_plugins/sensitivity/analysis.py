@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.intrinsic.profile import LayerDimension
+from vlp_plugins.dimension.profile import LayerDimension
 from vlp_plugins.report.dimensions import vision_sentences as vision_dimensions
 from vlp_plugins.sensitivity.curves import Sensitivity
 from vlp_plugins.sensitivity.prunability import TOLERANCE, Prunability, prunabilities

@@ -13,7 +13,7 @@ from torch import nn
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.intrinsic.profile import IdProfile
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.lock import SparsityLock, held_by_none
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch_pruning.dependency import DependencyGraph, Group
 
 from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.hosts.torch_pruning.following import watch, watch_group, without
 from vlp_plugins.hosts.torch_pruning.places import Place, at_modules, places_of
 from vlp_plugins.hosts.torch_pruning.scoring import LADDER, vectors_of
 from vlp_plugins.hosts.torch_pruning.vectors import Reduction, check_words, normalised, reduced
-from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.methods.base import Method
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant, checked_arguments

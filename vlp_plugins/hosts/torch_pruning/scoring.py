@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimensions import measure_id
 from vlp_plugins.hosts.torch_pruning.vectors import Fixed, Scored, Vectors
-from vlp_plugins.intrinsic.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition

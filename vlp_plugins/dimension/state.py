@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.calibration.statistic import Site
-from vlp_plugins.intrinsic.estimate import Estimate
-from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.dimension.points import Met, Sites
+from vlp_plugins.dimension.twonn import Estimate
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import read_json, write_json
 from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size

@@ -10,10 +10,8 @@ from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, to_device
 from vlp_plugins.calibration.hooks import check_reached
-from vlp_plugins.intrinsic.outputs import Output, OutputProbe, Padding
-from vlp_plugins.intrinsic.packing import Need, pack
-from vlp_plugins.intrinsic.room import Room, expected
-from vlp_plugins.intrinsic.sites import Met, Sites
+from vlp_plugins.dimension.outputs import Output, OutputProbe, Padding
+from vlp_plugins.dimension.points import Met, Need, Room, Sites, expected, pack
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import all_reduce_min, batch_shard

@@ -1,0 +1,1 @@
+"""The intrinsic dimension of what layers give out. Rank 5."""
