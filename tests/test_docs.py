@@ -7,8 +7,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.resolving import make_method
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

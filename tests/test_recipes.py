@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.recipes.command import (
     OPTIONS,
@@ -24,7 +25,6 @@ from vlp_plugins.recipes.finetuning import load_finetune_recipe
 from vlp_plugins.recipes.reading import load_recipe
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.recipes.values import amount_of, penalty_of
-from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import RecipeError, SparsityError
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"

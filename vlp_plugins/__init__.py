@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from vlp_plugins.gathering import gather, split_half
     from vlp_plugins.masks.lock import SparsityLock
     from vlp_plugins.masks.masks import Masks
+    from vlp_plugins.methods.gradual.pruning import GradualPruning
     from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import prune
     from vlp_plugins.scoring.allocation import Pattern
-    from vlp_plugins.training.gradual import GradualPruning
 
 __all__ = [
     "GradualPruning",

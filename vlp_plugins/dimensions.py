@@ -13,10 +13,10 @@ from vlp_plugins.dimension.measure import default_settings, measure
 from vlp_plugins.dimension.outputs import Padding
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimension.twonn import Estimator
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant, checked_arguments, is_published
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import dtype_of, neutral_state, takes_model
 

@@ -13,14 +13,10 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.compare import Overlap
-from vlp_plugins.methods.base import Method
-from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.methods.making import make_masks
-from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
-from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import (
+from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
     resolve_profile,
@@ -28,6 +24,9 @@ from vlp_plugins.resolving import (
     with_pattern,
     with_profile,
 )
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model
 from vlp_plugins.scoring.allocation import Allocation

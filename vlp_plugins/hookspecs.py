@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from vlp_plugins.methods.base import Method
+    from vlp_plugins.methods.method import Method
     from vlp_plugins.models.adapter import Adapter
     from vlp_plugins.scoring.score import Scorer
 

@@ -29,8 +29,7 @@ from vlp_plugins.models.registry import Registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError, VlpError
 from vlp_plugins.runtime.model_state import default_device, neutral_state
-from vlp_plugins.structured.files import is_structured
-from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.files import is_structured, rebuild
 
 _log = logging.getLogger(__name__)
 

@@ -15,16 +15,10 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Method, Procedure
-from vlp_plugins.methods.composition import composed
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.methods.making import make_masks
-from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.inspection import warn_of_dense
-from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
-from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import (
+from vlp_plugins.methods.composition import composed, make_masks
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Context, Method, Procedure
+from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
     resolve_profile,
@@ -32,6 +26,10 @@ from vlp_plugins.resolving import (
     with_pattern,
     with_profile,
 )
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.inspection import warn_of_dense
+from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, no_exit
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of, neutral_state, takes_model

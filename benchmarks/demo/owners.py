@@ -25,12 +25,11 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.methods.composition import composed
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.composition import composed, make_masks
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import make_method
 
 POOL = 2000  # pairs that calibration samples are drawn from
 SAMPLES = (512, 64)

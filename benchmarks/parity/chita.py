@@ -12,9 +12,8 @@ import torch
 from benchmarks.parity.family import Family, Line, recorded_names, recorded_negatives
 from benchmarks.parity.negatives import RecordedNegatives
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Procedure
-from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
-from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.chita.method import chita, chita_plus_plus
+from vlp_plugins.methods.method import Context, Procedure
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 

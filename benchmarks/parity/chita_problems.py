@@ -27,10 +27,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.results import add_record_options, recorded
-from vlp_plugins.solvers.objective import objective
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.rows import MemoryRows
-from vlp_plugins.solvers.solve import Effort, solve
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.solve import Effort, solve
 
 TOLERANCE = 1e-5
 """Of the published objective, relative."""

@@ -18,11 +18,10 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT, InputSecondMoment, LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import make_method
 from vlp_plugins.scoring.score import Evidence
 
 LOSS_TOLERANCE = 1e-5

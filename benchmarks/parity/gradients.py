@@ -20,11 +20,10 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import composed
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.composition import composed, make_masks
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import make_method
 from vlp_plugins.scoring.snip import snip
 
 ROWS_TOLERANCE = 1e-4

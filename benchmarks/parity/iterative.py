@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 
 from benchmarks.parity.family import Family, Line, recorded_names, recorded_negatives
 from benchmarks.parity.negatives import RecordedNegatives
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.fresh_batches import FreshBatches
 from vlp_plugins.methods.iterative import itersnip
-from vlp_plugins.methods.tamt.procedure import Tamt
-from vlp_plugins.methods.tamt.training import masks_of
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.rounds import FreshBatches
+from vlp_plugins.methods.tamt.method import Tamt, masks_of
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.scoring.schedules import levels_of

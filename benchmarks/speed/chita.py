@@ -22,10 +22,9 @@ import torch
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import seconds
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
+from vlp_plugins.methods.chita.solver.solve import solve
 from vlp_plugins.runtime.parallel import over_tensors
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.rows import MemoryRows
-from vlp_plugins.solvers.solve import solve
 
 BLOCK = 10_000
 DENSITY = 0.25

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.results import recorded
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins.methods.chita.factories import chita
-from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.chita.method import chita
+from vlp_plugins.methods.method import Context
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune

@@ -29,9 +29,9 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.memory import peak_memory
-from vlp_plugins.structured.cutting import cut, prepare
-from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.cuts import cut, prepare
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 TARGET = 0.55
 PIXELS = 224

@@ -14,8 +14,8 @@ from benchmarks.papers.id_gain.findings import (
     verdicts,
 )
 from benchmarks.papers.id_gain.ways import ARMS, BUDGETS, FACTOR, PLAIN, Way, ways
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import OutputError
 
 

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from benchmarks.speed.latency import cpu_times, halved, multiply_adds, ratios, show, sizes
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.cuts import cut
 
 WIDTH, UNITS, LAYERS, TOKENS = 16, 32, 2, 6
 

@@ -27,8 +27,8 @@ from benchmarks.papers.views.penalties import as_good
 from benchmarks.papers.ways import LAMBDA, WAYS
 from benchmarks.papers.world import World
 from vlp_plugins.hosts.nni.search import draws
+from vlp_plugins.methods.resolve import resolve_method
 from vlp_plugins.report.drawing import svg_of
-from vlp_plugins.resolving import resolve_method
 from vlp_plugins.runtime.errors import OutputError
 
 ROOT = Path(__file__).parents[2]

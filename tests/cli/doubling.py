@@ -17,8 +17,7 @@ import torch
 from vlp_plugins.calibration.batches import batch_size, batches_again
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Procedure
-from vlp_plugins.methods.context import Context, Cost
+from vlp_plugins.methods.method import Context, Cost, Procedure
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.registry import Offer, Registry
 from vlp_plugins.runtime.errors import NonFiniteError

@@ -9,7 +9,7 @@ import pytest
 from vlp_command import Command
 
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.round_files import Progress, RoundFile
+from vlp_plugins.methods.rounds import Progress, RoundFile
 
 
 @pytest.fixture

@@ -22,17 +22,16 @@ from vlp_plugins.loading import load_model
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.sparse import load_sparse, save_sparse
+from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.structured.cutting import cut, prepare
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.check import example_batch
+from vlp_plugins.structured.cuts import cut, prepare
+from vlp_plugins.structured.files import rebuild, save_structured
 from vlp_plugins.structured.record import Kept
-from vlp_plugins.structured.writing import save_structured
-from vlp_plugins.training.gradual import GradualPruning
+from vlp_plugins.structured.survey import blocks_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 QUICK: dict[str, dict[str, Any]] = {

@@ -15,19 +15,18 @@ from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.gathering import gather
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Procedure
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.method import Context, Procedure
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import DataError, StatisticsError
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.selection import RowSelection
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.structured.checking import outputs
+from vlp_plugins.structured.check import outputs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 METHODS = registry().method_names()

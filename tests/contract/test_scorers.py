@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from vlp_plugins.methods.resolve import make_scorer
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.resolving import make_scorer
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked
 
 SCORERS = registry().scorer_names()

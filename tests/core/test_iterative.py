@@ -14,12 +14,11 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods import rounds as running
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.compositions import multiflow, omp
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.iterative import Iterative, itersnip
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods import iterative as running
+from vlp_plugins.methods.builtin import multiflow, omp
+from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.iterative import Iterative, itersnip, remove_weights
+from vlp_plugins.methods.method import Context
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
@@ -69,13 +68,13 @@ def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def all_rounds(monkeypatch):
     """The masks of every round."""
     found: list[Masks] = []
-    remove = running.remove
+    remove = remove_weights
 
     def watching(weights: WeightMap, masks: Masks) -> None:
         found.append(masks)
         remove(weights, masks)
 
-    monkeypatch.setattr(running, "remove", watching)
+    monkeypatch.setattr(running, "remove_weights", watching)
     return found
 
 

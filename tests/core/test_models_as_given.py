@@ -25,18 +25,17 @@ from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.sparse import load_sparse, save_sparse
+from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.sensitivity.running import sensitivity
-from vlp_plugins.structured.checking import outputs
-from vlp_plugins.structured.cutting import cut, prepare
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.check import outputs
+from vlp_plugins.structured.cuts import cut, masked, prepare
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.training.gradual import GradualPruning
+from vlp_plugins.structured.survey import blocks_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 ROOMS = ["evaluation", "structured", "finetuning", "sensitivity", "saving", "inspection"]

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel
 
+from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.training.gradual import GradualPruning
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

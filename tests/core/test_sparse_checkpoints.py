@@ -27,7 +27,7 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
-from vlp_plugins.structured.cutting import cut
+from vlp_plugins.structured.cuts import cut
 from vlp_plugins.structured.record import Kept
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -15,8 +15,8 @@ from vlp_plugins.dimension.state import State, StateFile
 from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.chita.checkpoints import Stage, StageFile
-from vlp_plugins.methods.round_files import Progress, RoundFile
+from vlp_plugins.methods.chita.method import ChitaRound, ChitaRoundFile
+from vlp_plugins.methods.rounds import Progress, RoundFile
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError
@@ -41,8 +41,8 @@ def rounds(folder):
 
 
 def stages(folder):
-    file = StageFile(folder, {"of": "toy"})
-    stage = Stage(1, torch.tensor([True, False]), torch.tensor([1.0, 0.0]), [], (), (), ())
+    file = ChitaRoundFile(folder, {"of": "toy"})
+    stage = ChitaRound(1, torch.tensor([True, False]), torch.tensor([1.0, 0.0]), [], (), (), ())
     return file.path, lambda: file.save(stage)
 
 

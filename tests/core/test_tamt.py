@@ -14,12 +14,9 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.tamt import lamp_tamt
-from vlp_plugins.methods.tamt.cutting import Cutting
-from vlp_plugins.methods.tamt.procedure import Tamt
-from vlp_plugins.methods.tamt.published import PublishedScores, initial_masks
-from vlp_plugins.methods.tamt.scores import SignedScores
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.tamt.method import Tamt, lamp_tamt
+from vlp_plugins.methods.tamt.scores import MaskRule, PublishedScores, SignedScores, initial_masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
@@ -147,7 +144,7 @@ def test_a_step_is_the_gradient_over_its_root_mean_square_but_for_the_largest():
     total = sum(value * value for values in by_mask.values() for value in values)
     scale = math.sqrt(total / weights.numel)
 
-    scores = SignedScores(dense, Cutting(weights, GlobalAllocation(), 0.5), learning_rate=0.2)
+    scores = SignedScores(dense, MaskRule(weights, GlobalAllocation(), 0.5), learning_rate=0.2)
     scores.step({name: gradient.clone() for name, gradient in gradients.items()}, factor=0.5)
 
     for name, value in scores.values.items():
@@ -218,7 +215,7 @@ def test_published_masks_start_at_twice_the_threshold_where_the_tensor_reaches_i
 def test_a_published_step_is_one_of_adamw_through_the_absolute_value():
     weights = WeightMap.of(losing_toy(), LosingAdapter())
     dense = dense_of(weights)
-    cutting = Cutting(weights, GlobalAllocation(), 0.5, published=True)
+    cutting = MaskRule(weights, GlobalAllocation(), 0.5, published=True)
     scores = PublishedScores(dense, cutting, 0.5, learning_rate=0.01)
     start = {name: value.double() for name, value in scores.values.items()}
     gradients = {name: torch.full(w.shape, 3.0) for name, w in dense.items()}

@@ -15,9 +15,9 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import save_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, NonFiniteError, UnsupportedError
-from vlp_plugins.structured.cutting import cut
-from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.cuts import cut
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 
 @pytest.mark.parametrize(("family", "task"), [each for each in CASES if each[1] != "retrieval"])

@@ -26,7 +26,7 @@ from vlp_plugins.runtime.errors import StatisticsError, StructureError, Unsuppor
 from vlp_plugins.scoring.information_flow import InformationFlow
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Evidence, Scorer
-from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.cuts import patch
 
 QUICK: dict[str, dict[str, Any]] = {
     "chita": {"lambda": 0.1},

@@ -24,9 +24,9 @@ from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.hosts.torch_pruning.tracing import forward_of
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, UnsupportedError
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.check import example_batch
+from vlp_plugins.structured.cuts import patch
+from vlp_plugins.structured.survey import blocks_of
 
 
 @given(

@@ -32,11 +32,10 @@ from vlp_plugins.loading import load_model
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import SparsityError, StructureError, UnsupportedError
-from vlp_plugins.structured.checking import check_equal, outputs
+from vlp_plugins.structured.check import check_equal, example_batch, outputs
+from vlp_plugins.structured.cuts import patch
 from vlp_plugins.structured.files import read_record
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.survey import blocks_of
 
 CUTS: list[dict[str, Any]] = [
     {},

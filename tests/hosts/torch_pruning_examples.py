@@ -18,8 +18,8 @@ from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Block
-from vlp_plugins.structured.cutting import prepare
-from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.cuts import prepare
+from vlp_plugins.structured.survey import blocks_of
 
 sys.path.append(str(Path(__file__).parents[1] / "structured"))
 

@@ -8,7 +8,7 @@ import torch
 from toy import toy_batches
 from toy_loss import LosingAdapter, LosingToy, losing_toy
 
-from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.method import Context
 from vlp_plugins.models.weights import WeightMap
 
 BATCHES = 6

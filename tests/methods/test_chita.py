@@ -11,14 +11,13 @@ from chita_runs import BATCHES, context_of, pruned_weights, values_of
 from toy_loss import losing_toy, spoilt
 
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.chita.factories import chita
+from vlp_plugins.methods.chita.method import chita
+from vlp_plugins.methods.chita.solver.dual import Dual
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError, UnsupportedError
 from vlp_plugins.scoring.allocation import LayerAllocation, ModalityAllocation
-from vlp_plugins.solvers.dual import Dual
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.rows import MemoryRows
 
 TARGETS = [0.5, 0.75, 0.9]
 

@@ -7,10 +7,10 @@ import torch
 from chita_runs import BATCHES, context_of
 from toy_loss import LosingAdapter, LosingToy
 
-from vlp_plugins.methods.chita import timing
-from vlp_plugins.methods.chita.costs import sweeps_of
-from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
-from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.chita import cost as timing
+from vlp_plugins.methods.chita.cost import sweeps_of
+from vlp_plugins.methods.chita.method import chita, chita_plus_plus
+from vlp_plugins.methods.method import Context
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError
 

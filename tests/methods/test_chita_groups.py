@@ -7,11 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vlp_plugins.methods.chita.group_rows import GroupRows, gather, spread
-from vlp_plugins.methods.chita.groups import Group
-from vlp_plugins.methods.chita.solving import Pruner
-from vlp_plugins.rows.columns import Columns
-from vlp_plugins.solvers.rows import MemoryRows
+from vlp_plugins.methods.chita.pruner import Group, GroupRows, Pruner, put_ranges, take_ranges
+from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.solver.problem import MemoryRows
 
 RANGES = [(0, 5), (9, 12), (20, 30)]
 
@@ -52,7 +50,7 @@ def test_gather_and_spread_are_inverse():
     whole = torch.arange(30)
     empty = torch.zeros(30, dtype=whole.dtype)
 
-    spread(gather(whole, RANGES), empty, RANGES)
+    put_ranges(take_ranges(whole, RANGES), empty, RANGES)
 
     inside = torch.zeros(30, dtype=torch.bool)
     for start, stop in RANGES:

@@ -10,8 +10,8 @@ import torch
 from chita_runs import context_of
 from toy_loss import LosingAdapter, spoilt
 
-from vlp_plugins.methods.chita.factories import chita
 from vlp_plugins.methods.chita.lambdas import GRID, choose_lambda, grid_around
+from vlp_plugins.methods.chita.method import chita
 from vlp_plugins.runtime.errors import NonFiniteError
 
 

@@ -12,7 +12,7 @@ import torch
 from chita_runs import context_of, pruned_weights
 
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
+from vlp_plugins.methods.chita.method import chita, chita_plus_plus
 
 SCRIPT = """
 import sys

@@ -10,9 +10,9 @@ import torch
 from chita_runs import context_of, values_of
 from toy_loss import LosingAdapter
 
-from vlp_plugins.methods.chita import rounds
-from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
-from vlp_plugins.methods.chita.solving import stay_removed
+from vlp_plugins.methods.chita import method as rounds
+from vlp_plugins.methods.chita.method import chita, chita_plus_plus
+from vlp_plugins.methods.chita.pruner import stay_removed
 from vlp_plugins.runtime.errors import DataError, SparsityError, UnsupportedError
 from vlp_plugins.scoring.allocation import ModalityAllocation
 

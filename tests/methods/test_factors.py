@@ -6,12 +6,10 @@ from factor_towers import FACTORS, factors, removed, scored, towers, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.methods.base import Procedure
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.context import Cost
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.method import Cost, Procedure
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import SparsityError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.allocation import (
     GlobalAllocation,

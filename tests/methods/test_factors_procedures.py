@@ -6,15 +6,14 @@ from chita_runs import context_of
 from factor_towers import profile_of
 from toy_loss import losing_toy
 
-from vlp_plugins.methods.chita.factories import chita, chita_plus_plus
-from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.chita.method import chita, chita_plus_plus
+from vlp_plugins.methods.chita.solver.problem import top
+from vlp_plugins.methods.composition import Composition, make_masks
 from vlp_plugins.methods.iterative import Iterative, itersnip
-from vlp_plugins.methods.making import make_masks
-from vlp_plugins.methods.tamt.procedure import Tamt
+from vlp_plugins.methods.tamt.method import Tamt
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scoring.allocation import IdAllocation, LayerAllocation, Pattern
 from vlp_plugins.scoring.magnitude import Magnitude
-from vlp_plugins.solvers.ranking import top
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from outsiders import ADAPTER, SCORER, report_of
 
 from vlp_plugins import hookspecs, plugins
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.resolve import make_method, make_scorer
 from vlp_plugins.models.registry import KINDS, plugins_table
-from vlp_plugins.resolving import make_method, make_scorer
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scoring.score import Evidence
 
@@ -166,7 +166,7 @@ def test_importing_the_package_imports_no_host_and_finds_no_plugins(site):
         import vlp_plugins.plugins
         assert not HOSTS & set(sys.modules), HOSTS & set(sys.modules)
         assert "acme_plugin" not in sys.modules
-        assert "vlp_plugins.builtin" not in sys.modules
+        assert "vlp_plugins.methods.builtin" not in sys.modules
         registry = vlp_plugins.plugins.registry()
         assert "smallest" in registry.method_names()
         assert not HOSTS & set(sys.modules), HOSTS & set(sys.modules)

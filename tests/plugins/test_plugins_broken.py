@@ -7,9 +7,9 @@ from importlib import metadata
 import pytest
 from outsiders import SCORER, report_of
 
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models import discovery as plugins
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import UnknownNameError
 
 # Broken plug-ins: (what is wrong, what the report says)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, Optional
 import numpy as np
 import pytest
 
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.registry import Offer, make
-from vlp_plugins.resolving import make_method
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import logging
 import pytest
 from outsiders import SCORER, report_of
 
-from vlp_plugins.resolving import make_method, make_scorer
+from vlp_plugins.methods.resolve import make_method, make_scorer
 from vlp_plugins.runtime.errors import UnknownNameError
 
 

@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from toy_loss import LosingAdapter, losing_toy
 from toy_rows import toy_columns
 
+from vlp_plugins.methods.chita.rows.plan import (
+    Columns,
+    block_bounds,
+    column_groups,
+    part_bounds_of,
+    shares_of,
+)
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.rows.columns import Columns, block_bounds
-from vlp_plugins.rows.cutting import cuts_of, groups_of, shares_of
 from vlp_plugins.runtime.errors import UnsupportedError
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=8)
@@ -93,8 +98,8 @@ def test_pieces_cover_exactly_the_columns_asked_for(numbers, data):
 def test_every_cut_is_at_a_block_and_nothing_is_lost(numbers, block_size, processes, n, elements):
     columns = columns_of(numbers, block_size)
     edges = shares_of(columns, processes)
-    cuts = cuts_of(columns, n, edges, elements)
-    groups = groups_of(cuts, max(200, elements // n))
+    cuts = part_bounds_of(columns, n, edges, elements)
+    groups = column_groups(cuts, max(200, elements // n))
     for rank in range(processes):
         own = cuts[rank]
         assert own[0] == edges[rank]

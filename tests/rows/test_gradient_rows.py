@@ -16,8 +16,7 @@ from toy import toy_batches
 from toy_loss import spoilt
 from toy_rows import CPU, N, by_hand, matrix, toy_columns, toy_rows
 
-from vlp_plugins.rows.disk import FileStore
-from vlp_plugins.rows.layout import Layout
+from vlp_plugins.methods.chita.rows.stores import FileStore, Layout
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, UnsupportedError
 
 WAYS = ["ram", "disk", "passes"]

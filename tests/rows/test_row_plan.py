@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_columns import columns_of
 
-from vlp_plugins.rows.plan import plan_rows
+from vlp_plugins.methods.chita.rows.plan import plan_rows
 from vlp_plugins.runtime.errors import DataError, OutputError, UnsupportedError
 from vlp_plugins.runtime.memory import bytes_of, free_ram, spill_folder
 

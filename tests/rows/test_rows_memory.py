@@ -8,10 +8,10 @@ from torch import nn
 from toy_rows import CPU
 
 from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.methods.chita.rows.gradients import gradient_rows
+from vlp_plugins.methods.chita.rows.plan import Columns
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.rows.columns import Columns
-from vlp_plugins.rows.gathering import gradient_rows
 from vlp_plugins.runtime.memory import peak_memory
 
 MIB = 1 << 20

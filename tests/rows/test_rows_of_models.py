@@ -10,12 +10,12 @@ from toy_rows import CPU, matrix
 
 from benchmarks.parity.family import Family
 from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.methods.chita.rows.gradients import gradient_rows
+from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.solver.problem import Problem, Solution
+from vlp_plugins.methods.chita.solver.solve import solve
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.rows.columns import Columns
-from vlp_plugins.rows.gathering import gradient_rows
-from vlp_plugins.solvers.problem import Problem, Solution
-from vlp_plugins.solvers.solve import solve
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = 250_000

@@ -11,10 +11,10 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.methods.chita.rows.gradients import gradient_rows
+from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.rows.stores import GradientRows
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.rows.columns import Columns
-from vlp_plugins.rows.gathering import gradient_rows
-from vlp_plugins.rows.kept import GradientRows
 
 N = 5
 CPU = torch.device("cpu")

@@ -5,11 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlp_plugins.solvers import rows as rows_module
-from vlp_plugins.solvers.dual import Dual, adding_gains, removal_costs
-from vlp_plugins.solvers.objective import objective
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.rows import MemoryRows
+from vlp_plugins.methods.chita.solver import problem as rows_module
+from vlp_plugins.methods.chita.solver.dual import Dual, adding_gains, removal_costs
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
 
 N, P = 12, 40
 

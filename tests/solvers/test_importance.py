@@ -6,13 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from vlp_plugins.methods.chita.solver.dual import Dual
+from vlp_plugins.methods.chita.solver.problem import Importance, MemoryRows, Problem, top
+from vlp_plugins.methods.chita.solver.solve import solve
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.solvers.dual import Dual
-from vlp_plugins.solvers.importance import Importance
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.ranking import top
-from vlp_plugins.solvers.rows import MemoryRows
-from vlp_plugins.solvers.solve import solve
 
 BOUNDS = (0, 40, 40, 100, 101, 240)
 IMPORTANCE = Importance(BOUNDS, (1.0, 0.5, 0.05, 0.7, 0.3))

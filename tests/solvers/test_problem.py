@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlp_plugins.methods.chita.solver import problem as objective_module
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective, part_bounds
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.solvers import objective as objective_module
-from vlp_plugins.solvers.objective import objective
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.rows import MemoryRows, part_bounds
 
 
 def problem(**changes):

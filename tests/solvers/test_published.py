@@ -8,15 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlp_plugins.methods.chita.solver import blocks as blocks_module
+from vlp_plugins.methods.chita.solver import problem as rows_module
+from vlp_plugins.methods.chita.solver.blocks import _SMALL, edges_of, similar
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.solve import solve_published
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.solvers import blocks as blocks_module
-from vlp_plugins.solvers import rows as rows_module
-from vlp_plugins.solvers.batched import similar
-from vlp_plugins.solvers.blocks import edges_of
-from vlp_plugins.solvers.objective import objective
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.published import solve_published
-from vlp_plugins.solvers.rows import MemoryRows
 
 BOUNDS = (0, 30, 30, 75, 90, 120)
 
@@ -221,7 +218,7 @@ def test_blocks_solved_one_by_one_and_together_are_the_same(first_order, ridge, 
     assert alone.objective == pytest.approx(together.objective, rel=1e-4)
 
 
-@pytest.mark.parametrize("small", [1, blocks_module._SMALL])
+@pytest.mark.parametrize("small", [1, _SMALL])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("first_order", [0.0, 0.25])
 def test_rows_may_be_of_any_floating_dtype(small, dtype, first_order, monkeypatch):

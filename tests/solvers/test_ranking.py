@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from vlp_plugins.methods.chita.solver import problem as ranking
+from vlp_plugins.methods.chita.solver.problem import top, top_by
 from vlp_plugins.scoring.threshold import SAMPLED_FROM
-from vlp_plugins.solvers import ranking
-from vlp_plugins.solvers.ranking import top, top_by
 
 MANY = SAMPLED_FROM + 7
 

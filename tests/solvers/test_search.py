@@ -10,20 +10,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlp_plugins.methods.chita.solver.dual import Dual, dual_and_band
+from vlp_plugins.methods.chita.solver.problem import (
+    MemoryRows,
+    Problem,
+    Rows,
+    beside,
+    objective,
+    part_bounds,
+    ranked,
+)
+from vlp_plugins.methods.chita.solver.relaxation import (
+    Point,
+    ascend,
+    dual_value,
+    newton_direction,
+    shifts,
+    slopes,
+)
+from vlp_plugins.methods.chita.solver.search import (
+    exchange,
+    exchange_pairs,
+    finish,
+    first_point,
+    polished,
+    solve_best,
+    solve_fast,
+)
 from vlp_plugins.runtime.errors import NonFiniteError
-from vlp_plugins.solvers.ascent import ascend, dual_value
-from vlp_plugins.solvers.band import dual_and_band
-from vlp_plugins.solvers.best import solve_best
-from vlp_plugins.solvers.dual import Dual
-from vlp_plugins.solvers.exchange import exchange, exchange_pairs
-from vlp_plugins.solvers.fast import solve_fast
-from vlp_plugins.solvers.finish import finish
-from vlp_plugins.solvers.objective import objective
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.ranked import beside, ranked
-from vlp_plugins.solvers.relaxed import Point, newton_direction, shifts, slopes
-from vlp_plugins.solvers.rows import MemoryRows, Rows, part_bounds
-from vlp_plugins.solvers.search import first_point, polished
 
 EFFORTS = pytest.mark.parametrize("solve", [solve_fast, solve_best])
 

@@ -6,16 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 
+from vlp_plugins.methods.chita.solver.blocks import solve_blockwise
+from vlp_plugins.methods.chita.solver.elimination import solve_elimination
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast
+from vlp_plugins.methods.chita.solver.solve import solve
+from vlp_plugins.methods.chita.solver.start import starting_point
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.solvers.best import solve_best
-from vlp_plugins.solvers.blockwise import solve_blockwise
-from vlp_plugins.solvers.elimination import solve_elimination
-from vlp_plugins.solvers.fast import solve_fast
-from vlp_plugins.solvers.objective import objective
-from vlp_plugins.solvers.problem import Problem
-from vlp_plugins.solvers.rows import MemoryRows
-from vlp_plugins.solvers.solve import solve
-from vlp_plugins.solvers.start import starting_point
 
 BOUNDS = (0, 40, 40, 100, 101, 240)
 

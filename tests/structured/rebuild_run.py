@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlp_plugins.structured.checking import outputs
-from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.check import outputs
+from vlp_plugins.structured.files import rebuild
 
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):

@@ -42,9 +42,9 @@ from vlp_adapters.xvlm.captioning import XvlmForCaptioning
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention, Block
-from vlp_plugins.structured.cutting import prepare
-from vlp_plugins.structured.finding import blocks_of
+from vlp_plugins.structured.cuts import prepare
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

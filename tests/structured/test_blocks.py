@@ -15,12 +15,10 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StructureError
-from vlp_plugins.structured.checking import check_equal, outputs
-from vlp_plugins.structured.cutting import cut
-from vlp_plugins.structured.finding import blocks_of, uncut
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.check import check_equal, example_batch, outputs
+from vlp_plugins.structured.cuts import cut, masked
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of, uncut
 
 
 def named(prefix: str, *parts: str, layers: int = 2) -> set[str]:

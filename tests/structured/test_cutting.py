@@ -9,12 +9,10 @@ from structured_examples import MAKERS, made, prepared, random_record
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import StructureError
-from vlp_plugins.structured.checking import check_equal, outputs, relative_error
-from vlp_plugins.structured.cutting import cut, prepare
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error
+from vlp_plugins.structured.cuts import cut, masked, prepare
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -9,11 +9,9 @@ import torch
 
 from benchmarks.speed.latency import full_size, halved, random_batch
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.structured.checking import check_equal, outputs
-from vlp_plugins.structured.cutting import cut, prepare
-from vlp_plugins.structured.masking import masked
-from vlp_plugins.structured.rebuilding import rebuild
-from vlp_plugins.structured.writing import save_structured
+from vlp_plugins.structured.check import check_equal, outputs
+from vlp_plugins.structured.cuts import cut, masked, prepare
+from vlp_plugins.structured.files import rebuild, save_structured
 
 pytestmark = pytest.mark.long
 

@@ -11,12 +11,10 @@ from torch import nn
 
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import StructureError
-from vlp_plugins.structured.checking import check_equal, outputs
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
-from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.check import check_equal, example_batch, outputs
+from vlp_plugins.structured.cuts import masked, patch
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 MODELS = ["clip", "siglip", "vit", "dino 2", "xvlm", "blip retrieval", "blip captioning"]
 

@@ -23,15 +23,11 @@ from vlp_plugins.runtime.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.structured.checking import check_equal, outputs
-from vlp_plugins.structured.cutting import cut
-from vlp_plugins.structured.files import is_structured, read_record
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.patching import patch
-from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.check import check_equal, example_batch, outputs
+from vlp_plugins.structured.cuts import cut, patch
+from vlp_plugins.structured.files import is_structured, read_record, rebuild, save_structured
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.structured.writing import save_structured
+from vlp_plugins.structured.survey import blocks_of
 
 
 @pytest.fixture(scope="module")

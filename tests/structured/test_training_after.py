@@ -11,10 +11,9 @@ import vlp_plugins
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.structured.cutting import cut
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.check import example_batch
+from vlp_plugins.structured.cuts import cut, masked
+from vlp_plugins.structured.survey import blocks_of
 
 TRAINED = ["blip pre-training", "blip retrieval", "blip captioning", "blip vqa", "xvlm", "clip"]
 

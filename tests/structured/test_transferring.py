@@ -6,13 +6,10 @@ import pytest
 from structured_examples import prepared, random_record
 
 from vlp_plugins.runtime.errors import StructureError
-from vlp_plugins.structured.checking import check_equal, outputs
-from vlp_plugins.structured.cutting import cut
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
+from vlp_plugins.structured.check import check_equal, example_batch, outputs
+from vlp_plugins.structured.cuts import cut, masked, transferred
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.structured.transferring import transferred
+from vlp_plugins.structured.survey import blocks_of
 
 
 @pytest.mark.parametrize("name", ["blip retrieval", "blip captioning", "blip vqa"])

@@ -13,10 +13,10 @@ from torch.distributed.fsdp import fully_shard
 
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.runtime.sharding import here, whole
-from vlp_plugins.training.gradual import GradualPruning
 
 
 def towers() -> nn.Module:

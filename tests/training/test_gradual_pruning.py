@@ -15,10 +15,10 @@ from toy_loss import losing_toy
 
 from benchmarks.parity.blip import model_from_golden
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
+from vlp_plugins.methods.gradual.pruning import GradualPruning
+from vlp_plugins.methods.gradual.rising_masks import RisingMasks
+from vlp_plugins.methods.gradual.scores import Platon
 from vlp_plugins.runtime.errors import MaskError, UnknownNameError, UnsupportedError
-from vlp_plugins.training.gradual import GradualPruning
-from vlp_plugins.training.platon import Platon
-from vlp_plugins.training.rising import RisingMasks
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 SCORES = ["magnitude", "taylor", "platon"]

@@ -9,6 +9,8 @@ import torch
 from loops import weights_of
 from toy_loss import losing_toy
 
+from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetable
+from vlp_plugins.methods.gradual.scores import CurrentMagnitude, Platon, Taylor
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, StatisticsError
 from vlp_plugins.scoring.allocation import (
     GlobalAllocation,
@@ -18,11 +20,6 @@ from vlp_plugins.scoring.allocation import (
     RowAllocation,
 )
 from vlp_plugins.scoring.factors import Factors
-from vlp_plugins.training.magnitude import CurrentMagnitude
-from vlp_plugins.training.platon import Platon
-from vlp_plugins.training.rising import Rise, RisingMasks
-from vlp_plugins.training.taylor import Taylor
-from vlp_plugins.training.timetable import Timetable
 
 SCORES = [CurrentMagnitude(), Taylor(), Platon()]
 

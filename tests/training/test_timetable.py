@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlp_plugins.methods.gradual.rising_masks import Timetable, default_warmup
 from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.scoring.schedules import SCHEDULES, at_step
-from vlp_plugins.training.timetable import Timetable, default_warmup
 
 
 @st.composite

@@ -10,7 +10,8 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.context import Context
+from vlp_plugins.methods.gradual.method import platon, taylor
+from vlp_plugins.methods.method import Context
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import (
@@ -21,7 +22,6 @@ from vlp_plugins.runtime.errors import (
     UnsupportedError,
 )
 from vlp_plugins.scoring.allocation import ModalityAllocation, Pattern
-from vlp_plugins.training.named import platon, taylor
 
 
 def context_of(model=None, batches=None, **options):

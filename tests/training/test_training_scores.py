@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vlp_plugins.methods.gradual.scores import (
+    CurrentMagnitude,
+    Platon,
+    Taylor,
+    sensitivity,
+    training_score,
+)
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scoring.score import Evidence
-from vlp_plugins.training.base import sensitivity
-from vlp_plugins.training.magnitude import CurrentMagnitude
-from vlp_plugins.training.platon import Platon
-from vlp_plugins.training.scores import training_score
-from vlp_plugins.training.taylor import Taylor
 
 
 def walks(steps, *, seed=0):

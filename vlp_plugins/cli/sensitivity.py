@@ -69,8 +69,8 @@ def sensitivity(
     from vlp_plugins.job.sensitivity import SensitivityRequest, measure_sensitivity
     from vlp_plugins.job.sensitivity_page import relation_table, summary_table
     from vlp_plugins.job.workplace import work_left
+    from vlp_plugins.methods.resolve import resolve_method
     from vlp_plugins.recipes.command import parameter_of
-    from vlp_plugins.resolving import resolve_method
     from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)

@@ -21,11 +21,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
-from vlp_plugins.training.gradual import GradualPruning
 
 _log = logging.getLogger(__name__)
 

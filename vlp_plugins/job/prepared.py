@@ -15,23 +15,21 @@ from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.batches import batches_for, processor_for
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Method, Procedure
-from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.methods.making import make_masks
-from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.request import Owners, Target, is_published
-from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.recipes.command import need
-from vlp_plugins.recipes.recipe import Recipe
-from vlp_plugins.resolving import (
+from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Context, Method, Procedure
+from vlp_plugins.methods.resolve import (
     resolve_method,
     resolve_profile,
     resolve_targets,
     with_pattern,
     with_profile,
 )
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Owners, Target, is_published
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.recipes.command import need
+from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.runtime.errors import RecipeError, SparsityError, StatisticsError
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of

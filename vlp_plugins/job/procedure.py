@@ -9,8 +9,8 @@ from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.job.workplace import working
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Procedure
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Procedure
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import no_exit
 

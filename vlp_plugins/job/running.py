@@ -22,8 +22,8 @@ from vlp_plugins.job.procedure import measure_profile, run_procedure
 from vlp_plugins.job.workplace import claimed, delete_work, work_left
 from vlp_plugins.job.writing import Finish, write_results
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Procedure
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Procedure
 from vlp_plugins.models.saving import check_can_save
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import Recipe

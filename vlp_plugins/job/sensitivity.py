@@ -16,9 +16,9 @@ from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.sensitivity_page import findings_of
 from vlp_plugins.job.workplace import claimed, delete_work, working
-from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.findings import render_findings

@@ -1,1 +1,1 @@
-"""Published methods by name."""
+"""Pruning methods: compositions of a score and an allocation, and procedures. Rank 6."""

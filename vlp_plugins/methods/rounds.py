@@ -1,210 +1,250 @@
-"""A composition in rounds, for one target."""
+"""What iterative methods share: fresh batches per round, survivors, state files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from vlp_plugins.calibration.batches import chain_hash
-from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.loss import copy_of_state, loss_state_again, write_state
-from vlp_plugins.calibration.statistics import Statistics
+import torch
+from torch import distributed
+
+from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
+from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.fresh_batches import FreshBatches
-from vlp_plugins.methods.making import make_masks
-from vlp_plugins.methods.round_files import Progress, RoundFile
-from vlp_plugins.methods.survivors import LEAST, Survivors
-from vlp_plugins.models.request import Target
-from vlp_plugins.models.saving import restored
-from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError, NonFiniteError
-from vlp_plugins.runtime.sharding import zero_outside
-from vlp_plugins.scoring.schedules import levels_of
+from vlp_plugins.methods.method import Context
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.scoring.score import Evidence, Scorer
 
-if TYPE_CHECKING:
-    from vlp_plugins.methods.iterative import Iterative
+LEAST = torch.finfo(torch.float32).min
+"""Below every score. Finite, because an infinite score is a mistake of a scorer."""
+
+
+class Survivors(Scorer):
+    """Another score, with dead elements below everything that is alive.
+
+    A score of a dead weight, |g * 0| say, may be no less than that of a weight that lives.
+    """
+
+    name = "survivors"
+    elementwise = False  # a sample of a weight does not tell which elements it is of
+
+    def __init__(
+        self, scorer: Scorer, alive: Mapping[str, torch.Tensor], dead: float = LEAST
+    ) -> None:
+        """Wraps a scorer.
+
+        Args:
+            scorer: ranks what is alive.
+            alive: by canonical name a bool mask of the weight's shape, true where it is kept so
+                far.
+            dead: score of what is not; the published code's are 0 wherever the weight is.
+        """
+        self.name = scorer.name  # type: ignore[misc]
+        self.needs = scorer.needs  # type: ignore[misc]
+        self._dead = dead
+        self._scorer = scorer
+        self._alive = alive
+
+    def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+        alive = self._alive[evidence.name].to(weight.device).view(weight.shape)
+        return self._scorer.score(weight, evidence).masked_fill(~alive, self._dead)
+
 
 logger = logging.getLogger("vlp_plugins.methods")
 
 
-@dataclass(frozen=True)
-class RunInRounds:
-    """What it takes to prune to one target.
+class FreshBatches:
+    """Hands out the batches one after another; after the last comes the first again."""
 
-    Attributes:
-        method: what is iterated, and how.
-        context: of the run.
-        batches: shared by all targets; every one starts from the first.
-        per_round: how many of them a round reads; 0 for a method without data.
-        number: index of the target, for progress.
-    """
+    def __init__(self, batches: Iterable[Batch], limit: int | None = None) -> None:
+        """Reads nothing yet.
 
-    method: Iterative
-    context: Context
-    batches: FreshBatches
-    per_round: int
-    number: int
+        Args:
+            batches: see `batches_again`.
+            limit: number of batches after which the first comes again; None for all.
+        """
+        self._again = batches_again(batches, limit)
+        self._running: Iterator[Batch] | None = None
+        self._warned = False
 
-    def prune(self, target: Target) -> Masks:
-        """All rounds from the dense model on; it is as before at the end, after an error too."""
-        context, method = self.context, self.method
-        dense = context.weights.content_hash()
-        file = RoundFile(context.workplace, self._identity(target, dense))
-        levels = levels_of(target, method.schedule, method.rounds)
-        self.batches.restart()
-        with ExitStack() as stack:
-            stack.enter_context(restored(context.weights))
-            stack.enter_context(loss_state_again(context.model, context.adapter))
-            progress = self._resumed(file) if context.resume else Progress()
-            for index in range(progress.rounds, method.rounds):
-                progress = self._round(index, levels[index], progress)
-                file.save(progress)
-        return self._result(target, dense, progress)
+    def restart(self) -> None:
+        """The next batch is the first."""
+        self._running = None
 
-    def _round(self, index: int, level: Target, before: Progress) -> Progress:
-        """Statistics of the model as it is, masks, and the model under the masks."""
-        context, method = self.context, self.method
-        statistics = self._statistics(index) if method.reads_data else None
-        composition = method.composition
-        if before.masks is not None:
-            composition = surviving(composition, before.masks, published=context.published)
-        masks = make_masks(
-            context.weights,
-            composition,
-            [level],
-            statistics,
-            floor=context.floor,
-            owners=context.owners,
-            published=context.published,
-            seed=context.seed,
-        )[0]
-        remove(context.weights, masks)
-        logger.info("%s: round %d of %d: %s", method.name, index + 1, method.rounds, masks)
-        seen = before.seen
-        if statistics is not None:
-            seen = (*seen, (statistics.fingerprint, sum(statistics.samples)))
-        state = copy_of_state(context.model, context.adapter) if context.workplace else []
-        return Progress(masks, state, seen, index + 1)
-
-    def _statistics(self, index: int) -> Statistics:
-        context = self.context
-        try:
-            return calibrate(
-                context.model,
-                context.adapter,
-                context.weights,
-                self.batches.take(self.per_round),
-                self.method.composition.needs,
-                published=context.published,
-                autocast=context.autocast,
-                skip_nonfinite=context.skip_nonfinite,
-                keep_state=True,
-                limit=self.per_round,
-                progress=self._told(index),
-            )
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"round {index + 1} of {self.method.rounds}, whose batch 0 is batch "
-                f"{index * self.per_round} of the data: {error}"
-            ) from error
-
-    def _resumed(self, file: RoundFile) -> Progress:
-        """The model as the round left it that the file holds.
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next batches.
 
         Raises:
-            DataError: if the batches of the rounds before are not those of the file.
+            DataError: if there are none, or if they end and cannot be read again.
         """
-        context = self.context
-        progress = file.load()
-        for index, (fingerprint, _) in enumerate(progress.seen):
-            digest = b""
-            for batch in self.batches.take(self.per_round):
-                digest = chain_hash(digest, batch)
-            if digest.hex()[: len(fingerprint)] != fingerprint:
-                raise DataError(
-                    f"the batches of round {index + 1} are not those that checkpoint {file.path} "
-                    "has seen; give the same data in the same order, or delete the checkpoint and "
-                    "start again"
-                )
-        if progress.masks is not None:
-            remove(context.weights, progress.masks)
-            write_state(context.model, context.adapter, progress.state)
-            logger.info("%s goes on after round %d", self.method.name, progress.rounds)
-        return progress
+        for _ in range(count):
+            if self._running is None:
+                self._running = self._again()
+            batch = next(self._running, None)
+            if batch is None:
+                self._start_over()
+                batch = next(self._running)
+            yield batch
 
-    def _result(self, target: Target, dense: str, progress: Progress) -> Masks:
-        """The masks of the last round, with what the whole run was."""
-        if progress.masks is None:
-            raise AssertionError("a method has at least one round")
-        manifest = progress.masks.manifest
-        calibration = manifest.calibration
-        if calibration is not None:
-            together = "".join(fingerprint for fingerprint, _ in progress.seen).encode()
-            calibration = {
-                **calibration,
-                "fingerprint": hashlib.sha256(together).hexdigest()[:16],
-                "batches": self.per_round * len(progress.seen),
-                "samples": sum(samples for _, samples in progress.seen),
-            }
-        manifest = replace(
-            manifest,
-            method=self.method.name,
-            parameters={
-                **self.method.parameters,
-                "batches_per_round": self.per_round,
-                **manifest.parameters,
-            },
-            sparsity=dict(target) if isinstance(target, Mapping) else target,
-            calibration=calibration,
-            weights_hash=dense,
-        )
-        return Masks(progress.masks.packed, manifest)
+    def _start_over(self) -> None:
+        self._running = self._again()
+        if not self._warned:
+            logger.warning(
+                "the calibration data is shorter than all rounds or steps together: after its last "
+                "batch comes the first again"
+            )
+            self._warned = True
 
-    def _identity(self, target: Target, dense: str) -> dict[str, Any]:
-        context, method = self.context, self.method
+
+class Seen:
+    """Batches on their way to where they are used; notes what they were.
+
+    Attributes:
+        sizes: number of samples of each so far.
+    """
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+        self._digest = b""
+        self.sizes: list[int] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            self._digest = chain_hash(self._digest, batch)
+            self.sizes.append(batch_size(batch))
+            yield batch
+
+    @property
+    def digest(self) -> str:
+        """Hash of all of them so far, in their order, hexadecimal."""
+        return self._digest.hex()
+
+    def calibration(self) -> dict[str, Any]:
+        """What the manifest of masks says about them."""
         return {
-            "method": method.name,
-            "parameters": method.parameters,
-            **method.allocation.record(),
-            "variant": "published" if context.published else "default",
-            "target": target,
-            "floor": context.floor,
-            "owners": context.owners,
-            "seed": context.seed,
-            "batches of a round": self.per_round,
-            "autocast": str(context.autocast),
-            "adapter": context.adapter.name,
-            "structure": context.weights.structure,
-            "weights": dense,
+            "fingerprint": self.digest[:16],
+            "batches": len(self.sizes),
+            "samples": sum(self.sizes),
         }
 
-    def _told(self, index: int) -> Callable[[int, int | None], None] | None:
-        told = self.context.progress
-        if told is None:
-            return None
-        before = (self.number * self.method.rounds + index) * self.per_round
-        total = len(self.context.targets) * self.method.rounds * self.per_round
-        return lambda done, _: told(before + done, total)
+
+def number_of_batches(context: Context) -> int | None:
+    """How many batches a pass over the data has; None if nobody can say.
+
+    A plan has no batches yet: the limit says how many there will be.
+    """
+    if isinstance(context.batches, tuple) and not context.batches:
+        return context.limit
+    try:
+        length = len(context.batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a DataLoader over an iterable data set
+        return context.limit
+    return length if context.limit is None else min(length, context.limit)
 
 
-def surviving(composition: Composition, masks: Masks, *, published: bool) -> Composition:
-    """The composition with what is dead at the lower end of its scores."""
-    dead = 0.0 if published else LEAST
-    allocated = composition.allocation_score
-    return replace(
-        composition,
-        score=Survivors(composition.score, masks, dead),
-        allocation_score=None if allocated is None else Survivors(allocated, masks, dead),
-    )
+def share_of(context: Context, rounds: int) -> int:
+    """How many batches each round gets if all together go over the data once; at least one.
+
+    Raises:
+        DataError: if nobody can say how many batches there are.
+    """
+    total = number_of_batches(context)
+    if total is None:
+        raise DataError(
+            "nobody can say how many batches there are (an iterator?), so they cannot be shared "
+            "out among rounds; give batches_per_round, a limit, or a list of batches"
+        )
+    return max(1, total // rounds)
 
 
-def remove(weights: WeightMap, masks: Masks) -> None:
-    """Sets what masks remove to zero, in place."""
-    for name, weight in weights.items():
-        zero_outside(weight.parameter, masks[name])
+_REMEDY = "delete it and run the method from its first round"
+_FORMAT = Format("checkpoint", "vlp_rounds", 1, DataError, _REMEDY)
+_STATE = "state|"  # no canonical name has a bar
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a round.
+
+    Attributes:
+        masks: what is kept so far; None before the first round.
+        state: what the losses have changed; see `Adapter.loss_state`.
+        seen: of every round the fingerprint of its batches and the number of samples in them;
+            nothing of a method without data.
+    """
+
+    masks: Masks | None = None
+    state: list[torch.Tensor] = field(default_factory=list)
+    seen: tuple[tuple[str, int], ...] = ()
+    rounds: int = 0
+
+
+class RoundFile:
+    """The file of one target. Process 0 writes and reads it, the others get what it read."""
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
+        """Finds the place of the file.
+
+        Args:
+            folder: None keeps no file.
+            identity: what a run must have in common with the one it goes on from.
+        """
+        text = json.dumps(dict(identity), sort_keys=True, default=str)
+        mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._identity = dict(identity)
+        self.path = None if folder is None else Path(folder) / f"rounds-{mark}.safetensors"
+
+    def save(self, progress: Progress) -> None:
+        """Writes what a round led to over what the one before did, whole or not at all.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        if self.path is None or rank_and_size()[0] or progress.masks is None:
+            return
+        state = {f"{_STATE}{index}": tensor for index, tensor in enumerate(progress.state)}
+        header = {
+            "identity": self._identity,
+            "manifest": asdict(progress.masks.manifest),
+            "rounds": progress.rounds,
+            "seen": progress.seen,
+        }
+        tensors = {**progress.masks.packed, **state}
+        write_artifact(self.path, _FORMAT, tensors, header, state=True)
+
+    def load(self) -> Progress:
+        """What to go on from, on the CPU; the state before the first round if there is no file.
+
+        Raises:
+            DataError: if there is no folder to look in, or the file is damaged.
+        """
+        if self.path is None:
+            raise DataError(
+                "resume needs the folder that the earlier run kept its rounds in; give workplace"
+            )
+        found = [Progress() if rank_and_size()[0] else self._read(self.path)]
+        if rank_and_size()[1] > 1:
+            distributed.broadcast_object_list(found)
+        return found[0]
+
+    def _read(self, path: Path) -> Progress:
+        if not path.exists():
+            logger.warning("no checkpoint at %s; starting from the first round", path)
+            return Progress()
+        tensors, header = read_artifact(path, _FORMAT)
+        state = [name for name in tensors if name.startswith(_STATE)]
+        bits = {name: bits for name, bits in tensors.items() if name not in state}
+        return Progress(
+            Masks(bits, Manifest.from_header(header["manifest"])),
+            [tensors[f"{_STATE}{index}"] for index in range(len(state))],
+            tuple((str(digest), int(samples)) for digest, samples in header["seen"]),
+            int(header["rounds"]),
+        )

@@ -78,7 +78,7 @@ def _describe(offer: Offer) -> str:
 GROUP = "vlp_plugins"
 BLOCK_VARIABLE = "VLP_PLUGINS_BLOCK"
 OURS = "vlp-plugins"
-_OUR_ENTRY_POINTS = {"builtin": "vlp_plugins.builtin", "adapters": "vlp_adapters.plugin"}
+_OUR_ENTRY_POINTS = {"builtin": "vlp_plugins.methods.builtin", "adapters": "vlp_adapters.plugin"}
 
 _log = logging.getLogger(__name__)
 _lock = threading.RLock()

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.methods.base import Procedure
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Procedure
 from vlp_plugins.plan.compositions import plan_composition
 from vlp_plugins.plan.guided import plan_guided
 from vlp_plugins.plan.length import with_length

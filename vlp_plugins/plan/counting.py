@@ -8,9 +8,8 @@ from vlp_plugins.job.prepared import Prepared
 from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
-from vlp_plugins.methods.base import Method
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.method import Method
 from vlp_plugins.scoring.allocation import GlobalAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
 

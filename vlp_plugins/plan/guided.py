@@ -9,7 +9,7 @@ from vlp_plugins.dimension.measure import default_settings
 from vlp_plugins.dimension.plan import plan
 from vlp_plugins.dimension.twonn import check_number
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.plan.made_up import MadeUp
 from vlp_plugins.plan.value import Measuring, Plan
 from vlp_plugins.runtime.errors import DataError

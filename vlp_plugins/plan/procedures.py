@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.methods.base import Procedure
+from vlp_plugins.methods.method import Procedure
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.plan.counting import bytes_of_masks, counting_masks, known_counts
 from vlp_plugins.plan.memory import bytes_of_model, device_of, peak_with_writing

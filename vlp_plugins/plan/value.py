@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vlp_plugins.dimension.plan import IdPlan
 from vlp_plugins.masks.manifest import Count
-from vlp_plugins.methods.context import Cost
+from vlp_plugins.methods.method import Cost
 from vlp_plugins.models.weights import WeightMap
 
 

@@ -14,9 +14,15 @@ from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batche
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.resolve import (
+    resolve_adapter,
+    resolve_method,
+    resolve_profile,
+    with_profile,
+)
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import (
     Owners,
@@ -26,7 +32,6 @@ from vlp_plugins.models.request import (
     is_published,
 )
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import resolve_adapter, resolve_method, resolve_profile, with_profile
 from vlp_plugins.runtime.distributed import (
     all_gather,
     failing_together,

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.composition import Composition, make_masks
 from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.sensitivity.groups import Group

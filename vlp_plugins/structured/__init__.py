@@ -8,17 +8,11 @@ Whoever chooses what to keep (Torch-Pruning, a method of one's own) says so by a
 inner width of blocks changes, never the stream between them, so any layer can be cut by itself.
 """
 
-from vlp_plugins.structured.checking import check_equal, outputs, relative_error
-from vlp_plugins.structured.cutting import cut, prepare
-from vlp_plugins.structured.files import is_structured, read_record
-from vlp_plugins.structured.finding import blocks_of, uncut
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
-from vlp_plugins.structured.patching import patch
-from vlp_plugins.structured.rebuilding import rebuild
+from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error
+from vlp_plugins.structured.cuts import cut, masked, patch, prepare, transferred
+from vlp_plugins.structured.files import is_structured, read_record, rebuild, save_structured
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.structured.transferring import transferred
-from vlp_plugins.structured.writing import save_structured
+from vlp_plugins.structured.survey import blocks_of, uncut
 
 __all__ = [
     "Kept",

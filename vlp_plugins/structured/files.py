@@ -1,4 +1,4 @@
-"""A folder with a model whose sizes its configuration cannot say.
+"""A folder with a structurally pruned model: configuration, record of the cut, values.
 
 `config.json` describes the uncut model, `vlp_structure.json` what was kept of it, and one
 safetensors file has the values. Its name is not that of transformers, so that nobody loads it
@@ -10,15 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_plugins.runtime.artifacts import Format, made_by, versions
-from vlp_plugins.runtime.errors import StructureError, first_line
-from vlp_plugins.runtime.files import write_text
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.architecture import meta_model, unfilled_model
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.saving import copy_companions
+from vlp_plugins.runtime.artifacts import Format, made_by, read_artifact, versions, write_artifact
+from vlp_plugins.runtime.errors import StructureError, UnsupportedError, first_line
+from vlp_plugins.runtime.files import atomic_folder, write_text
+from vlp_plugins.runtime.model_state import neutral_state, takes_model
+from vlp_plugins.structured.cuts import fitting, prepare, shrink
 from vlp_plugins.structured.record import Record
 
 SCHEMA = 1
@@ -123,3 +132,201 @@ def write_structure(folder: Path, structure: Structure) -> None:
         "history": structure.history,
     }
     write_text(folder / STRUCTURE_FILE, json.dumps(content) + "\n")
+
+
+MODULE = "module"
+
+
+@takes_model
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapter that claims a model.
+
+    Raises:
+        UnclaimedModelError: if none does.
+    """
+    return registry().adapter_for(model)
+
+
+def candidates(name: str) -> list[Adapter]:
+    """The adapter of that name; for that of any module, all, as any may know the model's class.
+
+    Raises:
+        UnknownNameError: if there is no adapter of that name.
+    """
+    known = registry()
+    names = known.adapter_names() if name == MODULE else [name]
+    return [known.adapter(each) for each in names]
+
+
+@takes_model
+def recalled(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
+    """The adapter of that name for a model.
+
+    Args:
+        model: what it describes.
+        name: of a family's adapter, or `module` for a `ModuleAdapter`.
+        settings: `Adapter.settings` of a `ModuleAdapter`.
+
+    Raises:
+        UnknownNameError: if there is no adapter of that name.
+        UnsupportedError: if a `ModuleAdapter` with these settings does not fit the model.
+    """
+    if name != MODULE:
+        return candidates(name)[0]
+    try:
+        return ModuleAdapter(model, **settings)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"no ModuleAdapter has these settings ({error}); {WEIGHTS.remedy}"
+        ) from error
+
+
+@neutral_state()
+def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
+    """Loads what `save_structured` wrote, on the CPU and in evaluation mode.
+
+    Nothing in the folder is executed, and no host is needed. Ties are those of the uncut model.
+
+    Raises:
+        StructureError: if a file is missing, damaged, newer than this version, or of another model,
+            or if configuration or record were changed.
+        UnsupportedError: if the configuration is damaged or of an unknown model.
+        UnknownNameError: if its adapter is not installed.
+    """
+    folder = Path(folder)
+    structure = read_structure(folder)
+    model = unfilled_model(str(folder), candidates(structure.adapter))
+    adapter = _cut(model, structure)
+    tensors, header = read_artifact(folder / WEIGHTS_FILE, WEIGHTS)
+    _fill(model, tensors, folder / WEIGHTS_FILE)
+    if header.get("structure") != structure.digest(folder):
+        raise StructureError(
+            f"{folder / WEIGHTS_FILE} was written with another {STRUCTURE_FILE} or config.json "
+            f"than lie beside it; {WEIGHTS.remedy}"
+        )
+    if (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        owner: Any = model
+        owner.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
+    return model.eval(), adapter
+
+
+def check_leads_to(folder: Path, structure: Structure, model: nn.Module) -> None:
+    """Checks that configuration and record make a model of the shapes of this one.
+
+    Raises:
+        StructureError: if they do not.
+        UnsupportedError: if the configuration makes no such model.
+    """
+    made = meta_model(str(folder), candidates(structure.adapter))
+    _cut(made, structure)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_of(made).items()}
+    _check_shapes(shapes, state_of(model), "the model", _optional(made))
+
+
+def _cut(model: nn.Module, structure: Structure) -> Adapter:
+    """Gives an uncut model the sizes of the cut one; its values mean nothing yet."""
+    if type(model).__name__ != structure.model:
+        raise UnsupportedError(
+            f"the configuration makes a {type(model).__name__}, but the pruned model is a "
+            f"{structure.model}; only classes of transformers and of installed adapters can be "
+            "made anew"
+        )
+    adapter = recalled(model, structure.adapter, structure.settings)
+    prepare(model, adapter)
+    for block, kept in fitting(model, adapter, structure.record):
+        shrink(model, block, kept, rescale=False)
+    return adapter
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Puts values in place of those that were never set; tied parameters stay one object."""
+    own = state_of(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    _check_shapes(shapes, tensors, str(path), _optional(model))
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name in parameters:
+            parameters[name].data = tensor
+        elif name in own:
+            module, _, buffer = name.rpartition(".")
+            model.get_submodule(module)._buffers[buffer] = tensor
+
+
+def _check_shapes(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, Tensor],
+    what: str,
+    optional: set[str],
+) -> None:
+    lacking = sorted(wanted.keys() - found.keys() - optional)
+    surplus = sorted(found.keys() - wanted.keys())
+    for verb, names in (("lacks", lacking), ("has, unknown to its configuration,", surplus)):
+        if names:
+            raise StructureError(
+                f"{what} {verb} {len(names)} tensors, first {names[0]}; it is not what "
+                "configuration and record describe"
+            )
+    for name, shape in wanted.items():
+        if name in found and tuple(found[name].shape) != shape:
+            raise StructureError(
+                f"{what}: {name} is {list(found[name].shape)}, but configuration and record make "
+                f"it {list(shape)}; of several cuts, the record is that of all: Record.compose"
+            )
+
+
+def _optional(model: nn.Module) -> set[str]:
+    """Buffers that the configuration alone decides: other versions may have others."""
+    return {name for name, _ in model.named_buffers()} - set(model.state_dict())
+
+
+@takes_model
+def save_structured(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    record: Record,
+    *,
+    adapter: Adapter | None = None,
+    source: str | None = None,
+    history: Any = None,
+) -> None:
+    """Writes a cut model so that `rebuild` makes it anew. The folder appears whole or not at all.
+
+    Args:
+        model: of transformers or of ours, cut by `record`.
+        folder: a new one.
+        record: all that was kept, in coordinates of the model of its configuration: of several
+            steps their `Record.compose`.
+        adapter: of the model; None asks all.
+        source: where the uncut model came from; its tokenizer and processor files are copied.
+        history: how the record came about, for the reader; anything that JSON can keep.
+
+    Raises:
+        StructureError: if the record does not lead from the configuration to this model.
+        UnsupportedError: if the model has no configuration, or one that makes another class.
+        UnclaimedModelError: without an adapter, if none claims the model.
+        OutputError: if the folder exists or cannot be written.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "save_pretrained"):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no configuration of transformers to make it anew from; "
+            "save the record (Record.to_json) and the state in your own code"
+        )
+    adapter = adapter or adapter_of(model)
+    structure = Structure(
+        type(model).__name__, adapter.name, adapter.settings(), Record(record), history
+    )
+    with atomic_folder(folder) as temporary:
+        dense = deepcopy(config)
+        dense.architectures = [structure.model]
+        dense.save_pretrained(temporary)
+        generation: Any = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(temporary)
+        check_leads_to(temporary, structure, model)
+        write_structure(temporary, structure)
+        header = {"structure": structure.digest(temporary)}
+        write_artifact(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), header)
+        copy_companions(source, temporary)

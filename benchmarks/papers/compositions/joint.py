@@ -11,11 +11,10 @@ import torch
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.context import Context
-from vlp_plugins.methods.fresh_batches import FreshBatches
-from vlp_plugins.methods.tamt.procedure import Tamt
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.rounds import FreshBatches
+from vlp_plugins.methods.tamt.method import Tamt, masks_of, write_masked
 from vlp_plugins.methods.tamt.scores import LEARNING_RATE, SignedScores
-from vlp_plugins.methods.tamt.training import masks_of, write_masked
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.sharding import whole

@@ -11,14 +11,13 @@ from benchmarks.papers.compositions.joint import JointTraining
 from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
 from benchmarks.papers.ways import LAMBDA
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.context import Context, Cost
-from vlp_plugins.methods.tamt.procedure import Tamt
+from vlp_plugins.methods.method import Context, Cost, Method, Procedure
+from vlp_plugins.methods.resolve import make_method
+from vlp_plugins.methods.tamt.method import Tamt
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
-from vlp_plugins.resolving import make_method
 from vlp_plugins.scoring.allocation import GlobalAllocation, ModalityAllocation
 from vlp_plugins.scoring.information_flow import InformationFlow
 from vlp_plugins.scoring.lamp import Lamp

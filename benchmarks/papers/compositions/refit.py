@@ -11,18 +11,15 @@ import torch
 
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.base import Method, Procedure
-from vlp_plugins.methods.chita.batches import Seen
+from vlp_plugins.methods.chita.pruner import Pruner
 from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.methods.chita.setup import Setup
-from vlp_plugins.methods.chita.solving import Pruner
-from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.context import Context, Cost
-from vlp_plugins.methods.making import make_masks
+from vlp_plugins.methods.chita.setup import Seen, Setup
+from vlp_plugins.methods.chita.solver.blocks import edges_of
+from vlp_plugins.methods.chita.solver.dual import Dual
+from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.scoring.allocation import GlobalAllocation
-from vlp_plugins.solvers.blocks import edges_of
-from vlp_plugins.solvers.dual import Dual
 
 ROW = 4
 """Samples of a row of gradients."""

@@ -14,7 +14,7 @@ from torch import nn
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.structured.cutting import prepare
+from vlp_plugins.structured.cuts import prepare
 
 LAMBDA = 1e-8
 """Of CHITA: as in `benchmarks.papers.id_gain`."""

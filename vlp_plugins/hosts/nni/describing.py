@@ -10,9 +10,9 @@ import torch
 from nni.compression.utils import Evaluator, TorchEvaluator, TransformersEvaluator
 from torch import nn
 
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
-from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.errors import UnclaimedModelError
 
 _log = logging.getLogger(__name__)

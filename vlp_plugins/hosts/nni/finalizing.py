@@ -16,9 +16,9 @@ from vlp_plugins.hosts.nni.wrapper import unwrapped
 from vlp_plugins.masks.apply import holds
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.errors import MaskError, TieError, UnsupportedError
 
 

@@ -16,13 +16,13 @@ from vlp_plugins.masks.apply import compact
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import pack
-from vlp_plugins.methods.base import Method
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.resolve import resolve_method
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.restricted import Within
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.resolving import resolve_method
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scoring.allocation import IdAllocation
 

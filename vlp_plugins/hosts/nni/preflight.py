@@ -20,9 +20,9 @@ from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.job.prepared import Prepared, resolve_names
 from vlp_plugins.loading import load_outline
-from vlp_plugins.methods.base import Method, Procedure
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.guided import IdGuided
+from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.method import Method, Procedure
 from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.models.request import budget_of
 from vlp_plugins.models.saving import check_can_save

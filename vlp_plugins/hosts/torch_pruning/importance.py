@@ -18,11 +18,11 @@ from vlp_plugins.hosts.torch_pruning.following import watch, watch_group, withou
 from vlp_plugins.hosts.torch_pruning.places import Place, at_modules, places_of
 from vlp_plugins.hosts.torch_pruning.scoring import LADDER, vectors_of
 from vlp_plugins.hosts.torch_pruning.vectors import Reduction, check_words, normalised, reduced
-from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant, checked_arguments
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
 from vlp_plugins.scoring.score import Scorer
 

@@ -17,8 +17,8 @@ from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
+from vlp_plugins.structured.check import example_batch
+from vlp_plugins.structured.survey import blocks_of
 
 
 @takes_model

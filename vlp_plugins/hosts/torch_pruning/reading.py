@@ -12,8 +12,8 @@ from vlp_plugins.hosts.torch_pruning.following import watch, without
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.errors import StructureError
-from vlp_plugins.structured.finding import blocks_of
 from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 
 class Recorder:

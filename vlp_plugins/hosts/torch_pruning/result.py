@@ -11,8 +11,8 @@ from torch import nn
 
 from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan
 from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.structured.files import save_structured
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.structured.writing import save_structured
 
 
 @dataclass(frozen=True)

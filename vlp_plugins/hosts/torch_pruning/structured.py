@@ -23,22 +23,19 @@ from vlp_plugins.hosts.torch_pruning.result import (
 )
 from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
 from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
-from vlp_plugins.methods.base import Method
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.parts import Block
 from vlp_plugins.models.request import checked_arguments
-from vlp_plugins.resolving import resolve_adapter
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
 from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.score import Scorer
-from vlp_plugins.structured.checking import check_equal, outputs, relative_error
-from vlp_plugins.structured.cutting import prepare, shrink_followers
-from vlp_plugins.structured.finding import blocks_of
-from vlp_plugins.structured.made_up import example_batch
-from vlp_plugins.structured.masking import masked
-from vlp_plugins.structured.patching import patch
+from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error
+from vlp_plugins.structured.cuts import masked, patch, prepare, shrink_followers
 from vlp_plugins.structured.record import Record
+from vlp_plugins.structured.survey import blocks_of
 
 _log = logging.getLogger(__name__)
 

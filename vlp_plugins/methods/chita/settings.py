@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vlp_plugins.methods.chita.solver.solve import Effort
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
-from vlp_plugins.solvers.solve import Effort
 
 Lambda = float | Literal["auto"]
 BlockSize = int | Literal["default"] | None

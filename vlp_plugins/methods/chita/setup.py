@@ -1,27 +1,158 @@
-"""What one run of CHITA works with, and how it gets rows, solutions and masks."""
+"""Calibration batches of CHITA, and what one run works with: rows, held-out loss, pruner."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
+from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.chita.batches import Calibration, Seen
-from vlp_plugins.methods.chita.held_out import HeldOut
-from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.methods.chita.solving import Pruner
-from vlp_plugins.methods.context import Context
-from vlp_plugins.rows.columns import Columns
-from vlp_plugins.rows.gathering import gradient_rows
-from vlp_plugins.rows.plan import plan_rows
+from vlp_plugins.methods.chita.lambdas import HeldOut
+from vlp_plugins.methods.chita.pruner import Pruner
+from vlp_plugins.methods.chita.rows.gradients import gradient_rows
+from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
+from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
+from vlp_plugins.methods.method import Context
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import check_same
+from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.sharding import OnDemand, whole
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors
+
+
+class Seen:
+    """Batches that may be iterated again; notes what they are when they go by.
+
+    Attributes:
+        digest: chained hash of the batches so far.
+        sizes: number of samples of each.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]], digest: bytes = b"") -> None:
+        self._batches = batches
+        self.digest = digest
+        self.sizes: list[int] = []
+
+    def __call__(self) -> Iterator[Batch]:
+        for index, batch in enumerate(self._batches()):
+            if index == len(self.sizes):
+                self.digest = chain_hash(self.digest, batch)
+                self.sizes.append(batch_size(batch))
+            yield batch
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration batches of a run, divided.
+
+    Attributes:
+        again: starts a pass over all of them.
+        available: how many of the first ones may make rows.
+        held_out: the last ones, on the CPU; they never make rows.
+    """
+
+    again: Callable[[], Iterator[Batch]]
+    available: int
+    held_out: tuple[Batch, ...] = ()
+
+    @classmethod
+    def of(cls, context: Context, settings: Settings, *, rounds: int = 1) -> Calibration:
+        """Divides the batches; reads them once if their number is not sure otherwise.
+
+        A loader's length is no more than a guess where records may be skipped.
+
+        Args:
+            context: of the run.
+            settings: say how many are held out and how many rows are asked for.
+            rounds: how many times fresh batches are wanted; above 1 they may start over.
+
+        Raises:
+            DataError: if there are no batches, or too few for the rows or the held-out ones.
+        """
+        batches, limit = context.batches, context.limit
+        again = batches_again(batches, limit)
+        if isinstance(batches, list | tuple):
+            total = len(batches) if limit is None else min(len(batches), limit)
+            held = batches[total - settings.held_out_of(total) : total] if settings.auto else ()
+        elif iter(batches) is batches and not settings.auto and rounds == 1:
+            total, held = _promised(settings, limit), ()
+        else:
+            total, held = _read(again, settings)
+        check_enough(total, settings, rounds)
+        return cls(again, total - len(held), tuple(held))
+
+    def from_(self, start: int, count: int) -> Callable[[], Iterator[Batch]]:
+        """`count` of the available batches from the one at `start`, over and over again."""
+
+        def batches() -> Iterator[Batch]:
+            first, left = start % self.available, count
+            while left > 0:
+                read = 0
+                for batch in islice(self.again(), first, min(self.available, first + left)):
+                    read += 1
+                    yield batch
+                if not read:
+                    return  # the data ended early: whoever counts the rows complains
+                first, left = 0, left - read
+
+        return batches
+
+
+def _promised(settings: Settings, limit: int | None) -> int:
+    """The number of batches of an iterator, which cannot be counted without being used up."""
+    known = [number for number in (settings.rows, limit) if number is not None]
+    if not known:
+        raise DataError(
+            "the batches are an iterator (a generator?) of unknown length, which can be read once; "
+            "give a list of batches or a loader, or say how many with limit"
+        )
+    return min(known)
+
+
+def _read(
+    again: Callable[[], Iterator[Batch]], settings: Settings
+) -> tuple[int, tuple[Batch, ...]]:
+    """Counts the batches and holds on to the last ones."""
+    if not settings.auto:
+        return sum(1 for _ in islice(again(), settings.rows)), ()
+    most = int(settings.held_out) if settings.held_out >= 1 else MOST_HELD_OUT
+    last: deque[Batch] = deque(maxlen=most)
+    total = 0
+    for batch in again():
+        total += 1
+        last.append(batch)
+    wanted = settings.held_out_of(total)
+    return total, tuple(last)[len(last) - min(wanted, len(last)) :]
+
+
+def check_enough(total: int, settings: Settings, rounds: int) -> None:
+    """Makes sure that there are as many batches for gradients as asked for, without those held out.
+
+    Raises:
+        DataError: if there are not.
+    """
+    if not total:
+        raise DataError("the calibration data is empty: there is no batch; check its path")
+    held = settings.held_out_of(total)
+    if held >= total:
+        raise DataError(
+            f"lambda=auto holds {held} of the batches out and needs others for gradients, but "
+            f"there are {total}; give more batches, hold out fewer, or give lambda as a number"
+        )
+    if rounds == 1 and settings.rows is not None and settings.rows > total - held:
+        beside = f" beside the {held} held out for lambda=auto" if held else ""
+        raise DataError(
+            f"rows={settings.rows} needs as many batches, but there are {total - held}{beside}; "
+            "give more batches or ask for fewer rows"
+        )
+
 
 logger = logging.getLogger("vlp_plugins.methods")
 

@@ -1,0 +1,96 @@
+"""The plug-in of our own scores, methods and hosts, registered as anyone else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from vlp_plugins.hookspecs import hookimpl
+from vlp_plugins.methods.chita.method import chita, chita_plus_plus
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.gradual.method import platon, taylor
+from vlp_plugins.methods.iterative import itersnip
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.tamt.method import lamp_tamt, tamt
+from vlp_plugins.scoring.allocation import ModalityAllocation, RowAllocation
+from vlp_plugins.scoring.information_flow import InformationFlow
+from vlp_plugins.scoring.lamp import Lamp
+from vlp_plugins.scoring.magnitude import LayerL2, Magnitude, Random
+from vlp_plugins.scoring.score import Scorer
+from vlp_plugins.scoring.snip import Snip
+from vlp_plugins.scoring.wanda import Wanda
+
+
+def omp() -> Composition:
+    """One-shot magnitude pruning: magnitude x global."""
+    return Composition("omp", Magnitude())
+
+
+def multiflow(*, edges: bool = True, nodes: bool = True) -> Composition:
+    """MULTIFLOW (Farina et al., CVPR 2024): information flow within layers, magnitude between.
+
+    Each modality is pruned to the target; inside a modality, layers keep as many elements as
+    global magnitude pruning of that modality would leave them; inside a layer the elements with
+    the greatest information flow stay.
+
+    Args:
+        edges: use the importance of connections.
+        nodes: use the saliency of neurons.
+    """
+    return Composition(
+        "multiflow",
+        InformationFlow(edges=edges, nodes=nodes),
+        ModalityAllocation(),
+        allocation_score=Magnitude(),
+        parameters={"edges": edges, "nodes": nodes},
+    )
+
+
+def wanda() -> Composition:
+    """Wanda (Sun et al., ICLR 2024): |w| times input norm, compared per output neuron."""
+    return Composition("wanda", Wanda(), RowAllocation())
+
+
+@hookimpl
+def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:
+    """Scores; each is also a method of its name with global allocation."""
+    scorers: tuple[type[Scorer], ...] = (
+        Random,
+        Magnitude,
+        Lamp,
+        LayerL2,
+        Wanda,
+        InformationFlow,
+        Snip,
+    )
+    return {scorer.name: scorer for scorer in scorers}
+
+
+@hookimpl
+def vlp_methods() -> Mapping[str, Callable[..., Method]]:
+    """Methods that are more than a score with global allocation."""
+    return {
+        "omp": omp,
+        "multiflow": multiflow,
+        "wanda": wanda,
+        "itersnip": itersnip,
+        "tamt": tamt,
+        "lamp-tamt": lamp_tamt,
+        "taylor": taylor,
+        "platon": platon,
+        "chita": chita,
+        "chita++": chita_plus_plus,
+    }
+
+
+@hookimpl
+def vlp_hosts() -> Mapping[str, Callable[[], Any]]:
+    """Hosts by the name of the framework; what is returned is a module of `vlp_plugins.hosts`."""
+    modules = {"nni": "nni", "torch-pruning": "torch_pruning", "transformers": "transformers"}
+    return {name: _importing(f"vlp_plugins.hosts.{module}") for name, module in modules.items()}
+
+
+def _importing(module: str) -> Callable[[], Any]:
+    """Imports a host by name: plug-ins stand below hosts, and most users lack most frameworks."""
+    return lambda: import_module(module)

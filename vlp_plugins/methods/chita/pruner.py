@@ -1,0 +1,323 @@
+"""From the rows of a model to the new values of its weights, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+
+from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.solver.problem import Importance, Problem, Rows, Solution
+from vlp_plugins.methods.chita.solver.solve import Effort, solve
+from vlp_plugins.methods.method import Context
+from vlp_plugins.models.request import Target, budget_of
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
+from vlp_plugins.runtime.sharding import whole, write
+from vlp_plugins.scoring.allocation import (
+    Allocation,
+    GlobalAllocation,
+    IdAllocation,
+    ModalityAllocation,
+)
+from vlp_plugins.scoring.factors import Factors
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that are one problem.
+
+    Attributes:
+        names: canonical names, in the order of the adapter.
+        keep: number of their elements that stay.
+    """
+
+    names: tuple[str, ...]
+    keep: int
+
+
+def groups_of_weights(
+    weights: WeightMap, target: Target, allocation: Allocation, *, published: bool
+) -> list[Group]:
+    """One group of all weights, or one per modality.
+
+    Args:
+        weights: of the model.
+        target: sparsity, by modality if the allocation is modality-wise.
+        allocation: global, or by modality.
+        published: count as the published code does, `int((1 - sparsity) N)` kept, which rounding
+            can make one less than N - int(sparsity N).
+
+    Raises:
+        SparsityError: if the target does not fit the modalities.
+    """
+    modalities = weights.by_modality()
+    if isinstance(allocation, GlobalAllocation | IdAllocation):
+        if isinstance(target, Mapping):
+            raise SparsityError(
+                f"{allocation.name} allocation takes one sparsity, not {dict(target)}; leave the "
+                "allocation out, or say modality"
+            )
+        keep = _kept(target, weights.numel, published)
+        if isinstance(allocation, GlobalAllocation):
+            return [Group(tuple(weights), keep)]
+        shares = allocation.kept(weights, keep)
+        return [
+            Group(tuple(weight.name for weight in members), shares[modality])
+            for modality, members in modalities.items()
+        ]
+    budget = budget_of(target, list(modalities))
+    return [
+        Group(
+            tuple(weight.name for weight in members),
+            _kept(budget[modality], sum(weight.numel for weight in members), published),
+        )
+        for modality, members in modalities.items()
+    ]
+
+
+def check_allocation(allocation: Allocation, method: str) -> None:
+    """Raises `UnsupportedError` unless sparsity is shared out globally or by modality."""
+    if not isinstance(allocation, GlobalAllocation | ModalityAllocation | IdAllocation):
+        raise UnsupportedError(
+            f"method {method!r} shares out sparsity over all weights (global) or within "
+            f"modalities (modality, id), not by allocation {allocation.name!r}"
+        )
+
+
+def check_floor(context: Context, method: str) -> None:
+    """Raises `SparsityError` if tensors were promised a floor, which the solver cannot keep."""
+    if context.floor:
+        raise SparsityError(
+            f"method {method!r} has no floor ({context.floor:g} was asked for): its solver decides "
+            "by the curvature of the loss alone; leave the floor out"
+        )
+
+
+def _kept(sparsity: float, total: int, published: bool) -> int:
+    return int((1 - sparsity) * total) if published else total - int(sparsity * total)
+
+
+class GroupRows(Rows):
+    """Some column ranges of other rows, pushed together. A sweep over them is one of all columns.
+
+    Attributes:
+        ranges: (start, stop) of the columns in the other rows, ascending, none of them empty.
+    """
+
+    def __init__(self, rows: Rows, ranges: Sequence[tuple[int, int]]) -> None:
+        self._rows = rows
+        self.ranges = tuple(ranges)
+        widths = [stop - start for start, stop in ranges]
+        self._starts = [0, *accumulate(widths)]
+        self.n, self.p = rows.n, self._starts[-1]
+
+    def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
+        self.sweeps += 1
+        for first, part in self._rows.parts():
+            last = first + part.shape[1]
+            for (start, stop), new in zip(self.ranges, self._starts, strict=False):
+                left, right = max(start, first), min(stop, last)
+                if left < right:
+                    yield new + left - start, part[:, left - first : right - first]
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._rows.add_up(tensor)
+
+    def fill(self, vector: torch.Tensor) -> torch.Tensor:
+        whole = vector.new_zeros(self._rows.p)
+        put_ranges(vector, whole, self.ranges)
+        whole = self._rows.fill(whole)
+        return vector.copy_(take_ranges(whole, self.ranges))
+
+    def bounds(self, bounds: Sequence[int] | None) -> tuple[int, ...] | None:
+        """Those of the blocks that lie in the ranges; a block never crosses the end of a range."""
+        if bounds is None:
+            return None
+        found = [0]
+        for (start, stop), new in zip(self.ranges, self._starts, strict=False):
+            inside = [new + b - start for b in bounds if start < b <= stop]
+            found += inside if found[-1] == new else [new, *inside]
+        return tuple(found)
+
+
+def take_ranges(whole: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """The entries of some ranges of a vector, pushed together."""
+    return torch.cat([whole[start:stop] for start, stop in ranges])
+
+
+def put_ranges(
+    vector: torch.Tensor, whole: torch.Tensor, ranges: Sequence[tuple[int, int]]
+) -> None:
+    """Inverse of `gather`: writes to these ranges of `whole`."""
+    done = 0
+    for start, stop in ranges:
+        whole[start:stop] = vector[done : done + stop - start]
+        done += stop - start
+
+
+_HELD_BY_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def dense_again(weights: WeightMap, dense: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Puts the weights of a model back as they were, whatever happens inside.
+
+    Args:
+        weights: of the model.
+        dense: their values now, float32, by canonical name; no copy is made of those that float32
+            holds exactly.
+    """
+    before = {
+        name: dense[name]
+        if weight.parameter.dtype in _HELD_BY_FLOAT32
+        else whole(weight.parameter).clone()
+        for name, weight in weights.items()
+    }
+    try:
+        yield
+    finally:
+        write_values(weights, before)
+
+
+def write_values(weights: WeightMap, values: Mapping[str, torch.Tensor]) -> None:
+    """Writes values into the parameters, in their dtype; ties stay, for the memory is the same."""
+    for name, weight in weights.items():
+        write(weight.parameter, values[name])
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """Everything of a problem but lambda and how many weights stay.
+
+    Attributes:
+        dense: the weights before, float32 `[p]`.
+        rows: their gradients.
+        columns: where weights and blocks lie.
+        effort: of the solver.
+        first_order: weight c of the first-order term.
+        nonzero: only what is not 0 counts as kept, as in the published code.
+        alive: bool `[p]`, false where a weight was removed before and stays so; None: nowhere.
+        kept_in: where the rows are.
+        factors: what multiplies magnitudes where they share out weights among blocks; None: 1.
+    """
+
+    dense: torch.Tensor
+    rows: Rows
+    columns: Columns
+    effort: Effort
+    first_order: float
+    nonzero: bool = False
+    alive: torch.Tensor | None = None
+    kept_in: str = "ram"
+    factors: Factors | None = None
+
+    def mean_square(self) -> float:
+        """Of all elements of the rows; one sweep."""
+        total = self.dense.new_zeros((), dtype=torch.float64)
+        for _, part in self.rows.parts():
+            total += torch.linalg.vector_norm(part, dtype=torch.float64).square()
+        return float(self.rows.add_up(total)) / (self.rows.n * self.rows.p)
+
+    def prune(self, groups: Sequence[Group], ridge: float) -> Solution:
+        """Solves one problem for every group; the objective is the sum of theirs.
+
+        Args:
+            groups: every weight is in one of them.
+            ridge: lambda.
+        """
+        if len(groups) == 1:
+            bounds = self.columns.bounds
+            return self._solved(self.dense, self.rows, bounds, groups[0], ridge, self.alive)
+        values = torch.zeros_like(self.dense)
+        support = torch.zeros_like(self.dense, dtype=torch.bool)
+        total = 0.0
+        spans = dict(zip(self.columns.names, pairwise(self.columns.starts), strict=True))
+        for group in groups:
+            ranges = _merged([spans[name] for name in group.names])
+            rows = GroupRows(self.rows, ranges)
+            found = self._solved(
+                take_ranges(self.dense, ranges),
+                rows,
+                rows.bounds(self.columns.bounds),
+                group,
+                ridge,
+                None if self.alive is None else take_ranges(self.alive, ranges),
+            )
+            put_ranges(found.values, values, ranges)
+            put_ranges(found.support, support, ranges)
+            total += found.objective
+        return Solution(values, support, total)
+
+    def _solved(
+        self,
+        dense: torch.Tensor,
+        rows: Rows,
+        bounds: tuple[int, ...] | None,
+        group: Group,
+        ridge: float,
+        alive: torch.Tensor | None,
+    ) -> Solution:
+        importance = None
+        if self.factors is not None:
+            importance = _importance_of(self.factors, self._widths(group))
+        problem = Problem(dense, rows, ridge, group.keep, self.first_order, bounds, importance)
+        found = solve(problem, self.effort)
+        if self.nonzero:
+            return Solution(found.values, found.values != 0, found.objective)
+        if alive is None:
+            return found
+        return Solution(found.values, stay_removed(found.support, alive), found.objective)
+
+    def _widths(self, group: Group) -> list[tuple[str, int]]:
+        """Names and numbers of columns of the weights of a group, in the order of the columns."""
+        spans = zip(self.columns.names, pairwise(self.columns.starts), strict=True)
+        return [(name, stop - start) for name, (start, stop) in spans if name in group.names]
+
+
+def stay_removed(support: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """The support without removed weights, filled up by others that are 0, the first by position.
+
+    Removed weights have no gradient and are 0, so a solver takes one only to fill up a count: it
+    is as good as any other weight of value 0.
+
+    Args:
+        support: bool `[p]`.
+        alive: bool `[p]`, at least as many true.
+
+    Returns:
+        Bool `[p]` with as many true as `support`.
+    """
+    revived = int((support & ~alive).sum())
+    if not revived:
+        return support
+    support = support & alive
+    support[(alive & ~support).nonzero()[:revived, 0]] = True
+    return support
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbouring ranges as one, ascending."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _importance_of(factors: Factors, widths: Sequence[tuple[str, int]]) -> Importance:
+    """The factors of columns.
+
+    Args:
+        factors: by canonical name.
+        widths: names and numbers of columns of weights, in the order of their columns.
+    """
+    bounds = [0]
+    for _, width in widths:
+        bounds.append(bounds[-1] + width)
+    return Importance(tuple(bounds), tuple(factors.relative(name) for name, _ in widths))

@@ -1,0 +1,1 @@
+"""Rows of gradients, one per batch: in memory, on disk, or taken again in several passes."""

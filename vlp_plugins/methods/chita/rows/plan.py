@@ -1,0 +1,452 @@
+"""Where rows are kept: decided and explained before the first batch runs."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vlp_plugins.methods.chita.solver.problem import part_bounds
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.distributed import all_reduce_min, rank_and_size
+from vlp_plugins.runtime.errors import DataError, OutputError, UnsupportedError, suggest
+from vlp_plugins.runtime.memory import (
+    local_processes,
+    spill_folder,
+    text_of,
+    usable_bytes,
+    usable_disk,
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The weights of a model one after the other, each flattened row by row.
+
+    Attributes:
+        names: canonical names, in the order of the adapter.
+        shapes: of the weights.
+        starts: first column of every weight, then p.
+        bounds: boundaries of blocks that never cross a weight, the first 0, the last p; equal
+            neighbours are empty blocks. None for no blocks.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    bounds: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, weights: WeightMap, block_size: int | None) -> Columns:
+        """The columns of all weights.
+
+        Args:
+            weights: of the model.
+            block_size: columns of a block, about: see `block_bounds`; None for no blocks.
+
+        Raises:
+            UnsupportedError: if the block size is below 1.
+        """
+        starts = tuple(accumulate((weight.numel for weight in weights.values()), initial=0))
+        bounds = None if block_size is None else block_bounds(starts, block_size)
+        return cls(tuple(weights), tuple(w.shape for w in weights.values()), starts, bounds)
+
+    @property
+    def p(self) -> int:
+        """Number of columns."""
+        return self.starts[-1]
+
+    def join(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """One vector of all weights; beside it nothing of its size is made.
+
+        Args:
+            tensors: by canonical name, of the weights' shapes, all on one device.
+
+        Returns:
+            `[p]`, float32, or bool if the first tensor is.
+        """
+        first = tensors[self.names[0]]
+        dtype = torch.bool if first.dtype == torch.bool else torch.float32
+        joined = torch.empty(self.p, dtype=dtype, device=first.device)
+        for name, view in self.split(joined).items():
+            view.copy_(tensors[name])
+        return joined
+
+    def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of a vector `[p]` by canonical name, in the weights' shapes."""
+        ranges = zip(self.names, self.shapes, pairwise(self.starts), strict=True)
+        return {name: vector[start:stop].view(shape) for name, shape, (start, stop) in ranges}
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
+        """The weights that columns `start` to `stop` are of.
+
+        Yields:
+            The name of a weight, of its elements the first and the one after the last that lie in
+            these columns, and the column of the first.
+        """
+        index = bisect_right(self.starts, start) - 1
+        while index < len(self.names) and self.starts[index] < stop:
+            first, last = self.starts[index : index + 2]
+            if first < last:
+                here = max(start, first)
+                yield self.names[index], here - first, min(stop, last) - first, here
+            index += 1
+
+    @property
+    def widest(self) -> int:
+        """Columns of the largest block, which are read together; 1 without blocks."""
+        if self.bounds is None:
+            return 1
+        return max(stop - start for start, stop in pairwise(self.bounds))
+
+
+def block_bounds(starts: tuple[int, ...], block_size: int) -> tuple[int, ...]:
+    """The blocks of the published code.
+
+    A weight of fewer than `block_size` elements is one block. One of n elements is cut into
+    q = int(n / block_size) blocks of int(n / q), the last with the rest. The published list names
+    the boundary between a weight that is cut and the one before twice, which makes an empty block.
+
+    Args:
+        starts: first column of every weight, then p.
+        block_size: columns of a block.
+
+    Raises:
+        UnsupportedError: if the block size is below 1.
+    """
+    if block_size < 1:
+        raise UnsupportedError(f"block_size={block_size}; a block has at least one column")
+    bounds = [0]
+    for start, stop in pairwise(starts):
+        if count := (stop - start) // block_size:
+            width = (stop - start) // count
+            bounds += range(start, start + count * width, width)
+        bounds.append(stop)
+    return tuple(bounds)
+
+
+PART = 1 << 26
+"""Most elements of a part, unless a block is larger: 256 MiB of float32.
+
+A part should hold enough blocks for many cores."""
+
+_LEAST_WIDTH = 1 << 12
+
+PartBounds = tuple[int, ...]
+
+
+def least_width(columns: Columns) -> int:
+    """Columns of the narrowest part that must be possible: the largest block."""
+    return min(columns.p, _LEAST_WIDTH) if columns.bounds is None else columns.widest
+
+
+def shares_of(columns: Columns, processes: int) -> PartBounds:
+    """First column of every process, then p: about equal shares of whole blocks."""
+    p, bounds = columns.p, columns.bounds
+    ideal = [p * i // processes for i in range(processes + 1)]
+    if bounds is None:
+        return tuple(ideal)
+    edges = [0]
+    for wanted in ideal[1:-1]:
+        index = bisect_left(bounds, wanted)
+        near = min(bounds[max(index - 1, 0) : index + 1], key=lambda bound: abs(bound - wanted))
+        edges.append(max(edges[-1], near))
+    return (*edges, p)
+
+
+def part_bounds_of(
+    columns: Columns, n: int, edges: PartBounds, elements: int
+) -> tuple[PartBounds, ...]:
+    """The parts of every process: first column of each, then the end of the last.
+
+    Args:
+        columns: of all processes.
+        n: number of rows.
+        edges: see `shares_of`.
+        elements: most elements of a part that is more than one block.
+    """
+    found = []
+    for start, stop in pairwise(edges):
+        inner = None
+        if columns.bounds is not None:
+            first, last = bisect_left(columns.bounds, start), bisect_left(columns.bounds, stop)
+            inner = [bound - start for bound in columns.bounds[first : last + 1]]
+        cuts = part_bounds(n, stop - start, inner, elements) if start < stop else [0]
+        found.append(tuple(start + cut for cut in dict.fromkeys(cuts)))
+    return tuple(found)
+
+
+def column_groups(cuts: tuple[PartBounds, ...], columns: int) -> tuple[tuple[PartBounds, ...], ...]:
+    """Groups of neighbouring parts, by group and process.
+
+    Args:
+        cuts: the parts of every process.
+        columns: the most of a group and process, at least those of the widest part.
+
+    Returns:
+        As many groups for every process; some may be empty (a single cut).
+    """
+    by_process = [_grouped(own, columns) for own in cuts]
+    count = max(map(len, by_process))
+    for groups in by_process:
+        groups += [groups[-1][-1:]] * (count - len(groups))
+    return tuple(zip(*by_process, strict=True))
+
+
+def _grouped(cuts: PartBounds, columns: int) -> list[PartBounds]:
+    groups = [[cuts[0]]]
+    for start, stop in pairwise(cuts):
+        if stop - groups[-1][0] > columns and len(groups[-1]) > 1:
+            groups.append([start])
+        groups[-1].append(stop)
+    return [tuple(group) for group in groups]
+
+
+Kept = Literal["ram", "disk", "passes"]
+
+_WAYS = ("in memory", "on disk")
+_STATE = 4 + 4 + 4 + 1
+"""Bytes per weight of what solvers hold beside the rows: weights, values, scores, support."""
+_GRADIENT = 4
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Where rows are kept, and what that costs. All bytes are of one process.
+
+    Attributes:
+        keep_in: in RAM (or the memory of `device`), in a file, or nowhere: in passes over the
+            batches, one group of columns after the other.
+        device: whose memory holds rows, or the group of columns in work.
+        folder: of the file.
+        edges: first column of every process, then p.
+        cuts: by group and process, first column of every part, then the end of the last.
+        ram_bytes: of rows and the parts in work.
+        disk_bytes: of the file.
+        state_bytes: of what is one number per weight: weights, values, scores, support; not part
+            of the budget.
+        passes: over the batches, in all sweeps.
+        gradient_batches: forward and backward passes of this process, one batch each.
+        lines: the same for a person.
+    """
+
+    keep_in: Kept
+    device: torch.device
+    folder: Path
+    edges: tuple[int, ...]
+    cuts: tuple[tuple[tuple[int, ...], ...], ...]
+    ram_bytes: int
+    disk_bytes: int
+    state_bytes: int
+    passes: int
+    gradient_batches: int
+    lines: tuple[str, ...]
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of columns; 1 where all are kept."""
+        return len(self.cuts)
+
+    def because(self, refused: Sequence[Exception]) -> RowPlan:
+        """The same plan, with the reasons that faster ways were not taken."""
+        whys = [str(error).partition(";")[0] for error in refused]  # without the advice
+        reasons = [f"not {way}: {why}" for way, why in zip(_WAYS, whys, strict=False)]
+        return replace(self, lines=(self.lines[0], *reasons, *self.lines[1:]))
+
+
+class Needs:
+    """What rows take, wherever they are kept."""
+
+    def __init__(
+        self, columns: Columns, n: int, dtype: torch.dtype, sweeps: int, device: torch.device
+    ) -> None:
+        self.columns, self.n, self.sweeps, self.device = columns, n, sweeps, device
+        self.processes = rank_and_size()[1]
+        self.edges = shares_of(columns, self.processes)
+        self.size = dtype.itemsize
+        # A solver computes in float32: a copy of the part in work.
+        self.extra = 4 if dtype.itemsize < 4 else 0
+        self.block = n * least_width(columns)
+        share = max(self.edges[i + 1] - self.edges[i] for i in range(self.processes))
+        self.rows = n * share * self.size
+        self.state = columns.p * _STATE
+
+    def cuts(self, elements: int) -> tuple[tuple[int, ...], ...]:
+        """The parts of every process, of about that many elements."""
+        elements = min(PART, max(elements, self.block))
+        return part_bounds_of(self.columns, self.n, self.edges, elements)
+
+    def widest(self, cuts: tuple[tuple[int, ...], ...]) -> int:
+        """Elements of the largest part of any process."""
+        widths = [b - a for own in cuts for a, b in pairwise(own)]
+        return self.n * max(widths)
+
+    def usable(self, budget: int | None, device: torch.device) -> int:
+        """The budget, or of a device no more than it has."""
+        if budget is not None and device.type == "cpu":
+            return budget
+        free = all_reduce_min(usable_bytes(device, self.state + _GRADIENT * self.columns.p))
+        return free if budget is None else min(budget, free)
+
+    def plan(
+        self,
+        keep_in: Kept,
+        device: torch.device,
+        folder: Path,
+        cuts: tuple[tuple[tuple[int, ...], ...], ...],
+        ram: int,
+        disk: int,
+        line: str,
+    ) -> RowPlan:
+        passes = self.sweeps * len(cuts) if len(cuts) > 1 else 1
+        each = -(-self.n // self.processes)
+        held = f"beside them {text_of(self.state)} of weights, values, scores and support"
+        return RowPlan(
+            keep_in, device, folder, self.edges, cuts, ram, disk, self.state, passes,
+            passes * each, (line, held),
+        )  # fmt: skip
+
+
+def plan_rows(
+    columns: Columns,
+    n: int,
+    budget: int | None,
+    folder: Path | None,
+    dtype: torch.dtype,
+    sweeps: int = 1,
+    *,
+    keep_in: str = "auto",
+    device: torch.device | None = None,
+) -> RowPlan:
+    """The fastest way to keep rows within the budget: in memory, on disk, or in several passes.
+
+    Args:
+        columns: of the rows.
+        n: number of rows, one batch each.
+        budget: bytes of memory for rows and the parts in work; None: three quarters of what is
+            free, less what else will be needed.
+        folder: where a file may go; None: `TMPDIR` or /var/tmp.
+        dtype: float32 or bfloat16.
+        sweeps: how often all columns will be read.
+        keep_in: `auto`, or what to do.
+        device: of the model; rows that fit are kept in its memory.
+
+    Raises:
+        UnsupportedError: if the budget is too small, with the least that will do.
+        OutputError: if rows must go to a disk that has no room for them.
+        DataError: if there are no rows.
+    """
+    _check(n, dtype, keep_in)
+    needs = Needs(columns, n, dtype, sweeps, device or torch.device("cpu"))
+    ways = {"ram": _in_memory, "disk": _on_disk, "passes": _in_passes}
+    folder = spill_folder(folder)
+    errors: list[Exception] = []
+    for way, plan in ways.items():
+        if keep_in in (way, "auto"):
+            try:
+                return plan(needs, budget, folder).because(errors)
+            except (UnsupportedError, OutputError) as error:
+                errors.append(error)
+    raise errors[-1]
+
+
+def _check(n: int, dtype: torch.dtype, keep_in: str) -> None:
+    if n < 1:
+        raise DataError(f"{n} gradient rows were asked for; there must be at least one batch")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise UnsupportedError(f"rows are float32 or bfloat16, not {str(dtype).split('.')[-1]}")
+    known = ["auto", "ram", "disk", "passes"]
+    if keep_in not in known:
+        raise UnsupportedError(f"keep_in={keep_in!r} is unknown{suggest(keep_in, known)}")
+
+
+def _in_memory(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
+    devices = dict.fromkeys((needs.device, torch.device("cpu")))
+    least = needs.rows + needs.extra * needs.block
+    for device in devices:
+        usable = needs.usable(budget, device)
+        if least > usable:
+            continue
+        spare = (usable - needs.rows) // needs.extra if needs.extra else PART
+        cuts = needs.cuts(spare)
+        ram = needs.rows + needs.extra * needs.widest(cuts)
+        where = "RAM" if device.type == "cpu" else f"the memory of {device}"
+        return needs.plan(
+            "ram", device, folder, (cuts,), ram, 0,
+            f"the rows stay in {where}: {text_of(ram)} of {text_of(usable)}",
+        )  # fmt: skip
+    raise UnsupportedError(
+        f"{needs.n} rows of {needs.columns.p:,} columns need {text_of(least)} of memory, but "
+        f"{_of(budget, usable)}; give memory_budget={_amount(least)!r} or more, take fewer rows, "
+        "or let them go to disk (keep_in='auto')"
+    )
+
+
+def _on_disk(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
+    cpu = torch.device("cpu")
+    each = needs.size + needs.extra
+    usable = needs.usable(budget, cpu)
+    _check_block(needs, each, budget, usable)
+    free = all_reduce_min(usable_disk(folder))
+    if needs.rows > free:
+        raise OutputError(
+            f"{needs.n} rows of {needs.columns.p:,} columns need {text_of(needs.rows)} of disk, "
+            f"but {folder} has room for {text_of(free)}; choose another folder (the job's work "
+            "folder, or TMPDIR), raise memory_budget so that they fit into memory, or say "
+            "keep_in='passes', which needs no disk and more time"
+        )
+    cuts = needs.cuts(usable // (8 * each))
+    ram = each * needs.widest(cuts)
+    together = needs.rows * local_processes()
+    return needs.plan(
+        "disk", cpu, folder, (cuts,), ram, needs.rows,
+        f"the rows go to disk: {text_of(together)} in {folder}, read once per sweep, "
+        f"{text_of(ram)} at a time",
+    )  # fmt: skip
+
+
+def _in_passes(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
+    usable = needs.usable(budget, needs.device)
+    _check_block(needs, needs.size + needs.extra, budget, usable)
+    cuts = needs.cuts(usable // (8 * needs.size))
+    extra = needs.extra * needs.widest(cuts)
+    columns = (usable - extra) // (needs.n * needs.size)
+    groups = column_groups(cuts, columns)
+    largest = max(own[-1] - own[0] for group in groups for own in group)
+    ram = needs.n * needs.size * largest + extra
+    how = f"{len(groups)} groups of columns one after the other in {text_of(ram)}"
+    line = f"the rows are kept nowhere: {how}, so every sweep runs all {needs.n} batches again, "
+    line += f"{len(groups)} times"
+    if len(groups) == 1:
+        line = f"the rows are one group of columns that stays in memory: {text_of(ram)}"
+    return needs.plan("passes", needs.device, folder, groups, ram, 0, line)
+
+
+def _check_block(needs: Needs, each: int, budget: int | None, usable: int) -> None:
+    least = each * needs.block
+    if usable < least:
+        raise UnsupportedError(
+            f"{needs.n} rows of the largest block ({needs.block // needs.n:,} columns) take "
+            f"{text_of(least)}, but {_of(budget, usable)}; give memory_budget={_amount(least)!r} "
+            "or more, take fewer rows or smaller blocks"
+        )
+
+
+def _of(budget: int | None, usable: int) -> str:
+    if budget is None:
+        return f"only {text_of(usable)} of what is free may be used"
+    return f"the budget is {text_of(budget)}"
+
+
+def _amount(least: int) -> str:
+    """An amount that is at least that many bytes, as people write it."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if least >= size:
+            tenths = -(-least * 10 // size)
+            return f"{tenths / 10:g}{unit}"
+    return f"{least}B"

@@ -1,0 +1,329 @@
+"""Stores of rows: in memory or in an unnamed file, some of the columns in each process."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import distributed
+
+from vlp_plugins.methods.chita.solver.problem import Rows
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
+from vlp_plugins.runtime.memory import text_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parts `[n, width]` one after the other. A row is written in pieces, a part is read whole.
+
+    Attributes:
+        n: number of rows that there is room for.
+        cuts: first column of every part, then the end of the last; strictly ascending.
+    """
+
+    n: int
+    cuts: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Of all parts."""
+        return self.n * (self.cuts[-1] - self.cuts[0])
+
+    def parts(self) -> Iterator[tuple[int, int, int]]:
+        """First column of every part, its width, and where it lies (in elements)."""
+        for start, stop in pairwise(self.cuts):
+            yield start, stop - start, self.n * (start - self.cuts[0])
+
+    def places(
+        self, row: int, start: int, values: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Where the entries of a row go.
+
+        Args:
+            row: index of the row.
+            start: column of the first value.
+            values: `[m]`.
+
+        Yields:
+            A position in elements, and the values that belong there.
+        """
+        stop = start + len(values)
+        index = bisect_right(self.cuts, start) - 1
+        first = start
+        while first < stop:
+            left, right = self.cuts[index : index + 2]
+            last = min(stop, right)
+            offset = self.n * (left - self.cuts[0]) + row * (right - left) + first - left
+            yield offset, values[first - start : last - start]
+            first, index = last, index + 1
+
+
+_CHUNK = 1 << 20
+"""Columns that travel at a time: 4 MiB of float32 from every process."""
+
+
+def exchange(
+    entries: Callable[[int, int], torch.Tensor],
+    ranges: Sequence[tuple[int, int]],
+    receive: Callable[[int, int, torch.Tensor], None],
+) -> None:
+    """Every process sends its row to those that hold the columns, a chunk at a time.
+
+    Args:
+        entries: computes entries `[stop - start]` of the row of this process, float32.
+        ranges: by process, first column that it holds and the one after the last.
+        receive: called with (process, first column, its entries from there on).
+    """
+    rank, processes = rank_and_size()
+    for owner, (start, stop) in enumerate(ranges):
+        for first in range(start, stop, _CHUNK):
+            sent = entries(first, min(first + _CHUNK, stop))
+            got = [torch.empty_like(sent) for _ in range(processes)] if rank == owner else None
+            distributed.gather(sent, got, dst=owner)
+            for sender, row in enumerate(got or ()):
+                receive(sender, first, row)
+
+
+def add_up(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in place."""
+    if rank_and_size()[1] > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def fill(vector: torch.Tensor, edges: Sequence[int]) -> torch.Tensor:
+    """Gives a vector `[p]` the entries that other processes hold, in place.
+
+    Args:
+        vector: contiguous, of any dtype.
+        edges: first column of every process, then p.
+    """
+    if rank_and_size()[1] > 1:
+        whole = vector.view(torch.uint8) if vector.dtype == torch.bool else vector
+        for owner, (start, stop) in enumerate(pairwise(edges)):
+            if start < stop:
+                distributed.broadcast(whole[start:stop], src=owner)
+    return vector
+
+
+class MemoryStore:
+    """Parts in one tensor.
+
+    Attributes:
+        layout: where a part lies.
+    """
+
+    def __init__(self, layout: Layout, flat: torch.Tensor) -> None:
+        """Takes what it needs of a tensor.
+
+        Args:
+            layout: where a part lies.
+            flat: `[m]` of at least `layout.elements`; what is in it does not matter.
+        """
+        self.layout = layout
+        self._flat = flat
+
+    def write(self, row: int, start: int, values: torch.Tensor) -> None:
+        """Writes entries of a row, `values` `[m]` from column `start` on."""
+        for offset, piece in self.layout.places(row, start, values):
+            self._flat[offset : offset + len(piece)].copy_(piece)
+
+    def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first `n` rows: first column of a part, and the part `[n, width]`."""
+        for start, width, offset in self.layout.parts():
+            yield start, self._flat[offset : offset + n * width].view(n, width)
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class FileStore:
+    """Parts in a file of a folder; the system's file cache is all the memory that it takes.
+
+    The file has no name in the folder (or loses it as soon as it is made), so that not even
+    `kill -9` leaves it there.
+
+    Attributes:
+        layout: where a part lies.
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype, folder: Path) -> None:
+        """Makes a file of full size: a disk that is too small is found here, not hours later.
+
+        Args:
+            layout: where a part lies.
+            dtype: of the entries.
+            folder: where to; made if it is not there.
+
+        Raises:
+            OutputError: if there is no room, or if the folder cannot be written to.
+        """
+        self.layout = layout
+        self._dtype = dtype
+        self._folder = folder
+        self._bytes = layout.elements * dtype.itemsize
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".rows-", buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            _reserve(self._file.fileno(), self._bytes)
+        except OSError as error:
+            self._file.close()
+            raise self._failure(error) from error
+
+    def write(self, row: int, start: int, values: torch.Tensor) -> None:
+        """Writes entries of a row, `values` `[m]` from column `start` on.
+
+        Raises:
+            OutputError: if the disk is full or broken.
+        """
+        values = values.to("cpu", self._dtype).contiguous()
+        size = self._dtype.itemsize
+        try:
+            for offset, piece in self.layout.places(row, start, values):
+                _write(self._file.fileno(), piece, offset * size)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first `n` rows: first column of a part, and the part `[n, width]`, mapped.
+
+        While one part is in work the system reads the next, and what was read leaves the memory of
+        this process.
+        """
+        if not self._bytes:
+            return
+        mapped = mmap.mmap(self._file.fileno(), self._bytes)
+        size = self._dtype.itemsize
+        places = [
+            (start, width, offset * size, n * width * size)
+            for start, width, offset in self.layout.parts()
+        ]
+        _advise(mapped, mmap.MADV_WILLNEED, *places[0][2:])
+        for (start, width, offset, length), following in zip(
+            places, [*places[1:], None], strict=True
+        ):
+            if following:
+                _advise(mapped, mmap.MADV_WILLNEED, *following[2:])
+            flat = torch.frombuffer(mapped, dtype=self._dtype, count=n * width, offset=offset)
+            yield start, flat.view(n, width)
+            _advise(mapped, mmap.MADV_DONTNEED, offset, length)
+
+    def close(self) -> None:
+        """Gives the disk space back."""
+        self._file.close()
+
+    def _failure(self, error: OSError) -> OutputError:
+        full = error.errno in _FULL
+        reason = "no space left on the disk, or a quota is used up" if full else error.strerror
+        return OutputError(
+            f"cannot keep {text_of(self._bytes)} of gradient rows in {self._folder}: {reason}; "
+            "choose another folder (the job's work folder, or TMPDIR), raise memory_budget so that "
+            "they fit into memory, or say keep_in='passes', which needs no disk and more time"
+        )
+
+
+def _reserve(descriptor: int, length: int) -> None:
+    if not length:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, length)
+        return
+    free = os.fstatvfs(descriptor)
+    if free.f_bavail * free.f_frsize < length:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(descriptor, length)
+
+
+def _write(descriptor: int, values: torch.Tensor, position: int) -> None:
+    """Writes all of a contiguous tensor; the system may take it in pieces."""
+    data = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while len(data):
+        written = os.pwrite(descriptor, data, position)
+        data, position = data[written:], position + written
+
+
+def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
+    """Tells the system about a range of a file; it goes by whole pages."""
+    first = start - start % mmap.PAGESIZE
+    mapped.madvise(advice, first, start + length - first)
+
+
+class Store(Protocol):
+    """Room for the rows of some columns."""
+
+    def write(self, row: int, start: int, values: torch.Tensor) -> None:
+        """Writes entries of a row, `values` `[m]` from column `start` on."""
+
+    def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first `n` rows: first column of a part, and the part `[n, width]`."""
+
+
+class GradientRows(Rows):
+    """Rows of a model; their columns are shared out among the processes, if there are several.
+
+    Attributes:
+        rounding: relative error of the rows by rounding them to their dtype, in the Frobenius norm;
+            0 for float32.
+    """
+
+    def __init__(self, n: int, edges: Sequence[int], rounding: float) -> None:
+        """Keeps the numbers.
+
+        Args:
+            n: number of rows.
+            edges: first column of every process, then p.
+            rounding: see the attribute.
+        """
+        self.n, self.p = n, edges[-1]
+        self.rounding = rounding
+        self._edges = edges
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives the memory back; there are no parts any more."""
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        return add_up(tensor)
+
+    def fill(self, vector: torch.Tensor) -> torch.Tensor:
+        return fill(vector, self._edges)
+
+
+class KeptRows(GradientRows):
+    """Rows in a store; their parts are read to the device of the solver."""
+
+    def __init__(
+        self, store: Store, n: int, edges: Sequence[int], device: torch.device, rounding: float
+    ) -> None:
+        super().__init__(n, edges, rounding)
+        self._store: Store | None = store
+        self._device = device
+
+    def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
+        if self._store is None:
+            raise released()
+        self.sweeps += 1
+        for start, part in self._store.parts(self.n):
+            yield start, part.to(self._device)
+
+    def release(self) -> None:
+        self._store = None
+
+
+def released() -> UnsupportedError:
+    """For rows that are used too late."""
+    return UnsupportedError("these gradient rows are gone: use them inside `with gradient_rows`")

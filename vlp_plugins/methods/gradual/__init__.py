@@ -1,0 +1,1 @@
+"""Pruning while a model trains: Taylor, PLATON, magnitude."""

@@ -1,0 +1,127 @@
+"""A training loop for pruning alone: the pre-training loss, AdamW, rising masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from vlp_plugins.methods.gradual.rising_masks import RisingMasks
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.sharding import write, zero_outside
+
+
+class Masters:
+    """Parameters in float32; a model in bfloat16 would lose most small steps.
+
+    Those of float32 weights are the weights themselves, with gradients of their own.
+
+    Attributes:
+        weights: as those of the model, with the masters for parameters.
+    """
+
+    def __init__(self, weights: WeightMap) -> None:
+        """Copies what is not float32."""
+        self._model = weights
+        self.weights = WeightMap(
+            {
+                name: replace(weight, parameter=nn.Parameter(weight.parameter.detach().float()))
+                for name, weight in weights.items()
+            },
+            weights.adapter_name,
+            weights.adapter_settings,
+        )
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The masters by canonical name."""
+        return {name: weight.parameter for name, weight in self.weights.items()}
+
+    def write(self) -> None:
+        """Gives the model the masters' values, in its dtype."""
+        for name, weight in self._model.items():
+            if weight.parameter.dtype != torch.float32:
+                write(weight.parameter, self.weights[name].parameter)
+
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+WEIGHT_DECAY = 0.01
+
+
+class Gradients(Protocol):
+    """Gives the gradients of a batch; see `LossProbe.measure`."""
+
+    def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
+        """By canonical name; None if the batch was left out."""
+
+
+class Training:
+    """Weights, their optimizer and their masks.
+
+    Attributes:
+        masters: what is trained.
+        rising: their masks, which count the steps.
+        optimizer: AdamW; of the weights alone, as nothing else of the model is in masks.
+    """
+
+    def __init__(self, masters: Masters, rising: RisingMasks, lr: float) -> None:
+        """Starts with fresh moments.
+
+        Args:
+            masters: of the model.
+            rising: of the masters' weights.
+            lr: learning rate of the first step; it falls to zero on a straight line.
+        """
+        self.masters = masters
+        self.rising = rising
+        self._lr = lr
+        self.optimizer = torch.optim.AdamW(
+            masters.parameters.values(),
+            lr=lr,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=WEIGHT_DECAY,
+        )
+
+    def run(
+        self,
+        probe: Gradients,
+        batches: Iterable[Batch],
+        told: Callable[[int], None],
+    ) -> None:
+        """Takes a step with every batch.
+
+        Args:
+            probe: attached to the model.
+            batches: those from the next step on.
+            told: called after every step with the number of steps done.
+        """
+        for batch in batches:
+            gradients = probe.measure(batch, self.rising.step)
+            if gradients is not None:  # else the batch was left out, which costs a step
+                self._step(gradients)
+            chosen = self.rising.advance()
+            if chosen or self.rising.held:
+                self._zero()
+            self.masters.write()
+            told(self.rising.step)
+
+    def _step(self, gradients: dict[str, torch.Tensor]) -> None:
+        self.rising.observe(gradients)
+        for name, master in self.masters.parameters.items():
+            master.grad = gradients.get(name)
+            if master.grad is not None and self.rising.held:
+                zero_outside(master.grad, self.rising.keep[name])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * (1 - self.rising.step / self.rising.rise.timetable.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _zero(self) -> None:
+        for name, master in self.masters.parameters.items():
+            zero_outside(master, self.rising.keep[name])

@@ -1,0 +1,415 @@
+"""The methods `platon` and `taylor`: gradual pruning with a training loop of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlp_plugins.calibration.loss import (
+    bytes_of_state,
+    copy_of_state,
+    loss_state_again,
+    write_state,
+)
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.gradual.loop import Masters, Training
+from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetable, default_warmup
+from vlp_plugins.methods.gradual.scores import BETA1, BETA2, Platon, Taylor, TrainingScore
+from vlp_plugins.methods.gradual.state import dump, restore
+from vlp_plugins.methods.method import Context, Cost, Procedure
+from vlp_plugins.methods.rounds import FreshBatches, Seen, number_of_batches
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.saving import restored
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
+from vlp_plugins.runtime.distributed import broadcast, rank_and_size
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.sharding import is_sharded
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors, guided_name
+from vlp_plugins.scoring.schedules import schedule_by_name
+
+logger = logging.getLogger("vlp_plugins.training")
+
+_FORMAT = Format(
+    "checkpoint", "vlp_training", 1, DataError, "delete it and train from the first step"
+)
+_RISING, _MASTER, _MOMENT, _STATE = "rising|", "master|", "moment|", "state|"
+
+
+class TrainingFile:
+    """The file of one target. Process 0 writes and reads it, the others get what it read."""
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
+        """Finds the place of the file.
+
+        Args:
+            folder: None keeps no file.
+            identity: what a run must have in common with the one it goes on from.
+        """
+        text = json.dumps(dict(identity), sort_keys=True, default=str)
+        mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.path = None if folder is None else Path(folder) / f"training-{mark}.safetensors"
+
+    def save(
+        self, training: Training, state: Sequence[torch.Tensor], digest: str, sizes: Sequence[int]
+    ) -> None:
+        """Writes where the training stands over what was there, whole or not at all.
+
+        Args:
+            training: after some steps.
+            state: what the losses have changed; see `Adapter.loss_state`.
+            digest: of the batches so far.
+            sizes: their numbers of samples.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        if self.path is None or rank_and_size()[0]:
+            return
+        tensors = {f"{_RISING}{key}": value for key, value in dump(training.rising).items()}
+        for name, master in training.masters.parameters.items():
+            tensors[f"{_MASTER}{name}"] = master.detach()
+            for key, value in training.optimizer.state.get(master, {}).items():
+                tensors[f"{_MOMENT}{key}|{name}"] = value
+        tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(state)}
+        header = {"digest": digest, "sizes": list(sizes)}
+        write_artifact(self.path, _FORMAT, tensors, header, state=True)
+
+    def load(self, training: Training) -> tuple[list[torch.Tensor], str, list[int]] | None:
+        """Brings a training to where the file stands.
+
+        Returns:
+            State, digest and sizes as they were saved; None if there is no file.
+
+        Raises:
+            DataError: if there is no folder to look in, or the file is damaged.
+            MaskError: if it is damaged in its masks.
+        """
+        if self.path is None:
+            raise DataError(
+                "resume needs the folder that the earlier run kept its checkpoints in; give "
+                "workplace"
+            )
+        found = broadcast(None if rank_and_size()[0] else self._read(self.path))
+        if found is None:
+            return None
+        tensors, header = found
+        parts = {
+            kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
+            for kind in (_RISING, _MASTER, _MOMENT, _STATE)
+        }
+        restore(training.rising, parts[_RISING])
+        with torch.no_grad():
+            for name, master in training.masters.parameters.items():
+                master.copy_(parts[_MASTER][name])
+        for full, value in parts[_MOMENT].items():
+            key, _, name = full.partition("|")
+            master = training.masters.parameters[name]
+            # AdamW keeps its count of steps on the CPU.
+            there = value if key == "step" else value.to(master.device)
+            training.optimizer.state[master][key] = there
+        training.masters.write()
+        state = [parts[_STATE][str(index)] for index in range(len(parts[_STATE]))]
+        return state, str(header["digest"]), [int(size) for size in header["sizes"]]
+
+    def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        if not path.exists():
+            logger.warning("no checkpoint at %s; starting from the first step", path)
+            return None
+        return read_artifact(path, _FORMAT)
+
+
+LEARNING_RATE = 3e-4
+"""That of BLIP's pre-training. On the demo BLIP, with 48 steps, ten times as much is better at 90%
+and worse at 75%."""
+CHECKPOINTS = 8
+"""How often a run is saved: each checkpoint is several times the model's size."""
+
+
+@dataclass(frozen=True)
+class PruningWhileTraining(Procedure):
+    """Trains the weights with the pre-training loss and removes more and more of them.
+
+    Wang et al., "Exploring Intrinsic Dimension for Vision-Language Model Pruning" (ICML 2024),
+    prune so while they fine-tune; here it is a method with a fixed budget of steps on the
+    calibration batches, and the masks bring the new values of what they keep. Only prunable weights
+    are trained, so that masks and values are all there is to it; the model runs in evaluation mode,
+    as dropout adds noise that few steps cannot average out.
+
+    In a training of your own use `GradualPruning`, or `GradualPruningCallback` with `Trainer`.
+
+    The published variant computes the losses as the published MULTIFLOW code does; the papers'
+    own loops are trainings of downstream models, which are not reproduced here.
+
+    Attributes:
+        score: ranks what is removed.
+        steps: number of steps, one batch each; None: one per batch of the data.
+        lr: learning rate of the first step; it falls to zero on a straight line.
+        warmup: fractions of the steps before the first choice of masks and after the last; None: a
+            twentieth and a quarter.
+        every: steps from one choice to the next. Trainings of many steps take 10; for the few steps
+            here fewer are better (48 on the demo BLIP: 1, 4 and 8 for PLATON, 1 and 4 for Taylor).
+        revive: whether removed weights may come back; see `GradualPruning`.
+        schedule: how the sparsity rises.
+        allocation: how it is shared out among tensors.
+        factors: what multiplies the scores that tensors are compared by; None: nothing.
+    """
+
+    score: TrainingScore
+    steps: int | None = None
+    lr: float = LEARNING_RATE
+    warmup: tuple[float, float] | None = None
+    every: int = 1
+    revive: bool = True
+    schedule: str = "cubic"
+    allocation: Allocation = field(default_factory=GlobalAllocation)
+    factors: Factors | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
+        if not self.lr > 0:
+            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        if self.every < 1:
+            raise UnsupportedError(f"every={self.every}; use 1 or more")
+        warmup = (0.0, 0.0) if self.warmup is None else self.warmup
+        if len(warmup) != 2 or not all(0 <= part < 1 for part in warmup):
+            raise UnsupportedError(f"warmup={warmup}; both are fractions of the steps, in [0, 1)")
+        schedule_by_name(self.schedule)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Of the score; `id*` before it with factors."""
+        return self.score.name if self.factors is None else guided_name(self.score.name)
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            **self.score.parameters,
+            "steps": self.steps,
+            "lr": self.lr,
+            "warmup": self.warmup,
+            "every": self.every,
+            "revive": self.revive,
+            "schedule": self.schedule,
+            **({} if self.factors is None else self.factors.record()),
+        }
+
+    def with_allocation(self, allocation: Allocation | None) -> PruningWhileTraining:
+        if allocation is None:
+            return self
+        if self.factors is not None:
+            allocation = allocation.with_factors(self.factors)
+        return replace(self, allocation=allocation)
+
+    def with_factors(self, factors: Mapping[str, float]) -> PruningWhileTraining:
+        if self.factors is not None:
+            raise UnsupportedError(f"method {self.name!r} has factors already")
+        factors = Factors.of(factors)
+        allocation = self.allocation.with_factors(factors)
+        return replace(self, allocation=allocation, factors=factors)
+
+    def run(self, context: Context) -> list[Masks]:
+        if is_sharded(context.model.parameters()):
+            raise UnsupportedError(
+                f"{self.name} remembers whole weights on every process and does not run on a model "
+                "that fully_shard has divided; give the model as it was loaded"
+            )
+        batches = FreshBatches(context.batches, context.limit)
+        return [
+            self._masks(context, target, batches, number)
+            for number, target in enumerate(context.targets)
+        ]
+
+    def cost(self, context: Context) -> Cost:
+        steps = self._steps(context)
+        for target in context.targets:
+            self._rise(context, target)  # says what cannot be
+        runs, size = len(context.targets), context.weights.numel
+        total = number_of_batches(context) or steps
+        stored = context.weights.stored_bytes
+        copies = stored + (4 * size if stored < 4 * size else 0)  # masters of half precision
+        state = bytes_of_state(context.model, context.adapter)
+        # Gradients, two moments, the samples of a window and one in the making.
+        tensors = 5 + len(self.score.remembers)
+        saved = 4 * (3 + 1 + len(self.score.remembers)) * size + state
+        return Cost(
+            ram_bytes=copies + 2 * state + (4 * tensors + 1) * size,
+            disk_bytes=0 if context.workplace is None else saved * runs,
+            passes=runs * -(-steps // total),
+            gradient_batches=runs * steps,
+            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
+        )
+
+    def _steps(self, context: Context) -> int:
+        steps = self.steps or number_of_batches(context)
+        if steps is None:
+            raise DataError(
+                "nobody can say how many batches there are (an iterator?), and the sparsity rises "
+                "over all steps; give steps, a limit, or a list of batches"
+            )
+        return steps
+
+    def _rise(self, context: Context, target: Target) -> Rise:
+        steps = self._steps(context)
+        before, after = default_warmup(steps)
+        if self.warmup is not None:
+            before, after = (int(part * steps) for part in self.warmup)
+        times = Timetable(steps, before, after, self.every, self.schedule)
+        return Rise(
+            self.score, target, times, self.allocation, context.floor, self.revive, self.factors
+        )
+
+    def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
+        rise = self._rise(context, target)
+        steps = rise.timetable.steps
+        dense = context.weights.content_hash()
+        file = TrainingFile(context.workplace, self._identity(context, rise, dense))
+        batches.restart()
+        seen = Seen(batches.take(steps))
+        probe = context.loss_probe()
+
+        def told(done: int) -> None:
+            due = done % max(1, steps // CHECKPOINTS) == 0 or done == steps
+            if due and context.workplace is not None:
+                state = copy_of_state(context.model, context.adapter)
+                file.save(training, state, seen.digest, seen.sizes)
+            if context.progress is not None:
+                context.progress(number * steps + done, len(context.targets) * steps)
+
+        with (
+            torch.inference_mode(False),
+            restored(context.weights),
+            loss_state_again(context.model, context.adapter),
+            probe.attached(keep_state=True),
+        ):
+            masters = Masters(context.weights)
+            training = Training(masters, RisingMasks(masters.weights, rise), self.lr)
+            stream = iter(seen)
+            if context.resume:
+                self._resume(context, file, training, stream, seen)
+            training.run(probe, stream, told)
+            return broadcast(self._result(context, training, seen, dense))
+
+    def _resume(
+        self,
+        context: Context,
+        file: TrainingFile,
+        training: Training,
+        stream: Iterator[Batch],
+        seen: Seen,
+    ) -> None:
+        """Brings training and model to where the file stands, past the batches before that.
+
+        Raises:
+            DataError: if the batches before are not those of the file.
+        """
+        found = file.load(training)
+        if found is None:
+            return
+        state, digest, sizes = found
+        _skip(stream, len(sizes))
+        if seen.digest != digest:
+            raise DataError(
+                f"the first {len(sizes)} batches are not those that checkpoint {file.path} has "
+                "seen; give the same data in the same order, or delete the checkpoint and start "
+                "again"
+            )
+        write_state(context.model, context.adapter, state)
+
+    def _result(self, context: Context, training: Training, seen: Seen, dense: str) -> Masks:
+        values = {name: m.detach() for name, m in training.masters.parameters.items()}
+        return training.rising.masks(
+            self.name,
+            weights_hash=dense,
+            parameters={
+                **training.rising.rise.record(),
+                "lr": self.lr,
+                "variant": "published" if context.published else "default",
+            },
+            seed=context.seed,
+            calibration=seen.calibration(),
+            values=values,
+        )
+
+    def _identity(self, context: Context, rise: Rise, dense: str) -> dict[str, Any]:
+        return {
+            "method": self.name,
+            **rise.record(),
+            "lr": self.lr,
+            "variant": "published" if context.published else "default",
+            "target": rise.target,
+            "seed": context.seed,
+            "autocast": str(context.autocast),
+            "adapter": context.adapter.name,
+            "structure": context.weights.structure,
+            "weights": dense,
+        }
+
+
+def _skip(stream: Iterable[Batch], count: int) -> None:
+    for _, _batch in zip(range(count), stream, strict=False):
+        pass
+
+
+TAYLOR_EVERY = 4
+"""Its samples are averaged from one choice to the next; PLATON smooths over all steps anyway."""
+
+
+def platon(
+    *,
+    steps: int | None = None,
+    lr: float = LEARNING_RATE,
+    warmup: tuple[float, float] | None = None,
+    every: int = 1,
+    revive: bool = True,
+    schedule: str = "cubic",
+    beta1: float = BETA1,
+    beta2: float = BETA2,
+) -> PruningWhileTraining:
+    """PLATON (Zhang et al., ICML 2022) with a training loop of its own.
+
+    Args:
+        steps: see `PruningWhileTraining`, as all but the last two.
+        lr: learning rate of the first step.
+        warmup: fractions of the steps at the start and at the end.
+        every: steps from one choice of masks to the next.
+        revive: whether removed weights may come back.
+        schedule: how the sparsity rises.
+        beta1: of the smoothed sensitivity.
+        beta2: of the smoothed uncertainty.
+    """
+    score = Platon(beta1, beta2)
+    return PruningWhileTraining(score, steps, lr, warmup, every, revive, schedule)
+
+
+def taylor(
+    *,
+    steps: int | None = None,
+    lr: float = LEARNING_RATE,
+    warmup: tuple[float, float] | None = None,
+    every: int = TAYLOR_EVERY,
+    revive: bool = True,
+    schedule: str = "cubic",
+) -> PruningWhileTraining:
+    """First-order Taylor pruning (Molchanov et al., CVPR 2019) with a training loop of its own.
+
+    The score of a model that is not trained, in one shot, is the method `snip`.
+
+    Args:
+        steps: see `PruningWhileTraining`, as all.
+        lr: learning rate of the first step.
+        warmup: fractions of the steps at the start and at the end.
+        every: steps from one choice of masks to the next.
+        revive: whether removed weights may come back.
+        schedule: how the sparsity rises.
+    """
+    return PruningWhileTraining(Taylor(), steps, lr, warmup, every, revive, schedule)

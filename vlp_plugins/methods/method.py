@@ -1,0 +1,171 @@
+"""What a method is, the context that it runs in, and its cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import Owners, Target
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a procedure works with. The model is as it was found when the procedure returns.
+
+    Attributes:
+        model: the model, on its device.
+        adapter: claims it.
+        weights: its prunable weights.
+        batches: calibration batches; a procedure that needs several passes iterates again, which
+            gives the same batches in the same order (`batches_again` makes sure).
+        targets: sparsities; one set of masks each.
+        published: follow the published code where it departs from the idea.
+        owners: whose inputs count for a tied weight, where inputs are measured.
+        floor: least fraction that every tensor keeps.
+        seed: for what is drawn at random.
+        limit: number of batches to read; None reads all.
+        autocast: dtype of the forward passes under `torch.autocast`; None runs as the model is.
+        skip_nonfinite: leave out batches whose loss or gradients are not finite.
+        memory_budget: bytes that gradients may take beside the model; None: what is free.
+        workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
+            checkpoints.
+        resume: go on from the checkpoints in `workplace`.
+        progress: called with (batches done, batches in all or None).
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    weights: WeightMap
+    batches: Iterable[Batch]
+    targets: Sequence[Target]
+    published: bool = False
+    owners: Owners | None = None
+    floor: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+    autocast: torch.dtype | None = None
+    skip_nonfinite: bool = False
+    memory_budget: int | None = None
+    workplace: Path | None = None
+    resume: bool = False
+    progress: Callable[[int, int | None], None] | None = None
+
+    def loss_probe(self) -> LossProbe:
+        """A probe of the model's loss, as the run asks for it."""
+        return LossProbe(
+            self.model,
+            self.adapter,
+            self.weights,
+            published=self.published,
+            autocast=self.autocast,
+            skip_nonfinite=self.skip_nonfinite,
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a procedure will need beside the model, for `vlp plan`.
+
+    Attributes:
+        ram_bytes: of gradients, solvers and copies of weights at their peak.
+        disk_bytes: of temporary files.
+        passes: over the calibration batches, all targets together.
+        gradient_batches: forward and backward passes in all, one batch each.
+        seconds: beside those passes (solving, reading the disk); 0 if that is negligible.
+        notes: lines that explain the figures.
+    """
+
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    passes: int = 1
+    gradient_batches: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class Method(ABC):
+    """A `Composition` or a `Procedure`.
+
+    Attributes:
+        name: the name that masks and reports carry.
+        allocation: where sparsity is shared out.
+        parameters: what the user set, for the manifest.
+    """
+
+    name: str
+    allocation: Allocation
+    parameters: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def reads_data(self) -> bool:
+        """Whether masks cannot be made from the weights alone."""
+
+    @abstractmethod
+    def with_allocation(self, allocation: Allocation | None) -> Method:
+        """The same method with another allocation; None keeps its own.
+
+        Raises:
+            UnsupportedError: if it has no other.
+        """
+
+    def with_factors(self, factors: Mapping[str, float]) -> Method:
+        """The same method with the importance of every weight multiplied by a factor.
+
+        A constant per tensor cannot change the ranking within a tensor: the factor multiplies the
+        score that decides how many elements each tensor keeps. `id*NAME` is the method NAME with
+        intrinsic dimensions for factors; what is returned carries that name (`guided_name`), and
+        among its parameters what `Factors.record` says.
+
+        Args:
+            factors: above 0, by canonical name of every weight.
+
+        Raises:
+            UnsupportedError: if the method has no such score.
+        """
+        raise UnsupportedError(
+            f"method {self.name!r} takes no factors: it does not say which of its scores decides "
+            "how many elements a tensor keeps (its class would implement with_factors)"
+        )
+
+
+class Procedure(Method):
+    """A method that is more than a score and an allocation: it runs the model as it goes."""
+
+    allocation: Allocation = GlobalAllocation()
+
+    @property
+    def reads_data(self) -> bool:
+        return True
+
+    @abstractmethod
+    def run(self, context: Context) -> list[Masks]:
+        """Masks for every target, with new values of the kept weights if it changes them.
+
+        Raises:
+            VlpError: if something in the context does not fit; the model is as before then.
+        """
+
+    @abstractmethod
+    def cost(self, context: Context) -> Cost:
+        """What `run` will need; `context.limit` says how many batches there will be."""
+
+    def with_allocation(self, allocation: Allocation | None) -> Procedure:
+        if allocation is None or allocation == self.allocation:
+            return self
+        raise UnsupportedError(
+            f"method {self.name!r} shares out sparsity in its own way and takes no other "
+            f"allocation than {self.allocation.name!r}; leave --allocation out"
+        )

@@ -1,0 +1,442 @@
+"""Cuts heads and units out of a model by index selection, or zeros them in the uncut model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.parts import Attention, Block, Part
+from vlp_plugins.models.saving import REBUILT
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import StructureError, UnsupportedError, suggest
+from vlp_plugins.runtime.model_state import bare, takes_model
+from vlp_plugins.runtime.sharding import is_sharded
+from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.sites import heads_of, scales_at_run_time, set_heads
+from vlp_plugins.structured.survey import Group, blocks_of, survey, uncut
+
+
+def fitting(
+    model: torch.nn.Module, adapter: Adapter, record: Mapping[str, Kept]
+) -> list[tuple[Block, Kept]]:
+    """The blocks that a record names, in the order of the model, each with what is kept of it.
+
+    Raises:
+        StructureError: if the record names a block that the model does not have or that is smaller,
+            or is of another adapter.
+    """
+    if isinstance(record, Record):
+        record.check_adapter(adapter.name)
+    blocks = {block.name: block for block in blocks_of(model, adapter)}
+    for name, kept in record.items():
+        if name not in blocks:
+            left_out = uncut(model, adapter)
+            why = f": {left_out[name]}" if name in left_out else suggest(name, list(blocks))
+            if name not in left_out and left_out:
+                path, reason = next(iter(left_out.items()))
+                why += f"; left out are {len(left_out)}, first {path}: {reason}"
+            raise StructureError(f"{type(model).__name__} has no block {name!r} to cut{why}")
+        check_fits(blocks[name], kept)
+    return [(block, record[name]) for name, block in blocks.items() if name in record]
+
+
+def check_fits(block: Block, kept: Kept) -> None:
+    """Raises `StructureError` if `kept` is not of a block like this."""
+    if not isinstance(block, Attention):
+        if kept.heads is not None or kept.dims is not None:
+            raise StructureError(f"{block.name!r} is a feed-forward block and has no heads")
+        _check_range(block, "unit", kept.units, block.width)
+        return
+    if kept.units is not None:
+        raise StructureError(f"{block.name!r} is an attention block; give heads and dims")
+    _check_range(block, "head", kept.heads, block.heads)
+    if kept.dims is None:
+        return
+    if block.rotary:
+        raise StructureError(
+            f"positions turn the dimensions of {block.name!r} in pairs, so only whole heads can go"
+        )
+    count = block.heads if kept.heads is None else len(kept.heads)
+    if len(kept.dims) != count:
+        raise StructureError(
+            f"{block.name!r} keeps {count} heads, but has dims of {len(kept.dims)}"
+        )
+    for dims in kept.dims:
+        _check_range(block, "dimension", dims, block.head_dim)
+
+
+def size_of(block: Block, kept: Kept) -> tuple[int, int]:
+    """Number and size of the heads that are kept; of a feed-forward block (units, 1)."""
+    if not isinstance(block, Attention):
+        return (block.width if kept.units is None else len(kept.units)), 1
+    heads = block.heads if kept.heads is None else len(kept.heads)
+    return heads, block.head_dim if kept.dims is None else len(kept.dims[0])
+
+
+def rows_kept(block: Block, kept: Kept) -> torch.Tensor:
+    """Rows of the inner layers, which are columns of the output, that are kept; int64, ascending.
+
+    Row `h * head_dim + d` is dimension `d` of head `h`.
+    """
+    if not isinstance(block, Attention):
+        units = range(block.width) if kept.units is None else kept.units
+        return torch.tensor(units, device="cpu")
+    heads = range(block.heads) if kept.heads is None else kept.heads
+    dims = [range(block.head_dim)] * len(heads) if kept.dims is None else kept.dims
+    return torch.tensor(
+        [
+            head * block.head_dim + dim
+            for head, each in zip(heads, dims, strict=True)
+            for dim in each
+        ],
+        device="cpu",
+    )
+
+
+def rows_removed(block: Block, kept: Kept) -> torch.Tensor:
+    """The other rows; int64, ascending."""
+    removed = torch.ones(block.width, dtype=torch.bool, device="cpu")
+    removed[rows_kept(block, kept)] = False
+    return removed.nonzero().flatten()
+
+
+def _check_range(block: Block, what: str, indices: tuple[int, ...] | None, count: int) -> None:
+    if indices is not None and indices[-1] >= count:
+        raise StructureError(
+            f"{block.name!r} has no {what} {indices[-1]}, only {count}; is the record in "
+            "coordinates of this model, and not of one that was larger?"
+        )
+
+
+@takes_model
+def prepare(model: nn.Module, adapter: Adapter) -> None:
+    """Gives every projection a layer of its own, in place, as cutting needs it.
+
+    What the model computes stays the same. Optimizers made before do not know the new layers. Save
+    a model whose layers were split with `save_structured`: `from_pretrained` would look for the
+    fused ones, not find them, and draw them at random.
+    """
+    before = sum(1 for _ in model.modules())
+    adapter.split_fused(model)
+    if sum(1 for _ in model.modules()) != before:
+        setattr(model, REBUILT, True)
+
+
+@takes_model
+def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
+    """Removes all that a record does not keep, in place.
+
+    Parameters stay the objects that they are, with fewer elements: ties survive. Gradients are
+    dropped; an optimizer made before holds averages of the old shapes, so make it anew. Networks
+    that follow others are cut alike. The factor of attention scores stays that of the uncut heads:
+    where a module computes it from their size, its query is rescaled instead.
+
+    Args:
+        model: prepared; see `prepare`.
+        adapter: of the model.
+        record: in coordinates of the model as it is now.
+
+    Raises:
+        StructureError: if the record does not fit; the model is untouched then.
+        UnsupportedError: if the model is sharded.
+    """
+    if is_sharded(model.parameters()):
+        raise UnsupportedError(
+            "the model is sharded; cut it before it is wrapped by fully_shard, and wrap it then"
+        )
+    for block, kept in fitting(model, adapter, record):
+        shrink(model, block, kept)
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, block: Block, kept: Kept, *, rescale: bool = True) -> None:
+    """Cuts one block, and its copies in networks that follow.
+
+    Args:
+        model: that has the block.
+        block: as it is now.
+        kept: of it.
+        rescale: whether to rescale queries; False for layers whose values come from a cut model.
+    """
+    rows = rows_kept(block, kept)
+    if len(rows) == block.width:
+        return
+    _keep_rows([linears_of(model, part) for part in block.inner], rows)
+    _keep_columns(linears_of(model, block.output), rows)
+    setattr(model, REBUILT, True)
+    if isinstance(block, Attention):
+        heads, size = size_of(block, kept)
+        holders = (*block.modules, *block.followers)
+        if rescale and size != block.head_dim:
+            queries = (*block.query.paths, *block.query.followers)
+            rescale_queries(model, holders, queries, block.head_dim, size)
+        for path in holders:
+            set_heads(model.get_submodule(path), heads, size)
+
+
+@torch.no_grad()
+def shrink_followers(model: nn.Module, blocks: Iterable[Block], record: Mapping[str, Kept]) -> None:
+    """Cuts only the copies in networks that follow; `patch` sets their heads.
+
+    Args:
+        model: whose own layers somebody else cuts (Torch-Pruning, which traces no followers).
+        blocks: as they were before.
+        record: in their coordinates.
+    """
+    for block in blocks:
+        if block.name in record:
+            rows = rows_kept(block, record[block.name])
+            _keep_rows([_followers_of(model, part) for part in block.inner], rows)
+            _keep_columns(_followers_of(model, block.output), rows)
+
+
+@torch.no_grad()
+def rescale_queries(
+    model: nn.Module, holders: Iterable[str], queries: Iterable[str], old: int, new: int
+) -> None:
+    """Undoes what another size of heads does to scores that are divided by its root at run time.
+
+    `q k / sqrt(old)` is `(q sqrt(new / old)) k / sqrt(new)`. Modules that keep their factor need
+    nothing.
+
+    Args:
+        model: that has the modules.
+        holders: paths of the attention modules.
+        queries: path of the query layer of each.
+        old: size of a head before.
+        new: size of a head now.
+    """
+    linears = [
+        _linear(model, query)
+        for holder, query in zip(holders, queries, strict=True)
+        if scales_at_run_time(model.get_submodule(holder))
+    ]
+    for parameter in _distinct(linears):
+        parameter.mul_(math.sqrt(new / old))
+
+
+def linears_of(model: nn.Module, part: Part) -> list[nn.Linear]:
+    """The layers at all paths of a part, those of followers included."""
+    return [*(_linear(model, path) for path in part.paths), *_followers_of(model, part)]
+
+
+def _followers_of(model: nn.Module, part: Part) -> list[nn.Linear]:
+    return [_linear(model, path) for path in part.followers]
+
+
+def _keep_rows(parts: Iterable[Sequence[nn.Linear]], rows: torch.Tensor) -> None:
+    for linears in parts:
+        for parameter in _distinct(linears):
+            _take(parameter, 0, rows)
+        for linear in linears:
+            linear.out_features = len(rows)
+
+
+def _keep_columns(linears: Sequence[nn.Linear], rows: torch.Tensor) -> None:
+    for parameter in {id(linear.weight): linear.weight for linear in linears}.values():
+        _take(parameter, 1, rows)
+    for linear in linears:
+        linear.in_features = len(rows)
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear:
+    module = model.get_submodule(path)
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedError(f"{path} is a {type(module).__name__} and no Linear layer any more")
+    return module
+
+
+def _distinct(linears: Iterable[nn.Linear]) -> list[torch.Tensor]:
+    """Weights and biases, each once however many layers share it."""
+    found: list[torch.Tensor | None] = []
+    for linear in linears:
+        found += [linear.weight, linear.bias]
+    return list({id(p): p for p in found if p is not None}.values())
+
+
+def _take(parameter: torch.Tensor, dim: int, rows: torch.Tensor) -> None:
+    # Through `.data` the Parameter stays the same object, so whatever else holds it is cut too.
+    taken = parameter.data.index_select(dim, rows.to(parameter.device))
+    parameter.grad = None
+    # An earlier loss that is still around keeps the old shape for gradients to come; torch drops it
+    # when the type changes, so that changes for a moment.
+    other = torch.float32 if parameter.dtype == torch.float16 else torch.float16
+    parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What the modules at `holders` should say; `queries` are their query layers."""
+
+    holders: list[str]
+    queries: list[str]
+    heads: int
+    old: int
+    new: int
+
+
+@takes_model
+def patch(model: nn.Module, adapter: Adapter, heads: Mapping[str, int] | None = None) -> None:
+    """Makes number and size of heads agree with the layers as they are now.
+
+    Where a module computes the factor of its scores from the size of its heads, its query is
+    rescaled, so that the factor stays that of the uncut heads. What agrees already is left alone.
+
+    Args:
+        model: whose layers were cut.
+        adapter: of the model.
+        heads: number of heads by block name, as it is now. Without it, as many dimensions per head
+            as before or as many heads as before are assumed; if both fit, it must be given.
+
+    Raises:
+        StructureError: if the layers' sizes cannot be explained; nothing was changed then.
+    """
+    groups = [g for g in survey(model, adapter).groups if g.sites[0].kind == "attention"]
+    known = heads or {}
+    changes = [_change(model, group, known.get(group.name)) for group in groups]
+    for change in changes:
+        if change is None:
+            continue
+        if change.old != change.new:
+            rescale_queries(model, change.holders, change.queries, change.old, change.new)
+        setattr(model, REBUILT, True)
+        for holder in change.holders:
+            set_heads(model.get_submodule(holder), change.heads, change.new)
+
+
+def _change(model: nn.Module, group: Group, given: int | None) -> _Change | None:
+    """What must be set; None if layers and attributes agree."""
+    places = (*group.sites, *group.followers)
+    width = _width(model, places[0].output)
+    before = heads_of(model.get_submodule(places[0].holder), width)
+    if before is None or (before[0] * before[1] == width and given in (None, before[0])):
+        return None
+    count, size = before
+    heads = given or _guessed(group.name, count, size, width)
+    if width % heads:
+        raise StructureError(f"{group.name!r} is {width} wide now, which is not {heads} heads")
+    changed = [place for place in places if _width(model, place.output) == width]
+    return _Change(
+        [place.holder for place in changed],
+        [place.inner[0] for place in changed],
+        heads,
+        size,
+        width // heads,
+    )
+
+
+def _guessed(name: str, count: int, size: int, width: int) -> int:
+    """The number of heads, if the new width tells whether heads or dimensions went."""
+    whole, narrower = width % size == 0, width % count == 0
+    if whole == narrower:
+        why = "both fit" if whole else "neither fits"
+        raise StructureError(
+            f"{name!r} had {count} heads of {size} and is {width} wide now: fewer heads, or fewer "
+            f"dimensions of each? {why}; give patch(..., heads={{{name!r}: number of heads now}})"
+        )
+    return width // size if whole else count
+
+
+def _width(model: nn.Module, path: str) -> int:
+    linear = model.get_submodule(path)
+    if not isinstance(linear, nn.Linear):
+        raise StructureError(f"{path} is a {type(linear).__name__} and no Linear layer any more")
+    return linear.in_features
+
+
+@contextmanager
+def masked(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> Iterator[None]:
+    """Zeroes in the uncut model what a record removes; values return when the block ends.
+
+    Zero columns of the output layer silence a unit, a head, or the value dimensions of one. Of a
+    dimension of a head that stays, the query's row and bias are zero too, as the product with any
+    key adds nothing to a score then. So nothing else needs to be zero: rows of keys, values and
+    units change nothing any more.
+
+    Args:
+        model: prepared, not cut.
+        adapter: of the model.
+        record: in coordinates of the model.
+
+    Raises:
+        StructureError: if the record does not fit.
+    """
+    model = bare(model)
+    saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    try:
+        for block, kept in fitting(model, adapter, record):
+            _zero(model, block, rows_removed(block, kept), saved)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in saved.values():
+                parameter.copy_(values)
+
+
+@torch.no_grad()
+def _zero(
+    model: nn.Module,
+    block: Block,
+    rows: torch.Tensor,
+    saved: dict[int, tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    silenced: list[tuple[torch.Tensor, int]] = [
+        (linear.weight, 1) for linear in linears_of(model, block.output)
+    ]
+    if isinstance(block, Attention):
+        for linear in linears_of(model, block.query):
+            silenced += [(p, 0) for p in (linear.weight, linear.bias) if p is not None]
+    for parameter, dim in silenced:
+        if id(parameter) not in saved:
+            saved[id(parameter)] = (parameter, parameter.detach().clone())
+            parameter.index_fill_(dim, rows.to(parameter.device), 0)
+
+
+@takes_model
+def transferred(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> Record:
+    """The part of a record that is about blocks of another model of the family.
+
+    Blocks that the model lacks are left out. A block whose weights are copies of those of a block
+    of the record (a decoder that began as the encoder) keeps what that one keeps.
+
+    Args:
+        model: prepared, not cut; a downstream model with weights of the pre-training model.
+        adapter: of the model.
+        record: in coordinates of the uncut pre-training model.
+
+    Raises:
+        StructureError: if nothing of the record is about this model, its blocks are smaller, or the
+            record is of another adapter.
+    """
+    if isinstance(record, Record):
+        record.check_adapter(adapter.name)
+    origins = {weight.name: weight.copy_of for weight in WeightMap.of(model, adapter).values()}
+    blocks = blocks_of(model, adapter)
+    found = {}
+    for block in blocks:
+        name = block.name if block.name in record else _origin(block, origins)
+        if name in record:
+            check_fits(block, record[name])
+            found[block.name] = record[name]
+    if record and not found:
+        raise StructureError(
+            f"no block of the record ({', '.join(list(record)[:3])}, ...) is in "
+            f"{type(model).__name__}, whose blocks are {', '.join(b.name for b in blocks[:3])}, ..."
+        )
+    return Record(found, adapter.name)
+
+
+def _origin(block: Block, origins: Mapping[str, str | None]) -> str:
+    """The name of the block that this one began as a copy of; its own if it began as none."""
+    for part in block.parts:
+        origin = origins.get(part.weight) if part.weight else None
+        if part.weight and origin and part.weight.startswith(f"{block.name}."):
+            return origin.removesuffix(part.weight.removeprefix(block.name))
+    return block.name
