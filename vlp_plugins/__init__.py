@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from vlp_plugins.calibration.batches import interleave
     from vlp_plugins.calibration.statistics import Statistics
     from vlp_plugins.dimension.profile import IdProfile
-    from vlp_plugins.dimensions import measure_id
-    from vlp_plugins.gathering import gather, split_half
     from vlp_plugins.masks.lock import SparsityLock
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.methods.gradual.pruning import GradualPruning
     from vlp_plugins.models.generic import ModuleAdapter
-    from vlp_plugins.pruning import prune
+    from vlp_plugins.pruning import gather, measure_id, prune, split_half
     from vlp_plugins.scoring.allocation import Pattern
 
 __all__ = [
@@ -55,11 +53,11 @@ _HOMES = {
     "Pattern": "vlp_plugins.allocation",
     "SparsityLock": "vlp_plugins.masks.lock",
     "Statistics": "vlp_plugins.calibration.statistics",
-    "gather": "vlp_plugins.gathering",
+    "gather": "vlp_plugins.pruning",
     "interleave": "vlp_plugins.calibration",
-    "measure_id": "vlp_plugins.dimensions",
+    "measure_id": "vlp_plugins.pruning",
     "prune": "vlp_plugins.pruning",
-    "split_half": "vlp_plugins.gathering",
+    "split_half": "vlp_plugins.pruning",
 }
 
 

@@ -21,10 +21,10 @@ from benchmarks.speed.neighbours import neighbour_rate
 from benchmarks.speed.workload import bare_forward, full_size, random_batches, timed
 from vlp_plugins.dimension.plan import plan
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.dimensions import measure_id
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.pruning import measure_id
 from vlp_plugins.runtime.memory import bytes_of, text_of
 
 SIZE = 600_000

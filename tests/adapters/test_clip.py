@@ -25,12 +25,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from vlp_adapters import inputs
 from vlp_plugins.evaluation.recall import recall_at_k
 from vlp_plugins.evaluation.retrieval import retrieval
-from vlp_plugins.gathering import gather
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, prune
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 ATTENTION = ("query", "key", "value", "output")

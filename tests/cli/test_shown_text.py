@@ -16,8 +16,7 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.report.layers import LayerRow, to_csv
-from vlp_plugins.report.spreadsheet import csv_text
+from vlp_plugins.report.layers import LayerRow, csv_text, to_csv
 from vlp_plugins.runtime.errors import DataError
 
 HOSTILE = "a\x1b]0;owned\x07\x9b2J\x08\u202eb"

@@ -16,8 +16,6 @@ from torch import nn
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.dimensions import measure_id
-from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
@@ -25,7 +23,7 @@ from vlp_plugins.masks.sparse import load_sparse, save_sparse
 from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, measure_id, prune, split_half
 from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.structured.check import example_batch
 from vlp_plugins.structured.cuts import cut, prepare

@@ -9,11 +9,9 @@ from transformers import BatchEncoding
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.batches import interleave, to_device
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
-from vlp_plugins.dimensions import measure_id
 from vlp_plugins.evaluation.classification import classification
 from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.gathering import gather
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context, Procedure
@@ -21,7 +19,7 @@ from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, measure_id, prune
 from vlp_plugins.runtime.errors import DataError, StatisticsError
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.selection import RowSelection

@@ -8,8 +8,7 @@ from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.batches import interleave
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.gathering import gather, split_half
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, prune, split_half
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 
 

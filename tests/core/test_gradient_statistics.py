@@ -22,10 +22,9 @@ from vlp_plugins.calibration.statistic import (
 )
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.calibration.sums import LargeSums
-from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, prune, split_half
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError
 
 BATCHES = 5

@@ -7,14 +7,12 @@ import torch
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.dimensions import measure_id
-from vlp_plugins.gathering import gather
 from vlp_plugins.methods.composition import Composition, make_masks
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, measure_id, prune
 from vlp_plugins.runtime.errors import (
     DataError,
     SparsityError,

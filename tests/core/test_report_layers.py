@@ -17,8 +17,13 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.report.charts import sparsity_by_depth
-from vlp_plugins.report.layers import LayerRow, collapse_warnings, layer_rows, to_csv
+from vlp_plugins.report.layers import (
+    LayerRow,
+    collapse_warnings,
+    layer_rows,
+    sparsity_by_depth,
+    to_csv,
+)
 from vlp_plugins.runtime.errors import SparsityError
 
 

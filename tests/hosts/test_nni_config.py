@@ -13,12 +13,11 @@ pytest.importorskip("nni", reason="the host is an extra")
 import nni_examples as examples
 from torch import nn
 
-from vlp_plugins.gathering import gather
 from vlp_plugins.hosts import nni as host
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, prune
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 
 

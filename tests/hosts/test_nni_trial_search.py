@@ -21,12 +21,12 @@ from nni import parameter_expressions
 from nni.tools.package_utils.config_manager import get_all_algo_meta
 from nni_trial_examples import Told, command, recipe_in, save_world, tiny_models
 
-from vlp_plugins.gathering import gather
 from vlp_plugins.hosts.nni import experiment, tuners
 from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.hosts.nni.search import check_experiment, draws
 from vlp_plugins.hosts.nni.trial import run_trial
 from vlp_plugins.job.prepared import prepare
+from vlp_plugins.pruning import gather
 from vlp_plugins.recipes.reading import load_recipe
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import RecipeError, VlpError

@@ -8,15 +8,13 @@ from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.dimension import measure as usual
-from vlp_plugins.dimensions import measure_id
-from vlp_plugins.gathering import gather, split_half
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Context, Procedure
 from vlp_plugins.methods.resolve import make_method, resolve_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import gather, measure_id, prune, split_half
 from vlp_plugins.runtime.errors import (
     DataError,
     StatisticsError,

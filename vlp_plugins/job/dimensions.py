@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.dimensions import measure_id
 from vlp_plugins.job.facts import StopWatch, memory_facts, source_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.workplace import claimed, delete_work, working
+from vlp_plugins.pruning import measure_id
 from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.dimensions import (
     dimension_by_depth,
@@ -25,9 +25,14 @@ from vlp_plugins.report.dimensions import (
     modality_rows,
     vision_sentences,
 )
-from vlp_plugins.report.findings import Chart, Findings, render_findings
-from vlp_plugins.report.page import Table, check_can_render
-from vlp_plugins.report.parameters import value_text
+from vlp_plugins.report.page import (
+    Chart,
+    Findings,
+    Table,
+    check_can_render,
+    render_findings,
+    value_text,
+)
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder

@@ -19,8 +19,7 @@ from vlp_plugins.job.tasks import Measured, Task, TaskRequest
 from vlp_plugins.job.workplace import claimed
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.report.findings import render_findings
-from vlp_plugins.report.page import check_can_render
+from vlp_plugins.report.page import check_can_render, render_findings
 from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.report.findings import Findings
-from vlp_plugins.report.page import Table
+from vlp_plugins.report.page import Findings, Table
 
 if TYPE_CHECKING:
     from vlp_plugins.job.evaluating import Evaluation

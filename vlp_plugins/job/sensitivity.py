@@ -21,9 +21,7 @@ from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.recipes.recipe import DataRecipe
-from vlp_plugins.report.findings import render_findings
-from vlp_plugins.report.page import check_can_render
-from vlp_plugins.report.parameters import value_text
+from vlp_plugins.report.page import check_can_render, render_findings, value_text
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder

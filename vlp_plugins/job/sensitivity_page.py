@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from vlp_plugins.report.findings import Chart, Findings
-from vlp_plugins.report.page import Table
+from vlp_plugins.report.page import Chart, Findings, Table
 from vlp_plugins.sensitivity.analysis import Analysis
 from vlp_plugins.sensitivity.charts import curves_chart, relation_chart
 from vlp_plugins.sensitivity.curves import Point

@@ -1,1 +1,1 @@
-"""What a run leaves for people: layers.csv and one self-contained report.html."""
+"""Pages, tables and drawings. Rank 7."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vlp_plugins.dimension.profile import LayerDimension
 from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
-from vlp_plugins.report.spreadsheet import csv_text
+from vlp_plugins.report.layers import csv_text
 
 _ERRORS = 2.0
 """A difference of so many standard errors counts as one."""

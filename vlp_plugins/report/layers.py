@@ -1,16 +1,40 @@
-"""One row per weight: how much of it each mask set removes, and whether a layer collapsed."""
+"""One row per weight: how much each mask set removes, whether a layer collapsed."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.report.spreadsheet import csv_text
+from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
 from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated text, one line per row.
+
+    A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula: unless it is a
+    number, it gets an apostrophe in front, as names of weights may be anything.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(cell: object) -> object:
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
 
 _FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
 """Floors that are recommended: the first for which there is room."""
@@ -123,3 +147,34 @@ def to_csv(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
         cells = [cell for s, kept in pairs for cell in (f"{s:.6f}", kept)]
         lines.append([row.name, row.modality, row.depth, shape, row.elements, row.uses, *cells])
     return csv_text(lines)
+
+
+def sparsity_by_depth(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
+    """One panel per mask set: depth on x, sparsity on y, one line per modality.
+
+    A point is the sparsity of all weights of one modality at one depth together.
+    """
+    figure = empty_figure(4.2 * len(titles), 2.8)
+    axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    modalities = list(dict.fromkeys(row.modality for row in rows))
+    for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        for place, modality in enumerate(modalities):
+            depths, values = _mean_by_depth([r for r in rows if r.modality == modality], i)
+            style = {"marker": "o", "markersize": 3, "color": colour(place)}
+            axis.plot(depths, values, label=modality, **style)
+        axis.set_title(title, fontsize=9)
+        depth_axis(axis)
+        axis.set_ylim(-0.02, 1.02)
+    axes[0].set_ylabel("sparsity")
+    axes[0].legend(fontsize=8)
+    return svg_of(figure)
+
+
+def _mean_by_depth(rows: Sequence[LayerRow], mask: int) -> tuple[list[int], list[float]]:
+    kept: dict[int, int] = {}
+    total: dict[int, int] = {}
+    for row in rows:
+        kept[row.depth] = kept.get(row.depth, 0) + row.kept[mask]
+        total[row.depth] = total.get(row.depth, 0) + row.elements
+    depths = sorted(total)
+    return depths, [1 - kept[depth] / total[depth] for depth in depths]

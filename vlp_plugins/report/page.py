@@ -4,15 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.inspection import Inspection
-from vlp_plugins.report.charts import sparsity_by_depth
-from vlp_plugins.report.layers import collapse_warnings, layer_rows
-from vlp_plugins.report.parameters import parameter_rows
-from vlp_plugins.report.templates import template
+from vlp_plugins.report.layers import collapse_warnings, layer_rows, sparsity_by_depth
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def template(name: str) -> Template:
+    """A template of this package that may extend and import the others; `jinja2` must be there."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(
+            lambda wanted: files("vlp_plugins.report").joinpath(wanted).read_text(encoding="utf-8")
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
+    """The parameters that the manifests record, one text per mask set; last, new weights.
+
+    Args:
+        masks: by title; methods may record other things at other sparsities.
+    """
+    recorded = [each.manifest.parameters for each in masks.values()]
+    names = dict.fromkeys(name for parameters in recorded for name in parameters)
+    rows = [
+        (name, [value_text(each[name]) if name in each else "" for each in recorded])
+        for name in names
+    ]
+    if any(each.new_values is not None for each in masks.values()):
+        rows.append(("new weights", [_new_weights(each) for each in masks.values()]))
+    return rows
+
+
+def _new_weights(masks: Masks) -> str:
+    if masks.new_values is None:
+        return "none"
+    return f"of the {masks.kept:,} kept elements, {text_of(masks.values_bytes)}"
+
+
+def value_text(value: Any) -> str:
+    """A value as a person writes it; lists of pairs, such as curves, as `a: b`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {value_text(inner)}" for name, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        pairs = value and all(_is_pair(each) for each in value)
+        inner = (
+            (f"{value_text(a)}: {value_text(b)}" for a, b in value)
+            if pairs
+            else map(value_text, value)
+        )
+        return ("; " if pairs else ", ").join(inner)
+    return str(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
 
 
 @dataclass(frozen=True)
@@ -105,3 +172,59 @@ def _modalities(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
         for name, count in [*counts.by_modality.items(), ("all", counts.all)]:
             rows.setdefault(name, []).append(f"{count.sparsity:.4%} ({count.kept:,} kept)")
     return list(rows.items())
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with a title and a sentence that says how to read it.
+
+    Attributes:
+        title: heading.
+        svg: an `<svg>` element of ours; it stands in the page as it is.
+        note: how to read it.
+    """
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a measurement found, as the page shows it.
+
+    Attributes:
+        title: heading.
+        command: the exact command that repeats it.
+        sentences: the summary.
+        charts: in order.
+        tables: in order.
+        long_tables: shown when somebody opens them.
+        facts: short facts by name: data, time, memory.
+    """
+
+    title: str
+    command: str
+    sentences: Sequence[str]
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    long_tables: Sequence[Table] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def render_findings(findings: Findings) -> str:
+    """The page as text; it loads nothing.
+
+    Raises:
+        UnsupportedError: if the packages of the extra `report` are missing.
+    """
+    check_can_render()
+    from markupsafe import Markup
+
+    charts = [
+        {"title": chart.title, "note": chart.note, "svg": Markup(chart.svg)}
+        for chart in findings.charts
+    ]
+    return template("findings.html.j2").render(
+        title=findings.title, findings=findings, charts=charts, version=__version__
+    )

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from vlp_plugins.report.spreadsheet import csv_text
+from vlp_plugins.report.layers import csv_text
 from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.sensitivity.analysis import Analysis
 from vlp_plugins.sensitivity.curves import Curve, Sensitivity

@@ -14,10 +14,9 @@ from benchmarks.demo.cells import Bench, KeptCell
 from benchmarks.demo.measure import Figures
 from benchmarks.papers.id_gain.ways import ARMS, PLAIN, Way
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.dimensions import measure_id
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import measure_id, prune
 
 BUDGET = "6GiB"
 ID_BATCH = 32

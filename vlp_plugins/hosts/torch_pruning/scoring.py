@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.dimensions import measure_id
 from vlp_plugins.hosts.torch_pruning.vectors import Fixed, Scored, Vectors
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
@@ -21,7 +20,7 @@ from vlp_plugins.methods.resolve import resolve_method, resolve_profile, with_pr
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant, is_published, resolve_owners
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.pruning import prune
+from vlp_plugins.pruning import measure_id, prune
 from vlp_plugins.runtime.errors import StatisticsError
 from vlp_plugins.scoring.score import Evidence, Scorer
 
