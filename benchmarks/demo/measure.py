@@ -14,9 +14,9 @@ from benchmarks.demo.samples import read_folder
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.evaluation.captioning import write_captions
-from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.tasks.captioning import write_captions
+from vlp_plugins.tasks.retrieval import retrieval
 
 BATCH_SIZE = 100
 

@@ -26,11 +26,10 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.pruning import measure_id
 from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.dimensions import by_modality, dimension_sentences, vision_sentences
-from vlp_plugins.sensitivity.analysis import Analysis, analyse
-from vlp_plugins.sensitivity.files import record_of_analysis
-from vlp_plugins.sensitivity.ranks import rank_correlation
-from vlp_plugins.sensitivity.running import SPARSITIES, sensitivity
-from vlp_plugins.sensitivity.verdict import number_text
+from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse, number_text
+from vlp_plugins.tasks.sensitivity.files import record_of_analysis
+from vlp_plugins.tasks.sensitivity.measure import SPARSITIES, sensitivity
+from vlp_plugins.tasks.sensitivity.relations import rank_correlation
 
 BATCH_SIZE = 32
 WEIGHT_SPARSITIES = (0.5, 0.75, 0.9)

@@ -37,11 +37,11 @@ from benchmarks.papers.pruning import load
 from benchmarks.papers.tuning import TUNINGS, measured, tuned
 from benchmarks.papers.world import World
 from benchmarks.results import FOLDER, add_record_options
-from vlp_plugins.evaluation.answering import vqa_accuracy
-from vlp_plugins.evaluation.caption_metrics import caption_scores
 from vlp_plugins.job.loaded import Loaded, ModelSource
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.files import write_text
+from vlp_plugins.tasks.captioning import caption_scores
+from vlp_plugins.tasks.vqa import vqa_accuracy
 
 LEAST, MOST = 10.0, 45.0
 """Average R@1 whose spread is looked at: what has almost failed hardly varies."""

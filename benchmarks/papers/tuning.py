@@ -18,11 +18,6 @@ from torch import nn
 
 from benchmarks.papers.world import World
 from vlp_plugins.data.records import Record
-from vlp_plugins.finetuning.files import FILE
-from vlp_plugins.finetuning.models import downstream
-from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.finetuning.samples import SampleEpochs
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
 from vlp_plugins.job.task_samples import read_samples
@@ -31,6 +26,10 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
+from vlp_plugins.tasks.finetuning.files import STATE_FILE
+from vlp_plugins.tasks.finetuning.finetune import downstream, finetune
+from vlp_plugins.tasks.finetuning.samples import SampleEpochs
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
 SPLITS = {"dev": "val", "test": "test"}
 DEV_ELSEWHERE = ("digits", "coloured")
@@ -185,7 +184,7 @@ def tuned(
         masks=masks,
         settings=tuning.settings(seed),
         workplace=workplace,
-        resume=workplace is not None and (workplace / FILE).is_file(),
+        resume=workplace is not None and (workplace / STATE_FILE).is_file(),
         workers=0 if world.small else 1,
         about=about,
     )

@@ -12,9 +12,9 @@ from transformers import (
     BlipForQuestionAnswering,
 )
 
-from vlp_plugins.evaluation.answering import answer_questions
-from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.tasks.retrieval import retrieval
+from vlp_plugins.tasks.vqa import answer_questions
 
 WORDS = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(5, 50))]
 TOKENIZER = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)})

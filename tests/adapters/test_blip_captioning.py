@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
-from vlp_plugins.evaluation.captioning import write_captions
-from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import gather, prune
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.tasks.captioning import write_captions
+from vlp_plugins.tasks.retrieval import retrieval
 
 
 def captioning() -> BlipForConditionalGeneration:

@@ -23,14 +23,13 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlp_adapters import inputs
-from vlp_plugins.evaluation.recall import recall_at_k
-from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import gather, prune
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
+from vlp_plugins.tasks.retrieval import recall_at_k, retrieval
 
 ATTENTION = ("query", "key", "value", "output")
 PARTS = {

@@ -25,9 +25,9 @@ from benchmarks.papers.downstream.samples import draw_sample
 from benchmarks.papers.downstream.vocabulary import extend, question_tokenizer, with_more_words
 from benchmarks.papers.downstream.wording import CELLS, LANGUAGE
 from vlp_plugins.data.processors import load_processor
-from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.loading import load_model
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.tasks.vqa import vqa_accuracy
 
 SCENE = frozenset({Fact(0, 7, 0), Fact(0, 3, 4), Fact(4, 3, 8)})  # red 7, red 3, pink 3
 

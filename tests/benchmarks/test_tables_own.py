@@ -24,8 +24,8 @@ from benchmarks.papers.own import OwnWorld
 from benchmarks.papers.rendering import render
 from benchmarks.papers.ways import VIT_WAYS, WAYS, Way
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.runtime.errors import DataError, RecipeError, VlpError
+from vlp_plugins.tasks.finetuning.finetune import finetune
 
 PAPER = {"models": {"blip": "b", "xvlm": "x"}, "calibration": "c", "data": {"retrieval": "r"}}
 QUICK = {"steps": 2, "batch_size": 4, "measured": 4}

@@ -28,9 +28,9 @@ from benchmarks.papers.vit import (
 )
 from benchmarks.papers.ways import VIT_WAYS, Way
 from benchmarks.papers.world import World
-from vlp_plugins.finetuning.models import downstream
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.pruning import prune
+from vlp_plugins.tasks.finetuning.finetune import downstream
 
 WORLD = World(Path("nowhere"))  # the ViT needs none of it
 PRETRAINED_LOSS = 0.035  # the last line of its train.jsonl

@@ -19,12 +19,12 @@ from vlp_command import Command, command
 
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.records import upright_rgb
-from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.job.task_kinds import class_numbers
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.tasks.vqa import vqa_accuracy
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Java, whose programs take seconds to start; one long test has it."""
-    monkeypatch.setattr("vlp_plugins.evaluation.java.find_java", lambda: None)
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", lambda: None)
 
 
 def mask_of(model: Path, out: Path, method: str = "omp") -> Path:
@@ -380,9 +380,9 @@ def test_a_damaged_image_ends_the_measurement(vlp, downstream, tmp_path) -> None
 
 @pytest.mark.long
 def test_captions_with_java(vlp, downstream, sets, tmp_path, monkeypatch) -> None:
-    from vlp_plugins.evaluation.java import find_java
+    from vlp_plugins.tasks.captioning import find_java
 
-    monkeypatch.setattr("vlp_plugins.evaluation.java.find_java", find_java)
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", find_java)
     _, record = evaluate(vlp, downstream / "blip-captioning", "captioning", sets / "coco",
                          tmp_path / "out", "--split", "test")  # fmt: skip
     assert record["settings"]["words"] == "ptb"

@@ -18,9 +18,9 @@ import tiny_models
 import torch
 from vlp_command import Command
 
-from vlp_plugins.finetuning.files import StateFile
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.tasks.finetuning.files import StateFile
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -170,7 +170,7 @@ def test_a_guided_method_reads_the_profile(vlp, xvlm, photos, profile, record, t
 
 
 def test_an_interruption_says_how_to_go_on(vlp, xvlm, photos, tmp_path, monkeypatch) -> None:
-    from vlp_plugins.sensitivity.judging import Judge
+    from vlp_plugins.tasks.sensitivity.measure import Judge
 
     original, points = Judge.measure, []
 

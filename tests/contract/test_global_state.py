@@ -24,12 +24,12 @@ from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import gather, measure_id, prune, split_half
-from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.structured.check import example_batch
 from vlp_plugins.structured.cuts import cut, prepare
 from vlp_plugins.structured.files import rebuild, save_structured
 from vlp_plugins.structured.record import Kept
 from vlp_plugins.structured.survey import blocks_of
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 QUICK: dict[str, dict[str, Any]] = {

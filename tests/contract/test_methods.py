@@ -9,9 +9,6 @@ from transformers import BatchEncoding
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.batches import interleave, to_device
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
-from vlp_plugins.evaluation.classification import classification
-from vlp_plugins.evaluation.retrieval import retrieval
-from vlp_plugins.finetuning.running import finetune
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context, Procedure
@@ -23,8 +20,11 @@ from vlp_plugins.pruning import gather, measure_id, prune
 from vlp_plugins.runtime.errors import DataError, StatisticsError
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.selection import RowSelection
-from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.structured.check import outputs
+from vlp_plugins.tasks.classification import classification
+from vlp_plugins.tasks.finetuning.finetune import finetune
+from vlp_plugins.tasks.retrieval import retrieval
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 METHODS = registry().method_names()

@@ -18,9 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vlp_plugins
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins.evaluation.retrieval import retrieval
-from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.sparse import load_sparse, save_sparse
 from vlp_plugins.methods.gradual.pruning import GradualPruning
@@ -29,11 +26,14 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import gather, measure_id, prune, split_half
-from vlp_plugins.sensitivity.running import sensitivity
 from vlp_plugins.structured.check import outputs
 from vlp_plugins.structured.cuts import cut, masked, prepare
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.survey import blocks_of
+from vlp_plugins.tasks.finetuning.finetune import finetune
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
+from vlp_plugins.tasks.retrieval import retrieval
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 ROOMS = ["evaluation", "structured", "finetuning", "sensitivity", "saving", "inspection"]

@@ -23,7 +23,7 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.scoring.allocation import ModalityAllocation, Pattern
 from vlp_plugins.scoring.magnitude import Magnitude
-from vlp_plugins.sensitivity.running import sensitivity
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xvlm"
 TOTAL = ("vision", "text", "fusion")

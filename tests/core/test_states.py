@@ -12,7 +12,6 @@ import vlp_plugins
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
 from vlp_plugins.dimension.state import State, StateFile
-from vlp_plugins.finetuning.loss_log import LossLog
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.method import ChitaRound, ChitaRoundFile
@@ -21,9 +20,9 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import append_text
-from vlp_plugins.sensitivity.curves import Point
-from vlp_plugins.sensitivity.groups import Group
-from vlp_plugins.sensitivity.records import PointsFile
+from vlp_plugins.tasks.finetuning.files import LossLog
+from vlp_plugins.tasks.sensitivity.curves import Group, Point
+from vlp_plugins.tasks.sensitivity.files import PointsFile
 
 
 def checkpoint(folder):

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.evaluation.answer_words import normal_answer
-from vlp_plugins.evaluation.answering import vqa_accuracy
 from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.tasks.vqa import normal_answer, vqa_accuracy
 
 
 @pytest.mark.parametrize(

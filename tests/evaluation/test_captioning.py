@@ -7,8 +7,8 @@ import torch
 from pair_model import PairAdapter, PairModel, batch_of
 from transformers import BertTokenizerFast
 
-from vlp_plugins.evaluation.captioning import write_captions
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.tasks.captioning import write_captions
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three"]
 TOKENIZER = BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)})

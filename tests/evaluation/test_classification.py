@@ -15,8 +15,8 @@ from transformers import (
 
 from vlp_adapters.clip.adapter import ClipAdapter
 from vlp_adapters.vit import ViTAdapter
-from vlp_plugins.evaluation.classification import classification
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
+from vlp_plugins.tasks.classification import classification
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
          "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip

@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_model import PairAdapter, PairModel, batch_of
 
-from vlp_plugins.evaluation.recall import Recall, recall_at_k
-from vlp_plugins.evaluation.reranking import PairInputs, reranked
-from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
+from vlp_plugins.tasks.retrieval import PairInputs, Recall, recall_at_k, reranked, retrieval
 
 
 def naive(similarity: torch.Tensor, targets: list[int], k: int) -> tuple[float, float]:

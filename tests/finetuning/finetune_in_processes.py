@@ -10,10 +10,10 @@ import torch
 from finetuning_examples import Case, batches, case
 from torch import distributed
 
-from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.hosts.accelerate_finetuning import AccelerateEngine, launched
 from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.tasks.finetuning.finetune import finetune
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
 TASKS = (("xvlm", "retrieval"), ("vit", "classification"), ("blip", "captioning"))
 CLIPPED = FinetuneSettings(learning_rate=1e-3, epochs=2, weight_decay=0.1, clip=0.5)

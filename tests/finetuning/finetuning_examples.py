@@ -18,11 +18,11 @@ from vlp_adapters.clip.adapter import ClipAdapter
 from vlp_adapters.vit.adapter import ViTAdapter
 from vlp_adapters.xvlm import XvlmForPretraining
 from vlp_adapters.xvlm.adapter import XvlmAdapter
-from vlp_plugins.finetuning.models import downstream
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.pruning import prune
+from vlp_plugins.tasks.finetuning.finetune import downstream
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
 START, END = 1, 2
 SIZES = {

@@ -16,8 +16,8 @@ pytest.importorskip("accelerate")
 from finetune_in_processes import CLIPPED, TASKS, train
 from finetuning_examples import Case, assert_alike, batches, case
 
-from vlp_plugins.finetuning.engine import OneDevice
-from vlp_plugins.finetuning.running import finetune
+from vlp_plugins.tasks.finetuning.engine import OneDevice
+from vlp_plugins.tasks.finetuning.finetune import finetune
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("finetune_in_processes.py")

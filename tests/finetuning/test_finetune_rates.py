@@ -8,11 +8,9 @@ import pytest
 import torch
 from finetuning_examples import FAST, batches, case
 
-from vlp_plugins.finetuning.optimizing import build_optimizer
-from vlp_plugins.finetuning.rates import factor
-from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
+from vlp_plugins.tasks.finetuning.finetune import finetune
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings, build_optimizer, factor
 
 
 def test_cosine_and_linear_follow_their_formulas_after_the_warmup() -> None:

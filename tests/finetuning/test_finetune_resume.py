@@ -14,11 +14,11 @@ import torch
 from finetuning_examples import FAST, Case, assert_alike, batch, batches, case
 from torch.utils.data import DataLoader
 
-from vlp_plugins.finetuning.files import seed_of
-from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.runtime.errors import DataError, MaskError, RecipeError
+from vlp_plugins.tasks.finetuning.files import seed_of
+from vlp_plugins.tasks.finetuning.finetune import finetune
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
 RUN = FinetuneSettings(learning_rate=1e-3, epochs=3, weight_decay=0.1, warmup=0.2)
 

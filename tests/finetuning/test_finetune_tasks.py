@@ -7,9 +7,6 @@ import torch
 from finetuning_examples import CASES, FAMILIES, FAST, Tokenizer, batch, batches, case
 from torch import nn
 
-from vlp_plugins.finetuning.models import downstream
-from vlp_plugins.finetuning.running import finetune
-from vlp_plugins.finetuning.settings import FinetuneSettings
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import save_model
@@ -18,6 +15,8 @@ from vlp_plugins.runtime.errors import MaskError, NonFiniteError, UnsupportedErr
 from vlp_plugins.structured.cuts import cut
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.survey import blocks_of
+from vlp_plugins.tasks.finetuning.finetune import downstream, finetune
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
 
 @pytest.mark.parametrize(("family", "task"), [each for each in CASES if each[1] != "retrieval"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlp_plugins.sensitivity.curves import Curve, Point, Sensitivity
-from vlp_plugins.sensitivity.groups import Group
+from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivity
 
 SPARSITIES = (0.5, 0.75, 0.9)
 DENSE = Point(0.0, 0, (1.0, 2.0, 1.5), 90.0, 80.0)

@@ -11,8 +11,8 @@ from pathlib import Path
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 
-from vlp_plugins.sensitivity.records import record_of
-from vlp_plugins.sensitivity.running import sensitivity
+from vlp_plugins.tasks.sensitivity.files import record_of
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 SCRIPT = """
 import sys

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.sensitivity.curves import Point
-from vlp_plugins.sensitivity.prunability import (
+from vlp_plugins.tasks.sensitivity.curves import Point
+from vlp_plugins.tasks.sensitivity.prunability import (
     apart,
     jackknife_error,
     mean_over,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.sensitivity.ranks import pearson, rank_correlation
+from vlp_plugins.tasks.sensitivity.relations import pearson, rank_correlation
 
 
 def naive_ranks(values):
@@ -61,7 +61,7 @@ def test_the_random_p_value_agrees_with_the_exact_one(monkeypatch):
     x = rng.normal(size=7)
     y = x + rng.normal(size=7)
     exact = rank_correlation(x, y).p  # 5,040 arrangements
-    monkeypatch.setattr("vlp_plugins.sensitivity.ranks._ARRANGEMENTS", 5_039)
+    monkeypatch.setattr("vlp_plugins.tasks.sensitivity.relations._ARRANGEMENTS", 5_039)
     drawn = rank_correlation(x, y).p
     assert drawn != exact
     assert drawn == pytest.approx(exact, abs=0.02)
@@ -143,5 +143,5 @@ def test_linear_correlation_of_constants_is_none_despite_rounding():
 def test_resampled_ranks_do_not_depend_on_how_many_are_compared_at_a_time(monkeypatch):
     x, y = [1, 5, 2, 4, 3, 9], [2, 4, 1, 5, 3, 0]
     whole = rank_correlation(x, y)
-    monkeypatch.setattr("vlp_plugins.sensitivity.ranks._ENTRIES", 100)
+    monkeypatch.setattr("vlp_plugins.tasks.sensitivity.relations._ENTRIES", 100)
     assert rank_correlation(x, y) == whole

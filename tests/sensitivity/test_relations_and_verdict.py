@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 from curve_examples import DENSE, curve, found
 
-from vlp_plugins.sensitivity.analysis import analyse
-from vlp_plugins.sensitivity.groups import Group
-from vlp_plugins.sensitivity.prunability import prunabilities
-from vlp_plugins.sensitivity.ranks import RankCorrelation, rank_correlation
-from vlp_plugins.sensitivity.relations import dimensions_of, relations
-from vlp_plugins.sensitivity.verdict import judged, modality_sentences, vision_sentences
+from vlp_plugins.tasks.sensitivity.analysis import (
+    analyse,
+    judged,
+    modality_sentences,
+    vision_sentences,
+)
+from vlp_plugins.tasks.sensitivity.curves import Group
+from vlp_plugins.tasks.sensitivity.prunability import prunabilities
+from vlp_plugins.tasks.sensitivity.relations import (
+    RankCorrelation,
+    dimensions_of,
+    rank_correlation,
+    relations,
+)
 
 BLOCKS = [f"{modality} {depth}" for modality in ("vision", "text") for depth in range(4)]
 STEEPNESS = [2.0, 3.0, 4.0, 5.0, 1.1, 1.2, 1.3, 1.4]

@@ -20,8 +20,8 @@ from vlp_plugins.runtime.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from vlp_plugins.sensitivity.groups import groups_of
-from vlp_plugins.sensitivity.running import sensitivity
+from vlp_plugins.tasks.sensitivity.curves import groups_of
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 BATCHES = toy_batches(3)
 SPARSITIES = [0.25, 0.5, 0.8]

@@ -15,8 +15,8 @@ from vlp_plugins.cli.running import command_line, data_progress, explained_inter
 from vlp_plugins.cli.tables import print_facts
 
 if TYPE_CHECKING:
-    from vlp_plugins.finetuning.engine import Engine
     from vlp_plugins.recipes.finetuning import FinetuneRecipe
+    from vlp_plugins.tasks.finetuning.engine import Engine
 
 _TASKS = ("retrieval", "captioning", "vqa", "classification")
 _WHOLE = click.IntRange(min=1)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlp_plugins.calibration.loss import total
-from vlp_plugins.finetuning.engine import TaskLoss
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import before_joining
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.tasks.finetuning.engine import TaskLoss
 
 try:
     from accelerate import Accelerator

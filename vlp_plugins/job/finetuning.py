@@ -13,11 +13,6 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.finetuning.engine import Engine, OneDevice
-from vlp_plugins.finetuning.loss_log import FILE as LOG
-from vlp_plugins.finetuning.models import downstream
-from vlp_plugins.finetuning.running import Finetuned, finetune
-from vlp_plugins.finetuning.samples import SampleEpochs
 from vlp_plugins.job.facts import StopWatch, memory_facts
 from vlp_plugins.job.loaded import Loaded
 from vlp_plugins.job.task_samples import TaskSamples, read_samples
@@ -30,6 +25,10 @@ from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.distributed import wait_for_all
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice
+from vlp_plugins.tasks.finetuning.files import LOSSES_FILE as LOG
+from vlp_plugins.tasks.finetuning.finetune import Finetuned, downstream, finetune
+from vlp_plugins.tasks.finetuning.samples import SampleEpochs
 
 _log = logging.getLogger(__name__)
 

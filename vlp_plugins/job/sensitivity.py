@@ -25,9 +25,9 @@ from vlp_plugins.report.page import check_can_render, render_findings, value_tex
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
-from vlp_plugins.sensitivity.analysis import Analysis, analyse
-from vlp_plugins.sensitivity.files import to_csv, write_analysis
-from vlp_plugins.sensitivity.running import sensitivity
+from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse
+from vlp_plugins.tasks.sensitivity.files import to_csv, write_analysis
+from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 _log = logging.getLogger(__name__)
 

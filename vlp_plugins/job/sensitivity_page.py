@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from vlp_plugins.report.page import Chart, Findings, Table
-from vlp_plugins.sensitivity.analysis import Analysis
-from vlp_plugins.sensitivity.charts import curves_chart, relation_chart
-from vlp_plugins.sensitivity.curves import Point
-from vlp_plugins.sensitivity.relations import dimensions_of
+from vlp_plugins.tasks.sensitivity.analysis import Analysis, curves_chart, relation_chart
+from vlp_plugins.tasks.sensitivity.curves import Point
+from vlp_plugins.tasks.sensitivity.relations import dimensions_of
 
 _CURVES = (
     "Left: loss over the dense loss (log scale), with standard errors over the batches. "

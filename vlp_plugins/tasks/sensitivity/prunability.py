@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.sensitivity.curves import Curve, Point, Sensitivity
-from vlp_plugins.sensitivity.groups import Group
+from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivity
 
 TOLERANCE = 0.05
 

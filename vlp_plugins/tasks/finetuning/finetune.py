@@ -1,29 +1,137 @@
-"""Fine-tunes a model on a task; what masks remove stays zero."""
+"""finetune(): trains a model on a task; what masks remove stays zero."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from vlp_plugins.finetuning.engine import Engine, OneDevice, TaskLoss
-from vlp_plugins.finetuning.epochs import Batches, Epochs
-from vlp_plugins.finetuning.files import Place, StateFile, digest_of
-from vlp_plugins.finetuning.loss_log import LossLog
-from vlp_plugins.finetuning.optimizing import build_optimizer, trained
-from vlp_plugins.finetuning.settings import FinetuneSettings
-from vlp_plugins.finetuning.stepping import Steps
+from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.saving import REBUILT
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import RecipeError
+from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
+from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice, TaskLoss
+from vlp_plugins.tasks.finetuning.files import LossLog, Place, StateFile, digest_of, seed_of
+from vlp_plugins.tasks.finetuning.samples import Batches, Epochs, Group, ahead, made
+from vlp_plugins.tasks.finetuning.settings import (
+    FinetuneSettings,
+    build_optimizer,
+    set_rate,
+    trained,
+)
+
+TASKS = ("retrieval", "captioning", "vqa", "classification")
+
+
+@takes_model
+def downstream(
+    model: nn.Module,
+    adapter: Adapter,
+    task: str,
+    *,
+    tokenizer: Any | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The model of a task with the weights of a pre-training model, which masks of that model fit.
+
+    Args:
+        model: of pre-training, which is not changed, or of the task already. It is returned
+            itself if it can be trained on the task as it is.
+        adapter: claims the model.
+        task: one of `TASKS`.
+        tokenizer: of the texts; X-VLM's decoders must know how they begin and end.
+        classes: how many a classifier tells apart.
+        seed: for what the task adds, which is drawn at random; the global random state is left as
+            it was.
+
+    Raises:
+        UnsupportedError: if the task is unknown, or the model cannot be fine-tuned on it.
+    """
+    if task not in TASKS:
+        raise UnsupportedError(f"unknown task {task!r}{suggest(task, list(TASKS))}")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        try:
+            return adapter.downstream_model(task, model, tokenizer=tokenizer, classes=classes)
+        except RuntimeError as error:  # tensors of other shapes than the configuration says
+            if getattr(model, REBUILT, False):
+                raise UnsupportedError(
+                    f"heads or units were cut out of this {type(model).__name__}; make the model "
+                    f"of {task} of the dense one, and cut that"
+                ) from error
+            raise
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Takes the steps of a run.
+
+    Attributes:
+        model: being trained.
+        optimizer: torch's own.
+        engine: has prepared both.
+        lock: of the masks; None without masks.
+        settings: of the run.
+        steps: how many there are in all.
+        log: of the losses.
+        workers: threads that make batches ahead.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    engine: Engine
+    lock: SparsityLock | None
+    settings: FinetuneSettings
+    steps: int
+    log: LossLog
+    workers: int
+
+    def after(
+        self, place: Place, epochs: Epochs, log_every: int, checkpoint_every: int
+    ) -> Iterator[Place]:
+        """Takes the steps that are left; yields where the run stands after each."""
+        groups = islice(epochs.from_place(place.epoch, place.group), self.steps - place.step)
+        for (epoch, number, _), mine in ahead(groups, self._mine, self.workers):
+            rate = set_rate(self.optimizer, self.settings, place.step, self.steps)
+            norm = self._take(mine, place.step)
+            place = Place(place.step + 1, epoch, number + 1)
+            if any(place.step % every == 0 for every in (log_every, checkpoint_every)) or (
+                place.step == self.steps
+            ):
+                facts: dict[str, Any] = {"epoch": epoch, "learning_rate": rate}
+                if norm is not None:
+                    facts["gradient_norm"] = float(norm)
+                writes = self.engine.index == 0
+                self.log.write(place.step, self.engine.mean, writes=writes, **facts)
+            yield place
+
+    def _mine(self, found: tuple[int, int, Group]) -> dict[int, Batch]:
+        """The batches of a group that this process computes, by their numbers in it."""
+        group, engine = found[2], self.engine
+        return {n: made(group[n]) for n in range(engine.index, len(group), engine.processes)}
+
+    def _take(self, mine: Mapping[int, Batch], step: int) -> Tensor | None:
+        engine = self.engine
+        for turn, (number, batch) in enumerate(mine.items(), 1):
+            torch.manual_seed(seed_of(self.settings.seed, step, number))
+            there = to_device(batch, engine.device)
+            terms = engine.gradients(there, share=1 / len(mine), last=turn == len(mine))
+            self.log.add(terms)
+        if self.lock is not None and engine.processes > 1:  # averaging may have brought them back
+            self.lock.mask_gradients()
+        return engine.step(self.model.parameters(), self.settings.clip)
 
 
 @dataclass(frozen=True)

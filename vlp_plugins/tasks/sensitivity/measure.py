@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
 from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.methods.composition import Composition, composed
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.composition import Composition, composed, make_masks
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import (
@@ -23,7 +27,7 @@ from vlp_plugins.methods.resolve import (
     resolve_profile,
     with_profile,
 )
-from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
 from vlp_plugins.models.request import (
     Owners,
     Variant,
@@ -31,6 +35,7 @@ from vlp_plugins.models.request import (
     checked_arguments,
     is_published,
 )
+from vlp_plugins.models.saving import restored
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import (
     all_gather,
@@ -38,16 +43,181 @@ from vlp_plugins.runtime.distributed import (
     rank_and_size,
     wait_for_all,
 )
-from vlp_plugins.runtime.errors import DataError, SparsityError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.errors import (
+    DataError,
+    NonFiniteError,
+    SparsityError,
+    StatisticsError,
+    UnsupportedError,
+)
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
+from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.score import Scorer
-from vlp_plugins.sensitivity.curves import Curve, Sensitivity
-from vlp_plugins.sensitivity.groups import groups_of
-from vlp_plugins.sensitivity.judging import Judge
-from vlp_plugins.sensitivity.points import missing_points
-from vlp_plugins.sensitivity.records import PointsFile, key_of
-from vlp_plugins.sensitivity.selecting import Selector
+from vlp_plugins.tasks.retrieval import retrieval
+from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivity, groups_of
+from vlp_plugins.tasks.sensitivity.files import Key, PointsFile, key_of
+
+
+class Judge:
+    """Measures a model; the same model gives the same figures every time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        weights: WeightMap,
+        batches: Sequence[Batch],
+        *,
+        retrieve: bool,
+    ) -> None:
+        """Nothing is run yet.
+
+        Args:
+            model: is left as it is found, with what its losses change.
+            adapter: claims it.
+            weights: its prunable weights.
+            batches: pairs of images and texts.
+            retrieve: measure R@1 among all pairs, too, if the adapter embeds images and texts.
+        """
+        self._model = model
+        self._adapter = adapter
+        self._batches = batches
+        self._probe = LossProbe(model, adapter, weights)
+        self.retrieves = retrieve and isinstance(adapter, RetrievalAdapter)
+
+    def dense(self) -> Point:
+        """The model as it was.
+
+        Raises:
+            NonFiniteError: if its loss on a batch is not finite.
+            UnsupportedError: if the family has no loss.
+        """
+        point = self.measure(0.0, 0)
+        for index, loss in enumerate(point.losses):
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss of the dense model on batch {index} is NaN or infinite; look at "
+                    "that batch and at the checkpoint"
+                )
+        return point
+
+    def measure(self, sparsity: float, removed: int) -> Point:
+        """The model as it is now.
+
+        Args:
+            sparsity: that was asked for.
+            removed: how many elements went.
+        """
+        with self._probe.attached(()) as probe:
+            losses = tuple(probe.loss(batch, index) for index, batch in enumerate(self._batches))
+        if not self.retrieves:
+            return Point(sparsity, removed, losses)
+        recall = retrieval(self._model, self._adapter, self._batches, ks=(1,))
+        return Point(sparsity, removed, losses, recall.image_to_text[1], recall.text_to_image[1])
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Prunes groups by a method, whose allocation sees the group as if it were the whole model.
+
+    A global allocation therefore puts one threshold through a modality or block, a layer-wise one
+    removes the same fraction of each of its weights.
+
+    Attributes:
+        weights: of the whole model.
+        method: a score and an allocation.
+        statistics: of the whole model; None for a method that needs none.
+        owners: see `prune`.
+        published: see `prune`.
+        seed: see `prune`.
+    """
+
+    weights: WeightMap
+    method: Composition
+    statistics: Statistics | None = None
+    owners: Owners | None = None
+    published: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None:
+            self.statistics.check(self.weights, published=self.published)
+
+    def part(self, group: Group) -> WeightMap:
+        """The weights of a group alone."""
+        weights = self.weights
+        chosen = {name: weights[name] for name in group.weights}
+        return WeightMap(chosen, weights.adapter_name, weights.adapter_settings)
+
+    def masks(self, group: Group, sparsities: Sequence[float]) -> list[Masks]:
+        """Masks of the group's weights at every sparsity.
+
+        Raises:
+            SparsityError: if the allocation cannot meet a sparsity.
+            NonFiniteError: if scores hold NaN or infinity.
+        """
+        part = self.part(group)
+        return make_masks(
+            part,
+            self.method,
+            list(sparsities),
+            _of_part(self.statistics, part),
+            owners=self.owners,
+            published=self.published,
+            seed=self.seed,
+        )
+
+
+def _of_part(statistics: Statistics | None, part: WeightMap) -> Statistics | None:
+    """The same sums, passed off as those of a model that has these weights only."""
+    if statistics is None:
+        return None
+    shapes = {name: weight.shape for name, weight in part.items()}
+    return replace(statistics, structure=part.structure, shapes=shapes, weights_hash="")
+
+
+def missing_points(
+    selector: Selector,
+    judge: Judge,
+    groups: Sequence[Group],
+    sparsities: Sequence[float],
+    known: Mapping[Key, Point],
+    record: PointsFile,
+    progress: Callable[[int, int | None], None] | None,
+) -> dict[Key, Point]:
+    """Prunes and measures the points that are not known yet; of several processes each its share.
+
+    Args:
+        selector: makes the masks.
+        judge: measures the model.
+        groups: in order.
+        sparsities: rising.
+        known: is not measured again.
+        record: keeps every point.
+        progress: called with (points done, points in all) of this process.
+    """
+    rank, world = rank_and_size()
+    missing = [(g, s) for g in groups for s in sparsities if key_of(g, s) not in known]
+    mine = missing[rank::world]
+    found: dict[Key, Point] = {}
+    for group in groups:
+        wanted = [s for other, s in mine if other is group]
+        if not wanted:
+            continue
+        part = selector.part(group)
+        for target, masks in zip(wanted, selector.masks(group, wanted), strict=True):
+            with restored(part):
+                for name, mask in masks.items():
+                    parameter = part[name].parameter
+                    zero_outside(parameter, mask.to(parameter.device))
+                point = judge.measure(target, masks.removed)
+            found[key_of(group, target)] = point
+            record.add(group, point)
+            if progress is not None:
+                progress(len(found), len(mine))
+    return found
+
 
 SPARSITIES = (0.3, 0.5, 0.63, 0.75, 0.85, 0.9, 0.95)
 

@@ -1,0 +1,263 @@
+"""What follows from the curves: prunability, relations, sentences and charts.
+
+"Intrinsic dimension for VLM pruning" (Wang, Zhang, Ma, ICML 2024) claims that the higher a layer's
+ID, the less of it can be pruned, and that vision has the higher ID and is the more fragile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlp_plugins.dimension.profile import LayerDimension
+from vlp_plugins.report.dimensions import vision_sentences as vision_dimensions
+from vlp_plugins.report.drawing import colour, empty_figure, svg_of
+from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivity
+from vlp_plugins.tasks.sensitivity.prunability import (
+    TOLERANCE,
+    Prunability,
+    apart,
+    prunabilities,
+    prunability_of,
+)
+from vlp_plugins.tasks.sensitivity.relations import (
+    ALL,
+    WITHIN,
+    RankCorrelation,
+    Relation,
+    relations,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_ERRORS = 2.0
+"""A difference of so many standard errors counts as one."""
+_LEVEL = 0.05
+
+
+def modality_sentences(found: Sensitivity) -> list[str]:
+    """Which modality is the most fragile, and by how much; nothing for fewer than two.
+
+    Each modality is pruned alone, at the same fractions of its own weights.
+    """
+    curves = found.of("modality")
+    if len(curves) < 2:
+        return []
+    numbers = {curve.group.title: prunability_of(curve, found.dense) for curve in curves}
+    ranked = sorted(curves, key=lambda curve: numbers[curve.group.title].loss)
+    listed = ", ".join(
+        f"{title} {each.loss:.3f}{_plus_minus(each.error)}" for title, each in numbers.items()
+    )
+    sentences = [
+        f"Prunability by the loss (1: pruning changes nothing): {listed}.",
+        _compared(ranked[0], ranked[1], found),
+    ]
+    recalls = {title: each.recall for title, each in numbers.items() if each.recall is not None}
+    if recalls:
+        listed = ", ".join(f"{title} {recall:.3f}" for title, recall in recalls.items())
+        sentences.append(f"Prunability by R@1: {listed}.")
+    return sentences
+
+
+def vision_sentences(found: Sensitivity) -> list[str]:
+    """Whether vision is more fragile than text; nothing unless both were measured."""
+    by_title = {curve.group.title: curve for curve in found.of("modality")}
+    if not {"vision", "text"} <= by_title.keys():
+        return []
+    vision, text = by_title["vision"], by_title["text"]
+    difference, error = apart(text, vision, found.dense)
+    more = "more" if difference > 0 else "less"
+    size = f"text is {abs(difference):.3f}{_plus_minus(error)} {more} prunable than vision"
+    if error is None:
+        verdict = f"not shown, {size}, but one batch gives no error"
+    elif abs(difference) <= _ERRORS * error:
+        verdict = f"not shown, {size}, which is within the error"
+    else:
+        verdict = f"holds here, {size}" if difference > 0 else f"the opposite holds here, {size}"
+    return [f"Vision more fragile than text: {verdict}."]
+
+
+def relation_sentences(relations: Sequence[Relation]) -> list[str]:
+    """Whether a higher ID means less prunable, over all groups and within modalities."""
+    found = []
+    for relation in relations:
+        if relation.by != "ID" or relation.measure != "loss":
+            continue
+        if relation.scope in (ALL, WITHIN):
+            where = "" if relation.scope == ALL else ", within modalities"
+            found.append(
+                f"Higher ID, less prunable (over {relation.found.count} {relation.level}s{where}): "
+                f"{judged(relation.found)}."
+            )
+    return found
+
+
+def judged(found: RankCorrelation) -> str:
+    """A rank correlation between ID and prunability in words; the claim is that it is negative."""
+    if found.rho is None:
+        return f"{found.count} groups are too few, or all alike: no correlation can be told"
+    text = number_text(found)
+    shown = found.p is not None and found.p < _LEVEL and _excludes_zero(found)
+    if not shown:
+        sign = "the claimed sign" if found.rho < 0 else "the opposite of the claimed sign"
+        return (
+            f"not shown: {text}, {sign}, but interval and p-value do not both exclude no relation"
+        )
+    if found.rho < 0:
+        return f"holds here: {text}"
+    return f"the opposite holds here: {text}"
+
+
+def number_text(found: RankCorrelation) -> str:
+    """`rank correlation -0.61 (95% interval -0.93 to 0.04, p = 0.12)`."""
+    if found.rho is None:
+        return "no rank correlation"
+    interval = ""
+    if found.low is not None and found.high is not None:
+        interval = f"95% interval {found.low:+.2f} to {found.high:+.2f}, "
+    p = "" if found.p is None else f"p = {found.p:.2g}"
+    return f"rank correlation {found.rho:+.2f} ({interval}{p})"
+
+
+def _excludes_zero(found: RankCorrelation) -> bool:
+    if found.low is None or found.high is None:
+        return False
+    return found.low > 0 or found.high < 0
+
+
+def _compared(lowest: Curve, second: Curve, found: Sensitivity) -> str:
+    difference, error = apart(second, lowest, found.dense)
+    names = f"{lowest.group.title} is the most fragile modality, {second.group.title} the next"
+    by = f"they are {difference:.3f}{_plus_minus(error)} apart"
+    if error is not None and difference <= _ERRORS * error:
+        return f"{names}, but {by}: that is within the error."
+    return f"{names}: {by}."
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.3f}"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was measured, and what follows.
+
+    Attributes:
+        found: the curves.
+        prunabilities: one per curve, in order.
+        tolerance: rise of the loss that `Prunability.tolerated` allows.
+        dimensions: ID by canonical name of the weights; None if it is not known.
+        relations: rank correlations with the prunability; empty without dimensions.
+        sentences: the summary.
+    """
+
+    found: Sensitivity
+    prunabilities: tuple[Prunability, ...]
+    tolerance: float
+    dimensions: Mapping[str, float] | None
+    relations: tuple[Relation, ...]
+    sentences: tuple[str, ...]
+
+
+def analyse(
+    found: Sensitivity,
+    dimensions: Mapping[str, float] | None = None,
+    layers: Sequence[LayerDimension] = (),
+    *,
+    tolerance: float = TOLERANCE,
+) -> Analysis:
+    """Works out the rest.
+
+    Args:
+        found: what `sensitivity` measured.
+        dimensions: ID by canonical name of the weights (`IdProfile.factors`).
+        layers: of the profile that they come from, for a sentence that compares modalities.
+        tolerance: see `Prunability`.
+
+    Raises:
+        UnsupportedError: if the dense loss is not positive.
+    """
+    numbers = prunabilities(found, tolerance)
+    related = [] if dimensions is None else relations(numbers, dimensions)
+    sentences = [
+        *modality_sentences(found),
+        *vision_sentences(found),
+        *vision_dimensions(layers),
+        *relation_sentences(related),
+    ]
+    return Analysis(found, tuple(numbers), tolerance, dimensions, tuple(related), tuple(sentences))
+
+
+_WIDTH, _HEIGHT = 4.4, 3.1
+
+
+def curves_chart(found: Sensitivity, curves: Sequence[Curve]) -> str:
+    """One line per curve: loss over the dense loss, and R@1 if it was measured.
+
+    Points whose loss is not finite are left out. Error bars are standard errors over the batches.
+    """
+    recalls = found.dense.recall is not None
+    figure = empty_figure(_WIDTH * (1 + recalls), _HEIGHT)
+    axes = figure.subplots(1, 1 + recalls, squeeze=False)[0]
+    for place, curve in enumerate(curves):
+        style: dict[str, Any] = {"label": curve.group.title, "color": colour(place), "marker": "o",
+                 "markersize": 3, "linewidth": 1.3, "linestyle": _dashes(place)}  # fmt: skip
+        points = [found.dense, *curve.points]
+        _line(axes[0], points, lambda p: 1 + p.rise(found.dense), found.dense, **style)
+        if recalls:
+            axes[1].plot([p.sparsity for p in points], [p.recall for p in points], **style)
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("loss / dense loss")
+    if recalls:
+        axes[1].set_ylabel("R@1, mean of both ways (%)")
+        axes[1].set_ylim(-2, 102)
+    for axis in axes:
+        axis.set_xlabel("sparsity of the group")
+        axis.grid(alpha=0.3, which="both" if axis is axes[0] else "major")
+    axes[0].legend(fontsize=8)
+    return svg_of(figure)
+
+
+def relation_chart(prunabilities: Sequence[Prunability], dimensions: Mapping[Group, float]) -> str:
+    """ID on x, prunability by the loss on y, one dot per group, coloured by modality."""
+    figure = empty_figure(_WIDTH * 1.3, _HEIGHT * 1.1)
+    axis = figure.subplots()
+    modalities = dict.fromkeys(p.group.modality for p in prunabilities)
+    for place, modality in enumerate(modalities):
+        here = [p for p in prunabilities if p.group.modality == modality]
+        axis.errorbar(
+            [dimensions[p.group] for p in here], [p.loss for p in here],
+            yerr=[p.error or 0.0 for p in here], label=modality, color=colour(place),
+            linestyle="none", marker="o", markersize=4, elinewidth=0.8,
+        )  # fmt: skip
+    axis.set_xlabel("intrinsic dimension (mean of the layers)")
+    axis.set_ylabel("prunability by the loss")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return svg_of(figure)
+
+
+def _line(
+    axis: Axes,
+    points: Sequence[Point],
+    value: Callable[[Point], float],
+    dense: Point,
+    **style: Any,
+) -> None:
+    usable = [point for point in points if math.isfinite(value(point)) and value(point) > 0]
+    axis.errorbar(
+        [point.sparsity for point in usable],
+        [value(point) for point in usable],
+        yerr=[point.rise_error(dense) or 0.0 for point in usable],
+        capsize=2,
+        **style,
+    )
+
+
+def _dashes(place: int) -> str:
+    """Colours begin anew after seven lines; dashes tell those beyond from those before."""
+    return ("-", "--", ":", "-.")[place // 7 % 4]
