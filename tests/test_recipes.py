@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import yaml
 
-from vlp_plugins.methods.resolve import make_method
-from vlp_plugins.models.discovery import registry
-from vlp_plugins.recipes.command import (
+from vlp_plugins.jobs.finetune_recipe import load_finetune_recipe
+from vlp_plugins.jobs.recipe_values import amount_of, penalty_of
+from vlp_plugins.jobs.recipes import (
     OPTIONS,
+    DataRecipe,
+    Recipe,
     command_of,
+    load_recipe,
     need,
     parameter_of,
     sparsity_of,
     with_options,
 )
-from vlp_plugins.recipes.finetuning import load_finetune_recipe
-from vlp_plugins.recipes.reading import load_recipe
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
-from vlp_plugins.recipes.values import amount_of, penalty_of
+from vlp_plugins.methods.resolve import make_method
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.runtime.errors import RecipeError, SparsityError
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"

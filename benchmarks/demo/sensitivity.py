@@ -21,10 +21,10 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.pruning import measure_id
-from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.dimensions import by_modality, dimension_sentences, vision_sentences
 from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse, number_text
 from vlp_plugins.tasks.sensitivity.files import record_of_analysis

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from benchmarks.demo.compare import CALIBRATION_BATCH, Comparison, Outcome
 from benchmarks.demo.measure import Figures
-from vlp_plugins.recipes.command import command_of
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, command_of
 from vlp_plugins.report.page import Run, Table
 
 _NOTE = (

@@ -10,10 +10,9 @@ from typing import Any
 
 from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.ways import LAMBDA, SIZED, Way
-from vlp_plugins.job.finetuning import rows_of_a_batch
-from vlp_plugins.recipes.finetuning import load_finetune_recipe, with_finetune_options
-from vlp_plugins.recipes.reading import load_recipe
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.jobs.finetune import rows_of_a_batch
+from vlp_plugins.jobs.finetune_recipe import load_finetune_recipe, with_finetune_options
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe
 from vlp_plugins.scoring.factors import GUIDED
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper"

@@ -16,7 +16,7 @@ from benchmarks.papers.pruning import load, pruned
 from benchmarks.papers.tuning import TUNINGS, Tuning, measured, tuned
 from benchmarks.papers.ways import Way
 from benchmarks.papers.world import VERSION, World
-from vlp_plugins.job.workplace import delete_work, working
+from vlp_plugins.jobs.work_dir import delete_work, working
 from vlp_plugins.runtime.files import reserved, write_text
 
 THREADS = 1

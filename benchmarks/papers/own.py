@@ -42,12 +42,11 @@ from benchmarks.papers.experiments.lambda_grid import POWERS
 from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.world import World
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.job.task_samples import read_samples
+from vlp_plugins.jobs.finetune import read_samples
+from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
+from vlp_plugins.jobs.recipe_values import Value, amount, integer, number, read_yaml, text
+from vlp_plugins.jobs.recipes import read_section
 from vlp_plugins.loading import load_model
-from vlp_plugins.recipes.finetuning import FinetuneRecipe
-from vlp_plugins.recipes.lines import Value, read_yaml
-from vlp_plugins.recipes.reading import read_section
-from vlp_plugins.recipes.values import amount, integer, number, text
 from vlp_plugins.runtime.errors import RecipeError
 
 _VIT = "vit"

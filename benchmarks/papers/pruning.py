@@ -15,14 +15,13 @@ from benchmarks.papers.vit import MatchingAdapter, RecoveryAdapter, images
 from benchmarks.papers.ways import Way
 from benchmarks.papers.world import World
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.job.batches import batches_for
-from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.jobs.inputs import Loaded, ModelSource, batches_for
+from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import measure_id, prune
-from vlp_plugins.recipes.recipe import DataRecipe
 
 _VIT = "vit"
 NEARLY_EMPTY = 0.99

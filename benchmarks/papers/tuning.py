@@ -18,14 +18,13 @@ from torch import nn
 
 from benchmarks.papers.world import World
 from vlp_plugins.data.records import Record
-from vlp_plugins.job.loaded import Loaded
-from vlp_plugins.job.task_kinds import TASKS, RetrievalTask
-from vlp_plugins.job.task_samples import read_samples
-from vlp_plugins.job.tasks import Measured, Task, TaskRequest
+from vlp_plugins.jobs.finetune import read_samples
+from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
+from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.tasks import TASKS, Measured, RetrievalTask, Task, TaskRequest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.tasks.finetuning.files import STATE_FILE
 from vlp_plugins.tasks.finetuning.finetune import downstream, finetune
 from vlp_plugins.tasks.finetuning.samples import SampleEpochs

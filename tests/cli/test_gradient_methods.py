@@ -83,7 +83,7 @@ def test_gradient_statistics_are_written_and_serve_again(vlp, words, xvlm, tmp_p
 
 
 def test_large_statistics_are_written_on_request_only(vlp, words, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vlp_plugins.job.facts.LARGE_STATISTICS", 1000)
+    monkeypatch.setattr("vlp_plugins.jobs.facts.LARGE_STATISTICS", 1000)
     words = [*words, "--method", "snip", "--sparsity", "0.5"]
     text = vlp("prune", *words, "--out", tmp_path / "o").stdout
     kept = vlp("prune", *words, "--out", tmp_path / "kept", "--keep-statistics").stdout

@@ -13,7 +13,7 @@ from vlp_command import Command
 
 from vlp_adapters.blip import BlipPretrainConfig
 from vlp_adapters.xvlm import XvlmPretrainConfig
-from vlp_plugins.recipes.command import OPTIONS
+from vlp_plugins.jobs.recipes import OPTIONS
 
 
 def test_what_is_pruned_what_not_and_why(vlp: Command, models: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.job.running import run
+from vlp_plugins.jobs.prune import run
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import RecipeError
 
 

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from vlp_adapters.xvlm import XvlmForPretraining
+from vlp_plugins.jobs.recipes import load_recipe
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.recipes.reading import load_recipe
 
 SPARSITIES = ("0.63", "0.75", "0.9")
 

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from vlp_adapters.checkpoints import read_state, tensor_names
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
+from vlp_plugins.jobs.recipe_values import parse_yaml
 from vlp_plugins.loading import load_model, load_structure
 from vlp_plugins.masks.published_files import SUFFIX, import_published
 from vlp_plugins.models.architecture import bounded, meta_model, unfilled_model
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.recipes.lines import parse_yaml
 from vlp_plugins.runtime.errors import DataError, MaskError, RecipeError, UnsupportedError
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[1] / "cli"))
 import tiny_models
 from vlp_command import command as command
 
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 
 
 @dataclass

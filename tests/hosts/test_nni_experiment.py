@@ -18,10 +18,8 @@ import yaml
 from nni_trial_examples import command, masks_of, save_world
 
 from vlp_plugins.hosts.nni.best import finished_trials
-from vlp_plugins.job.running import run
-from vlp_plugins.recipes.command import with_options
-from vlp_plugins.recipes.reading import load_recipe
-from vlp_plugins.recipes.recipe import Recipe
+from vlp_plugins.jobs.prune import run
+from vlp_plugins.jobs.recipes import Recipe, load_recipe, with_options
 
 SCRIPT = Path(__file__).with_name("nni_experiment_run.py")
 CHITA_OR_MULTIFLOW = [

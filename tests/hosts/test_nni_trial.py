@@ -17,10 +17,9 @@ from vlp_adapters.blip import BlipForPretraining
 from vlp_plugins.hosts.nni.overlay import DRAWN, TrialSettings, overlay
 from vlp_plugins.hosts.nni.record import TrialRecord
 from vlp_plugins.hosts.nni.trial import run_trial
-from vlp_plugins.job.prepared import resolve_names
-from vlp_plugins.job.running import run
-from vlp_plugins.recipes.reading import KEYS, load_recipe
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
+from vlp_plugins.jobs.preparation import resolve_names
+from vlp_plugins.jobs.prune import run
+from vlp_plugins.jobs.recipes import KEYS, DataRecipe, Recipe, load_recipe
 from vlp_plugins.runtime.errors import (
     DataError,
     NonFiniteError,

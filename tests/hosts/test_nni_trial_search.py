@@ -25,10 +25,9 @@ from vlp_plugins.hosts.nni import experiment, tuners
 from vlp_plugins.hosts.nni.overlay import TrialSettings
 from vlp_plugins.hosts.nni.search import check_experiment, draws
 from vlp_plugins.hosts.nni.trial import run_trial
-from vlp_plugins.job.prepared import prepare
+from vlp_plugins.jobs.preparation import prepare
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe
 from vlp_plugins.pruning import gather
-from vlp_plugins.recipes.reading import load_recipe
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import RecipeError, VlpError
 
 EXAMPLES = Path(__file__).parents[2] / "recipes" / "nni"

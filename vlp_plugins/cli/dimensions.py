@@ -14,8 +14,8 @@ from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_tab
 from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
-    from vlp_plugins.job.loaded import ModelSource
-    from vlp_plugins.recipes.recipe import DataRecipe
+    from vlp_plugins.jobs.inputs import ModelSource
+    from vlp_plugins.jobs.recipes import DataRecipe
 
 
 @click.command("id")
@@ -55,9 +55,9 @@ def id_(
     layers.csv and report.html. Under torchrun the processes share the work:
     torchrun --nproc-per-node 2 -m vlp_plugins id ...
     """
-    from vlp_plugins.job.dimensions import measure_dimensions
-    from vlp_plugins.job.loaded import Loaded
-    from vlp_plugins.job.workplace import work_left
+    from vlp_plugins.jobs.dimensions import measure_dimensions
+    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.work_dir import work_left
     from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
@@ -82,7 +82,7 @@ def id_(
             )  # fmt: skip
     if not speaks:
         return
-    from vlp_plugins.job.dimensions import LAYER_HEADER, MODALITY_HEADER, summary_of
+    from vlp_plugins.jobs.dimensions import LAYER_HEADER, MODALITY_HEADER, summary_of
     from vlp_plugins.report.dimensions import layer_rows, modality_rows
 
     layers = result.profile.layers
@@ -113,7 +113,7 @@ def _options_of(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_plan(source: ModelSource, data: DataRecipe, options: dict[str, Any]) -> None:
-    from vlp_plugins.plan.dimensions import plan_dimensions
+    from vlp_plugins.jobs.plan_dimensions import plan_dimensions
 
     planned = plan_dimensions(source, data, options)
     for sentence in planned.plan.lines:

@@ -68,10 +68,10 @@ def evaluate(
     Karpathy's splits; VQA reads VQAv2 or images with questions in metadata.jsonl; classification
     reads CIFAR (binary), Flowers-102, folders of classes or data sets with labels.
     """
-    from vlp_plugins.job.evaluating import evaluate as measure
-    from vlp_plugins.job.evaluation_page import metrics_table, sentences
-    from vlp_plugins.job.loaded import Loaded
-    from vlp_plugins.job.tasks import TaskRequest
+    from vlp_plugins.jobs.evaluate import evaluate as measure
+    from vlp_plugins.jobs.evaluate import metrics_table, sentences
+    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.tasks import TaskRequest
     from vlp_plugins.runtime.errors import RecipeError
 
     source = model_source(values)

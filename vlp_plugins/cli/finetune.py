@@ -15,7 +15,7 @@ from vlp_plugins.cli.running import command_line, data_progress, explained_inter
 from vlp_plugins.cli.tables import print_facts
 
 if TYPE_CHECKING:
-    from vlp_plugins.recipes.finetuning import FinetuneRecipe
+    from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
     from vlp_plugins.tasks.finetuning.engine import Engine
 
 _TASKS = ("retrieval", "captioning", "vqa", "classification")
@@ -88,9 +88,9 @@ def finetune(
     MODEL is of pre-training, or of the task already. The folder --out holds the model, its masks,
     losses.jsonl and finetuning.json. On several GPUs: accelerate launch -m vlp_plugins finetune ...
     """
-    from vlp_plugins.job.finetuning import run_finetuning
-    from vlp_plugins.job.loaded import Loaded, ModelSource
-    from vlp_plugins.job.workplace import work_left
+    from vlp_plugins.jobs.finetune import run_finetuning
+    from vlp_plugins.jobs.inputs import Loaded, ModelSource
+    from vlp_plugins.jobs.work_dir import work_left
 
     wanted = _recipe(recipe, values)
     line = command_line(context)
@@ -118,7 +118,7 @@ def finetune(
 
 
 def _recipe(path: Path | None, values: dict[str, Any]) -> FinetuneRecipe:
-    from vlp_plugins.recipes.finetuning import (
+    from vlp_plugins.jobs.finetune_recipe import (
         FinetuneRecipe,
         load_finetune_recipe,
         with_finetune_options,

@@ -10,8 +10,8 @@ import click
 from vlp_plugins.cli.options import Command, model_options
 
 if TYPE_CHECKING:
-    from vlp_plugins.job.loaded import ModelSource
-    from vlp_plugins.recipes.recipe import DataRecipe
+    from vlp_plugins.jobs.inputs import ModelSource
+    from vlp_plugins.jobs.recipes import DataRecipe
 
 
 def data_options(*, batches: str) -> Callable[[Command], Command]:
@@ -50,7 +50,7 @@ def data_options(*, batches: str) -> Callable[[Command], Command]:
 
 def model_source(values: dict[str, Any]) -> ModelSource:
     """Takes what says how the model is loaded out of the values of the options."""
-    from vlp_plugins.job.loaded import ModelSource
+    from vlp_plugins.jobs.inputs import ModelSource
 
     names = ("model", "adapter", "processor", "dtype", "device")
     return ModelSource(**{name: values.pop(name) for name in names})
@@ -58,7 +58,7 @@ def model_source(values: dict[str, Any]) -> ModelSource:
 
 def data_recipe(values: dict[str, Any]) -> DataRecipe:
     """Takes what says how data is read out of the values of the options."""
-    from vlp_plugins.recipes.recipe import DataRecipe
+    from vlp_plugins.jobs.recipes import DataRecipe
 
     names = ("split", "batch_size", "batches", "image_column", "caption_column", "max_length")
     found = {name: values.pop(name) for name in names}

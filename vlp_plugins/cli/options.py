@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vlp_plugins.recipes.recipe import Recipe
+    from vlp_plugins.jobs.recipes import Recipe
 
 Command = Callable[..., Any]
 
@@ -135,10 +135,14 @@ def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
         RecipeError: if the file or an option is wrong.
         SparsityError: if a sparsity is.
     """
-    from vlp_plugins.recipes.command import parameter_of, sparsity_of, with_options
-    from vlp_plugins.recipes.reading import load_recipe
-    from vlp_plugins.recipes.recipe import Recipe
-    from vlp_plugins.recipes.values import amount_of, penalty_of
+    from vlp_plugins.jobs.recipe_values import amount_of, penalty_of
+    from vlp_plugins.jobs.recipes import (
+        Recipe,
+        load_recipe,
+        parameter_of,
+        sparsity_of,
+        with_options,
+    )
 
     options["sparsity"] = tuple(map(sparsity_of, options["sparsity"])) or None
     options["parameter"] = dict(map(parameter_of, options["parameter"])) or None

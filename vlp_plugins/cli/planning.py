@@ -10,8 +10,8 @@ from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
 from vlp_plugins.cli.tables import duration, print_counts, print_table
 
 if TYPE_CHECKING:
-    from vlp_plugins.job.prepared import Prepared
-    from vlp_plugins.plan.value import Plan
+    from vlp_plugins.jobs.plan import Plan
+    from vlp_plugins.jobs.preparation import Prepared
 
 
 @click.command(cls=ManyValues)
@@ -21,9 +21,9 @@ def plan(**options: Any) -> None:
 
     Takes what `vlp prune` takes; the data is not touched, and nothing is written.
     """
-    from vlp_plugins.job.prepared import prepare
+    from vlp_plugins.jobs.plan import plan_run
+    from vlp_plugins.jobs.preparation import prepare
     from vlp_plugins.models.inspection import groups_of
-    from vlp_plugins.plan import plan_run
 
     recipe = read_recipe(**options)
     job = prepare(recipe)
@@ -53,7 +53,7 @@ def plan(**options: Any) -> None:
 
 
 def _print_counts(job: Prepared, planned: Plan) -> None:
-    from vlp_plugins.job.prepared import title_of
+    from vlp_plugins.jobs.preparation import title_of
 
     click.secho("\nCounts", bold=True)
     print_counts({title_of(t): c for t, c in zip(job.targets, planned.counts, strict=True)})
@@ -64,7 +64,7 @@ def _print_counts(job: Prepared, planned: Plan) -> None:
 
 
 def _print_memory(job: Prepared, planned: Plan) -> None:
-    from vlp_plugins.job.facts import LARGE_STATISTICS
+    from vlp_plugins.jobs.facts import LARGE_STATISTICS
 
     cost = planned.cost
     rows = {

@@ -23,8 +23,8 @@ def prune(resume: bool, **options: Any) -> None:
     An option wins over the recipe's key. Under torchrun the processes share the data pass:
     torchrun --nproc-per-node 2 -m vlp_plugins prune ...
     """
-    from vlp_plugins.job.running import leftovers, run
-    from vlp_plugins.recipes.command import command_of
+    from vlp_plugins.jobs.prune import leftovers, run
+    from vlp_plugins.jobs.recipes import command_of
     from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     recipe = read_recipe(**options)

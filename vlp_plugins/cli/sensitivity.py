@@ -65,12 +65,16 @@ def sensitivity(
     are measured on pairs that the method does not read. The folder --out holds sensitivity.json,
     points.csv and report.html.
     """
-    from vlp_plugins.job.loaded import Loaded
-    from vlp_plugins.job.sensitivity import SensitivityRequest, measure_sensitivity
-    from vlp_plugins.job.sensitivity_page import relation_table, summary_table
-    from vlp_plugins.job.workplace import work_left
+    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.recipes import parameter_of
+    from vlp_plugins.jobs.sensitivity import (
+        SensitivityRequest,
+        measure_sensitivity,
+        relation_table,
+        summary_table,
+    )
+    from vlp_plugins.jobs.work_dir import work_left
     from vlp_plugins.methods.resolve import resolve_method
-    from vlp_plugins.recipes.command import parameter_of
     from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)

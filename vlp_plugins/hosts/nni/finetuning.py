@@ -9,12 +9,11 @@ import torch
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.loss import check_loss, total
 from vlp_plugins.hosts.nni.overlay import TrialSettings
-from vlp_plugins.job.prepared import Prepared
+from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.recipes import Recipe, need
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.recipes.command import need
-from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError
 from vlp_plugins.runtime.model_state import autocast_of, flags_kept, precision, random_state_kept
 

@@ -11,11 +11,10 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.hosts.nni.overlay import PAIRS, Metric, TrialSettings
-from vlp_plugins.job.batches import batches_for
-from vlp_plugins.job.prepared import Prepared
+from vlp_plugins.jobs.inputs import batches_for
+from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.models.adapter import Batch, RetrievalAdapter
-from vlp_plugins.recipes.command import need
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError
 from vlp_plugins.tasks.retrieval import retrieval
 

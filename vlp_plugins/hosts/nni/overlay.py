@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from vlp_plugins.recipes.lines import value_of
-from vlp_plugins.recipes.reading import KEYS, with_values
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
-from vlp_plugins.recipes.values import integer, number
+from vlp_plugins.jobs.recipe_values import integer, number, value_of
+from vlp_plugins.jobs.recipes import KEYS, DataRecipe, Recipe, with_values
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.scoring.factors import GUIDED
 

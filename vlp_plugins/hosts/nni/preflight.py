@@ -17,8 +17,9 @@ from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.hosts.nni.metrics import check_test, source_of
 from vlp_plugins.hosts.nni.overlay import TrialSettings
-from vlp_plugins.job.batches import batches_for
-from vlp_plugins.job.prepared import Prepared, resolve_names
+from vlp_plugins.jobs.inputs import batches_for
+from vlp_plugins.jobs.preparation import Prepared, resolve_names
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.loading import load_outline
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.id_guided import IdGuided
@@ -27,8 +28,6 @@ from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.models.request import budget_of
 from vlp_plugins.models.saving import check_can_save
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.recipes.command import need
-from vlp_plugins.recipes.recipe import DataRecipe, Recipe
 from vlp_plugins.runtime.errors import (
     BatchError,
     DataError,

@@ -20,9 +20,9 @@ from vlp_plugins.hosts.nni.finetuning import check_finetuning
 from vlp_plugins.hosts.nni.overlay import NAME, TrialSettings, flattened, overlay
 from vlp_plugins.hosts.nni.preflight import Preflight
 from vlp_plugins.hosts.nni.tuners import check_algorithms
-from vlp_plugins.job.prepared import resolve_names
-from vlp_plugins.recipes.lines import EXPONENT, yaml_way
-from vlp_plugins.recipes.recipe import Recipe
+from vlp_plugins.jobs.preparation import resolve_names
+from vlp_plugins.jobs.recipe_values import EXPONENT, yaml_way
+from vlp_plugins.jobs.recipes import Recipe
 from vlp_plugins.runtime.errors import (
     RecipeError,
     UnknownNameError,

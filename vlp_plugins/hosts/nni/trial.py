@@ -12,14 +12,12 @@ from vlp_plugins.hosts.nni.finetuning import check_finetuning, finetune
 from vlp_plugins.hosts.nni.metrics import Yardstick, check_test, measured_batches
 from vlp_plugins.hosts.nni.overlay import TrialSettings, overlay
 from vlp_plugins.hosts.nni.record import TrialRecord
-from vlp_plugins.job.data_pass import delete_checkpoints
-from vlp_plugins.job.prepared import Prepared
-from vlp_plugins.job.running import run
-from vlp_plugins.job.workplace import delete_work
+from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.prune import delete_checkpoints, run
+from vlp_plugins.jobs.recipes import Recipe, need
+from vlp_plugins.jobs.work_dir import delete_work
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, write_model
-from vlp_plugins.recipes.command import need
-from vlp_plugins.recipes.recipe import Recipe
 
 FINETUNED = "model-finetuned"
 """The folder of the fine-tuned model, beside those of a recipe with `save_model`."""

@@ -10,7 +10,7 @@ import torch
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.job.prepared import Prepared
+from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.page import Table
 from vlp_plugins.runtime.distributed import rank_and_size

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.recipes.lines import Value, read_yaml
-from vlp_plugins.recipes.reading import AUTOCASTS
-from vlp_plugins.recipes.values import choice, integer, number, text
+from vlp_plugins.jobs.recipe_values import Value, choice, integer, number, read_yaml, text
+from vlp_plugins.jobs.recipes import AUTOCASTS
 from vlp_plugins.runtime.errors import RecipeError, suggest
 from vlp_plugins.tasks.finetuning.finetune import TASKS
 from vlp_plugins.tasks.finetuning.settings import RATES, FinetuneSettings

@@ -12,7 +12,8 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.job.batches import batches_for, processor_for
+from vlp_plugins.jobs.inputs import batches_for, processor_for
+from vlp_plugins.jobs.recipes import Recipe, need
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed, make_masks
@@ -28,8 +29,6 @@ from vlp_plugins.methods.resolve import (
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Owners, Target, is_published
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.recipes.command import need
-from vlp_plugins.recipes.recipe import Recipe
 from vlp_plugins.runtime.errors import RecipeError, SparsityError, StatisticsError
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of

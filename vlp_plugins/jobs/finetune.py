@@ -13,22 +13,100 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.job.facts import StopWatch, memory_facts
-from vlp_plugins.job.loaded import Loaded
-from vlp_plugins.job.task_samples import TaskSamples, read_samples
-from vlp_plugins.job.workplace import claimed, delete_work, working
+from vlp_plugins.data.batches import captioned, first
+from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.jobs.facts import StopWatch, memory_facts
+from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
+from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.work_dir import claimed, delete_work, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.recipes.finetuning import FinetuneRecipe
 from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.distributed import wait_for_all
-from vlp_plugins.runtime.errors import RecipeError
+from vlp_plugins.runtime.errors import DataError, RecipeError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice
 from vlp_plugins.tasks.finetuning.files import LOSSES_FILE as LOG
 from vlp_plugins.tasks.finetuning.finetune import Finetuned, downstream, finetune
-from vlp_plugins.tasks.finetuning.samples import SampleEpochs
+from vlp_plugins.tasks.finetuning.samples import Sample, SampleEpochs
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """The data of a task.
+
+    Attributes:
+        description: what was read.
+        samples: in stored order; no image is decoded yet.
+        classes: names of the classes, or their numbers as text; empty for other tasks.
+    """
+
+    description: str
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...] = ()
+
+
+def read_samples(recipe: FinetuneRecipe) -> TaskSamples:
+    """Reads lists and annotations; see `open_source`, `open_questions` and `open_labelled`.
+
+    Args:
+        recipe: says which task, and where its data is.
+
+    Raises:
+        RecipeError: if it does not.
+        DataError: if it is not there, or not data of the task.
+    """
+    recipe.check()
+    return _READERS[str(recipe.task)](recipe)
+
+
+def _captions(recipe: FinetuneRecipe) -> TaskSamples:
+    opened = open_source(
+        str(recipe.data),
+        split=recipe.split,
+        image_column=recipe.image_column,
+        caption_column=recipe.caption_column,
+        captions="all",
+    )
+    found = captioned(opened, recipe.limit)
+    samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in found)
+    return TaskSamples(opened.description, tuple(samples))
+
+
+def _questions(recipe: FinetuneRecipe) -> TaskSamples:
+    found = open_questions(str(recipe.data), recipe.split)
+    items = list(first(found.items, recipe.limit, found.description))
+    lacking = next((item.place for item in items if not item.answers), None)
+    if lacking is not None:
+        raise DataError(
+            f"{found.description}: {lacking} has no answers to learn (those of test sets are not "
+            "published); give another --split"
+        )
+    samples = (Sample(item.place, item.image, (item.text,), item.answers) for item in items)
+    return TaskSamples(found.description, tuple(samples))
+
+
+def _labelled(recipe: FinetuneRecipe) -> TaskSamples:
+    found = open_labelled(str(recipe.data), recipe.split)
+    items = list(first(found.items, recipe.limit, found.description))
+    if not items:
+        raise DataError(f"{found.description} holds no image")
+    count = max(item.label for item in items) + 1
+    names = found.classes or tuple(map(str, range(count)))
+    samples = (Sample(item.place, item.image, label=item.label) for item in items)
+    return TaskSamples(found.description, tuple(samples), names)
+
+
+_READERS: dict[str, Callable[[FinetuneRecipe], TaskSamples]] = {
+    "retrieval": _captions,
+    "captioning": _captions,
+    "vqa": _questions,
+    "classification": _labelled,
+}
+
 
 _log = logging.getLogger(__name__)
 

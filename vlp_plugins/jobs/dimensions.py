@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.job.facts import StopWatch, memory_facts, source_facts
-from vlp_plugins.job.loaded import Loaded
-from vlp_plugins.job.workplace import claimed, delete_work, working
+from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts
+from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.recipes import DataRecipe
+from vlp_plugins.jobs.work_dir import claimed, delete_work, working
 from vlp_plugins.pruning import measure_id
-from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.report.dimensions import (
     dimension_by_depth,
     dimension_sentences,

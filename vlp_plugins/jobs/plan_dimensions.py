@@ -12,10 +12,10 @@ import torch
 from vlp_plugins.dimension.measure import default_settings
 from vlp_plugins.dimension.plan import IdPlan, plan
 from vlp_plugins.dimension.twonn import check_number
-from vlp_plugins.job.loaded import Loaded, ModelSource
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.plan import MadeUp
+from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.models.request import is_published
-from vlp_plugins.plan.made_up import MadeUp
-from vlp_plugins.recipes.recipe import DataRecipe
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import dtype_of

@@ -1,0 +1,1 @@
+"""What a command runs: recipes, models, data, results. Rank 9."""

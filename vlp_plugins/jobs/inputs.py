@@ -1,0 +1,149 @@
+"""A model with its adapter, its weights, its processor and its batches, as a recipe names them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vlp_plugins.data.batches import CaptionedBatches
+from vlp_plugins.data.processors import Processor, load_processor, reads_text
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.jobs.recipes import DataRecipe
+from vlp_plugins.loading import load_model
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
+
+
+class ImagesOnly:
+    """A processor that makes `pixel_values` and lets texts fall.
+
+    `ModuleAdapter` knows nothing about its model and passes images and texts alike; the adapter of
+    a family of image models passes images only by itself.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
+        """Makes the tensors of `images`, a list of PIL images."""
+        return self._processor(images=inputs["images"], return_tensors="pt")
+
+
+def takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
+    """True for a model that `ModuleAdapter` describes and that has no input of words."""
+    if not isinstance(adapter, ModuleAdapter):
+        return False
+    return "input_ids" not in inspect.signature(model.forward).parameters
+
+
+def processor_for(
+    source: str, model: nn.Module, adapter: Adapter, *, max_length: int | None = None
+) -> Processor:
+    """The processor of a model; one of images only for a model that takes no text.
+
+    Args:
+        source: where the processor is: path or hub id.
+        model: that it makes batches for.
+        adapter: claims the model.
+        max_length: most tokens of a caption; None asks the tokenizer.
+
+    Raises:
+        DataError: if there is none.
+    """
+    processor = load_processor(source, max_length=max_length)
+    if not reads_text(processor) and takes_no_text(model, adapter):
+        return ImagesOnly(processor)
+    return processor
+
+
+def batches_for(
+    source: str, data: DataRecipe, processor: Processor, adapter: Adapter
+) -> CaptionedBatches:
+    """The batches; a model of images only gets them without captions.
+
+    Args:
+        source: of the pairs; see `open_source`.
+        data: how they are read; its own source does not matter.
+        processor: of the model.
+        adapter: collates them.
+
+    Raises:
+        DataError: if there is no data.
+    """
+    return CaptionedBatches(
+        open_source(
+            source,
+            split=data.split,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            captions="first" if reads_text(processor) else "none",
+        ),
+        processor,
+        adapter,
+        data.batch_size,
+        limit=data.batches,
+        shuffle_seed=data.seed,
+    )
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from, as the command line names it.
+
+    Attributes:
+        model: path or hub id.
+        adapter: name; None asks all.
+        processor: path or hub id; None takes the model's.
+        dtype: of the model.
+        device: None takes a GPU if there is one.
+    """
+
+    model: str
+    adapter: str | None = None
+    processor: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what belongs to it; no data has been read."""
+
+    source: ModelSource
+    model: nn.Module
+    adapter: Adapter
+    weights: WeightMap
+    processor: Processor
+
+    @classmethod
+    def of(cls, source: ModelSource, *, max_length: int | None = None) -> Loaded:
+        """Loads and checks.
+
+        Args:
+            source: of the model.
+            max_length: most tokens of a caption; None asks the tokenizer.
+
+        Raises:
+            VlpError: if something is unknown, missing or damaged.
+        """
+        model, adapter = load_model(
+            source.model, adapter=source.adapter, dtype=source.dtype, device=source.device
+        )
+        weights = WeightMap.of(model, adapter)
+        weights.check_finite()
+        place = source.processor or source.model
+        processor = processor_for(place, model, adapter, max_length=max_length)
+        return cls(source, model, adapter, weights, processor)
+
+    def batches(self, data: DataRecipe) -> CaptionedBatches:
+        """Batches of captioned images.
+
+        Raises:
+            DataError: if there are none.
+        """
+        return batches_for(str(data.source), data, self.processor, self.adapter)

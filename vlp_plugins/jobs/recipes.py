@@ -1,0 +1,429 @@
+"""Recipes of `vlp prune`: values, reading a file, and the command line that says the same."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlp_plugins.jobs.recipe_values import (
+    Value,
+    amount,
+    choice,
+    flag,
+    integer,
+    number,
+    penalty,
+    plain,
+    plain_of,
+    read_yaml,
+    text,
+    value_of,
+)
+from vlp_plugins.models.request import Target, check_sparsity
+from vlp_plugins.runtime.errors import RecipeError, SparsityError, suggest
+from vlp_plugins.scoring.allocation import allocation_by_name
+
+LAMBDA = "lambda"
+"""The parameter that has a key and an option of its own; `Recipe.parameters` holds it."""
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Where batches come from.
+
+    Attributes:
+        source: folder, tar shards, or dataset; see `open_source`.
+        split: None takes the only one, or `train`.
+        batch_size: pairs in a batch.
+        batches: how many to read; None reads all.
+        seed: mixes the pairs; None keeps their order.
+        image_column: None finds it.
+        caption_column: None finds it.
+        max_length: most tokens of a caption; None asks the tokenizer.
+    """
+
+    source: str | None = None
+    split: str | None = None
+    batch_size: int = 32
+    batches: int | None = None
+    seed: int | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of `vlp prune`.
+
+    Attributes:
+        model: path or hub id.
+        adapter: name; None asks all.
+        processor: path or hub id; None takes the model's.
+        method: registered name, or `id*` and one.
+        parameters: of the method.
+        sparsity: targets; one mask set each. Empty with a pattern.
+        allocation: `global`, `modality`, `layer`, `row`, `id`, or a pattern such as `keep=2,of=4`;
+            None takes the method's own.
+        floor: least fraction that every tensor keeps.
+        owners: `all` or `first`: whose inputs count for a tied weight; None: by the variant.
+        variant: `default` or `published`.
+        data: where batches come from.
+        statistics: file of an earlier pass, used instead of data.
+        id_profile: file with the model's intrinsic dimensions, for `id*NAME` and the allocation
+            `id`; None measures them from the data.
+        out: folder to make.
+        seed: for scores that draw random numbers.
+        save_model: also write the pruned checkpoints.
+        checkpoint_every: batches between two checkpoints of the data pass.
+        memory_budget: how much gradients of many batches may take, `8GiB`; None: what is free.
+        autocast: `bfloat16` or `float16` for forward passes of the loss; None runs in `dtype`.
+        skip_nonfinite: leave out batches whose loss or gradients are not finite.
+        keep_statistics: write statistics that are larger than 1 GB, too.
+        dtype: of the model.
+        device: None takes a GPU if there is one.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    processor: str | None = None
+    method: str = "multiflow"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    sparsity: tuple[Target, ...] = ()
+    allocation: str | None = None
+    floor: float = 0.0
+    owners: str | None = None
+    variant: str = "default"
+    data: DataRecipe = field(default_factory=DataRecipe)
+    statistics: str | None = None
+    id_profile: str | None = None
+    out: str | None = None
+    seed: int = 0
+    save_model: bool = False
+    checkpoint_every: int = 50
+    memory_budget: str | None = None
+    autocast: str | None = None
+    skip_nonfinite: bool = False
+    keep_statistics: bool = False
+    dtype: str = "float32"
+    device: str | None = None
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+AUTOCASTS = DTYPES[1:]
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
+            found), with the line.
+    """
+    return Recipe(**_found(read_yaml(Path(path))))
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with other values for some keys, judged like those of a file.
+
+    Values under `data` and `parameters` leave the other ones there as they are.
+
+    Args:
+        recipe: is left as it is.
+        values: by key, nested as a recipe is.
+        where: what messages call the place they come from.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
+    root = value_of(values, where, "values")
+    found = _found(root)
+    section = root.items().get("data")
+    if section is not None and isinstance(section.data, dict):
+        found["data"] = replace(recipe.data, **read_section(section, _DATA_READERS))
+    if "parameters" in found:
+        found["parameters"] = {**recipe.parameters, **found["parameters"]}
+    return replace(recipe, **found)
+
+
+def _found(root: Value) -> dict[str, Any]:
+    """What stands in a recipe, as keywords of `Recipe`."""
+    found = read_section(root, _READERS)
+    if "pattern" in found:
+        if "allocation" in found:
+            raise RecipeError(f"{root.where}: pattern and allocation exclude each other")
+        found["allocation"] = found.pop("pattern")
+    if LAMBDA in found:
+        if LAMBDA in found.get("parameters", {}):
+            raise RecipeError(f"{root.where}: lambda stands here and among the parameters")
+        found["parameters"] = {**found.get("parameters", {}), LAMBDA: found.pop(LAMBDA)}
+    return found
+
+
+def read_section(section: Value, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
+    """The values of a section by key; a key with nothing behind it is left out.
+
+    Args:
+        section: a mapping.
+        readers: by key that may stand there, what makes a value of it.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
+    found = {}
+    for key, value in section.items().items():
+        if key not in readers:
+            raise RecipeError(f"{value.where}: unknown key {key!r}{_hint(key, readers)}")
+        if value.data is not None:  # `device:` alone means the default
+            found[key] = readers[key](value)
+    return found
+
+
+def _hint(key: str, readers: Mapping[str, Callable[[Value], Any]]) -> str:
+    if key in _OTHER_WORDS:
+        return f" (it is called {_OTHER_WORDS[key]!r})"
+    if readers is _READERS and key in _DATA_READERS:
+        return " (it belongs under data:)"
+    if readers is _DATA_READERS and key in _READERS:
+        return " (it does not belong under data:)"
+    return suggest(key, list(readers))
+
+
+def _data(value: Value) -> DataRecipe:
+    if isinstance(value.data, str):
+        return DataRecipe(source=value.data)
+    return DataRecipe(**read_section(value, _DATA_READERS))
+
+
+def _sparsities(value: Value) -> tuple[Target, ...]:
+    listed = value.data if isinstance(value.data, list) else [value]
+    if not listed:
+        raise value.wrong("a number such as 0.75, budgets by modality, or a list of them")
+    return tuple(_target(inner) for inner in listed)
+
+
+def _target(value: Value) -> Target:
+    if isinstance(value.data, dict):
+        if not value.data:
+            raise value.wrong("a number, or budgets such as {vision: 0.5, text: 0.8}")
+        return {name: _sparsity(inner) for name, inner in value.data.items()}
+    return _sparsity(value)
+
+
+def _sparsity(value: Value) -> float:
+    try:
+        return check_sparsity(number(value))
+    except SparsityError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+
+
+def _pattern(value: Value) -> str:
+    sizes = read_section(value, {"keep": integer(1), "of": integer(1)})
+    if set(sizes) != {"keep", "of"}:
+        raise value.wrong("a mapping with keep and of, such as {keep: 2, of: 4}")
+    return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))
+
+
+def _allocation(value: Value) -> str:
+    name = text(value)
+    try:
+        allocation_by_name(name)
+    except SparsityError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+    return name
+
+
+def _parameters(value: Value) -> dict[str, Any]:
+    return {name: plain(inner) for name, inner in value.items().items()}
+
+
+_DATA_READERS: dict[str, Callable[[Value], Any]] = {
+    "source": text,
+    "split": text,
+    "batch_size": integer(1),
+    "batches": integer(1),
+    "seed": integer(0),
+    "image_column": text,
+    "caption_column": text,
+    "max_length": integer(3),
+}
+_READERS: dict[str, Callable[[Value], Any]] = {
+    "model": text,
+    "adapter": text,
+    "processor": text,
+    "method": text,
+    "parameters": _parameters,
+    "sparsity": _sparsities,
+    "allocation": _allocation,
+    "pattern": _pattern,
+    "floor": number,
+    "owners": choice("all", "first"),
+    "variant": choice("default", "published"),
+    "data": _data,
+    "statistics": text,
+    "id_profile": text,
+    "out": text,
+    "seed": integer(0),
+    "save_model": flag,
+    "checkpoint_every": integer(1),
+    "lambda": penalty,
+    "memory_budget": amount,
+    "autocast": choice(*AUTOCASTS),
+    "skip_nonfinite": flag,
+    "keep_statistics": flag,
+    "dtype": choice(*DTYPES),
+    "device": text,
+}
+KEYS = frozenset(_READERS)
+"""Every key that a recipe may have at its top."""
+_OTHER_WORDS = {"ties": "owners", "output": "out", "params": "parameters", "dataset": "data"}
+
+
+OPTIONS: dict[str, str] = {
+    "model": "--model",
+    "adapter": "--adapter",
+    "processor": "--processor",
+    "method": "--method",
+    "parameters": "--parameter",
+    "parameters.lambda": "--lambda",
+    "sparsity": "--sparsity",
+    "allocation": "--allocation",
+    "floor": "--floor",
+    "owners": "--owners",
+    "variant": "--variant",
+    "data.source": "--data",
+    "data.split": "--split",
+    "data.batch_size": "--batch-size",
+    "data.batches": "--batches",
+    "data.seed": "--shuffle-seed",
+    "data.image_column": "--image-column",
+    "data.caption_column": "--caption-column",
+    "data.max_length": "--max-length",
+    "statistics": "--statistics",
+    "id_profile": "--id-profile",
+    "out": "--out",
+    "seed": "--seed",
+    "save_model": "--save-model",
+    "checkpoint_every": "--checkpoint-every",
+    "memory_budget": "--memory-budget",
+    "autocast": "--autocast",
+    "skip_nonfinite": "--skip-nonfinite",
+    "keep_statistics": "--keep-statistics",
+    "dtype": "--dtype",
+    "device": "--device",
+}
+"""The option of `vlp prune` for every key of a recipe."""
+
+
+def command_of(recipe: Recipe) -> str:
+    """The command line that does what the recipe says; values that are the default are left out."""
+    words = ["vlp", "prune"]
+    standard = Recipe()
+    for key, option in OPTIONS.items():
+        value = _get(recipe, key)
+        if value == _get(standard, key) and key != "method":
+            continue
+        if key == "parameters":
+            for name, inner in value.items():
+                if name == LAMBDA:
+                    continue  # has an option of its own
+                words += [option, f"{name}={_parameter_text(inner)}"]
+        elif key == "sparsity":
+            words += [option, *map(sparsity_text, value)]
+        elif value is True:
+            words.append(option)
+        else:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def with_options(recipe: Recipe, **options: Any) -> Recipe:
+    """The recipe with other values where an option is not None: the command line wins.
+
+    Args:
+        recipe: is left as it is.
+        **options: by the names of `OPTIONS`, with `_` for `-`: `batch_size=8`.
+
+    Raises:
+        RecipeError: for an option that does not exist.
+    """
+    keys = {option.strip("-").replace("-", "_"): key for key, option in OPTIONS.items()}
+    top: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {"data": {}, "parameters": {}}
+    for name, value in options.items():
+        if name not in keys:
+            raise RecipeError(f"unknown option {name!r}{suggest(name, list(keys))}")
+        if value is not None:
+            section, _, key = keys[name].rpartition(".")
+            (parts[section] if section else top)[key] = value
+    if parts["parameters"]:  # one parameter leaves the others as they are
+        top["parameters"] = {**top.get("parameters", recipe.parameters), **parts["parameters"]}
+    return replace(recipe, **top, data=replace(recipe.data, **parts["data"]))
+
+
+def need(recipe: Recipe, *keys: str) -> None:
+    """Makes sure that some keys are set, for instance `model` and `data.source`.
+
+    Raises:
+        RecipeError: names the first that is not, and how to set it.
+    """
+    for key in keys:
+        if not _get(recipe, key):
+            section, _, inner = key.rpartition(".")
+            line = f"{section}: {{{inner}: ...}}" if section else f"{key}: ..."
+            raise RecipeError(
+                f"no {key} given; pass {OPTIONS[key]}, or write `{line}` in the recipe"
+            )
+
+
+def sparsity_of(text: str) -> Target:
+    """A target as the command line has it: `0.75`, or `vision=0.5,text=0.8`.
+
+    Raises:
+        SparsityError: if it is neither, or outside [0, 1).
+    """
+    try:
+        if "=" not in text:
+            return check_sparsity(float(text))
+        parts = [part.split("=", 1) for part in text.split(",")]
+        return {name.strip(): check_sparsity(float(value)) for name, value in parts}
+    except ValueError as error:
+        raise SparsityError(
+            f"{text!r} is no sparsity; write 0.75, or vision=0.5,text=0.8 for budgets per modality"
+        ) from error
+
+
+def sparsity_text(target: Target) -> str:
+    """The inverse of `sparsity_of`."""
+    if isinstance(target, Mapping):
+        return ",".join(f"{name}={value!r}" for name, value in target.items())
+    return repr(float(target))
+
+
+def parameter_of(text: str) -> tuple[str, Any]:
+    """A parameter of a method as the command line has it: `edges=false`.
+
+    Raises:
+        RecipeError: if it has no `=`.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise RecipeError(f"{text!r} is no parameter; write name=value, for instance edges=false")
+    return name.strip(), plain_of(value, name.strip())
+
+
+def _parameter_text(value: Any) -> str:
+    if isinstance(value, str) and plain_of(value, "") == value:
+        return value
+    return json.dumps(value)
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    found: Any = recipe
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name)
+    return found
