@@ -29,10 +29,9 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.parity.family import Family
 from benchmarks.results import recorded
 from benchmarks.speed.workload import full_size, random_batches
-from vlp_plugins.hosts.nni.classes import pruner_class
-from vlp_plugins.hosts.nni.finalizing import finalize, masks_of
-from vlp_plugins.hosts.nni.pruner import VlpPruner
-from vlp_plugins.hosts.nni.ties import ties_of
+from vlp_plugins.hosts.nni.finalization import finalize, masks_of
+from vlp_plugins.hosts.nni.pruner import VlpPruner, pruner_class
+from vlp_plugins.hosts.nni.wrapper import ties_of
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch

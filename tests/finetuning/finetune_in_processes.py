@@ -10,7 +10,7 @@ import torch
 from finetuning_examples import Case, batches, case
 from torch import distributed
 
-from vlp_plugins.hosts.accelerate_finetuning import AccelerateEngine, launched
+from vlp_plugins.hosts.accelerate import AccelerateEngine, launched
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.tasks.finetuning.finetune import finetune
 from vlp_plugins.tasks.finetuning.settings import FinetuneSettings

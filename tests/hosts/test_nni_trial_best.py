@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from nni_trial_examples import command
 
-from vlp_plugins.hosts.nni.best import best_trial, export_trial, finished_trials
-from vlp_plugins.hosts.nni.record import TrialRecord
+from vlp_plugins.hosts.nni.best import TrialRecord, best_trial, export_trial, finished_trials
 from vlp_plugins.runtime.errors import DataError, OutputError, StatisticsError
 
 

@@ -14,9 +14,9 @@ from benchmarks.parity.blip import batches_from_golden
 from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.hosts.torch_pruning.importance import Importance
-from vlp_plugins.hosts.torch_pruning.reading import Recorder
+from vlp_plugins.hosts.torch_pruning.recorder import Recorder
+from vlp_plugins.hosts.torch_pruning.scores import normalised
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
-from vlp_plugins.hosts.torch_pruning.vectors import normalised
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter

@@ -14,14 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch_pruning_examples import golden, named, stock_pruner, values_of
 
-from vlp_plugins.hosts.torch_pruning.counts import least, removed_after
 from vlp_plugins.hosts.torch_pruning.importance import Importance
-from vlp_plugins.hosts.torch_pruning.options import pruner_options
-from vlp_plugins.hosts.torch_pruning.planning import plan_of
-from vlp_plugins.hosts.torch_pruning.reading import Recorder
-from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
+from vlp_plugins.hosts.torch_pruning.options import forward_of, pruner_options, shared_modules
+from vlp_plugins.hosts.torch_pruning.plan import least, plan_of, removed_after
+from vlp_plugins.hosts.torch_pruning.recorder import Recorder
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
-from vlp_plugins.hosts.torch_pruning.tracing import forward_of
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, UnsupportedError
 from vlp_plugins.structured.check import example_batch

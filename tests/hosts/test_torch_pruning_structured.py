@@ -26,7 +26,7 @@ from transformers import BertConfig, BertModel, BlipConfig, BlipForImageTextRetr
 
 from vlp_plugins.hosts.torch_pruning import structured
 from vlp_plugins.hosts.torch_pruning.importance import Importance
-from vlp_plugins.hosts.torch_pruning.reading import Recorder
+from vlp_plugins.hosts.torch_pruning.recorder import Recorder
 from vlp_plugins.hosts.torch_pruning.structured import prune_structured
 from vlp_plugins.loading import load_model
 from vlp_plugins.models.discovery import registry

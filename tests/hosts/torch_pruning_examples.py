@@ -13,8 +13,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins.hosts.torch_pruning.options import pruner_options
-from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
+from vlp_plugins.hosts.torch_pruning.options import pruner_options, shared_modules
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Block

@@ -136,7 +136,7 @@ def _engine(recipe: FinetuneRecipe, device: str | None) -> Iterator[Engine | Non
     if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         yield None
         return
-    from vlp_plugins.hosts.accelerate_finetuning import launched
+    from vlp_plugins.hosts.accelerate import launched
 
     with launched(recipe.settings.autocast, cpu=device == "cpu") as engine:
         yield engine

@@ -56,7 +56,7 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
     of an experiment, nothing is drawn.
     """
     with _needing_nni():
-        from vlp_plugins.hosts.nni.overlay import TrialSettings
+        from vlp_plugins.hosts.nni.settings import TrialSettings
 
         if experiment is not None:
             options = _as_trials_run(experiment, options)
@@ -82,7 +82,7 @@ def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
     """
     with _needing_nni():
         from vlp_plugins.hosts.nni.best import best_trial, export_trial, finished_trials
-        from vlp_plugins.hosts.nni.overlay import flattened
+        from vlp_plugins.hosts.nni.settings import flattened
 
         trials = finished_trials(folder)
         best = best_trial(trials, min_sparsity=min_sparsity)
@@ -131,8 +131,7 @@ def _check(experiment: Path, recipe: Any, settings: Any) -> None:
 
 
 def _run(recipe: Any, settings: Any) -> None:
-    from vlp_plugins.hosts.nni.experiment import NniTrial
-    from vlp_plugins.hosts.nni.trial import folder_of, run_trial
+    from vlp_plugins.hosts.nni.trial import NniTrial, folder_of, run_trial
 
     trial = NniTrial.current()
     if trial.alone:

@@ -1,4 +1,4 @@
-"""The lock in a training loop of `accelerate`: zeros are checked whenever it saves, and at the end.
+"""`accelerate`: the lock in a training loop, and fine-tuning in several processes.
 
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     lock = SparsityLock(model, masks).attach(optimizer)
@@ -8,20 +8,35 @@
 
 The lock itself needs nothing of `accelerate`; it is made of what `prepare` returns, because that
 may have moved or sharded the parameters.
+
+    with launched(autocast="bfloat16") as engine:
+        finetune(model, adapter, batches, task="retrieval", masks=masks, engine=engine)
+
+Every process has the whole model (DistributedDataParallel), so the masks are locked in each.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vlp_plugins.calibration.loss import total
 from vlp_plugins.masks.lock import SparsityLock
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.runtime.distributed import before_joining
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.tasks.finetuning.engine import TaskLoss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
 
 _log = logging.getLogger(__name__)
 _SAVING = ("save_state", "save_model")
@@ -75,3 +90,104 @@ def _load_masked(lock: SparsityLock, load: Any, *args: Any, **options: Any) -> N
             found[0].removed,
         )
         lock.apply()
+
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+except ImportError as error:
+    raise ImportError(
+        'fine-tuning in several processes needs accelerate: pip install "vlp-plugins[trainer]"'
+    ) from error
+
+_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_MIXED = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+class AccelerateEngine:
+    """Computes the steps of `finetune` with an `Accelerator`.
+
+    Attributes:
+        index: of this process.
+        processes: how many there are.
+        device: of this process.
+        accelerator: as it was given.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """Takes an accelerator that has prepared nothing yet.
+
+        Args:
+            accelerator: its mixed precision is that of the forward pass; `finetune` accumulates
+                gradients itself. Parameters that a loss does not reach need a
+                `DistributedDataParallelKwargs(find_unused_parameters=True)` among its handlers, and
+                buffers that differ from process to process `broadcast_buffers=False`; see
+                `launched`.
+
+        Raises:
+            UnsupportedError: if it shares the model out among the processes.
+        """
+        if accelerator.distributed_type not in _WHOLE:
+            raise UnsupportedError(
+                f"accelerate is configured for {accelerator.distributed_type.value}; fine-tuning "
+                "keeps the whole model in every process: choose multi-GPU in `accelerate config`"
+            )
+        self.accelerator = accelerator
+        self.index = accelerator.process_index
+        self.processes = accelerator.num_processes
+        self.device: torch.device = accelerator.device
+
+    def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
+        self._loss, self._optimizer = self.accelerator.prepare(loss, optimizer)
+
+    def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
+        waiting = nullcontext() if last else self.accelerator.no_sync(self._loss)
+        with waiting:
+            terms: dict[str, Tensor] = self._loss(dict(batch))
+            self.accelerator.backward(total(terms) * share)
+        return terms
+
+    def step(self, parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor | None:
+        norm = None
+        if clip is not None:
+            norm = self.accelerator.clip_grad_norm_(list(parameters), clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
+
+    def mean(self, value: Tensor) -> Tensor:
+        found: Tensor = self.accelerator.reduce(value, reduction="mean")
+        return found
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {} if scaler is None else dict(scaler.state_dict())
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(dict(state))
+
+
+@contextmanager
+def launched(autocast: str | None = None, *, cpu: bool = False) -> Iterator[AccelerateEngine]:
+    """The engine of the processes that were launched; the process group ends with the block.
+
+    Args:
+        autocast: `bfloat16` or `float16` of forward passes; None takes what `accelerate` was
+            configured for.
+        cpu: train on the CPU, even if there are GPUs.
+    """
+    options: dict[str, Any] = {} if autocast is None else {"mixed_precision": _MIXED[autocast]}
+    handler = DistributedDataParallelKwargs(
+        # Of retrieval, the decoder takes no part; every process has queues of its own.
+        find_unused_parameters=True,
+        broadcast_buffers=False,
+    )
+    before_joining()
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[handler], **options)
+    yield AccelerateEngine(accelerator)
+    accelerator.wait_for_everyone()  # gloo may abort a process whose peer is still at work
+    accelerator.end_training()

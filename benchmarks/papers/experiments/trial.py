@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from benchmarks.papers.experiments.searches import SEARCHES, Search, result_of
 from benchmarks.papers.world import World
-from vlp_plugins.hosts.nni.experiment import NniTrial, Trial
+from vlp_plugins.hosts.nni.trial import NniTrial, Trial
 
 
 def run(search: Search, trial: Trial, seed: int, world: World, cells: Path) -> None:

@@ -11,7 +11,7 @@ from benchmarks.demo.cells import Bench, Content, KeptCell
 from benchmarks.demo.measure import measure
 from benchmarks.papers.structured.tuning import Tuning, fine_tune
 from benchmarks.papers.structured.ways import Way
-from vlp_plugins.hosts.torch_pruning.result import parameters_of
+from vlp_plugins.hosts.torch_pruning.structured import parameters_of
 
 
 @dataclass(frozen=True)

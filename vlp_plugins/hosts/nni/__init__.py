@@ -24,10 +24,9 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from vlp_plugins.hosts.nni.classes import class_names, pruner_class
     from vlp_plugins.hosts.nni.evaluators import LightningEvaluator, TransformersEvaluator
-    from vlp_plugins.hosts.nni.finalizing import finalize, masks_from_nni, masks_of
-    from vlp_plugins.hosts.nni.pruner import VlpPruner
+    from vlp_plugins.hosts.nni.finalization import finalize, masks_from_nni, masks_of
+    from vlp_plugins.hosts.nni.pruner import VlpPruner, class_names, pruner_class
 
 _HOMES = {
     "LightningEvaluator": "evaluators",

@@ -1,4 +1,4 @@
-"""Reads NNI's `config_list`: its selection, its words, applied to the weights of an adapter."""
+"""NNI's `config_list`: its selection and amounts as scopes of an adapter's weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from nni.compression.base.config import (
@@ -13,14 +14,154 @@ from nni.compression.base.config import (
     select_modules_by_config,
     trans_legacy_config_list,
 )
+from nni.compression.base.target_space import PruningTargetSpace
 from schema import SchemaError
 from torch import nn
 
-from vlp_plugins.hosts.nni.dense_layers import examples_of, reason_of
-from vlp_plugins.hosts.nni.scopes import Place, Scope, merged
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, first_line, suggest
+
+Spaces = Mapping[str, Mapping[str, PruningTargetSpace]]
+"""NNI's target spaces: by module path, by parameter name."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much the weights of a scope shall lose.
+
+    Attributes:
+        ratio: fraction removed of all of them together.
+        most: greatest fraction that each of them may lose (`max_sparse_ratio`).
+        least: fraction that each of them loses at least (`min_sparse_ratio`).
+    """
+
+    ratio: float
+    most: float = 1.0
+    least: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """Least fraction that each weight keeps."""
+        return 1 - self.most
+
+    @property
+    def even(self) -> bool:
+        """Whether the bounds leave no choice: every weight loses `most`."""
+        return self.ratio >= self.most
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where NNI finds a weight: one of its names.
+
+    Attributes:
+        weight: canonical name.
+        module: dotted path of the module that holds it.
+        parameter: attribute of the module.
+    """
+
+    weight: str
+    module: str
+    parameter: str
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Weights that share out one sparsity: a `global_group_id`, or one entry of `config_list`.
+
+    Attributes:
+        label: for messages and manifests.
+        weights: canonical names.
+        places: every name of every weight.
+        settings: what NNI shall know of the targets (`sparse_ratio`, ...).
+    """
+
+    label: str
+    weights: tuple[str, ...]
+    places: tuple[Place, ...]
+    settings: Mapping[str, Any]
+
+    def nni_config(self) -> list[dict[str, Any]]:
+        """Entries of a `config_list` that select exactly these targets, by their names."""
+        names: dict[str, list[str]] = {}
+        for place in self.places:
+            names.setdefault(place.parameter, []).append(place.module)
+        return [
+            {
+                "op_names": modules,
+                "target_names": [parameter],
+                "target_settings": {parameter: dict(self.settings)},
+            }
+            for parameter, modules in names.items()
+        ]
+
+    def demand(self, spaces: Spaces) -> Demand:
+        """What NNI asks for now; schedules change it as they go.
+
+        As in NNI, a ratio outside of the bounds is the nearest of them.
+        """
+        space = spaces[self.places[0].module][self.places[0].parameter]
+        most = 1.0 if space.max_sparse_ratio is None else float(space.max_sparse_ratio)
+        least = float(space.min_sparse_ratio or 0.0)
+        return Demand(min(most, max(least, float(space.sparse_ratio or 0.0))), most, least)
+
+
+def merged(scopes: Sequence[Scope]) -> list[Scope]:
+    """The scopes with those of one `global_group_id` made one.
+
+    Raises:
+        SparsityError: if entries of one group ask for different things.
+    """
+    found: dict[str, Scope] = {}
+    for scope in scopes:
+        first = found.setdefault(scope.label, scope)
+        if first is scope:
+            continue
+        if dict(first.settings) != dict(scope.settings):
+            raise SparsityError(
+                f"entries of {scope.label} ask for {_text(first)} and for {_text(scope)}; give "
+                "all of one group the same, or use several groups"
+            )
+        found[scope.label] = Scope(
+            scope.label,
+            (*first.weights, *scope.weights),
+            (*first.places, *scope.places),
+            scope.settings,
+        )
+    return list(found.values())
+
+
+def _text(scope: Scope) -> str:
+    return ", ".join(f"{key}={value}" for key, value in scope.settings.items())
+
+
+def reason_of(parameters: Sequence[str], model: nn.Module, adapter: Adapter) -> str:
+    """Why none of the parameters of a layer is pruned.
+
+    Args:
+        parameters: their paths.
+        model: of the layer.
+        adapter: of the model.
+    """
+    names = [name for name in parameters if not name.endswith(".bias")] or [*parameters]
+    for exclusion in adapter.exclusions(model) if names else ():
+        if re.search(exclusion.pattern, names[0]):
+            return exclusion.reason
+    return "it has no weight" if not names else f"adapter {adapter.name!r} does not prune it"
+
+
+def examples_of(dense: Mapping[str, str]) -> str:
+    """By reason one layer, and how many more there are: `: a.b and 3 more (embedding)`."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in dense.items():
+        by_reason.setdefault(reason, []).append(path)
+    parts = [
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''} ({reason})"
+        for reason, paths in by_reason.items()
+    ]
+    return f": {', '.join(parts)}" if parts else ""
+
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from vlp_plugins.calibration.statistic import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
-from vlp_plugins.hosts.nni.metrics import check_test, source_of
-from vlp_plugins.hosts.nni.overlay import TrialSettings
+from vlp_plugins.hosts.nni.settings import TrialSettings
+from vlp_plugins.hosts.nni.trial import check_test, source_of
 from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.preparation import Prepared, resolve_names
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need

@@ -3,38 +3,131 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from nni.compression.base.compressor import Compressor, Pruner
 from nni.compression.base.wrapper import ModuleWrapper
-from nni.compression.utils import Evaluator
+from nni.compression.utils import Evaluator, TorchEvaluator, TransformersEvaluator
 from torch import nn
 
-from vlp_plugins.hosts.nni.config import read_config
-from vlp_plugins.hosts.nni.describing import adapter_of
-from vlp_plugins.hosts.nni.making import Recipe, untouched
-from vlp_plugins.hosts.nni.optimizers import check_trained
-from vlp_plugins.hosts.nni.scopes import Place
-from vlp_plugins.hosts.nni.ties import ties_of
-from vlp_plugins.hosts.nni.wrapper import unwrapped
-from vlp_plugins.hosts.nni.wrapping import (
+from vlp_plugins.hosts.nni.config import Place, read_config
+from vlp_plugins.hosts.nni.scoped_masks import PruneRequest, untouched
+from vlp_plugins.hosts.nni.wrapper import (
     NniMasks,
     make_floating,
     masks_in,
     share_masks,
+    ties_of,
+    unwrapped,
     wrappers_for,
 )
 from vlp_plugins.masks.apply import write_kept
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.request import Variant
-from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.models.weights import Weight, WeightMap
+from vlp_plugins.runtime.errors import (
+    DataError,
+    UnclaimedModelError,
+    UnknownNameError,
+    UnsupportedError,
+    suggest,
+)
 from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.scoring.allocation import Allocation
+from vlp_plugins.scoring.factors import GUIDED
+
+
+def check_trained(evaluator: Evaluator, weights: Sequence[Weight]) -> None:
+    """Makes sure that no pruned weight has dropped out of the evaluator's optimizers.
+
+    NNI remembers the Parameters of an optimizer by their names in the model that the evaluator was
+    first given to. Those of another model, or of a model that was wrapped meanwhile, are forgotten
+    without a word, and such weights are never trained.
+
+    Args:
+        evaluator: after the model was bound to it.
+        weights: that are pruned; those without `requires_grad` are left alone.
+
+    Raises:
+        UnsupportedError: naming the first weight that no optimizer holds.
+    """
+    helpers = getattr(evaluator, "_optimizer_helpers", None)
+    if helpers is None:
+        helpers = [helper for helper in (getattr(evaluator, "_optimizer_helper", None),) if helper]
+    if not helpers:
+        return  # DeepSpeed makes its own from all parameters
+    held = {name for helper in helpers for name in _names(helper)}
+    wanting = [weight for weight in weights if weight.parameter.requires_grad]
+    missing = [weight for weight in wanting if not held.intersection(weight.aliases)]
+    if not missing:
+        return
+    first = missing[0]
+    raise UnsupportedError(
+        f"{len(missing)} of {len(wanting)} pruned weights are in no optimizer of the evaluator, "
+        f"first {first.name!r} ({first.aliases[0]}), so that nothing would train them; make the "
+        "optimizer of the parameters of the very model that is pruned, before any other compressor "
+        "wraps it, and give the evaluator to the inner pruner: "
+        "AGPPruner(MultiflowPruner(model, config_list, evaluator=evaluator), ...); for weights "
+        "that shall stay as they are call requires_grad_(False)"
+    )
+
+
+def _names(helper: Any) -> list[str]:
+    """The names that NNI has noted for an optimizer, of all its groups."""
+    groups = helper.kwargs["params"] if "params" in helper.kwargs else helper.args[0]
+    return [name for group in groups for name in group["params"]]
+
 
 _log = logging.getLogger(__name__)
+
+
+def adapter_of(
+    model: nn.Module, adapter: Adapter | str | None, evaluator: Evaluator | None
+) -> Adapter:
+    """The adapter that is meant; any module has one.
+
+    Args:
+        model: to be pruned.
+        adapter: name or instance; None: who claims the model, else a `ModuleAdapter`.
+        evaluator: whose loss gradient methods differentiate where the model has no adapter.
+
+    Raises:
+        VlpError: see `resolve_adapter`.
+    """
+    try:
+        return resolve_adapter(model, adapter)
+    except UnclaimedModelError:
+        _log.info("no adapter claims %s; its layers go by their paths", type(model).__name__)
+        return ModuleAdapter(model, loss=loss_of(evaluator))
+
+
+def loss_of(evaluator: Evaluator | None) -> Callable[[nn.Module, Any], torch.Tensor] | None:
+    """What an evaluator trains with; None if it does not say in a form that can be called.
+
+    Of `TorchEvaluator` the `training_step(batch, model)` that NNI documents, of
+    `TransformersEvaluator` the trainer's `compute_loss`.
+    """
+    if isinstance(evaluator, TransformersEvaluator):
+        trainer = evaluator.traced_trainer
+        return lambda model, batch: _loss(trainer.compute_loss(model, dict(batch)))
+    if isinstance(evaluator, TorchEvaluator):
+        step = evaluator._ori_training_step
+        return lambda model, batch: _loss(step(batch, model))
+    return None
+
+
+def _loss(output: Any) -> torch.Tensor:
+    """The loss among what a training step returns, by NNI's rules."""
+    if isinstance(output, Mapping):
+        return output["loss"]
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 class VlpPruner(Pruner):
@@ -94,7 +187,7 @@ class VlpPruner(Pruner):
                 f"{existed[0]!r} is wrapped by another compressor; make this pruner of it by "
                 f"{type(self).__name__}.from_compressor, or finalize it first"
             )
-        self.recipe = Recipe(self.method, batches, allocation, variant, seed, options)
+        self.recipe = PruneRequest(self.method, batches, allocation, variant, seed, options)
         self.recipe.resolved()
         self.adapter = adapter_of(model, adapter, evaluator)
         self.scopes = read_config(config_list, model, self.adapter)
@@ -250,3 +343,45 @@ class VlpPruner(Pruner):
 
     def _set_default_sparse_granularity(self, target_space: Any) -> None:
         """Single elements."""
+
+
+_MODULE = "vlp_plugins.hosts.nni"
+_made: dict[str, type[VlpPruner]] = {}
+
+
+def pruner_class(method: str) -> type[VlpPruner]:
+    """The pruner of a method, the same class at every call.
+
+    Args:
+        method: a registered name, of ours or an outsider's; `id*NAME` too.
+
+    Raises:
+        UnknownNameError: if nobody registered it.
+    """
+    if method not in _made:
+        plain = method.removeprefix(GUIDED)
+        names = registry().method_names()
+        if plain not in names and ":" not in plain:
+            raise UnknownNameError(f"no method is called {plain!r}{suggest(plain, names)}")
+        _made[method] = type(
+            class_name(method),
+            (VlpPruner,),
+            {
+                "method": method,
+                "__module__": _MODULE,
+                "__doc__": f"Method `{method}` of vlp_plugins as a pruner; see `VlpPruner`.",
+            },
+        )
+    return _made[method]
+
+
+def class_names() -> dict[str, str]:
+    """Class name -> method, for all registered methods, alone and guided (`id*NAME`)."""
+    methods = registry().method_names()
+    return {class_name(name): name for name in [*methods, *(GUIDED + m for m in methods)]}
+
+
+def class_name(method: str) -> str:
+    """`chita++` is `ChitaPlusPlusPruner`, `id*multiflow` is `IdMultiflowPruner`."""
+    words = re.findall(r"[A-Za-z0-9]+|\+", method)
+    return "".join("Plus" if w == "+" else w[:1].upper() + w[1:] for w in words) + "Pruner"

@@ -15,10 +15,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.hosts.nni.experiment import warn_of_portal
-from vlp_plugins.hosts.nni.finetuning import check_finetuning
-from vlp_plugins.hosts.nni.overlay import NAME, TrialSettings, flattened, overlay
 from vlp_plugins.hosts.nni.preflight import Preflight
+from vlp_plugins.hosts.nni.settings import NAME, TrialSettings, flattened, overlay
+from vlp_plugins.hosts.nni.trial import check_finetuning, warn_of_portal
 from vlp_plugins.hosts.nni.tuners import check_algorithms
 from vlp_plugins.jobs.preparation import resolve_names
 from vlp_plugins.jobs.recipe_values import EXPONENT, yaml_way

@@ -2,22 +2,331 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
-from vlp_plugins.hosts.nni.experiment import Trial
-from vlp_plugins.hosts.nni.finetuning import check_finetuning, finetune
-from vlp_plugins.hosts.nni.metrics import Yardstick, check_test, measured_batches
-from vlp_plugins.hosts.nni.overlay import TrialSettings, overlay
-from vlp_plugins.hosts.nni.record import TrialRecord
+import torch
+
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.calibration.loss import LossProbe, check_loss, total
+from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.hosts.nni.best import TrialRecord
+from vlp_plugins.hosts.nni.settings import PAIRS, Metric, TrialSettings, overlay
+from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.jobs.prune import delete_checkpoints, run
-from vlp_plugins.jobs.recipes import Recipe, need
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.jobs.work_dir import delete_work
+from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.models.saving import check_can_save, write_model
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError, UnsupportedError
+from vlp_plugins.runtime.model_state import autocast_of, flags_kept, precision, random_state_kept
+from vlp_plugins.tasks.retrieval import retrieval
+
+_log = logging.getLogger(__name__)
+
+STANDALONE = "STANDALONE"
+"""The id that NNI gives to the experiment and the trial of a script run by hand."""
+
+
+class Trial(Protocol):
+    """One trial of an experiment.
+
+    Attributes:
+        experiment: id.
+        name: id of the trial.
+        number: its place in the experiment, from 0.
+        drawn: by key what the tuner chose.
+    """
+
+    experiment: str
+    name: str
+    number: int
+    drawn: Mapping[str, Any]
+
+    def intermediate(self, result: Mapping[str, float]) -> None:
+        """Reports how good the model is by now; `default` is what tuners look at."""
+
+    def final(self, result: Mapping[str, float]) -> None:
+        """Reports how good the model is in the end."""
+
+
+@dataclass
+class NniTrial:
+    """The trial that NNI started; outside of an experiment one to which nothing was given.
+
+    Without an experiment NNI itself is in its stand-alone mode: it draws nothing, and shows results
+    in the log.
+    """
+
+    experiment: str
+    name: str
+    number: int
+    drawn: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def current(cls) -> NniTrial:
+        """Asks NNI, once in a process.
+
+        Raises:
+            UnsupportedError: if NNI is not installed.
+        """
+        nni = _nni()
+        if nni.get_trial_id() == STANDALONE:
+            return cls(STANDALONE, STANDALONE, 0)
+        warn_of_portal()
+        drawn = nni.get_next_parameter() or {}
+        return cls(nni.get_experiment_id(), nni.get_trial_id(), nni.get_sequence_id(), drawn)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no experiment."""
+        return self.name == STANDALONE
+
+    def intermediate(self, result: Mapping[str, float]) -> None:
+        _nni().report_intermediate_result(dict(result))
+
+    def final(self, result: Mapping[str, float]) -> None:
+        _nni().report_final_result(dict(result))
+
+
+def warn_of_portal() -> None:
+    """Says once in a process who can reach the experiment: NNI itself does not."""
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "NNI's portal listens on all network interfaces and asks for no password: whoever "
+            "reaches its port can read and change the experiment; keep others from it by a "
+            "firewall or a network namespace (see README, In NNI)"
+        )
+
+
+_warned = False
+
+
+def _nni() -> Any:
+    try:
+        import nni
+    except ImportError as error:
+        raise UnsupportedError(
+            f'a trial of an NNI experiment needs NNI ({error}): pip install "vlp-plugins[nni]"'
+        ) from error
+    return nni
+
+
+DEFAULT = "default"
+"""The value that tuners look at; here the higher, the better."""
+
+
+def check_test(
+    recipe: Recipe,
+    settings: TrialSettings,
+    opened: Callable[[str, DataRecipe], CaptionSource] | None = None,
+) -> None:
+    """Makes sure that there are pairs to measure on, before the work.
+
+    Args:
+        recipe: of the trial.
+        settings: of the trial.
+        opened: opens a source; for whoever checks several trials on the same data.
+
+    Raises:
+        RecipeError: if nobody said where they come from.
+        DataError: if there are none, or fewer than `settings` ask for.
+    """
+    data = recipe.data
+    if settings.test is None:
+        need(recipe, "data.source")
+        if data.batches is None:
+            raise RecipeError(
+                "the recipe may read all of its data, and what is read is not measured on: give "
+                "--test FOLDER, or the recipe's `data: {batches: ...}`"
+            )
+    source = (opened or source_of)(str(settings.test or data.source), data)
+    read = 0 if settings.test is not None or data.batches is None else data.batches
+    left = None if source.length is None else source.length - read * data.batch_size
+    if left is not None and left < 2:
+        raise _nothing_left(data)
+    if left is not None and settings.pairs is not None and left < settings.pairs:
+        after = f" after the {read} batches of {data.batch_size} that are read" if read else ""
+        raise DataError(
+            f"{source.description} has {left} pairs{after}, and --pairs asks for {settings.pairs}; "
+            f"give --pairs {left}, --test FOLDER, or fewer batches"
+        )
+
+
+def source_of(source: str, data: DataRecipe) -> CaptionSource:
+    """Opens the pairs at a place, with the columns and the split of a recipe.
+
+    Raises:
+        DataError: if there are none.
+    """
+    return open_source(
+        source,
+        split=data.split,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+    )
+
+
+def measured_batches(job: Prepared, settings: TrialSettings) -> list[Batch]:
+    """The batches that are measured on; none of them is read for pruning or fine-tuning.
+
+    Raises:
+        DataError: if there are none.
+    """
+    data = job.recipe.data
+    wanted = -(-(settings.pairs or PAIRS) // data.batch_size)
+    source, skipped = settings.test, 0
+    if source is None:
+        source, skipped = str(data.source), data.batches or 0
+    data = replace(data, batches=skipped + wanted)
+    found = list(islice(batches_for(source, data, job.processor(), job.adapter), skipped, None))
+    if not found:
+        raise _nothing_left(job.recipe.data)
+    return found
+
+
+def _nothing_left(data: DataRecipe) -> DataError:
+    return DataError(
+        f"{data.source} has no pairs after the {data.batches} batches of {data.batch_size} that "
+        "the recipe reads, so there is nothing to measure on; give --test FOLDER, or fewer batches"
+    )
+
+
+class Yardstick:
+    """Measures one model, again and again; the same model gives the same figures."""
+
+    def __init__(self, job: Prepared, batches: Sequence[Batch], metric: Metric) -> None:
+        """Nothing is run yet.
+
+        Args:
+            job: its model is measured and left as it is found.
+            batches: pairs of images and texts.
+            metric: `auto` takes recall if the adapter embeds images and texts.
+        """
+        self._job = job
+        self._batches = batches
+        self.metric = metric
+        if metric == "auto":
+            self.metric = "recall" if isinstance(job.adapter, RetrievalAdapter) else "loss"
+
+    def measure(self) -> dict[str, float]:
+        """The figures by name; `default` is what a tuner makes as high as it can.
+
+        Recall in per cent at 1, 5 and 10 both ways, of which `default` is the mean; or the mean of
+        the batches' loss, of which `default` is the negative.
+
+        Raises:
+            UnsupportedError: if the family does not embed images and texts, or has no loss.
+            NonFiniteError: if the loss is NaN or infinite, which no tuner can read.
+        """
+        if self.metric == "loss":
+            return self._loss()
+        recall = retrieval(self._job.model, self._job.adapter, self._batches)
+        named = recall.as_dict()
+        return {DEFAULT: named.pop("mean"), **named}
+
+    def _loss(self) -> dict[str, float]:
+        job = self._job
+        with LossProbe(job.model, job.adapter, job.weights).attached(()) as probe:
+            losses = [probe.loss(batch, index) for index, batch in enumerate(self._batches)]
+        loss = sum(losses) / len(losses)
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss of the pruned model is {loss}, which is no result that a tuner could "
+                "compare; the trial counts as failed: search lower sparsities or learning rates"
+            )
+        return {DEFAULT: -loss, "loss": loss}
+
+
+def check_finetuning(recipe: Recipe, settings: TrialSettings) -> None:
+    """Makes sure that the model can be fine-tuned, before the work.
+
+    Raises:
+        RecipeError: if there is no data, or a number is out of range.
+        UnsupportedError: for a precision in which small steps are lost.
+    """
+    if not settings.finetune_steps:
+        return
+    need(recipe, "data.source")
+    if settings.learning_rate <= 0:
+        raise RecipeError(f"the learning rate must be above 0, not {settings.learning_rate:g}")
+    if recipe.dtype != "float32" or recipe.autocast == "float16":
+        raise UnsupportedError(
+            "fine-tuning takes weights in float32, in which small steps are not lost, and of "
+            "autocast only bfloat16; leave --dtype out and give --autocast bfloat16 if need be"
+        )
+
+
+def finetune(
+    job: Prepared,
+    masks: Masks,
+    batches: Iterable[Batch],
+    settings: TrialSettings,
+    told: Callable[[int], None],
+) -> None:
+    """Trains every parameter that wants gradients by AdamW, with torch's other standard values.
+
+    The random state is as before afterwards, and so are the training flags.
+
+    Args:
+        job: of the model, in which the masks are applied already.
+        masks: whose zeros stay.
+        batches: of the calibration data; begun again as often as needed.
+        settings: number of steps, learning rate.
+        told: called with the number of steps done after every `report_every`, and after the last.
+
+    Raises:
+        NonFiniteError: if the loss becomes NaN or infinite.
+        MaskError: if a removed weight is not zero at the end.
+        DataError: if there are no batches.
+    """
+    model, adapter = job.model, job.adapter
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
+    device = parameters[0].device
+    dtype = autocast_of(job.recipe.autocast)
+    with (
+        SparsityLock(model, masks, adapter).attach(optimizer) as lock,
+        random_state_kept(device),
+    ):
+        torch.manual_seed(job.recipe.seed)
+        with flags_kept(model):
+            model.train()
+            for step, batch in zip(
+                range(1, settings.finetune_steps + 1), _again_and_again(batches), strict=False
+            ):
+                with precision(device, dtype):
+                    terms = adapter.losses(model, to_device(batch, device))
+                check_loss(terms, step - 1)
+                total(terms).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if step % settings.report_every == 0 or step == settings.finetune_steps:
+                    told(step)
+        lock.check()
+
+
+def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
+        one = False
+        for batch in batches:
+            one = True
+            yield batch
+        if not one:
+            raise DataError("there are no batches to fine-tune on")
+
 
 FINETUNED = "model-finetuned"
 """The folder of the fine-tuned model, beside those of a recipe with `save_model`."""

@@ -1,4 +1,7 @@
-"""NNI's module wrapper, mended: it keeps the `Parameter` that it finds, and tells the truth.
+"""Wrappers that NNI puts around layers, with the module's own Parameter, so that ties survive.
+
+`SharingWrapper` keeps the ties of what our pruners prune. Another compressor on the same model
+(`from_compressor`) may still break those of its own layers.
 
 NNI's own clones the weight when it wraps and again when it unwraps. That unties shared weights and
 leaves optimizers with Parameters that no module has any more. While it is in place, `state_dict`
@@ -7,15 +10,49 @@ shows the dense weight under the plain name, so that `save_pretrained` stores an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from nni.compression.base.setting import PruningSetting
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
+
+from vlp_plugins.hosts.nni.config import Place
+from vlp_plugins.runtime.errors import TieError, UnsupportedError
+
+
+def ties_of(model: nn.Module) -> list[tuple[str, ...]]:
+    """The names of every Parameter that has several."""
+    found: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(path)
+    return [tuple(paths) for paths in found.values() if len(paths) > 1]
+
+
+def restore_ties(model: nn.Module, ties: Sequence[tuple[str, ...]]) -> None:
+    """Makes the Parameters of every group one object again.
+
+    Raises:
+        TieError: if they have different values by now.
+    """
+    for first, *others in ties:
+        parameter = model.get_parameter(first)
+        for path in others:
+            other = model.get_parameter(path)
+            if other is parameter:
+                continue
+            if other.shape != parameter.shape or not torch.equal(other, parameter):
+                raise TieError(
+                    f"{first} and {path} were one weight and have different values now: another "
+                    "compressor has wrapped them before, which unties them; make the pruner of "
+                    "vlp_plugins first and the other one from it"
+                )
+            module, _, name = path.rpartition(".")
+            setattr(model.get_submodule(module), name, parameter)
 
 
 class BoolSpace(PruningTargetSpace):
@@ -175,3 +212,76 @@ def unwrapped(model: nn.Module) -> Iterator[None]:
     finally:
         for wrapper in placed:
             wrapper.wrap()
+
+
+NniMasks = dict[str, dict[str, Any]]
+"""By module path and parameter name a tensor of ones and zeros, 1 = kept; None is no mask."""
+
+
+def wrappers_for(
+    model: nn.Module, places: Iterable[Place], existed: Mapping[str, ModuleWrapper]
+) -> dict[str, ModuleWrapper]:
+    """A wrapper for every place, and those that other compressors have; none is put in place.
+
+    Raises:
+        UnsupportedError: if another compressor prunes a place already, or fuses its layer.
+    """
+    wrappers = dict(existed)
+    for place in places:
+        module = model.get_submodule(place.module)
+        kind = type(module).__name__
+        if kind not in PruningSetting.registry:
+            PruningSetting.register(kind, PruningSetting.default_setting)
+        wrapper = wrappers.get(place.module)
+        if wrapper is None:
+            wrapper = SharingWrapper(module, place.module)
+        elif wrapper.fused_modules or place.parameter in wrapper.pruning_target_spaces:
+            raise UnsupportedError(
+                f"{place.module} is pruned or fused by another compressor already; leave it out of "
+                "this config_list"
+            )
+        elif not isinstance(wrapper, SharingWrapper):
+            wrapper = SharingWrapper.adopt(wrapper)
+        wrapper.keep(place.parameter)
+        wrappers[place.module] = wrapper
+    return wrappers
+
+
+def share_masks(wrappers: Mapping[str, ModuleWrapper], places: Iterable[Place]) -> None:
+    """Makes one tensor of the masks of all names of a weight."""
+    first: dict[int, tuple[ModuleWrapper, str]] = {}
+    for place in places:
+        wrapper, mask = wrappers[place.module], f"{place.parameter}_mask"
+        held = id(wrapper._parameters[place.parameter])
+        leader, its = first.setdefault(held, (wrapper, mask))
+        wrapper._buffers[mask] = leader._buffers[its]
+
+
+def make_floating(wrappers: Mapping[str, ModuleWrapper], places: Iterable[Place]) -> None:
+    """Gives masks the dtype of their weights: what NNI's schedules hand out as they find it."""
+    places = list(places)
+    for place in places:
+        wrapper, mask = wrappers[place.module], f"{place.parameter}_mask"
+        dtype = _dtype_of(wrapper.pruning_target_spaces[place.parameter])
+        wrapper._buffers[mask] = wrapper._buffers[mask].to(dtype)
+    share_masks(wrappers, places)
+
+
+def masks_in(wrappers: Mapping[str, ModuleWrapper]) -> NniMasks:
+    """Copies of all masks in the dtype of the weights; names of one weight share a copy."""
+    made: dict[int, torch.Tensor] = {}
+    found: NniMasks = {}
+    for path, wrapper in wrappers.items():
+        found[path] = {}
+        for name, space in wrapper.pruning_target_spaces.items():
+            mask = space.mask
+            if mask is not None and id(mask) not in made:
+                made[id(mask)] = mask.to(_dtype_of(space), copy=True)
+            found[path][name] = None if mask is None else made[id(mask)]
+    return found
+
+
+def _dtype_of(space: PruningTargetSpace) -> torch.dtype:
+    """What NNI's own masks of a target have: the dtype of the target."""
+    of = space.mask if space.target is None else space.target
+    return of.dtype

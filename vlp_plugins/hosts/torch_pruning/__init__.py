@@ -28,13 +28,11 @@ except ImportError as error:
     ) from error
 
 from vlp_plugins.hosts.torch_pruning.importance import Importance
-from vlp_plugins.hosts.torch_pruning.options import pruner_options
-from vlp_plugins.hosts.torch_pruning.planning import Plan, Scope, plan_of
+from vlp_plugins.hosts.torch_pruning.options import pruner_options, shared_modules
+from vlp_plugins.hosts.torch_pruning.plan import Plan, Scope, plan_of
 from vlp_plugins.hosts.torch_pruning.pruner import BlockPruner
-from vlp_plugins.hosts.torch_pruning.reading import Recorder
-from vlp_plugins.hosts.torch_pruning.result import StructuredResult
-from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
-from vlp_plugins.hosts.torch_pruning.structured import prune_structured
+from vlp_plugins.hosts.torch_pruning.recorder import Recorder
+from vlp_plugins.hosts.torch_pruning.structured import StructuredResult, prune_structured
 
 __all__ = [
     "BlockPruner",

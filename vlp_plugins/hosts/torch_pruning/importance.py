@@ -14,10 +14,18 @@ from torch_pruning.dependency import DependencyGraph, Group
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.hosts.torch_pruning.following import watch, watch_group, without
-from vlp_plugins.hosts.torch_pruning.places import Place, at_modules, places_of
-from vlp_plugins.hosts.torch_pruning.scoring import LADDER, vectors_of
-from vlp_plugins.hosts.torch_pruning.vectors import Reduction, check_words, normalised, reduced
+from vlp_plugins.hosts.torch_pruning.recorder import watch, watch_group, without
+from vlp_plugins.hosts.torch_pruning.scores import (
+    LADDER,
+    Place,
+    Reduction,
+    at_modules,
+    check_words,
+    normalised,
+    places_of,
+    reduced,
+    vectors_of,
+)
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch

@@ -1,24 +1,114 @@
-"""A plan in the words of Torch-Pruning's own pruners."""
+"""A plan in the words of Torch-Pruning's own pruners, and what Torch-Pruning traces."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.dependency import DependencyGraph
+from torch_pruning.utils.utils import flatten_as_list
 
-from vlp_plugins.hosts.torch_pruning.planning import Cut, Plan, Ratio, Scope, Share, plan_of
-from vlp_plugins.hosts.torch_pruning.sharing import tied_layers
-from vlp_plugins.hosts.torch_pruning.telling import Steps, heads_told, told_at_steps, units_told
-from vlp_plugins.hosts.torch_pruning.tracing import forward_of
+from vlp_plugins.calibration.batches import to_device
+from vlp_plugins.hosts.torch_pruning.plan import (
+    Cut,
+    Plan,
+    Ratio,
+    Scope,
+    Share,
+    Steps,
+    heads_told,
+    plan_of,
+    told_at_steps,
+    units_told,
+)
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.parts import Attention, Block
-from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.runtime.model_state import takes_model
+from vlp_plugins.runtime.errors import StructureError, UnsupportedError
+from vlp_plugins.runtime.model_state import callers_defaults, takes_model
 from vlp_plugins.structured.check import example_batch
 from vlp_plugins.structured.survey import blocks_of
+
+
+def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
+    """A `forward_fn`: runs the streams of an adapter and returns all that they give out.
+
+    Parameters that want no gradient (a frozen tower) want one meanwhile, or nothing of them could
+    be traced.
+    """
+
+    def forward(model: nn.Module, batch: Batch) -> list[Tensor]:
+        batch = to_device(batch, next(model.parameters()).device)
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            with torch.enable_grad(), callers_defaults(model):
+                returned = [stream.run() for stream in adapter.streams(model, batch)]
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        found = [tensor for each in returned for tensor in _tensors(each)]
+        if not found:
+            raise StructureError(
+                f"no stream of adapter {adapter.name!r} returns a tensor, so Torch-Pruning cannot "
+                "trace the model; let Stream.run return what that part of the model gives out"
+            )
+        return found
+
+    return forward
+
+
+def _tensors(returned: object) -> Iterator[Tensor]:
+    for value in flatten_as_list(returned) or ():
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            yield value
+
+
+@contextmanager
+def shared_modules(model: nn.Module) -> Iterator[None]:
+    """Makes `nn.Linear` layers that share weight and bias one module inside the block.
+
+    Torch-Pruning would cut two modules with one Parameter by themselves, and leave two Parameters.
+    Of one module with two paths it makes one group. When the block ends every module is in its
+    place again, with the Parameters, and their sizes, that are left.
+
+    Networks that follow others (BLIP's momentum twins) hold Parameters of their own and are not
+    touched: `prune_structured` cuts them alike, a loop of your own does not.
+    """
+    twins: list[tuple[nn.Module, str, nn.Linear, nn.Linear]] = []
+    try:
+        for parent, name, twin, first in list(_twins(model)):
+            parent._modules[name] = first
+            twins.append((parent, name, twin, first))
+        yield
+    finally:
+        for parent, name, twin, first in twins:
+            twin.weight = first.weight
+            twin.bias = first.bias
+            twin.in_features, twin.out_features = first.in_features, first.out_features
+            parent._modules[name] = twin
+
+
+def tied_layers(model: nn.Module) -> list[tuple[str, str]]:
+    """Paths of layers that share Parameters and are two modules, each with the first one's path."""
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    return [(paths[id(first)], paths[id(twin)]) for _, _, twin, first in _twins(model)]
+
+
+def _twins(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear, nn.Linear]]:
+    """Parent and name of every layer whose Parameters an earlier one has, and both layers."""
+    first: dict[tuple[int, int], nn.Linear] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if type(child) is not nn.Linear:
+                continue
+            known = first.setdefault((id(child.weight), id(child.bias)), child)
+            if known is not child:
+                yield parent, name, child, known
 
 
 @takes_model

@@ -9,9 +9,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import Group
 
-from vlp_plugins.hosts.torch_pruning.counts import check_finite, least, removed_after
 from vlp_plugins.hosts.torch_pruning.options import base_options
-from vlp_plugins.hosts.torch_pruning.planning import Plan, Scope
+from vlp_plugins.hosts.torch_pruning.plan import Plan, Scope, check_finite, least, removed_after
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.parts import Attention, Block
 from vlp_plugins.runtime.errors import StructureError, VlpError, first_line

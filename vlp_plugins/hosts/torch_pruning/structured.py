@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch_pruning.dependency import Group
 
-from vlp_plugins.hosts.torch_pruning.frozen import frozen_stay_frozen
 from vlp_plugins.hosts.torch_pruning.importance import Importance
-from vlp_plugins.hosts.torch_pruning.planning import Cut, Ratio, Share, plan_of
-from vlp_plugins.hosts.torch_pruning.precise import float32_of, in_float32
+from vlp_plugins.hosts.torch_pruning.options import shared_modules
+from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, Share, plan_of
 from vlp_plugins.hosts.torch_pruning.pruner import BlockPruner, Score
-from vlp_plugins.hosts.torch_pruning.reading import record_of
-from vlp_plugins.hosts.torch_pruning.result import (
-    StructuredResult,
-    made_by,
-    parameters_of,
-    removed_by,
-)
-from vlp_plugins.hosts.torch_pruning.sharing import shared_modules
-from vlp_plugins.hosts.torch_pruning.snapshot import Snapshot
+from vlp_plugins.hosts.torch_pruning.recorder import record_of
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -34,8 +29,214 @@ from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error
 from vlp_plugins.structured.cuts import masked, patch, prepare, shrink_followers
-from vlp_plugins.structured.record import Record
+from vlp_plugins.structured.files import save_structured
+from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.survey import blocks_of
+
+
+@dataclass(frozen=True)
+class StructuredResult:
+    """A model that was cut in place, and how.
+
+    Attributes:
+        model: the model.
+        adapter: of the model.
+        record: what is kept of every block that lost something, in coordinates of the dense model.
+        history: Torch-Pruning's own, `[path of a layer, outputs or inputs, indices]`.
+        parameters_before: number of parameters, each counted once.
+        parameters_after: the same afterwards.
+        removed: by (modality, `heads`, `dims` or `ffn`) how many went, of how many.
+        error: largest difference that the self-check found, relative to the largest value of its
+            stream; None without a check.
+        made_by: what was asked for, as JSON can keep it.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    record: Record
+    history: list[list[Any]]
+    parameters_before: int
+    parameters_after: int
+    removed: Mapping[tuple[str, str], tuple[int, int]]
+    error: float | None
+    made_by: Mapping[str, Any]
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        source: str | None = None,
+        earlier: Record | None = None,
+    ) -> None:
+        """Writes a folder that `vlp_plugins.loading.load_model` and `rebuild` read.
+
+        Args:
+            folder: new.
+            source: where the model came from; its tokenizer and processor files are copied.
+            earlier: what was cut before this, such as `read_record` of the folder that the model
+                was rebuilt from.
+
+        Raises:
+            VlpError: see `vlp_plugins.structured.save_structured`.
+        """
+        save_structured(
+            self.model,
+            folder,
+            self.record if earlier is None else earlier.compose(self.record),
+            adapter=self.adapter,
+            source=source,
+            history={"made_by": self.made_by, "torch_pruning": self.history},
+        )
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Number of parameters, each counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def removed_by(plan: Plan, record: Record) -> dict[tuple[str, str], tuple[int, int]]:
+    """By modality and what was cut, how many went, of how many."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for scope in plan.scopes:
+        blocks = zip(scope.blocks, scope.sizes, strict=True)
+        left = sum(_left(record.get(block.name), scope.cut, size) for block, size in blocks)
+        total = sum(scope.sizes)
+        found[scope.modality, scope.cut] = (total - left, total)
+    return found
+
+
+def _left(kept: Kept | None, cut: Cut, size: int) -> int:
+    if kept is None:
+        return size
+    if cut == "dims":
+        return size if kept.dims is None else len(kept.dims[0])
+    some = kept.heads if cut == "heads" else kept.units
+    return size if some is None else len(some)
+
+
+def made_by(importance: object, plan: Plan) -> dict[str, Any]:
+    """What was asked for, as JSON can keep it."""
+    name = importance if isinstance(importance, str) else getattr(importance, "name", None)
+    return {
+        "importance": name or type(importance).__name__,
+        "ratio": {f"{scope.modality} {scope.cut}": scope.ratio for scope in plan.scopes},
+        "scope": plan.scope,
+        "steps": plan.steps,
+        "round_to": plan.round_to,
+    }
+
+
+@contextmanager
+def frozen_stay_frozen(model: nn.Module) -> Iterator[None]:
+    """What replaces a frozen Parameter inside the block is frozen, too.
+
+    Torch-Pruning makes a new Parameter of what it leaves of one, and every new one wants gradients.
+    """
+    frozen = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and not parameter.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for module, name in frozen:
+            parameter = module._parameters[name]
+            if parameter is not None:
+                parameter.requires_grad_(False)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers in half precision are float32 inside the block.
+
+    Afterwards those that are as they were have their own values again, and those that were cut or
+    rescaled are rounded once.
+    """
+    places = [
+        (held, name, tensor.dtype)
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for name, tensor in held.items()
+        if tensor is not None and tensor.dtype in _HALF
+    ]
+    halves = {id(held[name]): held[name] for held, name, _ in places}
+    before = [
+        (tensor, tensor.data, tensor.grad) for tensor in halves.values() if tensor is not None
+    ]
+    made = []
+    try:
+        for tensor, data, _ in before:
+            _cast(tensor, torch.float32)
+            made.append((tensor, tensor.data, data))
+        yield
+    finally:
+        for tensor, single, half in made:
+            if tensor.data_ptr() == single.data_ptr() and tensor.shape == single.shape:
+                tensor.grad, tensor.data = None, half
+        for tensor, data, gradient in before:
+            if tensor.data_ptr() == data.data_ptr():
+                tensor.grad = gradient
+        for held, name, dtype in places:
+            now = held[name]
+            if now is not None and now.dtype == torch.float32:
+                _cast(now, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> None:
+    gradient, tensor.grad = tensor.grad, None  # a gradient has the dtype of its tensor
+    tensor.data = tensor.data.to(dtype)
+    tensor.grad = None if gradient is None else gradient.to(dtype)
+
+
+def float32_of(batch: Batch) -> Batch:
+    """The batch, its tensors in half precision in float32."""
+    return {
+        name: value.float() if isinstance(value, Tensor) and value.dtype in _HALF else value
+        for name, value in batch.items()
+    }
+
+
+_KINDS = ("_parameters", "_buffers", "_modules")
+
+
+class Snapshot:
+    """What the modules of a model hold: cutting makes new tensors, so references will do."""
+
+    def __init__(self, model: nn.Module, *, copy: bool = False) -> None:
+        """Remembers a model as it is.
+
+        Args:
+            model: the model.
+            copy: also copies all values, which training between two cuts will change.
+        """
+        self._modules: list[tuple[nn.Module, dict[str, Any]]] = [
+            (module, _state_of(vars(module))) for module in model.modules()
+        ]
+        self._tensors = [
+            (p, p.data.clone() if copy else p.data, p.grad) for p in model.parameters()
+        ]
+        self._buffers = [(b, b.clone()) for b in model.buffers()] if copy else []
+
+    def restore(self) -> None:
+        """Puts every module, attribute and tensor in its place again."""
+        for module, state in self._modules:
+            for name in set(vars(module)) - set(state):
+                del vars(module)[name]
+            vars(module).update(_state_of(state))
+        for parameter, data, gradient in self._tensors:
+            parameter.data, parameter.grad = data, gradient
+        for buffer, values in self._buffers:
+            buffer.copy_(values)
+
+
+def _state_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: dict(value) if name in _KINDS else value for name, value in state.items()}
+
 
 _log = logging.getLogger(__name__)
 

@@ -1,14 +1,19 @@
-"""What to cut from which blocks of a model, and how Torch-Pruning is told."""
+"""What to cut from which blocks of a model, in exact counts, and how Torch-Pruning is told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
+
+import torch
+from torch import Tensor
+from torch_pruning.pruner.algorithms.scheduler import linear_scheduler
 
 from vlp_plugins.models.parts import Attention, Block, Kind
 from vlp_plugins.models.request import check_sparsity
-from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, UnsupportedError, suggest
 
 Cut = Literal["heads", "dims", "ffn"]
 Share = Literal["layer", "block kind"]
@@ -154,3 +159,108 @@ def _ratios(ratio: Ratio, scopes: Sequence[tuple[str, Cut]]) -> dict[tuple[str, 
             )
         found |= dict.fromkeys(named, check_sparsity(value))
     return found
+
+
+def removed_after(size: int, ratio: float, step: int, steps: int, round_to: int | None) -> int:
+    """How many of a block are gone after a step.
+
+    `int(ratio * step / steps * size)`, or fewer, so that what is left is a multiple of `round_to`.
+
+    Args:
+        size: how many there were.
+        ratio: fraction removed in the end, in [0, 1).
+        step: from 1.
+        steps: number of steps.
+        round_to: None for any number.
+    """
+    left = size - int(ratio * (step / steps) * size)
+    return size - rounded_up(left, size, round_to)
+
+
+def rounded_up(left: int, size: int, round_to: int | None) -> int:
+    """The next multiple of `round_to`, but not more than there are."""
+    return left if round_to is None else min(size, -(-left // round_to) * round_to)
+
+
+def least(
+    vectors: Sequence[Tensor], remove: int, *, floor: int = 1, round_to: int | None = None
+) -> list[int]:
+    """How many of each vector are among the least important of all; equal ones go by position.
+
+    Args:
+        vectors: float `[units]`, importance.
+        remove: how many of all together.
+        floor: how many stay of each vector at least.
+        round_to: what stays of a vector from which something goes is a multiple of it; fewer go.
+
+    Raises:
+        SparsityError: if so many cannot go.
+        NonFiniteError: if an importance is NaN or infinite.
+    """
+    spare = sum(max(0, len(vector) - floor) for vector in vectors)
+    if remove > spare:
+        total = sum(map(len, vectors))
+        raise SparsityError(
+            f"{remove} of {total} cannot be removed from {len(vectors)} blocks of which each keeps "
+            f"at least {floor}; ask for at most {100 * spare // total / 100:g}"
+        )
+    everything = []
+    for vector in vectors:
+        check_finite(vector)
+        values = vector.double().clone()
+        values[values.argsort(stable=True)[max(0, len(values) - floor) :]] = torch.inf
+        everything.append(values)
+    owner = torch.cat([torch.full((len(v),), i, device="cpu") for i, v in enumerate(vectors)])
+    chosen = owner[torch.cat(everything).argsort(stable=True)[:remove]]
+    counts = torch.bincount(chosen, minlength=len(vectors)).tolist()
+    return [
+        len(vector) - rounded_up(len(vector) - count, len(vector), round_to)
+        for vector, count in zip(vectors, counts, strict=True)
+    ]
+
+
+def check_finite(vector: Tensor) -> None:
+    """Raises `NonFiniteError` if an importance is NaN or infinite."""
+    if bad := int((~torch.isfinite(vector)).sum()):
+        raise NonFiniteError(
+            f"{bad} of {len(vector)} importances are NaN or infinite; look at what made them"
+        )
+
+
+class Steps(float):
+    """A ratio that knows what Torch-Pruning must be told at each step, so that counts are exact.
+
+    Attributes:
+        told: at step 0 (before the first), 1, ...
+    """
+
+    told: tuple[float, ...]
+
+    def __new__(cls, ratio: float, told: Iterable[float]) -> Steps:
+        made = super().__new__(cls, ratio)
+        made.told = (0.0, *told)
+        return made
+
+
+def units_told(size: int, ratio: float, plan: Plan) -> Steps:
+    """Torch-Pruning leaves `int(size * (1 - told))`; half a unit keeps rounding errors away."""
+    round_to = plan.round_to if plan.scope == "layer" else None
+    gone = [removed_after(size, ratio, t + 1, plan.steps, round_to) for t in range(plan.steps)]
+    return Steps(ratio, [(k - 0.5) / size if k else 0.0 for k in gone])
+
+
+def heads_told(size: int, ratio: float, plan: Plan) -> Steps:
+    """Torch-Pruning removes `ceil(told * heads)` of the heads that are left at each step."""
+    gone = [removed_after(size, ratio, t, plan.steps, None) for t in range(plan.steps + 1)]
+    return Steps(
+        ratio,
+        [
+            (after - before - 0.5) / (size - before) if after > before else 0.0
+            for before, after in pairwise(gone)
+        ],
+    )
+
+
+def told_at_steps(ratio: float, steps: int) -> Sequence[float]:
+    """Torch-Pruning's scheduler: the ratio of each step, from step 0."""
+    return ratio.told if isinstance(ratio, Steps) else linear_scheduler(ratio, steps)

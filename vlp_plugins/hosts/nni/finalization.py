@@ -11,8 +11,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
 from vlp_plugins.hosts.nni.pruner import VlpPruner
-from vlp_plugins.hosts.nni.ties import restore_ties
-from vlp_plugins.hosts.nni.wrapper import unwrapped
+from vlp_plugins.hosts.nni.wrapper import restore_ties, unwrapped
 from vlp_plugins.masks.apply import holds
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
