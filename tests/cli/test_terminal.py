@@ -15,8 +15,7 @@ import pytest
 from rich.console import Console
 
 from vlp_plugins.cli.options import ManyValues, recipe_options
-from vlp_plugins.cli.quiet import quiet_libraries, show_log
-from vlp_plugins.cli.running import data_progress
+from vlp_plugins.cli.program import data_progress, quiet_libraries, show_log
 
 
 def parsed(*words: str) -> dict[str, object]:

@@ -5,15 +5,15 @@ Importing it stays cheap: what a command works with is imported when the command
 
 from __future__ import annotations
 
-from vlp_plugins.cli.dimensions import id_
 from vlp_plugins.cli.evaluate import evaluate
 from vlp_plugins.cli.finetune import finetune
-from vlp_plugins.cli.looking import inspect, plugins
+from vlp_plugins.cli.id import id_
+from vlp_plugins.cli.inspect import inspect, plugins
 from vlp_plugins.cli.masks import masks
 from vlp_plugins.cli.nni_trial import nni_best, nni_trial
-from vlp_plugins.cli.planning import plan
+from vlp_plugins.cli.plan import plan
 from vlp_plugins.cli.program import main
-from vlp_plugins.cli.pruning import prune
+from vlp_plugins.cli.prune import prune
 from vlp_plugins.cli.sensitivity import sensitivity
 
 __all__ = ["main"]

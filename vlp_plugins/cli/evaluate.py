@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.measuring_options import model_source
-from vlp_plugins.cli.options import model_options
-from vlp_plugins.cli.running import command_line, data_progress
+from vlp_plugins.cli.options import model_options, model_source
+from vlp_plugins.cli.program import command_line, data_progress
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 
 _TASKS = ("retrieval", "captioning", "vqa", "classification")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlp_plugins.cli.options import Command, adapter_option
-from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
 from vlp_plugins.cli.tables import print_facts
 
 if TYPE_CHECKING:

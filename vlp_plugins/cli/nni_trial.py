@@ -12,8 +12,7 @@ import click
 from click.core import ParameterSource
 
 from vlp_plugins.cli.options import ManyValues, new_file, read_recipe, recipe_options
-from vlp_plugins.cli.quiet import steps_shown
-from vlp_plugins.cli.running import data_progress
+from vlp_plugins.cli.program import data_progress, steps_shown
 from vlp_plugins.cli.tables import print_table
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 

@@ -1,21 +1,87 @@
-"""The program around the commands: one line for every error, and the exit code."""
+"""The program around the commands: progress, one line for every error, and the exit code."""
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from vlp_plugins.cli.quiet import quiet_libraries, show_log
 from vlp_plugins.cli.tables import visible
 from vlp_plugins.runtime.errors import VlpError
 from vlp_plugins.runtime.version import __version__
+
+_SILENCE = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bar for the weights obeys it as well
+    "TRANSFORMERS_VERBOSITY": "error",  # advice to install torchvision; tables of missing keys
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",  # a line for every try to reach the hub without a network
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_OURS = ("vlp_plugins", "vlp_adapters")
+
+
+def quiet_libraries() -> None:
+    """To be called before transformers is imported. What the user has set stays."""
+    for name, value in _SILENCE.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # somebody runs the command from Python
+        from transformers.utils import logging as chatter
+
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+class _Lines(logging.Handler):
+    """One line per record, on whatever standard error is at that moment (a progress bar's)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = visible(" ".join(record.getMessage().split()))
+        click.echo(f"{record.levelname.lower()}: {text}", err=True)
+
+
+class _Steps(logging.Handler):
+    """What methods tell of their rounds and choices, as they tell it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:  # the others are shown as warnings
+            click.echo(visible(record.getMessage()), err=True)
+
+
+@contextmanager
+def steps_shown() -> Iterator[None]:
+    """Shows what the method tells meanwhile: rounds, and the curve that it chose lambda from."""
+    logger = logging.getLogger("vlp_plugins.methods")
+    level, handler = logger.level, _Steps(logging.INFO)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def show_log() -> None:
+    """Warnings of ours, of plug-ins and of libraries go to standard error."""
+    for logger in (logging.getLogger(), *map(logging.getLogger, _OURS)):
+        for handler in [h for h in logger.handlers if isinstance(h, _Lines)]:
+            logger.removeHandler(handler)
+    root = logging.getLogger()
+    root.addHandler(_Lines(logging.WARNING))
+
 
 MENDABLE = 2
 """Exit code of errors that the user can mend; 1 is the answer "no" of `vlp masks verify`."""
@@ -165,3 +231,104 @@ def main() -> None:
     """Pruning methods made for vision-language models."""
     quiet_libraries()
     show_log()
+
+
+Progress = Callable[[int, int | None], None]
+
+
+@contextmanager
+def data_progress(
+    *, shown: bool, what: str = "reading data", units: str = "batches"
+) -> Iterator[Progress]:
+    """A progress bar with the time left, on standard error; silent where nobody looks.
+
+    Args:
+        shown: whether this process speaks.
+        what: is done.
+        units: that are counted.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{units}, passed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    silent = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, disable=silent) as bar:
+        task = bar.add_task("", total=None, visible=False, start=False)
+
+        def show(done: int, total: int | None) -> None:
+            if not bar.tasks[0].started:
+                bar.start_task(task)  # not before: loading the model says nothing about batches
+            bar.update(task, completed=done, total=total, visible=True)
+
+        yield show
+
+
+@contextmanager
+def explained_interruption(
+    command: Callable[[], str], is_left: Callable[[], bool], *, speaks: bool
+) -> Iterator[None]:
+    """Says after Ctrl-C or SIGTERM how to go on.
+
+    Args:
+        command: the command line of this run, without `--resume`.
+        is_left: whether there is something to go on from.
+        speaks: whether this process does.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if speaks:
+            click.echo(_how_to_go_on(command) if is_left() else _NOTHING, err=True)
+        sys.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+
+
+_NOTHING = "interrupted; nothing was written"
+
+
+def _how_to_go_on(command: Callable[[], str]) -> str:
+    from vlp_plugins.runtime.distributed import rank_and_size
+
+    line = f"{command()} --resume"
+    if (world := rank_and_size()[1]) > 1:  # a checkpoint is of as many processes as wrote it
+        line = line.replace("vlp", f"torchrun --nproc-per-node {world} -m vlp_plugins", 1)
+    return f"interrupted; to go on: {line}"
+
+
+def command_line(context: click.Context, *, without: tuple[str, ...] = ("resume",)) -> str:
+    """The command line of a run as somebody would write it, from what was given.
+
+    Args:
+        context: of the command.
+        without: names of parameters to leave out.
+    """
+    words = ["vlp", str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in without or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        words += _words_of(parameter, context.params[name])
+    return shlex.join(words)
+
+
+def _words_of(parameter: click.Parameter, value: Any) -> list[str]:
+    values = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
+    if isinstance(parameter, click.Argument):
+        return values
+    option = max(parameter.opts, key=len)
+    return [option] if value is True else [option, *values]

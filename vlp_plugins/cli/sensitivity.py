@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.measuring_options import data_options, data_recipe, model_source
-from vlp_plugins.cli.options import ManyValues
-from vlp_plugins.cli.running import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.options import ManyValues, data_options, data_recipe, model_source
+from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 from vlp_plugins.runtime.errors import RecipeError
 

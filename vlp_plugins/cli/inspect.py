@@ -1,4 +1,4 @@
-"""`vlp plugins` and `vlp inspect`: what there is."""
+"""`vlp inspect` and `vlp plugins`."""
 
 from __future__ import annotations
 

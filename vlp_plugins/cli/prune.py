@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
-from vlp_plugins.cli.quiet import steps_shown
-from vlp_plugins.cli.running import data_progress, explained_interruption
+from vlp_plugins.cli.program import data_progress, explained_interruption, steps_shown
 from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
 
 
