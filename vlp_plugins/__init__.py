@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.hookspecs import hookimpl
+from vlp_plugins.runtime.moved import forward_moved_modules
 from vlp_plugins.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -46,19 +47,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GradualPruning": "vlp_plugins.training",
+    "GradualPruning": "vlp_plugins.methods.gradual.pruning",
     "IdProfile": "vlp_plugins.dimension.profile",
-    "Masks": "vlp_plugins.masks",
-    "ModuleAdapter": "vlp_plugins.module_adapter",
-    "Pattern": "vlp_plugins.allocation",
+    "Masks": "vlp_plugins.masks.masks",
+    "ModuleAdapter": "vlp_plugins.models.generic",
+    "Pattern": "vlp_plugins.scoring.allocation",
     "SparsityLock": "vlp_plugins.masks.lock",
     "Statistics": "vlp_plugins.calibration.statistics",
     "gather": "vlp_plugins.pruning",
-    "interleave": "vlp_plugins.calibration",
+    "interleave": "vlp_plugins.calibration.batches",
     "measure_id": "vlp_plugins.pruning",
     "prune": "vlp_plugins.pruning",
     "split_half": "vlp_plugins.pruning",
 }
+
+forward_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

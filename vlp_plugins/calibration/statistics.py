@@ -13,7 +13,7 @@ import torch
 
 from vlp_plugins.calibration.statistic import LOSS_STREAM, Key, Site
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
+from vlp_plugins.runtime.artifacts import Format, is_of, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError
 
 SCHEMA = 1
@@ -46,7 +46,7 @@ def write_statistics(
 
 def is_statistics_file(path: Path, kind: str) -> bool:
     """True for a regular file, and no link to one, that holds `kind`, whether damaged or not."""
-    return is_statistics_file(path, _format(kind))
+    return is_of(path, _format(kind))
 
 
 def read_statistics(

@@ -1,0 +1,135 @@
+"""Everything that a plug-in may import: what its scores, methods, adapters and hosts are made of.
+
+    from vlp_plugins.extend import Scorer, hookimpl
+
+Every name is documented where it is defined. `vlp_plugins.hookspecs` says how a plug-in registers
+what it makes.
+"""
+
+from __future__ import annotations
+
+from vlp_plugins.calibration.statistic import (
+    INPUT_SECOND_MOMENT,
+    MEAN_GRADIENT,
+    ActivationStatistic,
+    InputSecondMoment,
+    LossStatistic,
+    MeanGradient,
+)
+from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.hookspecs import hookimpl
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Context, Cost, Method, Procedure
+from vlp_plugins.models.adapter import (
+    Adapter,
+    AnsweringAdapter,
+    Batch,
+    CaptioningAdapter,
+    ClassifyingAdapter,
+    Exclusion,
+    ImageTokensAdapter,
+    MatchingAdapter,
+    Negatives,
+    Owner,
+    RetrievalAdapter,
+    Stream,
+    WeightSpec,
+    need,
+)
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.parts import Attention, Block, FeedForward, Part
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.restricted import DelegatingAdapter
+from vlp_plugins.models.weights import Weight, WeightMap
+from vlp_plugins.runtime.errors import (
+    BatchError,
+    DataError,
+    MaskError,
+    NonFiniteError,
+    SparsityError,
+    StatisticsError,
+    StructureError,
+    TieError,
+    UnclaimedModelError,
+    UnknownNameError,
+    UnsupportedError,
+    VlpError,
+)
+from vlp_plugins.scoring.allocation import (
+    Allocation,
+    GlobalAllocation,
+    LayerAllocation,
+    ModalityAllocation,
+    Pattern,
+    RowAllocation,
+)
+from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer
+from vlp_plugins.scoring.selection import Scored, Selection
+
+__all__ = [
+    "INPUT_SECOND_MOMENT",
+    "MEAN_GRADIENT",
+    "ActivationStatistic",
+    "Adapter",
+    "Allocation",
+    "AnsweringAdapter",
+    "Attention",
+    "Batch",
+    "BatchError",
+    "Block",
+    "CaptioningAdapter",
+    "ClassifyingAdapter",
+    "Composition",
+    "Context",
+    "Cost",
+    "DataError",
+    "DelegatingAdapter",
+    "Evidence",
+    "Exclusion",
+    "Factors",
+    "FeedForward",
+    "GlobalAllocation",
+    "ImageTokensAdapter",
+    "InputSecondMoment",
+    "LayerAllocation",
+    "LossStatistic",
+    "Magnitude",
+    "MagnitudeRanked",
+    "MaskError",
+    "Masks",
+    "MatchingAdapter",
+    "MeanGradient",
+    "Method",
+    "ModalityAllocation",
+    "ModuleAdapter",
+    "Negatives",
+    "NonFiniteError",
+    "Owner",
+    "Part",
+    "Pattern",
+    "Procedure",
+    "RetrievalAdapter",
+    "RowAllocation",
+    "Scored",
+    "Scorer",
+    "Selection",
+    "SparsityError",
+    "Statistics",
+    "StatisticsError",
+    "Stream",
+    "StructureError",
+    "Target",
+    "TieError",
+    "UnclaimedModelError",
+    "UnknownNameError",
+    "UnsupportedError",
+    "VlpError",
+    "Weight",
+    "WeightMap",
+    "WeightSpec",
+    "hookimpl",
+    "need",
+]
