@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.batches import check_batches, say_if_fewer
-from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.measure import default_settings, measure
 from vlp_plugins.dimension.outputs import Padding
@@ -20,9 +18,9 @@ from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimension.twonn import Estimator
 from vlp_plugins.masks.compare import Overlap
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
-from vlp_plugins.methods.method import Context, Method, Procedure
+from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
@@ -35,7 +33,7 @@ from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.inspection import warn_of_dense
 from vlp_plugins.models.request import Owners, Target, Variant, checked_arguments, is_published
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, no_exit
+from vlp_plugins.runtime.errors import UnsupportedError, no_exit
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of, dtype_of, neutral_state, takes_model
 from vlp_plugins.scoring.allocation import Allocation
@@ -146,69 +144,32 @@ def prune(
     weights = WeightMap.of(model, adapter)
     warn_of_dense(model, adapter, weights)
     resolved = with_profile(resolved, profile, weights, owners, published=published)
-    if isinstance(resolved, Procedure):
-        masks = _run(
-            resolved,
-            statistics,
-            Context(
-                model,
-                adapter,
-                weights,
-                batches=() if batches is None else batches,
-                targets=targets,
-                published=published,
-                owners=owners,
-                floor=floor,
-                seed=seed,
-                limit=limit,
-                autocast=autocast_of(autocast),
-                skip_nonfinite=skip_nonfinite,
-                memory_budget=None if memory_budget is None else bytes_of(memory_budget),
-                workplace=workplace,
-                resume=resume,
-                progress=progress,
-            ),
-        )
-        return _result(masks, single)
-    composition = composed(resolved)
     if isinstance(statistics, (str, Path)):
         statistics = Statistics.load(statistics)
-    if composition.needs and statistics is None:
-        if batches is None:
-            raise StatisticsError(
-                f"method {composition.name!r} needs data: give batches, or statistics of an "
-                "earlier pass"
-            )
-        statistics = calibrate(
-            model,
-            adapter,
-            weights,
-            batches,
-            composition.needs,
-            published=published,
-            autocast=autocast_of(autocast),
-            skip_nonfinite=skip_nonfinite,
-            limit=limit,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            progress=progress,
-        )
-    masks = make_masks(
+    context = Context(
+        model,
+        adapter,
         weights,
-        composition,
-        targets,
-        statistics,
-        floor=floor,
-        owners=owners,
+        batches=() if batches is None else batches,
+        targets=targets,
         published=published,
+        owners=owners,
+        floor=floor,
         seed=seed,
+        statistics=statistics,
+        limit=limit,
+        autocast=autocast_of(autocast),
+        skip_nonfinite=skip_nonfinite,
+        memory_budget=None if memory_budget is None else bytes_of(memory_budget),
+        workplace=workplace,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
     )
-    return _result(masks, single)
-
-
-def _result(masks: list[Masks], single: bool) -> Masks | list[Masks]:
-    """What `prune` returns; says so of masks that remove nothing."""
+    resolved.check(context)
+    with no_exit(f"method {resolved.name!r}"):
+        masks = resolved.run(context)
     for each in masks:
         if not each.removed:
             _log.warning(
@@ -216,29 +177,6 @@ def _result(masks: list[Masks], single: bool) -> Masks | list[Masks]:
                 each.manifest.sparsity,
             )
     return masks[0] if single else masks
-
-
-def _run(method: Procedure, statistics: object, context: Context) -> list[Masks]:
-    if statistics is not None and isinstance(method, IdGuided):
-        raise StatisticsError(
-            f"{method.name!r} measures the model's intrinsic dimensions from batches, and cannot "
-            "use statistics of an earlier pass; measure them by measure_id and give id_profile"
-        )
-    if statistics is not None:
-        raise StatisticsError(
-            f"method {method.name!r} runs the model as it goes and cannot use statistics of an "
-            "earlier pass; give batches"
-        )
-    if method.reads_data and isinstance(context.batches, tuple) and not context.batches:
-        raise StatisticsError(f"method {method.name!r} needs data: give batches")
-    if method.reads_data:
-        check_batches(context.batches, context.limit)
-    measures = isinstance(method, IdGuided)  # which says it itself
-    if method.reads_data and not measures and isinstance(context.batches, Sized):
-        say_if_fewer(len(context.batches), context.limit)
-    context.weights.check_finite()
-    with no_exit(f"method {method.name!r}"):
-        return method.run(context)
 
 
 @checked_arguments
@@ -294,21 +232,23 @@ def gather(
     adapter = resolve_adapter(model, adapter)
     resolved = resolve_method(method, None, [], parameters)
     composition = _reading(resolved.method if isinstance(resolved, IdGuided) else resolved)
-    return calibrate(
+    context = Context(
         model,
         adapter,
         WeightMap.of(model, adapter),
-        batches,
-        composition.needs,
+        batches=batches,
         published=is_published(variant),
+        limit=limit,
         autocast=autocast_of(autocast),
         skip_nonfinite=skip_nonfinite,
-        limit=limit,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         resume=resume,
         progress=progress,
     )
+    statistics = composition.gather(context)
+    assert statistics is not None  # _reading makes sure that there is something to gather
+    return statistics
 
 
 @checked_arguments
@@ -366,20 +306,17 @@ def split_half(
     weights = WeightMap.of(model, adapter)
     published = statistics.published
     composition = _reading(with_profile(resolved, profile, weights, owners, published=published))
-    even, odd = (
-        make_masks(
-            weights,
-            composition,
-            targets,
-            statistics,
-            floor=floor,
-            owners=owners,
-            published=published,
-            seed=seed,
-            half=half,
-        )[0]
-        for half in (0, 1)
+    context = Context(
+        model,
+        adapter,
+        weights,
+        targets=targets,
+        published=published,
+        owners=owners,
+        floor=floor,
+        seed=seed,
     )
+    even, odd = (composition.masks(context, statistics, half=half)[0] for half in (0, 1))
     return even.compare(odd)
 
 

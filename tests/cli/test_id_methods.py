@@ -98,7 +98,7 @@ def test_a_procedure_works_in_the_folder_that_measuring_worked_in(vlp, words, tm
 
 
 def test_an_interrupted_run_does_not_measure_again(vlp, words, guided, tmp_path, monkeypatch):
-    from vlp_plugins.jobs import prune as data_pass
+    from vlp_plugins.methods import composition as data_pass
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.measure import default_settings
@@ -23,7 +22,7 @@ from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
-from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -189,12 +188,8 @@ def known_counts(method: Method, masks: Sequence[Masks]) -> list[dict[str, Count
 
 def counting_masks(job: Prepared) -> list[Masks]:
     """Masks by magnitude in the allocation of a method: their counts are the method's."""
-    return make_masks(
-        job.weights,
-        Composition("counts", Magnitude(), job.method.allocation),
-        job.targets,
-        floor=job.recipe.floor,
-    )
+    counts = Composition("counts", Magnitude(), job.method.allocation)
+    return counts.run(replace(job.context(), published=False, owners=None, seed=0))
 
 
 def bytes_of_masks(job: Prepared) -> list[int]:
@@ -217,23 +212,16 @@ def plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
         job: what shall be run.
         batches: made-up ones; None for a method without data.
     """
-    needs = composed(job.method).needs
+    method = composed(job.method)
+    needs = method.needs
     statistics = None
     seconds = None
     with suppress(UnsupportedError):
         check_can_render()  # its packages are part of what the run will hold
     if needs and batches is not None:
         ends = [time.perf_counter()]
-        statistics = calibrate(
-            job.model,
-            job.adapter,
-            job.weights,
-            batches,
-            needs,
-            published=job.published,
-            autocast=autocast_of(job.recipe.autocast),
-            progress=lambda *_: ends.append(time.perf_counter()),
-        )
+        context = job.context(batches, progress=lambda *_: ends.append(time.perf_counter()))
+        statistics = method.gather(replace(context, limit=None))
         seconds = min(later - earlier for earlier, later in pairwise(ends))
     masks = job.masks(statistics)
     peak = peak_resident_bytes()

@@ -16,7 +16,7 @@ from vlp_plugins.jobs.inputs import batches_for, processor_for
 from vlp_plugins.jobs.recipes import Recipe, need
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Context, Method, Procedure
 from vlp_plugins.methods.resolve import (
@@ -110,11 +110,13 @@ class Prepared:
         self,
         batches: Iterable[Batch] = (),
         *,
+        statistics: Statistics | None = None,
         workplace: Path | None = None,
+        checkpoint: Path | None = None,
         resume: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> Context:
-        """What a procedure works with; without batches for `Procedure.cost` only."""
+        """What the method works with; without batches for its cost only."""
         recipe = self.recipe
         return Context(
             self.model,
@@ -126,28 +128,21 @@ class Prepared:
             owners=recipe.owners,  # type: ignore[arg-type]
             floor=recipe.floor,
             seed=recipe.seed,
+            statistics=statistics,
             limit=recipe.data.batches,
             autocast=autocast_of(recipe.autocast),
             skip_nonfinite=recipe.skip_nonfinite,
             memory_budget=None if recipe.memory_budget is None else bytes_of(recipe.memory_budget),
             workplace=workplace,
+            checkpoint=checkpoint,
+            checkpoint_every=recipe.checkpoint_every,
             resume=resume,
             progress=progress,
         )
 
     def masks(self, statistics: Statistics | None, *, half: int | None = None) -> list[Masks]:
         """Masks of a composition for every target; `half` uses every other batch only."""
-        return make_masks(
-            self.weights,
-            composed(self.method),
-            self.targets,
-            statistics,
-            floor=self.recipe.floor,
-            owners=self.recipe.owners,  # type: ignore[arg-type]
-            published=self.published,
-            seed=self.recipe.seed,
-            half=half,
-        )
+        return composed(self.method).masks(self.context(), statistics, half=half)
 
 
 def prepare(recipe: Recipe) -> Prepared:

@@ -7,13 +7,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistics import Statistics, is_statistics_file
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
@@ -42,7 +41,6 @@ from vlp_plugins.report.page import Run, Table, check_can_render, render
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, VlpError, no_exit
 from vlp_plugins.runtime.files import atomic_folder
-from vlp_plugins.runtime.model_state import autocast_of
 from vlp_plugins.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -72,28 +70,16 @@ def statistics_of(
     Raises:
         VlpError: see `calibrate`; or if the known statistics are of another model.
     """
-    needs = composed(job.method).needs
-    if not needs:
+    method = composed(job.method)
+    if not method.needs:
         return None
     if batches is None:
         assert known is not None
         known.check(job.weights, published=job.published)
         return known
+    context = job.context(batches, checkpoint=checkpoint_of(out), resume=resume, progress=progress)
     with _checkpoints_kept_if_useful(out, batches, resumed=resume):
-        return calibrate(
-            job.model,
-            job.adapter,
-            job.weights,
-            batches,
-            needs,
-            published=job.published,
-            autocast=autocast_of(job.recipe.autocast),
-            skip_nonfinite=job.recipe.skip_nonfinite,
-            checkpoint=checkpoint_of(out),
-            checkpoint_every=job.recipe.checkpoint_every,
-            resume=resume,
-            progress=progress,
-        )
+        return method.gather(replace(context, limit=None))  # the batches end by themselves
 
 
 def checkpoint_of(out: Path) -> Path:

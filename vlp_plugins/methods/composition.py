@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistic import Statistic, distinct
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import pack
-from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.models.request import Owners, Target, resolve_owners
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
@@ -60,6 +61,63 @@ class Composition(Method):
     @property
     def reads_data(self) -> bool:
         return bool(self.needs)
+
+    def run(self, context: Context) -> list[Masks]:
+        return self.masks(context, self.gather(context))
+
+    def check(self, context: Context) -> None:
+        if self.needs and context.statistics is None and not context.has_batches:
+            raise StatisticsError(
+                f"method {self.name!r} needs data: give batches, or statistics of an earlier pass"
+            )
+
+    def gather(self, context: Context, *, keep_state: bool = False) -> Statistics | None:
+        """What the scores read: the statistics of the context, or of a pass over its batches.
+
+        Args:
+            context: of the run.
+            keep_state: see `calibrate`.
+
+        Returns:
+            None if the scores read nothing.
+
+        Raises:
+            VlpError: see `calibrate`.
+        """
+        if not self.needs or context.statistics is not None:
+            return context.statistics if self.needs else None
+        return calibrate(
+            context.model,
+            context.adapter,
+            context.weights,
+            context.batches,
+            self.needs,
+            published=context.published,
+            autocast=context.autocast,
+            skip_nonfinite=context.skip_nonfinite,
+            keep_state=keep_state,
+            limit=context.limit,
+            checkpoint=context.checkpoint,
+            checkpoint_every=context.checkpoint_every,
+            resume=context.resume,
+            progress=context.progress,
+        )
+
+    def masks(
+        self, context: Context, statistics: Statistics | None, *, half: int | None = None
+    ) -> list[Masks]:
+        """Masks for every target of the context from statistics; see `make_masks`."""
+        return make_masks(
+            context.weights,
+            self,
+            context.targets,
+            statistics,
+            floor=context.floor,
+            owners=context.owners,
+            published=context.published,
+            seed=context.seed,
+            half=half,
+        )
 
     def with_allocation(self, allocation: Allocation | None) -> Composition:
         if allocation is None:

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.dimension.measure import default_settings, measure
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.request import Owners, resolve_owners
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.errors import DataError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, IdAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 
@@ -103,6 +102,14 @@ class IdGuided(Procedure):
             progress=context.progress,
         )
 
+    def check(self, context: Context) -> None:
+        if context.statistics is not None:
+            raise StatisticsError(
+                f"{self.name!r} measures the model's intrinsic dimensions from batches, and cannot "
+                "use statistics of an earlier pass; measure them by measure_id and give id_profile"
+            )
+        super().check(replace(context, limit=None))  # measuring says if there are fewer
+
     def run(self, context: Context) -> list[Masks]:
         if self.method.reads_data and isinstance(context.batches, Iterator):
             raise DataError(
@@ -113,9 +120,9 @@ class IdGuided(Procedure):
         profile = self.measured(context)
         owners = resolve_owners(context.owners, published=context.published)
         method = self.guided(profile, context.weights, owners)
-        if isinstance(method, Procedure):
-            return method.run(context)
-        return _masks_of(composed(method), context)
+        if isinstance(method, Composition) and context.checkpoint is None:
+            context = replace(context, resume=False)  # what was measured is kept, its pass is not
+        return method.run(context)
 
     def cost(self, context: Context) -> Cost:
         """That of the method, and one more pass: how many it takes to measure needs a batch.
@@ -129,30 +136,3 @@ class IdGuided(Procedure):
             sizes = [s.size(w) for s in self.method.needs for w in context.weights.values()]
             cost = replace(cost, ram_bytes=8 * sum(sizes))
         return replace(cost, passes=cost.passes + 1)
-
-
-def _masks_of(method: Composition, context: Context) -> list[Masks]:
-    statistics = None
-    if method.needs:
-        statistics = calibrate(
-            context.model,
-            context.adapter,
-            context.weights,
-            context.batches,
-            method.needs,
-            published=context.published,
-            autocast=context.autocast,
-            skip_nonfinite=context.skip_nonfinite,
-            limit=context.limit,
-            progress=context.progress,
-        )
-    return make_masks(
-        context.weights,
-        method,
-        context.targets,
-        statistics,
-        floor=context.floor,
-        owners=context.owners,
-        published=context.published,
-        seed=context.seed,
-    )

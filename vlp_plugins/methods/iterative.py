@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlp_plugins.calibration.batches import chain_hash
-from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss import (
     bytes_of_state,
     copy_of_state,
@@ -20,7 +19,7 @@ from vlp_plugins.calibration.loss import (
 from vlp_plugins.calibration.statistic import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context, Cost, Procedure
 from vlp_plugins.methods.rounds import (
     LEAST,
@@ -81,20 +80,11 @@ class RunInRounds:
     def _round(self, index: int, level: Target, before: Progress) -> Progress:
         """Statistics of the model as it is, masks, and the model under the masks."""
         context, method = self.context, self.method
-        statistics = self._statistics(index) if method.reads_data else None
+        statistics = self._statistics(index)
         composition = method.composition
         if before.masks is not None:
             composition = surviving(composition, before.masks, published=context.published)
-        masks = make_masks(
-            context.weights,
-            composition,
-            [level],
-            statistics,
-            floor=context.floor,
-            owners=context.owners,
-            published=context.published,
-            seed=context.seed,
-        )[0]
+        masks = composition.masks(replace(context, targets=[level]), statistics)[0]
         remove_weights(context.weights, masks)
         logger.info("%s: round %d of %d: %s", method.name, index + 1, method.rounds, masks)
         seen = before.seen
@@ -103,22 +93,16 @@ class RunInRounds:
         state = copy_of_state(context.model, context.adapter) if context.workplace else []
         return Progress(masks, state, seen, index + 1)
 
-    def _statistics(self, index: int) -> Statistics:
-        context = self.context
+    def _statistics(self, index: int) -> Statistics | None:
+        context = replace(
+            self.context,
+            batches=self.batches.take(self.per_round),
+            limit=self.per_round,
+            resume=False,
+            progress=self._told(index),
+        )
         try:
-            return calibrate(
-                context.model,
-                context.adapter,
-                context.weights,
-                self.batches.take(self.per_round),
-                self.method.composition.needs,
-                published=context.published,
-                autocast=context.autocast,
-                skip_nonfinite=context.skip_nonfinite,
-                keep_state=True,
-                limit=self.per_round,
-                progress=self._told(index),
-            )
+            return self.method.composition.gather(context, keep_state=True)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"round {index + 1} of {self.method.rounds}, whose batch 0 is batch "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,56 +11,69 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlp_plugins.calibration.batches import check_batches, say_if_fewer
 from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Owners, Target
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a procedure works with. The model is as it was found when the procedure returns.
+    """What a method works with. The model is as it was found when the method returns.
 
     Attributes:
         model: the model, on its device.
         adapter: claims it.
         weights: its prunable weights.
-        batches: calibration batches; a procedure that needs several passes iterates again, which
-            gives the same batches in the same order (`batches_again` makes sure).
+        batches: calibration batches, `()` for none; a method that needs several passes iterates
+            again, which gives the same batches in the same order (`batches_again` makes sure).
         targets: sparsities; one set of masks each.
         published: follow the published code where it departs from the idea.
         owners: whose inputs count for a tied weight, where inputs are measured.
         floor: least fraction that every tensor keeps.
         seed: for what is drawn at random.
+        statistics: of an earlier pass, for a composition to read in place of batches.
         limit: number of batches to read; None reads all.
         autocast: dtype of the forward passes under `torch.autocast`; None runs as the model is.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
         memory_budget: bytes that gradients may take beside the model; None: what is free.
         workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
             checkpoints.
-        resume: go on from the checkpoints in `workplace`.
+        checkpoint: file that keeps the state of a composition's data pass; None keeps none.
+        checkpoint_every: batches between two writes of it.
+        resume: resume from `checkpoint`, or from the checkpoints in `workplace`.
         progress: called with (batches done, batches in all or None).
     """
 
     model: nn.Module
     adapter: Adapter
     weights: WeightMap
-    batches: Iterable[Batch]
-    targets: Sequence[Target]
+    batches: Iterable[Batch] = ()
+    targets: Sequence[Target] = ()
     published: bool = False
     owners: Owners | None = None
     floor: float = 0.0
     seed: int = 0
+    statistics: Statistics | None = None
     limit: int | None = None
     autocast: torch.dtype | None = None
     skip_nonfinite: bool = False
     memory_budget: int | None = None
     workplace: Path | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: int = 50
     resume: bool = False
     progress: Callable[[int, int | None], None] | None = None
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether there is anything to read; an iterable that turns out empty has its own error."""
+        return not (isinstance(self.batches, tuple) and not self.batches)
 
     def loss_probe(self) -> LossProbe:
         """A probe of the model's loss, as the run asks for it."""
@@ -114,6 +127,34 @@ class Method(ABC):
         """Whether masks cannot be made from the weights alone."""
 
     @abstractmethod
+    def run(self, context: Context) -> list[Masks]:
+        """Masks for every target, with new values of the kept weights if it changes them.
+
+        Raises:
+            VlpError: if something in the context does not fit; the model is as before then.
+        """
+
+    def check(self, context: Context) -> None:
+        """Makes sure, before any work, that the context has what the method reads.
+
+        Raises:
+            StatisticsError: if it has not, or has statistics that the method cannot use.
+            NonFiniteError: if weights are not finite.
+        """
+        if context.statistics is not None:
+            raise StatisticsError(
+                f"method {self.name!r} runs the model as it goes and cannot use statistics of an "
+                "earlier pass; give batches"
+            )
+        if self.reads_data and not context.has_batches:
+            raise StatisticsError(f"method {self.name!r} needs data: give batches")
+        if self.reads_data:
+            check_batches(context.batches, context.limit)
+            if isinstance(context.batches, Sized):
+                say_if_fewer(len(context.batches), context.limit)
+        context.weights.check_finite()
+
+    @abstractmethod
     def with_allocation(self, allocation: Allocation | None) -> Method:
         """The same method with another allocation; None keeps its own.
 
@@ -149,14 +190,6 @@ class Procedure(Method):
     @property
     def reads_data(self) -> bool:
         return True
-
-    @abstractmethod
-    def run(self, context: Context) -> list[Masks]:
-        """Masks for every target, with new values of the kept weights if it changes them.
-
-        Raises:
-            VlpError: if something in the context does not fit; the model is as before then.
-        """
 
     @abstractmethod
     def cost(self, context: Context) -> Cost:
