@@ -27,7 +27,7 @@ from vlp_plugins.scoring.score import Evidence
 LOSS_TOLERANCE = 1e-5
 EMBEDDING_TOLERANCE = 1e-4
 STATISTIC_TOLERANCE = 1e-4
-SCORE_TOLERANCE = 2e-3  # LAMP's recorded float32 sums cancel: quirk L1
+SCORE_TOLERANCE = 2e-3  # LAMP's recorded float32 sums cancel: quirk lamp-L1
 THRESHOLD_TOLERANCE = 1e-6
 """An element of a mask may differ only if its score is this close to the threshold, relatively."""
 

@@ -21,10 +21,11 @@ from vlp_plugins.scoring.schedules import levels_of
 FIRST_ROUND_TOLERANCE = 5e-4
 """Fraction of the elements of a mask that may differ after the first round of IterSNIP.
 
-One bit in an early round can change thousands later (quirk S2), so later rounds are reported only.
+One bit in an early round can change thousands later (quirk snip-S2), so later rounds are reported
+only.
 """
 TAMT_TOLERANCE = 5e-3
-"""Fraction of the elements of a mask that may differ: many scores are nearly tied (quirk T3)."""
+"""Fraction of the elements of a mask that may differ: many are nearly tied (quirk tamt-T3)."""
 TAMT_SCORE_TOLERANCE = 1e-3
 """Of a trained score, relative to the largest of its tensor."""
 ROUNDS, BATCHES_PER_ROUND = 3, 2

@@ -192,10 +192,10 @@ def test_published_masks_start_with_everything_removed_and_cannot_revive(forward
 
     masks = Tamt().run(context)[0]
 
-    assert all(not weight.any() for weight in forwards[0].values())  # quirk T1
+    assert all(not weight.any() for weight in forwards[0].values())  # quirk tamt-T1
     assert any(weight.any() for weight in forwards[1].values())
     for name, start in initial_masks(dense_of(context.weights), 0.75).items():
-        assert not bool((masks[name] & (start == 0)).any())  # quirk T2
+        assert not bool((masks[name] & (start == 0)).any())  # quirk tamt-T2
     assert masks.sparsity == pytest.approx(0.75, abs=0.02)
 
 

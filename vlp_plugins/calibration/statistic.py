@@ -170,7 +170,8 @@ class InputSecondMoment(ActivationStatistic):
     """Sum over samples and real tokens of x_j^2, per input feature j.
 
     Divided by the number of samples it is a_j^2 of MULTIFLOW (Farina et al., CVPR 2024): the
-    published code divides by samples, not tokens (quirk M1); within a tensor only ratios matter.
+    published code divides by samples, not tokens (quirk multiflow-M1); within a tensor only ratios
+    matter.
     """
 
     name = INPUT_SECOND_MOMENT

@@ -269,7 +269,7 @@ def _recut(
 
 
 def _published_count(removed: int, numel: int) -> int:
-    """Quirk M6: the published code passes the count through a floating-point fraction."""
+    """Quirk multiflow-M6: the published code passes the count through a fraction."""
     return int((1 - (numel - removed) / numel) * numel)
 
 

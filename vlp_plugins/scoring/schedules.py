@@ -3,7 +3,7 @@
 A schedule takes the index of a round from 0, the number of rounds and the target, and returns the
 sparsity after that round; `at_step` makes one of training steps. All end exactly at the target. The
 published MULTIFLOW code computes its `linear` schedule as s + (1 - s) (t + 1) / T, which removes
-everything in the last round whatever the target (quirk G8); that is not shared.
+everything in the last round whatever the target (quirk general-G8); that is not shared.
 """
 
 from __future__ import annotations

@@ -231,7 +231,8 @@ def find_cuts(
     Args:
         sources: by name, in order.
         removals: for every cut how many elements to remove, each from 0 to the total number.
-        all_ties: remove every element equal to the threshold, as published code does (quirk G1).
+        all_ties: remove every element equal to the threshold, as published code does (quirk
+            general-G1).
         device: where the scores are; on a CPU the tensors are shared out among its cores.
         samples: cheap samples of the scores of all tensors; they save one of the two sweeps.
 

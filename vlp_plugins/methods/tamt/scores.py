@@ -76,8 +76,8 @@ ALPHA = 2.0
 class PublishedScores:
     """Real-valued masks M; |M| decides, and the straight-through gradient goes through |.|.
 
-    With their defects: the first step runs with every weight removed (quirk T1), and what starts at
-    0 has no gradient and stays there (T2).
+    With their defects: the first step runs with every weight removed (quirk tamt-T1), and what
+    starts at 0 has no gradient and stays there (quirk tamt-T2).
 
     Attributes:
         values: M by canonical name, float32, of the weight's shape.
