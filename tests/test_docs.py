@@ -1,4 +1,4 @@
-"""The README says what is there: its code runs, its commands and methods exist."""
+"""The documentation says what is there: its code runs, its commands, methods and files exist."""
 
 import re
 from pathlib import Path
@@ -155,3 +155,66 @@ def test_every_hook_is_documented():
     assert len(hooks) >= 4
     for hook in hooks:
         assert "Returns:" in hook.__doc__
+
+
+PACKAGES = (ROOT / "vlp_plugins", ROOT / "adapters" / "vlp_adapters")
+SOURCES = {
+    path: path.read_text(encoding="utf-8")
+    for folder in ("vlp_plugins", "adapters", "benchmarks", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+PAGES = {
+    name: (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("architecture.md", "quirks.md")
+}
+
+
+def in_code_font(page):
+    return re.findall(r"`([^`\n]+)`", page)
+
+
+def paths_in(page):
+    """The files and folders that a page names, those of our packages from their folder on."""
+    path = re.compile(r"[\w./+-]+(\.(py|md|toml|cfg)|/)")
+    return {text for text in in_code_font(page) if path.fullmatch(text)}
+
+
+@pytest.mark.parametrize("page", [README, *PAGES.values()], ids=["README.md", *PAGES])
+def test_every_path_exists(page):
+    named = paths_in(page)
+    assert named
+    assert {
+        path for path in named if not any((at / path).exists() for at in (ROOT, *PACKAGES))
+    } == set()
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_name_in_code_font_is_one_of_the_code(page):
+    words = set(re.findall(r"\w+", "\n".join(SOURCES.values())))
+    named = {
+        word for text in {*in_code_font(page)} - paths_in(page) for word in re.findall(r"\w+", text)
+    }
+
+    assert {word for word in named - words if not word.isdigit()} == set()
+
+
+def test_every_module_is_in_the_tree():
+    home = ROOT / "vlp_plugins"
+    files = {path.relative_to(home) for path in home.rglob("*.py")}
+    modules = {f"{p.parent}/" if p.name == "__init__.py" and p.parts[1:] else str(p) for p in files}
+
+    assert modules - paths_in(PAGES["architecture.md"]) == set()
+
+
+def test_every_quirk_that_is_cited_is_in_the_catalogue():
+    listed = re.findall(r"^- \*\*([a-z]+-[A-Z]\d+)\.\*\*", PAGES["quirks.md"], re.MULTILINE)
+    assert len(listed) == len(set(listed)) > 20
+    of_a_kind = rf"\b(?:{'|'.join({name.partition('-')[0] for name in listed})})-[A-Z]\d+\b"
+
+    for path, text in SOURCES.items():
+        cited = re.findall(of_a_kind, text) + re.findall(
+            r"[Qq]uirk\s+((?:[a-z]+-)?[A-Z]\d+)\b", text
+        )
+        assert {*cited} - {*listed} == set(), path
+    cited = re.findall(of_a_kind, PAGES["quirks.md"])
+    assert {*cited} - {*listed} == set()
