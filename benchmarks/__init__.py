@@ -1,1 +1,1 @@
-"""Benchmarks of vlp-plugins: the demo, parity with published code, and speed."""
+"""Benchmarks of vlp-plugins: the demo, parity with published code, speed, the papers' tables."""

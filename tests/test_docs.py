@@ -125,7 +125,26 @@ def test_every_option_that_is_mentioned_exists():
     assert {option for option in ours if option not in shown} == set()
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "install", "test-all"])
+PLACES = (
+    "*.md", "Makefile", "docs/**/*.md", "changelog.d/*.md", "benchmarks/**/*.md", "benchmarks/**/*.py"
+)  # fmt: skip
+
+
+def test_every_benchmark_that_is_mentioned_exists():
+    from benchmarks.speed.__main__ import TIMINGS
+
+    found = set()
+    for path in (path for place in PLACES for path in ROOT.glob(place)):
+        text = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r"python -m (benchmarks[a-z_.]*[a-z_])(?: ([a-z-]+))?", text))
+    assert len(found) > 20
+    for module, word in sorted(found):
+        there = ROOT.joinpath(*module.split("."))
+        assert (there / "__main__.py").exists() or there.with_suffix(".py").exists(), module
+        assert module != "benchmarks.speed" or word in ("", *TIMINGS), word
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "install", "test-all", "parity", "speed"])
 def test_the_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
