@@ -383,7 +383,7 @@ def measure_id(
         progress: called with (batches done, batches of all passes or None).
 
     Raises:
-        VlpError: see `vlp_plugins.intrinsic.measuring.measure`.
+        VlpError: see `vlp_plugins.dimension.measure.measure`.
     """
     published = is_published(variant)
     adapter = resolve_adapter(model, adapter)

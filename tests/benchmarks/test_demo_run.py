@@ -18,7 +18,7 @@ from benchmarks.demo.own_files import LISTING, listed, replacing
 from benchmarks.demo.processors import FAMILIES, build_tokenizer, save_processors
 from benchmarks.demo.run import Settings, run
 from benchmarks.demo.table import recipe_of, results_table, text_of
-from vlp_plugins import job
+from vlp_plugins.jobs.prune import run as run_recipe
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
@@ -125,7 +125,7 @@ def test_the_reports_command_makes_the_same_masks(
     ]
     comparison = compare(subject, ["multiflow"], SPARSITIES)
     recipe = recipe_of(comparison, comparison.of("multiflow"), settings.out / "data/calibration")
-    result = job.run(replace(recipe, out=str(tmp_path / "cli")))
+    result = run_recipe(replace(recipe, out=str(tmp_path / "cli")))
     assert list(result.masks.values()) == made
     assert "--method multiflow --sparsity 0.5 0.9 --data" in finished[0].read_text()
 

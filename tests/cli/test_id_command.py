@@ -195,7 +195,7 @@ def test_a_mistake(vlp, xvlm, photos, tmp_path, words, message, monkeypatch) -> 
 
 
 def test_an_interruption_says_how_to_go_on(vlp, xvlm, many, tmp_path, monkeypatch) -> None:
-    import vlp_plugins.intrinsic.measuring as measuring
+    import vlp_plugins.dimension.measure as measuring
 
     words = ("id", xvlm, "--data", many, "--batch-size", "8", "--memory-budget")
     words = (*words, small_budget(words))

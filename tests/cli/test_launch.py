@@ -12,7 +12,7 @@ SCRIPT = """
 import gc
 import weakref
 from torch import distributed
-from vlp_plugins.launch import process_group, wait_for_all
+from vlp_plugins.runtime.distributed import process_group, wait_for_all
 
 with process_group():
     import torch.distributed.fsdp  # models of transformers import such modules
@@ -30,8 +30,8 @@ MORE_PROCESSES_THAN_GPUS = """
 import os
 import torch
 from torch import distributed
-from vlp_plugins.errors import UnsupportedError
-from vlp_plugins.launch import process_group, wait_for_all
+from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.distributed import process_group, wait_for_all
 
 os.environ["LOCAL_RANK"] = "1"
 torch.cuda.is_available = lambda: True

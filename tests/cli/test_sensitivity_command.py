@@ -142,7 +142,7 @@ def test_single_weights_of_one_modality_by_another_method(vlp, xvlm, photos, tmp
 def test_what_is_read_is_not_measured_on(vlp, xvlm, photos, tmp_path, monkeypatch) -> None:
     """Statistics come from other batches than the loss."""
     seen: dict[str, list] = {}
-    import vlp_plugins.job.sensitivity as job
+    import vlp_plugins.jobs.sensitivity as job
 
     original = job.sensitivity
 

@@ -98,7 +98,7 @@ SWALLOWING = """
 import signal, sys, time
 import click
 from vlp_plugins.cli.program import Program
-from vlp_plugins.cli.running import explained_interruption
+from vlp_plugins.cli.program import explained_interruption
 
 @click.group(cls=Program)
 def main(): pass

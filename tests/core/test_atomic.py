@@ -183,7 +183,7 @@ def test_kill_leaves_the_target_untouched(tmp_path):
     target.write_text("old")
     program = f"""
 import os, signal
-from vlp_plugins.atomic import atomic_file
+from vlp_plugins.runtime.files import atomic_file
 with atomic_file({str(target)!r}, overwrite=True) as temporary:
     temporary.write_text("new")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -236,7 +236,7 @@ def test_no_space_in_a_folder_leaves_nothing(tmp_path):
 
 def killed(program):
     """Runs a program that kills itself with nothing cleaned up."""
-    text = f"import os, signal\nfrom vlp_plugins.atomic import *\n{program}\n"
+    text = f"import os, signal\nfrom vlp_plugins.runtime.files import *\n{program}\n"
     text += "    os.kill(os.getpid(), signal.SIGKILL)\n"
     result = subprocess.run([sys.executable, "-c", text], check=False)
     assert result.returncode == -signal.SIGKILL

@@ -195,7 +195,7 @@ from pathlib import Path
 from toy import ToyAdapter, toy_batches, toy_model
 from vlp_plugins.calibration import calibrate
 from vlp_plugins.statistics.second_moment import InputSecondMoment
-from vlp_plugins.weights import WeightMap
+from vlp_plugins.models.weights import WeightMap
 
 folder, stop = Path(sys.argv[1]), int(sys.argv[2])
 model, adapter = toy_model(), ToyAdapter()

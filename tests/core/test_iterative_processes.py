@@ -21,7 +21,7 @@ from torch import distributed
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 from vlp_plugins import prune
-from vlp_plugins.launch import before_joining
+from vlp_plugins.runtime.distributed import before_joining
 
 folder = Path(sys.argv[1])
 before_joining()

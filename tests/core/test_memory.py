@@ -40,7 +40,7 @@ def test_the_peak_of_the_process_stays_when_memory_is_given_back() -> None:
 def test_the_peak_is_of_this_program_not_of_who_started_it() -> None:
     """The tests hold hundreds of megabytes; a child that imports nothing holds few."""
     block = torch.ones(4 * SIZE, dtype=torch.uint8)
-    code = "from vlp_plugins import memory; print(memory.peak_resident_bytes())"
+    code = "from vlp_plugins.runtime import memory; print(memory.peak_resident_bytes())"
     code = f"import sys, types; sys.modules['torch'] = types.ModuleType('torch'); {code}"
     done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, check=True)
     assert int(done.stdout) < 2 * SIZE <= block.numel()

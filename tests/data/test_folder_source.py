@@ -219,7 +219,7 @@ def test_a_folder_is_read_without_the_package_datasets(photos: Path) -> None:
     program = (
         "import sys; sys.modules['datasets'] = None\n"
         "from vlp_plugins.data import open_source\n"
-        "from vlp_plugins.errors import DataError\n"
+        "from vlp_plugins.runtime.errors import DataError\n"
         f"print(len(list(open_source({str(photos)!r}))))\n"
         "try: open_source('some/dataset')\n"
         "except DataError as error: print(error)\n"

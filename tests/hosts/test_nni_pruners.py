@@ -369,7 +369,7 @@ def test_masks_fit_any_model_of_the_family(tmp_path, batches):
 
 OUTSIDER = """
 from vlp_plugins import hookimpl
-from vlp_plugins.scorers.base import Scorer
+from vlp_plugins.scoring.score import Scorer
 
 class Largest(Scorer):
     name = "largest_first"

@@ -285,7 +285,7 @@ def test_an_error_of_the_estimator_names_the_layer():
 
 def test_progress_counts_the_batches_of_all_passes(caplog):
     seen: list[Any] = []
-    with caplog.at_level(logging.INFO, "vlp_plugins.intrinsic"):
+    with caplog.at_level(logging.INFO, "vlp_plugins.dimension"):
         measured(
             toy_model(), ToyAdapter(), toy_batches(3), progress=lambda *done: seen.append(done)
         )

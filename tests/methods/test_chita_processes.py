@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import distributed
 from chita_runs import context_of
 from test_chita_processes import METHODS
-from vlp_plugins.launch import before_joining
+from vlp_plugins.runtime.distributed import before_joining
 
 folder = Path(sys.argv[1])
 before_joining()

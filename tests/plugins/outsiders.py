@@ -7,10 +7,7 @@ from textwrap import dedent
 from vlp_plugins.models.discovery import discover
 
 PREAMBLE = """
-from vlp_plugins import hookimpl
-from vlp_plugins.adapter import Adapter
-from vlp_plugins.scorers.magnitude import Magnitude
-from vlp_plugins.methods.base import Composition
+from vlp_plugins.extend import Adapter, Composition, Magnitude, hookimpl
 
 class Smallest(Magnitude):
     name = "smallest"

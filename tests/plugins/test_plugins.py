@@ -163,11 +163,11 @@ def test_importing_the_package_imports_no_host_and_finds_no_plugins(site):
         HOSTS = {"nni", "torch_pruning", "transformers"}
         import vlp_plugins
         from vlp_plugins import Pattern, hookimpl
-        import vlp_plugins.plugins
+        import vlp_plugins.models.discovery
         assert not HOSTS & set(sys.modules), HOSTS & set(sys.modules)
         assert "acme_plugin" not in sys.modules
         assert "vlp_plugins.methods.builtin" not in sys.modules
-        registry = vlp_plugins.plugins.registry()
+        registry = vlp_plugins.models.discovery.registry()
         assert "smallest" in registry.method_names()
         assert not HOSTS & set(sys.modules), HOSTS & set(sys.modules)
         print("imported", sorted(n for n in sys.modules if n.endswith("_plugin")))

@@ -63,7 +63,7 @@ def in_fresh_process(site, program, block=""):
 
 LIST = """
     import json, sys
-    from vlp_plugins.plugins import plugins_table, registry
+    from vlp_plugins.models.discovery import plugins_table, registry
     known = registry()
     print(json.dumps({
         "rows": plugins_table(known.plugins()),
@@ -143,7 +143,7 @@ def test_the_good_plugins_scorer_and_adapter_prune_a_model(site):
         import torch
         from acme_pruning.two_towers import TwoTowers
         from vlp_plugins import prune
-        from vlp_plugins.plugins import registry
+        from vlp_plugins.models.discovery import registry
         torch.manual_seed(0)
         model = TwoTowers()
         masks = prune(model, method="closeness_to_mean", sparsity=0.5, power=2.0)

@@ -92,7 +92,7 @@ def test_removed_weights_have_no_gradient(way, folder):
 def test_bfloat16_rows_say_how_far_they_are_off(way, folder, caplog):
     expected = by_hand(toy_batches(N))
     with (
-        caplog.at_level(logging.INFO, "vlp_plugins.rows"),
+        caplog.at_level(logging.INFO, "vlp_plugins.methods.chita.rows"),
         toy_rows(**options(way, folder), dtype=torch.bfloat16) as rows,
     ):
         found = matrix(rows)

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from torch import distributed
 from test_processes import run, text_of
-from vlp_plugins.launch import before_joining
+from vlp_plugins.runtime.distributed import before_joining
 
 folder = Path(sys.argv[1])
 before_joining()

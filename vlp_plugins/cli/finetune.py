@@ -23,7 +23,7 @@ _WHOLE = click.IntRange(min=1)
 
 
 def _recipe_options(command: Command) -> Command:
-    """The keys of `vlp_plugins.recipes.finetuning`; each overrides the recipe's."""
+    """The keys of `vlp_plugins.jobs.finetune_recipe`; each overrides the recipe's."""
     options = [
         click.option("--task", type=click.Choice(_TASKS)),
         click.option("--data", help="Folder of a data set (as of `vlp evaluate`), file or id."),

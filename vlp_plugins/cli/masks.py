@@ -71,7 +71,7 @@ def apply(
 
     Masks of methods that change what they keep, such as CHITA, bring new weights, which are
     written, too. With --sparse other commands read the folder as usual, and Python reads it by
-    vlp_plugins.sparse.load_sparse; transformers alone does not.
+    vlp_plugins.masks.sparse.load_sparse; transformers alone does not.
     """
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks

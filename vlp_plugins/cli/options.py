@@ -72,7 +72,7 @@ def new_file() -> Callable[[Command], Command]:
 
 
 def recipe_options(command: Command) -> Command:
-    """The options of `vlp_plugins.recipes.OPTIONS`; each overrides the recipe's key."""
+    """The options of `vlp_plugins.jobs.recipes.OPTIONS`; each overrides the recipe's key."""
     text: dict[str, Any] = {"default": None}
     whole: dict[str, Any] = {"default": None, "type": click.IntRange(min=1)}
     seed: dict[str, Any] = {"default": None, "type": click.IntRange(min=0)}

@@ -143,7 +143,7 @@ def _link(rows: torch.Tensor) -> torch.device:
     return rows.device if distributed.get_backend() == "nccl" else torch.device("cpu")
 
 
-logger = logging.getLogger("vlp_plugins.intrinsic")
+logger = logging.getLogger("vlp_plugins.dimension")
 
 
 def measure(

@@ -16,7 +16,7 @@ from vlp_plugins.runtime.artifacts import read_json, write_json
 from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError
 
-logger = logging.getLogger("vlp_plugins.intrinsic")
+logger = logging.getLogger("vlp_plugins.dimension")
 
 NAME = "intrinsic-dimensions.json"
 """Of the file in the workplace."""

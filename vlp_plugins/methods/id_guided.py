@@ -84,7 +84,7 @@ class IdGuided(Procedure):
         """The dimensions of the model; in the published variant as in the published code.
 
         Raises:
-            VlpError: see `vlp_plugins.intrinsic.measuring.measure`.
+            VlpError: see `vlp_plugins.dimension.measure.measure`.
         """
         estimator, padding = default_settings(published=context.published)
         return measure(
@@ -127,7 +127,7 @@ class IdGuided(Procedure):
     def cost(self, context: Context) -> Cost:
         """That of the method, and one more pass: how many it takes to measure needs a batch.
 
-        `vlp plan` has one, made up: see `vlp_plugins.plan`.
+        `vlp plan` has one, made up: see `vlp_plugins.jobs.plan`.
         """
         cost = Cost(passes=int(self.method.reads_data))
         if isinstance(self.method, Procedure):

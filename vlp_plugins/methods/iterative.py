@@ -239,7 +239,7 @@ class Iterative(Procedure):
     Attributes:
         composition: what is done in every round.
         rounds: number of rounds.
-        schedule: name of what leads from 0 to the target; see `vlp_plugins.schedules`.
+        schedule: name of what leads from 0 to the target; see `vlp_plugins.scoring.schedules`.
         batches_per_round: number of fresh batches; None shares all batches out among the rounds.
     """
 

@@ -247,7 +247,7 @@ def _mask_key(space: str, batch: Batch | Sequence[Any] | Tensor) -> str | None:
     return "attention_mask" if has_text else None
 
 
-logger = logging.getLogger("vlp_plugins.module_adapter")
+logger = logging.getLogger("vlp_plugins.models.generic")
 
 Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
 """Takes the model and a batch as the loader made it; returns a scalar, or scalars by name."""

@@ -68,7 +68,7 @@ def task_losses(task: str, model: Any, batch: Batch) -> dict[str, Tensor] | None
     if kind is not Kind.PRETRAINING or task != Kind.RETRIEVAL:
         raise UnsupportedError(
             f"{type(model).__name__} is not what is fine-tuned on {task}; make that of it with "
-            "vlp_plugins.finetuning.downstream(model, adapter, task)"
+            "vlp_plugins.tasks.finetuning.finetune.downstream(model, adapter, task)"
         )
     pixels, ids, mask = pairs_of(batch, text_config(model).max_position_embeddings)
     need_partners(len(ids))

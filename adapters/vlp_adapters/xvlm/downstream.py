@@ -70,7 +70,7 @@ def check_task(task: str, model: nn.Module) -> None:
         return
     raise UnsupportedError(
         f"{type(model).__name__} is not what is fine-tuned on {task}; make that of it with "
-        "vlp_plugins.finetuning.downstream(model, adapter, task)"
+        "vlp_plugins.tasks.finetuning.finetune.downstream(model, adapter, task)"
     )
 
 

@@ -174,7 +174,7 @@ class PruneRequest:
         """The method, with its parameters and allocation.
 
         Raises:
-            VlpError: see `vlp_plugins.resolving.resolve_method`.
+            VlpError: see `vlp_plugins.methods.resolve.resolve_method`.
         """
         parameters = {k: v for k, v in self.options.items() if k not in _OF_PRUNE}
         return resolve_method(self.method, self.allocation, (), parameters)

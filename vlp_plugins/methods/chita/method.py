@@ -509,7 +509,7 @@ def chita_plus_plus(
         row_dtype: see `chita`.
         held_out: see `chita`.
         rounds: number of rounds.
-        schedule: how sparsity rises to the target; see `vlp_plugins.schedules`.
+        schedule: how sparsity rises to the target; see `vlp_plugins.scoring.schedules`.
 
     Raises:
         UnsupportedError: if a value makes no sense.

@@ -43,7 +43,7 @@ class Settings:
         first_order: weight of the first-order term; True: 1 / (samples of the first batch);
             False: 0. `default` is that of the variant: True if published, else False.
         rows: number of rows, one batch each; None: as many as there are batches.
-        keep_in: where rows are kept; see `vlp_plugins.rows`.
+        keep_in: where rows are kept; see `vlp_plugins.methods.chita.rows`.
         row_dtype: `float32` or `bfloat16`.
         held_out: batches that `auto` judges by: a fraction of them below 1, or their number.
     """

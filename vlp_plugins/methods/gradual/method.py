@@ -36,7 +36,7 @@ from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
 
-logger = logging.getLogger("vlp_plugins.training")
+logger = logging.getLogger("vlp_plugins.methods")
 
 _FORMAT = Format(
     "checkpoint", "vlp_training", 1, DataError, "delete it and train from the first step"

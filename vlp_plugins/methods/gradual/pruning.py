@@ -67,7 +67,7 @@ def gradients_of(
     return found
 
 
-logger = logging.getLogger("vlp_plugins.training")
+logger = logging.getLogger("vlp_plugins.methods")
 
 Profile = IdProfile | str | os.PathLike[str]
 

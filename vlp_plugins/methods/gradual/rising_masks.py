@@ -37,7 +37,7 @@ class Timetable:
         before: initial warm-up.
         after: final warm-up, while the weights that are left recover.
         every: steps from one choice to the next.
-        schedule: name of the schedule of the rise; see `vlp_plugins.schedules`.
+        schedule: name of the schedule of the rise; see `vlp_plugins.scoring.schedules`.
     """
 
     steps: int
@@ -102,7 +102,7 @@ def default_warmup(steps: int) -> tuple[int, int]:
     return steps // 20, steps // 4
 
 
-logger = logging.getLogger("vlp_plugins.training")
+logger = logging.getLogger("vlp_plugins.methods")
 
 
 @dataclass(frozen=True)

@@ -367,7 +367,7 @@ class PassRows(GradientRows):
         return MemoryStore(layout, self._flat)
 
 
-logger = logging.getLogger("vlp_plugins.rows")
+logger = logging.getLogger("vlp_plugins.methods")
 
 
 @contextmanager

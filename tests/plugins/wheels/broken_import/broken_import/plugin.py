@@ -1,8 +1,7 @@
 """The import fails before any hook is defined."""
 
 import a_module_that_nobody_installed  # noqa: F401
-from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.extend import Magnitude, hookimpl
 
 
 @hookimpl

@@ -1,7 +1,6 @@
 """`vlp_adapters` takes no argument; the right hook beside it must not be registered either."""
 
-from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.extend import Magnitude, hookimpl
 
 
 @hookimpl

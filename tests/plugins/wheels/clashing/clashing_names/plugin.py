@@ -1,8 +1,6 @@
 """`magnitude` is a built-in score; `two_towers` is the adapter of `acme-pruning`."""
 
-from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.scoring.score import Scorer
+from vlp_plugins.extend import Adapter, Scorer, hookimpl
 
 
 class Largest(Scorer):

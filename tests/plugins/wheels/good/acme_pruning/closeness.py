@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.extend import Evidence, Scorer
 
 
 class ClosenessToMean(Scorer):

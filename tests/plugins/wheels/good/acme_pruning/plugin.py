@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from acme_pruning.closeness import ClosenessToMean
-from vlp_plugins.hookspecs import hookimpl
-from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.scoring.score import Scorer
+from vlp_plugins.extend import Adapter, Scorer, hookimpl
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Owner, Stream, WeightSpec, need
+from vlp_plugins.extend import Adapter, Batch, Exclusion, Owner, Stream, WeightSpec, need
 
 
 class TwoTowers(nn.Module):
