@@ -125,9 +125,14 @@ def test_every_option_that_is_mentioned_exists():
     assert {option for option in ours if option not in shown} == set()
 
 
-PLACES = (
-    "*.md", "Makefile", "docs/**/*.md", "changelog.d/*.md", "benchmarks/**/*.md", "benchmarks/**/*.py"
-)  # fmt: skip
+PLACES = [
+    "*.md",
+    "Makefile",
+    "docs/**/*.md",
+    "changelog.d/*.md",
+    "benchmarks/**/*.md",
+    "benchmarks/**/*.py",
+]
 
 
 def test_every_benchmark_that_is_mentioned_exists():
