@@ -70,7 +70,8 @@ def test_a_broken_installation_of_somebody_else_does_no_harm(site):
 def test_a_plugin_cannot_ask_for_the_registry_while_it_is_made(site, monkeypatch):
     site.install(
         "impatient",
-        "import vlp_plugins.models.discovery\n@hookimpl\ndef vlp_scorers(): vlp_plugins.models.discovery.registry()",
+        "from vlp_plugins.models.discovery import registry\n"
+        "@hookimpl\ndef vlp_scorers(): registry()",
     )
     monkeypatch.setattr(plugins, "_registry", None)
     found = list(metadata.distributions(path=[str(site.folder)]))

@@ -63,7 +63,8 @@ def in_fresh_process(site, program, block=""):
 
 LIST = """
     import json, sys
-    from vlp_plugins.models.discovery import plugins_table, registry
+    from vlp_plugins.models.discovery import registry
+    from vlp_plugins.models.registry import plugins_table
     known = registry()
     print(json.dumps({
         "rows": plugins_table(known.plugins()),

@@ -20,7 +20,7 @@ _PILLOW_LIMIT = threading.Lock()
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image of one of `FORMATS`, not decoded yet; `vlp_plugins.runtime.untrusted.read_limit` bounds it.
+    """An image of one of `FORMATS`, not decoded yet; bounded by `runtime.untrusted.read_limit`.
 
     Args:
         data: content of its file.

@@ -1,4 +1,4 @@
-"""Mask files: one safetensors file per mask set; `vlp_plugins.runtime.artifacts` says how it is built.
+"""Mask files: one safetensors file per mask set, built as `runtime.artifacts` says.
 
 Every weight is a uint8 tensor under its canonical name, one bit per element in row-major order,
 the most significant bit first. The header is the manifest. New values of the kept elements, if

@@ -98,7 +98,7 @@ def load_pickled(path: Path, error: type[Exception], *, mmap: bool = False) -> A
 
     Args:
         path: the file.
-        error: raised if it describes more than it has; see `vlp_plugins.runtime.untrusted.read_limit`.
+        error: raised if it describes more than it has; see `runtime.untrusted.read_limit`.
         mmap: leave the tensors in the file.
 
     Raises:

@@ -3,8 +3,8 @@
 The exact cost of removing a weight changes with every other one that goes. So weights go in stages,
 a constant fraction of what is left each time, and after every stage the weights that are left and
 the costs of losing them are computed anew: OBS (Hassibi & Stork, 1993) many weights at a time, on
-CHITA's quadratic model and in its n x n dual (`vlp_plugins.methods.chita.solver.dual`). It follows the path from
-the dense model down: F describes the loss well near the dense weights only, and a support far from
+CHITA's quadratic model and in its n x n dual (`solver/dual.py`). It follows the path from the
+dense model down: F describes the loss well near the dense weights only, and a support far from
 there may have a lower objective and still make a worse model.
 """
 
