@@ -10,7 +10,7 @@ import torch
 
 import vlp_plugins
 from vlp_plugins.calibration.batches import DIGEST_BYTES
-from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
+from vlp_plugins.calibration.checkpoint import FORM, PassState, pack_state
 from vlp_plugins.dimension.state import State, StateFile
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
@@ -18,16 +18,19 @@ from vlp_plugins.methods.chita.method import ChitaRound, ChitaRoundFile
 from vlp_plugins.methods.rounds import Progress, RoundFile
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import append_text
 from vlp_plugins.tasks.finetuning.files import LossLog
 from vlp_plugins.tasks.sensitivity.curves import Group, Point
 from vlp_plugins.tasks.sensitivity.files import PointsFile
 
+DIGEST = bytes(DIGEST_BYTES)
+
 
 def checkpoint(folder):
-    file = Checkpoint(folder / "x.checkpoint", {"adapter": "toy"}, 0, 1)
-    return file.path, lambda: file.save(PassState(hashes=(bytes(DIGEST_BYTES),)), {})
+    file = Checkpoint(folder / "x.checkpoint", FORM, {}, unit="batch", shard=(0, 1))
+    return file.path, lambda: file.save(lambda: pack_state(PassState(hashes=(DIGEST,)), {}))
 
 
 def rounds(folder):
@@ -131,5 +134,5 @@ def test_states_alone_are_written_over():
             given = {k.arg: k.value for k in node.keywords} if isinstance(node, ast.Call) else {}
             if isinstance(given.get("overwrite"), ast.Constant) and given["overwrite"].value:
                 found.add(f"{path.parent.name}/{path.name}")
-    # Files whose place the user or the Trainer names; and those of json_file that are no state.
-    assert found == {"statistics/files.py", "intrinsic/json_file.py", "hosts/transformers.py"}
+    # Files whose place the user or the Trainer names; and JSON files, none of which is a state.
+    assert found == {"calibration/statistics.py", "runtime/artifacts.py", "hosts/transformers.py"}
