@@ -28,10 +28,10 @@ from pathlib import Path
 from torch import distributed
 from toy import Counting, ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.distributed import before_joining
-from vlp_plugins.statistics.gradient import MeanGradient
+from vlp_plugins.calibration.statistic import MeanGradient
 from vlp_plugins.models.weights import WeightMap
 
 folder = Path(sys.argv[1])
