@@ -11,7 +11,8 @@ import torch
 import vlp_plugins
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.checkpoint import FORM, PassState, pack_state
-from vlp_plugins.dimension.state import State, StateFile
+from vlp_plugins.dimension.state import FORM as DIMENSIONS
+from vlp_plugins.dimension.state import State, pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.method import ChitaRound, ChitaRoundFile
@@ -49,8 +50,8 @@ def stages(folder):
 
 
 def dimensions(folder):
-    file = StateFile(folder, {"of": "toy"})
-    return file.path, lambda: file.save(State())
+    file = Checkpoint(folder / "x.safetensors", DIMENSIONS, {}, unit="pass")
+    return file.path, lambda: file.save(lambda: pack(State()))
 
 
 def points(folder):
