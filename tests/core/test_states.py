@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from vlp_plugins.dimension.state import FORM as DIMENSIONS
 from vlp_plugins.dimension.state import State, pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.chita.method import ChitaRound, ChitaRoundFile
-from vlp_plugins.methods.rounds import Progress, RoundFile
+from vlp_plugins.methods.chita.method import ChitaRun, Stage, chita_plus_plus
+from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.iterative import IterativeRun, Pruned, itersnip
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.rounds import FreshBatches
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.checkpoint import Checkpoint
@@ -34,19 +38,28 @@ def checkpoint(folder):
     return file.path, lambda: file.save(lambda: pack_state(PassState(hashes=(DIGEST,)), {}))
 
 
-def rounds(folder):
+def context_in(folder):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    weights = WeightMap.of(model, ModuleAdapter(model))
-    dense = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
-    masks = Masks.from_dense(dense, Manifest.for_weights(weights, method="toy"))
-    file = RoundFile(folder, {"of": "toy"})
-    return file.path, lambda: file.save(Progress(masks))
+    adapter = ModuleAdapter(model)
+    weights = WeightMap.of(model, adapter)
+    return Context(model, adapter, weights, targets=[0.5], workplace=folder)
+
+
+def rounds(folder):
+    context = context_in(folder)
+    dense = {name: torch.ones(w.shape, dtype=torch.bool) for name, w in context.weights.items()}
+    masks = Masks.from_dense(dense, Manifest.for_weights(context.weights, method="toy"))
+    run = IterativeRun(itersnip(), context, 0, 1, "dense", FreshBatches(()))
+    file = run.checkpoint()
+    return file.path, lambda: file.save(lambda: run.pack(Pruned(masks, 1)))
 
 
 def stages(folder):
-    file = ChitaRoundFile(folder, {"of": "toy"})
-    stage = ChitaRound(1, torch.tensor([True, False]), torch.tensor([1.0, 0.0]), [], (), (), ())
-    return file.path, lambda: file.save(stage)
+    setup = SimpleNamespace(settings=Settings())
+    run = ChitaRun(chita_plus_plus(), context_in(folder), 0, 1, "dense", setup)
+    file = run.checkpoint()
+    stage = Stage(torch.tensor([True, False]), torch.tensor([1.0, 0.0]), ())
+    return file.path, lambda: file.save(lambda: run.pack(stage))
 
 
 def dimensions(folder):

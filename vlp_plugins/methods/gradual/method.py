@@ -230,7 +230,7 @@ class PruningWhileTraining(Procedure):
         identity = self._identity(context, rise, dense)
         file = Checkpoint.of_run(context.workplace, "training", _FORM, identity, unit="step")
         batches.restart()
-        seen = Seen(batches.take(steps))
+        seen = Seen(lambda: batches.take(steps))
         probe = context.loss_probe()
 
         def told(done: int) -> None:
@@ -249,7 +249,7 @@ class PruningWhileTraining(Procedure):
         ):
             masters = Masters(context.weights)
             training = Training(masters, RisingMasks(masters.weights, rise), self.lr)
-            stream = iter(seen)
+            stream = seen()
             if context.resume:
                 self._resume(context, file, training, stream, seen)
             training.run(probe, stream, told)
