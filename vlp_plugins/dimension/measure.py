@@ -16,10 +16,11 @@ from vlp_plugins.dimension.data_pass import Pass, Progress, Reader, Telling
 from vlp_plugins.dimension.outputs import OutputProbe, Padding
 from vlp_plugins.dimension.points import Met, Points, Sites
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
-from vlp_plugins.dimension.state import Found, State, StateFile, file_of, resumed
+from vlp_plugins.dimension.state import Found, State, file_of, pack, resumed
 from vlp_plugins.dimension.twonn import Estimator, estimate
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.distributed import (
     all_gather,
     all_reduce_min,
@@ -234,7 +235,7 @@ def _go_on(
     estimator: Estimator,
     budget: int,
     dtype: torch.dtype | None,
-    file: StateFile | None,
+    file: Checkpoint | None,
     progress: Progress | None,
 ) -> None:
     """Passes over the batches until every layer has a dimension; changes `state`.
@@ -262,9 +263,7 @@ def _go_on(
         )
         tell.passes += 1
         if file is not None:
-            with failing_together():
-                if not rank_and_size()[0]:
-                    file.save(state)
+            file.save(lambda: pack(state))
     if not tell.passes:  # all was known; make sure that it is about these batches
         for _ in reader:
             pass

@@ -13,11 +13,12 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.pruner import Pruner
 from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.methods.chita.setup import Seen, Setup
+from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.chita.solver.blocks import edges_of
 from vlp_plugins.methods.chita.solver.dual import Dual
 from vlp_plugins.methods.composition import Composition, make_masks
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
+from vlp_plugins.methods.rounds import Seen
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.scoring.allocation import GlobalAllocation
 

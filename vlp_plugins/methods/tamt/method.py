@@ -249,7 +249,7 @@ class Tamt(Procedure):
         """
         steps = self._steps(context)
         batches.restart()
-        seen = Seen(batches.take(steps))
+        seen = Seen(lambda: batches.take(steps))
         probe = context.loss_probe()
 
         def told(done: int) -> None:
@@ -264,7 +264,7 @@ class Tamt(Procedure):
             if context.published:
                 _train_mode(context.model)
             scores = self._scores(context, dense, target)
-            train(scores, dense, context.weights, probe, seen, steps, told)
+            train(scores, dense, context.weights, probe, seen(), steps, told)
         return scores, seen
 
     def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
