@@ -12,8 +12,6 @@ from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
-
-
 _PIXEL_BYTES = 3 * 4  # RGB in float32
 
 
@@ -25,7 +23,7 @@ class Processor(Protocol):
 
 
 class CombinedProcessor:
-    """A tokenizer and an image processor that were saved side by side.
+    """A tokenizer and an image processor that were saved in one folder.
 
     Attributes:
         tokenizer: None for models of images only.
@@ -48,10 +46,10 @@ class CombinedProcessor:
         """Makes `pixel_values` of images, `input_ids` and `attention_mask` of texts.
 
         Args:
-            images: list of `B` PIL images, or None.
-            text: list of `B` captions, or None.
+            images: `B` PIL images, or None.
+            text: `B` captions, or None.
             return_tensors: `"pt"` for torch.
-            **text_options: for the tokenizer: `padding`, `truncation`, `max_length`, ...
+            **text_options: of the tokenizer.
 
         Raises:
             DataError: if there is text and no tokenizer.
@@ -81,7 +79,7 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
             limit, or the number of positions that the model's configuration states.
 
     Raises:
-        DataError: if there is no image processor; says which files are needed.
+        DataError: if there is no image processor.
     """
     path = Path(source)
     folder = str(path.parent) if path.is_file() else source
@@ -123,8 +121,8 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
     )
     if getattr(whole, "image_processor", None):
         _check_sizes(whole.image_processor, folder)
-    if getattr(whole, "image_processor", None) and _has_words(getattr(whole, "tokenizer", None)):
-        return whole, reasons
+        if _has_words(getattr(whole, "tokenizer", None)):
+            return whole, reasons
     images = attempt(
         lambda: transformers.AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False
@@ -184,7 +182,7 @@ def _positions(folder: str) -> int | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice to install torchvision, which breaks transformers beside CPU torch."""
+    """Without the advice to install torchvision, which breaks transformers with CPU torch."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -15,19 +15,20 @@ from vlp_plugins.data.annotations import (
     find_file,
     image_of,
     image_root,
+    matching_files,
     need_keys,
     read_json,
     read_rows,
 )
-from vlp_plugins.data.folder import find_metadata, read_metadata, rows_of_split
+from vlp_plugins.data.folder import find_split, read_metadata, rows_of_split
 from vlp_plugins.data.records import choose_split
 from vlp_plugins.runtime.errors import DataError
 
-_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(\w+?)2014_questions\.json")
-_TEST_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(test(?:-dev)?)2015_questions\.json")
+_QUESTIONS = re.compile(
+    r".*OpenEnded_mscoco_(\w+?(?=2014_)|test(?:-dev)?(?=2015_))\d+_questions\.json"
+)
 _LIST = re.compile(r"vqa_(train|val|test)\.json")
 _BELOW = ("images", "coco", "vg", "Images")
-_ANSWER_LISTS = ("answer_list.json",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Question:
         place: where it is, for messages.
         image: opens the image.
         text: the question.
-        answers: what people said; empty if nobody published it.
+        answers: of the annotators; empty if they are not published.
     """
 
     place: str
@@ -70,55 +71,40 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     - lists of BLIP's kind: `vqa_val.json`, perhaps `answer_list.json`;
     - images with `metadata.jsonl`: `file_name`, `question`, and `answer` or `answers`.
 
-    Files of annotations may lie in `annotations`.
+    Files of annotations may be in `annotations`.
 
     Args:
         source: the folder.
         split: `train`, `val`, ...; None takes the only one, or `train`.
 
     Raises:
-        DataError: if it is nothing of these, or files are missing.
+        DataError: if it is none of these, or files are missing.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise DataError(f"folder {source} does not exist; check the path")
-    published, lists = _published(folder), _lists(folder)
-    if published:
-        chosen = choose_split(list(published), split, where=source)
-        items = _read_published(folder, published[chosen])
-    elif lists:
-        chosen = choose_split(list(lists), split, where=source)
-        items = _read_list(folder, lists[chosen])
+    chosen: str | None
+    for pattern, read in ((_QUESTIONS, _read_published), (_LIST, _read_list)):
+        files: dict[str, Path] = {}
+        for match, path in matching_files(folder, pattern):
+            files.setdefault(match[1], path)
+        if files:
+            chosen = choose_split(list(files), split, where=source)
+            items = read(folder, files[chosen])
+            break
     else:
-        below = find_metadata(folder / split) if split else None
-        metadata = below or find_metadata(folder)
-        place = metadata.parent if metadata is not None else folder
-        if metadata is None:
+        found = find_split(folder, split)
+        if found is None:
             raise DataError(
-                f"{place} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json, "
-                f"vqa_val.json or metadata.jsonl, found {contents(place)}"
+                f"{folder} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json"
+                f", vqa_val.json or metadata.jsonl, found {contents(folder)}"
             )
-        items, found = _read_metadata(metadata, split if place == folder else None)
-        chosen = found or split or ""
+        metadata, prefix = found
+        items, chosen = _read_metadata(metadata, prefix)
+        if metadata.parent != folder:
+            chosen = metadata.parent.name
     description = f"{folder} ({chosen})" if chosen else str(folder)
     return Questions(description, tuple(items), _answer_list(folder))
-
-
-def _published(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for place in (folder, folder / "annotations"):
-        for path in sorted(place.glob("*_questions.json")):
-            match = _QUESTIONS.fullmatch(path.name) or _TEST_QUESTIONS.fullmatch(path.name)
-            if match is not None:
-                found.setdefault(match[1], path)
-    return found
-
-
-def _lists(folder: Path) -> dict[str, Path]:
-    paths = (
-        path for place in (folder, folder / "annotations") for path in place.glob("vqa_*.json")
-    )
-    return {match[1]: path for path in sorted(paths) if (match := _LIST.fullmatch(path.name))}
 
 
 def _read_published(folder: Path, path: Path) -> list[Question]:
@@ -147,14 +133,14 @@ def _read_published(folder: Path, path: Path) -> list[Question]:
 
 
 def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple[str, ...]]:
-    """By number of the question; none of a test set, whose answers are not published."""
+    """The answers by number of the question; none of a test set, whose are not published."""
     beginning = path.name.split("OpenEnded_", 1)[0]  # v2_
     name = f"{beginning}mscoco_{subset}_annotations.json"
-    source = find_file(folder, (name,))
+    source = find_file(folder, name)
     if source is None:
         if subset.startswith("test"):
             return {}
-        raise DataError(f"{path.name} is there, but not its answers, {name}; put it beside it")
+        raise DataError(f"{path.name} is there, but not its answers, {name}; put it there as well")
     found = {}
     for row in read_rows(source, "annotations"):
         number, answers = need_keys(row, ("question_id", "answers"), source)
@@ -199,7 +185,7 @@ def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _answer_list(folder: Path) -> tuple[str, ...] | None:
-    path = find_file(folder, _ANSWER_LISTS)
+    path = find_file(folder, "answer_list.json")
     if path is None:
         return None
     found = read_json(path)

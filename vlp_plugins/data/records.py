@@ -36,17 +36,10 @@ _SPLITS = frozenset(
 def choose_column(
     columns: Iterable[str], asked: str | None, known: Sequence[str], *, kind: str, where: str
 ) -> str:
-    """The column that the user names, else the first usual name that is there (any case).
-
-    Args:
-        columns: what the source has.
-        asked: what the user named.
-        known: usual names, best first.
-        kind: `image` or `caption`.
-        where: description of the source.
+    """The column that the user named, else the first of the known names that is there (any case).
 
     Raises:
-        DataError: if the named column is not there, or none has a usual name.
+        DataError: if there is none; `kind` (`image`, `caption`) and `where` are for the message.
     """
     columns = list(columns)
     listed = ", ".join(columns) or "none"
@@ -66,7 +59,7 @@ def choose_column(
 
 
 def choose_split(available: Sequence[str], wanted: str | None, *, where: str) -> str:
-    """The split asked for; without a wish the only one, or `train`.
+    """The split that is asked for; of None the only one, or `train`.
 
     Raises:
         DataError: if it is not there, or none was named among several without `train`.
@@ -84,18 +77,10 @@ def choose_split(available: Sequence[str], wanted: str | None, *, where: str) ->
 
 
 def split_among(parts: Iterable[str], wanted: str | None, *, where: str) -> str | None:
-    """The split that is meant among what names begin with: folders, or words of file names.
-
-    Args:
-        parts: of every name.
-        wanted: the split asked for.
-        where: description of the source.
+    """`choose_split` among what names begin with: folders, or words of file names.
 
     Returns:
-        None if no split was asked for and the parts are no splits, or a single one.
-
-    Raises:
-        DataError: see `choose_split`.
+        None if no split is asked for and the parts are not splits, or a single one.
     """
     found = list(dict.fromkeys(parts))
     if wanted is None and (len(found) < 2 or not any(part.lower() in _SPLITS for part in found)):
@@ -103,23 +88,13 @@ def split_among(parts: Iterable[str], wanted: str | None, *, where: str) -> str 
     return choose_split(found, wanted, where=where)
 
 
-def first_folders(names: Iterable[str]) -> list[str]:
-    """The first folder of every name that has one, for `split_among`."""
-    return [name.split("/", 1)[0] for name in names if "/" in name]
-
-
 Item = TypeVar("Item")
 
-BUFFER = 1000
 
+def buffered(stream: Iterable[Item], seed: int, size: int = 1000) -> Iterator[Item]:
+    """Shuffles a stream: each item is drawn at random from a buffer of `size` items.
 
-def buffered(stream: Iterable[Item], seed: int, size: int = BUFFER) -> Iterator[Item]:
-    """Yields every item once, each drawn at random from a buffer that the stream refills.
-
-    Args:
-        stream: what to mix.
-        seed: same seed and stream, same order. No global random state is touched.
-        size: how many items wait in memory.
+    Same seed and stream, same order; no global random state is touched.
     """
     rng = random.Random(seed)
     waiting: list[Item] = []
@@ -177,15 +152,14 @@ class CaptionSource(ABC):
         description: what it reads, for messages and reports.
         length: number of pairs if none is skipped; None if unknown before the end.
         seen: records read in the latest iteration.
-        skipped: records skipped in the latest iteration.
+        skipped: of these.
     """
 
     def __init__(self, description: str, captions: Captions) -> None:
         self.description = description
         self.captions = captions
         self.length: int | None = None
-        self.seen = 0
-        self.skipped = 0
+        self.seen = self.skipped = 0
         self._first_skipped = ""
         self._is_whole = False
 
@@ -224,10 +198,10 @@ class CaptionSource(ABC):
             logger.warning("%s", self._skipped_message())
 
     def check(self) -> None:
-        """Judges what was read until now; called at the end, and by who stops before it.
+        """Checks what was read so far; called at the end, and by a caller that stops earlier.
 
-        Before the end, skipped records are compared with all that there are (with 200 if nobody
-        knows), so that a source of few damaged ones never fails for having them first.
+        Before the end, skipped records are compared with all that there are (200 of an unknown
+        number), so that a source does not fail because its few damaged records come first.
 
         Raises:
             DataError: if nothing was found, or more than 5% was skipped.
@@ -259,6 +233,23 @@ class CaptionSource(ABC):
             f"{self.description}: {self.skipped:,} of {self.seen:,} records read cannot be used "
             f"(first: {self._first_skipped})"
         )
+
+
+class RecordList(CaptionSource):
+    """A source whose records are known from the start."""
+
+    def __init__(self, records: Sequence[Record], description: str, captions: Captions) -> None:
+        super().__init__(description, captions)
+        self._records = records
+        self.length = sum(
+            len(record.caption) if captions == "all" and isinstance(record.caption, list) else 1
+            for record in records
+        )
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        if seed is None:
+            return iter(self._records)
+        return iter(random.Random(seed).sample(self._records, len(self._records)))
 
 
 def texts_of(caption: object) -> list[str]:
