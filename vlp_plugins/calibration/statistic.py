@@ -38,19 +38,19 @@ class Site:
 
 
 Key = tuple[str, Site]
-"""Statistic name and site: what a sum is found by."""
+"""Name of the statistic, and site: the key of a sum."""
 
 
 class ActivationStatistic(ABC):
     """A statistic of the inputs of a weight, additive over batches.
 
-    Being additive is what makes the pass streaming, resumable and equal on any number of
-    processes: accumulators are float64 sums of per-batch values.
+    Because it is additive, a pass is streaming, resumable and the same on any number of processes:
+    accumulators are float64 sums of per-batch values.
 
     Attributes:
-        name: what its sums are kept and found by, in files, too. It must tell every parameter that
-            changes the values (`f"input_power_{p}"`, set in `__init__`): statistics of one name
-            share one set of sums. Without `|`.
+        name: key of its sums, in files, too. It must contain every parameter that changes the
+            values (`f"input_power_{p}"`, set in `__init__`): statistics of one name share one set
+            of sums. Without `|`.
     """
 
     name: str
@@ -103,7 +103,7 @@ Statistic = ActivationStatistic | LossStatistic
 _Kind = TypeVar("_Kind", bound=Statistic)
 
 LOSS_STREAM = "loss"
-"""Stream of the sites of loss statistics: one per weight, whoever uses it."""
+"""Stream of the sites of loss statistics: one per weight, whatever modules use it."""
 
 
 def distinct(statistics: Iterable[_Kind]) -> tuple[_Kind, ...]:
