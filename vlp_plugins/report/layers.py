@@ -18,8 +18,8 @@ from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pa
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Comma-separated text, one line per row.
 
-    A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula: unless it is a
-    number, it gets an apostrophe in front, as names of weights may be anything.
+    A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula, and names of weights
+    may be anything: such cells, unless numbers, get an apostrophe in front.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
@@ -37,7 +37,7 @@ def _cell(cell: object) -> object:
 
 
 _FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
-"""Floors that are recommended: the first for which there is room."""
+"""Floors to recommend: the first for which there is room."""
 COLLAPSED = 0.01
 """A layer that keeps less than this fraction is reported as collapsed."""
 
@@ -80,12 +80,12 @@ def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
 def collapse_warnings(
     rows: Sequence[LayerRow], titles: Sequence[str], masks: Sequence[Masks] = ()
 ) -> list[str]:
-    """A sentence for every mask set that removes nothing, empties layers, or all but does.
+    """A sentence for every mask set that removes nothing, or all or nearly all of a layer.
 
     Args:
         rows: of all weights.
         titles: of the mask sets.
-        masks: the sets, which say whether their method takes a floor; none: it does.
+        masks: the sets, whose manifests record whether the method takes a floor; none: it does.
     """
     warnings = []
     for i, title in enumerate(titles):
@@ -105,7 +105,7 @@ def collapse_warnings(
 
 
 def _remedy(rows: Sequence[LayerRow], i: int, manifest: Manifest | None) -> str:
-    """What keeps every layer alive in the i-th mask set."""
+    """How to keep every layer alive in the i-th mask set."""
     parameters = {"floor": 0.0} if manifest is None else manifest.parameters
     allocation = parameters.get("allocation", GlobalAllocation.name)
     if allocation in (LayerAllocation.name, RowAllocation.name, Pattern.name):
