@@ -93,8 +93,8 @@ class _Patches(TokenReader):
         super().__init__(path)
         if module.groups != 1:
             raise UnsupportedError(
-                f"{path} is a convolution in {module.groups} groups, whose inputs cannot be told "
-                "apart by output; exclude it (ModuleAdapter(exclude=...))"
+                f"{path} is a convolution in {module.groups} groups, whose outputs do not all "
+                "read the same inputs; exclude it (ModuleAdapter(exclude=...))"
             )
         self._kernel, self._stride = module.kernel_size, module.stride
         self._dilation = module.dilation

@@ -118,7 +118,7 @@ def distinct(statistics: Iterable[_Kind]) -> tuple[_Kind, ...]:
         if known is not statistic and _identity(known) != _identity(statistic):
             raise UnsupportedError(
                 f"two statistics are called {statistic.name!r}, but one is {_described(known)} and "
-                f"one {_described(statistic)}; the name of a statistic must tell its parameters"
+                f"one {_described(statistic)}; the name of a statistic must contain its parameters"
             )
     return tuple(found.values())
 
@@ -189,7 +189,7 @@ MEAN_GRADIENT = "mean_gradient"
 class MeanGradient(LossStatistic):
     """Sum over batches of dL_b/dW, L_b the loss of batch b; the mean divides by the batches.
 
-    The losses are means over a batch, so batches count alike, whatever their size. A weight that
+    The losses are means over a batch, so batches of any size count alike. A weight that
     several modules use has the sum of the gradients of all uses.
     """
 

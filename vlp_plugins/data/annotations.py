@@ -1,4 +1,4 @@
-"""Files that describe the images of a published data set, and where those images lie."""
+"""Files that describe the images of a published data set, and where those images are."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class CaptionedBatches:
                 made += 1
                 images, texts = [], []
                 if made == self.limit:
-                    self.source.check()  # the source itself judges only at its end
+                    self.source.check()  # the source itself checks only at its end
                     return
         if len(images) > 1:
             yield self.adapter.collate(self.processor, images, texts)

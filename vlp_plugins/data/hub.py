@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -207,26 +207,25 @@ def _load(source: str, *, is_local: bool) -> Any:
 
     name, _, configuration = (source, "", "") if is_local else source.partition(":")
     load = partial(datasets.load_dataset, name, configuration or None, trust_remote_code=False)
-    if is_local:
-        return _guarded(source, lambda: load(streaming=True))
-    try:
-        return load(streaming=True)
-    except ConnectionError:  # offline: it may be in the cache
-        return _guarded(source, load)
-    except Exception as error:
-        raise _unloadable(source, error) from error
+
+    def stream_or_cache() -> Any:
+        try:
+            return load(streaming=True)
+        except ConnectionError:  # offline: it may be in the cache
+            if is_local:
+                raise
+            return load()
+
+    return _guarded(source, stream_or_cache)
 
 
-def _guarded(source: str, action: Any) -> Any:
+def _guarded(source: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:  # datasets raises what its many readers raise
-        raise _unloadable(source, error) from error
-
-
-def _unloadable(source: str, error: Exception) -> DataError:
-    hint = f"; write {source}:CONFIGURATION" if "Config name is missing" in str(error) else ""
-    return DataError(f"cannot load dataset {source}: {_reason(error)}{hint}")
+        hint = f"; write {source}:CONFIGURATION" if "Config name is missing" in str(error) else ""
+        message = f"cannot load dataset {source}: {_reason(error)}{hint}"
+        raise DataError(message) from error
 
 
 def _reason(error: Exception) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -83,53 +84,64 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise DataError(f"folder {source} does not exist; check the path")
-    chosen: str | None
-    for pattern, read in ((_QUESTIONS, _read_published), (_LIST, _read_list)):
+    readers: tuple[tuple[re.Pattern[str], Callable[[Path], list[_Row]]], ...] = (
+        (_QUESTIONS, partial(_read_published, folder)),
+        (_LIST, _read_list),
+    )
+    for pattern, read in readers:
         files: dict[str, Path] = {}
         for match, path in matching_files(folder, pattern):
             files.setdefault(match[1], path)
         if files:
             chosen = choose_split(list(files), split, where=source)
-            items = read(folder, files[chosen])
-            break
-    else:
-        found = find_split(folder, split)
-        if found is None:
-            raise DataError(
-                f"{folder} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json"
-                f", vqa_val.json or metadata.jsonl, found {contents(folder)}"
-            )
-        metadata, prefix = found
-        items, chosen = _read_metadata(metadata, prefix)
-        if metadata.parent != folder:
-            chosen = metadata.parent.name
-    description = f"{folder} ({chosen})" if chosen else str(folder)
-    return Questions(description, tuple(items), _answer_list(folder))
+            rows = read(files[chosen])
+            items = _questions(rows, folder, _BELOW, files[chosen])
+            return Questions(f"{folder} ({chosen})", items, _answer_list(folder))
+    found = find_split(folder, split)
+    if found is None:
+        raise DataError(
+            f"{folder} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json, "
+            f"vqa_val.json or metadata.jsonl, found {contents(folder)}"
+        )
+    path, prefix = found
+    rows, part = _read_metadata(path, prefix)
+    part = part if path.parent == folder else path.parent.name
+    description = f"{folder} ({part})" if part else str(folder)
+    items = _questions(rows, path.parent, (), path)
+    return Questions(description, items, _answer_list(folder))
 
 
-def _read_published(folder: Path, path: Path) -> list[Question]:
+class _Row(NamedTuple):
+    place: str
+    image: str
+    text: str
+    answers: tuple[str, ...]
+
+
+def _questions(
+    rows: list[_Row], folder: Path, below: Sequence[str], path: Path
+) -> tuple[Question, ...]:
+    root = image_root(folder, [row.image for row in rows], below, path)
+    return tuple(Question(r.place, image_of(root / r.image), r.text, r.answers) for r in rows)
+
+
+def _read_published(folder: Path, path: Path) -> list[_Row]:
     subset = path.name.removesuffix("_questions.json").rsplit("_", 1)[-1]  # val2014, test-dev2015
     answers = _published_answers(folder, path, subset)
     images = subset.replace("-dev", "")
-    rows = read_rows(path, "questions")
-    names, texts, numbers = [], [], []
-    for row in rows:
+    rows, lacking = [], []
+    for row in read_rows(path, "questions"):
         number, image, text = need_keys(row, ("question_id", "image_id", "question"), path)
-        names.append(f"{images}/COCO_{images}_{int(image):012}.jpg")
-        texts.append(str(text))
-        numbers.append(number)
-    root = image_root(folder, names, _BELOW, path)
-    if answers:
-        lacking = [number for number in numbers if number not in answers]
-        if lacking:
-            raise DataError(
-                f"{len(lacking):,} questions of {path} have no answers in the annotations (first: "
-                f"{lacking[0]}); fetch the annotations of {subset}"
-            )
-    return [
-        Question(f"question {number}", image_of(root / name), text, answers.get(number, ()))
-        for number, name, text in zip(numbers, names, texts, strict=True)
-    ]
+        name = f"{images}/COCO_{images}_{int(image):012}.jpg"
+        if answers and number not in answers:
+            lacking.append(number)
+        rows.append(_Row(f"question {number}", name, str(text), answers.get(number, ())))
+    if lacking:
+        raise DataError(
+            f"{len(lacking):,} questions of {path} have no answers in the annotations (first: "
+            f"{lacking[0]}); fetch the annotations of {subset}"
+        )
+    return rows
 
 
 def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple[str, ...]]:
@@ -148,33 +160,24 @@ def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple
     return found
 
 
-def _read_list(folder: Path, path: Path) -> list[Question]:
-    rows = read_rows(path)
-    names = [str(need_keys(row, ("image", "question"), path)[0]) for row in rows]
-    root = image_root(folder, names, _BELOW, path)
-    return [
-        Question(
-            f"question {row.get('question_id', number)}",
-            image_of(root / name),
-            str(row["question"]),
-            _answers_in(row),
-        )
-        for number, (row, name) in enumerate(zip(rows, names, strict=True))
-    ]
+def _read_list(path: Path) -> list[_Row]:
+    rows = []
+    for number, row in enumerate(read_rows(path)):
+        image, text = need_keys(row, ("image", "question"), path)
+        place = f"question {row.get('question_id', number)}"
+        rows.append(_Row(place, str(image), str(text), _answers_in(row)))
+    return rows
 
 
-def _read_metadata(path: Path, split: str | None) -> tuple[list[Question], str | None]:
-    rows = read_metadata(path)
-    for row in rows:
+def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | None]:
+    found = read_metadata(path)
+    for row in found:
         need_keys(row, ("file_name", "question"), path)
-    rows, chosen = rows_of_split(rows, "file_name", split, path)
-    names = [str(row["file_name"]) for row in rows]
-    root = image_root(path.parent, names, (), path)
+    found, chosen = rows_of_split(found, "file_name", split, path)
     return [
-        Question(f"{path.name}, row {n}", image_of(root / name), str(row["question"]),
-                 _answers_in(row))
-        for n, (row, name) in enumerate(zip(rows, names, strict=True), 1)
-    ], chosen  # fmt: skip
+        _Row(f"{path.name}, row {n}", str(r["file_name"]), str(r["question"]), _answers_in(r))
+        for n, r in enumerate(found, 1)
+    ], chosen
 
 
 def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def duplicate_sentences(layers: Sequence[LayerDimension]) -> list[str]:
         return []
     return [
         "Duplicates: in the layer that has most of them, so many points equal another one and are "
-        f"left out: {', '.join(listed)}. Samples that are there twice tell nothing more."
+        f"left out: {', '.join(listed)}. Duplicate samples add no information."
     ]
 
 

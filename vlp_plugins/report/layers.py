@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -171,10 +172,9 @@ def sparsity_by_depth(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
 
 
 def _mean_by_depth(rows: Sequence[LayerRow], mask: int) -> tuple[list[int], list[float]]:
-    kept: dict[int, int] = {}
-    total: dict[int, int] = {}
+    kept, total = Counter[int](), Counter[int]()
     for row in rows:
-        kept[row.depth] = kept.get(row.depth, 0) + row.kept[mask]
-        total[row.depth] = total.get(row.depth, 0) + row.elements
+        kept[row.depth] += row.kept[mask]
+        total[row.depth] += row.elements
     depths = sorted(total)
     return depths, [1 - kept[depth] / total[depth] for depth in depths]
