@@ -59,6 +59,7 @@ class RunningPass:
     ) -> None:
         """Resumes from a state and its large sums; writes it to `file` every so many batches."""
         self._probes = probes
+        self._device = device
         self._file = file
         self._every = every
         self._rank, self._world = batch_shard(sharded=probes.sharded)
@@ -109,6 +110,39 @@ class RunningPass:
             self.save()
         if self._file is not None and self._saved > self.replayed:
             logger.info("stopped; %s holds the first %d batches", self._file.path, self._saved)
+
+    def statistics(self, weights: WeightMap, *, published: bool) -> Statistics:
+        """The statistics of all processes after the last batch; empties the sums.
+
+        Raises:
+            NonFiniteError: if all batches were skipped.
+            StatisticsError: if a weight was reached by no stream, or not by the loss.
+        """
+        state = self.state
+        fingerprint = state.fingerprint.hex()[:16]
+        check_same(fingerprint, f"{state.batches} batches")
+        counted = state.read - sum_tally(state.skipped, self._device)
+        if not sum(counted.batches):
+            raise NonFiniteError(
+                f"all {state.batches} batches were left out, because each had a NaN or infinite "
+                "loss, gradient or activation; look at the checkpoint (weights after a diverged "
+                "training), or run in float32"
+            )
+        self.large.sums.update(state.sums)
+        sums = sum_over_processes(self.large.sums, self._device)
+        self._probes.check_reached(sums)
+        return Statistics(
+            sums=sums,
+            samples=counted.samples,
+            batches=state.batches,
+            fingerprint=fingerprint,
+            structure=weights.structure,
+            adapter=weights.adapter_name,
+            published=published,
+            shapes={name: weight.shape for name, weight in weights.items()},
+            weights_hash=weights.content_hash(),
+            counted=counted.batches,
+        )
 
     def _check_replayed(self, index: int) -> None:
         if self._digest != self._replayed_hashes[index]:
@@ -226,32 +260,7 @@ def calibrate(
         )
     warn_if_fewer(read, limit)
     running.save()
-    state = running.state
-    fingerprint = state.fingerprint.hex()[:16]
-    check_same(fingerprint, f"{state.batches} batches")
-    counted = state.read - sum_tally(state.skipped, device)
-    if not sum(counted.batches):
-        raise NonFiniteError(
-            f"all {state.batches} batches were left out, because each had a NaN or infinite loss, "
-            "gradient or activation; look at the checkpoint (weights after a diverged training), "
-            "or run in float32"
-        )
-    sums = running.large.sums
-    sums.update(state.sums)
-    sums = sum_over_processes(sums, device)
-    probes.check_reached(sums)
-    return Statistics(
-        sums=sums,
-        samples=counted.samples,
-        batches=state.batches,
-        fingerprint=fingerprint,
-        structure=weights.structure,
-        adapter=weights.adapter_name,
-        published=published,
-        shapes={name: weight.shape for name, weight in weights.items()},
-        weights_hash=weights.content_hash(),
-        counted=counted.batches,
-    )
+    return running.statistics(weights, published=published)
 
 
 def _resumed(

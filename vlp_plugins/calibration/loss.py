@@ -30,6 +30,15 @@ from vlp_plugins.runtime.sharding import (
     whole,
 )
 
+logger = logging.getLogger("vlp_plugins.calibration")
+
+LOSS_SCALES = tuple(2.0**power for power in range(16, -9, -4))
+"""What a float16 loss is multiplied by before its backward; the next after an overflow.
+
+Powers of two, so that nothing but underflow and overflow changes. Every batch starts at the first:
+gradients must not depend on the batches that a process has seen before.
+"""
+
 
 def total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the terms, scalars of any shape and dtype, in float32."""
@@ -67,14 +76,6 @@ def _first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
         if suspect and not bool(torch.isfinite(gradient).all()):
             return name
     return None
-
-
-LOSS_SCALES = tuple(2.0**power for power in range(16, -9, -4))
-"""What a float16 loss is multiplied by before its backward; the next after an overflow.
-
-Powers of two, so that nothing but underflow and overflow changes. Every batch starts at the first:
-gradients must not depend on the batches that a process has seen before.
-"""
 
 
 @contextmanager
@@ -121,9 +122,6 @@ def _sharded_grad(
     finally:
         for parameter, gradient in zip(leaves, before, strict=True):
             parameter.grad = gradient
-
-
-logger = logging.getLogger("vlp_plugins.calibration")
 
 
 class LossProbe:

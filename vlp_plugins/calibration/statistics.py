@@ -15,6 +15,12 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError
 
+logger = logging.getLogger(__name__)
+
+_SOUND = (0, 2, 0)
+_REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
+_FORM = Format("statistics", "vlp_statistics", 1, StatisticsError, _REMEDY)
+
 
 def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Accumulators by the text of their key."""
@@ -35,13 +41,6 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
         sums[statistic, Site.parse(site)] = tensor
     return sums
-
-
-logger = logging.getLogger(__name__)
-
-_SOUND = (0, 2, 0)
-_REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
-_FORM = Format("statistics", "vlp_statistics", 1, StatisticsError, _REMEDY)
 
 
 @dataclass

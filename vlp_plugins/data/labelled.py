@@ -18,7 +18,7 @@ from vlp_plugins.data.records import CaptionSource, choose_split
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.untrusted import check_read
 
-LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
+_LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
 
 def _from_metadata(folder: Path, path: Path, split: str | None) -> LabelledImages:
     rows = read_metadata(path)
-    column = next((name for name in LABEL_COLUMNS if name in rows[0]), None)
+    column = next((name for name in _LABEL_COLUMNS if name in rows[0]), None)
     if column is None or any("file_name" not in row for row in rows):
         raise DataError(
             f"{path} needs the columns file_name and label (its columns: {', '.join(rows[0])})"
@@ -159,10 +159,10 @@ def _from_datasets(source: str, split: str | None) -> LabelledImages:
 
     dataset, chosen = open_dataset(source, split)
     features = dataset.features or {}
-    column = next((name for name in LABEL_COLUMNS if name in features), None)
+    column = next((name for name in _LABEL_COLUMNS if name in features), None)
     if column is None:
         raise DataError(
-            f"dataset {source} has no column of labels ({', '.join(LABEL_COLUMNS)}); its columns: "
+            f"dataset {source} has no column of labels ({', '.join(_LABEL_COLUMNS)}); its columns: "
             f"{', '.join(features) or 'unknown'}"
         )
     title = f"dataset {source}" + (f" ({chosen})" if chosen else "")

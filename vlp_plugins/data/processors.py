@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,34 +106,25 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
 
     reasons: list[str] = []
 
-    def attempt(load: Callable[[], Any]) -> Any:
+    def attempt(kind: str, **options: Any) -> Any:
         try:
-            return load()
+            # The default, None, would ask on the terminal whether code may run.
+            load = getattr(transformers, kind).from_pretrained
+            return load(folder, trust_remote_code=False, **options)
         except Exception as error:  # damaged files raise what their parsers raise
             reasons.append(loading_failure(folder, error))
             return None
 
-    # `trust_remote_code=None`, the default, would ask on the terminal whether code may run.
-    whole = attempt(
-        lambda: transformers.AutoProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=False
-        )
-    )
+    whole = attempt("AutoProcessor", backend="pil")
     if getattr(whole, "image_processor", None):
         _check_sizes(whole.image_processor, folder)
         if _has_words(getattr(whole, "tokenizer", None)):
             return whole, reasons
-    images = attempt(
-        lambda: transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=False
-        )
-    )
+    images = attempt("AutoImageProcessor", backend="pil")
     if images is None:
         return None, reasons[-1:]
     _check_sizes(images, folder)
-    tokenizer = attempt(
-        lambda: transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    )
+    tokenizer = attempt("AutoTokenizer")
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
 
 

@@ -29,7 +29,7 @@ from vlp_plugins.data.records import (
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+_IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 _TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")
 # WebDataset's rule: the key goes to the first dot of the base name, the field follows it.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -71,7 +71,7 @@ class TarShards(CaptionSource):
             raise DataError(f"{description}: the shards hold no records (0001.jpg with 0001.txt)")
         fields = first[1]
         self._image = choose_column(
-            fields, image_column, IMAGE_FIELDS, kind="image", where=description
+            fields, image_column, _IMAGE_FIELDS, kind="image", where=description
         )
         self._caption = ("", "")
         if captions != "none":
@@ -239,7 +239,7 @@ def _json(content: bytes) -> dict[str, object]:
 
 
 def _decode(fields: Fields, field: str) -> Image.Image:
-    names = [field, *IMAGE_FIELDS]  # shards may mix jpg and png
+    names = [field, *_IMAGE_FIELDS]  # shards may mix jpg and png
     found = next((name for name in names if name in fields), None)
     if found is None:
         raise ValueError(f"it has no image (its files: {', '.join(fields)})")

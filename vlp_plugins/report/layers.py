@@ -15,6 +15,11 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
 from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
 
+_FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
+"""Floors to recommend: the first for which there is room."""
+_COLLAPSED = 0.01
+"""A layer that keeps less than this fraction is reported as collapsed."""
+
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Comma-separated text, one line per row.
@@ -35,12 +40,6 @@ def _cell(cell: object) -> object:
     except ValueError:
         return f"'{cell}"
     return cell
-
-
-_FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
-"""Floors to recommend: the first for which there is room."""
-COLLAPSED = 0.01
-"""A layer that keeps less than this fraction is reported as collapsed."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def collapse_warnings(
         if rows and all(row.kept[i] == row.elements for row in rows):
             warnings.append(f"sparsity {title}: nothing is removed; the model stays dense")
         empty = [row.name for row in rows if row.kept[i] == 0]
-        thin = [row.name for row in rows if row.kept[i] and row.sparsities[i] > 1 - COLLAPSED]
+        thin = [row.name for row in rows if row.kept[i] and row.sparsities[i] > 1 - _COLLAPSED]
         for names, what in ((empty, "removed entirely"), (thin, "all but removed (over 99 %)")):
             if names:
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

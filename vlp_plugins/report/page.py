@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def template(name: str) -> Template:
+def _template(name: str) -> Template:
     """A template of this package, which may extend and import the others."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -34,7 +34,7 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
+def _parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
     """The parameters that the manifests record, one text per mask set; last, new weights."""
     recorded = [each.manifest.parameters for each in masks.values()]
     names = dict.fromkeys(name for parameters in recorded for name in parameters)
@@ -135,12 +135,12 @@ def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str
                 "titles": titles,
                 "rows": rows,
                 "modalities": _modalities(run.masks),
-                "parameters": parameter_rows(run.masks),
+                "parameters": _parameter_rows(run.masks),
                 "warnings": collapse_warnings(rows, titles, masks),
                 "chart": sparsity_by_depth(rows, titles) if titles else "",
             }
         )
-    return template("page.html.j2").render(
+    return _template("page.html.j2").render(
         title=title, sections=sections, tables=tables, version=__version__
     )
 
@@ -197,6 +197,6 @@ def render_findings(findings: Findings) -> str:
         UnsupportedError: if the packages of the extra `report` are missing.
     """
     check_can_render()
-    return template("findings.html.j2").render(
+    return _template("findings.html.j2").render(
         title=findings.title, findings=findings, version=__version__
     )
