@@ -1,4 +1,4 @@
-"""From a path or hub id to a model and its adapter."""
+"""Loads a model and its adapter from a path or hub id."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MODULE = "module"
-"""Asks for `ModuleAdapter` where the name of an adapter is expected; it takes any model."""
+"""In place of the name of an adapter: `ModuleAdapter`, which takes any model."""
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
@@ -51,9 +51,9 @@ def load_model(
 ) -> tuple[nn.Module, Adapter]:
     """Loads a model in evaluation mode and finds its adapter.
 
-    A folder of `save_structured` says itself what is in it. Of all others every adapter is first
-    asked whether it knows the format (original checkpoints, models that transformers does not
-    have); then transformers loads the class that the configuration names.
+    A folder of `save_structured` records its model and adapter. For any other source every adapter
+    is first asked whether it knows the format (original checkpoints, models that transformers does
+    not have); then transformers loads the class that the configuration names.
 
     Args:
         source: local folder, checkpoint file, or hub id.
@@ -62,28 +62,27 @@ def load_model(
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
 
     Raises:
-        UnsupportedError: if nobody can load the source, it lacks weights that would be pruned, or
+        UnsupportedError: if the source cannot be loaded, it lacks weights that would be pruned, or
             there is no such device.
         UnclaimedModelError: if no adapter claims the model.
     """
     if dtype not in DTYPES:
         raise UnsupportedError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     target = default_device(device)
-    source = _expanded(source)
-    known = registry()
-    if adapter not in (None, MODULE):
-        known.adapter(str(adapter))  # a misspelt name shows before the model is read
-    _check_exists(source)
-    if is_structured(source):
-        return _structured(source, adapter, target, DTYPES[dtype])
-    found = (_asked(known.adapter, name, source) for name in _asked_names(known, adapter))
-    if is_sparse(source):
-        model: nn.Module | None = sparse_model(source)
-    else:
-        model = next((model for model in found if model is not None), None)
+    source, known = _checked(source, adapter)
     missing: Sequence[str] = ()
-    if model is None:
-        model, missing = _from_transformers(source, DTYPES[dtype])
+    if is_structured(source):
+        model, saved = rebuild(source)
+        chosen = saved if adapter in (None, saved.name) else _adapter_of(model, known, adapter)
+        return model.to(target, DTYPES[dtype]), chosen
+    if is_sparse(source):
+        model = sparse_model(source)
+    else:
+        found = (_load_by(known.adapter, name, source) for name in _names(known, adapter))
+        first = next((model for model in found if model is not None), None)
+        if first is None:
+            first, missing = _from_transformers(source, DTYPES[dtype])
+        model = first
     chosen = _adapter_of(model, known, adapter)
     _report_missing(source, model, chosen, missing)
     return model.to(target, DTYPES[dtype]).eval(), chosen
@@ -91,7 +90,7 @@ def load_model(
 
 @neutral_state()
 def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Module, Adapter]:
-    """A model to look at: like `load_model`, but a folder needs a configuration only.
+    """A model to inspect: like `load_model`, but a folder needs a configuration only.
 
     Without weights the model is made on the meta device, which takes no memory.
 
@@ -100,52 +99,43 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
         adapter: as of `load_model`.
 
     Raises:
-        UnsupportedError: if nobody knows the source.
+        UnsupportedError: if neither an adapter nor transformers knows the source.
         UnclaimedModelError: if no adapter claims the model.
     """
-    source = _expanded(source)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.name == "config.json" and path.is_file():
         source, path = str(path.parent), path.parent
     if not has_no_weights(path):
         return load_model(source, adapter=adapter, device="cpu")
     known = registry()
-    model = meta_model(
-        source, [known.adapter(name) for name in _asked_names(known, adapter)]
-    ).eval()
+    adapters = [known.adapter(name) for name in _names(known, adapter)]
+    model = meta_model(str(path), adapters).eval()
     return model, _adapter_of(model, known, adapter)
 
 
 def load_outline(source: str, *, adapter: str | None = None) -> tuple[nn.Module, Adapter]:
-    """A model to check a run against: its weights stay unread where a `config.json` describes it.
+    """A model to check a run against: where a `config.json` describes it, on the meta device.
 
     Args:
         source: as of `load_model`.
         adapter: as of `load_model`.
 
-    Returns:
-        The model, on the meta device unless it had to be loaded, and its adapter.
-
     Raises:
         UnsupportedError: if `load_model` could not load it, as far as that shows without weights.
         UnclaimedModelError: if no adapter claims the model.
     """
-    source = _expanded(source)
+    source, known = _checked(source, adapter)
     path = Path(source)
-    known = registry()
-    if adapter not in (None, MODULE):
-        known.adapter(str(adapter))
-    _check_exists(source)
     described = path.is_dir() and (path / "config.json").is_file() and not has_no_weights(path)
     if not described or is_structured(source) or is_sparse(source):
         return load_model(source, adapter=adapter, device="cpu")
     with TemporaryDirectory() as bare:
-        # Being asked, an adapter makes its classes known to transformers; from the whole folder it
-        # would load the model.
+        # An adapter that tries to load makes its classes known to transformers; from the whole
+        # folder it would load the model.
         shutil.copy(path / "config.json", bare)
-        for name in _asked_names(known, adapter):
+        for name in _names(known, adapter):
             with suppress(VlpError):
-                _asked(known.adapter, name, bare)
+                _load_by(known.adapter, name, bare)
     try:
         with bounded(source):
             model = meta_model(source, ()).eval()
@@ -154,25 +144,24 @@ def load_outline(source: str, *, adapter: str | None = None) -> tuple[nn.Module,
     return model, _adapter_of(model, known, adapter)
 
 
-def _structured(
-    source: str, adapter: str | None, device: torch.device, dtype: torch.dtype
-) -> tuple[nn.Module, Adapter]:
-    """A model with heads or units cut out, which `save_structured` wrote."""
-    model, saved = rebuild(source)
-    chosen = saved if adapter in (None, saved.name) else _adapter_of(model, registry(), adapter)
-    return model.to(device, dtype), chosen
+def _checked(source: str, adapter: str | None) -> tuple[str, Registry]:
+    """The source with `~` expanded, and the registry, which has that adapter."""
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    known = registry()
+    if adapter not in (None, MODULE):
+        known.adapter(str(adapter))  # a misspelt name shows before the model is read
+    # What is no id would take the hub long to refuse.
+    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
+        raise UnsupportedError(f"model {source} does not exist; check the path")
+    return source, known
 
 
-def _expanded(source: str) -> str:
-    return str(Path(source).expanduser()) if source.startswith("~") else source
-
-
-def _asked_names(known: Registry, adapter: str | None) -> Iterable[str]:
+def _names(known: Registry, adapter: str | None) -> Iterable[str]:
     return known.adapter_names() if adapter in (None, MODULE) else [str(adapter)]
 
 
-def _asked(find: Callable[[str], Adapter], name: str, source: str) -> nn.Module | None:
-    """What one adapter loads; an adapter that breaks must not keep the others from it."""
+def _load_by(find: Callable[[str], Adapter], name: str, source: str) -> nn.Module | None:
+    """What one adapter loads; one that breaks does not stop the others."""
     try:
         return find(name).load(source)
     except (VlpError, MemoryError):
@@ -199,12 +188,6 @@ def _adapter_of(model: nn.Module, known: Registry, adapter: str | None) -> Adapt
         raise UnclaimedModelError(
             f"{error}, on the command line with --adapter {MODULE}"
         ) from error
-
-
-def _check_exists(source: str) -> None:
-    """Looks like a path and is none: asking the hub for it would take long and tell nothing."""
-    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
-        raise UnsupportedError(f"model {source} does not exist; check the path")
 
 
 def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
@@ -242,7 +225,7 @@ def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list
 def _report_missing(
     source: str, model: nn.Module, adapter: Adapter, missing: Sequence[str]
 ) -> None:
-    """Judges what a checkpoint lacks: transformers draws it at random, and only warns."""
+    """Raises if a checkpoint lacks prunable weights: transformers only warns, and draws them."""
     if not missing:
         return
     prunable = {alias for w in WeightMap.of(model, adapter).values() for alias in w.aliases}

@@ -67,3 +67,34 @@ def test_importing_the_package_imports_neither_torch_nor_a_host() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("vlp_plugins.scorers.base", "Scorer"),
+        ("vlp_plugins.allocation", "Allocation"),
+        ("vlp_plugins.statistics.second_moment", "InputSecondMoment"),
+        ("vlp_plugins.methods.base", "Composition"),
+        ("vlp_plugins.solvers.problem", "Problem"),
+        ("vlp_plugins.training", "GradualPruning"),
+        ("vlp_plugins.lora", "merge"),
+        ("vlp_plugins.adapter", "Adapter"),
+    ],
+)
+def test_former_module_names_forward_with_a_warning(former, name):
+    """A process of its own: what is imported once warns no more."""
+    code = (
+        "import importlib, warnings\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    module = importlib.import_module({former!r})\n"
+        f"print(getattr(module, {name!r}).__module__)\n"
+        "print([str(each.message) for each in said if each.category is FutureWarning][-1])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    where, said = run.stdout.splitlines()
+    assert where.startswith("vlp_plugins.")
+    assert where != former
+    assert f"{former} is now " in said

@@ -238,7 +238,9 @@ def test_the_name_of_a_statistic_tells_its_parameters():
 
 
 def test_two_different_statistics_of_one_name_are_refused():
-    message = r"called 'power'.*Power\(p=1, name='power'\).*Power\(p=4, .*must tell its parameters"
+    message = (
+        r"called 'power'.*Power\(p=1, name='power'\).*Power\(p=4, .*must contain its parameters"
+    )
     with pytest.raises(UnsupportedError, match=message):
         gathered(Power(1, "power"), Power(4, "power"))
     same = gathered(Power(1, "power"), Power(1, "power"))

@@ -218,7 +218,7 @@ def test_a_source_that_does_not_exist(source: str, message: str) -> None:
 def test_a_folder_is_read_without_the_package_datasets(photos: Path) -> None:
     program = (
         "import sys; sys.modules['datasets'] = None\n"
-        "from vlp_plugins.data import open_source\n"
+        "from vlp_plugins.data.sources import open_source\n"
         "from vlp_plugins.runtime.errors import DataError\n"
         f"print(len(list(open_source({str(photos)!r}))))\n"
         "try: open_source('some/dataset')\n"

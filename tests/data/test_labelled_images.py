@@ -153,3 +153,13 @@ def test_one_metadata_file_for_several_splits(tmp_path: Path) -> None:
     assert shown(open_labelled(str(tmp_path))) == [(0, 0)]
     assert open_labelled(str(tmp_path)).description.endswith(" (train)")
     assert shown(open_labelled(str(tmp_path), "test")) == [(1, 1), (2, 2)]
+
+
+def test_a_folder_of_parquet_files_has_splits(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for label, split in enumerate(("train", "test")):
+        rows = {"image": [picture(label + 4)], "label": [label]}
+        file = tmp_path / f"{split}.parquet"
+        datasets.Dataset.from_dict(rows, features).to_parquet(str(file))
+    assert shown(open_labelled(str(tmp_path), "test")) == [(5, 1)]
+    assert shown(open_labelled(str(tmp_path))) == [(4, 0)]

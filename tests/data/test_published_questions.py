@@ -126,3 +126,15 @@ def test_one_metadata_file_for_several_splits(tmp_path: Path) -> None:
         assert found.description.endswith(f" ({split or 'train'})")
     with pytest.raises(DataError, match="no split 'val'"):
         open_questions(str(tmp_path), "val")
+
+
+def test_a_metadata_file_for_each_split(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0.png").write_bytes(encoded(number))
+        row = {"file_name": "0.png", "question": f"of {split}?", "answer": "no"}
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row))
+    for split in (None, "train", "test"):
+        found = open_questions(str(tmp_path), split)
+        assert [item.text for item in found.items] == [f"of {split or 'train'}?"]
+        assert found.description == f"{tmp_path} ({split or 'train'})"

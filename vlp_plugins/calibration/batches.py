@@ -1,6 +1,6 @@
-"""What the data pass does with a batch: its hash, its size, its device.
+"""Batches of a data pass: checked, counted, hashed, moved to a device, read again.
 
-Batches are mappings of tensors, or whatever else a loader makes: tuples, lists, bare tensors.
+Batches are mappings of tensors, or what else a loader makes: tuples, lists, bare tensors.
 """
 
 from __future__ import annotations
@@ -41,16 +41,14 @@ def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
 def check_batches(batches: Iterable[object], limit: int | None = None) -> None:
     """Raises `DataError` if that is a single batch, or no batches, or if `limit` leaves none."""
     kind = type(batches)
-    if isinstance(batches, Mapping):
+    if isinstance(batches, Mapping) or hasattr(batches, "ndim"):  # a tensor or an array
+        rows = ""
+        if hasattr(batches, "ndim"):
+            shape = list(getattr(batches, "shape", ()))
+            rows = f" of shape {shape}, whose rows would be taken for batches"
         raise DataError(
-            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__}: "
-            "put it in a list, [batch]"
-        )
-    if hasattr(batches, "ndim"):  # a tensor or an array
-        shape = list(getattr(batches, "shape", ()))
-        raise DataError(
-            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__} "
-            f"of shape {shape}, whose rows would be taken for batches: put it in a list, [batch]"
+            f"that is a single batch; give a list of batches, or a loader, not a {kind.__name__}"
+            f"{rows}: put it in a list, [batch]"
         )
     iterable = hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
     if isinstance(batches, str | bytes) or not iterable:
@@ -61,14 +59,14 @@ def check_batches(batches: Iterable[object], limit: int | None = None) -> None:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")
 
 
-def say_if_fewer(read: int, limit: int | None) -> None:
+def warn_if_fewer(read: int, limit: int | None) -> None:
     """Warns if the data ended before the limit that was asked for."""
     if limit is not None and read < limit:
         logger.warning("the data gave %d batches, fewer than limit=%d; used them all", read, limit)
 
 
 def number_of_batches(batches: Iterable[Batch], limit: int | None) -> int | None:
-    """How many batches a pass reads at most; None if nobody knows."""
+    """How many batches a pass reads at most; None if that is unknown."""
     try:
         length = len(batches)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a DataLoader over an iterable data set
@@ -79,16 +77,13 @@ def number_of_batches(batches: Iterable[Batch], limit: int | None) -> int | None
 def batches_again(
     batches: Iterable[Batch], limit: int | None = None
 ) -> Callable[[], Iterator[Batch]]:
-    """Makes sure that several passes see the same batches in the same order.
+    """A function whose every call starts a pass over the same batches in the same order.
 
     Later passes are compared with the first by hash, except those over a list or a tuple.
 
     Args:
-        batches: any iterable; an iterator, which ends for good, serves a single pass.
+        batches: any iterable; an iterator, which can be read once, allows a single pass.
         limit: number of batches of every pass; None for all.
-
-    Returns:
-        A function whose every call starts a pass.
 
     Raises:
         DataError: at once for a single batch or a limit below 1; during a pass if there are no
@@ -107,13 +102,13 @@ def batches_again(
                 "the batches are an iterator (a generator?), which can be read once, but the "
                 "method goes over them several times; give a list of batches, or a loader"
             )
-        return _recognised(islice(batches, limit), hashes)
+        return _compared(islice(batches, limit), hashes)
 
     return again
 
 
-def _recognised(batches: Iterator[Batch], hashes: list[bytes] | None) -> Iterator[Batch]:
-    """The batches; what an earlier pass has seen must come again."""
+def _compared(batches: Iterator[Batch], hashes: list[bytes] | None) -> Iterator[Batch]:
+    """The batches, which must be those of an earlier pass; a first pass adds its hashes."""
     seen = len(hashes or ())
     digest = b""
     index = -1
@@ -139,9 +134,9 @@ def _recognised(batches: Iterator[Batch], hashes: list[bytes] | None) -> Iterato
 
 
 def chain_hash(previous: bytes, batch: Any) -> bytes:
-    """SHA-256 over the hash of the batches before and the keys, dtypes, shapes and bytes of this.
+    """SHA-256 of the hash of the batches before, and the keys, dtypes, shapes and bytes of this.
 
-    Values that are neither tensors nor plain Python values count by their type only.
+    Of values that are neither tensors nor plain Python values only the type counts.
     """
     digest = hashlib.sha256(previous)
     for piece in _pieces(batch):
@@ -165,10 +160,10 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A copy of the batch with every tensor on `device`: what a model may be given.
+    """A copy of the batch with every tensor on `device`.
 
-    Forwards that normalise their input in place change the copy, not what the caller gave, which
-    later passes must find as it was. Tensors made in inference mode become ordinary ones.
+    Forwards that normalise their input in place change the copy, not the caller's batch, which
+    later passes read again. Tensors made in inference mode become ordinary ones.
     """
     if isinstance(batch, torch.Tensor):
         with torch.inference_mode(False):

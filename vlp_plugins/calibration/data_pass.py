@@ -17,7 +17,7 @@ from vlp_plugins.calibration.batches import (
     chain_hash,
     check_batches,
     number_of_batches,
-    say_if_fewer,
+    warn_if_fewer,
 )
 from vlp_plugins.calibration.checkpoint import (
     FORM,
@@ -26,10 +26,10 @@ from vlp_plugins.calibration.checkpoint import (
     pack_state,
     unpack_state,
 )
-from vlp_plugins.calibration.probes import Measuring
+from vlp_plugins.calibration.probes import Probes
 from vlp_plugins.calibration.statistic import Key, Statistic
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.calibration.sums import LargeSums, Tally, sum_large, sum_over_processes, sum_tally
+from vlp_plugins.calibration.sums import LargeSums, Tally, sum_over_processes, sum_tally
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ logger = logging.getLogger("vlp_plugins.calibration")
 
 
 class RunningPass:
-    """What one process does with the batches.
+    """The batches that one process measures or passes over.
 
     Attributes:
         state: after the batches so far.
@@ -50,32 +50,26 @@ class RunningPass:
 
     def __init__(
         self,
-        measuring: Measuring,
+        probes: Probes,
         device: torch.device,
         file: Checkpoint | None,
         every: int,
-        done: tuple[PassState, Mapping[Key, torch.Tensor]],
+        state: PassState,
+        large: Mapping[Key, torch.Tensor],
     ) -> None:
-        """Goes on from a state.
-
-        Args:
-            measuring: the probes.
-            device: of the model.
-            file: where the state is kept, if anywhere.
-            every: batches between two writes.
-            done: what an earlier pass has seen.
-        """
-        self._measuring = measuring
+        """Resumes from a state and its large sums; writes it to `file` every so many batches."""
+        self._probes = probes
+        self._device = device
         self._file = file
         self._every = every
-        self._rank, self._world = batch_shard(sharded=measuring.sharded)
-        # Of a sharded model every process measures every batch; what the first finds counts.
-        self._counts = not measuring.sharded or rank_and_size()[0] == 0
-        self._done = done[0]
+        self._rank, self._world = batch_shard(sharded=probes.sharded)
+        # Of a sharded model every process measures every batch; what rank 0 finds counts.
+        self._counts = not probes.sharded or rank_and_size()[0] == 0
+        self._replayed_hashes = state.hashes
         self._digest = b""
-        self.state = done[0]
-        self.large = LargeSums(done[1], device)
-        self.replayed = self._saved = self.state.batches
+        self.state = state
+        self.large = LargeSums(large, device)
+        self.replayed = self._saved = state.batches
 
     def take(self, batch: Any, index: int) -> None:
         """Measures a batch, or passes over one that was seen already or is another process's.
@@ -86,45 +80,72 @@ class RunningPass:
         self._digest = chain_hash(self._digest, batch)
         if index < self.replayed:
             self._check_replayed(index)
-            self._measuring.advance(batch, index)
+            self._probes.advance(batch, index)
             return
         samples = batch_size(batch)
         if index % self._world != self._rank:
-            self._measuring.advance(batch, index)
+            self._probes.advance(batch, index)
             self.state = self.state.after({}, samples, self._digest)
-        elif (measured := self._measuring.measure(batch, index)) is None:
-            if self._counts:
-                self.state = self.state.without(samples, self._digest)
-            else:
-                self.state = self.state.after({}, samples, self._digest)
-        else:
+        elif (found := self._probes.measure(batch, index)) is not None:
+            values, gradients = found
             with self.large.changing():
-                self._measuring.add(measured, self.large if self._counts else None, self.state.half)
-                found = measured.values if self._counts else {}
-                self.state = self.state.after(found, samples, self._digest)
+                self._probes.add(gradients, self.large if self._counts else None, self.state.half)
+                self.state = self.state.after(values if self._counts else {}, samples, self._digest)
+        elif self._counts:
+            self.state = self.state.without(samples, self._digest)
+        else:
+            self.state = self.state.after({}, samples, self._digest)
         if self._file is not None and self.state.batches % self._every == 0:
             self.save()
 
     def save(self) -> None:
-        """Writes the state, if there is a file and the state is not in it.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
+        """Writes the state, if there is a file and the state is not in it."""
         if self._file is not None and self.state.batches > self._saved:
             self._file.save(lambda: pack_state(self.state, self.large.sums))
             self._saved = self.state.batches
 
     def save_interrupted(self) -> None:
-        """`save`, unless the large sums were caught half changed."""
+        """`save`, unless the large sums are half changed."""
         if self.large.whole:
             self.save()
         if self._file is not None and self._saved > self.replayed:
-            # What to do with it, the caller knows: the command tells, or deletes it.
             logger.info("stopped; %s holds the first %d batches", self._file.path, self._saved)
 
+    def statistics(self, weights: WeightMap, *, published: bool) -> Statistics:
+        """The statistics of all processes after the last batch; empties the sums.
+
+        Raises:
+            NonFiniteError: if all batches were skipped.
+            StatisticsError: if a weight was reached by no stream, or not by the loss.
+        """
+        state = self.state
+        fingerprint = state.fingerprint.hex()[:16]
+        check_same(fingerprint, f"{state.batches} batches")
+        counted = state.read - sum_tally(state.skipped, self._device)
+        if not sum(counted.batches):
+            raise NonFiniteError(
+                f"all {state.batches} batches were left out, because each had a NaN or infinite "
+                "loss, gradient or activation; look at the checkpoint (weights after a diverged "
+                "training), or run in float32"
+            )
+        self.large.sums.update(state.sums)
+        sums = sum_over_processes(self.large.sums, self._device)
+        self._probes.check_reached(sums)
+        return Statistics(
+            sums=sums,
+            samples=counted.samples,
+            batches=state.batches,
+            fingerprint=fingerprint,
+            structure=weights.structure,
+            adapter=weights.adapter_name,
+            published=published,
+            shapes={name: weight.shape for name, weight in weights.items()},
+            weights_hash=weights.content_hash(),
+            counted=counted.batches,
+        )
+
     def _check_replayed(self, index: int) -> None:
-        if self._digest != self._done.hashes[index]:
+        if self._digest != self._replayed_hashes[index]:
             where = "" if self._file is None else f" {self._file.path}"
             raise DataError(
                 f"batch {index} is not the one that checkpoint{where} has seen; give the same data "
@@ -155,30 +176,29 @@ def calibrate(
 ) -> Statistics:
     """Gathers statistics in one pass over the data. The model is left as it was found.
 
-    In a `torch.distributed` process group every process must be given the same batches in the same
-    order; process r runs those whose index is r modulo the number of processes, and all return
-    the same statistics. A model under `fully_shard` runs every batch in all processes at once.
+    In a `torch.distributed` process group all processes must get the same batches in the same
+    order; rank r runs those whose index is r modulo the world size, and all return the same
+    statistics. A model under `fully_shard` runs every batch in all processes at once.
 
     Args:
         model: a model that `adapter` claims; batches are moved to the device of its parameters.
-        adapter: what it is described by.
+        adapter: of the model.
         weights: `WeightMap.of(model, adapter)`.
         batches: any iterable; read once, up to `limit`.
         statistics: what to gather.
         published: follow the published code where it departs from the idea.
         autocast: dtype in which losses run under `torch.autocast`; None runs as the model is.
-        skip_nonfinite: go on without batches whose loss, gradients or activations are not finite;
-            they count in no mean.
+        skip_nonfinite: leave out batches whose loss, gradients or activations are not finite; they
+            count in no mean.
         keep_state: leave what the losses change (`Adapter.loss_state`) as the last batch left it,
-            for a pass that goes on from there; the caller restores it.
+            for a pass that continues from there; the caller restores it.
         limit: number of batches to use; None uses all.
-        checkpoint: file that keeps the state of the pass (one per process, `name.rank0of2`; of a
-            sharded model one in all). It stays after the pass and is overwritten by the next;
-            delete it when you like.
+        checkpoint: file for the state of the pass (one per process, `name.rank0of2`; a single one
+            for a sharded model). It stays after the pass; the next one overwrites it.
         checkpoint_every: batches between two writes; an interruption or an error writes, too.
-        resume: continue from the checkpoint: the iterable must give the same batches again, those
-            seen already are compared by hash only. The result has the same bits as that of an
-            uninterrupted pass. Without a file the pass starts from the first batch.
+        resume: continue from the checkpoint, or from the first batch if there is none. The
+            iterable must give the same batches again; those seen already are compared by hash. The
+            result has the same bits as that of an uninterrupted pass.
         progress: called after every batch with (batches done, batches in all or None).
 
     Raises:
@@ -195,8 +215,7 @@ def calibrate(
     check_batches(batches, limit)
     if checkpoint_every < 1:
         raise DataError(f"checkpoint_every={checkpoint_every}; use 1 or more batches")
-    file = None
-    measuring = Measuring(
+    probes = Probes(
         model,
         adapter,
         weights,
@@ -206,17 +225,20 @@ def calibrate(
         skip_nonfinite=skip_nonfinite,
         keep_state=keep_state,
     )
+    file = None
     if checkpoint is not None:
         identity = identity_of(weights, statistics, published=published, autocast=autocast)
-        shard = batch_shard(sharded=measuring.sharded)
+        shard = batch_shard(sharded=probes.sharded)
         file = Checkpoint(checkpoint, FORM, identity, unit="batch", shard=shard)
-    done = _resumed(file, resume, limit)
-    if measuring.sharded:
-        done, file = _together(done), None if rank_and_size()[0] else file
+    state, large = _resumed(file, resume, limit)
+    if probes.sharded:  # rank 0 keeps the sums and the file
+        first = broadcast(replace(state, sums={}, skipped=Tally()))
+        if rank_and_size()[0]:
+            state, large, file = first, {}, None
     device = next(model.parameters()).device
-    running = RunningPass(measuring, device, file, checkpoint_every, done)
+    running = RunningPass(probes, device, file, checkpoint_every, state, large)
     total = number_of_batches(batches, limit)
-    with measuring.attached():
+    with probes.attached():
         try:
             index = -1
             for index, batch in enumerate(islice(batches, limit)):
@@ -228,9 +250,17 @@ def calibrate(
         except BaseException:  # Ctrl-C above all, but a loader that fails is as good a reason
             running.save_interrupted()
             raise
-    _check_read(index + 1, running.replayed, limit)
+    read = index + 1
+    if read == 0:
+        raise DataError("the calibration data is empty: no batch was read; check its path")
+    if read < running.replayed:
+        raise DataError(
+            f"the checkpoint has seen {running.replayed} batches, but the data gave only {read}; "
+            "give the same data, or delete the checkpoint and start again"
+        )
+    warn_if_fewer(read, limit)
     running.save()
-    return _finish(running, measuring, device, weights, published)
+    return running.statistics(weights, published=published)
 
 
 def _resumed(
@@ -251,56 +281,3 @@ def _resumed(
         )
     logger.info("resuming after %d batches", state.batches)
     return state, large
-
-
-def _together(
-    done: tuple[PassState, dict[Key, torch.Tensor]],
-) -> tuple[PassState, dict[Key, torch.Tensor]]:
-    """Where process 0 stands, for all; the sums stay with it alone."""
-    first = broadcast(replace(done[0], sums={}, skipped=Tally()))
-    return (first, {}) if rank_and_size()[0] else done
-
-
-def _check_read(read: int, replayed: int, limit: int | None) -> None:
-    if read == 0:
-        raise DataError("the calibration data is empty: no batch was read; check its path")
-    if read < replayed:
-        raise DataError(
-            f"the checkpoint has seen {replayed} batches, but the data gave only {read}; give "
-            "the same data, or delete the checkpoint and start again"
-        )
-    say_if_fewer(read, limit)
-
-
-def _finish(
-    running: RunningPass,
-    measuring: Measuring,
-    device: torch.device,
-    weights: WeightMap,
-    published: bool,
-) -> Statistics:
-    state = running.state
-    fingerprint = state.fingerprint.hex()[:16]
-    check_same(fingerprint, f"{state.batches} batches")
-    counted = state.read - sum_tally(state.skipped, device)
-    if not sum(counted.batches):
-        raise NonFiniteError(
-            f"all {state.batches} batches were left out, because each had a NaN or infinite loss, "
-            "gradient or activation; look at the checkpoint (weights after a diverged training), "
-            "or run in float32"
-        )
-    small = sum_over_processes(state.sums, device)
-    sums = small | sum_large(running.large.sums, device)
-    measuring.check_reached(sums)
-    return Statistics(
-        sums=sums,
-        samples=counted.samples,
-        batches=state.batches,
-        fingerprint=fingerprint,
-        structure=weights.structure,
-        adapter=weights.adapter_name,
-        published=published,
-        shapes={name: weight.shape for name, weight in weights.items()},
-        weights_hash=weights.content_hash(),
-        counted=counted.batches,
-    )

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from vlp_plugins.models.adapter import Adapter, Owner, Stream
 from vlp_plugins.models.weights import WeightMap
@@ -29,7 +29,7 @@ _UNFOLDED = 1 << 24
 
 
 class TokenReader(ABC):
-    """Turns the input of one module into `[tokens, in_features]`.
+    """Makes `[tokens, in_features]` of the input of one module.
 
     Attributes:
         key: equal for readers that make the same rows of the same input.
@@ -77,8 +77,8 @@ class TokenReader(ABC):
 class _Rows(TokenReader):
     """The last dimension holds the features, as `nn.Linear` reads them.
 
-    One vector per sample (a pooler's input) has no tokens to leave out: told by the rank, which
-    the adapter's mask of the samples' tokens shows to be missing a dimension.
+    One vector per sample (a pooler's input) has no tokens to leave out. It is recognised by its
+    rank: it has no dimension for the tokens of the mask.
     """
 
     def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
@@ -93,8 +93,8 @@ class _Patches(TokenReader):
         super().__init__(path)
         if module.groups != 1:
             raise UnsupportedError(
-                f"{path} is a convolution in {module.groups} groups, whose inputs cannot be told "
-                "apart by output; exclude it (ModuleAdapter(exclude=...))"
+                f"{path} is a convolution in {module.groups} groups, whose outputs do not all "
+                "read the same inputs; exclude it (ModuleAdapter(exclude=...))"
             )
         self._kernel, self._stride = module.kernel_size, module.stride
         self._dilation = module.dilation
@@ -150,7 +150,7 @@ def modules_using(
 ) -> Iterator[tuple[str, nn.Module, list[Use]]]:
     """Every module that uses weights, once: its path, itself, and what it uses.
 
-    A module that is reached by two paths cannot tell which path a call meant: it counts as
+    A call of a module that has two paths does not show which one was meant: the module counts as
     the first of its owners, or each call would count twice.
     """
     found: dict[nn.Module, tuple[str, dict[str, Use]]] = {}
@@ -164,14 +164,14 @@ def modules_using(
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[list[Any]]:
-    """The model in evaluation mode.
+def hooked(model: nn.Module) -> Iterator[list[RemovableHandle]]:
+    """The model in evaluation mode, with hooks.
 
     Yields:
-        A list for the handles of hooks. On leaving they are removed, and training flags (of every
-        single module) are as they were.
+        A list for the handles of the hooks. On leaving they are removed, and training flags (of
+        every single module) are as they were.
     """
-    hooks: list[Any] = []
+    hooks: list[RemovableHandle] = []
     with flags_kept(model), fast_path_off():
         try:
             model.eval()
@@ -181,12 +181,11 @@ def watched(model: nn.Module) -> Iterator[list[Any]]:
                 handle.remove()
 
 
-def run_quietly(model: nn.Module, run: Callable[[], None]) -> None:
-    """Runs parts of a model without gradients, as if by its forward.
+def run_without_gradients(model: nn.Module, run: Callable[[], None]) -> None:
+    """Runs parts of a model as if by its forward; the caller's random state is kept.
 
-    A stream that draws random numbers does not disturb those of the caller. Inference mode is left
-    if the caller is in it: its tensors have no version counter, so nobody could tell whether one
-    was changed.
+    Inference mode is left: its tensors have no version counter, which shows whether a tensor was
+    changed.
     """
     device = next(model.parameters()).device
     with (
@@ -200,16 +199,7 @@ def run_quietly(model: nn.Module, run: Callable[[], None]) -> None:
 
 
 def check_reached(adapter: Adapter, weights: WeightMap, reached: Collection[str]) -> None:
-    """Makes sure that the streams ran every weight.
-
-    Args:
-        adapter: whose streams they were.
-        weights: of the model.
-        reached: canonical names.
-
-    Raises:
-        StatisticsError: naming the first that was not reached.
-    """
+    """Raises `StatisticsError` if a weight is not among the canonical names `reached`."""
     if missed := [name for name in weights if name not in reached]:
         raise StatisticsError(
             f"no stream of adapter {adapter.name!r} ran {named(weights, missed)}; the "

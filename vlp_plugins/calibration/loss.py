@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -29,6 +30,15 @@ from vlp_plugins.runtime.sharding import (
     whole,
 )
 
+logger = logging.getLogger("vlp_plugins.calibration")
+
+LOSS_SCALES = tuple(2.0**power for power in range(16, -9, -4))
+"""What a float16 loss is multiplied by before its backward; the next after an overflow.
+
+Powers of two, so that nothing but underflow and overflow changes. Every batch starts at the first:
+gradients must not depend on the batches that a process has seen before.
+"""
+
 
 def total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the terms, scalars of any shape and dtype, in float32."""
@@ -36,13 +46,7 @@ def total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def check_loss(terms: Mapping[str, torch.Tensor], index: int, *, together: bool = False) -> None:
-    """Raises `NonFiniteError` with the name of the first term that is NaN or infinite.
-
-    Args:
-        terms: of the loss, scalars.
-        index: of the batch.
-        together: all processes run this batch, and all raise if one must.
-    """
+    """Raises `NonFiniteError` for the first term that is NaN or infinite, in all ranks together."""
     values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
     bad = ~torch.isfinite(values)
     if together:
@@ -56,16 +60,16 @@ def check_loss(terms: Mapping[str, torch.Tensor], index: int, *, together: bool 
             )
 
 
-def first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
-    """Name of the first gradient with NaN or infinity; of sharded ones the same everywhere."""
+def _first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of the first gradient with NaN or infinity; if sharded, the same in all ranks."""
     if not gradients:
         return None
     if is_sharded(gradients.values()):
         finite = [torch.isfinite(here(gradient)).all() for gradient in gradients.values()]
         bad = in_any_process(~torch.stack(finite)).tolist()
         return next((name for name, is_bad in zip(gradients, bad, strict=True) if is_bad), None)
-    # NaN or infinity always shows in the sum, at a fraction of the cost of a look at every
-    # element, and one transfer shows all sums. An overflow shows too, hence the second look.
+    # NaN or infinity always shows in the sum, at a fraction of the cost of a test of every
+    # element, and one transfer has all sums. An overflow shows too, hence the second test.
     sums = torch.stack([gradient.sum() for gradient in gradients.values()])
     suspects = (~torch.isfinite(sums)).tolist()
     for (name, gradient), suspect in zip(gradients.items(), suspects, strict=True):
@@ -74,35 +78,9 @@ def first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
-_HIGHEST = 2.0**16
-_LOWEST = 2.0**-8
-_STEP = 2.0**-4
-
-
-class LossScale:
-    """What a loss is multiplied by before its backward, and its gradients divided by after.
-
-    Powers of two, so that nothing but underflow and overflow changes. Every batch starts at the
-    same scale: gradients must not depend on the batches that a process has seen before.
-
-    Attributes:
-        value: the factor.
-    """
-
-    def __init__(self) -> None:
-        self.value = _HIGHEST
-
-    def lower(self) -> bool:
-        """Makes the factor smaller after an overflow; False if it is the least already."""
-        if self.value <= _LOWEST:
-            return False
-        self.value = max(_LOWEST, self.value * _STEP)
-        return True
-
-
 @contextmanager
-def loss_state_again(model: nn.Module, adapter: Adapter) -> Iterator[None]:
-    """Puts the state back as it was, whatever happens inside."""
+def loss_state_kept(model: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """`Adapter.loss_state` is as before afterwards."""
     before = copy_of_state(model, adapter)
     try:
         yield
@@ -111,26 +89,13 @@ def loss_state_again(model: nn.Module, adapter: Adapter) -> Iterator[None]:
 
 
 def copy_of_state(model: nn.Module, adapter: Adapter) -> list[torch.Tensor]:
-    """The state as it is, in the adapter's order."""
+    """A copy of `Adapter.loss_state`, in its order."""
     return [tensor.detach().clone() for tensor in adapter.loss_state(model)]
 
 
 def bytes_of_state(model: nn.Module, adapter: Adapter) -> int:
-    """Bytes that the state takes."""
+    """Bytes of `Adapter.loss_state`."""
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter.loss_state(model))
-
-
-def check_whole(state: Sequence[torch.Tensor]) -> None:
-    """Raises `UnsupportedError` if losses change something that is sharded.
-
-    They would change what `fully_shard` gathers for a forward pass, which is thrown away.
-    """
-    if is_sharded(state):
-        raise UnsupportedError(
-            "the losses of this model change parameters in place (momentum copies?) that "
-            "fully_shard has shared out among processes; leave these parameters whole: "
-            "fully_shard(model, ignored_params=set(adapter.loss_state(model)))"
-        )
 
 
 @torch.no_grad()
@@ -140,26 +105,13 @@ def write_state(model: nn.Module, adapter: Adapter, state: Sequence[torch.Tensor
         tensor.copy_(value)
 
 
-Gradients = tuple[torch.Tensor | None, ...]
-
-
-def grad(loss: torch.Tensor, leaves: Sequence[nn.Parameter], *, retain_graph: bool) -> Gradients:
-    """The gradients by `leaves`; None where the loss does not reach."""
-    return torch.autograd.grad(loss, leaves, retain_graph=retain_graph, allow_unused=True)
-
-
-def backward(
+def _sharded_grad(
     loss: torch.Tensor, leaves: Sequence[nn.Parameter], *, retain_graph: bool
-) -> Gradients:
-    """`grad` for sharded parameters; all processes must call it with the same loss.
+) -> tuple[torch.Tensor | None, ...]:
+    """`torch.autograd.grad` for sharded parameters, in all processes with the same loss.
 
     The graph ends in parameters that `fully_shard` has gathered, so only `.grad` receives the
-    gradients of its own: the mean over the processes, whose batch is the same.
-
-    Args:
-        loss: scalar.
-        leaves: nothing else requires a gradient.
-        retain_graph: for another call.
+    gradients of the sharded ones: the mean over the processes, whose batch is the same.
     """
     before = [parameter.grad for parameter in leaves]
     try:
@@ -172,11 +124,13 @@ def backward(
             parameter.grad = gradient
 
 
-logger = logging.getLogger("vlp_plugins.calibration")
-
-
 class LossProbe:
-    """Runs the adapter's losses forward and backward; nothing of the model changes for good."""
+    """Runs the adapter's losses forward and backward, and leaves the model as it was.
+
+    Attributes:
+        sharded: whether the model is under `fully_shard`; all processes then run every batch.
+        skip_nonfinite: whether batches whose loss or gradients are not finite are left out.
+    """
 
     def __init__(
         self,
@@ -188,29 +142,19 @@ class LossProbe:
         autocast: torch.dtype | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        """Takes note; nothing is done to the model before `attached`."""
+        """Does nothing to the model before `attached`."""
         self._model = model
         self._adapter = adapter
         self._weights = weights
         self._published = published
         self._autocast = autocast
-        self._skip = skip_nonfinite
+        self.skip_nonfinite = skip_nonfinite
         at_rest(model)
-        self._sharded = is_sharded(model.parameters())
+        self.sharded = is_sharded(model.parameters())
         self._device = next(model.parameters()).device
         self._uses: dict[str, list[nn.Parameter]] = {}
         self._stateful = False
         self._found: dict[str, torch.Tensor] = {}
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the model is shared out among processes, which then run every batch together."""
-        return self._sharded
-
-    @property
-    def skip_nonfinite(self) -> bool:
-        """Whether batches whose loss or gradients are not finite are left out."""
-        return self._skip
 
     @contextmanager
     def attached(
@@ -224,8 +168,8 @@ class LossProbe:
 
         Args:
             names: canonical names of the weights to differentiate by; None: all.
-            keep_state: leave `loss_state` as the last batch left it, for a block that goes on from
-                there; the caller restores it.
+            keep_state: leave `loss_state` as the last batch left it, for a block that continues
+                from there; the caller restores it.
 
         Raises:
             UnsupportedError: if the model was made in inference mode, or if its losses change
@@ -234,28 +178,30 @@ class LossProbe:
         at_rest(self._model)
         with flags_kept(self._model), fast_path_off():
             self._uses = self._parameters(self._weights if names is None else names)
-            wanting = [(p, p.requires_grad) for p in self._model.parameters()]
+            requiring = [(p, p.requires_grad) for p in self._model.parameters()]
             state = list(self._adapter.loss_state(self._model))
-            check_whole(state)
-            kept = [] if keep_state else [tensor.detach().clone() for tensor in state]
+            if is_sharded(state):  # what `fully_shard` gathers for a forward pass is thrown away
+                raise UnsupportedError(
+                    "the losses of this model change parameters in place (momentum copies?) that "
+                    "fully_shard has sharded; leave these parameters whole: "
+                    "fully_shard(model, ignored_params=set(adapter.loss_state(model)))"
+                )
             self._stateful = bool(state)
-            try:
-                self._model.eval()
-                # Whatever else wants a gradient would have one computed for nothing.
-                for parameter, _ in wanting:
-                    parameter.requires_grad_(False)
-                for parameter in (p for uses in self._uses.values() for p in uses):
-                    parameter.requires_grad_(True)
-                yield self
-            finally:
-                at_rest(self._model)
-                self._found.clear()
-                self._uses = {}
-                for parameter, flag in wanting:
-                    parameter.requires_grad_(flag)
-                with torch.no_grad():
-                    for tensor, before in zip(state if kept else (), kept, strict=True):
-                        tensor.copy_(before)
+            with nullcontext() if keep_state else loss_state_kept(self._model, self._adapter):
+                try:
+                    self._model.eval()
+                    # Any other parameter would have its gradient computed for nothing.
+                    for parameter, _ in requiring:
+                        parameter.requires_grad_(False)
+                    for parameter in (p for uses in self._uses.values() for p in uses):
+                        parameter.requires_grad_(True)
+                    yield self
+                finally:
+                    at_rest(self._model)
+                    self._found.clear()
+                    self._uses = {}
+                    for parameter, flag in requiring:
+                        parameter.requires_grad_(flag)
 
     def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
         """The gradients of one batch; to be called inside `attached`.
@@ -268,7 +214,7 @@ class LossProbe:
             By canonical name a gradient of the weight's shape and device, float32, summed over all
             uses, sharded as the weight is (`sharding.whole` gathers it); a weight that the loss
             does not reach is absent. The next call empties the dictionary, so that two sets of
-            gradients never exist. None if the batch was skipped.
+            gradients never exist. None if the batch is skipped.
 
         Raises:
             NonFiniteError: if the loss or a gradient is NaN or infinite; names batch and layer.
@@ -280,19 +226,16 @@ class LossProbe:
             with self._running(index), torch.enable_grad():
                 self._found.update(self._gradients(batch, index))
         except NonFiniteError as error:
-            if not self._skip:
+            if not self.skip_nonfinite:
                 raise
             logger.warning("skipped batch %d: %s", index, error)
             return None
         return self._found
 
     def loss(self, batch: Batch, index: int) -> float:
-        """The summed losses of one batch, without gradients; to be called inside `attached`.
+        """The summed losses of one batch, without gradients; NaN or infinite where they are.
 
-        Advances `loss_state` as `measure` does.
-
-        Returns:
-            The loss; NaN or infinite where the model's is.
+        To be called inside `attached`; advances `loss_state` as `measure` does.
         """
         with self._running(index), torch.no_grad():
             terms = self._losses(batch)
@@ -300,10 +243,7 @@ class LossProbe:
             return float(total(terms))
 
     def advance(self, batch: Batch, index: int = 0) -> None:
-        """Passes over a batch that another process computes; to be called inside `attached`.
-
-        Costs nothing with an adapter whose losses change nothing.
-        """
+        """Changes `loss_state`, if any, as `measure` does; to be called inside `attached`."""
         if not self._stateful:
             return
         with self._running(index), torch.no_grad():
@@ -336,32 +276,31 @@ class LossProbe:
 
     def _gradients(self, batch: Batch, index: int) -> dict[str, torch.Tensor]:
         terms = self._losses(batch)
-        check_loss(terms, index, together=self._sharded)
+        check_loss(terms, index, together=self.sharded)
         loss = total(terms)
         leaves = [parameter for uses in self._uses.values() for parameter in uses]
         if not loss.requires_grad or not leaves:
             return {}
         half = torch.float16 in (self._autocast, leaves[0].dtype)
-        scale = LossScale() if half else None
+        scales = LOSS_SCALES if half else (1.0,)
+        grad = partial(torch.autograd.grad, allow_unused=True)
+        differentiate = _sharded_grad if self.sharded else grad
         # Backward belongs outside autocast: it takes the dtypes of the forward.
         with torch.autocast(self._device.type, enabled=False):
-            while True:
-                scaled = loss if scale is None else loss * scale.value
-                differentiate = backward if self._sharded else grad
-                found = differentiate(scaled, leaves, retain_graph=scale is not None)
-                gradients = self._by_weight(found)
-                del found
-                bad = first_nonfinite(gradients)
+            for scale in scales:
+                scaled = loss * scale if half else loss
+                gradients = self._by_weight(differentiate(scaled, leaves, retain_graph=half))
+                bad = _first_nonfinite(gradients)
                 if bad is None:
                     break
-                if scale is None or not scale.lower():
-                    raise NonFiniteError(self._complaint(bad, gradients[bad], index))
-        if scale is not None:
+                if scale == scales[-1]:
+                    raise NonFiniteError(self._nonfinite(bad, gradients[bad], index))
+        if half:
             for gradient in gradients.values():
-                gradient.div_(scale.value)
+                gradient.div_(scale)
         return gradients
 
-    def _by_weight(self, found: tuple[torch.Tensor | None, ...]) -> dict[str, torch.Tensor]:
+    def _by_weight(self, found: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Adds up the gradients of the `Parameter`s that are one weight."""
         gradients: dict[str, torch.Tensor] = {}
         parts = iter(found)
@@ -388,7 +327,7 @@ class LossProbe:
             found[name] = uses
         return found
 
-    def _complaint(self, name: str, gradient: torch.Tensor, index: int) -> str:
+    def _nonfinite(self, name: str, gradient: torch.Tensor, index: int) -> str:
         bad = int((~torch.isfinite(whole(gradient))).sum())
         return (
             f"the gradient of weight {name!r} ({self._weights[name].aliases[0]}) has {bad} NaN or "

@@ -6,8 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,12 +16,12 @@ from vlp_plugins.calibration.hooks import (
     TokenReader,
     Use,
     check_reached,
+    hooked,
     modules_using,
     named,
     reader_of,
     real_of,
-    run_quietly,
-    watched,
+    run_without_gradients,
 )
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistic import (
@@ -40,68 +39,25 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
 from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 
+logger = logging.getLogger("vlp_plugins.calibration")
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+
+class _Measured(NamedTuple):
     inputs: weakref.ref[torch.Tensor]
     version: int
     real: torch.Tensor | None
     value: torch.Tensor
 
 
-class MeasuredOnce:
-    """The values that were measured in one batch.
+class ActivationProbe:
+    """Measures statistics at every use of every weight, tensors that several layers read once.
 
     Query, key and value read one tensor, all cross-attention layers read the same image
     embeddings. A tensor is recognised by its identity, its version counter and the identity of its
-    token mask, never by its values. It is known by a weak reference only: no activation lives
+    token mask, never by its values. The probe keeps a weak reference only: no activation lives
     longer than it would without the measurement. A tensor made in inference mode (a view of a
     parameter that was) has no version counter and is measured every time.
     """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], _Known] = {}
-
-    def value(
-        self,
-        statistic: ActivationStatistic,
-        inputs: torch.Tensor,
-        real: torch.Tensor | None,
-        reader: TokenReader,
-    ) -> torch.Tensor:
-        """The statistic of the real tokens of an input; the same object for the same input."""
-        if inputs.is_inference():
-            return _measure(statistic, inputs, real, reader)
-        key = (id(inputs), statistic.name, reader.key)
-        known = self._known.get(key)
-        if (
-            known is not None
-            and known.inputs() is inputs  # an id is used again after its tensor has gone
-            and known.version == inputs._version
-            and known.real is real
-        ):
-            return known.value
-        value = _measure(statistic, inputs, real, reader)
-        self._known[key] = _Known(weakref.ref(inputs), inputs._version, real, value)
-        return value
-
-    def clear(self) -> None:
-        """Forgets everything; to be called at the end of a batch."""
-        self._known.clear()
-
-
-def _measure(
-    statistic: ActivationStatistic,
-    inputs: torch.Tensor,
-    real: torch.Tensor | None,
-    reader: TokenReader,
-) -> torch.Tensor:
-    parts = [statistic.measure(tokens) for tokens in reader.read(inputs, real)]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-
-
-class ActivationProbe:
-    """Measures statistics at every use of every weight, tensors that several layers read once."""
 
     def __init__(
         self,
@@ -122,25 +78,18 @@ class ActivationProbe:
         }
         self._stream: Stream | None = None
         self._found: list[tuple[Key, Owner, torch.Tensor]] = []
-        self._once = MeasuredOnce()
-
-    @property
-    def measures(self) -> bool:
-        """Whether there is anything to measure."""
-        return bool(self._statistics)
+        self._measured: dict[tuple[object, ...], _Measured] = {}
 
     @contextmanager
     def attached(self) -> Iterator[ActivationProbe]:
-        """Hooks on the model, which is in evaluation mode meanwhile.
-
-        On leaving, hooks and training flags (of every single module) are as they were.
+        """Hooks on the model, in evaluation mode; the model is as it was on leaving.
 
         Raises:
             UnsupportedError: if a module cannot be measured (a grouped convolution).
         """
-        with watched(self._model) as hooks:
-            watching = modules_using(self._model, self._weights) if self._statistics else ()
-            for path, module, uses in watching:
+        with hooked(self._model) as hooks:
+            modules = modules_using(self._model, self._weights) if self._statistics else ()
+            for path, module, uses in modules:
                 hook = self._hook(path, uses, reader_of(path, module))
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield self
@@ -161,14 +110,13 @@ class ActivationProbe:
             NonFiniteError: if an input holds NaN or infinity.
         """
         try:
-            run_quietly(self._model, lambda: self._run(batch))
+            run_without_gradients(self._model, lambda: self._run(batch))
             return self._collect(index)
         finally:
             self._found.clear()
-            self._once.clear()
+            self._measured.clear()
 
     def _run(self, batch: Batch) -> None:
-        """Every stream of a batch, under the hooks."""
         for stream in self._adapter.streams(self._model, batch, published=self._published):
             self._stream = stream
             try:
@@ -179,7 +127,7 @@ class ActivationProbe:
     def _hook(
         self, path: str, uses: list[Use], reader: TokenReader
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._stream is None:
                 return
             inputs = args[0] if args else next(iter(kwargs.values()))
@@ -187,7 +135,7 @@ class ActivationProbe:
                 real = real_of(self._adapter, self._stream, use.owner)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
-                    value = self._once.value(statistic, inputs, real, reader)
+                    value = self._value(statistic, inputs, real, reader)
                     size = self._sizes[statistic.name, use.weight]
                     if value.shape != (size,):
                         raise UnsupportedError(
@@ -197,7 +145,31 @@ class ActivationProbe:
                         )
                     self._found.append(((statistic.name, site), use.owner, value))
 
-        return see
+        return hook
+
+    def _value(
+        self,
+        statistic: ActivationStatistic,
+        inputs: torch.Tensor,
+        real: torch.Tensor | None,
+        reader: TokenReader,
+    ) -> torch.Tensor:
+        """The statistic of the real tokens of an input; the same object for the same input."""
+        key = (id(inputs), statistic.name, reader.key)
+        version = None if inputs.is_inference() else inputs._version
+        known = self._measured.get(key)
+        if (
+            known is not None
+            and known.inputs() is inputs  # an id is used again after its tensor has gone
+            and known.version == version
+            and known.real is real
+        ):
+            return known.value
+        parts = [statistic.measure(tokens) for tokens in reader.read(inputs, real)]
+        value = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        if version is not None:
+            self._measured[key] = _Measured(weakref.ref(inputs), version, real, value)
+        return value
 
     def _collect(self, index: int) -> dict[Key, torch.Tensor]:
         """Sums the calls of each site, after one transfer and one look for NaN."""
@@ -226,24 +198,12 @@ class ActivationProbe:
                 )
 
 
-logger = logging.getLogger("vlp_plugins.calibration")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one batch gave.
+class Probes:
+    """The probes that the statistics need, each run once per batch.
 
     Attributes:
-        values: of activation statistics, float64 `[size]` on CPU.
-        gradients: by canonical name, for loss statistics.
+        sharded: whether the model is under `fully_shard`; all processes then run every batch.
     """
-
-    values: Mapping[Key, torch.Tensor]
-    gradients: Mapping[str, torch.Tensor]
-
-
-class Measuring:
-    """Each probe that the statistics need, run once per batch."""
 
     def __init__(
         self,
@@ -258,19 +218,19 @@ class Measuring:
         keep_state: bool = False,
     ) -> None:
         every = distinct(statistics)
-        activations = [s for s in every if isinstance(s, ActivationStatistic)]
+        self._activations = [s for s in every if isinstance(s, ActivationStatistic)]
         self._losses = [s for s in every if isinstance(s, LossStatistic)]
         self._weights = weights
         self._adapter = adapter
         at_rest(model)
-        self._sharded = is_sharded(model.parameters())
+        self.sharded = is_sharded(model.parameters())
         self._device = next(model.parameters()).device
         self._skip = skip_nonfinite
         self._keep_state = keep_state
         self._activation_probe = None
-        if activations or not self._losses:
+        if self._activations or not self._losses:
             self._activation_probe = ActivationProbe(
-                model, adapter, weights, activations, published=published
+                model, adapter, weights, self._activations, published=published
             )
         self._loss_probe = None
         if self._losses:
@@ -284,8 +244,8 @@ class Measuring:
             )
 
     @contextmanager
-    def attached(self) -> Iterator[Measuring]:
-        """The model ready to be measured; as it was found on leaving."""
+    def attached(self) -> Iterator[Probes]:
+        """The model ready to be measured; as it was on leaving."""
         with ExitStack() as stack:
             if self._activation_probe is not None:
                 stack.enter_context(self._activation_probe.attached())
@@ -293,12 +253,15 @@ class Measuring:
                 stack.enter_context(self._loss_probe.attached(keep_state=self._keep_state))
             yield self
 
-    def measure(self, batch: Batch, index: int) -> Measured | None:
-        """Runs the probes; None if the batch is left out because it holds NaN or infinity.
+    def measure(
+        self, batch: Batch, index: int
+    ) -> tuple[Mapping[Key, torch.Tensor], Mapping[str, torch.Tensor]] | None:
+        """Runs the probes; `index` is for messages.
 
-        Args:
-            batch: as the loader made it.
-            index: of the batch, for messages.
+        Returns:
+            Activation statistics as of `ActivationProbe.measure`, and gradients by canonical name
+            as of `LossProbe.measure`. None if the batch is skipped because it holds NaN or
+            infinity.
         """
         batch = to_device(batch, self._device)
         gradients: Mapping[str, torch.Tensor] = {}
@@ -317,28 +280,22 @@ class Measuring:
                     raise
                 logger.warning("left batch %d out: %s", index, error)
                 return None
-        return Measured(values, gradients)
+        return values, gradients
 
     def advance(self, batch: Batch, index: int) -> None:
         """Passes over a batch that is not measured here."""
         if self._loss_probe is not None:
             self._loss_probe.advance(batch, index)
 
-    @property
-    def sharded(self) -> bool:
-        """Whether the model is shared out among processes, which then run every batch together."""
-        return self._sharded
-
-    def add(self, measured: Measured, sums: LargeSums | None, half: int) -> None:
-        """Adds what loss statistics make of the gradients of a batch.
+    def add(self, gradients: Mapping[str, torch.Tensor], sums: LargeSums | None, half: int) -> None:
+        """Adds the loss statistics of the gradients of a batch to one half of the sums.
 
         Args:
-            measured: what the batch gave.
-            sums: changed in place; None if another process adds them up, for whose sake sharded
-                gradients are gathered all the same.
+            gradients: by canonical name.
+            sums: None if another process adds them up; it needs this one to gather sharded ones.
             half: 0 or 1.
         """
-        for name, gradient in measured.gradients.items():
+        for name, gradient in gradients.items():
             # One at a time: of a sharded model, gradients and weights never exist whole together.
             weight, gradient = whole(self._weights[name].parameter), whole(gradient)
             if sums is None:
@@ -351,7 +308,7 @@ class Measuring:
         """Raises `StatisticsError` if a weight was reached by no stream, or not by the loss."""
         by_loss = {site.weight for _, site in sums if site.stream == LOSS_STREAM}
         by_stream = {site.weight for _, site in sums if site.stream != LOSS_STREAM}
-        if self._activation_probe is not None and self._activation_probe.measures:
+        if self._activations:
             check_reached(self._adapter, self._weights, by_stream)
         missed = [name for name in self._weights if name not in by_loss]
         if self._losses and missed:

@@ -38,19 +38,19 @@ class Site:
 
 
 Key = tuple[str, Site]
-"""Statistic name and site: what a sum is found by."""
+"""Name of the statistic, and site: the key of a sum."""
 
 
 class ActivationStatistic(ABC):
     """A statistic of the inputs of a weight, additive over batches.
 
-    Being additive is what makes the pass streaming, resumable and equal on any number of
-    processes: accumulators are float64 sums of per-batch values.
+    Because it is additive, a pass is streaming, resumable and the same on any number of processes:
+    accumulators are float64 sums of per-batch values.
 
     Attributes:
-        name: what its sums are kept and found by, in files, too. It must tell every parameter that
-            changes the values (`f"input_power_{p}"`, set in `__init__`): statistics of one name
-            share one set of sums. Without `|`.
+        name: key of its sums, in files, too. It must contain every parameter that changes the
+            values (`f"input_power_{p}"`, set in `__init__`): statistics of one name share one set
+            of sums. Without `|`.
     """
 
     name: str
@@ -103,7 +103,7 @@ Statistic = ActivationStatistic | LossStatistic
 _Kind = TypeVar("_Kind", bound=Statistic)
 
 LOSS_STREAM = "loss"
-"""Stream of the sites of loss statistics: one per weight, whoever uses it."""
+"""Stream of the sites of loss statistics: one per weight, whatever modules use it."""
 
 
 def distinct(statistics: Iterable[_Kind]) -> tuple[_Kind, ...]:
@@ -118,7 +118,7 @@ def distinct(statistics: Iterable[_Kind]) -> tuple[_Kind, ...]:
         if known is not statistic and _identity(known) != _identity(statistic):
             raise UnsupportedError(
                 f"two statistics are called {statistic.name!r}, but one is {_described(known)} and "
-                f"one {_described(statistic)}; the name of a statistic must tell its parameters"
+                f"one {_described(statistic)}; the name of a statistic must contain its parameters"
             )
     return tuple(found.values())
 
@@ -189,7 +189,7 @@ MEAN_GRADIENT = "mean_gradient"
 class MeanGradient(LossStatistic):
     """Sum over batches of dL_b/dW, L_b the loss of batch b; the mean divides by the batches.
 
-    The losses are means over a batch, so batches count alike, whatever their size. A weight that
+    The losses are means over a batch, so batches of any size count alike. A weight that
     several modules use has the sum of the gradients of all uses.
     """
 

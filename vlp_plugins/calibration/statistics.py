@@ -15,9 +15,15 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError
 
+logger = logging.getLogger(__name__)
+
+_SOUND = (0, 2, 0)
+_REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
+_FORM = Format("statistics", "vlp_statistics", 1, StatisticsError, _REMEDY)
+
 
 def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Accumulators by a text that `unpack_sums` reads."""
+    """Accumulators by the text of their key."""
     return {f"{statistic}|{site}": tensor for (statistic, site), tensor in sums.items()}
 
 
@@ -25,7 +31,7 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     """Inverse of `pack_sums`, in sorted order.
 
     Raises:
-        ValueError: if a name or tensor is none that `pack_sums` gives.
+        ValueError: if a name or tensor is not one that `pack_sums` gives.
     """
     sums = {}
     for name in sorted(tensors):
@@ -37,19 +43,12 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     return sums
 
 
-logger = logging.getLogger(__name__)
-
-_SOUND = (0, 2, 0)
-_REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
-_FORM = Format("statistics", "vlp_statistics", 1, StatisticsError, _REMEDY)
-
-
 @dataclass
 class Statistics:
     """Sums over the samples of a data pass, for every statistic and site.
 
-    The even and the odd batches are summed apart: masks made from either half tell by their
-    agreement whether the data was enough.
+    The even and the odd batches are summed apart: whether the masks of both halves agree shows
+    whether the data was enough.
 
     Attributes:
         sums: by statistic name and site float64 `[2, size]` on CPU; row 0 holds the batches with
@@ -58,10 +57,10 @@ class Statistics:
         batches: number of batches that were read.
         fingerprint: hash of the batches in their order.
         structure: `WeightMap.structure` of the model.
-        adapter: name of the adapter; empty if nobody recorded it.
+        adapter: name of the adapter; empty if it was not recorded.
         published: whether the activation probe followed the published code.
         shapes: shape of every weight by canonical name, in the adapter's order.
-        weights_hash: `WeightMap.content_hash` of the model; empty if nobody recorded it.
+        weights_hash: `WeightMap.content_hash` of the model; empty if it was not recorded.
         counted: number of batches in the two halves, without those that were skipped because they
             hold NaN or infinity; None: all.
     """
@@ -86,12 +85,12 @@ class Statistics:
         owners: Literal["all", "first"] = "all",
         half: int | None = None,
     ) -> torch.Tensor:
-        """A statistic of one weight, summed over its sites and divided.
+        """A statistic of one weight, summed over its sites.
 
         Statistics of activations are divided by the samples, those of the loss by the batches.
 
         Args:
-            statistic: name of the statistic.
+            statistic: its name.
             weight: canonical name.
             owners: sites of `all` modules that use the weight, or of the `first`.
             half: 0 or 1 for the even or the odd batches; None for all.
@@ -102,7 +101,7 @@ class Statistics:
         Raises:
             StatisticsError: if nothing was measured for it.
         """
-        # Sorted, so that the last bit does not depend on the order in which sites were met.
+        # Sorted, so that the last bit does not depend on the order in which sites ran.
         sites = sorted(
             site
             for name, site in self.sums
@@ -136,18 +135,17 @@ class Statistics:
         return {name for name, _ in self.sums}
 
     def check(self, weights: WeightMap, *, published: bool | None = None) -> None:
-        """Makes sure that the statistics belong to a model and were gathered as they are used.
+        """Checks that the statistics are of a model, and of the variant that is asked for.
 
         Other weights of the same structure give a warning, once: statistics of a pre-trained model
-        for its fine-tuned sister are legitimate, those of a mistaken checkpoint are not.
+        are right for the fine-tuned one, and wrong for any other checkpoint.
 
         Args:
-            weights: of the model that the statistics shall serve.
-            published: the variant that they shall serve; None does not check.
+            weights: of the model.
+            published: the variant; None does not check it.
 
         Raises:
-            StatisticsError: if they are of another adapter, with the first difference to the
-                structure of the model, or if the variant is another.
+            StatisticsError: if they are of another adapter, structure or variant.
         """
         self._check_structure(weights)
         if published is not None and published != self.published:
@@ -185,7 +183,7 @@ class Statistics:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, whole or not at all; a file that is there is replaced.
+        """Writes a safetensors file, whole or not at all, over any other.
 
         Raises:
             OutputError: if it cannot be written.

@@ -10,64 +10,46 @@ import torch
 from torch import distributed
 
 from vlp_plugins.calibration.statistic import Key
-from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.distributed import all_gather, rank_and_size
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Batches and samples, those of batches with an even and with an odd index apart.
+    """Numbers of batches and of samples.
 
     Attributes:
-        batches: number of even and of odd batches.
-        samples: number of samples in them.
+        batches: with an even and with an odd index.
+        samples: in these.
     """
 
     batches: tuple[int, int] = (0, 0)
     samples: tuple[int, int] = (0, 0)
 
     def plus(self, index: int, samples: int) -> Tally:
-        """With one more batch.
-
-        Args:
-            index: of the batch.
-            samples: its size.
-        """
-        return self + Tally(_at(index, 1), _at(index, samples))
-
-    def __add__(self, other: Tally) -> Tally:
-        return self._with(other, 1)
+        """With one more batch, of that index and size."""
+        even, odd = (0, 1) if index % 2 else (1, 0)
+        (a, b), (c, d) = self.batches, self.samples
+        return Tally((a + even, b + odd), (c + even * samples, d + odd * samples))
 
     def __sub__(self, other: Tally) -> Tally:
-        return self._with(other, -1)
-
-    def _with(self, other: Tally, sign: int) -> Tally:
         (a, b), (c, d) = self.batches, self.samples
         (e, f), (g, h) = other.batches, other.samples
-        return Tally((a + sign * e, b + sign * f), (c + sign * g, d + sign * h))
-
-
-def _at(index: int, value: int) -> tuple[int, int]:
-    return (0, value) if index % 2 else (value, 0)
+        return Tally((a - e, b - f), (c - g, d - h))
 
 
 class LargeSums:
     """Sums that are changed in place: a copy for every batch would cost more than the addition.
 
-    So they can be caught half changed, by Ctrl-C or an error. They say so, and only a checkpoint
-    from before brings whole sums back then.
+    So Ctrl-C or an error can interrupt a change. `whole` is then false, and only a checkpoint from
+    before has sums that fit together.
 
     Attributes:
         sums: by statistic and site float64 `[2, size]`; row 0 sums the even batches, row 1 the odd.
-        whole: False from the begin of a change that did not come to its end.
+        whole: False from the start of a change that did not reach its end.
     """
 
     def __init__(self, sums: Mapping[Key, torch.Tensor], device: torch.device) -> None:
-        """Starts with sums of earlier batches.
-
-        Args:
-            sums: of a checkpoint, or nothing.
-            device: where to add up; float64 sums of a device that has none live on the CPU.
-        """
+        """Starts with the sums of a checkpoint, or none; CPU replaces a device without float64."""
         self._device = torch.device("cpu") if device.type == "mps" else device
         self.sums = {key: value.to(self._device) for key, value in sums.items()}
         self.whole = True
@@ -79,24 +61,18 @@ class LargeSums:
         yield
         self.whole = True
 
-    @torch.inference_mode(False)  # or a caller in it gets sums that nobody may change
+    @torch.inference_mode(False)  # or a caller in it gets sums that cannot be changed
     def add(self, key: Key, value: torch.Tensor, half: int) -> None:
-        """Adds a value of one batch; to be called inside `changing`.
-
-        Args:
-            key: statistic and site.
-            value: float32 `[size]`.
-            half: 0 or 1.
-        """
+        """Adds float32 `[size]` of one batch to half 0 or 1; to be called inside `changing`."""
         if key not in self.sums:
             self.sums[key] = torch.zeros(2, len(value), dtype=torch.float64, device=self._device)
         self.sums[key][half].add_(value.to(self._device))
 
 
 def sum_over_processes(
-    sums: Mapping[Key, torch.Tensor], device: torch.device
+    sums: dict[Key, torch.Tensor], device: torch.device
 ) -> dict[Key, torch.Tensor]:
-    """The sums of the accumulators of all processes, in sorted order.
+    """The sums of the accumulators of all processes, on the CPU and in sorted order.
 
     Accumulators are float64 sums of float32 values. A float64 has 29 bits more than a float32, so
     as long as the values of one element lie within a factor of 2^29 / n of each other for n
@@ -104,33 +80,15 @@ def sum_over_processes(
     give the same masks. (Beyond that they agree to about 1e-16.)
 
     Args:
-        sums: of this process, float64; processes may have met different sites.
+        sums: of this process, float64; processes may have other sites. Emptied tensor by tensor, so
+            that nothing of the model's size exists twice.
         device: where to sum if the process group does not work on CPU.
     """
-    if rank_and_size()[1] == 1:
-        return {key: sums[key] for key in sorted(sums)}
-    shapes = _shapes(sums)
-    keys = sorted(shapes)
-    if not keys:
-        return {}
-    parts = [sums.get(key, torch.zeros(shapes[key], dtype=torch.float64)) for key in keys]
-    joined = torch.cat([part.flatten() for part in parts])
-    joined = _all_reduce(joined, device).cpu()
-    split = joined.split([part.numel() for part in parts])
-    return {key: flat.view(shapes[key]).clone() for key, flat in zip(keys, split, strict=True)}
-
-
-def sum_large(sums: dict[Key, torch.Tensor], device: torch.device) -> dict[Key, torch.Tensor]:
-    """`sum_over_processes` tensor by tensor: nothing of the model's size exists twice.
-
-    Args:
-        sums: emptied meanwhile.
-        device: see `sum_over_processes`.
-
-    Returns:
-        The sums on the CPU, in sorted order.
-    """
-    shapes = _shapes(sums)
+    shapes = {
+        key: shape
+        for process in all_gather({key: tuple(value.shape) for key, value in sums.items()})
+        for key, shape in process.items()
+    }
     found = {}
     for key in sorted(shapes):
         part = sums.pop(key, None)
@@ -144,16 +102,6 @@ def sum_tally(tally: Tally, device: torch.device) -> Tally:
     """The counts of all processes together."""
     counts = _all_reduce(torch.tensor([*tally.batches, *tally.samples]), device).tolist()
     return Tally((counts[0], counts[1]), (counts[2], counts[3]))
-
-
-def _shapes(sums: Mapping[Key, torch.Tensor]) -> dict[Key, tuple[int, ...]]:
-    """Of the accumulators of all processes, which may have met different sites."""
-    mine = {key: tuple(value.shape) for key, value in sums.items()}
-    if rank_and_size()[1] == 1:
-        return mine
-    met: list[dict[Key, tuple[int, ...]]] = [{}] * rank_and_size()[1]
-    distributed.all_gather_object(met, mine)
-    return {key: shape for found in met for key, shape in found.items()}
 
 
 def _all_reduce(values: torch.Tensor, device: torch.device) -> torch.Tensor:

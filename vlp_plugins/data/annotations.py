@@ -1,9 +1,10 @@
-"""Files that describe the images of a published data set, and where those images lie."""
+"""Files that describe the images of a published data set, and where those images are."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_rows(path: Path, key: str | None = None) -> list[Mapping[str, Any]]:
     """The rows of a JSON file: a list of objects, or the one under `key`.
 
     Raises:
-        DataError: if it is something else; says what was found.
+        DataError: if it is something else.
     """
     content = read_json(path)
     found = content.get(key) if key is not None and isinstance(content, dict) else content
@@ -51,7 +52,7 @@ def need_keys(row: Mapping[str, Any], keys: Iterable[str], path: Path) -> list[A
     """The values of keys.
 
     Raises:
-        DataError: if one is missing; says which are there.
+        DataError: if one is missing.
     """
     missing = [key for key in keys if key not in row]
     if missing:
@@ -61,28 +62,31 @@ def need_keys(row: Mapping[str, Any], keys: Iterable[str], path: Path) -> list[A
     return [row[key] for key in keys]
 
 
-def find_file(folder: Path, patterns: Sequence[str]) -> Path | None:
-    """The first file that matches a pattern, in the folder or its `annotations`; None without."""
-    for pattern in patterns:
-        for place in (folder, folder / "annotations"):
-            found = sorted(path for path in place.glob(pattern) if path.is_file())
-            if found:
-                return found[0]
-    return None
+def find_file(folder: Path, *names: str) -> Path | None:
+    """The first of some files that is there, in the folder or its `annotations`."""
+    places = (place / name for name in names for place in (folder, folder / "annotations"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def matching_files(folder: Path, pattern: re.Pattern[str]) -> list[tuple[re.Match[str], Path]]:
+    """The JSON files in the folder, then in its `annotations`, whose names match, by name."""
+    places = (folder, folder / "annotations")
+    paths = (path for place in places for path in sorted(place.glob("*.json")))
+    return [(match, path) for path in paths if (match := pattern.fullmatch(path.name))]
 
 
 def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source: Path) -> Path:
     """The folder that the names of images are relative to, checked for every image.
 
     Args:
-        folder: of the data set.
+        folder: of the data set; tried first.
         names: relative paths of all images.
-        below: sub-folders where images may lie; the folder itself is tried first.
+        below: sub-folders where images may be.
         source: the file that names the images.
 
     Raises:
-        DataError: if the first is in none of the folders, others are missing, or one lies outside
-            of the data set's folder.
+        DataError: if the first is in none of the folders, others are missing, or one is outside
+            the data set's folder.
     """
     places = [folder, *(folder / name for name in below)]
     root = next((place for place in places if (place / names[0]).is_file()), None)
@@ -104,18 +108,11 @@ def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source:
 
 
 def image_of(path: Path) -> Callable[[], Image.Image]:
-    """What opens an image when it is needed."""
+    """A function that opens an image when it is needed."""
     return partial(read_image, path)
 
 
-def listed(names: Iterable[object], most: int = 8) -> str:
-    """The first few names, for messages."""
-    texts: Iterator[str] = map(str, names)
-    first = [text for _, text in zip(range(most + 1), texts, strict=False)]
-    more = ", ..." if len(first) > most else ""
-    return (", ".join(first[:most]) or "nothing") + more
-
-
 def contents(folder: Path) -> str:
-    """What is in a folder, for messages."""
-    return listed(sorted(path.name for path in folder.iterdir()))
+    """The first few names in a folder, for messages."""
+    names = sorted(path.name for path in folder.iterdir())
+    return (", ".join(names[:8]) or "nothing") + (", ..." if names[8:] else "")

@@ -36,7 +36,7 @@ class CaptionedBatches:
         limit: int | None = None,
         shuffle_seed: int | None = None,
     ) -> None:
-        """Nothing is read until somebody iterates.
+        """Nothing is read before the first iteration.
 
         Args:
             source: pairs of image and caption.
@@ -44,7 +44,7 @@ class CaptionedBatches:
             adapter: its `collate` makes the batches.
             batch_size: pairs in a batch.
             limit: number of batches; None takes all.
-            shuffle_seed: mixes the pairs, always the same way; None keeps their order.
+            shuffle_seed: seed of the order of the pairs; None keeps them as stored.
 
         Raises:
             DataError: if `batch_size` or `limit` is below 1.
@@ -78,25 +78,20 @@ class CaptionedBatches:
                 made += 1
                 images, texts = [], []
                 if made == self.limit:
-                    self.source.check()  # the source itself judges only at its end
+                    self.source.check()  # the source itself checks only at its end
                     return
         if len(images) > 1:
             yield self.adapter.collate(self.processor, images, texts)
             made += 1
-        if made:
-            self._say(made, alone=len(images) == 1)
-        else:
+        if not made:
             raise DataError(
                 f"{self.source.description} has a single captioned image, and a batch of "
                 f"{self.batch_size} needs at least two; add pairs"
             )
-
-    def _say(self, made: int, *, alone: bool) -> None:
-        """Says once what the data lacks for what was asked."""
         lacking = []
         if self.limit is not None and made < self.limit:
             lacking.append(f"{made:,} batches of the {self.limit:,} asked for")
-        if alone:
+        if len(images) == 1:
             lacking.append("the last pair is left out, as it makes no batch by itself")
         if lacking and not self.shortfalls:
             logger.warning("%s: %s", self.source.description, "; ".join(lacking))
@@ -126,7 +121,7 @@ class Example:
     Attributes:
         place: where it is, for messages.
         image: opens the image; the same object stands for the same image.
-        text: what the model reads beside it.
+        text: what the model reads with it.
         label: number of the class; None without classes.
     """
 
@@ -146,14 +141,7 @@ class ExampleBatches:
         adapter: Adapter,
         batch_size: int,
     ) -> None:
-        """Nothing is read until somebody iterates.
-
-        Args:
-            examples: in their order; those of one image follow each other.
-            processor: of the model.
-            adapter: its `collate` makes the batches.
-            batch_size: examples in a batch, at least 1.
-        """
+        """Nothing is read before the first iteration; examples of one image follow each other."""
         self._examples = examples
         self._processor, self._adapter = processor, adapter
         self._batch_size = batch_size
@@ -199,13 +187,7 @@ def captioned(source: CaptionSource, limit: int | None) -> list[tuple[Record, li
 
 
 def first(items: Iterable[T], limit: int | None, description: str) -> Iterator[T]:
-    """The first items; a warning says if there are fewer than the limit.
-
-    Args:
-        items: of the data, in their order.
-        limit: how many; None for all.
-        description: of the data.
-    """
+    """The first `limit` items, or all; warns if there are fewer."""
     count = 0
     for item in islice(items, limit):
         count += 1

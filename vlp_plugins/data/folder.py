@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import csv
 import json
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from vlp_plugins.data.images import read_image
+from vlp_plugins.data.annotations import image_of
 from vlp_plugins.data.records import (
     CAPTION_COLUMNS,
     Captions,
     CaptionSource,
     Record,
+    RecordList,
     choose_column,
     choose_split,
-    first_folders,
     split_among,
 )
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_inside
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 Row = dict[str, object]
 
@@ -46,11 +44,11 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
-    """The rows of a metadata file; blank lines are passed over.
+    """The rows of a metadata file; blank lines are left out.
 
     Args:
-        path: `.jsonl` has one JSON object a line, all others are read as CSV.
-        lines: one JSON object a line, whatever the file is called.
+        path: the file; `.jsonl` has one JSON object per line, any other is read as CSV.
+        lines: one JSON object per line, whatever the name of the file.
 
     Raises:
         DataError: if it cannot be read, with the line at fault.
@@ -66,30 +64,41 @@ def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
     return rows
 
 
+def find_split(folder: Path, split: str | None) -> tuple[Path, str | None] | None:
+    """The metadata file of a split, and the folder that its file names must begin with, if any.
+
+    A sub-folder with metadata of its own comes first. None if no file can hold the split.
+
+    Raises:
+        DataError: if no split is asked for among several without `train`.
+    """
+    here = find_metadata(folder)
+    below = _metadata_below(folder)
+    if here is not None and split not in below:
+        return here, split
+    if not below or split not in (None, *below):
+        return None
+    return below[choose_split(list(below), split, where=str(folder))], None
+
+
 def rows_of_split(
     rows: list[Row], column: str, split: str | None, path: Path
 ) -> tuple[list[Row], str | None]:
-    """The rows of one split, where the names of files begin with folders of splits.
-
-    Args:
-        rows: of the metadata file.
-        column: that holds the names.
-        split: that is asked for; None takes `train` of several.
-        path: the metadata file, for messages.
+    """The rows of a split, where the file names in `column` begin with the folder of a split.
 
     Returns:
-        The rows, and the split; all rows and None if there are no splits.
+        The rows, and the split (`train` if none is asked for); all rows and None without splits.
 
     Raises:
         DataError: see `choose_split`.
     """
     names = [str(row[column]) for row in rows]
-    chosen = split_among(first_folders(names), split, where=str(path.parent))
+    folders = (name.split("/", 1)[0] for name in names if "/" in name)
+    chosen = split_among(folders, split, where=str(path.parent))
     if chosen is None:
         return rows, None
-    return [
-        row for row, name in zip(rows, names, strict=True) if name.startswith(f"{chosen}/")
-    ], chosen
+    start = f"{chosen}/"
+    return [row for row, n in zip(rows, names, strict=True) if n.startswith(start)], chosen
 
 
 def _read_jsonl(path: Path) -> list[Row]:
@@ -129,52 +138,32 @@ def _read_csv(path: Path) -> list[Row]:
     return rows
 
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+def open_folder(
+    folder: Path,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    captions: Captions = "first",
+) -> CaptionSource:
+    """Images that a metadata file names, in its order; without captions, all images by name.
 
+    Every file must be there; none is decoded.
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    path: Path
-    caption: object
-
-
-class ImageFolder(CaptionSource):
-    """Images named by a metadata file, in its order; without captions, all images by name."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        split: str | None = None,
-        image_column: str | None = None,
-        caption_column: str | None = None,
-        captions: Captions = "first",
-    ) -> None:
-        """Reads the metadata and makes sure that every file is there; decodes nothing.
-
-        Raises:
-            DataError: if the folder is empty, has no usable metadata, or files are missing.
-        """
-        super().__init__(str(folder) if split is None else f"{folder} ({split})", captions)
-        if not any(folder.iterdir()):
-            raise DataError(f"folder {folder} is empty; put images and metadata.jsonl into it")
-        if captions == "none":
-            self._entries, chosen = _all_images(folder, split)
-        else:
-            base, prefix = _locate(folder, split)
-            self._entries, chosen = _entries(folder, base, prefix, image_column, caption_column)
-            if base.parent != folder:
-                chosen = base.parent.name
-        if chosen is not None:
-            self.description = f"{folder} ({chosen})"
-        self.length = sum(_pairs_of(entry, captions) for entry in self._entries)
-
-    def records(self, seed: int | None) -> Iterator[Record]:
-        entries: Sequence[_Entry] = self._entries
-        if seed is not None:
-            entries = random.Random(seed).sample(entries, len(entries))
-        for entry in entries:
-            yield Record(entry.path.name, partial(read_image, entry.path), entry.caption)
+    Raises:
+        DataError: if the folder is empty, has no usable metadata, or files are missing.
+    """
+    if not any(folder.iterdir()):
+        raise DataError(f"folder {folder} is empty; put images and metadata.jsonl into it")
+    if captions == "none":
+        records, chosen = _all_images(folder, split)
+    else:
+        metadata, prefix = _locate(folder, split)
+        records, chosen = _records(folder, metadata, prefix, image_column, caption_column)
+        if metadata.parent != folder:
+            chosen = metadata.parent.name
+    chosen = chosen or split
+    return RecordList(records, f"{folder} ({chosen})" if chosen else str(folder), captions)
 
 
 def has_metadata(folder: Path) -> bool:
@@ -196,29 +185,31 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
+def _metadata_below(folder: Path) -> dict[str, Path]:
+    return {sub.name: found for sub in _subfolders(folder) if (found := find_metadata(sub))}
+
+
 def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
-    """The metadata file to read, and the split that its file names must begin with."""
-    here = find_metadata(folder)
-    below = {sub.name: found for sub in _subfolders(folder) if (found := find_metadata(sub))}
-    if here is not None and split not in below:
-        return here, split
-    if not below:
-        count = len(image_files(folder))
+    """`find_split`, or an error that says what the folder has."""
+    found = find_split(folder, split)
+    if found is None and (below := _metadata_below(folder)):
+        choose_split(list(below), split, where=str(folder))
+    if found is None:
         raise DataError(
-            f"{folder} has no metadata.jsonl or metadata.csv ({count:,} images found); write one "
-            'line for each image: {"file_name": "0001.png", "text": "a caption"}'
+            f"{folder} has no metadata.jsonl or metadata.csv ({len(image_files(folder)):,} images "
+            'found); write one line for each image: {"file_name": "0001.png", "text": "a caption"}'
         )
-    return below[choose_split(list(below), split, where=str(folder))], None
+    return found
 
 
-def _entries(
+def _records(
     folder: Path,
     metadata: Path,
-    prefix: str | None,
+    split: str | None,
     image_column: str | None,
     caption_column: str | None,
-) -> tuple[list[_Entry], str | None]:
-    """The entries of a metadata file, and the split that their names say."""
+) -> tuple[list[Record], str | None]:
+    """The records of a metadata file, and the split that their names begin with."""
     rows = read_metadata(metadata)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     usual = [c for c in columns if c == "file_name"] + [c for c in columns if "_file_name" in c]
@@ -231,32 +222,30 @@ def _entries(
     caption_column = choose_column(
         columns, caption_column, CAPTION_COLUMNS, kind="caption", where=str(metadata)
     )
-    pairs = [(_name(row, file_column, metadata), row.get(caption_column)) for row in rows]
-    folders = first_folders(name for name, _ in pairs)
-    prefix = split_among(folders, prefix, where=str(metadata.parent))
-    if prefix is not None:
-        pairs = [(name, caption) for name, caption in pairs if name.startswith(f"{prefix}/")]
-    entries = [_Entry(metadata.parent / name, caption) for name, caption in pairs]
-    for entry in entries:
-        check_inside(entry.path, folder, metadata)
-    missing = [name for (name, _), entry in zip(pairs, entries, strict=True)
-               if not entry.path.is_file()]  # fmt: skip
+    for row in rows:
+        name = row.get(file_column)
+        if not isinstance(name, str) or not name:
+            raise DataError(
+                f"{metadata}: a row has {file_column} {name!r}, not the name of a file: {row}"
+            )
+    rows, split = rows_of_split(rows, file_column, split, metadata)
+    paths = [metadata.parent / str(row[file_column]) for row in rows]
+    for path in paths:
+        check_inside(path, folder, metadata)
+    missing = [row[file_column] for row, path in zip(rows, paths, strict=True)
+               if not path.is_file()]  # fmt: skip
     if missing:
         raise DataError(
-            f"{metadata} names {len(missing):,} of {len(entries):,} images that do not exist "
+            f"{metadata} names {len(missing):,} of {len(rows):,} images that do not exist "
             f"(first: {missing[0]}); add the files or remove their rows"
         )
-    return entries, prefix
+    return [
+        Record(path.name, image_of(path), row.get(caption_column))
+        for row, path in zip(rows, paths, strict=True)
+    ], split
 
 
-def _name(row: Row, column: str, metadata: Path) -> str:
-    name = row.get(column)
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{metadata}: a row has {column} {name!r}, not the name of a file: {row}")
-    return name
-
-
-def _all_images(folder: Path, split: str | None) -> tuple[list[_Entry], str | None]:
+def _all_images(folder: Path, split: str | None) -> tuple[list[Record], str | None]:
     """All images of a split, and which one that is."""
     names = [path.name for path in _subfolders(folder)]
     chosen = split_among(names, split, where=str(folder))
@@ -264,9 +253,4 @@ def _all_images(folder: Path, split: str | None) -> tuple[list[_Entry], str | No
     paths = image_files(root)
     if not paths:
         raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [_Entry(path, None) for path in paths], chosen
-
-
-def _pairs_of(entry: _Entry, captions: Captions) -> int:
-    several = captions == "all" and isinstance(entry.caption, list)
-    return len(entry.caption) if several else 1  # type: ignore[arg-type]
+    return [Record(path.name, image_of(path), None) for path in paths], chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -59,16 +59,16 @@ class DatasetSource(CaptionSource):
             image_column: None takes the column of images, or one with a usual name.
             caption_column: None takes one with a usual name.
             captions: see `Captions`.
-            roots: folders that image files which the rows name must lie in; None allows any.
+            roots: folders that hold every image file that a row names; None allows any.
 
         Raises:
-            DataError: if a column is not found; the message lists those that are there.
+            DataError: if a column is not found.
         """
         import datasets
 
         super().__init__(description, captions)
         features = dataset.features
-        if features is None:  # a stream tells its columns with its first row
+        if features is None:  # a stream has its columns in its first row
             features = _guarded(description, lambda: dataset._resolve_features().features)
         features = features or {}
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -142,18 +142,20 @@ class DatasetSource(CaptionSource):
 
 
 def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:
-    """The dataset of an id (`name` or `name:configuration`), a folder or a file.
+    """The dataset of an id (`name` or `name:configuration`), a folder or a file; its split, if any.
 
-    Also the split, if it has several.
-
-    Streams unless it was saved to disk, or is a hub dataset in the cache of a machine that is
-    offline.
+    It streams, unless it was saved to disk, or is from the cache because the hub is offline.
 
     Raises:
         DataError: if it cannot be loaded, or the split is not there.
     """
-    _need_datasets()
-    import datasets
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "this source is read with the package `datasets`, which is not installed: "
+            "pip install vlp-plugins[data]"
+        ) from error
 
     path = Path(source)
     if path.is_dir() and is_saved(path):
@@ -178,7 +180,7 @@ def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:
 
 
 def roots_of(source: str) -> list[Path]:
-    """Folders where the image files of `open_dataset(source)` may lie: its own, or the cache."""
+    """Folders where the image files of `open_dataset(source)` may be: its own, or the cache."""
     path = Path(source)
     if path.exists():
         return [path if path.is_dir() else path.parent]
@@ -205,28 +207,25 @@ def _load(source: str, *, is_local: bool) -> Any:
 
     name, _, configuration = (source, "", "") if is_local else source.partition(":")
     load = partial(datasets.load_dataset, name, configuration or None, trust_remote_code=False)
-    if is_local:
-        return _guarded(source, lambda: load(streaming=True))
-    try:
-        return load(streaming=True)
-    except ConnectionError:  # offline: whoever loaded it before has it in the cache
-        return _guarded(source, load)
-    except Exception as error:
-        raise _unloadable(source, error) from error
+
+    def stream_or_cache() -> Any:
+        try:
+            return load(streaming=True)
+        except ConnectionError:  # offline: it may be in the cache
+            if is_local:
+                raise
+            return load()
+
+    return _guarded(source, stream_or_cache)
 
 
-def _guarded(source: str, action: Any) -> Any:
+def _guarded(source: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:  # datasets raises what its many readers raise
-        raise _unloadable(source, error) from error
-
-
-def _unloadable(source: str, error: Exception) -> DataError:
-    hint = ""
-    if "Config name is missing" in str(error):
-        hint = f"; write {source}:CONFIGURATION"
-    return DataError(f"cannot load dataset {source}: {_reason(error)}{hint}")
+        hint = f"; write {source}:CONFIGURATION" if "Config name is missing" in str(error) else ""
+        message = f"cannot load dataset {source}: {_reason(error)}{hint}"
+        raise DataError(message) from error
 
 
 def _reason(error: Exception) -> str:
@@ -240,13 +239,3 @@ def _length(dataset: Any) -> int | None:
     splits = getattr(dataset.info, "splits", None) or {}
     info = splits.get(str(dataset.split))
     return getattr(info, "num_examples", None) or None
-
-
-def _need_datasets() -> None:
-    try:
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            "this source is read with the package `datasets`, which is not installed: "
-            "pip install vlp-plugins[data]"
-        ) from error

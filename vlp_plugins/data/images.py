@@ -12,7 +12,7 @@ from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is decoded, whatever a file is called. Others start programs on its bytes, as EPS does."""
+"""What is decoded, by content and not by name. Others start programs on its bytes, as EPS does."""
 
 _BYTES = 3  # of an RGB pixel
 _SHORT_SIDE = 448
@@ -20,14 +20,11 @@ _PILLOW_LIMIT = threading.Lock()
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image of one of `FORMATS`, not decoded yet; bounded by `runtime.untrusted.read_limit`.
-
-    Args:
-        data: content of its file.
+    """The image in the content of a file, of one of `FORMATS`, not decoded yet.
 
     Raises:
         OSError: if it is of no such format, or damaged.
-        ValueError: if it is too large.
+        ValueError: if it is larger than `vlp_plugins.runtime.untrusted.read_limit`.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]

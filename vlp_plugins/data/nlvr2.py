@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Statement:
 def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
     """The statements of a split.
 
-    - as published: `dev.json` (one JSON object a line; also in `data/`), images
+    - as published: `dev.json` (one JSON object per line; also in `data/`), images
       `dev/dev-850-0-img0.png`; those of `train.json` in `images/train/{directory}/`;
     - the lists of BLIP's and X-VLM's: `nlvr_dev.json`, `nlvr2_dev.json`, whose rows name both
       images.
@@ -50,7 +50,8 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
             f"{folder} holds no split {split!r} of NLVR2: expected {' or '.join(names)} there or "
             f"in data/, found {contents(folder)}"
         )
-    rows = read_rows(path) if path.name.startswith("nlvr") else _lines(path)
+    rows: Sequence[Mapping[str, Any]]
+    rows = read_rows(path) if path.name.startswith("nlvr") else read_metadata(path, lines=True)
     pairs = [_images_of(row, path) for row in rows]
     root = image_root(folder, [name for pair in pairs for name in pair], _BELOW, path)
     return [
@@ -62,11 +63,6 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
         )
         for number, (row, (left, right)) in enumerate(zip(rows, pairs, strict=True), 1)
     ]
-
-
-def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """One JSON object a line, whatever the file is called."""
-    return list(read_metadata(path, lines=True))
 
 
 def _images_of(row: Mapping[str, Any], path: Path) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +12,6 @@ from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
 _FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
-
-
 _PIXEL_BYTES = 3 * 4  # RGB in float32
 
 
@@ -25,7 +23,7 @@ class Processor(Protocol):
 
 
 class CombinedProcessor:
-    """A tokenizer and an image processor that were saved side by side.
+    """A tokenizer and an image processor that were saved in one folder.
 
     Attributes:
         tokenizer: None for models of images only.
@@ -48,10 +46,10 @@ class CombinedProcessor:
         """Makes `pixel_values` of images, `input_ids` and `attention_mask` of texts.
 
         Args:
-            images: list of `B` PIL images, or None.
-            text: list of `B` captions, or None.
+            images: `B` PIL images, or None.
+            text: `B` captions, or None.
             return_tensors: `"pt"` for torch.
-            **text_options: for the tokenizer: `padding`, `truncation`, `max_length`, ...
+            **text_options: of the tokenizer.
 
         Raises:
             DataError: if there is text and no tokenizer.
@@ -81,7 +79,7 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
             limit, or the number of positions that the model's configuration states.
 
     Raises:
-        DataError: if there is no image processor; says which files are needed.
+        DataError: if there is no image processor.
     """
     path = Path(source)
     folder = str(path.parent) if path.is_file() else source
@@ -108,34 +106,25 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
 
     reasons: list[str] = []
 
-    def attempt(load: Callable[[], Any]) -> Any:
+    def attempt(kind: str, **options: Any) -> Any:
         try:
-            return load()
+            # The default, None, would ask on the terminal whether code may run.
+            load = getattr(transformers, kind).from_pretrained
+            return load(folder, trust_remote_code=False, **options)
         except Exception as error:  # damaged files raise what their parsers raise
             reasons.append(loading_failure(folder, error))
             return None
 
-    # `trust_remote_code=None`, the default, would ask on the terminal whether code may run.
-    whole = attempt(
-        lambda: transformers.AutoProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=False
-        )
-    )
+    whole = attempt("AutoProcessor", backend="pil")
     if getattr(whole, "image_processor", None):
         _check_sizes(whole.image_processor, folder)
-    if getattr(whole, "image_processor", None) and _has_words(getattr(whole, "tokenizer", None)):
-        return whole, reasons
-    images = attempt(
-        lambda: transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=False
-        )
-    )
+        if _has_words(getattr(whole, "tokenizer", None)):
+            return whole, reasons
+    images = attempt("AutoImageProcessor", backend="pil")
     if images is None:
         return None, reasons[-1:]
     _check_sizes(images, folder)
-    tokenizer = attempt(
-        lambda: transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    )
+    tokenizer = attempt("AutoTokenizer")
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
 
 
@@ -184,7 +173,7 @@ def _positions(folder: str) -> int | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice to install torchvision, which breaks transformers beside CPU torch."""
+    """Without the advice to install torchvision, which breaks transformers with CPU torch."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,19 +16,20 @@ from vlp_plugins.data.annotations import (
     find_file,
     image_of,
     image_root,
+    matching_files,
     need_keys,
     read_json,
     read_rows,
 )
-from vlp_plugins.data.folder import find_metadata, read_metadata, rows_of_split
+from vlp_plugins.data.folder import find_split, read_metadata, rows_of_split
 from vlp_plugins.data.records import choose_split
 from vlp_plugins.runtime.errors import DataError
 
-_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(\w+?)2014_questions\.json")
-_TEST_QUESTIONS = re.compile(r".*OpenEnded_mscoco_(test(?:-dev)?)2015_questions\.json")
+_QUESTIONS = re.compile(
+    r".*OpenEnded_mscoco_(\w+?(?=2014_)|test(?:-dev)?(?=2015_))\d+_questions\.json"
+)
 _LIST = re.compile(r"vqa_(train|val|test)\.json")
 _BELOW = ("images", "coco", "vg", "Images")
-_ANSWER_LISTS = ("answer_list.json",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Question:
         place: where it is, for messages.
         image: opens the image.
         text: the question.
-        answers: what people said; empty if nobody published it.
+        answers: of the annotators; empty if they are not published.
     """
 
     place: str
@@ -70,91 +72,87 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     - lists of BLIP's kind: `vqa_val.json`, perhaps `answer_list.json`;
     - images with `metadata.jsonl`: `file_name`, `question`, and `answer` or `answers`.
 
-    Files of annotations may lie in `annotations`.
+    Files of annotations may be in `annotations`.
 
     Args:
         source: the folder.
         split: `train`, `val`, ...; None takes the only one, or `train`.
 
     Raises:
-        DataError: if it is nothing of these, or files are missing.
+        DataError: if it is none of these, or files are missing.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise DataError(f"folder {source} does not exist; check the path")
-    published, lists = _published(folder), _lists(folder)
-    if published:
-        chosen = choose_split(list(published), split, where=source)
-        items = _read_published(folder, published[chosen])
-    elif lists:
-        chosen = choose_split(list(lists), split, where=source)
-        items = _read_list(folder, lists[chosen])
-    else:
-        below = find_metadata(folder / split) if split else None
-        metadata = below or find_metadata(folder)
-        place = metadata.parent if metadata is not None else folder
-        if metadata is None:
-            raise DataError(
-                f"{place} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json, "
-                f"vqa_val.json or metadata.jsonl, found {contents(place)}"
-            )
-        items, found = _read_metadata(metadata, split if place == folder else None)
-        chosen = found or split or ""
-    description = f"{folder} ({chosen})" if chosen else str(folder)
-    return Questions(description, tuple(items), _answer_list(folder))
-
-
-def _published(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for place in (folder, folder / "annotations"):
-        for path in sorted(place.glob("*_questions.json")):
-            match = _QUESTIONS.fullmatch(path.name) or _TEST_QUESTIONS.fullmatch(path.name)
-            if match is not None:
-                found.setdefault(match[1], path)
-    return found
-
-
-def _lists(folder: Path) -> dict[str, Path]:
-    paths = (
-        path for place in (folder, folder / "annotations") for path in place.glob("vqa_*.json")
+    readers: tuple[tuple[re.Pattern[str], Callable[[Path], list[_Row]]], ...] = (
+        (_QUESTIONS, partial(_read_published, folder)),
+        (_LIST, _read_list),
     )
-    return {match[1]: path for path in sorted(paths) if (match := _LIST.fullmatch(path.name))}
+    for pattern, read in readers:
+        files: dict[str, Path] = {}
+        for match, path in matching_files(folder, pattern):
+            files.setdefault(match[1], path)
+        if files:
+            chosen = choose_split(list(files), split, where=source)
+            rows = read(files[chosen])
+            items = _questions(rows, folder, _BELOW, files[chosen])
+            return Questions(f"{folder} ({chosen})", items, _answer_list(folder))
+    found = find_split(folder, split)
+    if found is None:
+        raise DataError(
+            f"{folder} holds no questions: expected v2_OpenEnded_mscoco_val2014_questions.json, "
+            f"vqa_val.json or metadata.jsonl, found {contents(folder)}"
+        )
+    path, prefix = found
+    rows, part = _read_metadata(path, prefix)
+    part = part if path.parent == folder else path.parent.name
+    description = f"{folder} ({part})" if part else str(folder)
+    items = _questions(rows, path.parent, (), path)
+    return Questions(description, items, _answer_list(folder))
 
 
-def _read_published(folder: Path, path: Path) -> list[Question]:
+class _Row(NamedTuple):
+    place: str
+    image: str
+    text: str
+    answers: tuple[str, ...]
+
+
+def _questions(
+    rows: list[_Row], folder: Path, below: Sequence[str], path: Path
+) -> tuple[Question, ...]:
+    root = image_root(folder, [row.image for row in rows], below, path)
+    return tuple(Question(r.place, image_of(root / r.image), r.text, r.answers) for r in rows)
+
+
+def _read_published(folder: Path, path: Path) -> list[_Row]:
     subset = path.name.removesuffix("_questions.json").rsplit("_", 1)[-1]  # val2014, test-dev2015
     answers = _published_answers(folder, path, subset)
     images = subset.replace("-dev", "")
-    rows = read_rows(path, "questions")
-    names, texts, numbers = [], [], []
-    for row in rows:
+    rows, lacking = [], []
+    for row in read_rows(path, "questions"):
         number, image, text = need_keys(row, ("question_id", "image_id", "question"), path)
-        names.append(f"{images}/COCO_{images}_{int(image):012}.jpg")
-        texts.append(str(text))
-        numbers.append(number)
-    root = image_root(folder, names, _BELOW, path)
-    if answers:
-        lacking = [number for number in numbers if number not in answers]
-        if lacking:
-            raise DataError(
-                f"{len(lacking):,} questions of {path} have no answers in the annotations (first: "
-                f"{lacking[0]}); fetch the annotations of {subset}"
-            )
-    return [
-        Question(f"question {number}", image_of(root / name), text, answers.get(number, ()))
-        for number, name, text in zip(numbers, names, texts, strict=True)
-    ]
+        name = f"{images}/COCO_{images}_{int(image):012}.jpg"
+        if answers and number not in answers:
+            lacking.append(number)
+        rows.append(_Row(f"question {number}", name, str(text), answers.get(number, ())))
+    if lacking:
+        raise DataError(
+            f"{len(lacking):,} questions of {path} have no answers in the annotations (first: "
+            f"{lacking[0]}); fetch the annotations of {subset}"
+        )
+    return rows
 
 
 def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple[str, ...]]:
-    """By number of the question; none of a test set, whose answers are not published."""
+    """The answers by number of the question; none of a test set, whose are not published."""
     beginning = path.name.split("OpenEnded_", 1)[0]  # v2_
     name = f"{beginning}mscoco_{subset}_annotations.json"
-    source = find_file(folder, (name,))
+    source = find_file(folder, name)
     if source is None:
         if subset.startswith("test"):
             return {}
-        raise DataError(f"{path.name} is there, but not its answers, {name}; put it beside it")
+        raise DataError(f"{path.name} is there, but not its answers, {name}; put it there as well")
     found = {}
     for row in read_rows(source, "annotations"):
         number, answers = need_keys(row, ("question_id", "answers"), source)
@@ -162,33 +160,24 @@ def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple
     return found
 
 
-def _read_list(folder: Path, path: Path) -> list[Question]:
-    rows = read_rows(path)
-    names = [str(need_keys(row, ("image", "question"), path)[0]) for row in rows]
-    root = image_root(folder, names, _BELOW, path)
-    return [
-        Question(
-            f"question {row.get('question_id', number)}",
-            image_of(root / name),
-            str(row["question"]),
-            _answers_in(row),
-        )
-        for number, (row, name) in enumerate(zip(rows, names, strict=True))
-    ]
+def _read_list(path: Path) -> list[_Row]:
+    rows = []
+    for number, row in enumerate(read_rows(path)):
+        image, text = need_keys(row, ("image", "question"), path)
+        place = f"question {row.get('question_id', number)}"
+        rows.append(_Row(place, str(image), str(text), _answers_in(row)))
+    return rows
 
 
-def _read_metadata(path: Path, split: str | None) -> tuple[list[Question], str | None]:
-    rows = read_metadata(path)
-    for row in rows:
+def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | None]:
+    found = read_metadata(path)
+    for row in found:
         need_keys(row, ("file_name", "question"), path)
-    rows, chosen = rows_of_split(rows, "file_name", split, path)
-    names = [str(row["file_name"]) for row in rows]
-    root = image_root(path.parent, names, (), path)
+    found, chosen = rows_of_split(found, "file_name", split, path)
     return [
-        Question(f"{path.name}, row {n}", image_of(root / name), str(row["question"]),
-                 _answers_in(row))
-        for n, (row, name) in enumerate(zip(rows, names, strict=True), 1)
-    ], chosen  # fmt: skip
+        _Row(f"{path.name}, row {n}", str(r["file_name"]), str(r["question"]), _answers_in(r))
+        for n, r in enumerate(found, 1)
+    ], chosen
 
 
 def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -199,7 +188,7 @@ def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _answer_list(folder: Path) -> tuple[str, ...] | None:
-    path = find_file(folder, _ANSWER_LISTS)
+    path = find_file(folder, "answer_list.json")
     if path is None:
         return None
     found = read_json(path)

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 from vlp_plugins.runtime.errors import DataError, first_line, suggest
 
+logger = logging.getLogger(__name__)
+
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = (
     "text",
@@ -32,110 +34,7 @@ _SPLITS = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 )
 
-
-def choose_column(
-    columns: Iterable[str], asked: str | None, known: Sequence[str], *, kind: str, where: str
-) -> str:
-    """The column that the user names, else the first usual name that is there (any case).
-
-    Args:
-        columns: what the source has.
-        asked: what the user named.
-        known: usual names, best first.
-        kind: `image` or `caption`.
-        where: description of the source.
-
-    Raises:
-        DataError: if the named column is not there, or none has a usual name.
-    """
-    columns = list(columns)
-    listed = ", ".join(columns) or "none"
-    if asked is not None:
-        if asked in columns:
-            return asked
-        hint = suggest(asked, columns) if columns else " (there are no columns)"
-        raise DataError(f"{where} has no column {asked!r}{hint}")
-    lowered = {column.lower(): column for column in reversed(columns)}
-    for name in known:
-        if name in lowered:
-            return lowered[name]
-    raise DataError(
-        f"{where} has no {kind} column that we know (its columns: {listed}); "
-        f"name it with {kind}_column"
-    )
-
-
-def choose_split(available: Sequence[str], wanted: str | None, *, where: str) -> str:
-    """The split asked for; without a wish the only one, or `train`.
-
-    Raises:
-        DataError: if it is not there, or none was named among several without `train`.
-    """
-    if wanted is None:
-        if len(available) == 1:
-            return available[0]
-        if "train" in available:
-            return "train"
-        raise DataError(f"{where} has the splits {', '.join(available)}; name one with split")
-    if wanted not in available:
-        hint = suggest(wanted, list(available)) if available else " (it has no splits)"
-        raise DataError(f"{where} has no split {wanted!r}{hint}")
-    return wanted
-
-
-def split_among(parts: Iterable[str], wanted: str | None, *, where: str) -> str | None:
-    """The split that is meant among what names begin with: folders, or words of file names.
-
-    Args:
-        parts: of every name.
-        wanted: the split asked for.
-        where: description of the source.
-
-    Returns:
-        None if no split was asked for and the parts are no splits, or a single one.
-
-    Raises:
-        DataError: see `choose_split`.
-    """
-    found = list(dict.fromkeys(parts))
-    if wanted is None and (len(found) < 2 or not any(part.lower() in _SPLITS for part in found)):
-        return None
-    return choose_split(found, wanted, where=where)
-
-
-def first_folders(names: Iterable[str]) -> list[str]:
-    """The first folder of every name that has one, for `split_among`."""
-    return [name.split("/", 1)[0] for name in names if "/" in name]
-
-
 Item = TypeVar("Item")
-
-BUFFER = 1000
-
-
-def buffered(stream: Iterable[Item], seed: int, size: int = BUFFER) -> Iterator[Item]:
-    """Yields every item once, each drawn at random from a buffer that the stream refills.
-
-    Args:
-        stream: what to mix.
-        seed: same seed and stream, same order. No global random state is touched.
-        size: how many items wait in memory.
-    """
-    rng = random.Random(seed)
-    waiting: list[Item] = []
-    for item in stream:
-        if len(waiting) < size:
-            waiting.append(item)
-            continue
-        place = rng.randrange(size)
-        yield waiting[place]
-        waiting[place] = item
-    rng.shuffle(waiting)
-    yield from waiting
-
-
-logger = logging.getLogger(__name__)
-
 Pair = tuple[Image.Image, str]
 
 Captions = Literal["first", "all", "none"]
@@ -146,7 +45,7 @@ contrastive loss, whose negatives are the other pairs. `all` is for the evaluati
 `none` reads no captions at all, for models of images only.
 """
 
-MAX_SKIPPED = 0.05
+_MAX_SKIPPED = 0.05
 # A source of unknown length is given up after so many records, if too many of them were skipped.
 _TRIAL = 200
 _BUFFER = re.compile(r"\s*<_io\.\w+ object at 0x[0-9a-f]+>")
@@ -177,15 +76,14 @@ class CaptionSource(ABC):
         description: what it reads, for messages and reports.
         length: number of pairs if none is skipped; None if unknown before the end.
         seen: records read in the latest iteration.
-        skipped: records skipped in the latest iteration.
+        skipped: of these.
     """
 
     def __init__(self, description: str, captions: Captions) -> None:
         self.description = description
         self.captions = captions
         self.length: int | None = None
-        self.seen = 0
-        self.skipped = 0
+        self.seen = self.skipped = 0
         self._first_skipped = ""
         self._is_whole = False
 
@@ -224,10 +122,10 @@ class CaptionSource(ABC):
             logger.warning("%s", self._skipped_message())
 
     def check(self) -> None:
-        """Judges what was read until now; called at the end, and by who stops before it.
+        """Checks what was read so far; called at the end, and by a caller that stops earlier.
 
-        Before the end, skipped records are compared with all that there are (with 200 if nobody
-        knows), so that a source of few damaged ones never fails for having them first.
+        Before the end, skipped records are compared with all that there are (200 of an unknown
+        number), so that a source does not fail because its few damaged records come first.
 
         Raises:
             DataError: if nothing was found, or more than 5% was skipped.
@@ -235,9 +133,9 @@ class CaptionSource(ABC):
         if not self.seen:
             raise DataError(f"{self.description} holds no captioned image")
         of = self.seen if self._is_whole else max(self.seen, self.length or _TRIAL)
-        if self.skipped > MAX_SKIPPED * of:
+        if self.skipped > _MAX_SKIPPED * of:
             raise DataError(
-                f"{self._skipped_message()}; more than {MAX_SKIPPED:.0%} is too many: "
+                f"{self._skipped_message()}; more than {_MAX_SKIPPED:.0%} is too many: "
                 "repair or remove them"
             )
 
@@ -248,9 +146,9 @@ class CaptionSource(ABC):
         self._first_skipped = self._first_skipped or reason
         logger.info("skipped %s", reason)
         if self.length is not None:
-            hopeless = self.skipped > MAX_SKIPPED * self.length
+            hopeless = self.skipped > _MAX_SKIPPED * self.length
         else:
-            hopeless = self.seen >= _TRIAL and self.skipped > MAX_SKIPPED * self.seen
+            hopeless = self.seen >= _TRIAL and self.skipped > _MAX_SKIPPED * self.seen
         if hopeless:
             self.check()
 
@@ -259,6 +157,23 @@ class CaptionSource(ABC):
             f"{self.description}: {self.skipped:,} of {self.seen:,} records read cannot be used "
             f"(first: {self._first_skipped})"
         )
+
+
+class RecordList(CaptionSource):
+    """A source whose records are known from the start."""
+
+    def __init__(self, records: Sequence[Record], description: str, captions: Captions) -> None:
+        super().__init__(description, captions)
+        self._records = records
+        self.length = sum(
+            len(record.caption) if captions == "all" and isinstance(record.caption, list) else 1
+            for record in records
+        )
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        if seed is None:
+            return iter(self._records)
+        return iter(random.Random(seed).sample(self._records, len(self._records)))
 
 
 def texts_of(caption: object) -> list[str]:
@@ -289,3 +204,76 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image.convert("RGB")
+
+
+def choose_column(
+    columns: Iterable[str], asked: str | None, known: Sequence[str], *, kind: str, where: str
+) -> str:
+    """The column that the user named, else the first of the known names that is there (any case).
+
+    Raises:
+        DataError: if there is none; `kind` (`image`, `caption`) and `where` are for the message.
+    """
+    columns = list(columns)
+    listed = ", ".join(columns) or "none"
+    if asked is not None:
+        if asked in columns:
+            return asked
+        hint = suggest(asked, columns) if columns else " (there are no columns)"
+        raise DataError(f"{where} has no column {asked!r}{hint}")
+    lowered = {column.lower(): column for column in reversed(columns)}
+    for name in known:
+        if name in lowered:
+            return lowered[name]
+    raise DataError(
+        f"{where} has no {kind} column that we know (its columns: {listed}); "
+        f"name it with {kind}_column"
+    )
+
+
+def choose_split(available: Sequence[str], wanted: str | None, *, where: str) -> str:
+    """The split that is asked for; of None the only one, or `train`.
+
+    Raises:
+        DataError: if it is not there, or none was named among several without `train`.
+    """
+    if wanted is None:
+        if len(available) == 1:
+            return available[0]
+        if "train" in available:
+            return "train"
+        raise DataError(f"{where} has the splits {', '.join(available)}; name one with split")
+    if wanted not in available:
+        hint = suggest(wanted, list(available)) if available else " (it has no splits)"
+        raise DataError(f"{where} has no split {wanted!r}{hint}")
+    return wanted
+
+
+def split_among(parts: Iterable[str], wanted: str | None, *, where: str) -> str | None:
+    """`choose_split` among what names begin with: folders, or words of file names.
+
+    Returns:
+        None if no split is asked for and the parts are not splits, or a single one.
+    """
+    found = list(dict.fromkeys(parts))
+    if wanted is None and (len(found) < 2 or not any(part.lower() in _SPLITS for part in found)):
+        return None
+    return choose_split(found, wanted, where=where)
+
+
+def buffered(stream: Iterable[Item], seed: int, size: int = 1000) -> Iterator[Item]:
+    """Shuffles a stream: each item is drawn at random from a buffer of `size` items.
+
+    Same seed and stream, same order; no global random state is touched.
+    """
+    rng = random.Random(seed)
+    waiting: list[Item] = []
+    for item in stream:
+        if len(waiting) < size:
+            waiting.append(item)
+            continue
+        place = rng.randrange(size)
+        yield waiting[place]
+        waiting[place] = item
+    rng.shuffle(waiting)
+    yield from waiting

@@ -29,7 +29,7 @@ from vlp_plugins.data.records import (
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+_IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 _TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")
 # WebDataset's rule: the key goes to the first dot of the base name, the field follows it.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -54,7 +54,7 @@ class TarShards(CaptionSource):
         caption_column: str | None = None,
         captions: Captions = "first",
     ) -> None:
-        """Looks into the first record to see which of its files are image and caption.
+        """Finds in the first record which of its files are image and caption.
 
         Raises:
             DataError: if a shard is missing or damaged, or the fields are not there.
@@ -71,7 +71,7 @@ class TarShards(CaptionSource):
             raise DataError(f"{description}: the shards hold no records (0001.jpg with 0001.txt)")
         fields = first[1]
         self._image = choose_column(
-            fields, image_column, IMAGE_FIELDS, kind="image", where=description
+            fields, image_column, _IMAGE_FIELDS, kind="image", where=description
         )
         self._caption = ("", "")
         if captions != "none":
@@ -79,10 +79,10 @@ class TarShards(CaptionSource):
 
     def records(self, seed: int | None) -> Iterator[Record]:
         shards = list(self._shards)
-        if seed is None:
-            return (record for shard in shards for record in self._shard(shard))
-        random.Random(seed).shuffle(shards)
-        return buffered((record for shard in shards for record in self._shard(shard)), seed)
+        if seed is not None:
+            random.Random(seed).shuffle(shards)
+        records = (record for shard in shards for record in self._shard(shard))
+        return records if seed is None else buffered(records, seed)
 
     def _shard(self, shard: Path) -> Iterator[Record]:
         field, key = self._caption
@@ -99,10 +99,8 @@ class TarShards(CaptionSource):
 def find_shards(source: str, split: str | None = None) -> tuple[list[Path], str | None]:
     """The shards that a source names, and their split if it has several.
 
-    A source is `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder.
-
     Args:
-        source: what the user gave.
+        source: `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder.
         split: sub-folder of a folder, or what the file names begin with.
 
     Raises:
@@ -129,7 +127,7 @@ def find_shards(source: str, split: str | None = None) -> tuple[list[Path], str 
 
 
 def is_shards(source: str) -> bool:
-    """True if a source is written like shards, or is a folder that holds some."""
+    """True if a source is the name or pattern of shards, or a folder that holds some."""
     folder = Path(source)
     if folder.is_dir():
         return bool(_tars(folder)) or any(_tars(sub) for sub in folder.iterdir() if sub.is_dir())
@@ -168,7 +166,7 @@ def _tars(folder: Path) -> list[Path]:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose name, which tarfile reads before anyone can look at it, is not too long."""
+    """A member whose name, which tarfile reads before we can check it, is not too long."""
 
     _NAMES = (
         tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
@@ -222,9 +220,8 @@ def _caption_place(fields: Fields, asked: str | None, where: str) -> tuple[str, 
         inside = _json(fields["json"]) if "json" in fields else {}
     except ValueError as error:
         raise DataError(f"{where} has a json file that is not JSON: {error}") from error
-    place = "json" if inside else ""
     column = choose_column(inside or fields, asked, CAPTION_COLUMNS, kind="caption", where=where)
-    return (place, column) if place else (column, "")
+    return ("json", column) if inside else (column, "")
 
 
 def _caption_value(fields: Fields, field: str, key: str) -> object:
@@ -242,7 +239,7 @@ def _json(content: bytes) -> dict[str, object]:
 
 
 def _decode(fields: Fields, field: str) -> Image.Image:
-    names = [field, *IMAGE_FIELDS]  # shards may mix jpg and png
+    names = [field, *_IMAGE_FIELDS]  # shards may mix jpg and png
     found = next((name for name in names if name in fields), None)
     if found is None:
         raise ValueError(f"it has no image (its files: {', '.join(fields)})")

@@ -1,12 +1,12 @@
-"""From what a user writes after `--data` to a source of captioned images."""
+"""Opens what a user writes after `--data` as a source of captioned images."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
-from vlp_plugins.data.folder import METADATA_NAMES, ImageFolder, has_metadata
+from vlp_plugins.data.folder import METADATA_NAMES, has_metadata, open_folder
 from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset, roots_of
 from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
 from vlp_plugins.data.records import Captions, CaptionSource
@@ -43,7 +43,11 @@ def open_source(
     Raises:
         DataError: if nothing is there, or it lacks images, captions or metadata.
     """
-    columns = {"image_column": image_column, "caption_column": caption_column}
+    options: _Options = {
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "captions": captions,
+    }
     path = Path(source).expanduser()
     if path.name in METADATA_NAMES and path.is_file():
         path = path.parent
@@ -51,48 +55,46 @@ def open_source(
         if is_karpathy(path):
             return open_karpathy(path, split, captions)
         if is_saved(path):
-            return _dataset(str(path), split, captions, columns)
+            return _dataset(str(path), split, options)
         if has_metadata(path):
-            return ImageFolder(path, split=split, **columns, captions=captions)
+            return open_folder(path, split=split, **options)
         if is_shards(str(path)):
-            return _shards(str(path), split, captions, columns)
+            return _shards(str(path), split, options)
         if any(p.suffix.lower() in FILE_BUILDERS for p in path.rglob("*")):
-            return _dataset(str(path), split, captions, columns)
-        return ImageFolder(path, split=split, **columns, captions=captions)
+            return _dataset(str(path), split, options)
+        return open_folder(path, split=split, **options)
     if is_shards(str(path)) and "://" not in source:
-        return _shards(str(path), split, captions, columns)
+        return _shards(str(path), split, options)
     if path.is_file():
         if path.suffix.lower() not in FILE_BUILDERS:
             raise DataError(
                 f"{source} is a single file of unknown kind; give a folder with metadata.jsonl, "
                 f"a .tar, or one of {', '.join(FILE_BUILDERS)}"
             )
-        return _dataset(str(path), split, captions, columns)
+        return _dataset(str(path), split, options)
     if not _HUB_ID.fullmatch(source):
         fetch = "; download it first" if "://" in source else ""
         raise DataError(f"data {source} does not exist{fetch or ': check the path'}")
     try:
-        return _dataset(source, split, captions, columns)
+        return _dataset(source, split, options)
     except DataError as error:
-        if "/" in source and source.count("/") == 1 and path.parent.is_dir():
+        if source.count("/") == 1 and path.parent.is_dir():
             raise DataError(f"folder {source} does not exist, and as a hub id: {error}") from error
         raise
 
 
-def _shards(
-    source: str, split: str | None, captions: Captions, columns: Mapping[str, str | None]
-) -> CaptionSource:
+class _Options(TypedDict):
+    image_column: str | None
+    caption_column: str | None
+    captions: Captions
+
+
+def _shards(source: str, split: str | None, options: _Options) -> CaptionSource:
     shards, chosen = find_shards(source, split)
-    description = source + (f" ({chosen})" if chosen else "")
-    return TarShards(shards, description, **columns, captions=captions)
+    return TarShards(shards, source + (f" ({chosen})" if chosen else ""), **options)
 
 
-def _dataset(
-    source: str, split: str | None, captions: Captions, columns: Mapping[str, str | None]
-) -> CaptionSource:
+def _dataset(source: str, split: str | None, options: _Options) -> CaptionSource:
     dataset, chosen = open_dataset(source, split)
     description = f"dataset {source}" + (f" ({chosen})" if chosen else "")
-    return DatasetSource(dataset, description, **columns, captions=captions, roots=roots_of(source))
-
-
-__all__ = ["CaptionSource", "open_source"]
+    return DatasetSource(dataset, description, **options, roots=roots_of(source))

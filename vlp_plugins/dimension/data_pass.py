@@ -12,8 +12,8 @@ from vlp_plugins.calibration.batches import (
     batches_again,
     chain_hash,
     number_of_batches,
-    say_if_fewer,
     to_device,
+    warn_if_fewer,
 )
 from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.dimension.outputs import Output, OutputProbe
@@ -90,7 +90,7 @@ class Reader:
                 f"the interrupted run has seen {len(self.hashes)} batches, but the data gave only "
                 f"{len(hashes)}; give the same data, or start again without resume"
             )
-        say_if_fewer(len(hashes), self._limit)
+        warn_if_fewer(len(hashes), self._limit)
         self.hashes, self.sizes, self._read = tuple(hashes), tuple(sizes), True
 
 

@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size
-from vlp_plugins.calibration.hooks import Use, modules_using, real_of, run_quietly, watched
+from vlp_plugins.calibration.hooks import (
+    Use,
+    hooked,
+    modules_using,
+    real_of,
+    run_without_gradients,
+)
 from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import WeightMap
@@ -141,7 +147,7 @@ class OutputProbe:
     @contextmanager
     def attached(self) -> Iterator[OutputProbe]:
         """The model under hooks, in evaluation mode; as it was found on leaving."""
-        with watched(self.model) as hooks:
+        with hooked(self.model) as hooks:
             for path, module, uses in modules_using(self.model, self._weights):
                 hooks.append(module.register_forward_hook(self._hook(path, uses)))
             yield self
@@ -168,7 +174,7 @@ class OutputProbe:
         """
         self._size, self._take = batch_size(batch), take
         try:
-            run_quietly(self.model, lambda: self._run(batch, wanted))
+            run_without_gradients(self.model, lambda: self._run(batch, wanted))
         finally:
             self._take = lambda _: None
             self._masks.clear()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.batches import check_batches, say_if_fewer
+from vlp_plugins.calibration.batches import check_batches, warn_if_fewer
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
@@ -151,7 +151,7 @@ class Method(ABC):
         if self.reads_data:
             check_batches(context.batches, context.limit)
             if isinstance(context.batches, Sized):
-                say_if_fewer(len(context.batches), context.limit)
+                warn_if_fewer(len(context.batches), context.limit)
         context.weights.check_finite()
 
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
-from vlp_plugins.calibration.loss import loss_state_again, write_state
+from vlp_plugins.calibration.loss import loss_state_kept, write_state
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.method import Context, Procedure
 from vlp_plugins.models.adapter import Batch
@@ -300,7 +300,7 @@ class RunInRounds(ABC, Generic[Found]):
         context, method = self.context, self.method
         file = self.checkpoint()
         levels = levels_of(self.target, method.schedule, method.rounds)
-        with restored(context.weights), loss_state_again(context.model, context.adapter):
+        with restored(context.weights), loss_state_kept(context.model, context.adapter):
             progress = self._resumed(file) if context.resume else Progress[Found]()
             for index in range(progress.rounds, method.rounds):
                 batches = self.batches(index)

@@ -11,7 +11,7 @@ from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
 from vlp_plugins.report.layers import csv_text
 
 _ERRORS = 2.0
-"""A difference of so many standard errors counts as one."""
+"""A difference counts if it is more than so many standard errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,7 @@ def _modality(name: str, members: Sequence[LayerDimension]) -> ModalityDimension
 
 
 def dimension_sentences(layers: Sequence[LayerDimension]) -> list[str]:
-    """Which modality has the highest mean ID, and which the widest range, or that none has.
-
-    A difference counts if it is more than two standard errors.
-    """
+    """Which modality has the highest mean ID, and which the widest range, or that none has."""
     groups = by_modality(layers)
     if len(groups) == 1:
         only = groups[0]
@@ -97,7 +94,7 @@ def dimension_sentences(layers: Sequence[LayerDimension]) -> list[str]:
 def vision_sentences(layers: Sequence[LayerDimension]) -> list[str]:
     """Whether vision has a higher ID than text, as Wang, Zhang, Ma (ICML 2024) find.
 
-    Nothing unless the model has both.
+    Empty unless the model has both.
     """
     groups = {group.modality: group for group in by_modality(layers)}
     if not {"vision", "text"} <= groups.keys():
@@ -131,7 +128,7 @@ def duplicate_sentences(layers: Sequence[LayerDimension]) -> list[str]:
         return []
     return [
         "Duplicates: in the layer that has most of them, so many points equal another one and are "
-        f"left out: {', '.join(listed)}. Samples that are there twice tell nothing more."
+        f"left out: {', '.join(listed)}. Duplicate samples add no information."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Figures as SVG text, the same for the same data, in colours that everyone can tell apart."""
+"""Figures as SVG text, the same for the same data, in colours for colour-blind readers too."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe-Ito colours: told apart by colour-blind readers.
+# Okabe-Ito colours: colour-blind readers can distinguish them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def colour(index: int) -> str:
-    """The colour of a line by its place; they begin anew after seven."""
+    """The colour of a line by its place; colours repeat after seven."""
     return COLOURS[index % len(COLOURS)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,17 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
 from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
 
+_FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
+"""Floors to recommend: the first for which there is room."""
+_COLLAPSED = 0.01
+"""A layer that keeps less than this fraction is reported as collapsed."""
+
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Comma-separated text, one line per row.
 
-    A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula: unless it is a
-    number, it gets an apostrophe in front, as names of weights may be anything.
+    A spreadsheet runs text that begins with `=`, `+`, `-` or `@` as a formula, and names of weights
+    may be anything: such cells, unless numbers, get an apostrophe in front.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
@@ -34,12 +40,6 @@ def _cell(cell: object) -> object:
     except ValueError:
         return f"'{cell}"
     return cell
-
-
-_FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
-"""Floors that are recommended: the first for which there is room."""
-COLLAPSED = 0.01
-"""A layer that keeps less than this fraction is reported as collapsed."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,19 @@ def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
 def collapse_warnings(
     rows: Sequence[LayerRow], titles: Sequence[str], masks: Sequence[Masks] = ()
 ) -> list[str]:
-    """A sentence for every mask set that removes nothing, empties layers, or all but does.
+    """A sentence for every mask set that removes nothing, or all or nearly all of a layer.
 
     Args:
         rows: of all weights.
         titles: of the mask sets.
-        masks: the sets, which say whether their method takes a floor; none: it does.
+        masks: the sets, whose manifests record whether the method takes a floor; none: it does.
     """
     warnings = []
     for i, title in enumerate(titles):
         if rows and all(row.kept[i] == row.elements for row in rows):
             warnings.append(f"sparsity {title}: nothing is removed; the model stays dense")
         empty = [row.name for row in rows if row.kept[i] == 0]
-        thin = [row.name for row in rows if row.kept[i] and row.sparsities[i] > 1 - COLLAPSED]
+        thin = [row.name for row in rows if row.kept[i] and row.sparsities[i] > 1 - _COLLAPSED]
         for names, what in ((empty, "removed entirely"), (thin, "all but removed (over 99 %)")):
             if names:
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
@@ -105,7 +105,7 @@ def collapse_warnings(
 
 
 def _remedy(rows: Sequence[LayerRow], i: int, manifest: Manifest | None) -> str:
-    """What keeps every layer alive in the i-th mask set."""
+    """How to keep every layer alive in the i-th mask set."""
     parameters = {"floor": 0.0} if manifest is None else manifest.parameters
     allocation = parameters.get("allocation", GlobalAllocation.name)
     if allocation in (LayerAllocation.name, RowAllocation.name, Pattern.name):
@@ -171,10 +171,9 @@ def sparsity_by_depth(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
 
 
 def _mean_by_depth(rows: Sequence[LayerRow], mask: int) -> tuple[list[int], list[float]]:
-    kept: dict[int, int] = {}
-    total: dict[int, int] = {}
+    kept, total = Counter[int](), Counter[int]()
     for row in rows:
-        kept[row.depth] = kept.get(row.depth, 0) + row.kept[mask]
-        total[row.depth] = total.get(row.depth, 0) + row.elements
+        kept[row.depth] += row.kept[mask]
+        total[row.depth] += row.elements
     depths = sorted(total)
     return depths, [1 - kept[depth] / total[depth] for depth in depths]

@@ -1,4 +1,4 @@
-"""report.html: one file that can be mailed, opened offline and read on its own."""
+"""report.html: a single file that needs neither a network nor other files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def template(name: str) -> Template:
-    """A template of this package that may extend and import the others; `jinja2` must be there."""
+def _template(name: str) -> Template:
+    """A template of this package, which may extend and import the others."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -34,12 +34,8 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
-    """The parameters that the manifests record, one text per mask set; last, new weights.
-
-    Args:
-        masks: by title; methods may record other things at other sparsities.
-    """
+def _parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
+    """The parameters that the manifests record, one text per mask set; last, new weights."""
     recorded = [each.manifest.parameters for each in masks.values()]
     names = dict.fromkeys(name for parameters in recorded for name in parameters)
     rows = [
@@ -58,7 +54,7 @@ def _new_weights(masks: Masks) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as a person writes it; lists of pairs, such as curves, as `a: b`."""
+    """A value as text; lists of pairs, such as curves, as `a: b`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -93,6 +89,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A chart, an `<svg>` element, with a title and a sentence that says how to read it."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
     """One pruned model as the page shows it.
 
@@ -103,7 +108,6 @@ class Run:
         masks: mask sets by title (`75%`).
         facts: short facts by name: timing, memory, data.
         tables: further tables: metrics before and after, agreement of the halves of the data.
-        warnings: sentences beside the collapse warnings, which the page finds itself.
     """
 
     title: str
@@ -112,42 +116,31 @@ class Run:
     masks: Mapping[str, Masks]
     facts: Mapping[str, str] = field(default_factory=dict)
     tables: Sequence[Table] = ()
-    warnings: Sequence[str] = ()
 
 
 def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str:
-    """The page as text.
-
-    Args:
-        title: heading of the page.
-        runs: one section each.
-        tables: shown above the sections.
+    """A page of pruned models as text: tables, then a section for each run.
 
     Raises:
         UnsupportedError: if the packages of the extra `report` are missing.
     """
     check_can_render()
-    from markupsafe import Markup
-
     sections = []
     for run in runs:
-        titles = list(run.masks)
-        rows = layer_rows(run.inspection.weights, list(run.masks.values()))
+        titles, masks = list(run.masks), list(run.masks.values())
+        rows = layer_rows(run.inspection.weights, masks)
         sections.append(
             {
                 "run": run,
                 "titles": titles,
                 "rows": rows,
                 "modalities": _modalities(run.masks),
-                "parameters": parameter_rows(run.masks),
-                "warnings": [
-                    *run.warnings,
-                    *collapse_warnings(rows, titles, list(run.masks.values())),
-                ],
-                "chart": Markup(sparsity_by_depth(rows, titles)) if titles else "",
+                "parameters": _parameter_rows(run.masks),
+                "warnings": collapse_warnings(rows, titles, masks),
+                "chart": sparsity_by_depth(rows, titles) if titles else "",
             }
         )
-    return template("page.html.j2").render(
+    return _template("page.html.j2").render(
         title=title, sections=sections, tables=tables, version=__version__
     )
 
@@ -175,23 +168,8 @@ def _modalities(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart with a title and a sentence that says how to read it.
-
-    Attributes:
-        title: heading.
-        svg: an `<svg>` element of ours; it stands in the page as it is.
-        note: how to read it.
-    """
-
-    title: str
-    svg: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Findings:
-    """What a measurement found, as the page shows it.
+    """The results of a measurement as the page shows them.
 
     Attributes:
         title: heading.
@@ -199,7 +177,7 @@ class Findings:
         sentences: the summary.
         charts: in order.
         tables: in order.
-        long_tables: shown when somebody opens them.
+        long_tables: folded; a click opens them.
         facts: short facts by name: data, time, memory.
     """
 
@@ -213,18 +191,12 @@ class Findings:
 
 
 def render_findings(findings: Findings) -> str:
-    """The page as text; it loads nothing.
+    """A page of the results of a measurement as text.
 
     Raises:
         UnsupportedError: if the packages of the extra `report` are missing.
     """
     check_can_render()
-    from markupsafe import Markup
-
-    charts = [
-        {"title": chart.title, "note": chart.note, "svg": Markup(chart.svg)}
-        for chart in findings.charts
-    ]
-    return template("findings.html.j2").render(
-        title=findings.title, findings=findings, charts=charts, version=__version__
+    return _template("findings.html.j2").render(
+        title=findings.title, findings=findings, version=__version__
     )

@@ -14,18 +14,18 @@ _MOVED = {
     "vlp_plugins.adapter": "vlp_plugins.models.adapter",
     "vlp_plugins.allocation": "vlp_plugins.scoring.allocation",
     "vlp_plugins.errors": "vlp_plugins.runtime.errors",
-    "vlp_plugins.intrinsic": "vlp_plugins.dimension",
+    "vlp_plugins.intrinsic": "vlp_plugins.dimension.profile",
     "vlp_plugins.intrinsic.profile": "vlp_plugins.dimension.profile",
     "vlp_plugins.lock": "vlp_plugins.masks.lock",
     "vlp_plugins.lora": "vlp_plugins.masks.lora",
-    "vlp_plugins.methods.base": "vlp_plugins.methods.method",
+    "vlp_plugins.methods.base": "vlp_plugins.extend",
     "vlp_plugins.module_adapter": "vlp_plugins.models.generic",
     "vlp_plugins.plugins": "vlp_plugins.models.discovery",
-    "vlp_plugins.scorers": "vlp_plugins.scoring",
+    "vlp_plugins.scorers": "vlp_plugins.scoring.score",
     "vlp_plugins.scorers.base": "vlp_plugins.scoring.score",
     "vlp_plugins.scorers.magnitude": "vlp_plugins.scoring.magnitude",
     "vlp_plugins.selection": "vlp_plugins.scoring.selection",
-    "vlp_plugins.solvers": "vlp_plugins.methods.chita.solver",
+    "vlp_plugins.solvers": "vlp_plugins.methods.chita.solver.solve",
     "vlp_plugins.solvers.problem": "vlp_plugins.methods.chita.solver.problem",
     "vlp_plugins.solvers.rows": "vlp_plugins.methods.chita.solver.problem",
     "vlp_plugins.solvers.solve": "vlp_plugins.methods.chita.solver.solve",
@@ -45,22 +45,20 @@ class _Forwarding(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in _MOVED else None
+        # As a package, so that the modules of a former package are asked for here, too.
+        return ModuleSpec(fullname, self, is_package=True) if fullname in _MOVED else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        place = _MOVED[spec.name]
+    def exec_module(self, module: ModuleType) -> None:
+        place = _MOVED[module.__name__]
         warnings.warn(
-            f"{spec.name} is now {place}; plug-ins import from vlp_plugins.extend",
+            f"{module.__name__} is now {place}; plug-ins import from vlp_plugins.extend",
             FutureWarning,
             stacklevel=2,
         )
-        module = importlib.import_module(place)
-        self._spec = module.__spec__
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        # The import system gave the module the spec of its former name.
-        module.__spec__ = self._spec
+        found = importlib.import_module(place)
+        public = {name: value for name, value in vars(found).items() if not name.startswith("__")}
+        module.__dict__.update(public)
+        module.__doc__ = found.__doc__
 
 
 def forward_moved_modules() -> None:

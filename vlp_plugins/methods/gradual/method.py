@@ -10,7 +10,7 @@ import torch
 
 from vlp_plugins.calibration.loss import (
     bytes_of_state,
-    loss_state_again,
+    loss_state_kept,
     write_state,
 )
 from vlp_plugins.masks.masks import Masks
@@ -238,7 +238,7 @@ class PruningWhileTraining(Procedure):
         with (
             torch.inference_mode(False),
             restored(context.weights),
-            loss_state_again(context.model, context.adapter),
+            loss_state_kept(context.model, context.adapter),
             probe.attached(keep_state=True),
         ):
             masters = Masters(context.weights)
