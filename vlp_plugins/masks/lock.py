@@ -61,7 +61,7 @@ class SparsityLock:
             UnclaimedModelError: without an adapter, if none claims the model.
         """
         self._model = bare(model)
-        self._weights, _ = fit(masks.manifest, self._model, adapter)
+        self._weights, _ = fit(masks, self._model, adapter)
         self._uses = {name: uses_of(self._model, weight) for name, weight in self._weights.items()}
         self._removed: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []

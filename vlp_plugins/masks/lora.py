@@ -118,7 +118,7 @@ def layers_of(tuned: PeftModel, masks: Masks, adapter: Adapter | None) -> dict[s
     from peft.tuners.lora import LoraLayer
 
     with without_wrappers(tuned) as model:
-        weights, _ = fit(masks.manifest, model, adapter)
+        weights, _ = fit(masks, model, adapter)
     found = {}
     for name, weight in weights.items():
         modules = _modules(model, weight)
@@ -271,7 +271,7 @@ def mask_updates(
     layers = layers_of(tuned, masks, adapter)
     with without_wrappers(tuned) as model:
         _check_sparse(masks, model, adapter)
-        weights, matched = fit(masks.manifest, model, adapter)
+        weights, matched = fit(masks, model, adapter)
     for name in weights:
         if name in layers:
             _mask(name, layers[name], masks[matched[name]])
@@ -295,7 +295,7 @@ def removed_share(
     tuned = peft_model_of(tuned)
     layers = layers_of(tuned, masks, adapter)
     with without_wrappers(tuned) as model:
-        _, matched = fit(masks.manifest, model, adapter)
+        _, matched = fit(masks, model, adapter)
     norms = {}
     for name, (first, *_) in layers.items():
         update = dense_update(first).double()
