@@ -1,4 +1,4 @@
-"""Keeps zeros zero while somebody trains."""
+"""Keeps zeros zero in training."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SparsityLock:
         self._uses = {name: uses_of(self._model, weight) for name, weight in self._weights.items()}
         self._removed: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        self._watching = False
+        self._hooked = False
         self.update(masks)
 
     def update(self, masks: Masks | Mapping[str, torch.Tensor]) -> None:
@@ -103,14 +103,14 @@ class SparsityLock:
     def attach(self, *optimizers: Optimizer) -> SparsityLock:
         """Applies the masks now, and at every step of the optimizers from now on.
 
-        A locked weight that no optimizer holds stays zero by itself, as nobody moves it; a warning
-        tells of one that wants gradients, which may be a mistake.
+        A locked weight that no optimizer holds stays zero by itself, as no step moves it; a warning
+        names one that requires gradients, which may be a mistake.
 
         Args:
             optimizers: any that train the model; those of `accelerate` may be wrapped.
 
         Returns:
-            The lock, which is a context manager: it lets go when the block ends.
+            The lock, which is a context manager: it is detached when the block ends.
 
         Raises:
             UnsupportedError: if the optimizers hold none of the locked weights.
@@ -127,9 +127,9 @@ class SparsityLock:
 
     def watch_gradients(self) -> None:
         """Zeroes the gradients of removed elements from now on whenever they are accumulated."""
-        if self._watching:
+        if self._hooked:
             return
-        self._watching = True
+        self._hooked = True
         for name, uses in self._uses.items():
             for parameter in uses:
                 if parameter.requires_grad:
@@ -139,11 +139,11 @@ class SparsityLock:
                     self._handles.append(handle)
 
     def detach(self) -> None:
-        """Lets go: optimizers and gradients are as before `attach`."""
+        """Removes all hooks from optimizers and parameters."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._watching = False
+        self._hooked = False
 
     def violations(self) -> list[Violation]:
         """The weights that are not zero where masks remove; a collective if they are sharded.
@@ -211,8 +211,8 @@ class SparsityLock:
         for path in weight.aliases:
             if id(self._model.get_parameter(path)) not in held:
                 raise MaskError(
-                    f"{path} is another Parameter than when the lock was made, so nobody kept its "
-                    "zeros; make the lock after the model is moved, wrapped or given new weights"
+                    f"{path} is another Parameter than when the lock was made, so its zeros were "
+                    "not kept; make the lock after the model is moved, wrapped or given new weights"
                 )
 
     def _mask_gradient(self, name: str, parameter: nn.Parameter) -> None:
@@ -227,13 +227,13 @@ class SparsityLock:
                 f"the optimizer holds none of the {len(self._uses)} locked weights; make the lock "
                 "of the model that it trains, after the model was moved or wrapped"
             )
-        wanting = [n for n in outside if any(p.requires_grad for p in self._uses[n])]
-        if wanting:
+        training = [n for n in outside if any(p.requires_grad for p in self._uses[n])]
+        if training:
             _log.warning(
-                "%d locked weights want gradients, but the optimizer does not hold them (first: "
+                "%d locked weights require gradients, but the optimizer does not hold them (first: "
                 "%r); attach to every optimizer that trains them",
-                len(wanting),
-                wanting[0],
+                len(training),
+                training[0],
             )
 
 

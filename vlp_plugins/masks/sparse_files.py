@@ -25,18 +25,16 @@ from vlp_plugins.runtime.sharding import OnDemand
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def kept_bits(tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def kept_bits(tensor: torch.Tensor) -> torch.Tensor:
     """Which elements have to be stored for the tensor to come back bit by bit.
 
     Args:
         tensor: of any floating dtype. A negative zero is no zero here.
-        mask: bool of its shape; what it keeps is stored even where it is zero.
 
     Returns:
-        As `masks.bits.pack` makes them, uint8 `[ceil(numel / 8)]`.
+        As `pack` makes them, uint8 `[ceil(numel / 8)]`.
     """
-    nonzero = tensor.detach().cpu().view(_BITS[tensor.element_size()]) != 0
-    return pack(nonzero if mask is None else nonzero | mask.cpu())
+    return pack(tensor.detach().cpu().view(_BITS[tensor.element_size()]) != 0)
 
 
 def kept_values(tensor: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -75,7 +73,7 @@ FORMAT = Format(
     "vlp_sparse",
     1,
     UnsupportedError,
-    "copy the whole folder again, or write it anew with save_sparse",
+    "copy the whole folder again, or write it again with save_sparse",
 )
 _BITMASK, _VALUES = ".bitmask", ".values"
 
@@ -129,7 +127,7 @@ class Stored:
         return {**dense, **self.shapes}
 
     def dense(self, name: str) -> torch.Tensor:
-        """The whole tensor of that path; made anew if it is a sparse one."""
+        """The whole tensor of that path; a new one if it is sparse."""
         if name not in self.shapes:
             return self.tensors[name]
         bits, values = self.tensors[name + _BITMASK], self.tensors[name + _VALUES]
@@ -148,7 +146,7 @@ def write_sparse(
         path: the file.
         state: parameters and buffers by path.
         bits: of `kept_bits`, of some of them.
-        header: goes beside the shapes of the sparse weights.
+        header: written with the shapes of the sparse weights.
 
     Raises:
         OutputError: if it exists or cannot be written.
@@ -172,7 +170,7 @@ def write_sparse(
 
 
 def read_sparse(path: Path) -> Stored:
-    """Reads what `write` wrote; nothing in the file is executed.
+    """Reads what `write_sparse` wrote; nothing in the file is executed.
 
     Raises:
         UnsupportedError: if it is missing, damaged, foreign or of a newer version.
