@@ -85,7 +85,7 @@ def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
 
     Args:
         model: a model that `adapter` claims; its weights may be on the meta device.
-        adapter: see `vlp_plugins.models.adapter`.
+        adapter: of the model.
     """
     weights = WeightMap.of(model, adapter)
     excluded = _excluded(model, adapter, weights)

@@ -77,7 +77,7 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     save: Any = model.save_pretrained
     save(folder)
     config = folder / "config.json"
-    for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+    for weights in folder.glob("*.safetensors"):  # safetensors makes them private
         shutil.copymode(config, weights)
     copy_companions(source, folder)
 
@@ -85,9 +85,9 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
 def copy_companions(source: str | None, folder: Path) -> None:
     """Copies the tokenizer and processor files of a model on this machine into a folder."""
     if source is None or not (origin := Path(source)).exists():
-        return  # a hub id: whoever loads the model has the processor where it was
-    beside = origin if origin.is_dir() else origin.parent
-    for path in (path for pattern in _COMPANIONS for path in beside.glob(pattern)):
+        return  # a hub id: its processor is found by that id
+    home = origin if origin.is_dir() else origin.parent
+    for path in (path for pattern in _COMPANIONS for path in home.glob(pattern)):
         shutil.copy2(path, folder / path.name)
 
 
