@@ -1,12 +1,8 @@
 """The files that masks, statistics, checkpoints and profiles are kept in.
 
-`safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as the
-model. The format is a length, a JSON header and the bytes
-(https://github.com/huggingface/safetensors#format).
-
-One safetensors file: tensors, and one JSON header that holds the schema version, what made the
-file, package versions, a checksum over the tensors, and whatever the kind of file has to say.
-safetensors holds nothing but numbers and text: reading a file of unknown origin executes nothing.
+With tensors it is one safetensors file, whose JSON header holds the schema version, the program
+and package versions that made it, a checksum over the tensors, and what the kind of file adds.
+Without, it is JSON with the same fields. Reading a file of unknown origin executes nothing.
 """
 
 from __future__ import annotations
@@ -49,6 +45,10 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Writes a file that `safetensors` reads; two names may hold one tensor, which it refuses.
+
+    `safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as
+    the model. The format is a length, a JSON header and the bytes
+    (https://github.com/huggingface/safetensors#format).
 
     Args:
         path: the file, which is replaced.
@@ -127,19 +127,19 @@ def check_unpacked(path: Path, error: type[Exception]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-    except zipfile.BadZipFile:  # whoever reads it says so
+    except zipfile.BadZipFile:  # torch.load says so
         return
     check_read(f"{path}, unpacked,", size, error, stored=path.stat().st_size)
 
 
-def _tensors(content: object, met: set[int]) -> Iterator[torch.Tensor]:
+def _tensors(content: object, visited: set[int]) -> Iterator[torch.Tensor]:
     """Every tensor in mappings and lists, which may hold one another."""
     if isinstance(content, torch.Tensor):
         yield content
-    elif isinstance(content, Mapping | list | tuple) and id(content) not in met:
-        met.add(id(content))
+    elif isinstance(content, Mapping | list | tuple) and id(content) not in visited:
+        visited.add(id(content))
         for part in content.values() if isinstance(content, Mapping) else content:
-            yield from _tensors(part, met)
+            yield from _tensors(part, visited)
 
 
 _VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
@@ -180,7 +180,7 @@ def write_artifact(
         path: the file.
         form: its kind.
         tensors: on any device, by name; copied one at a time if at all.
-        header: goes beside schema, checksum, `made_by` and `versions`; the last two may be in it.
+        header: is added to schema, checksum, `made_by` and `versions`; may replace the last two.
             Values that JSON lacks become text.
         overwrite: replace an existing file.
         state: replace a file of this kind and nothing else; a link is not followed.
@@ -198,7 +198,7 @@ def write_artifact(
 def read_artifact(
     path: str | os.PathLike[str], form: Format
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads what `write` wrote.
+    """Reads what `write_artifact` wrote.
 
     Returns:
         Tensors by name, and the header.
@@ -300,7 +300,7 @@ def write_json(path: str | os.PathLike[str], kind: str, content: Mapping[str, An
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:
-    """Reads what `write` wrote.
+    """Reads what `write_json` wrote.
 
     Args:
         path: the file.

@@ -18,7 +18,7 @@ _MOVED = {
     "vlp_plugins.intrinsic.profile": "vlp_plugins.dimension.profile",
     "vlp_plugins.lock": "vlp_plugins.masks.lock",
     "vlp_plugins.lora": "vlp_plugins.masks.lora",
-    "vlp_plugins.methods.base": "vlp_plugins.methods.method",
+    "vlp_plugins.methods.base": "vlp_plugins.extend",
     "vlp_plugins.module_adapter": "vlp_plugins.models.generic",
     "vlp_plugins.plugins": "vlp_plugins.models.discovery",
     "vlp_plugins.scorers": "vlp_plugins.scoring",
@@ -40,7 +40,7 @@ _MOVED = {
 
 
 class _Forwarding(MetaPathFinder, Loader):
-    """Imports the module that took the place of another; asked only after everything else."""
+    """Imports the module that replaced another; the last finder to be asked."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
