@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class SparsityLock:
+class SparsityLock(AbstractContextManager["SparsityLock"]):
     """Masks that hold while a model is trained: what they remove is exactly zero after every step.
 
     lock = SparsityLock(model, masks).attach(optimizer)
@@ -195,15 +195,7 @@ class SparsityLock:
         self.check()
         return save(*args, **options)
 
-    def __enter__(self) -> SparsityLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     def _check_same(self, name: str, weight: Weight) -> None:

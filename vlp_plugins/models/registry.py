@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal, TypeVar, get_args
 
@@ -98,16 +99,15 @@ def collect(plugin: object) -> dict[Kind, dict[str, Factory]]:
 
 
 def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
+    invalid = partial(pluggy.PluginValidationError, plugin)
     implementations = [(caller, impl) for caller in callers for impl in caller.get_hookimpls()]
     for caller, implementation in implementations:
         # What PluginManager.check_pending() finds, with the nearest name.
         if not caller.has_spec() and not implementation.optionalhook:
-            raise pluggy.PluginValidationError(
-                plugin, f"unknown hook {caller.name!r}{suggest(caller.name, list(_HOOKS))}"
-            )
+            raise invalid(f"unknown hook {caller.name!r}{suggest(caller.name, list(_HOOKS))}")
         if implementation.hookwrapper or implementation.wrapper:
-            raise pluggy.PluginValidationError(
-                plugin, f"hook {caller.name!r} is a wrapper; plug-ins cannot wrap each other here"
+            raise invalid(
+                f"hook {caller.name!r} is a wrapper; plug-ins cannot wrap each other here"
             )
     marked = {caller.name for caller in callers}
     unmarked = [
@@ -116,12 +116,9 @@ def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
         if hook not in marked and inspect.isroutine(inspect.getattr_static(plugin, hook, None))
     ]
     if unmarked:
-        raise pluggy.PluginValidationError(
-            plugin, f"{unmarked[0]} is not marked with @vlp_plugins.hookimpl"
-        )
+        raise invalid(f"{unmarked[0]} is not marked with @vlp_plugins.hookimpl")
     if not implementations:
-        raise pluggy.PluginValidationError(
-            plugin,
+        raise invalid(
             f"it implements no hook; write one of {', '.join(_HOOKS)} and mark it with "
             "@vlp_plugins.hookimpl",
         )
@@ -130,31 +127,26 @@ def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
 def _call(
     plugin: object, hook: str, implementation: pluggy.HookImpl, before: Mapping[str, Factory]
 ) -> dict[str, Factory]:
+    invalid = partial(pluggy.PluginValidationError, plugin)
     try:
         returned = implementation.function()
         offered = dict(returned) if isinstance(returned, Mapping) else None
     except Exception as error:
-        raise pluggy.PluginValidationError(
-            plugin, f"hook {hook} raised {type(error).__name__}: {error}"
-        ) from error
+        raise invalid(f"hook {hook} raised {type(error).__name__}: {error}") from error
     if offered is None:
-        raise pluggy.PluginValidationError(
-            plugin,
+        raise invalid(
             f"hook {hook} returned {type(returned).__name__}, not a mapping of names to callables",
         )
     for name, factory in offered.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise pluggy.PluginValidationError(
-                plugin,
+            raise invalid(
                 f"hook {hook} returned the name {name!r}; names are strings without spaces, "
                 "colons, commas and stars",
             )
         if name in before:
-            raise pluggy.PluginValidationError(plugin, f"hook {hook} returned {name!r} twice")
+            raise invalid(f"hook {hook} returned {name!r} twice")
         if not callable(factory):
-            raise pluggy.PluginValidationError(
-                plugin, f"hook {hook} returned {factory!r} for {name!r}, which is not callable"
-            )
+            raise invalid(f"hook {hook} returned {factory!r} for {name!r}, which is not callable")
     return offered
 
 

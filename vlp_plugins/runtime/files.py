@@ -96,18 +96,6 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_folder(target.parent)
 
 
-def write_bytes(
-    target: str | os.PathLike[str],
-    data: bytes,
-    *,
-    overwrite: bool = False,
-    own: Callable[[Path], bool] | None = None,
-) -> None:
-    """Writes a whole file; see `atomic_file` for the arguments and what it raises."""
-    with atomic_file(target, overwrite=overwrite, own=own) as temporary:
-        temporary.write_bytes(data)
-
-
 def write_text(
     target: str | os.PathLike[str],
     text: str,
@@ -116,7 +104,8 @@ def write_text(
     own: Callable[[Path], bool] | None = None,
 ) -> None:
     """Writes a whole file in UTF-8, line ends as given; see `atomic_file`."""
-    write_bytes(target, text.encode(), overwrite=overwrite, own=own)
+    with atomic_file(target, overwrite=overwrite, own=own) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def append_text(target: Path, text: str) -> None:
