@@ -28,18 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 def compact(name: str, dense: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The values of the kept elements.
-
-    Args:
-        name: of the weight, for the message.
-        dense: the new weight, of the mask's shape; floating, any device.
-        mask: bool, True = kept.
-
-    Returns:
-        float32 `[kept]` on the CPU, in row-major order.
+    """The kept elements of a new weight, float32 `[kept]` on the CPU in row-major order.
 
     Raises:
-        MaskError: if the shapes differ.
+        MaskError: if the shapes of weight and mask differ.
     """
     if dense.shape != mask.shape:
         raise MaskError(
@@ -150,12 +142,19 @@ def fit(
     return weights, matched
 
 
-def wrong_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> MaskError:
-    """The error for a mask that has another shape than its weight."""
-    return MaskError(
-        f"the mask of {name!r} is {list(mask)}, but the weight is {list(weight)}; "
-        "use masks made for a model of this structure"
-    )
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raises `MaskError` unless a mask is bool and of the shape of its weight."""
+    if mask.dtype != torch.bool:
+        raise MaskError(f"the mask of {name!r} is {mask.dtype}; masks are bool, True = kept")
+    _check_shape(name, tuple(mask.shape), shape)
+
+
+def _check_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    if mask != weight:
+        raise MaskError(
+            f"the mask of {name!r} is {list(mask)}, but the weight is {list(weight)}; "
+            "use masks made for a model of this structure"
+        )
 
 
 def _reject_leftovers(manifest: Manifest, weights: WeightMap, used: set[str]) -> None:
@@ -178,8 +177,7 @@ def _mask_for(manifest: Manifest, weight: Weight) -> str:
             f"{list(weight.shape)}, which the model has at {weight.aliases[0]}{copy}; "
             "use masks made for a model of this structure"
         )
-    if manifest.shape(name) != weight.shape:
-        raise wrong_shape(name, manifest.shape(name), weight.shape)
+    _check_shape(name, manifest.shape(name), weight.shape)
     return name
 
 
@@ -209,6 +207,16 @@ def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[
             removed = int(mask.numel() - mask.sum())
             found.append(Violation(weight.name, weight.aliases[0], revived, removed))
     return found
+
+
+def check_applied(masks: Masks, model: nn.Module, adapter: Adapter | None, remedy: str) -> None:
+    """Raises `MaskError` with the first weight that is not zero where its mask removes."""
+    if found := violations(masks, model, adapter):
+        first = found[0]
+        raise MaskError(
+            f"{len(found)} weights are not zero where the masks remove, first {first.weight!r} "
+            f"({first.path}): {first.revived} of {first.removed} elements; {remedy}"
+        )
 
 
 def is_source(manifest: Manifest, weights: WeightMap) -> bool:

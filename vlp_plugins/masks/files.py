@@ -50,7 +50,10 @@ def read(
     Raises:
         MaskError: if the file is missing, damaged, foreign or of a newer version.
     """
-    form = replace(FORMAT, remedy=f"{FORMAT.remedy}{_hint(Path(path))}")
+    form = FORMAT
+    if Path(path).suffix in (".pth", ".pt", ".bin"):
+        hint = "; `vlp masks import` reads published .pth files"
+        form = replace(FORMAT, remedy=FORMAT.remedy + hint)
     tensors, header = read_artifact(path, form)
     try:
         manifest = Manifest.from_header(header)
@@ -101,9 +104,3 @@ def _check(
         check_values(values, manifest)
     except MaskError as error:
         raise MaskError(f"is damaged: {error}") from error
-
-
-def _hint(path: Path) -> str:
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return "; `vlp masks import` reads published .pth files"
-    return ""

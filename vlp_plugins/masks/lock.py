@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.masks.apply import Violation, fit, wrong_shape
+from vlp_plugins.masks.apply import Violation, check_mask, fit
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, uses_of
@@ -241,8 +241,5 @@ def _fitting(masks: Mapping[str, torch.Tensor], name: str, weight: Weight) -> to
     if name not in masks:
         raise MaskError(f"there is no mask for {weight.name!r}; give one for every weight")
     keep = masks[name]
-    if keep.dtype != torch.bool:
-        raise MaskError(f"the mask of {name!r} is {keep.dtype}; masks are bool, True = kept")
-    if tuple(keep.shape) != weight.shape:
-        raise wrong_shape(name, tuple(keep.shape), weight.shape)
+    check_mask(name, keep, weight.shape)
     return keep

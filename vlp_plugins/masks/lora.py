@@ -12,17 +12,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlp_plugins.masks.apply import fit
+from vlp_plugins.masks.apply import check_applied, fit
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.runtime.errors import MaskError, NonFiniteError, TieError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 _log = logging.getLogger(__name__)
+
+_APPLY_FIRST = (
+    "apply the masks before get_peft_model, and keep what modules_to_save trains sparse with a "
+    "SparsityLock"
+)
 
 
 def mask_updates(
@@ -48,7 +53,7 @@ def mask_updates(
     tuned = _peft_model(tuned)
     layers, matched = _updated_layers(tuned, masks, adapter)
     with without_wrappers(tuned) as model:
-        _check_sparse(masks, model, adapter)
+        check_applied(masks, model, adapter, _APPLY_FIRST)
     for name, modules in layers.items():
         _share_factors(name, modules)
         keep = masks[matched[name]]
@@ -124,22 +129,12 @@ def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = 
         )
     untyped: Any = tuned
     merged: nn.Module = untyped.merge_and_unload()
-    _check_sparse(masks, merged, adapter)
+    check_applied(masks, merged, adapter, _APPLY_FIRST)
     return merged
 
 
 def _is_masked(layers: list[Any]) -> bool:
     return all(each in layer.lora_variant for layer in layers for each in layer.lora_A)
-
-
-def _check_sparse(masks: Masks, model: nn.Module, adapter: Adapter | None) -> None:
-    if found := masks.verify(model, adapter):
-        first = found[0]
-        raise MaskError(
-            f"{len(found)} weights are not zero where the masks remove, first {first.weight!r} "
-            f"({first.path}): {first.revived} of {first.removed} elements; apply the masks before "
-            "get_peft_model, and keep what modules_to_save trains sparse with a SparsityLock"
-        )
 
 
 class _MaskedUpdate:

@@ -13,12 +13,12 @@ from vlp_plugins.masks import files
 from vlp_plugins.masks.apply import (
     Violation,
     apply_masks,
+    check_mask,
     check_values,
     compact,
     is_source,
     match,
     violations,
-    wrong_shape,
 )
 from vlp_plugins.masks.compare import Overlap, difference, overlaps
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manifest, WeightRecord
@@ -115,10 +115,8 @@ class Masks(Mapping[str, torch.Tensor]):
                 value of a kept element is not finite.
         """
         for name, mask in masks.items():
-            if mask.dtype != torch.bool:
-                raise MaskError(f"mask {name!r} is {mask.dtype}; masks are bool, True = kept")
-            if name in manifest.weights and tuple(mask.shape) != manifest.shape(name):
-                raise wrong_shape(name, tuple(mask.shape), manifest.shape(name))
+            known = name in manifest.weights
+            check_mask(name, mask, manifest.shape(name) if known else tuple(mask.shape))
         if values is not None:
             _same_names(values, masks)
             values = {name: compact(name, values[name], mask) for name, mask in masks.items()}

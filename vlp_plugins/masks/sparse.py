@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlp_plugins.masks.apply import check_applied
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.sparse_files import (
     SPARSE_FILE,
@@ -27,9 +28,9 @@ from vlp_plugins.masks.sparse_files import (
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.architecture import unfilled_model
 from vlp_plugins.models.discovery import recall_adapter, registry
-from vlp_plugins.models.saving import REBUILT, copy_companions
+from vlp_plugins.models.saving import check_not_rebuilt, copy_companions
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
 from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.runtime.sharding import is_sharded
@@ -75,12 +76,8 @@ def save_sparse(
     state = state_of(model)
     _check_plain(model)
     adapter = adapter or _adapter_for(model, masks)
-    if masks is not None and (found := masks.verify(model, adapter)):
-        raise MaskError(
-            f"{len(found)} weights are not zero where the masks remove (first: "
-            f"{found[0].weight!r}, {found[0].revived} of {found[0].removed} elements); apply them "
-            "first: masks.apply(model)"
-        )
+    if masks is not None:
+        check_applied(masks, model, adapter, "apply them first: masks.apply(model)")
     header = {
         "model": type(model).__name__,
         "adapter": adapter.name,
@@ -118,13 +115,8 @@ def check_whole(model: nn.Module, remedy: str) -> None:
 
 
 def _check_plain(model: nn.Module) -> None:
+    check_not_rebuilt(model)
     config = getattr(model, "config", None)
-    if getattr(model, REBUILT, False):
-        raise UnsupportedError(
-            f"this {type(model).__name__} has heads or units cut out, or projections split, so its "
-            "configuration does not make it; save it with "
-            "vlp_plugins.structured.save_structured(model, folder, record)"
-        )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(
             f"{type(model).__name__} is quantised, which sparse checkpoints do not know; save it "

@@ -26,14 +26,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def kept_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Which elements have to be stored for the tensor to come back bit by bit.
-
-    Args:
-        tensor: of any floating dtype. A negative zero is no zero here.
-
-    Returns:
-        As `pack` makes them, uint8 `[ceil(numel / 8)]`.
-    """
+    """The elements of a floating tensor that are stored, packed; a negative zero is one of them."""
     return pack(tensor.detach().cpu().view(_BITS[tensor.element_size()]) != 0)
 
 
@@ -50,10 +43,7 @@ def unpacked(bits: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> 
 
 
 def packed_bytes(tensor: torch.Tensor, bits: torch.Tensor) -> int:
-    """Bytes of bits and values.
-
-    Of a tensor of sparsity s with w bits per element it is the share `(1 - s) + 1 / w`.
-    """
+    """Bytes of bits and values: `(1 - s) + 1 / w` of the dense ones at sparsity s, w bits each."""
     return packed_size(tensor.numel()) + count_ones(bits) * tensor.element_size()
 
 
@@ -140,16 +130,13 @@ def write_sparse(
     bits: Mapping[str, torch.Tensor],
     header: Mapping[str, Any],
 ) -> SparseSize:
-    """Writes the tensors of a model; the elements of one weight at a time are copied.
+    """Writes parameters and buffers by path; the elements of one weight at a time are copied.
 
     Args:
-        path: the file.
+        path: a new file.
         state: parameters and buffers by path.
-        bits: of `kept_bits`, of some of them.
+        bits: of `kept_bits`, for those that are stored sparse.
         header: written with the shapes of the sparse weights.
-
-    Raises:
-        OutputError: if it exists or cannot be written.
     """
     whole = {name: tensor for name, tensor in state.items() if name not in bits}
     whole |= {name + _BITMASK: packed for name, packed in bits.items()}

@@ -52,21 +52,25 @@ def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> 
 
 @takes_model
 def check_can_save(model: nn.Module) -> None:
-    """Raises `UnsupportedError` if the model has no `save_pretrained`, or one that would mislead.
+    """Raises `UnsupportedError` if the model has no `save_pretrained`, or was rebuilt."""
+    check_not_rebuilt(model)
+    if not hasattr(model, "save_pretrained"):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
+            "Masks.load(file).apply(model)"
+        )
 
-    Of a model with heads or units cut out, or projections split, `save_pretrained` writes a folder
-    that cannot be loaded, or is loaded with random weights.
+
+def check_not_rebuilt(model: nn.Module) -> None:
+    """Raises `UnsupportedError` for a model with heads or units cut out, or projections split.
+
+    `save_pretrained` writes a folder of it that cannot be loaded, or is loaded with random weights.
     """
     if getattr(model, REBUILT, False):
         raise UnsupportedError(
             f"this {type(model).__name__} has heads or units cut out, or projections split, which "
             "its configuration cannot say; save it with "
             "vlp_plugins.structured.save_structured(model, folder, record)"
-        )
-    if not hasattr(model, "save_pretrained"):
-        raise UnsupportedError(
-            f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
-            "Masks.load(file).apply(model)"
         )
 
 

@@ -172,7 +172,7 @@ def write_artifact(
     Args:
         path: the file.
         form: its kind.
-        tensors: on any device, by name; copied one at a time if at all.
+        tensors: on any device, by name; at most one at a time is copied.
         header: is added to schema, checksum, `made_by` and `versions`; may replace the last two.
             Values that JSON lacks become text.
         overwrite: replace an existing file.
