@@ -61,6 +61,7 @@ def check_can_save(model: nn.Module) -> None:
         )
 
 
+@takes_model
 def check_not_rebuilt(model: nn.Module) -> None:
     """Raises `UnsupportedError` for a model with heads or units cut out, or projections split.
 
