@@ -219,13 +219,6 @@ def check_applied(masks: Masks, model: nn.Module, adapter: Adapter | None, remed
         )
 
 
-def is_source(manifest: Manifest, weights: WeightMap) -> bool:
-    """See `Masks.made_from`; true if the manifest does not say and the structure is the same."""
-    if manifest.structure != weights.structure:
-        return False
-    return manifest.weights_hash is None or manifest.weights_hash == weights.content_hash()
-
-
 def _warn_of_overwriting(
     masks: Masks,
     values: Mapping[str, torch.Tensor],
@@ -234,7 +227,7 @@ def _warn_of_overwriting(
 ) -> None:
     """Warns if new values replace weights of the same structure that they were not made from."""
     manifest = masks.manifest
-    if manifest.structure != weights.structure or is_source(manifest, weights):
+    if manifest.structure != weights.structure or masks.made_from(weights):
         return
     overwritten = (
         name

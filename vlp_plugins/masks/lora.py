@@ -117,9 +117,9 @@ def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = 
                 "an earlier checkpoint"
             )
     unmasked = sum(not _is_masked(each) for each in layers.values())
-    share = removed_share(tuned, masks, adapter)["all"]
+    share = removed_share(tuned, masks, adapter)["all"] if unmasked else 0.0
     mask_updates(tuned, masks, adapter)
-    if unmasked and share:
+    if share:
         _log.warning(
             "%d of %d updates were trained without masks, which now remove %.1f%% of the norm of "
             "the whole update; call mask_updates before training",

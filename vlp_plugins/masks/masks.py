@@ -16,7 +16,6 @@ from vlp_plugins.masks.apply import (
     check_mask,
     check_values,
     compact,
-    is_source,
     match,
     violations,
 )
@@ -118,8 +117,9 @@ class Masks(Mapping[str, torch.Tensor]):
             known = name in manifest.weights
             check_mask(name, mask, manifest.shape(name) if known else tuple(mask.shape))
         if values is not None:
-            _same_names(values, masks)
-            values = {name: compact(name, values[name], mask) for name, mask in masks.items()}
+            if surplus := sorted(values.keys() - masks.keys()):
+                raise MaskError(f"there are new values of {surplus[0]!r}, but no mask")
+            values = {name: compact(name, dense, masks[name]) for name, dense in values.items()}
         return cls({name: pack(mask) for name, mask in masks.items()}, manifest, values)
 
     @property
@@ -175,11 +175,15 @@ class Masks(Mapping[str, torch.Tensor]):
         return match(self.manifest, weights)
 
     def made_from(self, weights: WeightMap) -> bool:
-        """Whether the masks were made from these weights, as far as the manifest tells.
+        """Whether the masks were made from these weights, as far as the manifest says.
 
-        False for a downstream model and after any training, pruning or rounding.
+        False for a downstream model and after any training, pruning or rounding; true if the
+        manifest has no hash of the weights and the structure is the same.
         """
-        return is_source(self.manifest, weights)
+        manifest = self.manifest
+        if manifest.structure != weights.structure:
+            return False
+        return manifest.weights_hash is None or manifest.weights_hash == weights.content_hash()
 
     def apply(
         self, model: nn.Module, adapter: Adapter | None = None, *, values: bool = True
@@ -244,13 +248,6 @@ class Masks(Mapping[str, torch.Tensor]):
             MaskError: if the file is missing, damaged, foreign or of a newer version.
         """
         return cls(*files.read(path))
-
-
-def _same_names(values: Mapping[str, object], masks: Mapping[str, object]) -> None:
-    for name in (*masks, *values):
-        if name not in values or name not in masks:
-            lacking = "new values" if name in masks else "mask"
-            raise MaskError(f"there is no {lacking} for {name!r}, although the other is given")
 
 
 def _equal(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
