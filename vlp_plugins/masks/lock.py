@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 class SparsityLock(AbstractContextManager["SparsityLock"]):
     """Masks that hold while a model is trained: what they remove is exactly zero after every step.
 
-    lock = SparsityLock(model, masks).attach(optimizer)
+        lock = SparsityLock(model, masks).attach(optimizer)
 
     Weights are zeroed after each step of the optimizer, so that neither momentum nor weight decay
     nor anything else that an optimizer does moves them. Gradients are zeroed as soon as they are
@@ -41,7 +41,7 @@ class SparsityLock(AbstractContextManager["SparsityLock"]):
     the weight (under `fully_shard` for the part that the process holds), none for a weight of which
     nothing is removed. A step costs one pass over gradients and one over weights.
 
-    Make the lock when the model is where and what it will be trained as: after `.to(...)`, after
+    Make the lock when the model is on its device and wrapped for training: after `.to(...)`, after
     `fully_shard`, after `accelerator.prepare`. A model wrapped by `DistributedDataParallel` or
     `torch.compile` is taken as what is in the wrapper.
     """

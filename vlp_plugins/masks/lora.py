@@ -37,7 +37,7 @@ def mask_updates(
 
     It holds for all LoRA adapters that the model has now. Call it before the optimizer is made:
     modules that share a weight share their factors afterwards. For every such layer a forward pass
-    costs one product with a dense matrix in place of two thin ones. What PEFT saves is as ever.
+    costs one product with a dense matrix in place of two thin ones. What PEFT saves stays the same.
 
     Args:
         tuned: of `get_peft_model` or `PeftModel.from_pretrained`, not merged.
@@ -95,7 +95,7 @@ def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = 
     it that takes away.
 
     Args:
-        tuned: as of `mask_updates`; of no use afterwards.
+        tuned: as of `mask_updates`; not to be used afterwards.
         masks: as of `mask_updates`.
         adapter: as of `mask_updates`.
 

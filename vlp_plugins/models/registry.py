@@ -315,7 +315,7 @@ class Registry:
     def __init__(
         self, offers: Sequence[tuple[str, Offer]], reports: Sequence[PluginReport] = ()
     ) -> None:
-        """Keeps offers with the names that they go by, and what became of every plug-in."""
+        """Takes offers under their public names, and one report per plug-in."""
         self._offers: Mapping[Kind, dict[str, Offer]] = {kind: {} for kind in KINDS}
         for public, offer in offers:
             self._offers[offer.kind][public] = offer
