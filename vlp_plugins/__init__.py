@@ -1,13 +1,13 @@
 """Pruning methods made for vision-language models, as plug-ins for the frameworks people use.
 
-from vlp_plugins import prune
+    from vlp_plugins import prune
 
-masks = prune(model, batches, method="multiflow", sparsity=0.75)
-masks.apply(model)
-masks.save("masks.safetensors")
+    masks = prune(model, batches, method="multiflow", sparsity=0.75)
+    masks.apply(model)
+    masks.save("masks.safetensors")
 
-The data pass by itself, for masks that need no data any more: `gather`, then
-`prune(model, statistics=...)`; `split_half` tells whether the data was enough.
+To read the data once for many masks: `gather`, then `prune(model, statistics=...)`; `split_half`
+shows whether the data was enough.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlp_plugins.runtime.errors import OutputError
-from vlp_plugins.runtime.files import atomic_file, atomic_folder, reserved, write_bytes, write_text
+from vlp_plugins.runtime.files import atomic_file, atomic_folder, reserved, write_text
 
 
 @contextlib.contextmanager
@@ -93,9 +93,9 @@ def test_an_error_in_the_block_leaves_the_old_file_and_is_passed_on(tmp_path, er
 
 def test_overwriting_replaces_the_file(tmp_path):
     target = tmp_path / "data"
-    write_bytes(target, b"old and longer")
+    write_text(target, "old and longer")
 
-    write_bytes(target, b"new", overwrite=True)
+    write_text(target, "new", overwrite=True)
 
     assert target.read_bytes() == b"new"
 

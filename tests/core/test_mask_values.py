@@ -194,9 +194,9 @@ def test_values_and_masks_must_speak_of_the_same_elements():
         Masks(bits, masks.manifest, {**kept, "text.ffn": dense["text.ffn"]})
     with pytest.raises(MaskError, match=r"'text\.ffn' are torch\.float64"):
         Masks(bits, masks.manifest, {**kept, "text.ffn": kept["text.ffn"].double()})
-    with pytest.raises(MaskError, match=r"no new values for 'text\.ffn'"):
+    with pytest.raises(MaskError, match=r"new values of 'text\.ffn' are missing"):
         Masks.from_dense(dict(masks), masks.manifest, whole)
-    with pytest.raises(MaskError, match=r"no mask for 'extra'"):
+    with pytest.raises(MaskError, match=r"new values of 'extra', but no mask"):
         Masks.from_dense(dict(masks), masks.manifest, {**dense, "extra": dense["text.ffn"]})
     with pytest.raises(MaskError, match=r"'text\.ffn' are \[3, 7\], but its mask is \[7, 3\]"):
         Masks.from_dense(dict(masks), masks.manifest, {**dense, "text.ffn": dense["text.ffn"].t()})

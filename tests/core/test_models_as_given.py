@@ -36,7 +36,18 @@ from vlp_plugins.tasks.retrieval import retrieval
 from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
-ROOMS = ["evaluation", "structured", "finetuning", "sensitivity", "saving", "inspection"]
+ROOMS = [
+    "tasks.retrieval",
+    "tasks.captioning",
+    "tasks.vqa",
+    "tasks.classification",
+    "tasks.finetuning.finetune",
+    "tasks.sensitivity.measure",
+    "structured",
+    "models.saving",
+    "models.inspection",
+]
+INNER = {"match_scores", "missing_points"}  # called by those above, with a model out of its wrapper
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +223,7 @@ def test_every_public_function_of_a_model_unwraps_it(room: str) -> None:
         if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
     ]
     functions = [f for f in (getattr(module, name) for name in public) if inspect.isfunction(f)]
+    functions = [f for f in functions if f.__name__ not in INNER]
     taking = [f for f in functions if "model" in inspect.signature(f).parameters]
     assert taking
     assert [f.__name__ for f in taking if not hasattr(f, "__wrapped__")] == []

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 
@@ -41,6 +42,14 @@ def test_no_two_built_ins_clash():
     ours = [r for r in plugins.registry().plugins() if r.distribution == "vlp-plugins"]
     assert ours
     assert all(report.status == "ok" and report.notes == () for report in ours)
+
+
+def test_a_former_module_that_was_divided_still_has_all_its_names(monkeypatch):
+    monkeypatch.delitem(sys.modules, "vlp_plugins.methods.base", raising=False)
+    with pytest.warns(FutureWarning, match="is now vlp_plugins.extend"):
+        former = import_module("vlp_plugins.methods.base")
+    assert former.Composition is Composition
+    assert former.Procedure.__name__ == "Procedure"
 
 
 def test_the_registry_is_made_once():

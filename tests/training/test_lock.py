@@ -262,7 +262,7 @@ def test_a_weight_that_nobody_trains_is_told_of_and_stays_zero(caplog):
         SparsityLock(model, masks, ADAPTER).attach(head)
     train(model, head, 2)
 
-    assert "1 locked weights want gradients" in caplog.text
+    assert "1 locked weights require gradients" in caplog.text
     assert "'text.feed'" in caplog.text
     assert all_equal(zeros_of(model), removed_of(masks))
 

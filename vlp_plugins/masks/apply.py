@@ -1,6 +1,6 @@
 """Masks and a model: which mask belongs to which weight, writing them, verifying them.
 
-They are compact: float32, one-dimensional, the kept elements alone in row-major order.
+New values are compact: float32, one-dimensional, the kept elements alone in row-major order.
 """
 
 from __future__ import annotations
@@ -8,31 +8,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.discovery import recall_adapter
 from vlp_plugins.models.weights import Weight, WeightMap, surplus_layer
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.sharding import here, is_sharded, part_of, whole, zero_outside
 
+if TYPE_CHECKING:
+    from vlp_plugins.masks.masks import Masks
+
+_log = logging.getLogger(__name__)
+
 
 def compact(name: str, dense: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The values of the kept elements.
-
-    Args:
-        name: of the weight, for the message.
-        dense: the new weight, of the mask's shape; floating, any device.
-        mask: bool, True = kept.
-
-    Returns:
-        float32 `[kept]` on the CPU, in row-major order.
+    """The kept elements of a new weight, float32 `[kept]` on the CPU in row-major order.
 
     Raises:
-        MaskError: if the shapes differ.
+        MaskError: if the shapes of weight and mask differ.
     """
     if dense.shape != mask.shape:
         raise MaskError(
@@ -62,7 +61,7 @@ def check_values(values: Mapping[str, torch.Tensor], manifest: Manifest) -> None
             raise MaskError(f"{bad} of {kept} new values of {name!r} are NaN or infinite")
 
 
-def check_range(name: str, values: torch.Tensor, parameter: nn.Parameter) -> None:
+def _check_range(name: str, values: torch.Tensor, parameter: nn.Parameter) -> None:
     """Raises `MaskError` if a value is beyond what the parameter's dtype can hold (float16)."""
     most = torch.finfo(parameter.dtype).max
     if most < torch.finfo(torch.float32).max and values.numel():
@@ -99,20 +98,6 @@ def holds(parameter: nn.Parameter, mask: torch.Tensor, values: torch.Tensor) -> 
     return torch.equal(dense[mask.to(dense.device)], values.to(dense.device, dense.dtype))
 
 
-def bytes_of_values(values: Mapping[str, torch.Tensor]) -> int:
-    """Bytes that they take, in memory and in a file."""
-    return sum(each.numel() * each.element_size() for each in values.values())
-
-
-def same_values(
-    one: Mapping[str, torch.Tensor] | None, two: Mapping[str, torch.Tensor] | None
-) -> bool:
-    """Whether two sets of new values (of the same masks) are equal; None means no new values."""
-    if one is None or two is None:
-        return one is two
-    return all(torch.equal(values, two[name]) for name, values in one.items())
-
-
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A weight that has `revived` non-zero elements among the `removed` that its mask removes."""
@@ -124,7 +109,7 @@ class Violation:
 
 
 def match(manifest: Manifest, weights: WeightMap) -> dict[str, str]:
-    """For every weight of a model the name of its mask; see `Masks.match`."""
+    """See `Masks.match`."""
     if manifest.adapter != weights.adapter_name:
         raise MaskError(
             f"these masks were made with adapter {manifest.adapter!r}, but the model is described "
@@ -140,14 +125,16 @@ def match(manifest: Manifest, weights: WeightMap) -> dict[str, str]:
 
 @takes_model
 def fit(
-    manifest: Manifest, model: nn.Module, adapter: Adapter | None
+    masks: Masks, model: nn.Module, adapter: Adapter | None
 ) -> tuple[WeightMap, dict[str, str]]:
     """The weights of a model, and for each the name of its mask.
 
     Raises:
         MaskError: if the masks do not fit or a weight has no values.
     """
-    weights = WeightMap.of(model, adapter or _default_adapter(manifest, model))
+    manifest = masks.manifest
+    adapter = adapter or recall_adapter(model, manifest.adapter, manifest.adapter_settings)
+    weights = WeightMap.of(model, adapter)
     matched = match(manifest, weights)
     for weight in weights.values():
         if weight.parameter.is_meta:
@@ -155,47 +142,19 @@ def fit(
     return weights, matched
 
 
-def check_comparable(one: Manifest, two: Manifest) -> None:
-    """Makes sure that two manifests are of one family and one structure.
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raises `MaskError` unless a mask is bool and of the shape of its weight."""
+    if mask.dtype != torch.bool:
+        raise MaskError(f"the mask of {name!r} is {mask.dtype}; masks are bool, True = kept")
+    _check_shape(name, tuple(mask.shape), shape)
 
-    Raises:
-        MaskError: with the first difference.
-    """
-    if one.adapter != two.adapter:
+
+def _check_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    if mask != weight:
         raise MaskError(
-            f"the first masks are of a model of adapter {one.adapter!r}, the second of one of "
-            f"adapter {two.adapter!r}, whose names mean other weights; compare masks of one family"
+            f"the mask of {name!r} is {list(mask)}, but the weight is {list(weight)}; "
+            "use masks made for a model of this structure"
         )
-    if found := difference(one, two):
-        raise MaskError(f"masks of different structures cannot be compared: {found}")
-
-
-def difference(one: Manifest, two: Manifest) -> str | None:
-    """The first name or shape in which two manifests differ; the order does not matter."""
-    for name in (*one.weights, *two.weights):
-        if name not in one.weights or name not in two.weights:
-            return f"only the {'second' if name in two.weights else 'first'} has {name!r}"
-        if one.shape(name) != two.shape(name):
-            return (
-                f"{name!r} is {list(one.shape(name))} in the first and "
-                f"{list(two.shape(name))} in the second"
-            )
-    return None
-
-
-def wrong_shape(name: str, mask: tuple[int, ...], weight: tuple[int, ...]) -> MaskError:
-    """The error for a mask that has another shape than its weight."""
-    return MaskError(
-        f"the mask of {name!r} is {list(mask)}, but the weight is {list(weight)}; "
-        "use masks made for a model of this structure"
-    )
-
-
-def _default_adapter(manifest: Manifest, model: nn.Module) -> Adapter:
-    # Here, because plug-ins are above masks, which know of them only what this default needs.
-    from vlp_plugins.models.discovery import recall_adapter
-
-    return recall_adapter(model, manifest.adapter, manifest.adapter_settings)
 
 
 def _reject_leftovers(manifest: Manifest, weights: WeightMap, used: set[str]) -> None:
@@ -218,52 +177,28 @@ def _mask_for(manifest: Manifest, weight: Weight) -> str:
             f"{list(weight.shape)}, which the model has at {weight.aliases[0]}{copy}; "
             "use masks made for a model of this structure"
         )
-    if manifest.shape(name) != weight.shape:
-        raise wrong_shape(name, manifest.shape(name), weight.shape)
+    _check_shape(name, manifest.shape(name), weight.shape)
     return name
 
 
-_log = logging.getLogger(__name__)
-
-
-def apply_masks(
-    masks: Mapping[str, torch.Tensor],
-    values: Mapping[str, torch.Tensor] | None,
-    manifest: Manifest,
-    model: nn.Module,
-    adapter: Adapter | None,
-) -> None:
-    """Zeroes what is removed and writes new values into what is kept; see `Masks.apply`.
-
-    Raises:
-        MaskError: if something does not fit; the model is unchanged then.
-    """
-    weights, matched = fit(manifest, model, adapter)
-    if values is not None:
+def apply_masks(masks: Masks, model: nn.Module, adapter: Adapter | None, *, values: bool) -> None:
+    """See `Masks.apply`."""
+    weights, matched = fit(masks, model, adapter)
+    new_values = masks.new_values if values else None
+    if new_values is not None:
         for name, weight in weights.items():
-            check_range(name, values[matched[name]], weight.parameter)
-        overwritten = (
-            name
-            for name, weight in weights.items()
-            if not holds(weight.parameter, masks[matched[name]], values[matched[name]])
-        )
-        if _are_others(manifest, weights) and (first := next(overwritten, None)):
-            _warn(manifest, weights, first)
+            _check_range(name, new_values[matched[name]], weight.parameter)
+        _warn_of_overwriting(masks, new_values, weights, matched)
     for name, weight in weights.items():
         mask = masks[matched[name]].to(weight.parameter.device)
         zero_outside(weight.parameter, mask)
-        if values is not None:
-            write_kept(weight.parameter, mask, values[matched[name]])
+        if new_values is not None:
+            write_kept(weight.parameter, mask, new_values[matched[name]])
 
 
-def violations(
-    masks: Mapping[str, torch.Tensor],
-    manifest: Manifest,
-    model: nn.Module,
-    adapter: Adapter | None,
-) -> list[Violation]:
-    """The weights that are not zero where their mask removes; see `Masks.verify`."""
-    weights, matched = fit(manifest, model, adapter)
+def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[Violation]:
+    """See `Masks.verify`."""
+    weights, matched = fit(masks, model, adapter)
     found = []
     for name, weight in weights.items():
         mask = masks[matched[name]].to(weight.parameter.device)
@@ -274,19 +209,33 @@ def violations(
     return found
 
 
-def _are_others(manifest: Manifest, weights: WeightMap) -> bool:
-    """True if a model of the same structure has other weights than the masks were made from."""
-    return manifest.structure == weights.structure and not is_source(manifest, weights)
+def check_applied(masks: Masks, model: nn.Module, adapter: Adapter | None, remedy: str) -> None:
+    """Raises `MaskError` with the first weight that is not zero where its mask removes."""
+    if found := violations(masks, model, adapter):
+        first = found[0]
+        raise MaskError(
+            f"{len(found)} weights are not zero where the masks remove, first {first.weight!r} "
+            f"({first.path}): {first.revived} of {first.removed} elements; {remedy}"
+        )
 
 
-def is_source(manifest: Manifest, weights: WeightMap) -> bool:
-    """Whether masks were made from these weights; where nobody recorded it, if they might be."""
-    if manifest.structure != weights.structure:
-        return False
-    return manifest.weights_hash is None or manifest.weights_hash == weights.content_hash()
-
-
-def _warn(manifest: Manifest, weights: WeightMap, first: str) -> None:
+def _warn_of_overwriting(
+    masks: Masks,
+    values: Mapping[str, torch.Tensor],
+    weights: WeightMap,
+    matched: Mapping[str, str],
+) -> None:
+    """Warns if new values replace weights of the same structure that they were not made from."""
+    manifest = masks.manifest
+    if manifest.structure != weights.structure or masks.made_from(weights):
+        return
+    overwritten = (
+        name
+        for name, weight in weights.items()
+        if not holds(weight.parameter, masks[matched[name]], values[matched[name]])
+    )
+    if (first := next(overwritten, None)) is None:
+        return
     _log.warning(
         "the new weights of these masks (%s) were computed from other weights than the model's "
         "(content hash %s, the model's is %s): what the model learned since, by fine-tuning for "

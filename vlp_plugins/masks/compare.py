@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from vlp_plugins.masks.apply import check_comparable
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.packed import PackedMasks, count_ones
+from vlp_plugins.masks.packed import count_ones
 from vlp_plugins.runtime.errors import MaskError
+
+if TYPE_CHECKING:
+    from vlp_plugins.masks.masks import Masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +47,21 @@ class Overlap:
         return Overlap(self.both + other.both, self.either + other.either, self.total + other.total)
 
 
-def overlaps(
-    one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor], manifest: Manifest
-) -> dict[str, Overlap]:
-    """Overlaps by modality and, last, under `"all"`.
-
-    Args:
-        one: packed bits by canonical name.
-        two: packed bits of the same names and shapes.
-        manifest: describes `one`.
-    """
+def overlaps(one: Masks, two: Masks) -> dict[str, Overlap]:
+    """See `Masks.compare`."""
+    _check_comparable(one.manifest, two.manifest)
     groups: dict[str, Overlap] = {}
     whole = Overlap(0, 0, 0)
-    for name, record in manifest.weights.items():
-        both = count_ones(one[name] & two[name])
-        found = Overlap(both, count_ones(one[name] | two[name]), manifest.numel(name))
+    for name, record in one.manifest.weights.items():
+        first, second = one.packed[name], two.packed[name]
+        both, either = count_ones(first & second), count_ones(first | second)
+        found = Overlap(both, either, one.manifest.numel(name))
         groups[record["modality"]] = groups.get(record["modality"], Overlap(0, 0, 0)) + found
         whole += found
     return {**groups, "all": whole}
 
 
-def distances(one: PackedMasks, two: PackedMasks) -> dict[str, float]:
+def distances(one: Masks, two: Masks) -> dict[str, float]:
     """The relative distance of the new values where both sets keep an element.
 
     Returns:
@@ -77,7 +71,7 @@ def distances(one: PackedMasks, two: PackedMasks) -> dict[str, float]:
     Raises:
         MaskError: if they are of different adapters or structures, or one has no new values.
     """
-    check_comparable(one.manifest, two.manifest)
+    _check_comparable(one.manifest, two.manifest)
     if one.new_values is None or two.new_values is None:
         raise MaskError("only masks that both bring new weights can be compared by them")
     squares: dict[str, tuple[float, float]] = {}
@@ -99,3 +93,27 @@ def _ratio(apart: float, size: float) -> float:
     if not apart:
         return 0.0
     return math.sqrt(apart / size) if size else math.inf
+
+
+def _check_comparable(one: Manifest, two: Manifest) -> None:
+    """Raises `MaskError` with the first difference in family or structure."""
+    if one.adapter != two.adapter:
+        raise MaskError(
+            f"the first masks are of a model of adapter {one.adapter!r}, the second of one of "
+            f"adapter {two.adapter!r}, whose names mean other weights; compare masks of one family"
+        )
+    if found := difference(one, two):
+        raise MaskError(f"masks of different structures cannot be compared: {found}")
+
+
+def difference(one: Manifest, two: Manifest) -> str | None:
+    """The first name or shape in which two manifests differ; the order does not matter."""
+    for name in (*one.weights, *two.weights):
+        if name not in one.weights or name not in two.weights:
+            return f"only the {'second' if name in two.weights else 'first'} has {name!r}"
+        if one.shape(name) != two.shape(name):
+            return (
+                f"{name!r} is {list(one.shape(name))} in the first and "
+                f"{list(two.shape(name))} in the second"
+            )
+    return None

@@ -11,38 +11,32 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from vlp_plugins.masks.apply import check_values
-from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Manifest
+from vlp_plugins.masks.manifest import SCHEMA_WITH_VALUES, Manifest
 from vlp_plugins.masks.packed import count_ones, flaw
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import check_new
 
+if TYPE_CHECKING:
+    from vlp_plugins.masks.masks import Masks
+
 FORMAT = Format("mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again")
 _VALUES = "values:"
 
 
-def write(
-    path: str | os.PathLike[str],
-    packed: Mapping[str, torch.Tensor],
-    manifest: Manifest,
-    values: Mapping[str, torch.Tensor] | None = None,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Writes packed masks, their manifest and new values, whole or not at all.
-
-    Raises:
-        OutputError: if the file exists and is not to be overwritten, or cannot be written.
-    """
+def write(path: str | os.PathLike[str], masks: Masks, *, overwrite: bool) -> None:
+    """See `Masks.save`."""
     check_new(path, overwrite=overwrite)
     # Files without new values stay readable by versions that know none.
-    form = replace(FORMAT, schema=SCHEMA if values is None else SCHEMA_WITH_VALUES)
-    named = {f"{_VALUES}{name}": tensor for name, tensor in (values or {}).items()}
-    write_artifact(path, form, {**packed, **named}, asdict(manifest), overwrite=overwrite)
+    form = replace(FORMAT, schema=masks.manifest.schema)
+    values = {f"{_VALUES}{name}": tensor for name, tensor in (masks.new_values or {}).items()}
+    header = asdict(masks.manifest)
+    write_artifact(path, form, {**masks.packed, **values}, header, overwrite=overwrite)
 
 
 def read(
@@ -56,14 +50,15 @@ def read(
     Raises:
         MaskError: if the file is missing, damaged, foreign or of a newer version.
     """
-    form = replace(FORMAT, remedy=f"{FORMAT.remedy}{_hint(Path(path))}")
+    form = FORMAT
+    if Path(path).suffix in (".pth", ".pt", ".bin"):
+        hint = "; `vlp masks import` reads published .pth files"
+        form = replace(FORMAT, remedy=FORMAT.remedy + hint)
     tensors, header = read_artifact(path, form)
     try:
         manifest = Manifest.from_header(header)
         packed, values = _parted(tensors, manifest)
-        _check(packed, manifest)
-        if values is not None:
-            _check_values(values, manifest)
+        _check(packed, values, manifest)
     except MaskError as error:
         raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
     return packed, manifest, values
@@ -75,28 +70,21 @@ def _parted(
     """Bits and new values by canonical name; files of format 1 have none."""
     if manifest.schema < SCHEMA_WITH_VALUES:
         return dict(tensors), None
-    values = {
-        name.removeprefix(_VALUES): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_VALUES) and name not in manifest.weights
-    }
-    bits = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(_VALUES) or name in manifest.weights
-    }
+    bits, values = {}, {}
+    for name, tensor in tensors.items():
+        if name.startswith(_VALUES) and name not in manifest.weights:
+            values[name.removeprefix(_VALUES)] = tensor
+        else:
+            bits[name] = tensor
     return bits, values
 
 
-def _check_values(values: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
-    try:
-        check_values(values, manifest)
-    except MaskError as error:
-        raise MaskError(f"is damaged: {error}") from error
-
-
-def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
-    """Raises `MaskError` at the first weight whose bits are not what the manifest says."""
+def _check(
+    packed: Mapping[str, torch.Tensor],
+    values: Mapping[str, torch.Tensor] | None,
+    manifest: Manifest,
+) -> None:
+    """Raises `MaskError` at the first weight whose bits or values are not as the manifest says."""
     for name in (*manifest.weights, *packed):
         if name not in packed:
             raise MaskError(f"is damaged: the mask of {name!r} is missing")
@@ -110,9 +98,9 @@ def _check(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
             raise MaskError(
                 f"is damaged: {name!r} keeps {kept} elements, its manifest says {record['kept']}"
             )
-
-
-def _hint(path: Path) -> str:
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return "; `vlp masks import` reads published .pth files"
-    return ""
+    if values is None:
+        return
+    try:
+        check_values(values, manifest)
+    except MaskError as error:
+        raise MaskError(f"is damaged: {error}") from error

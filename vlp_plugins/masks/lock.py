@@ -1,10 +1,10 @@
-"""Keeps zeros zero while somebody trains."""
+"""Keeps zeros zero in training."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.masks.apply import Violation, fit, wrong_shape
+from vlp_plugins.masks.apply import Violation, check_mask, fit
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, uses_of
@@ -26,10 +26,10 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class SparsityLock:
+class SparsityLock(AbstractContextManager["SparsityLock"]):
     """Masks that hold while a model is trained: what they remove is exactly zero after every step.
 
-    lock = SparsityLock(model, masks).attach(optimizer)
+        lock = SparsityLock(model, masks).attach(optimizer)
 
     Weights are zeroed after each step of the optimizer, so that neither momentum nor weight decay
     nor anything else that an optimizer does moves them. Gradients are zeroed as soon as they are
@@ -41,7 +41,7 @@ class SparsityLock:
     the weight (under `fully_shard` for the part that the process holds), none for a weight of which
     nothing is removed. A step costs one pass over gradients and one over weights.
 
-    Make the lock when the model is where and what it will be trained as: after `.to(...)`, after
+    Make the lock when the model is on its device and wrapped for training: after `.to(...)`, after
     `fully_shard`, after `accelerator.prepare`. A model wrapped by `DistributedDataParallel` or
     `torch.compile` is taken as what is in the wrapper.
     """
@@ -61,11 +61,11 @@ class SparsityLock:
             UnclaimedModelError: without an adapter, if none claims the model.
         """
         self._model = bare(model)
-        self._weights, _ = fit(masks.manifest, self._model, adapter)
+        self._weights, _ = fit(masks, self._model, adapter)
         self._uses = {name: uses_of(self._model, weight) for name, weight in self._weights.items()}
         self._removed: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        self._watching = False
+        self._hooked = False
         self.update(masks)
 
     def update(self, masks: Masks | Mapping[str, torch.Tensor]) -> None:
@@ -103,14 +103,14 @@ class SparsityLock:
     def attach(self, *optimizers: Optimizer) -> SparsityLock:
         """Applies the masks now, and at every step of the optimizers from now on.
 
-        A locked weight that no optimizer holds stays zero by itself, as nobody moves it; a warning
-        tells of one that wants gradients, which may be a mistake.
+        A locked weight that no optimizer holds stays zero by itself, as no step moves it; a warning
+        names one that requires gradients, which may be a mistake.
 
         Args:
             optimizers: any that train the model; those of `accelerate` may be wrapped.
 
         Returns:
-            The lock, which is a context manager: it lets go when the block ends.
+            The lock, which is a context manager: it is detached when the block ends.
 
         Raises:
             UnsupportedError: if the optimizers hold none of the locked weights.
@@ -127,9 +127,9 @@ class SparsityLock:
 
     def watch_gradients(self) -> None:
         """Zeroes the gradients of removed elements from now on whenever they are accumulated."""
-        if self._watching:
+        if self._hooked:
             return
-        self._watching = True
+        self._hooked = True
         for name, uses in self._uses.items():
             for parameter in uses:
                 if parameter.requires_grad:
@@ -139,11 +139,11 @@ class SparsityLock:
                     self._handles.append(handle)
 
     def detach(self) -> None:
-        """Lets go: optimizers and gradients are as before `attach`."""
+        """Removes all hooks from optimizers and parameters."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._watching = False
+        self._hooked = False
 
     def violations(self) -> list[Violation]:
         """The weights that are not zero where masks remove; a collective if they are sharded.
@@ -195,15 +195,7 @@ class SparsityLock:
         self.check()
         return save(*args, **options)
 
-    def __enter__(self) -> SparsityLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     def _check_same(self, name: str, weight: Weight) -> None:
@@ -211,8 +203,8 @@ class SparsityLock:
         for path in weight.aliases:
             if id(self._model.get_parameter(path)) not in held:
                 raise MaskError(
-                    f"{path} is another Parameter than when the lock was made, so nobody kept its "
-                    "zeros; make the lock after the model is moved, wrapped or given new weights"
+                    f"{path} is another Parameter than when the lock was made, so its zeros were "
+                    "not kept; make the lock after the model is moved, wrapped or given new weights"
                 )
 
     def _mask_gradient(self, name: str, parameter: nn.Parameter) -> None:
@@ -227,13 +219,13 @@ class SparsityLock:
                 f"the optimizer holds none of the {len(self._uses)} locked weights; make the lock "
                 "of the model that it trains, after the model was moved or wrapped"
             )
-        wanting = [n for n in outside if any(p.requires_grad for p in self._uses[n])]
-        if wanting:
+        training = [n for n in outside if any(p.requires_grad for p in self._uses[n])]
+        if training:
             _log.warning(
-                "%d locked weights want gradients, but the optimizer does not hold them (first: "
+                "%d locked weights require gradients, but the optimizer does not hold them (first: "
                 "%r); attach to every optimizer that trains them",
-                len(wanting),
-                wanting[0],
+                len(training),
+                training[0],
             )
 
 
@@ -249,8 +241,5 @@ def _fitting(masks: Mapping[str, torch.Tensor], name: str, weight: Weight) -> to
     if name not in masks:
         raise MaskError(f"there is no mask for {weight.name!r}; give one for every weight")
     keep = masks[name]
-    if keep.dtype != torch.bool:
-        raise MaskError(f"the mask of {name!r} is {keep.dtype}; masks are bool, True = kept")
-    if tuple(keep.shape) != weight.shape:
-        raise wrong_shape(name, tuple(keep.shape), weight.shape)
+    check_mask(name, keep, weight.shape)
     return keep

@@ -12,48 +12,153 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlp_plugins.masks.apply import fit
+from vlp_plugins.masks.apply import check_applied, fit
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.runtime.errors import MaskError, NonFiniteError, TieError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_log = logging.getLogger(__name__)
 
-class MaskedUpdate:
-    """What PEFT asks, in place of its own two products, about one adapter of one layer.
+_APPLY_FIRST = (
+    "apply the masks before get_peft_model, and keep what modules_to_save trains sparse with a "
+    "SparsityLock"
+)
 
-    It is a `LoraVariant` in all but the base class, so that PEFT need not be imported: PEFT looks
-    it up in `layer.lora_variant` and calls it (peft 0.21, `tuners/lora/layer.py`).
 
-    The layer gives `W x + (M * s B A) dropout(x)` instead of `W x + s B A dropout(x)`, with the
-    mask M, the factors A and B and their scale s.
+def mask_updates(
+    tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None
+) -> None:
+    """Masks the update of every pruned weight from now on, in training and when it is merged.
+
+    It holds for all LoRA adapters that the model has now. Call it before the optimizer is made:
+    modules that share a weight share their factors afterwards. For every such layer a forward pass
+    costs one product with a dense matrix in place of two thin ones. What PEFT saves stays the same.
+
+    Args:
+        tuned: of `get_peft_model` or `PeftModel.from_pretrained`, not merged.
+        masks: of the model in it, to which they were applied.
+        adapter: see `Masks.apply`.
+
+    Raises:
+        MaskError: if the masks do not fit the model, or are not applied.
+        TieError: if of the modules that share a weight some have no LoRA, or if they were trained
+            to different updates.
+        UnsupportedError: if no pruned weight has LoRA, or a variant of it such as DoRA.
+    """
+    tuned = _peft_model(tuned)
+    layers, matched = _updated_layers(tuned, masks, adapter)
+    with without_wrappers(tuned) as model:
+        check_applied(masks, model, adapter, _APPLY_FIRST)
+    for name, modules in layers.items():
+        _share_factors(name, modules)
+        keep = masks[matched[name]]
+        for number, layer in enumerate(modules):
+            for each in layer.lora_A:
+                layer.lora_variant[each] = _MaskedUpdate(keep, merges=number == 0)
+
+
+def removed_share(
+    tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None
+) -> dict[str, float]:
+    """How much of the update the masks take away, whether it was masked in training or not.
+
+    Args:
+        tuned: as of `mask_updates`.
+        masks: as of `mask_updates`.
+        adapter: as of `mask_updates`.
+
+    Returns:
+        By canonical name of every pruned weight with LoRA the Frobenius norm of the part that is
+        removed over that of the product of the factors, 0 to 1; of all together under `"all"`. Of
+        an update of zero nothing is removed.
+    """
+    layers, matched = _updated_layers(_peft_model(tuned), masks, adapter)
+    norms = {}
+    for name, (first, *_) in layers.items():
+        update = _dense_update(first).double()
+        gone = update.masked_fill(masks[matched[name]].to(update.device), 0)
+        norms[name] = (float(gone.norm()), float(update.norm()))
+    lost_all, all_norms = zip(*norms.values(), strict=True)
+    norms["all"] = (math.hypot(*lost_all), math.hypot(*all_norms))
+    return {name: lost / whole if whole else 0.0 for name, (lost, whole) in norms.items()}
+
+
+def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None) -> nn.Module:
+    """The plain model with the updates of the active adapters in its weights, as sparse as before.
+
+    An update that was trained without `mask_updates` is masked now, and a warning says how much of
+    it that takes away.
+
+    Args:
+        tuned: as of `mask_updates`; not to be used afterwards.
+        masks: as of `mask_updates`.
+        adapter: as of `mask_updates`.
+
+    Returns:
+        The model that PEFT has wrapped, with the parameters and ties that it had.
+
+    Raises:
+        MaskError: if the masks do not fit, or something that they remove is not zero.
+        NonFiniteError: if an update is not finite; nothing is merged then.
+        TieError: see `mask_updates`.
+        UnsupportedError: see `mask_updates`.
+    """
+    tuned = _peft_model(tuned)
+    layers, _ = _updated_layers(tuned, masks, adapter)
+    for name, each in layers.items():
+        if not bool(torch.isfinite(_dense_update(each[0])).all()):
+            raise NonFiniteError(
+                f"the update of {name!r} has NaN or infinite elements; the training diverged, take "
+                "an earlier checkpoint"
+            )
+    unmasked = sum(not _is_masked(each) for each in layers.values())
+    share = removed_share(tuned, masks, adapter)["all"] if unmasked else 0.0
+    mask_updates(tuned, masks, adapter)
+    if share:
+        _log.warning(
+            "%d of %d updates were trained without masks, which now remove %.1f%% of the norm of "
+            "the whole update; call mask_updates before training",
+            unmasked,
+            len(layers),
+            100 * share,
+        )
+    untyped: Any = tuned
+    merged: nn.Module = untyped.merge_and_unload()
+    check_applied(masks, merged, adapter, _APPLY_FIRST)
+    return merged
+
+
+def _is_masked(layers: list[Any]) -> bool:
+    return all(each in layer.lora_variant for layer in layers for each in layer.lora_A)
+
+
+class _MaskedUpdate:
+    """One adapter of one layer: `W x + (M * s B A) dropout(x)` for `W x + s B A dropout(x)`.
+
+    M is the mask, s the scale of the factors A and B. It is a `LoraVariant` in all but the base
+    class, so that PEFT need not be imported: PEFT looks it up in `layer.lora_variant` and calls it
+    (peft 0.21, `tuners/lora/layer.py`). `merges` is False if the weight is shared, and the update
+    merged by another layer.
     """
 
     def __init__(self, keep: torch.Tensor, *, merges: bool) -> None:
-        """One byte per element of the weight is kept, on the device of the layer.
-
-        Args:
-            keep: bool, of the weight's shape.
-            merges: False if the weight is shared, and the update merged by another layer.
-        """
         self._removed = ~keep
         self._merges = merges
 
     def init(self, module: Any, adapter_name: str, **_: Any) -> None:
-        """PEFT has made the factors anew; there is nothing to do."""
+        pass  # PEFT has initialised the factors
 
     def supports_lora_conversion(self) -> bool:
-        """Not of any use where updates are converted to other ranks."""
         return False
 
     def forward(
         self, module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        """The layer's output: that of the base layer and what the update adds to it."""
         update, bias = self.update(module, active_adapter), None
         if module.lora_bias[active_adapter]:
             bias = module.lora_B[active_adapter].bias * module.scaling[active_adapter]
@@ -66,15 +171,13 @@ class MaskedUpdate:
     def merge_safe(
         self, module: Any, active_adapter: str, orig_weight: torch.Tensor
     ) -> torch.Tensor:
-        """A new tensor: the weight and the update."""
         return orig_weight + self._merged(module, active_adapter, orig_weight)
 
     def merge_unsafe(self, module: Any, active_adapter: str, orig_weight: torch.Tensor) -> None:
-        """Adds the update to the weight in place, so that ties stay."""
+        # In place, so that ties stay.
         orig_weight.data.add_(self._merged(module, active_adapter, orig_weight))
 
     def unmerge(self, module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
-        """A new tensor: the weight without the update."""
         return orig_weight - self._merged(module, active_adapter, orig_weight)
 
     def update(self, module: Any, active_adapter: str) -> torch.Tensor:
@@ -89,12 +192,8 @@ class MaskedUpdate:
         return self.update(module, active_adapter).detach().to(weight.dtype)
 
 
-def peft_model_of(tuned: Any) -> PeftModel:
-    """The PEFT model itself, out of what wraps it for training.
-
-    Raises:
-        UnsupportedError: if it is none.
-    """
+def _peft_model(tuned: Any) -> PeftModel:
+    """The PEFT model itself, out of what wraps it for training."""
     found: Any = bare(tuned)
     if not hasattr(found, "get_base_model"):
         raise UnsupportedError(
@@ -105,20 +204,14 @@ def peft_model_of(tuned: Any) -> PeftModel:
     return model
 
 
-def layers_of(tuned: PeftModel, masks: Masks, adapter: Adapter | None) -> dict[str, list[Any]]:
-    """By canonical name of every pruned weight that has LoRA the layers that update it.
-
-    Several layers are those of modules that share the weight, the published owner's first.
-
-    Raises:
-        MaskError: if the masks do not fit the model.
-        TieError: if some of the modules that share a weight have no LoRA.
-        UnsupportedError: if there are none, or some of a kind that cannot be masked.
-    """
+def _updated_layers(
+    tuned: PeftModel, masks: Masks, adapter: Adapter | None
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """By weight the LoRA layers that update it, the published owner's first; and its mask."""
     from peft.tuners.lora import LoraLayer
 
     with without_wrappers(tuned) as model:
-        weights, _ = fit(masks.manifest, model, adapter)
+        weights, matched = fit(masks, model, adapter)
     found = {}
     for name, weight in weights.items():
         modules = _modules(model, weight)
@@ -138,17 +231,12 @@ def layers_of(tuned: PeftModel, masks: Masks, adapter: Adapter | None) -> dict[s
             f"no pruned weight of {type(model).__name__} has LoRA: there is no update to mask; "
             "only LoRA is known here, and target_modules must name pruned layers"
         )
-    return found
+    return found, matched
 
 
 @torch.no_grad()
-def dense_update(layer: Any, adapters: Iterable[str] | None = None) -> torch.Tensor:
-    """What adapters would add to the weight without masks, in the weight's shape.
-
-    Args:
-        layer: of LoRA.
-        adapters: their names; None takes the active ones.
-    """
+def _dense_update(layer: Any, adapters: Iterable[str] | None = None) -> torch.Tensor:
+    """What adapters (None: the active ones) would add to the weight without masks."""
     update = torch.zeros_like(layer.get_base_layer().weight)
     for each in layer.active_adapters if adapters is None else adapters:
         if each in layer.lora_A:
@@ -156,13 +244,8 @@ def dense_update(layer: Any, adapters: Iterable[str] | None = None) -> torch.Ten
     return update
 
 
-def share_factors(name: str, layers: list[Any]) -> None:
-    """Gives the modules of one weight the same factors, if they have the same updates.
-
-    Raises:
-        TieError: if they have different ones, of any adapter, active or not.
-        UnsupportedError: if LoRA changes their biases, too.
-    """
+def _share_factors(name: str, layers: list[Any]) -> None:
+    """Gives the modules of one weight the same factors; raises `TieError` if they differ."""
     first, *others = layers
     for layer in others:
         if partial := sorted(set(layer.lora_A) ^ set(first.lora_A)):
@@ -176,7 +259,7 @@ def share_factors(name: str, layers: list[Any]) -> None:
                     f"the modules of {name!r} share one weight, but adapter {each!r} has other "
                     "ranks or scales for them; give them the same in rank_pattern and alpha_pattern"
                 )
-            if not torch.equal(dense_update(layer, [each]), dense_update(first, [each])):
+            if not torch.equal(_dense_update(layer, [each]), _dense_update(first, [each])):
                 raise TieError(
                     f"the modules of {name!r} share one weight, but adapter {each!r} was trained "
                     "to different updates; call mask_updates before training, so that they share "
@@ -233,7 +316,7 @@ def _modules(model: nn.Module, weight: Weight) -> dict[str, nn.Module]:
 def _check_known(name: str, layer: Any) -> None:
     """Raises `UnsupportedError` for a layer whose update is not the product of two factors."""
     base = layer.get_base_layer()
-    others = [type(v).__name__ for v in layer.lora_variant.values() if type(v) is not MaskedUpdate]
+    others = [type(v).__name__ for v in layer.lora_variant.values() if type(v) is not _MaskedUpdate]
     if others or not isinstance(base, (nn.Linear, nn.Conv2d)):
         kind = others[0] if others else type(base).__name__
         raise UnsupportedError(
@@ -242,131 +325,3 @@ def _check_known(name: str, layer: Any) -> None:
         )
     if layer.merged:
         raise UnsupportedError(f"the update of {name!r} is merged; call unmerge_adapter() first")
-
-
-_log = logging.getLogger(__name__)
-
-
-def mask_updates(
-    tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None
-) -> None:
-    """Masks the update of every pruned weight from now on, in training and when it is merged.
-
-    It holds for all LoRA adapters that the model has now. Call it before the optimizer is made:
-    modules that share a weight share their factors afterwards. For every such layer a forward pass
-    costs one product with a dense matrix in place of two thin ones. What PEFT saves is as ever.
-
-    Args:
-        tuned: of `get_peft_model` or `PeftModel.from_pretrained`, not merged.
-        masks: of the model in it, to which they were applied.
-        adapter: see `Masks.apply`.
-
-    Raises:
-        MaskError: if the masks do not fit the model, or are not applied.
-        TieError: if of the modules that share a weight some have no LoRA, or if they were trained
-            to different updates.
-        UnsupportedError: if no pruned weight has LoRA, or a variant of it such as DoRA.
-    """
-    tuned = peft_model_of(tuned)
-    layers = layers_of(tuned, masks, adapter)
-    with without_wrappers(tuned) as model:
-        _check_sparse(masks, model, adapter)
-        weights, matched = fit(masks.manifest, model, adapter)
-    for name in weights:
-        if name in layers:
-            _mask(name, layers[name], masks[matched[name]])
-
-
-def removed_share(
-    tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None
-) -> dict[str, float]:
-    """How much of the update the masks take away, whether it was masked in training or not.
-
-    Args:
-        tuned: as of `mask_updates`.
-        masks: as of `mask_updates`.
-        adapter: as of `mask_updates`.
-
-    Returns:
-        By canonical name of every pruned weight with LoRA the Frobenius norm of the part that is
-        removed over that of the product of the factors, 0 to 1; of all together under `"all"`. Of
-        an update of zero nothing is removed.
-    """
-    tuned = peft_model_of(tuned)
-    layers = layers_of(tuned, masks, adapter)
-    with without_wrappers(tuned) as model:
-        _, matched = fit(masks.manifest, model, adapter)
-    norms = {}
-    for name, (first, *_) in layers.items():
-        update = dense_update(first).double()
-        gone = update.masked_fill(masks[matched[name]].to(update.device), 0)
-        norms[name] = (float(gone.norm()), float(update.norm()))
-    lost_all, all_norms = zip(*norms.values(), strict=True)
-    norms["all"] = (math.hypot(*lost_all), math.hypot(*all_norms))
-    return {name: lost / whole if whole else 0.0 for name, (lost, whole) in norms.items()}
-
-
-def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None) -> nn.Module:
-    """The plain model with the updates of the active adapters in its weights, as sparse as before.
-
-    An update that was trained without `mask_updates` is masked now, and a warning says how much of
-    it that takes away.
-
-    Args:
-        tuned: as of `mask_updates`; of no use afterwards.
-        masks: as of `mask_updates`.
-        adapter: as of `mask_updates`.
-
-    Returns:
-        The model that PEFT has wrapped, with the parameters and ties that it had.
-
-    Raises:
-        MaskError: if the masks do not fit, or something that they remove is not zero.
-        NonFiniteError: if an update is not finite; nothing is merged then.
-        TieError: see `mask_updates`.
-        UnsupportedError: see `mask_updates`.
-    """
-    tuned = peft_model_of(tuned)
-    layers = layers_of(tuned, masks, adapter)
-    for name, each in layers.items():
-        if not bool(torch.isfinite(dense_update(each[0])).all()):
-            raise NonFiniteError(
-                f"the update of {name!r} has NaN or infinite elements; the training diverged, take "
-                "an earlier checkpoint"
-            )
-    unmasked = sum(not _is_masked(each) for each in layers.values())
-    share = removed_share(tuned, masks, adapter)["all"]
-    mask_updates(tuned, masks, adapter)
-    if unmasked and share:
-        _log.warning(
-            "%d of %d updates were trained without masks, which now remove %.1f%% of the norm of "
-            "the whole update; call mask_updates before training",
-            unmasked,
-            len(layers),
-            100 * share,
-        )
-    untyped: Any = tuned
-    merged: nn.Module = untyped.merge_and_unload()
-    _check_sparse(masks, merged, adapter)
-    return merged
-
-
-def _mask(name: str, layers: list[Any], keep: torch.Tensor) -> None:
-    share_factors(name, layers)
-    for number, layer in enumerate(layers):
-        for each in layer.lora_A:
-            layer.lora_variant[each] = MaskedUpdate(keep, merges=number == 0)
-
-
-def _is_masked(layers: list[Any]) -> bool:
-    return all(each in layer.lora_variant for layer in layers for each in layer.lora_A)
-
-
-def _check_sparse(masks: Masks, model: nn.Module, adapter: Adapter | None) -> None:
-    if found := masks.verify(model, adapter):
-        first = found[0]
-        raise MaskError(
-            f"{len(found)} weights are not zero where the masks remove, first {first.weight!r} "
-            f"({first.path}): {first.revived} of {first.removed} elements; apply the masks before "
-            "get_peft_model, and hold by a SparsityLock what modules_to_save trains"
-        )

@@ -48,7 +48,7 @@ class Manifest:
 
     Attributes:
         adapter: name of the adapter whose canonical names are used.
-        adapter_settings: what makes that adapter anew; see `Adapter.settings`.
+        adapter_settings: keywords that make that adapter; see `Adapter.settings`.
         structure: hash of names and shapes, equal to `WeightMap.structure` of the model.
         method: name of the method.
         weights: by canonical name, in the adapter's order. `Masks` counts `kept` itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -13,24 +13,24 @@ from vlp_plugins.masks import files
 from vlp_plugins.masks.apply import (
     Violation,
     apply_masks,
-    check_comparable,
+    check_mask,
+    check_values,
     compact,
-    is_source,
     match,
     violations,
-    wrong_shape,
 )
-from vlp_plugins.masks.compare import Overlap, overlaps
-from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.packed import PackedMasks, clear_padding, pack
+from vlp_plugins.masks.compare import Overlap, difference, overlaps
+from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manifest, WeightRecord
+from vlp_plugins.masks.packed import clear_padding, count_ones, flaw, pack, unpack
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.memory import text_of
 
 _INVERTED = "inverted"
 
 
-class Masks(PackedMasks):
+class Masks(Mapping[str, torch.Tensor]):
     """Canonical name -> bool mask of the weight's shape on the CPU, True = kept.
 
     Masks are held as bits, an eighth of a byte per element, and unpacked on access. Two sets are
@@ -46,6 +46,60 @@ class Masks(PackedMasks):
         MaskError: if names or lengths differ, or values are not finite.
     """
 
+    def __init__(
+        self,
+        packed: Mapping[str, torch.Tensor],
+        manifest: Manifest,
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        for name in (*manifest.weights, *packed):
+            if name not in packed or name not in manifest.weights:
+                where = "the manifest lists" if name not in packed else "there is a mask for"
+                raise MaskError(f"{where} {name!r}, but the other side does not have it")
+            if found := flaw(packed[name], manifest.shape(name)):
+                raise MaskError(f"the mask of {name!r} {found}; make masks with pack()")
+        self._packed = {name: packed[name] for name in manifest.weights}
+        records: dict[str, WeightRecord] = {
+            name: {**record, "kept": count_ones(packed[name])}
+            for name, record in manifest.weights.items()
+        }
+        schema = SCHEMA if values is None else SCHEMA_WITH_VALUES
+        self.manifest = replace(manifest, weights=records, schema=schema)
+        self._values: dict[str, torch.Tensor] | None = None
+        if values is not None:
+            check_values(values, self.manifest)
+            self._values = {name: values[name].detach().cpu() for name in manifest.weights}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return unpack(self._packed[name], self.manifest.shape(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._packed  # the inherited method would unpack
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        if difference(self.manifest, other.manifest) or not _equal(self._packed, other._packed):
+            return False
+        if self._values is None or other._values is None:
+            return self._values is other._values
+        return _equal(self._values, other._values)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        values = f", {text_of(self.values_bytes)} of new weights" if self._values else ""
+        return (
+            f"Masks({self.manifest.method}, {len(self)} weights, "
+            f"{self.removed:,} of {self.total:,} removed = {self.sparsity:.4%}{values})"
+        )
+
     @classmethod
     def from_dense(
         cls,
@@ -60,14 +114,52 @@ class Masks(PackedMasks):
                 value of a kept element is not finite.
         """
         for name, mask in masks.items():
-            if mask.dtype != torch.bool:
-                raise MaskError(f"mask {name!r} is {mask.dtype}; masks are bool, True = kept")
-            if name in manifest.weights and tuple(mask.shape) != manifest.shape(name):
-                raise wrong_shape(name, tuple(mask.shape), manifest.shape(name))
+            known = name in manifest.weights
+            check_mask(name, mask, manifest.shape(name) if known else tuple(mask.shape))
         if values is not None:
-            _same_names(values, masks)
-            values = {name: compact(name, values[name], mask) for name, mask in masks.items()}
+            if surplus := sorted(values.keys() - masks.keys()):
+                raise MaskError(f"there are new values of {surplus[0]!r}, but no mask")
+            values = {name: compact(name, dense, masks[name]) for name, dense in values.items()}
         return cls({name: pack(mask) for name, mask in masks.items()}, manifest, values)
+
+    @property
+    def packed(self) -> Mapping[str, torch.Tensor]:
+        """The bits themselves, uint8 1-D by canonical name; not to be modified."""
+        return self._packed
+
+    @property
+    def new_values(self) -> Mapping[str, torch.Tensor] | None:
+        """New values of the kept elements, float32 `[kept]` in row-major order; None without."""
+        return self._values
+
+    @property
+    def values_bytes(self) -> int:
+        """Bytes that the new values take, in memory and in a file."""
+        return sum(values.nbytes for values in (self._values or {}).values())
+
+    def counts(self) -> Counts:
+        """Exact counts of every weight and modality."""
+        return Counts.of(self.manifest)
+
+    @property
+    def kept(self) -> int:
+        """Number of elements kept."""
+        return self.counts().all.kept
+
+    @property
+    def total(self) -> int:
+        """Number of elements."""
+        return self.counts().all.total
+
+    @property
+    def removed(self) -> int:
+        """Number of elements removed."""
+        return self.counts().all.removed
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed, exact: removed / total."""
+        return self.counts().all.sparsity
 
     def match(self, weights: WeightMap) -> dict[str, str]:
         """For every weight of a model the name of its mask.
@@ -83,11 +175,15 @@ class Masks(PackedMasks):
         return match(self.manifest, weights)
 
     def made_from(self, weights: WeightMap) -> bool:
-        """Whether the masks were made from these weights, as far as the manifest tells.
+        """Whether the masks were made from these weights, as far as the manifest says.
 
-        False for a downstream model and after any training, pruning or rounding.
+        False for a downstream model and after any training, pruning or rounding; true if the
+        manifest has no hash of the weights and the structure is the same.
         """
-        return is_source(self.manifest, weights)
+        manifest = self.manifest
+        if manifest.structure != weights.structure:
+            return False
+        return manifest.weights_hash is None or manifest.weights_hash == weights.content_hash()
 
     def apply(
         self, model: nn.Module, adapter: Adapter | None = None, *, values: bool = True
@@ -107,7 +203,7 @@ class Masks(PackedMasks):
             MaskError: if they do not fit; the model is unchanged then.
             UnclaimedModelError: without an adapter, if none claims the model.
         """
-        apply_masks(self, self._values if values else None, self.manifest, model, adapter)
+        apply_masks(self, model, adapter, values=values)
 
     def verify(self, model: nn.Module, adapter: Adapter | None = None) -> list[Violation]:
         """The weights that are not zero where their mask removes; none if really that sparse.
@@ -115,7 +211,7 @@ class Masks(PackedMasks):
         Raises:
             MaskError: if the masks do not fit the model.
         """
-        return violations(self, self.manifest, model, adapter)
+        return violations(self, model, adapter)
 
     def compare(self, other: Masks) -> dict[str, Overlap]:
         """The overlap of two mask sets by modality, and under `"all"` of the whole.
@@ -124,8 +220,7 @@ class Masks(PackedMasks):
             MaskError: naming the first difference if the sets are of different structures, or
                 the adapters if those differ.
         """
-        check_comparable(self.manifest, other.manifest)
-        return overlaps(self._packed, other._packed, self.manifest)
+        return overlaps(self, other)
 
     def invert(self) -> Masks:
         """Keeps what is removed and removes what is kept, without new values: a sanity check."""
@@ -143,7 +238,7 @@ class Masks(PackedMasks):
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
-        files.write(path, self._packed, self.manifest, self._values, overwrite=overwrite)
+        files.write(path, self, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -155,8 +250,5 @@ class Masks(PackedMasks):
         return cls(*files.read(path))
 
 
-def _same_names(values: Mapping[str, object], masks: Mapping[str, object]) -> None:
-    for name in (*masks, *values):
-        if name not in values or name not in masks:
-            lacking = "new values" if name in masks else "mask"
-            raise MaskError(f"there is no {lacking} for {name!r}, although the other is given")
+def _equal(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())

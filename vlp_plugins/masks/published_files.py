@@ -109,7 +109,7 @@ def _read_state(path: Path) -> Mapping[object, object]:
         if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise MaskError(
                 f"{path} was refused: it holds {unsafe[1]}, which could run code when read, "
-                "beside tensors; nothing was executed: get a file with the bare state dict"
+                "besides tensors; nothing was executed: get a file with the bare state dict"
             ) from error
         raise MaskError(
             f"{path} is no PyTorch file of plain tensors, or it is damaged or truncated; nothing "

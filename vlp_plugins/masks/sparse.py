@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlp_plugins.masks.apply import check_applied
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.sparse_files import (
     SPARSE_FILE,
@@ -27,9 +28,9 @@ from vlp_plugins.masks.sparse_files import (
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.architecture import unfilled_model
 from vlp_plugins.models.discovery import recall_adapter, registry
-from vlp_plugins.models.saving import REBUILT, copy_companions
+from vlp_plugins.models.saving import check_not_rebuilt, copy_companions
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
 from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.runtime.sharding import is_sharded
@@ -69,18 +70,14 @@ def save_sparse(
         OutputError: if the folder exists or cannot be written.
     """
     model, target = bare(model), Path(os.path.realpath(folder))
-    replaces = overwrite and (target / SPARSE_FILE).is_file()
+    replaces = overwrite and is_sparse(target)
     if not replaces:
         check_new_folder(target)
     state = state_of(model)
     _check_plain(model)
     adapter = adapter or _adapter_for(model, masks)
-    if masks is not None and (found := masks.verify(model, adapter)):
-        raise MaskError(
-            f"{len(found)} weights are not zero where the masks remove (first: "
-            f"{found[0].weight!r}, {found[0].revived} of {found[0].removed} elements); apply them "
-            "first: masks.apply(model)"
-        )
+    if masks is not None:
+        check_applied(masks, model, adapter, "apply them first: masks.apply(model)")
     header = {
         "model": type(model).__name__,
         "adapter": adapter.name,
@@ -88,7 +85,7 @@ def save_sparse(
         "masks": None if masks is None else asdict(masks.manifest),
     }
     bits = _worth_packing(model, adapter, state)
-    place = _beside(target) if replaces else target
+    place = _next_to(target) if replaces else target
     with atomic_folder(place) as temporary:
         _write_configuration(model, temporary)
         size = write_sparse(temporary / SPARSE_FILE, state, bits, header)
@@ -113,18 +110,13 @@ def check_whole(model: nn.Module, remedy: str) -> None:
     """
     for name, tensor in state_of(model).items():
         if tensor.is_meta or is_sharded((tensor,)):
-            what = "on the meta device" if tensor.is_meta else "shared out among processes"
+            what = "on the meta device" if tensor.is_meta else "sharded over processes"
             raise UnsupportedError(f"{name} is {what}; {remedy}")
 
 
 def _check_plain(model: nn.Module) -> None:
+    check_not_rebuilt(model)
     config = getattr(model, "config", None)
-    if getattr(model, REBUILT, False):
-        raise UnsupportedError(
-            f"this {type(model).__name__} has heads or units cut out, or projections split, so its "
-            "configuration does not make it; save it with "
-            "vlp_plugins.structured.save_structured(model, folder, record)"
-        )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(
             f"{type(model).__name__} is quantised, which sparse checkpoints do not know; save it "
@@ -170,13 +162,14 @@ def _write_configuration(model: nn.Module, folder: Path) -> None:
         generation.save_pretrained(folder)
 
 
-def _beside(target: Path) -> Path:
+def _next_to(target: Path) -> Path:
+    # Not a name that `remove_abandoned` knows: after a crash it may be the only copy.
     return target.with_name(f".unfinished-{secrets.token_hex(4)}")
 
 
 def _replace(target: Path, new: Path) -> None:
     """Puts a folder in the place of another, which is there until the new one is whole."""
-    old = _beside(target)
+    old = _next_to(target)
     try:
         target.rename(old)
         new.rename(target)
@@ -202,7 +195,7 @@ def load_sparse(
     Args:
         folder: with the file and, without `into`, the configuration.
         into: a model of that structure to write the values into, in its dtype and on its device;
-            it keeps its ties. None makes the model anew, on the CPU, in the dtypes of the file and
+            it keeps its ties. None makes a new model, on the CPU, in the dtypes of the file and
             in evaluation mode.
 
     Returns:
@@ -216,7 +209,7 @@ def load_sparse(
     folder = Path(folder)
     stored = read_sparse(folder / SPARSE_FILE)
     if into is None:
-        model = made_anew(folder, stored)
+        model = _rebuilt(folder, stored)
     else:
         model = bare(into)
         check_whole(model, "load into it before it is sharded, and after `to_empty`")
@@ -228,22 +221,19 @@ def load_sparse(
 
 
 def sparse_model(folder: str | os.PathLike[str]) -> nn.Module:
-    """`load_sparse` without an adapter, for those who choose one themselves."""
-    return made_anew(Path(folder), read_sparse(Path(folder) / SPARSE_FILE)).eval()
+    """`load_sparse` for a caller who chooses the adapter."""
+    return _rebuilt(Path(folder), read_sparse(Path(folder) / SPARSE_FILE)).eval()
 
 
-def made_anew(folder: Path, stored: Stored) -> nn.Module:
-    """The model that the configuration describes, with the values of the file.
-
-    Raises:
-        UnsupportedError: if it is another model, or there is no configuration.
-    """
+def _rebuilt(folder: Path, stored: Stored) -> nn.Module:
+    """The model that the configuration describes, with the values of the file."""
     if not (folder / "config.json").is_file():
         raise UnsupportedError(
             f"{folder} has no config.json to make a {stored.header['model']} of; make the model "
             "yourself and give it: load_sparse(folder, into=model)"
         )
-    model = unfilled_model(str(folder), _adapters())
+    known = registry()
+    model = unfilled_model(str(folder), map(known.adapter, known.adapter_names()))
     _check_fits(model, stored, folder)
     _fill(model, stored)
     if (folder / "generation_config.json").is_file():
@@ -254,21 +244,14 @@ def made_anew(folder: Path, stored: Stored) -> nn.Module:
     return model
 
 
-def _adapters() -> Iterable[Adapter]:
-    known = registry()
-    return [known.adapter(name) for name in known.adapter_names()]
-
-
 def _check_fits(model: nn.Module, stored: Stored, folder: Path) -> None:
     """Raises `UnsupportedError` unless the model has exactly the tensors of the file."""
     wanted = {name: tuple(tensor.shape) for name, tensor in state_of(model).items()}
     found = stored.shapes_of_all()
     kind = type(model).__name__
     other = f"it is of another model than this {kind}, or its ties are others"
-    for verb, names in (
-        ("lacks", wanted.keys() - found.keys()),
-        ("has, which the model lacks,", found.keys() - wanted.keys()),
-    ):
+    lacking, surplus = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    for verb, names in (("lacks", lacking), ("has, which the model lacks,", surplus)):
         if names:
             raise UnsupportedError(
                 f"{folder / SPARSE_FILE} {verb} {len(names)} tensors, first {min(names)} "

@@ -25,18 +25,9 @@ from vlp_plugins.runtime.sharding import OnDemand
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def kept_bits(tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Which elements have to be stored for the tensor to come back bit by bit.
-
-    Args:
-        tensor: of any floating dtype. A negative zero is no zero here.
-        mask: bool of its shape; what it keeps is stored even where it is zero.
-
-    Returns:
-        As `masks.bits.pack` makes them, uint8 `[ceil(numel / 8)]`.
-    """
-    nonzero = tensor.detach().cpu().view(_BITS[tensor.element_size()]) != 0
-    return pack(nonzero if mask is None else nonzero | mask.cpu())
+def kept_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of a floating tensor that are stored, packed; a negative zero is one of them."""
+    return pack(tensor.detach().cpu().view(_BITS[tensor.element_size()]) != 0)
 
 
 def kept_values(tensor: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -52,10 +43,7 @@ def unpacked(bits: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> 
 
 
 def packed_bytes(tensor: torch.Tensor, bits: torch.Tensor) -> int:
-    """Bytes of bits and values.
-
-    Of a tensor of sparsity s with w bits per element it is the share `(1 - s) + 1 / w`.
-    """
+    """Bytes of bits and values: `(1 - s) + 1 / w` of the dense ones at sparsity s, w bits each."""
     return packed_size(tensor.numel()) + count_ones(bits) * tensor.element_size()
 
 
@@ -75,7 +63,7 @@ FORMAT = Format(
     "vlp_sparse",
     1,
     UnsupportedError,
-    "copy the whole folder again, or write it anew with save_sparse",
+    "copy the whole folder again, or write it again with save_sparse",
 )
 _BITMASK, _VALUES = ".bitmask", ".values"
 
@@ -129,7 +117,7 @@ class Stored:
         return {**dense, **self.shapes}
 
     def dense(self, name: str) -> torch.Tensor:
-        """The whole tensor of that path; made anew if it is a sparse one."""
+        """The whole tensor of that path; a new one if it is sparse."""
         if name not in self.shapes:
             return self.tensors[name]
         bits, values = self.tensors[name + _BITMASK], self.tensors[name + _VALUES]
@@ -142,16 +130,13 @@ def write_sparse(
     bits: Mapping[str, torch.Tensor],
     header: Mapping[str, Any],
 ) -> SparseSize:
-    """Writes the tensors of a model; the elements of one weight at a time are copied.
+    """Writes parameters and buffers by path; the elements of one weight at a time are copied.
 
     Args:
-        path: the file.
+        path: a new file.
         state: parameters and buffers by path.
-        bits: of `kept_bits`, of some of them.
-        header: goes beside the shapes of the sparse weights.
-
-    Raises:
-        OutputError: if it exists or cannot be written.
+        bits: of `kept_bits`, for those that are stored sparse.
+        header: written with the shapes of the sparse weights.
     """
     whole = {name: tensor for name, tensor in state.items() if name not in bits}
     whole |= {name + _BITMASK: packed for name, packed in bits.items()}
@@ -172,7 +157,7 @@ def write_sparse(
 
 
 def read_sparse(path: Path) -> Stored:
-    """Reads what `write` wrote; nothing in the file is executed.
+    """Reads what `write_sparse` wrote; nothing in the file is executed.
 
     Raises:
         UnsupportedError: if it is missing, damaged, foreign or of a newer version.

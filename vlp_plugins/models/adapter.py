@@ -73,8 +73,8 @@ class Exclusion:
     Attributes:
         pattern: regular expression searched in their paths.
         reason: for the reader.
-        by_design: False if they would be pruned if it could be done: users of `prune` are told what
-            share of the model that concerns.
+        by_design: False if they would be pruned if it could be done: a warning of `prune` says
+            what share of the model that concerns.
     """
 
     pattern: str
@@ -266,7 +266,7 @@ class Adapter(ABC):
         )
 
     def settings(self) -> dict[str, Any]:
-        """What JSON can keep and makes this adapter anew as keywords of its class.
+        """Keywords of its class that make this adapter again; JSON can keep them.
 
         Masks carry it, so that they can be applied later without an adapter at hand.
         """

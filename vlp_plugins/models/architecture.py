@@ -179,7 +179,7 @@ def _code_refused(source: str, what: str) -> str:
 
 
 def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
-    """Makes the model that a configuration describes on the meta device; see `unfilled_model`."""
+    """`unfilled_model` on the meta device."""
     return _made(source, adapters, torch.device("meta"), nullcontext())
 
 

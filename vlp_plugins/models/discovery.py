@@ -19,62 +19,6 @@ from vlp_plugins.models.registry import KINDS, SINGULAR, Offer, PluginReport, Re
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import takes_model
 
-
-def public_names(offers: Sequence[Offer]) -> list[str]:
-    """The name that each offer goes by.
-
-    A name that one plug-in alone offers stays as it is. A built-in keeps its bare name; outsiders
-    that clash with it, or with each other, are `distribution:name`. Scorers and methods share
-    their names, because every scorer is also a method; a distribution may use one name for both.
-
-    Args:
-        offers: of all plug-ins together.
-
-    Returns:
-        One name per offer, unique within its kind.
-    """
-    return [_public_name(offer, rivals_of(offer, offers)) for offer in offers]
-
-
-def rivals_of(offer: Offer, offers: Sequence[Offer]) -> list[Offer]:
-    """The offers that want the same name."""
-    return [
-        other
-        for other in offers
-        if other is not offer
-        and other.name == offer.name
-        and _name_space(other) == _name_space(offer)
-        and (other.kind == offer.kind or other.distribution != offer.distribution)
-    ]
-
-
-def clash_note(offer: Offer, public: str, offers: Sequence[Offer]) -> str | None:
-    """What `vlp plugins` says about an offer that could not keep its name; None if it could."""
-    if public == offer.name:
-        return None
-    owners = sorted({_describe(other) for other in rivals_of(offer, offers)})
-    return (
-        f"{SINGULAR[offer.kind]} {offer.name!r} clashes with {' and '.join(owners)}: use {public!r}"
-    )
-
-
-def _name_space(offer: Offer) -> str:
-    return "methods" if offer.kind == "scorers" else offer.kind
-
-
-def _public_name(offer: Offer, rivals: Sequence[Offer]) -> str:
-    if not rivals or (offer.builtin and not any(rival.builtin for rival in rivals)):
-        return offer.name
-    if any(rival.distribution == offer.distribution for rival in rivals):
-        return f"{offer.distribution}:{offer.plugin}:{offer.name}"
-    return offer.qualified
-
-
-def _describe(offer: Offer) -> str:
-    kind = SINGULAR[offer.kind]
-    return f"the built-in {kind}" if offer.builtin else f"the {kind} of {offer.distribution}"
-
-
 GROUP = "vlp_plugins"
 BLOCK_VARIABLE = "VLP_PLUGINS_BLOCK"
 OURS = "vlp-plugins"
@@ -145,7 +89,7 @@ def discover(
                 offers += _offers_of(candidate)
             except (Exception, SystemExit) as error:
                 errors[candidate.name] = _one_line(error)
-    named = list(zip(public_names(offers), offers, strict=True))
+    named = [(_public_name(offer, offers), offer) for offer in offers]
     reports = [_report(c, named, errors.get(c.name), c.name in blocked) for c in found]
     for report in reports:
         for problem in filter(None, (report.error, *report.notes)):
@@ -232,7 +176,7 @@ def _report(
 ) -> PluginReport:
     mine = [(public, offer) for public, offer in named if offer.plugin == candidate.name]
     everything = [offer for _, offer in named]
-    notes = (clash_note(offer, public, everything) for public, offer in mine)
+    notes = (_clash_note(offer, public, everything) for public, offer in mine)
     names = {kind: tuple(sorted(p for p, offer in mine if offer.kind == kind)) for kind in KINDS}
     return PluginReport(
         candidate.name,
@@ -243,6 +187,51 @@ def _report(
         notes=tuple(note for note in notes if note),
         blocked=blocked,
     )
+
+
+def _public_name(offer: Offer, offers: Sequence[Offer]) -> str:
+    """The bare name for what has no rivals and for built-ins, else `distribution:name`."""
+    rivals = _rivals(offer, offers)
+    if not rivals or (offer.builtin and not any(rival.builtin for rival in rivals)):
+        return offer.name
+    if any(rival.distribution == offer.distribution for rival in rivals):
+        return f"{offer.distribution}:{offer.plugin}:{offer.name}"
+    return offer.qualified
+
+
+def _rivals(offer: Offer, offers: Sequence[Offer]) -> list[Offer]:
+    """The offers that want the same name.
+
+    Scorers and methods share their names, because every scorer is also a method; a distribution
+    may use one name for both.
+    """
+    return [
+        other
+        for other in offers
+        if other is not offer
+        and other.name == offer.name
+        and _name_space(other) == _name_space(offer)
+        and (other.kind == offer.kind or other.distribution != offer.distribution)
+    ]
+
+
+def _clash_note(offer: Offer, public: str, offers: Sequence[Offer]) -> str | None:
+    """What `vlp plugins` says about an offer that could not keep its name."""
+    if public == offer.name:
+        return None
+    owners = sorted({_describe(other) for other in _rivals(offer, offers)})
+    return (
+        f"{SINGULAR[offer.kind]} {offer.name!r} clashes with {' and '.join(owners)}: use {public!r}"
+    )
+
+
+def _name_space(offer: Offer) -> str:
+    return "methods" if offer.kind == "scorers" else offer.kind
+
+
+def _describe(offer: Offer) -> str:
+    kind = SINGULAR[offer.kind]
+    return f"the built-in {kind}" if offer.builtin else f"the {kind} of {offer.distribution}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -32,31 +32,20 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def left_out(arguments: inspect.BoundArguments) -> list[str]:
+def _left_out(arguments: inspect.BoundArguments) -> list[str]:
     """The names of the parameters that could have been given by position, but were not."""
     parameters = arguments.signature.parameters.values()
     taking = (*_BY_POSITION, inspect.Parameter.VAR_POSITIONAL)
     return [p.name for p in parameters if p.kind in taking and p.name not in arguments.arguments]
 
 
-def bind_batch(
+def _bind(
     forward: Callable[..., object], batch: Mapping[str, Any] | Sequence[Any] | Tensor
 ) -> inspect.BoundArguments:
-    """The arguments to call `forward` with.
+    """The arguments of a bound method or function, from a batch as `ModuleAdapter` describes it.
 
-    Args:
-        forward: a bound method or function.
-        batch: a mapping (by name; names that `forward` does not state are left out, unless it
-            states none and takes `**kwargs`), a tuple or list (by position, for the parameters
-            that have no default: what follows is rarely an input, often labels) or a tensor (the
-            only argument). A forward without required parameters gets the first item, or all if
-            it takes `*args` alone.
-
-    Returns:
-        `args` and `kwargs`.
-
-    Raises:
-        BatchError: if the batch does not fit.
+    A mapping gives all its items where `forward` states no name and takes `**kwargs`. A tuple or
+    list gives one item to a forward without required parameters, all if it takes `*args` alone.
     """
     signature = inspect.signature(forward)
     parameters = signature.parameters.values()
@@ -98,19 +87,8 @@ _BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED)
 """What reasons begin with that are no lack of ours."""
 
 
-def prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[str]:
-    """Paths of the `Linear` and ungrouped `Conv2d` layers whose weight can be pruned.
-
-    Args:
-        model: any module.
-        exclude: patterns searched in module paths.
-
-    Returns:
-        In the order of the parameters. A module that has two paths is there under its first.
-
-    Raises:
-        UnsupportedError: if the model is a bare layer.
-    """
+def _prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[str]:
+    """Paths of the layers whose weight can be pruned; of a module with two paths the first."""
     if isinstance(model, (nn.Linear, nn.Conv2d)):
         raise UnsupportedError(
             f"the model is one {type(model).__name__} layer, which has no path to name its weight "
@@ -120,11 +98,9 @@ def prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -
     return [path for path, _ in model.named_modules() if reasons.get(f"{path}.weight", "") is None]
 
 
-def explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[Exclusion]:
-    """One `Exclusion` per reason, together for every parameter that `prunable_layers` leaves out.
-
-    Layer numbers become "any number" where all layers agree, so that patterns stay short.
-    """
+def _explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[Exclusion]:
+    """One `Exclusion` per reason for what `_prunable_layers` leaves out."""
+    # Layer numbers become "any number" where all layers agree, so that patterns stay short.
     reasons = dict(_reasons(model, exclude))
     by_shape: dict[str, set[str | None]] = {}
     for path, reason in reasons.items():
@@ -166,7 +142,7 @@ def _reasons(
 
 
 def _reason(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:
-    """Why parameter `name` of `module` is not pruned, if that can be told from the module."""
+    """Why parameter `name` of `module` is not pruned, as far as the module shows."""
     kind = type(module).__name__
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return _EMBEDDING
@@ -201,15 +177,15 @@ _IMAGE_PATH = re.compile(r"vision|visual|image|patch", re.IGNORECASE)
 _TEXT, _VISION, _ALL, _MASK = "text", "vision", "all", "mask:"
 
 
-def token_space(path: str, told: Sequence[tuple[re.Pattern[str], str | None]]) -> str:
+def token_space(path: str, masks: Sequence[tuple[re.Pattern[str], str | None]]) -> str:
     """Token space of the input of the layer at `path`.
 
     Args:
         path: of the layer.
-        told: pattern and the batch key of the mask, or None where all tokens are real. The first
+        masks: pattern and the batch key of the mask, or None where all tokens are real. The first
             pattern found in `path` counts.
     """
-    for pattern, key in told:
+    for pattern, key in masks:
         if pattern.search(path):
             return _ALL if key is None else f"{_MASK}{key}"
     return _VISION if _IMAGE_PATH.search(path) else _TEXT
@@ -325,7 +301,7 @@ class ModuleAdapter(Adapter):
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
         """One weight per layer; those that share a Parameter are merged by `WeightMap.of`."""
-        for path in prunable_layers(model, self._exclude):
+        for path in _prunable_layers(model, self._exclude):
             modality = _first(self._modalities, path, "model")
             index = _INDEX.search(path)
             depth = int(index[1]) if index else 0
@@ -334,7 +310,7 @@ class ModuleAdapter(Adapter):
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Explains every parameter that is not pruned, one entry per reason."""
-        return explain_rest(model, self._exclude)
+        return _explain_rest(model, self._exclude)
 
     def streams(
         self, model: nn.Module, batch: Batch | Sequence[Any] | Tensor, *, published: bool = False
@@ -344,9 +320,9 @@ class ModuleAdapter(Adapter):
         Raises:
             BatchError: if the batch does not fit the forward, or has text without a mask.
         """
-        arguments = bind_batch(model.forward, batch)
+        arguments = _bind(model.forward, batch)
         if isinstance(batch, (tuple, list)) and len(batch) > len(arguments.args):
-            self._warn(len(arguments.args), left_out(arguments))
+            self._warn(len(arguments.args), _left_out(arguments))
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
         real = {space: real_tokens(space, batch) for space in sorted(spaces)}
         return iter((Stream("forward", lambda: model(*arguments.args, **arguments.kwargs), real),))
@@ -416,7 +392,7 @@ def _features(model: nn.Module, method: str, batch: Batch) -> Tensor:
         raise UnsupportedError(
             f"{type(model).__name__} has no {method}, so retrieval cannot be measured with it"
         )
-    arguments = bind_batch(function, batch)
+    arguments = _bind(function, batch)
     output = function(*arguments.args, **arguments.kwargs)
     # transformers 5 returns an output object, earlier versions and other models a tensor.
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output

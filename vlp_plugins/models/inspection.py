@@ -85,7 +85,7 @@ def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
 
     Args:
         model: a model that `adapter` claims; its weights may be on the meta device.
-        adapter: see `vlp_plugins.models.adapter`.
+        adapter: of the model.
     """
     weights = WeightMap.of(model, adapter)
     excluded = _excluded(model, adapter, weights)
@@ -108,7 +108,7 @@ def groups_of(weights: WeightMap) -> list[Group]:
 
 @takes_model
 def warn_of_dense(model: nn.Module, adapter: Adapter, weights: WeightMap) -> None:
-    """Says what share of a model's matrices stays dense because it cannot be pruned, if much does.
+    """Warns if 1% or more of the elements of a model's matrices cannot be pruned and stay dense.
 
     Args:
         model: a model that `adapter` claims.

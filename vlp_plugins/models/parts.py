@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["attention", "ffn"]
-"""What a block is; with its modality, the scope in which sparsity is shared out."""
+"""What a block is; with its modality, the scope in which sparsity is allocated."""
 
 
 @dataclass(frozen=True, slots=True)

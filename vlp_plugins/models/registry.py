@@ -8,16 +8,16 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args
 
 import pluggy
 from torch import nn
 
 from vlp_plugins import hookspecs
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.models.request import flag, reader_of
+from vlp_plugins.models.request import flag, kinds_of
 from vlp_plugins.runtime.errors import (
     UnclaimedModelError,
     UnknownNameError,
@@ -99,16 +99,15 @@ def collect(plugin: object) -> dict[Kind, dict[str, Factory]]:
 
 
 def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
+    invalid = partial(pluggy.PluginValidationError, plugin)
     implementations = [(caller, impl) for caller in callers for impl in caller.get_hookimpls()]
     for caller, implementation in implementations:
         # What PluginManager.check_pending() finds, with the nearest name.
         if not caller.has_spec() and not implementation.optionalhook:
-            raise pluggy.PluginValidationError(
-                plugin, f"unknown hook {caller.name!r}{suggest(caller.name, list(_HOOKS))}"
-            )
+            raise invalid(f"unknown hook {caller.name!r}{suggest(caller.name, list(_HOOKS))}")
         if implementation.hookwrapper or implementation.wrapper:
-            raise pluggy.PluginValidationError(
-                plugin, f"hook {caller.name!r} is a wrapper; plug-ins cannot wrap each other here"
+            raise invalid(
+                f"hook {caller.name!r} is a wrapper; plug-ins cannot wrap each other here"
             )
     marked = {caller.name for caller in callers}
     unmarked = [
@@ -117,12 +116,9 @@ def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
         if hook not in marked and inspect.isroutine(inspect.getattr_static(plugin, hook, None))
     ]
     if unmarked:
-        raise pluggy.PluginValidationError(
-            plugin, f"{unmarked[0]} is not marked with @vlp_plugins.hookimpl"
-        )
+        raise invalid(f"{unmarked[0]} is not marked with @vlp_plugins.hookimpl")
     if not implementations:
-        raise pluggy.PluginValidationError(
-            plugin,
+        raise invalid(
             f"it implements no hook; write one of {', '.join(_HOOKS)} and mark it with "
             "@vlp_plugins.hookimpl",
         )
@@ -131,37 +127,33 @@ def _check_hooks(plugin: object, callers: list[pluggy.HookCaller]) -> None:
 def _call(
     plugin: object, hook: str, implementation: pluggy.HookImpl, before: Mapping[str, Factory]
 ) -> dict[str, Factory]:
+    invalid = partial(pluggy.PluginValidationError, plugin)
     try:
         returned = implementation.function()
         offered = dict(returned) if isinstance(returned, Mapping) else None
     except Exception as error:
-        raise pluggy.PluginValidationError(
-            plugin, f"hook {hook} raised {type(error).__name__}: {error}"
-        ) from error
+        raise invalid(f"hook {hook} raised {type(error).__name__}: {error}") from error
     if offered is None:
-        raise pluggy.PluginValidationError(
-            plugin,
+        raise invalid(
             f"hook {hook} returned {type(returned).__name__}, not a mapping of names to callables",
         )
     for name, factory in offered.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise pluggy.PluginValidationError(
-                plugin,
+            raise invalid(
                 f"hook {hook} returned the name {name!r}; names are strings without spaces, "
                 "colons, commas and stars",
             )
         if name in before:
-            raise pluggy.PluginValidationError(plugin, f"hook {hook} returned {name!r} twice")
+            raise invalid(f"hook {hook} returned {name!r} twice")
         if not callable(factory):
-            raise pluggy.PluginValidationError(
-                plugin, f"hook {hook} returned {factory!r} for {name!r}, which is not callable"
-            )
+            raise invalid(f"hook {hook} returned {factory!r} for {name!r}, which is not callable")
     return offered
 
 
 Made = TypeVar("Made")
 
-_WHOLE = {"int", "None", "NoneType"}
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_ANY_PARAMETER = inspect.signature(lambda **_: None).parameters  # of compiled callables
 
 
 def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> Made:
@@ -180,23 +172,28 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
             refused by the factory with a TypeError, or if the result is of another class.
     """
     what = f"{SINGULAR[offer.kind]} {offer.name!r}"
-    allowed, open_ended = _keywords(offer.factory)
-    parameters = _for_python(parameters, allowed, what)
-    _check_flags(offer.factory, parameters, what)
-    unknown = [_public(n) for n in parameters if n not in allowed and not open_ended]
+    known = _parameters(offer.factory)
+    required = {n: p.default is p.empty for n, p in known.items() if p.kind in _NAMED}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    parameters = _for_python(parameters, required, what)
+    unknown = [_public(n) for n in parameters if n not in required and not open_ended]
     if unknown:
-        raise UnknownNameError(f"{what} has no parameter {unknown[0]!r}; it takes {_list(allowed)}")
-    missing = [_public(n) for n, required in allowed.items() if required and n not in parameters]
+        raise UnknownNameError(
+            f"{what} has no parameter {unknown[0]!r}; it takes {_list(required)}"
+        )
+    missing = [_public(n) for n, needed in required.items() if needed and n not in parameters]
     if missing:
         raise UnsupportedError(
-            f"{what} needs a value for {', '.join(missing)}; it takes {_list(allowed)}"
+            f"{what} needs a value for {', '.join(missing)}; it takes {_list(required)}"
         )
-    parameters = _with_whole_numbers(offer.factory, parameters, what)
+    for name, value in parameters.items():
+        if name in known:
+            parameters[name] = _checked(f"{what}: {_public(name)}", value, known[name])
     try:
         made = offer.factory(**parameters)
     except TypeError as error:
         raise UnsupportedError(
-            f"{what} cannot be made with {dict(parameters)!r}: {error}; it takes {_list(allowed)}"
+            f"{what} cannot be made with {dict(parameters)!r}: {error}; it takes {_list(required)}"
         ) from error
     if not isinstance(made, expected):
         raise UnsupportedError(
@@ -206,28 +203,14 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
     return made
 
 
-def _keywords(factory: Factory) -> tuple[dict[str, bool], bool]:
-    """The keywords that a factory takes (true where required), and whether it takes any other."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # compiled callables have no signature
-        return {}, True
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return (
-        {p.name: p.default is inspect.Parameter.empty for p in parameters if p.kind in named},
-        any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
-    )
-
-
-def _check_flags(factory: Factory, parameters: Mapping[str, Any], what: str) -> None:
-    """Refuses values of flags that are neither True nor False: "no" would count as true."""
-    try:
-        known = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return
-    for name, value in parameters.items():
-        if name in known and reader_of(known[name]) is flag:
-            flag(f"{what}: {_public(name)}", value)
+def _parameters(factory: Factory) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a factory; annotations that do not resolve stay text."""
+    for resolve in (True, False):
+        try:
+            return inspect.signature(factory, eval_str=resolve).parameters
+        except Exception:  # evaluating an outsider's annotation raises whatever it raises
+            continue
+    return _ANY_PARAMETER
 
 
 def _for_python(
@@ -243,41 +226,18 @@ def _for_python(
     return renamed
 
 
-def _with_whole_numbers(
-    factory: Factory, parameters: Mapping[str, Any], what: str
-) -> dict[str, Any]:
-    """The parameters with an int for every 3.0: YAML, JSON and tuners write whole numbers so."""
-    annotations = _annotations(factory)
-    found = dict(parameters)
-    for name, value in parameters.items():
-        kinds = _kinds(annotations.get(name))
-        if isinstance(value, bool) or "int" not in kinds or "float" in kinds:
-            continue
-        if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
-            found[name] = int(value)
-        elif isinstance(value, float) or (isinstance(value, str) and kinds <= _WHOLE):
-            raise UnsupportedError(f"{what}: {_public(name)}={value!r}; give a whole number")
-    return found
-
-
-def _annotations(factory: Factory) -> dict[str, Any]:
-    """What a factory says about the types of its keywords; names that do not resolve stay text."""
-    for resolve in (True, False):
-        try:
-            parameters = inspect.signature(factory, eval_str=resolve).parameters
-        except Exception:  # evaluating an outsider's annotation raises whatever it raises
-            continue
-        return {name: parameter.annotation for name, parameter in parameters.items()}
-    return {}
-
-
-def _kinds(annotation: Any) -> set[str]:
-    """The names of the types that an annotation allows: `int` and `None` of `int | None`."""
-    if isinstance(annotation, str):
-        return {kind.strip() for kind in annotation.split("|")}
-    union = get_origin(annotation) in (Union, UnionType)
-    kinds = get_args(annotation) if union else (annotation,)
-    return {kind.__name__ if isinstance(kind, type) else str(kind) for kind in kinds}
+def _checked(what: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """The value, an int for 3.0 where one is wanted: YAML, JSON and tuners write it so."""
+    kinds = kinds_of(parameter.annotation)
+    if kinds == {"bool"} and value is not None:
+        return flag(what, value)
+    if isinstance(value, bool) or "int" not in kinds or "float" in kinds:
+        return value
+    if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    if isinstance(value, float) or (isinstance(value, str) and kinds == {"int"}):
+        raise UnsupportedError(f"{what}={value!r}; give a whole number")
+    return value
 
 
 def _public(name: str) -> str:
@@ -300,7 +260,7 @@ class PluginReport:
         registered: by kind the names that can be used; empty if it failed or is blocked.
         error: why nothing of it is registered, on one line; None if it is.
         notes: names that clash.
-        blocked: left out, and not even imported, by the wish of the user.
+        blocked: left out by the user, and not imported.
     """
 
     name: str
@@ -355,7 +315,7 @@ class Registry:
     def __init__(
         self, offers: Sequence[tuple[str, Offer]], reports: Sequence[PluginReport] = ()
     ) -> None:
-        """Keeps offers with the names that they go by, and what became of every plug-in."""
+        """Takes offers under their public names, and one report per plug-in."""
         self._offers: Mapping[Kind, dict[str, Offer]] = {kind: {} for kind in KINDS}
         for public, offer in offers:
             self._offers[offer.kind][public] = offer
@@ -454,7 +414,7 @@ class Registry:
         return sorted(self._offers["hosts"])
 
     def plugins(self) -> list[PluginReport]:
-        """What became of every plug-in; `plugin_report.plugins_table` makes a table of it."""
+        """One report per plug-in; `plugins_table` makes a table of them."""
         return list(self._reports)
 
     def _claims(

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from operator import index
-from typing import Any, Literal, ParamSpec, TypeVar
+from types import UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
 
@@ -106,17 +107,15 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
-_READERS: Mapping[frozenset[str], Callable[[str, Any], Any]] = {
-    frozenset({"int"}): whole_number,
-    frozenset({"bool"}): flag,
-}
-
-
-def reader_of(parameter: inspect.Parameter) -> Callable[[str, Any], Any] | None:
-    """What checks values of a parameter that is annotated as a whole number or a flag."""
-    annotation = parameter.annotation
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return _READERS.get(frozenset(kind.strip() for kind in text.split("|")) - {"None"})
+def kinds_of(annotation: Any) -> set[str]:
+    """The names of the types that an annotation allows besides None: `int` of `int | None`."""
+    if isinstance(annotation, str):
+        kinds = {kind.strip() for kind in annotation.split("|")}
+    else:
+        union = get_origin(annotation) in (Union, UnionType)
+        members = get_args(annotation) if union else (annotation,)
+        kinds = {each.__name__ if isinstance(each, type) else str(each) for each in members}
+    return kinds - {"None", "NoneType"}
 
 
 def checked_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -125,16 +124,19 @@ def checked_arguments(function: Callable[Arguments, Result]) -> Callable[Argumen
     None is left alone: it is a default, or the function says what is wrong.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    readers = {p.name: reader for p in parameters if (reader := reader_of(p)) is not None}
-    names = [p.name for p in parameters]
+    kinds = {p.name: kinds_of(p.annotation) for p in parameters}
 
     def checked(name: str, value: Any) -> Any:
-        return value if value is None or name not in readers else readers[name](name, value)
+        if value is not None and kinds.get(name) == {"int"}:
+            return whole_number(name, value)
+        if value is not None and kinds.get(name) == {"bool"}:
+            return flag(name, value)
+        return value
 
     @wraps(function)
     def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
         given: Callable[..., Result] = function
-        known = [checked(name, value) for name, value in zip(names, args, strict=False)]
+        known = [checked(name, value) for name, value in zip(kinds, args, strict=False)]
         rest = args[len(known) :]  # too many: the function says so
         return given(*known, *rest, **{k: checked(k, v) for k, v in options.items()})
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 from vlp_plugins.models.weights import WeightMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor, nn
 
 
 class DelegatingAdapter(Adapter):
-    """Asks another adapter everything that `Adapter` is asked; tasks (captions, ...) not.
+    """Delegates every method of `Adapter` to another one, but not those of tasks (captions, ...).
 
     Attributes:
         adapter: the other one.
@@ -95,7 +94,7 @@ class DelegatingAdapter(Adapter):
 
 
 class Within(DelegatingAdapter):
-    """Another adapter, restricted to some of its weights; all the rest is as there."""
+    """Another adapter, restricted to some of its weights."""
 
     def __init__(self, adapter: Adapter, names: Collection[str]) -> None:
         """Restricts `adapter` to the weights of these canonical names."""
@@ -103,7 +102,7 @@ class Within(DelegatingAdapter):
         self._names = frozenset(names)
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
-        """The specs of the chosen weights; with all that turn out to be the same tensors."""
+        """The specs of the chosen weights, and of those that share memory with one."""
         found = WeightMap.of(model, self.adapter)
         paths = {path for name in self._names for path in found[name].aliases}
         return (s for s in self.adapter.weights(model) if s.owners[0].path in paths)

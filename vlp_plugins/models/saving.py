@@ -52,21 +52,26 @@ def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> 
 
 @takes_model
 def check_can_save(model: nn.Module) -> None:
-    """Raises `UnsupportedError` if the model has no `save_pretrained`, or one that would mislead.
+    """Raises `UnsupportedError` if the model has no `save_pretrained`, or was rebuilt."""
+    check_not_rebuilt(model)
+    if not hasattr(model, "save_pretrained"):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
+            "Masks.load(file).apply(model)"
+        )
 
-    Of a model with heads or units cut out, or projections split, `save_pretrained` writes a folder
-    that cannot be loaded, or is loaded with random weights.
+
+@takes_model
+def check_not_rebuilt(model: nn.Module) -> None:
+    """Raises `UnsupportedError` for a model with heads or units cut out, or projections split.
+
+    `save_pretrained` writes a folder of it that cannot be loaded, or is loaded with random weights.
     """
     if getattr(model, REBUILT, False):
         raise UnsupportedError(
             f"this {type(model).__name__} has heads or units cut out, or projections split, which "
             "its configuration cannot say; save it with "
             "vlp_plugins.structured.save_structured(model, folder, record)"
-        )
-    if not hasattr(model, "save_pretrained"):
-        raise UnsupportedError(
-            f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
-            "Masks.load(file).apply(model)"
         )
 
 
@@ -77,7 +82,7 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     save: Any = model.save_pretrained
     save(folder)
     config = folder / "config.json"
-    for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+    for weights in folder.glob("*.safetensors"):  # safetensors makes them private
         shutil.copymode(config, weights)
     copy_companions(source, folder)
 
@@ -85,9 +90,9 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
 def copy_companions(source: str | None, folder: Path) -> None:
     """Copies the tokenizer and processor files of a model on this machine into a folder."""
     if source is None or not (origin := Path(source)).exists():
-        return  # a hub id: whoever loads the model has the processor where it was
-    beside = origin if origin.is_dir() else origin.parent
-    for path in (path for pattern in _COMPANIONS for path in beside.glob(pattern)):
+        return  # a hub id: its processor is found by that id
+    home = origin if origin.is_dir() else origin.parent
+    for path in (path for pattern in _COMPANIONS for path in home.glob(pattern)):
         shutil.copy2(path, folder / path.name)
 
 

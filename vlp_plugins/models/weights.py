@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -56,7 +56,7 @@ class Weight:
     def matrix(self) -> torch.Tensor:
         """The detached weight as `[out, in]`; a convolution is flattened to `[out, in*kh*kw]`.
 
-        A weight that is sharded among processes is gathered anew every time (a collective).
+        A weight that is sharded over processes is gathered every time (a collective).
         """
         return whole(self.parameter).flatten(1)
 
@@ -104,10 +104,7 @@ class WeightMap(Mapping[str, Weight]):
             if first in found:
                 known = found[first]
                 owners = (*known.owners, *(o for o in spec.owners if o not in known.owners))
-                found[first] = Weight(
-                    first, known.modality, known.depth, known.parameter, owners,
-                    known.aliases, known.copy_of,
-                )  # fmt: skip
+                found[first] = replace(known, owners=owners)
                 continue
             aliases = dict.fromkeys([spec.owners[0].path, *paths[key]])
             found[spec.name] = Weight(
@@ -147,7 +144,7 @@ class WeightMap(Mapping[str, Weight]):
 
     @property
     def sharded(self) -> bool:
-        """Whether a weight is shared out among processes."""
+        """Whether a weight is sharded over processes."""
         return is_sharded(weight.parameter for weight in self.values())
 
     @property
@@ -156,7 +153,7 @@ class WeightMap(Mapping[str, Weight]):
         return structure_of({name: weight.shape for name, weight in self.items()})
 
     def content_hash(self) -> str:
-        """Hash that tells whether the weights were trained, pruned or loaded anew.
+        """Hash that tells whether the weights were trained, pruned or replaced.
 
         It is made for speed, not against intent: SHA-256 over name, dtype, shape and a strided
         sample of about 4096 elements of every weight, so a few milliseconds for any model. A

@@ -1,12 +1,8 @@
 """The files that masks, statistics, checkpoints and profiles are kept in.
 
-`safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as the
-model. The format is a length, a JSON header and the bytes
-(https://github.com/huggingface/safetensors#format).
-
-One safetensors file: tensors, and one JSON header that holds the schema version, what made the
-file, package versions, a checksum over the tensors, and whatever the kind of file has to say.
-safetensors holds nothing but numbers and text: reading a file of unknown origin executes nothing.
+With tensors it is one safetensors file, whose JSON header holds the schema version, the program
+and package versions that made it, a checksum over the tensors, and what the kind of file adds.
+Without, it is JSON with the same fields. Reading a file of unknown origin executes nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +46,10 @@ def write_tensors(
 ) -> None:
     """Writes a file that `safetensors` reads; two names may hold one tensor, which it refuses.
 
+    `safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as
+    the model. The format is a length, a JSON header and the bytes
+    (https://github.com/huggingface/safetensors#format).
+
     Args:
         path: the file, which is replaced.
         tensors: on any device, by name; at most one at a time is copied.
@@ -77,18 +77,11 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            file.write(bytes_of_tensor(tensors[name]))
+            file.write(_bytes_of(tensors[name]))
 
 
-def has_metadata(path: Path, key: str) -> bool:
-    """True for a file of `write_tensors` whose first metadata has that key, even if it is cut."""
-    begin = f'{{"__metadata__":{{{json.dumps(key)}:'.encode()
-    with path.open("rb") as file:
-        return file.read(8 + len(begin))[8:] == begin
-
-
-def bytes_of_tensor(tensor: torch.Tensor) -> memoryview:
-    """The elements of a tensor in row-major order; no copy if it lies on the CPU like that."""
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The elements in row-major order; no copy of a contiguous tensor on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())  # type: ignore[arg-type]
 
@@ -127,19 +120,19 @@ def check_unpacked(path: Path, error: type[Exception]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-    except zipfile.BadZipFile:  # whoever reads it says so
+    except zipfile.BadZipFile:  # torch.load says so
         return
     check_read(f"{path}, unpacked,", size, error, stored=path.stat().st_size)
 
 
-def _tensors(content: object, met: set[int]) -> Iterator[torch.Tensor]:
+def _tensors(content: object, visited: set[int]) -> Iterator[torch.Tensor]:
     """Every tensor in mappings and lists, which may hold one another."""
     if isinstance(content, torch.Tensor):
         yield content
-    elif isinstance(content, Mapping | list | tuple) and id(content) not in met:
-        met.add(id(content))
+    elif isinstance(content, Mapping | list | tuple) and id(content) not in visited:
+        visited.add(id(content))
         for part in content.values() if isinstance(content, Mapping) else content:
-            yield from _tensors(part, met)
+            yield from _tensors(part, visited)
 
 
 _VERSION = re.compile(r"vlp_plugins (\d+)\.(\d+)\.(\d+)")
@@ -179,8 +172,8 @@ def write_artifact(
     Args:
         path: the file.
         form: its kind.
-        tensors: on any device, by name; copied one at a time if at all.
-        header: goes beside schema, checksum, `made_by` and `versions`; the last two may be in it.
+        tensors: on any device, by name; at most one at a time is copied.
+        header: is added to schema, checksum, `made_by` and `versions`; may replace the last two.
             Values that JSON lacks become text.
         overwrite: replace an existing file.
         state: replace a file of this kind and nothing else; a link is not followed.
@@ -198,7 +191,7 @@ def write_artifact(
 def read_artifact(
     path: str | os.PathLike[str], form: Format
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads what `write` wrote.
+    """Reads what `write_artifact` wrote.
 
     Returns:
         Tensors by name, and the header.
@@ -227,7 +220,11 @@ def read_artifact(
 
 def is_of(path: Path, form: Format) -> bool:
     """True for a regular file, and no link to one, of that kind, whether damaged or not."""
-    return not path.is_symlink() and path.is_file() and has_metadata(path, form.key)
+    if path.is_symlink() or not path.is_file():
+        return False
+    begin = f'{{"__metadata__":{{{json.dumps(form.key)}:'.encode()
+    with path.open("rb") as file:
+        return file.read(8 + len(begin))[8:] == begin
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -236,7 +233,7 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(bytes_of_tensor(tensor))
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -268,15 +265,22 @@ def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, 
             f"{path} is no {form.kind} file of vlp-plugins (perhaps a checkpoint?); {form.remedy}"
         )
     header: dict[str, Any] = json.loads(metadata[form.key])
-    schema = header["schema"]
+    _check_schema(path, header, form.schema, form.error)
+    return header
+
+
+def _check_schema(
+    path: Path, header: Mapping[str, Any], newest: int, error: type[VlpError]
+) -> None:
+    """Raises `error` for a newer format, `ValueError` for what is none."""
+    schema = header.get("schema")
     if not isinstance(schema, int) or schema < 1:
         raise ValueError(f"format {schema!r}")
-    if schema > form.schema:
-        raise form.error(
-            f"{path} has format {schema}, newer than the {form.schema} that this version reads; "
-            f"it was made by {header.get('made_by')}: upgrade vlp-plugins"
+    if schema > newest:
+        raise error(
+            f"{path} has format {schema}, newer than the {newest} that this version reads; it was "
+            f"made by {header.get('made_by')}: upgrade vlp-plugins"
         )
-    return header
 
 
 SCHEMA = 1
@@ -300,7 +304,7 @@ def write_json(path: str | os.PathLike[str], kind: str, content: Mapping[str, An
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:
-    """Reads what `write` wrote.
+    """Reads what `write_json` wrote.
 
     Args:
         path: the file.
@@ -323,12 +327,8 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str,
     if not isinstance(content, dict) or content.get("kind") != kind:
         found = content.get("kind") if isinstance(content, dict) else type(content).__name__
         raise StatisticsError(f"{path} holds {found!r}, not {kind!r}; {remedy}")
-    schema = content.get("schema")
-    if not isinstance(schema, int) or schema < 1:
-        raise StatisticsError(f"{path} is damaged (schema {schema!r}); {remedy}")
-    if schema > SCHEMA:
-        raise StatisticsError(
-            f"{path} has format {schema}, newer than the {SCHEMA} that this version reads; it was "
-            f"made by {content.get('made_by')}: upgrade vlp-plugins"
-        )
+    try:
+        _check_schema(path, content, SCHEMA, StatisticsError)
+    except ValueError as error:
+        raise StatisticsError(f"{path} is damaged ({error}); {remedy}") from error
     return content

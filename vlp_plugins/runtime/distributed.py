@@ -24,10 +24,10 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def batch_shard(*, sharded: bool) -> tuple[int, int]:
-    """Of how many batches each process runs one, and which; (0, 1): it runs them all.
+    """Rank and number of the processes that divide the batches; (0, 1): each runs all of them.
 
     Args:
-        sharded: whether the parameters of the model are shared out among the processes, which then
+        sharded: whether the parameters of the model are sharded over the processes, which then
             run every batch together.
     """
     return (0, 1) if sharded else rank_and_size()
@@ -63,12 +63,12 @@ def broadcast(value: Value) -> Value:
 
 
 def all_reduce_min(amount: int) -> int:
-    """The least of the amounts of all processes, so that all make the same plan."""
+    """The least amount of all processes."""
     return min(all_gather(amount))
 
 
 def all_gather(value: Value) -> list[Value]:
-    """The values of all processes, in their order."""
+    """The values of all processes, by rank. Objects travel pickled."""
     processes = rank_and_size()[1]
     if processes == 1:
         return [value]
@@ -155,6 +155,6 @@ def process_group(device: str | None = None) -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process of the group has come here."""
+    """A barrier; nothing in a process alone."""
     if rank_and_size()[1] > 1:
         distributed.barrier()

@@ -11,7 +11,7 @@ class VlpError(Exception):
 
 
 class UnknownNameError(VlpError):
-    """A method, adapter, key or other name that nobody registered."""
+    """A method, adapter, key or other name that is not registered."""
 
 
 class UnclaimedModelError(VlpError):

@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all.
 
-They are written under a temporary name beside the target, synced to the disk and renamed. Whatever
+They are written under a temporary name next to the target, synced to the disk and renamed. Whatever
 goes wrong meanwhile, an exception or Ctrl-C, the temporary is removed and the target is untouched.
 After `kill -9` a file named `.unfinished-*` may stay, which the next run there removes; the target
 is untouched then, too.
@@ -50,8 +50,7 @@ def atomic_file(
     Args:
         target: where the file shall be. A symbolic link is followed, not replaced.
         overwrite: replace an existing file; nothing else than a regular file is ever replaced.
-        own: recognises the files that may be replaced, as of `check_own`; a link is not followed
-            then. None replaces any, if `overwrite` says so.
+        own: recognises the files that may be replaced; see `check_own`.
 
     Raises:
         OutputError: if the target exists, or if it cannot be written (disk full, no permission).
@@ -63,13 +62,13 @@ def atomic_file(
         check_own(target, own)
     # The suffix stays, for libraries that choose a format by it; torch.save cannot do without one.
     suffix = target.suffix or ".tmp"
-    temporary = temporary_beside(target, suffix)
+    temporary = _temporary(target, suffix)
     with _cleaned_up(temporary, target):
         check_new(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
-        check_new(target, overwrite=overwrite)  # somebody may have made it meanwhile
+        check_new(target, overwrite=overwrite)  # another process may have made it meanwhile
         temporary.replace(target)
         _sync_folder(target.parent)
 
@@ -82,7 +81,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: if the target exists (an empty folder may), or if it cannot be written.
     """
     target = _real(target)
-    temporary = temporary_beside(target)
+    temporary = _temporary(target)
     with _cleaned_up(temporary, target):
         check_new_folder(target)
         temporary.mkdir(parents=True)
@@ -97,18 +96,6 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_folder(target.parent)
 
 
-def write_bytes(
-    target: str | os.PathLike[str],
-    data: bytes,
-    *,
-    overwrite: bool = False,
-    own: Callable[[Path], bool] | None = None,
-) -> None:
-    """Writes a whole file; see `atomic_file` for the arguments and what it raises."""
-    with atomic_file(target, overwrite=overwrite, own=own) as temporary:
-        temporary.write_bytes(data)
-
-
 def write_text(
     target: str | os.PathLike[str],
     text: str,
@@ -117,7 +104,8 @@ def write_text(
     own: Callable[[Path], bool] | None = None,
 ) -> None:
     """Writes a whole file in UTF-8, line ends as given; see `atomic_file`."""
-    write_bytes(target, text.encode(), overwrite=overwrite, own=own)
+    with atomic_file(target, overwrite=overwrite, own=own) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def append_text(target: Path, text: str) -> None:
@@ -188,7 +176,7 @@ def check_new_folder(target: str | os.PathLike[str]) -> None:
         raise OutputError(f"{target} is a file; give the path of a folder")
 
 
-def temporary_beside(target: Path, suffix: str = "") -> Path:
+def _temporary(target: Path, suffix: str = "") -> Path:
     """A new name next to `target` that tells which process writes there."""
     return target.with_name(
         f".unfinished-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
@@ -232,7 +220,7 @@ def reserved(target: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         if os.pread(descriptor, len(_LOCK), 0) == _LOCK:
-            path.unlink(missing_ok=True)  # while it is held: who comes next makes a new one
+            path.unlink(missing_ok=True)  # while it is held: the next run makes a new one
         os.close(descriptor)
         for folder in made:
             with suppress(OSError):
@@ -290,7 +278,7 @@ def _runs(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Tells machines, and containers on one machine, that may share a disk apart."""
+    """A name of this machine, or container, among those that may share a disk."""
     link = Path("/proc/self/ns/pid")
     space = str(link.readlink()) if link.is_symlink() else ""
     return hashlib.sha256(f"{socket.gethostname()}|{space}".encode()).hexdigest()[:6]

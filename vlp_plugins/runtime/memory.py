@@ -55,12 +55,10 @@ _SHARE = 0.75
 _DISK_SHARE = 0.9
 
 
-def usable_bytes(device: torch.device, beside: int) -> int:
-    """Bytes that may be taken of the memory of a device: three quarters of what is free.
+def usable_bytes(device: torch.device, reserved: int) -> int:
+    """Three quarters of the free memory of a device that `reserved` bytes leave.
 
-    Args:
-        device: a CPU stands for the RAM, which the processes of a machine share.
-        beside: bytes that the caller will need for other things.
+    A CPU stands for the RAM, which the processes of a machine share.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -68,7 +66,7 @@ def usable_bytes(device: torch.device, beside: int) -> int:
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = free_ram() // local_processes()
-    return max(0, int(_SHARE * (free - beside)))
+    return max(0, int(_SHARE * (free - reserved)))
 
 
 def usable_disk(folder: Path) -> int:
@@ -103,12 +101,10 @@ def local_processes() -> int:
 
 
 def _free_of_machine() -> int:
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    # Others do not tell what is free; half of what there is is a guess on the safe side.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    free = _field(_MEMINFO, "MemAvailable")
+    # Other systems do not say what is free; half of all RAM is a guess on the safe side.
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return half if free is None else free
 
 
 def _free_of_group() -> int:
@@ -151,12 +147,18 @@ def peak_resident_bytes() -> int:
     Linux counts in `ru_maxrss` what the parent held before it started this program; `VmHWM` is
     of this program alone.
     """
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if peak := _field(_STATUS, "VmHWM"):
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _field(file: Path, name: str) -> int | None:
+    """Bytes of a field in kB of a file of /proc; None where the system has none."""
+    for line in file.read_text().splitlines() if file.exists() else ():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def peak_device_bytes(device: torch.device) -> int | None:

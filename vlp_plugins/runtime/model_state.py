@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ _WRAPPERS = (
 def bare(model: nn.Module) -> nn.Module:
     """The model itself, out of `DistributedDataParallel`, `DataParallel` and `torch.compile`."""
     for module, name, inner in _WRAPPERS:
-        # A wrapper whose module nobody has imported cannot be there.
+        # A wrapper whose module was not imported cannot be there.
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and isinstance(model, kind):
             return bare(getattr(model, inner))
@@ -44,7 +44,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise UnsupportedError(
             f"{type(optimizer).__name__} is no torch.optim.Optimizer, so its steps cannot be "
-            "watched; give the torch optimizer, or call mask_gradients() before and apply() after "
+            "hooked; give the torch optimizer, or call mask_gradients() before and apply() after "
             "every step"
         )
     return optimizer
@@ -53,7 +53,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
 def before_updates(
     optimizer: Optimizer, read: Callable[[Optimizer, bool], None]
 ) -> RemovableHandle:
-    """Calls a function in every step when the gradients are there and nothing has moved yet.
+    """Calls a function in every step when the gradients are there and no weight has changed yet.
 
     Without a closure that is before the step. A closure computes the gradients in the step, some
     optimizers (L-BFGS) call it several times: the function is called after each of its calls.
@@ -99,20 +99,13 @@ _LOCKS_LOCK = Lock()
 
 
 def exclusive(model: nn.Module) -> AbstractContextManager[Any]:
-    """No other thread has hooks on a model, changes its modes or its weights in such a block.
-
-    Threads take turns, as hooks, modes and `requires_grad` are of the model, not of a thread. A
-    block in a block of the same thread does not wait.
-    """
+    """A re-entrant lock of a model: hooks, modes and weights belong to one thread at a time."""
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(bare(model), RLock())
 
 
 def takes_model(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that gets its argument `model` out of wrappers, and has it for itself meanwhile.
-
-    Every function that users give a model to is one; see `bare` and `exclusive`.
-    """
+    """Decorates every function that users give a model to: `bare` and `exclusive` for it."""
     place = list(inspect.signature(function).parameters).index("model")
     given: Callable[..., Result] = function
 
@@ -136,12 +129,10 @@ def takes_model(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
 @contextmanager
 def flags_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Training flags, of every single module, are as before afterwards.
-
-    Other threads wait for their turn; see `exclusive`.
+    """Restores the training flag of every module afterwards; other threads wait (`exclusive`).
 
     Yields:
-        What makes them as before at any time in between.
+        What restores them at any time in between.
     """
     with exclusive(model):
         flags = [(module, module.training) for module in model.modules()]
@@ -158,11 +149,11 @@ def flags_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def fast_path_off() -> Iterator[None]:
-    """`nn.TransformerEncoder` and `nn.MultiheadAttention` run their layers as they are written.
+    """`nn.TransformerEncoder` and `nn.MultiheadAttention` run their layers one by one.
 
-    Their fast path packs the real tokens into nested tensors, which nothing that looks at layers
-    can read, or runs no layer at all. The switch is the process's: it is as before once the last
-    of all blocks has ended, in whatever thread.
+    Their fast path packs the real tokens into nested tensors, which hooks cannot read, or runs no
+    layer at all. The switch is the process's: it is restored when the last block of any thread
+    ends.
     """
     with _FAST_PATH.lock:
         if not _FAST_PATH.blocks:
@@ -191,7 +182,7 @@ _FAST_PATH = _FastPath()
 
 
 def random_state_kept(device: torch.device) -> AbstractContextManager[Any]:
-    """Whatever draws numbers on the CPU or on this device does not disturb those of the caller."""
+    """Restores the random state of the CPU and of this device afterwards."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
@@ -276,7 +267,8 @@ def default_device(device: str | None) -> torch.device:
     return found
 
 
-_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_FLOATING = {"float32": torch.float32, **_HALF}
 
 
 def autocast_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -285,12 +277,27 @@ def autocast_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     Raises:
         UnsupportedError: for anything but bfloat16 and float16.
     """
-    if dtype is None or dtype in _PRECISIONS.values():
-        return dtype  # type: ignore[return-value]
+    return _dtype_in(_HALF, "autocast", dtype)
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The floating dtype of that name; None for None.
+
+    Raises:
+        UnsupportedError: for anything but float32, bfloat16 and float16.
+    """
+    return _dtype_in(_FLOATING, "dtype", dtype)
+
+
+def _dtype_in(
+    known: Mapping[str, torch.dtype], what: str, dtype: torch.dtype | str | None
+) -> torch.dtype | None:
+    if dtype is None:
+        return None
     name = str(dtype).removeprefix("torch.")
-    if name not in _PRECISIONS:
-        raise UnsupportedError(f"autocast {name!r} is unknown{suggest(name, list(_PRECISIONS))}")
-    return _PRECISIONS[name]
+    if name not in known:
+        raise UnsupportedError(f"{what} {name!r} is unknown{suggest(name, list(known))}")
+    return known[name]
 
 
 _PRODUCT_ERRORS = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
@@ -314,21 +321,6 @@ def float32_product_error(device: torch.device) -> float:
     if precision is None:  # torch before 2.9
         precision = _LEGACY_PRECISIONS[torch.get_float32_matmul_precision()]
     return _PRODUCT_ERRORS.get(precision, max(_PRODUCT_ERRORS.values()))
-
-
-def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The floating dtype of that name; None for None.
-
-    Raises:
-        UnsupportedError: for anything but float32, bfloat16 and float16.
-    """
-    known = {"float32": torch.float32, **_PRECISIONS}
-    if dtype is None or dtype in known.values():
-        return dtype  # type: ignore[return-value]
-    name = str(dtype).removeprefix("torch.")
-    if name not in known:
-        raise UnsupportedError(f"dtype {name!r} is unknown{suggest(name, list(known))}")
-    return known[name]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ _MOVED = {
 
 
 class _Forwarding(MetaPathFinder, Loader):
-    """Imports the module that took the place of another; asked only after everything else."""
+    """Imports the module that replaced another; the last finder to be asked."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

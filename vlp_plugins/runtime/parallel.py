@@ -18,10 +18,7 @@ _in_turn: ContextVar[bool] = ContextVar("in_turn", default=False)
 
 @contextmanager
 def in_turn(wanted: bool = True) -> Iterator[None]:
-    """Makes `over_tensors` take one tensor after the other inside the block.
-
-    For functions that talk to other processes, which all must do so in the same order.
-    """
+    """Makes `over_tensors` sequential inside the block, for functions that call collectives."""
     token = _in_turn.set(wanted or _in_turn.get())
     try:
         yield
@@ -35,7 +32,7 @@ def over_tensors(
     """`[function(item) for item in items]`.
 
     Counting, picking and packing run on one core however many torch has, so on a CPU whole tensors
-    are shared out among as many threads as torch uses, and torch uses one inside each. That also
+    are divided over as many threads as torch uses, and torch uses one inside each. That also
     makes sums independent of the number of threads. On other devices items run in turn.
 
     Args:
@@ -51,7 +48,7 @@ def over_tensors(
     inference = torch.is_inference_mode_enabled()
 
     def as_caller(item: Item) -> Result:
-        # A new thread is outside it, where nobody may write to tensors that were made inside.
+        # A new thread is outside it, where tensors that were made inside cannot be written to.
         with torch.inference_mode(inference):
             return function(item)
 

@@ -1,4 +1,4 @@
-"""Models whose parameters are shared out among processes by `torch.distributed.fsdp.fully_shard`.
+"""Models whose parameters are sharded over processes by `torch.distributed.fsdp.fully_shard`.
 
 Every process runs every batch of such a model, the same one at the same time, and holds a part of
 each parameter. Whatever makes a tensor whole is a collective: all processes must call it, in the
@@ -16,11 +16,11 @@ import torch
 from torch import distributed, nn
 
 Result = TypeVar("Result")
-_ENTRANCE = "_vlp_plugins_entrance"
+_FORWARD = "_vlp_plugins_forward"
 
 
 def is_sharded(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether a tensor among these is shared out among processes."""
+    """Whether a tensor among these is sharded over processes."""
     kind = _kind("torch.distributed.tensor", "DTensor")
     return kind is not None and any(isinstance(tensor, kind) for tensor in tensors)
 
@@ -54,7 +54,7 @@ def part_of(values: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
     placed: Any = parameter
     mesh = placed.device_mesh
-    # Everyone has all of it already, and takes its part without a word to the others.
+    # Every process has all of it already, and takes its part without communication.
     everywhere = DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return everywhere.redistribute(mesh, placed.placements).to_local().to(parameter.device)
 
@@ -73,7 +73,7 @@ def zero_outside(parameter: torch.Tensor, mask: torch.Tensor) -> None:
 
 
 def at_rest(model: nn.Module) -> None:
-    """Lets go of parameters that `fully_shard` has gathered for a forward pass; no collective.
+    """Frees parameters that `fully_shard` has gathered for a forward pass; no collective.
 
     Those of the root module stay gathered after a forward pass without a backward pass: the model
     has other `Parameter` objects meanwhile, and what is written into them is lost.
@@ -85,7 +85,7 @@ def at_rest(model: nn.Module) -> None:
 
 
 def as_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
-    """Calls a function that uses the model by other ways than `model(...)`, as if by that.
+    """Calls a function that runs parts of the model, as if it was the forward of the whole.
 
     `fully_shard` gathers the parameters of the root module for its `forward` alone.
     """
@@ -96,19 +96,19 @@ def as_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
 
     errors: list[Exception] = []
 
-    def entrance(_: nn.Module) -> Result | None:
+    def forward(_: nn.Module) -> Result | None:
         try:
             return function()
         except Exception as error:  # the model must leave its forward pass in any case
             errors.append(error)
             return None
 
-    setattr(model, _ENTRANCE, MethodType(entrance, model))
+    setattr(model, _FORWARD, MethodType(forward, model))
     try:
-        register_fsdp_forward_method(model, _ENTRANCE)
-        result: Result = getattr(model, _ENTRANCE)()
+        register_fsdp_forward_method(model, _FORWARD)
+        result: Result = getattr(model, _FORWARD)()
     finally:
-        delattr(model, _ENTRANCE)
+        delattr(model, _FORWARD)
     if errors:
         raise errors[0]
     return result
@@ -123,7 +123,7 @@ def in_any_process(flags: torch.Tensor) -> torch.Tensor:
 
 
 class OnDemand(Mapping[str, torch.Tensor]):
-    """Tensors by name that are made when they are asked for, every time anew."""
+    """Tensors by name that are made on every access."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], torch.Tensor]) -> None:
         self._names, self._make = dict.fromkeys(names), make
