@@ -21,10 +21,9 @@ _LEGACY_END = 2  # an end token that means "the highest id of the text" to trans
 @neutral_state()
 @takes_model
 def example_batch(model: nn.Module, adapter: Adapter) -> Batch:
-    """Two samples of what the model's towers read; the second text is shorter and padded.
+    """Two made-up samples of what the model's towers read; the second text is shorter and padded.
 
-    Values depend on the configuration only. Nothing is real: it is for tracing, and for comparing
-    two models of one configuration.
+    For tracing, and for comparing two models of one configuration, which alone decides the values.
 
     Args:
         model: with a `config` of transformers.
