@@ -44,9 +44,9 @@ _SAVING = ("save_state", "save_model")
 
 @contextmanager
 def locked(accelerator: Accelerator, lock: SparsityLock) -> Iterator[SparsityLock]:
-    """Watches over a lock in a block, and lets go of it at the end.
+    """Checks a lock at every save and at the end of the block, and detaches it there.
 
-    Meanwhile `accelerator.save_state` and `save_model` refuse weights that are not as sparse as
+    In the block `accelerator.save_state` and `save_model` refuse weights that are not as sparse as
     they should be, before anything is written; `load_state` zeroes what a state of a dense run
     brings.
 
@@ -61,7 +61,7 @@ def locked(accelerator: Accelerator, lock: SparsityLock) -> Iterator[SparsityLoc
         MaskError: when saving, and at the end of the block, if something that the masks remove is
             not zero.
     """
-    # Its own hooks come too late: of a sharded model they run when the weights are written already.
+    # accelerate's own hooks come too late: of a sharded model the weights are written by then.
     replaced: dict[str, Any] = {
         name: partial(lock.save_checked, getattr(accelerator, name)) for name in _SAVING
     }
@@ -115,7 +115,7 @@ class AccelerateEngine:
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """Takes an accelerator that has prepared nothing yet.
+        """An engine with an accelerator that has prepared nothing yet.
 
         Args:
             accelerator: its mixed precision is that of the forward pass; `finetune` accumulates
@@ -125,7 +125,7 @@ class AccelerateEngine:
                 `launched`.
 
         Raises:
-            UnsupportedError: if it shares the model out among the processes.
+            UnsupportedError: if it shards the model.
         """
         if accelerator.distributed_type not in _WHOLE:
             raise UnsupportedError(
@@ -179,7 +179,7 @@ def launched(autocast: str | None = None, *, cpu: bool = False) -> Iterator[Acce
     """
     options: dict[str, Any] = {} if autocast is None else {"mixed_precision": _MIXED[autocast]}
     handler = DistributedDataParallelKwargs(
-        # Of retrieval, the decoder takes no part; every process has queues of its own.
+        # Retrieval does not use the decoder; every process has queues of its own.
         find_unused_parameters=True,
         broadcast_buffers=False,
     )

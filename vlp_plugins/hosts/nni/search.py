@@ -1,4 +1,4 @@
-"""Checks an experiment before it starts: its search space, its tuner, and what trials will need."""
+"""Checks an experiment before it starts: its search space, its tuner, and what trials need."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TYPES = (
 
 
 _OPERATORS = ";&|<>()"
-"""Of a shell: what stands behind one is no longer of the command."""
+"""Of a shell: they end a command."""
 _DESCRIPTOR = re.compile(r"(?<=\s)\d+(?=[<>])")
 
 _LARGEST = math.log(sys.float_info.max)
@@ -50,7 +50,7 @@ _LARGEST = math.log(sys.float_info.max)
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found to be right.
+    """An experiment that was checked.
 
     Attributes:
         methods: that trials may prune with.
@@ -62,7 +62,7 @@ class Checked:
 
 
 def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) -> Checked:
-    """Tries what a tuner may draw, and looks at what every trial needs; runs nothing.
+    """Tries what a tuner may draw, and checks what every trial needs; runs nothing.
 
     Every alternative of every choice and both ends of every range are tried, one at a time: names,
     parameters, types, and numbers of pairs. Model (by its configuration), processor, data and files
@@ -76,7 +76,7 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
 
     Raises:
         UnsupportedError: if NNI is not installed.
-        RecipeError: says what a trial would stumble over, and where it stands.
+        RecipeError: says what would make a trial fail, and where it stands.
     """
     config = _config(Path(path))
     warn_of_portal()
@@ -149,7 +149,7 @@ def _preflight(
 
 @contextmanager
 def _failing(name: str, drawn: Mapping[str, Any]) -> Iterator[None]:
-    """Says of which trial an error is."""
+    """Names the trial in an error."""
     try:
         yield
     except VlpError as error:
@@ -161,9 +161,8 @@ def draws(space: Space) -> Iterator[dict[str, Any]]:
     """Draws that together hold every alternative and every end of a range.
 
     The first alternative of everything, and for every other value one draw that differs in it.
-    Where both ends are whole and what lies between need not be, a value between is among them. In
-    the last draw the largest of all numbers meet: many batches and large ones, a floor and a
-    sparsity.
+    Where both ends are whole and what lies between need not be, a value between is among them. The
+    last draw has the largest of all numbers: many batches and large ones, a floor and a sparsity.
     """
     values = {key: _values(spec) for key, spec in space.items()}
     base = {key: found[0] for key, found in values.items()}
@@ -225,7 +224,7 @@ def _config(path: Path) -> Any:
         ) from error
     try:
         return ExperimentConfig.load(path).canonical_copy()
-    except Exception as error:  # NNI raises whatever its parsers do
+    except Exception as error:  # of any of its parsers
         raise RecipeError(f"{path} is no experiment of NNI: {first_line(error)}") from error
 
 

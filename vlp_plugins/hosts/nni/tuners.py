@@ -1,4 +1,4 @@
-"""What NNI's tuners can search, and which way they go; NNI itself finds out while it runs."""
+"""What NNI's tuners can search, and whether they maximise; NNI itself finds out while it runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _UNFIT = {
     "Batch": "hands over whole sets of parameters instead of drawing from a search space",
     "Hyperband": _BUDGET,
     "BOHB": _BUDGET,
-    "PBT": "gives every trial folders of checkpoints to go on from, which no pruner does",
+    "PBT": "gives every trial folders of checkpoints to resume from, which no pruner does",
     "PPO": _ARCHITECTURES,
     "RegularizedEvolutionTuner": _ARCHITECTURES,
     "NetworkMorphism": _ARCHITECTURES,
@@ -61,7 +61,7 @@ _MAXIMIZE = "classArgs: {optimize_mode: maximize}"
 
 
 def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, Any]) -> None:
-    """Makes sure that the tuner can search the space, and goes up.
+    """Makes sure that the tuner can search the space, and maximises.
 
     A tuner of the user's own, which NNI loads from a folder or has registered, is passed with a
     warning that says what it must do; its code is not run.
@@ -73,7 +73,7 @@ def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, 
         space: well formed.
 
     Raises:
-        RecipeError: if it cannot, or does not, and says what to write.
+        RecipeError: if it cannot, or does not; it says what to write.
     """
     for kind, algorithm in (("tuner", tuner), ("assessor", assessor)):
         if algorithm is None:
