@@ -47,15 +47,11 @@ def locked(accelerator: Accelerator, lock: SparsityLock) -> Iterator[SparsityLoc
     """Checks a lock at every save and at the end of the block, and detaches it there.
 
     In the block `accelerator.save_state` and `save_model` refuse weights that are not as sparse as
-    they should be, before anything is written; `load_state` zeroes what a state of a dense run
-    brings.
+    the masks, before anything is written; `load_state` zeros what a state of a dense run brings.
 
     Args:
         accelerator: that has prepared the model.
         lock: attached to the optimizer.
-
-    Yields:
-        The lock.
 
     Raises:
         MaskError: when saving, and at the end of the block, if something that the masks remove is
@@ -109,7 +105,7 @@ class AccelerateEngine:
 
     Attributes:
         index: of this process.
-        processes: how many there are.
+        processes: number of them.
         device: of this process.
         accelerator: as it was given.
     """

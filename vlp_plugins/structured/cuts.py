@@ -148,13 +148,9 @@ def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
 
 @torch.no_grad()
 def shrink(model: nn.Module, block: Block, kept: Kept, *, rescale: bool = True) -> None:
-    """Cuts one block, and its copies in networks that follow.
+    """Cuts one block, as it is now, and its copies in networks that follow.
 
-    Args:
-        model: that has the block.
-        block: as it is now.
-        kept: of it.
-        rescale: whether to rescale queries; False for layers whose values come from a cut model.
+    `rescale=False` leaves queries alone: the layers' values come from a cut model.
     """
     rows = rows_kept(block, kept)
     if len(rows) == block.width:
@@ -173,12 +169,10 @@ def shrink(model: nn.Module, block: Block, kept: Kept, *, rescale: bool = True) 
 
 @torch.no_grad()
 def shrink_followers(model: nn.Module, blocks: Iterable[Block], record: Mapping[str, Kept]) -> None:
-    """Cuts only the copies in networks that follow; `patch` sets their heads.
+    """Cuts only the copies of blocks in networks that follow; `patch` sets their heads.
 
-    Args:
-        model: whose own layers are cut by other means (Torch-Pruning, which traces no followers).
-        blocks: as they were before.
-        record: in their coordinates.
+    For models whose own layers are cut by other means: Torch-Pruning traces no followers. Blocks
+    and record are those of the model before.
     """
     for block in blocks:
         if block.name in record:

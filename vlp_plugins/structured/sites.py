@@ -25,9 +25,7 @@ _ROTARY = ("position_embeddings", "rotary_pos_emb", "freqs_cis")
 def heads_of(module: nn.Module, width: int) -> tuple[int, int] | None:
     """Number and size of the heads, as the module's attributes say; None if they do not.
 
-    Args:
-        module: that computes the attention.
-        width: of its layers, which tells the number where only the size is an attribute.
+    Where only the size is an attribute, the width of its layers gives the number.
     """
     count, size = _first(module, _COUNTS), _first(module, _SIZES)
     if size is None or size < 1:

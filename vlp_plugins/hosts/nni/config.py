@@ -55,7 +55,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Place:
-    """Where NNI finds a weight: one of its names.
+    """One of the names of a weight: where NNI finds it.
 
     Attributes:
         weight: canonical name.
@@ -176,19 +176,14 @@ _HINTS = {
 def read_config(
     config_list: Sequence[Mapping[str, Any]], model: nn.Module, adapter: Adapter
 ) -> list[Scope]:
-    """The scopes that a `config_list` describes.
+    """The scopes that a `config_list` of NNI describes for a model without wrappers.
 
     A weight belongs to the first entry that selects one of its names; all its names go with it.
-    Layers that the adapter does not prune are left dense where types or patterns select them.
-
-    Args:
-        config_list: as NNI takes it; not changed.
-        model: without wrappers.
-        adapter: of the model.
+    Layers that the adapter does not prune stay dense where types or patterns select them.
 
     Raises:
-        UnsupportedError: if it is not NNI's, asks for what is not offered, names a layer that
-            does not exist or is not pruned, or selects nothing.
+        UnsupportedError: if it is not NNI's, asks for what is not offered, names a layer that does
+            not exist or is not pruned, or selects nothing.
         SparsityError: if a ratio is missing, or entries of one group differ.
     """
     weights = WeightMap.of(model, adapter)

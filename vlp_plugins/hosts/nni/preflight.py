@@ -60,11 +60,7 @@ class Preflight:
 
     @classmethod
     def of(cls, recipe: Recipe, settings: TrialSettings) -> Preflight:
-        """Opens everything that a trial does, and makes a batch of the first pairs.
-
-        Args:
-            recipe: of any trial of the experiment.
-            settings: of the same.
+        """Opens everything that a trial of the experiment does, and makes a batch of two pairs.
 
         Raises:
             VlpError: says what is missing, damaged or of another model.

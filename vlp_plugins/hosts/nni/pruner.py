@@ -51,12 +51,8 @@ def check_trained(evaluator: Evaluator, weights: Sequence[Weight]) -> None:
     """Makes sure that the evaluator's optimizers hold every pruned weight with `requires_grad`.
 
     NNI remembers the Parameters of an optimizer by their names in the model that the evaluator was
-    first given to. Those of another model, or of a model that was wrapped meanwhile, are dropped
-    in silence, and such weights are never trained.
-
-    Args:
-        evaluator: after the model was bound to it.
-        weights: that are pruned.
+    first given to. Those of another model, or of a model that was wrapped meanwhile, are dropped in
+    silence, and such weights are never trained.
 
     Raises:
         UnsupportedError: naming the first weight that no optimizer holds.
@@ -337,10 +333,7 @@ _made: dict[str, type[VlpPruner]] = {}
 
 
 def pruner_class(method: str) -> type[VlpPruner]:
-    """The pruner of a method, the same class at every call.
-
-    Args:
-        method: a registered name, of ours or an outsider's; `id*NAME` too.
+    """The pruner of a registered method, ours or an outsider's, or `id*NAME`; one class per method.
 
     Raises:
         UnknownNameError: if it is not registered.

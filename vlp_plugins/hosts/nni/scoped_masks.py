@@ -145,10 +145,10 @@ class PruneRequest:
 
     Attributes:
         method: registered name.
-        batches: calibration batches, read anew for every set of masks.
-        allocation: see `prune`.
-        variant: see `prune`.
-        seed: see `prune`.
+        batches: calibration batches, read again for every set of masks.
+        allocation: as `prune` takes it.
+        variant: as `prune` takes it.
+        seed: as `prune` takes it.
         options: other keywords of `prune`, and the method's parameters.
     """
 
@@ -177,12 +177,7 @@ class PruneRequest:
         return resolve_method(self.method, self.allocation, (), parameters)
 
     def masks(self, model: nn.Module, adapter: Adapter, parts: Parts) -> Masks:
-        """Masks for all prunable weights of a model; what is in no scope stays whole.
-
-        Args:
-            model: without wrappers, with its dense weights as they are now.
-            adapter: of the model.
-            parts: what is pruned, and how much.
+        """Masks for all weights of a model without wrappers; what is in no scope stays whole.
 
         Raises:
             VlpError: see `prune`.

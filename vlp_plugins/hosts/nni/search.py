@@ -101,8 +101,7 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
 def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
     """What an experiment's `trialCommand` gives to `vlp nni-trial`, and the folder it runs in.
 
-    Returns:
-        None if it runs something else.
+    None if it runs something else.
 
     Raises:
         UnsupportedError: if NNI is not installed.

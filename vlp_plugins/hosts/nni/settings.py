@@ -70,11 +70,6 @@ def overlay(
     brings counts as if it stood next to it. Parameters in the recipe are those of its own method:
     another pruner starts without.
 
-    Args:
-        recipe: of the trials.
-        settings: of the trials.
-        drawn: as `nni.get_next_parameter` gives it.
-
     Raises:
         RecipeError: if a value is of the wrong type, drawn twice, or not for a tuner to draw; or if
             there is not exactly one sparsity.

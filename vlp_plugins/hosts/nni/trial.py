@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,19 +100,14 @@ class NniTrial:
         _nni().report_final_result(dict(result))
 
 
+@cache
 def warn_of_portal() -> None:
     """Says once in a process who can reach the experiment: NNI itself does not."""
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            "NNI's portal listens on all network interfaces and asks for no password: anyone who "
-            "reaches its port can read and change the experiment; keep others from it by a "
-            "firewall or a network namespace (see README, In NNI)"
-        )
-
-
-_warned = False
+    _log.warning(
+        "NNI's portal listens on all network interfaces and asks for no password: anyone who "
+        "reaches its port can read and change the experiment; keep others from it by a firewall or "
+        "a network namespace (see README, In NNI)"
+    )
 
 
 def _nni() -> Any:
@@ -135,14 +131,11 @@ def check_test(
 ) -> None:
     """Makes sure that there are pairs to measure on, before the work.
 
-    Args:
-        recipe: of the trial.
-        settings: of the trial.
-        opened: opens a source, for checks of several trials on the same data.
+    `opened` opens a source, for checks of several trials on the same data.
 
     Raises:
-        RecipeError: if neither says where they come from.
-        DataError: if there are none, or fewer than `settings` ask for.
+        RecipeError: if neither recipe nor settings say where they come from.
+        DataError: if there are none, or fewer than the settings ask for.
     """
     data = recipe.data
     if settings.test is None:
@@ -340,7 +333,7 @@ def run_trial(
         What `trial.json` holds.
 
     Raises:
-        VlpError: with one line that says what to do; NNI counts the trial as failed.
+        VlpError: NNI counts the trial as failed.
     """
     need(recipe, "model", "out")
     drawn, settings = overlay(recipe, settings, trial.drawn)

@@ -61,19 +61,19 @@ _MAXIMIZE = "classArgs: {optimize_mode: maximize}"
 
 
 def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, Any]) -> None:
-    """Makes sure that the tuner can search the space, and maximises.
+    """Checks that tuner and assessor of an `ExperimentConfig` maximise and can search the space.
 
-    A tuner of the user's own, which NNI loads from a folder or has registered, is passed with a
+    A tuner of the user's own, which NNI loads from a folder or has registered, passes with a
     warning that says what it must do; its code is not run.
 
     Args:
         where: what messages call the experiment.
-        tuner: of an `ExperimentConfig`.
-        assessor: the same, or None.
+        tuner: of the configuration.
+        assessor: of the configuration, or None.
         space: well formed.
 
     Raises:
-        RecipeError: if it cannot, or does not; it says what to write.
+        RecipeError: if they cannot, or do not; it says what to write.
     """
     for kind, algorithm in (("tuner", tuner), ("assessor", assessor)):
         if algorithm is None:

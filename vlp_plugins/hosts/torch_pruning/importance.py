@@ -154,10 +154,7 @@ class Importance(tp.importance.Importance):
     @neutral_state()
     @torch.no_grad()
     def __call__(self, group: Group) -> Tensor | None:
-        """Importance of the channels of a group.
-
-        Args:
-            group: of Torch-Pruning.
+        """Importance of the channels of a group of Torch-Pruning.
 
         Returns:
             float32, as long as the indices of the group's root, on the CPU; None if none of its

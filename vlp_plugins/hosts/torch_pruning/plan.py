@@ -162,16 +162,9 @@ def _ratios(ratio: Ratio, scopes: Sequence[tuple[str, Cut]]) -> dict[tuple[str, 
 
 
 def removed_after(size: int, ratio: float, step: int, steps: int, round_to: int | None) -> int:
-    """How many of a block are gone after a step.
+    """How many of `size` are gone after a step of `steps`, counted from 1.
 
     `int(ratio * step / steps * size)`, or fewer, so that what is left is a multiple of `round_to`.
-
-    Args:
-        size: how many there were.
-        ratio: fraction removed in the end, in [0, 1).
-        step: from 1.
-        steps: number of steps.
-        round_to: None for any number.
     """
     left = size - int(ratio * (step / steps) * size)
     return size - _rounded_up(left, size, round_to)
@@ -185,7 +178,9 @@ def _rounded_up(left: int, size: int, round_to: int | None) -> int:
 def least(
     vectors: Sequence[Tensor], remove: int, *, floor: int = 1, round_to: int | None = None
 ) -> list[int]:
-    """How many of each vector are among the least important of all; equal ones go by position.
+    """How many of each vector are among the `remove` least important of all vectors together.
+
+    Equal importances go by position.
 
     Args:
         vectors: float `[units]`, importance.

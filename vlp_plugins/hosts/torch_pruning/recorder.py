@@ -84,13 +84,7 @@ class Recorder:
     """
 
     def __init__(self, graph: DependencyGraph, model: nn.Module, adapter: Adapter) -> None:
-        """Records from now on.
-
-        Args:
-            graph: `DG` of a pruner that has not pruned yet.
-            model: its model, prepared.
-            adapter: of the model.
-        """
+        """Records from now on what pruners with this graph (`DG`) cut out of a prepared model."""
         self._blocks = {
             model.get_submodule(block.output.path): block for block in blocks_of(model, adapter)
         }
@@ -163,15 +157,10 @@ def _check_inside(group: Group, model: nn.Module, block: Block) -> None:
     own = {id(model.get_submodule(path)) for part in block.parts for path in part.paths}
     for dep, _ in group:
         module = dep.target.module
-        if id(module) not in own and any(True for _ in _parameters(module)):
+        held = module.parameters() if isinstance(module, nn.Module) else (module,)
+        if id(module) not in own and any(isinstance(each, nn.Parameter) for each in held):
             path = group._DG._module2name.get(module, type(module).__name__)
             raise StructureError(
                 f"Torch-Pruning would cut {path} with block {block.name!r}, of which it is no "
                 "part; the block cannot be cut by itself"
             )
-
-
-def _parameters(module: object) -> Iterable[nn.Parameter]:
-    if isinstance(module, nn.Parameter):
-        return (module,)
-    return module.parameters() if isinstance(module, nn.Module) else ()

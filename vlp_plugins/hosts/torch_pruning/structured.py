@@ -72,7 +72,7 @@ class StructuredResult:
         """Writes a folder that `vlp_plugins.loading.load_model` and `rebuild` read.
 
         Args:
-            folder: new.
+            folder: a new one.
             source: where the model came from; its tokenizer and processor files are copied.
             earlier: what was cut before this, such as `read_record` of the folder that the model
                 was rebuilt from.
