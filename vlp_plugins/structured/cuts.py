@@ -292,7 +292,7 @@ def _change(
 
 
 def _guessed(name: str, count: int, size: int, width: int) -> int:
-    """The number of heads, if the new width tells whether heads or dimensions went."""
+    """The number of heads, if the new width shows whether heads or dimensions went."""
     whole, narrower = width % size == 0, width % count == 0
     if whole == narrower:
         why = "both fit" if whole else "neither fits"

@@ -156,7 +156,7 @@ def _ffn(path: str, module: nn.Module) -> Site | None:
 
 
 def _obstacle(site: Site, modules: Mapping[str, nn.Module]) -> str | None:
-    """Why a block cannot be cut, as far as its own modules tell; None if it can."""
+    """Why a block cannot be cut, as far as its own modules show; None if it can."""
     linears: list[nn.Linear] = []
     for path in site.linears:
         linear = modules[path]

@@ -50,7 +50,7 @@ class TransformersEvaluator(_Transformers):
     """NNI's `TransformersEvaluator` for transformers 5, with accumulation and resuming.
 
     Checkpoints of the trainer hold masks and dense weights of the wrapped model. To resume, make
-    model, pruner and evaluator as at first and give `resume_from_checkpoint`; schedules continue
+    model, pruner and evaluator as before and give `resume_from_checkpoint`; schedules continue
     from there.
 
     Attributes:

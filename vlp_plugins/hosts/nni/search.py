@@ -15,6 +15,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from nni.experiment.config import ExperimentConfig
+
 from vlp_plugins.hosts.nni.preflight import Preflight
 from vlp_plugins.hosts.nni.settings import NAME, TrialSettings, flattened, overlay
 from vlp_plugins.hosts.nni.trial import check_finetuning, warn_of_portal
@@ -25,7 +27,6 @@ from vlp_plugins.jobs.recipes import Recipe
 from vlp_plugins.runtime.errors import (
     RecipeError,
     UnknownNameError,
-    UnsupportedError,
     VlpError,
     first_line,
     suggest,
@@ -75,7 +76,6 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
         settings: of the trials.
 
     Raises:
-        UnsupportedError: if NNI is not installed.
         RecipeError: says what would make a trial fail, and where it stands.
     """
     config = _config(Path(path))
@@ -104,7 +104,6 @@ def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
     None if it runs something else.
 
     Raises:
-        UnsupportedError: if NNI is not installed.
         RecipeError: if the file is no experiment, or its command no line of a shell.
     """
     config = _config(Path(path))
@@ -215,12 +214,6 @@ def _alternatives(value: Any) -> list[Any]:
 
 
 def _config(path: Path) -> Any:
-    try:
-        from nni.experiment.config import ExperimentConfig
-    except ImportError as error:
-        raise UnsupportedError(
-            f'checking an NNI experiment needs NNI ({error}): pip install "vlp-plugins[nni]"'
-        ) from error
     try:
         return ExperimentConfig.load(path).canonical_copy()
     except Exception as error:  # of any of its parsers

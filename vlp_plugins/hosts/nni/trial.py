@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import nni
 import torch
 
 from vlp_plugins.calibration.batches import to_device
@@ -76,12 +77,7 @@ class NniTrial:
 
     @classmethod
     def current(cls) -> NniTrial:
-        """Asks NNI, once in a process.
-
-        Raises:
-            UnsupportedError: if NNI is not installed.
-        """
-        nni = _nni()
+        """Asks NNI, once in a process."""
         if nni.get_trial_id() == STANDALONE:
             return cls(STANDALONE, STANDALONE, 0)
         warn_of_portal()
@@ -94,30 +90,20 @@ class NniTrial:
         return self.name == STANDALONE
 
     def intermediate(self, result: Mapping[str, float]) -> None:
-        _nni().report_intermediate_result(dict(result))
+        nni.report_intermediate_result(dict(result))
 
     def final(self, result: Mapping[str, float]) -> None:
-        _nni().report_final_result(dict(result))
+        nni.report_final_result(dict(result))
 
 
 @cache
 def warn_of_portal() -> None:
-    """Says once in a process who can reach the experiment: NNI itself does not."""
+    """Warns once in a process that the experiment can be reached; NNI itself does not."""
     _log.warning(
         "NNI's portal listens on all network interfaces and asks for no password: anyone who "
         "reaches its port can read and change the experiment; keep others from it by a firewall or "
         "a network namespace (see README, In NNI)"
     )
-
-
-def _nni() -> Any:
-    try:
-        import nni
-    except ImportError as error:
-        raise UnsupportedError(
-            f'a trial of an NNI experiment needs NNI ({error}): pip install "vlp-plugins[nni]"'
-        ) from error
-    return nni
 
 
 DEFAULT = "default"

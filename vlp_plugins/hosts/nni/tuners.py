@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from nni.tools.package_utils.config_manager import get_algo_meta, get_all_algo_meta
+from nni.tools.package_utils.tuner_factory import create_builtin_class_instance
+
 from vlp_plugins.runtime.errors import RecipeError, first_line, suggest
 
 _log = logging.getLogger(__name__)
@@ -98,8 +101,6 @@ def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, 
 
 def _builtin(where: str, kind: str, name: str) -> str | None:
     """The name of one of NNI's algorithms as NNI spells it; None for one that a user registered."""
-    from nni.tools.package_utils.config_manager import get_algo_meta, get_all_algo_meta
-
     found = get_algo_meta(name)
     if found is None or found.algo_type != kind:
         known = [each.name for each in get_all_algo_meta() if each.algo_type == kind]
@@ -139,8 +140,6 @@ def _check_tuner(
 
 def _try(where: str, name: str, arguments: Mapping[str, Any], space: Mapping[str, Any]) -> None:
     """Lets the tuner itself draw a few times: it is NNI's, and raises what its libraries raise."""
-    from nni.tools.package_utils.tuner_factory import create_builtin_class_instance
-
     try:
         with _silent():
             tuner = create_builtin_class_instance(name, dict(arguments), "tuners")

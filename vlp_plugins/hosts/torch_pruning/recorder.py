@@ -128,7 +128,7 @@ def record_of(groups: Iterable[Group], model: nn.Module, blocks: Sequence[Block]
             names = [block.name for block, _ in found] or ["no block"]
             raise StructureError(
                 f"Torch-Pruning joins {', '.join(names)} into one group, so they cannot be cut by "
-                "themselves; leave them out by ratio, or report which model this is"
+                "themselves; leave them out by ratio, or open an issue that names the model"
             )
         block, cut = found[0]
         _check_inside(group, model, block)

@@ -1,4 +1,4 @@
-"""prune_structured(): heads and units out of a model by Torch-Pruning, in one call."""
+"""Cuts heads and units out of a model by Torch-Pruning, in one call."""
 
 from __future__ import annotations
 
