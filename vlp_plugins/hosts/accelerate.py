@@ -21,7 +21,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,18 @@ from vlp_plugins.runtime.distributed import before_joining
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.tasks.finetuning.engine import TaskLoss
 
-if TYPE_CHECKING:
+try:
     from accelerate import Accelerator
-
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+except ImportError as error:
+    raise ImportError(
+        'fine-tuning in several processes needs accelerate: pip install "vlp-plugins[trainer]"'
+    ) from error
 
 _log = logging.getLogger(__name__)
 _SAVING = ("save_state", "save_model")
+_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_MIXED = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 @contextmanager
@@ -86,18 +92,6 @@ def _load_masked(lock: SparsityLock, load: Any, *args: Any, **options: Any) -> N
             found[0].removed,
         )
         lock.apply()
-
-
-try:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-except ImportError as error:
-    raise ImportError(
-        'fine-tuning in several processes needs accelerate: pip install "vlp-plugins[trainer]"'
-    ) from error
-
-_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-_MIXED = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 class AccelerateEngine:

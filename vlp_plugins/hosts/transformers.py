@@ -42,7 +42,7 @@ _STATE = Format(
 
 
 class _ZerosCallback(TrainerCallback, ABC):
-    """Checks that zeros stay, at every checkpoint and at the end, and writes a file next to it."""
+    """Checks the zeros at every checkpoint, which gets a file of its own, and at the end."""
 
     def __init__(self, resume_from: str | os.PathLike[str] | None) -> None:
         self._resume_from = resume_from

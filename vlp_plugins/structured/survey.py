@@ -107,12 +107,12 @@ def _block(model: nn.Module, group: Group) -> Block:
         for index, known in enumerate(group.weights)
     ]
     width = model.get_submodule(first.output).in_features
-    if not isinstance(width, int):
-        raise StructureError(f"{first.output} has no number of inputs")
-    common = {"name": group.name, "modality": weight.modality, "depth": weight.depth}
+    assert isinstance(width, int)  # find_sites makes sure that it is a Linear layer
     if first.kind == "ffn":
         return FeedForward(
-            **common,  # type: ignore[arg-type]
+            name=group.name,
+            modality=weight.modality,
+            depth=weight.depth,
             inner=tuple(parts[:-1]),
             output=parts[-1],
             width=width,
@@ -126,7 +126,9 @@ def _block(model: nn.Module, group: Group) -> Block:
         )
     query, key, value, output = parts
     return Attention(
-        **common,  # type: ignore[arg-type]
+        name=group.name,
+        modality=weight.modality,
+        depth=weight.depth,
         query=query,
         key=key,
         value=value,

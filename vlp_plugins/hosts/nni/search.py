@@ -41,10 +41,11 @@ _TYPES = (
     "lognormal", "qlognormal",
 )  # fmt: skip
 
-
 _OPERATORS = ";&|<>()"
 """Of a shell: they end a command."""
 _DESCRIPTOR = re.compile(r"(?<=\s)\d+(?=[<>])")
+
+_PLACE = "; a parameter that not every pruner has belongs to its own: {_name: chita, lambda: ...}"
 
 _LARGEST = math.log(sys.float_info.max)
 
@@ -151,8 +152,11 @@ def _failing(name: str, drawn: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except VlpError as error:
+        values = ", ".join(f"{key} {value}" for key, value in flattened(drawn).items())
         hint = _PLACE if isinstance(error, UnknownNameError) else ""
-        raise RecipeError(f"{name}: a trial with {_said(drawn)} fails: {error}{hint}") from error
+        raise RecipeError(
+            f"{name}: a trial with {values or 'nothing'} fails: {error}{hint}"
+        ) from error
 
 
 def draws(space: Space) -> Iterator[dict[str, Any]]:
@@ -312,10 +316,3 @@ def _is_number(value: Any) -> bool:
 def _number_as_text(values: list[Any]) -> re.Match[str] | None:
     found = (EXPONENT.fullmatch(value) for value in values if isinstance(value, str))
     return next(filter(None, found), None)
-
-
-def _said(drawn: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in flattened(drawn).items()) or "nothing"
-
-
-_PLACE = "; a parameter that not every pruner has belongs to its own: {_name: chita, lambda: ...}"

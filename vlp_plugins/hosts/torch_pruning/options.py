@@ -18,7 +18,7 @@ from vlp_plugins.hosts.torch_pruning.plan import (
     Plan,
     Ratio,
     Scope,
-    Share,
+    ScopeName,
     StepRatios,
     head_ratios,
     plan_of,
@@ -93,12 +93,6 @@ def shared_modules(model: nn.Module) -> Iterator[None]:
             parent._modules[name] = twin
 
 
-def tied_layers(model: nn.Module) -> list[tuple[str, str]]:
-    """Paths of layers that share Parameters and are two modules, each with the first one's path."""
-    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
-    return [(paths[id(first)], paths[id(twin)]) for _, _, twin, first in _twins(model)]
-
-
 def _twins(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear, nn.Linear]]:
     """Parent and name of every layer that shares the Parameters of an earlier one, and both."""
     first: dict[tuple[int, int], nn.Linear] = {}
@@ -118,7 +112,7 @@ def pruner_options(
     *,
     ratio: Ratio = 0.5,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
-    scope: Share = "layer",
+    scope: ScopeName = "layer",
     steps: int = 1,
     round_to: int | None = None,
     batch: Batch | None = None,
@@ -159,10 +153,12 @@ def base_options(
     adapter: Adapter, model: nn.Module, plan: Plan, batch: Batch | None
 ) -> dict[str, Any]:
     """The options for tracing a model, and which layers may be cut."""
-    if tied := tied_layers(model):
+    if tied := next(_twins(model), None):
+        paths = {id(module): path for path, module in model.named_modules()}
+        *_, twin, first = tied
         raise UnsupportedError(
-            f"{' and '.join(tied[0])} share their Parameters, which Torch-Pruning would cut "
-            "apart; do this inside `with shared_modules(model):`"
+            f"{paths[id(first)]} and {paths[id(twin)]} share their Parameters, which Torch-Pruning "
+            "would cut apart; do this inside `with shared_modules(model):`"
         )
     prunable = (ops.TORCH_CONV, ops.TORCH_LINEAR, ops.TORCH_LSTM)
     inner = {id(layer) for _, block in plan.cut_blocks for layer in inner_layers(model, block)}

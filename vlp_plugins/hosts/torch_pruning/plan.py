@@ -18,7 +18,7 @@ from vlp_plugins.structured.cuts import size_of
 from vlp_plugins.structured.record import Kept
 
 Cut = Literal["heads", "dims", "ffn"]
-Share = Literal["layer", "block kind"]
+ScopeName = Literal["layer", "block kind"]
 Ratio = float | Mapping[str, float] | Mapping[tuple[str, str], float]
 """Fraction removed: of all, by modality, or by modality and kind (`("vision", "ffn")`).
 
@@ -67,7 +67,7 @@ class Plan:
     """
 
     scopes: tuple[Scope, ...]
-    scope: Share = "layer"
+    scope: ScopeName = "layer"
     steps: int = 1
     round_to: int | None = None
 
@@ -82,7 +82,7 @@ def plan_of(
     ratio: Ratio = 0.5,
     *,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
-    scope: Share = "layer",
+    scope: ScopeName = "layer",
     steps: int = 1,
     round_to: int | None = None,
 ) -> Plan:

@@ -15,7 +15,7 @@ from torch_pruning.dependency import Group
 
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.options import shared_modules
-from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, Share, plan_of
+from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, ScopeName, plan_of
 from vlp_plugins.hosts.torch_pruning.pruner import BlockPruner, Score
 from vlp_plugins.hosts.torch_pruning.recorder import record_of
 from vlp_plugins.methods.method import Method
@@ -236,7 +236,7 @@ def prune_structured(
     importance: str | Scorer | Method | Score = "multiflow",
     ratio: Ratio = 0.5,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
-    scope: Share = "layer",
+    scope: ScopeName = "layer",
     steps: int = 1,
     round_to: int | None = None,
     adapter: Adapter | str | None = None,
