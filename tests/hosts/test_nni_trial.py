@@ -266,8 +266,9 @@ def test_by_hand_the_recipe_decides(world, tmp_path) -> None:
 
 
 def test_without_nni_it_says_what_to_install(monkeypatch, tmp_path) -> None:
-    for module in ("nni", "nni.experiment", "nni.experiment.config"):
-        monkeypatch.setitem(sys.modules, module, None)
+    for module in [name for name in sys.modules if name.startswith("vlp_plugins.hosts.nni")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "nni", None)
     (tmp_path / "r.yaml").write_text("model: m\n")
     for words in ((), ("--check", tmp_path / "r.yaml")):
         result = command("nni-trial", tmp_path / "r.yaml", *words, code=2)

@@ -549,8 +549,8 @@ def test_paths_are_those_of_the_folder_that_trials_run_in(recipe, world, tmp_pat
         check(tmp_path, SPACE, recipe)
 
 
-def test_it_says_once_that_the_portal_is_open(recipe, tmp_path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(experiment, "_warned", False)
+def test_it_says_once_that_the_portal_is_open(recipe, tmp_path, caplog) -> None:
+    experiment.warn_of_portal.cache_clear()
     for _ in range(2):
         check(tmp_path, SPACE, recipe)
     assert caplog.text.count("listens on all network interfaces and asks for no password") == 1

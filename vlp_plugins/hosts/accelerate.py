@@ -21,7 +21,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,34 +34,36 @@ from vlp_plugins.runtime.distributed import before_joining
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.tasks.finetuning.engine import TaskLoss
 
-if TYPE_CHECKING:
+try:
     from accelerate import Accelerator
-
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+except ImportError as error:
+    raise ImportError(
+        'fine-tuning in several processes needs accelerate: pip install "vlp-plugins[trainer]"'
+    ) from error
 
 _log = logging.getLogger(__name__)
 _SAVING = ("save_state", "save_model")
+_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_MIXED = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 @contextmanager
 def locked(accelerator: Accelerator, lock: SparsityLock) -> Iterator[SparsityLock]:
-    """Watches over a lock in a block, and lets go of it at the end.
+    """Checks a lock at every save and at the end of the block, and detaches it there.
 
-    Meanwhile `accelerator.save_state` and `save_model` refuse weights that are not as sparse as
-    they should be, before anything is written; `load_state` zeroes what a state of a dense run
-    brings.
+    In the block `accelerator.save_state` and `save_model` refuse weights that are not as sparse as
+    the masks, before anything is written; `load_state` zeros what a state of a dense run brings.
 
     Args:
         accelerator: that has prepared the model.
         lock: attached to the optimizer.
 
-    Yields:
-        The lock.
-
     Raises:
         MaskError: when saving, and at the end of the block, if something that the masks remove is
             not zero.
     """
-    # Its own hooks come too late: of a sharded model they run when the weights are written already.
+    # accelerate's own hooks come too late: of a sharded model the weights are written by then.
     replaced: dict[str, Any] = {
         name: partial(lock.save_checked, getattr(accelerator, name)) for name in _SAVING
     }
@@ -92,30 +94,18 @@ def _load_masked(lock: SparsityLock, load: Any, *args: Any, **options: Any) -> N
         lock.apply()
 
 
-try:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-except ImportError as error:
-    raise ImportError(
-        'fine-tuning in several processes needs accelerate: pip install "vlp-plugins[trainer]"'
-    ) from error
-
-_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-_MIXED = {"bfloat16": "bf16", "float16": "fp16"}
-
-
 class AccelerateEngine:
     """Computes the steps of `finetune` with an `Accelerator`.
 
     Attributes:
         index: of this process.
-        processes: how many there are.
+        processes: number of them.
         device: of this process.
         accelerator: as it was given.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """Takes an accelerator that has prepared nothing yet.
+        """An engine with an accelerator that has prepared nothing yet.
 
         Args:
             accelerator: its mixed precision is that of the forward pass; `finetune` accumulates
@@ -125,7 +115,7 @@ class AccelerateEngine:
                 `launched`.
 
         Raises:
-            UnsupportedError: if it shares the model out among the processes.
+            UnsupportedError: if it shards the model.
         """
         if accelerator.distributed_type not in _WHOLE:
             raise UnsupportedError(
@@ -179,7 +169,7 @@ def launched(autocast: str | None = None, *, cpu: bool = False) -> Iterator[Acce
     """
     options: dict[str, Any] = {} if autocast is None else {"mixed_precision": _MIXED[autocast]}
     handler = DistributedDataParallelKwargs(
-        # Of retrieval, the decoder takes no part; every process has queues of its own.
+        # Retrieval does not use the decoder; every process has queues of its own.
         find_unused_parameters=True,
         broadcast_buffers=False,
     )

@@ -3,7 +3,7 @@
     Trainer(..., callbacks=[LockCallback(masks)])
     Trainer(..., callbacks=[GradualPruningCallback(sparsity=0.75, score="platon")])
 
-They need what `Trainer` itself needs, `accelerate`. Beside every checkpoint they keep what
+They need `accelerate`, as `Trainer` itself does. In every checkpoint they keep what
 `resume_from_checkpoint` needs.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -36,48 +37,84 @@ _STATE = Format(
     "vlp_gradual",
     1,
     MaskError,
-    "resume from another checkpoint, or start anew",
+    "resume from another checkpoint, or start again",
 )
 
 
-class _Saving(TrainerCallback):
-    """What both callbacks do about checkpoints."""
+class _ZerosCallback(TrainerCallback, ABC):
+    """Checks the zeros at every checkpoint, which gets a file of its own, and at the end."""
 
     def __init__(self, resume_from: str | os.PathLike[str] | None) -> None:
         self._resume_from = resume_from
+        self._attached: SparsityLock | GradualPruning | None = None
 
-    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
-        """The folder that `Trainer` has just written; None if it is nowhere to be found."""
-        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        folder = Path(args.output_dir) / name
+    @abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Writes to the folder of a checkpoint what resuming from it needs."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Checks the zeros, and writes what resuming needs to the checkpoint.
+
+        Raises:
+            MaskError: if something that should be zero by now is not.
+        """
+        if self._attached is None:
+            return
+        self._attached.check()
+        if not state.is_world_process_zero:
+            return
+        folder = _checkpoint(args, state)
         if folder.is_dir():
-            return folder
-        _log.warning("no checkpoint at %s; what this callback knows is not saved", folder)
-        return None
+            self._write(folder)
+        else:
+            _log.warning("no checkpoint at %s; the state of this callback is not saved", folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Checks the zeros, and detaches from the optimizer.
+
+        Raises:
+            MaskError: if something is not zero, as after `load_best_model_at_end` with a model from
+                before the masks were fixed.
+        """
+        if self._attached is not None:
+            self._attached.check()
+            self._attached.detach()
 
     def _resumed(self, args: TrainingArguments, state: TrainerState, name: str) -> Path | None:
-        """Our file in the checkpoint that the run goes on from; None if it starts anew.
+        """Our file in the checkpoint that the run resumes from; None if it resumes from none.
 
         `Trainer` does not tell its callbacks which one it is.
         """
         if state.global_step == 0:
             return None
-        own = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        own = _checkpoint(args, state)
         given = args.resume_from_checkpoint
         for folder in (self._resume_from, given if isinstance(given, str) else None, own):
             if folder is not None and (Path(folder) / name).is_file():
                 return Path(folder) / name
         raise MaskError(
-            f"training goes on after step {state.global_step}, but there is no {name} in {own}; "
-            "give the callback the checkpoint's folder as resume_from, or start anew"
+            f"training resumes after step {state.global_step}, but there is no {name} in {own}; "
+            "give the callback the checkpoint's folder as resume_from, or start again"
         )
 
 
-class LockCallback(_Saving):
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder of `Trainer`'s checkpoint of this step."""
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+class LockCallback(_ZerosCallback):
     """Keeps the zeros of masks while `Trainer` trains; see `SparsityLock`.
 
-    Masks that bring new values are applied to the model first, if it starts anew. Zeros are checked
-    at every checkpoint and at the end, and the masks lie beside every checkpoint.
+    Masks that bring new values are applied to the model first, unless it resumes. Zeros are checked
+    at every checkpoint, which holds the masks too, and at the end.
+
+    Attributes:
+        lock: attached; None before the training begins.
     """
 
     def __init__(
@@ -119,47 +156,22 @@ class LockCallback(_Saving):
         elif Masks.load(file) != self._masks:
             raise MaskError(
                 f"the masks of the checkpoint ({file}) are others than those of this callback; "
-                "give Masks.load of that file, or start anew"
+                "give Masks.load of that file, or start again"
             )
         self.lock = SparsityLock(model, self._masks, self._adapter).attach(optimizer)
+        self._attached = self.lock
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Writes the masks beside the checkpoint.
-
-        Raises:
-            MaskError: if a zero is none.
-        """
-        self._check()
-        folder = self._checkpoint(args, state) if state.is_world_process_zero else None
-        if folder is not None:
-            self._masks.save(folder / MASKS_FILE, overwrite=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Checks the zeros and lets go.
-
-        Raises:
-            MaskError: if a zero is none.
-        """
-        self._check()
-        if self.lock is not None:
-            self.lock.detach()
-
-    def _check(self) -> None:
-        if self.lock is not None:
-            self.lock.check()
+    def _write(self, folder: Path) -> None:
+        self._masks.save(folder / MASKS_FILE, overwrite=True)
 
 
-class GradualPruningCallback(_Saving):
+class GradualPruningCallback(_ZerosCallback):
     """Prunes while `Trainer` trains; see `GradualPruning`.
 
     The steps are those of the training (`state.max_steps`), so the target is reached at its end
     less the final warm-up. Steps that a gradient scaler leaves out count as `Trainer` counts them.
-    Once the masks are the last ones they lie beside every checkpoint, and zeros are checked then
-    and at the end.
+    Once the masks are the last ones every checkpoint holds them, and zeros are checked then and at
+    the end.
 
     Attributes:
         pruning: from the beginning of the training on; `pruning.masks()` at its end.
@@ -195,7 +207,7 @@ class GradualPruningCallback(_Saving):
         optimizer: Optimizer,
         **_: Any,
     ) -> None:
-        """Begins, or goes on from the checkpoint.
+        """Begins, or resumes from the checkpoint.
 
         Raises:
             VlpError: see `GradualPruning`.
@@ -203,7 +215,7 @@ class GradualPruningCallback(_Saving):
         pruning = GradualPruning(model, steps=state.max_steps, **self._options)
         if (file := self._resumed(args, state, STATE_FILE)) is not None:
             pruning.load_state_dict(read_artifact(file, _STATE)[0])
-        self.pruning = pruning.attach(optimizer)
+        self.pruning = self._attached = pruning.attach(optimizer)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -212,34 +224,8 @@ class GradualPruningCallback(_Saving):
         if self.pruning is not None and self.pruning.step == state.global_step:
             self.pruning.skip_step()
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Writes the state, and the masks if they are the last ones, beside the checkpoint.
-
-        Raises:
-            MaskError: if something that shall be zero by now is not.
-        """
-        if self.pruning is None:
-            return
-        self.pruning.check()
-        folder = self._checkpoint(args, state) if state.is_world_process_zero else None
-        if folder is None:
-            return
+    def _write(self, folder: Path) -> None:
+        assert self.pruning is not None
         write_artifact(folder / STATE_FILE, _STATE, self.pruning.state_dict(), {}, state=True)
         if self.pruning.finished:
             self.pruning.masks().save(folder / MASKS_FILE, overwrite=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Checks the zeros and lets go.
-
-        Raises:
-            MaskError: if something is not zero, as after `load_best_model_at_end` with a model from
-                before the masks were fixed.
-        """
-        if self.pruning is None:
-            return
-        self.pruning.check()
-        self.pruning.detach()

@@ -21,17 +21,12 @@ _LEGACY_END = 2  # an end token that means "the highest id of the text" to trans
 @neutral_state()
 @takes_model
 def example_batch(model: nn.Module, adapter: Adapter) -> Batch:
-    """Two samples of what the model's towers read; the second text is shorter and padded.
+    """Two made-up samples of what the model's towers read; the second text is shorter and padded.
 
-    Values depend on the configuration only. Nothing is real: it is for tracing, and for comparing
-    two models of one configuration.
-
-    Args:
-        model: with a `config` of transformers.
-        adapter: of the model; it says what is read, by what it asks for.
+    For tracing, and for comparing two models of one configuration, which alone decides the values.
 
     Raises:
-        UnsupportedError: if the configuration tells neither images nor texts.
+        UnsupportedError: if the configuration has neither a size of images nor a vocabulary.
     """
     config: Any = getattr(model, "config", None)
     vision = getattr(config, "vision_config", config)
@@ -96,10 +91,10 @@ def _texts(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
 @torch.no_grad()
 @takes_model
 def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
-    """What each stream of a model gives out, in evaluation mode.
+    """What each stream of a model gives out, in evaluation mode; training flags are restored.
 
     Args:
-        model: any that the adapter claims; its modules' training flags are as before afterwards.
+        model: any that the adapter claims.
         adapter: of the model.
         batch: as the adapter reads it; the model gets a copy on its device.
 
@@ -129,11 +124,11 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
 def check_equal(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float = 1e-5
 ) -> None:
-    """Checks that two models give out the same.
+    """Checks that two models gave the same `outputs` for one batch.
 
     Args:
-        expected: of `outputs`.
-        found: of `outputs`, for the same batch.
+        expected: by stream.
+        found: by stream.
         tolerance: largest difference, in units of the largest absolute value of the expected.
 
     Raises:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from vlp_plugins.runtime.errors import StructureError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import bare, takes_model
 from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.structured.record import Kept, Record
-from vlp_plugins.structured.sites import heads_of, scales_at_run_time, set_heads
+from vlp_plugins.structured.sites import Site, heads_of, scales_at_run_time, set_heads
 from vlp_plugins.structured.survey import Group, blocks_of, survey, uncut
 
 
@@ -72,7 +71,7 @@ def check_fits(block: Block, kept: Kept) -> None:
 
 
 def size_of(block: Block, kept: Kept) -> tuple[int, int]:
-    """Number and size of the heads that are kept; of a feed-forward block (units, 1)."""
+    """Number and size of the heads that are kept of a block; of a feed-forward block (units, 1)."""
     if not isinstance(block, Attention):
         return (block.width if kept.units is None else len(kept.units)), 1
     heads = block.heads if kept.heads is None else len(kept.heads)
@@ -80,7 +79,7 @@ def size_of(block: Block, kept: Kept) -> tuple[int, int]:
 
 
 def rows_kept(block: Block, kept: Kept) -> torch.Tensor:
-    """Rows of the inner layers, which are columns of the output, that are kept; int64, ascending.
+    """The rows of the inner layers (columns of the output) that are kept, int64, ascending.
 
     Row `h * head_dim + d` is dimension `d` of head `h`.
     """
@@ -97,13 +96,6 @@ def rows_kept(block: Block, kept: Kept) -> torch.Tensor:
         ],
         device="cpu",
     )
-
-
-def rows_removed(block: Block, kept: Kept) -> torch.Tensor:
-    """The other rows; int64, ascending."""
-    removed = torch.ones(block.width, dtype=torch.bool, device="cpu")
-    removed[rows_kept(block, kept)] = False
-    return removed.nonzero().flatten()
 
 
 def _check_range(block: Block, what: str, indices: tuple[int, ...] | None, count: int) -> None:
@@ -133,7 +125,7 @@ def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
     """Removes all that a record does not keep, in place.
 
     Parameters stay the objects that they are, with fewer elements: ties survive. Gradients are
-    dropped; an optimizer made before holds averages of the old shapes, so make it anew. Networks
+    dropped; an optimizer made before holds averages of the old shapes: make a new one. Networks
     that follow others are cut alike. The factor of attention scores stays that of the uncut heads:
     where a module computes it from their size, its query is rescaled instead.
 
@@ -156,62 +148,48 @@ def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
 
 @torch.no_grad()
 def shrink(model: nn.Module, block: Block, kept: Kept, *, rescale: bool = True) -> None:
-    """Cuts one block, and its copies in networks that follow.
+    """Cuts one block, as it is now, and its copies in networks that follow.
 
-    Args:
-        model: that has the block.
-        block: as it is now.
-        kept: of it.
-        rescale: whether to rescale queries; False for layers whose values come from a cut model.
+    `rescale=False` leaves queries alone: the layers' values come from a cut model.
     """
     rows = rows_kept(block, kept)
     if len(rows) == block.width:
         return
-    _keep_rows([linears_of(model, part) for part in block.inner], rows)
-    _keep_columns(linears_of(model, block.output), rows)
+    _keep(block, rows, lambda part: linears_of(model, part))
     setattr(model, REBUILT, True)
     if isinstance(block, Attention):
-        heads, size = size_of(block, kept)
         holders = (*block.modules, *block.followers)
-        if rescale and size != block.head_dim:
-            queries = (*block.query.paths, *block.query.followers)
-            rescale_queries(model, holders, queries, block.head_dim, size)
+        queries = (*block.query.paths, *block.query.followers)
+        heads, size = size_of(block, kept)
+        if rescale:
+            _rescale_queries(model, holders, queries, block.head_dim, size)
         for path in holders:
             set_heads(model.get_submodule(path), heads, size)
 
 
 @torch.no_grad()
 def shrink_followers(model: nn.Module, blocks: Iterable[Block], record: Mapping[str, Kept]) -> None:
-    """Cuts only the copies in networks that follow; `patch` sets their heads.
+    """Cuts only the copies of blocks in networks that follow; `patch` sets their heads.
 
-    Args:
-        model: whose own layers somebody else cuts (Torch-Pruning, which traces no followers).
-        blocks: as they were before.
-        record: in their coordinates.
+    For models whose own layers are cut by other means: Torch-Pruning traces no followers. Blocks
+    and record are those of the model before.
     """
     for block in blocks:
         if block.name in record:
             rows = rows_kept(block, record[block.name])
-            _keep_rows([_followers_of(model, part) for part in block.inner], rows)
-            _keep_columns(_followers_of(model, block.output), rows)
+            _keep(block, rows, lambda part: [_linear(model, path) for path in part.followers])
 
 
 @torch.no_grad()
-def rescale_queries(
+def _rescale_queries(
     model: nn.Module, holders: Iterable[str], queries: Iterable[str], old: int, new: int
 ) -> None:
     """Undoes what another size of heads does to scores that are divided by its root at run time.
 
-    `q k / sqrt(old)` is `(q sqrt(new / old)) k / sqrt(new)`. Modules that keep their factor need
-    nothing.
-
-    Args:
-        model: that has the modules.
-        holders: paths of the attention modules.
-        queries: path of the query layer of each.
-        old: size of a head before.
-        new: size of a head now.
+    `q k / sqrt(old)` is `(q sqrt(new / old)) k / sqrt(new)`.
     """
+    if old == new:
+        return
     linears = [
         _linear(model, query)
         for holder, query in zip(holders, queries, strict=True)
@@ -223,32 +201,28 @@ def rescale_queries(
 
 def linears_of(model: nn.Module, part: Part) -> list[nn.Linear]:
     """The layers at all paths of a part, those of followers included."""
-    return [*(_linear(model, path) for path in part.paths), *_followers_of(model, part)]
+    return [_linear(model, path) for path in (*part.paths, *part.followers)]
 
 
-def _followers_of(model: nn.Module, part: Part) -> list[nn.Linear]:
-    return [_linear(model, path) for path in part.followers]
-
-
-def _keep_rows(parts: Iterable[Sequence[nn.Linear]], rows: torch.Tensor) -> None:
-    for linears in parts:
-        for parameter in _distinct(linears):
+def _keep(block: Block, rows: torch.Tensor, linears: Callable[[Part], list[nn.Linear]]) -> None:
+    """Keeps these rows of the inner layers and columns of the output; `linears` says of which."""
+    for part in block.inner:
+        layers = linears(part)
+        for parameter in _distinct(layers):
             _take(parameter, 0, rows)
-        for linear in linears:
+        for linear in layers:
             linear.out_features = len(rows)
-
-
-def _keep_columns(linears: Sequence[nn.Linear], rows: torch.Tensor) -> None:
-    for parameter in {id(linear.weight): linear.weight for linear in linears}.values():
-        _take(parameter, 1, rows)
-    for linear in linears:
+    layers = linears(block.output)
+    for weight in {id(linear.weight): linear.weight for linear in layers}.values():
+        _take(weight, 1, rows)
+    for linear in layers:
         linear.in_features = len(rows)
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear:
     module = model.get_submodule(path)
     if not isinstance(module, nn.Linear):
-        raise UnsupportedError(f"{path} is a {type(module).__name__} and no Linear layer any more")
+        raise StructureError(f"{path} is a {type(module).__name__} and no Linear layer any more")
     return module
 
 
@@ -271,17 +245,6 @@ def _take(parameter: torch.Tensor, dim: int, rows: torch.Tensor) -> None:
     parameter.data = taken
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What the modules at `holders` should say; `queries` are their query layers."""
-
-    holders: list[str]
-    queries: list[str]
-    heads: int
-    old: int
-    new: int
-
-
 @takes_model
 def patch(model: nn.Module, adapter: Adapter, heads: Mapping[str, int] | None = None) -> None:
     """Makes number and size of heads agree with the layers as they are now.
@@ -298,42 +261,38 @@ def patch(model: nn.Module, adapter: Adapter, heads: Mapping[str, int] | None = 
     Raises:
         StructureError: if the layers' sizes cannot be explained; nothing was changed then.
     """
-    groups = [g for g in survey(model, adapter).groups if g.sites[0].kind == "attention"]
+    groups = [g for g in survey(model, adapter)[0] if g.sites[0].kind == "attention"]
     known = heads or {}
-    changes = [_change(model, group, known.get(group.name)) for group in groups]
-    for change in changes:
+    for change in [_change(model, group, known.get(group.name)) for group in groups]:
         if change is None:
             continue
-        if change.old != change.new:
-            rescale_queries(model, change.holders, change.queries, change.old, change.new)
+        sites, count, old, new = change
+        holders = [site.holder for site in sites]
+        _rescale_queries(model, holders, [site.inner[0] for site in sites], old, new)
         setattr(model, REBUILT, True)
-        for holder in change.holders:
-            set_heads(model.get_submodule(holder), change.heads, change.new)
+        for holder in holders:
+            set_heads(model.get_submodule(holder), count, new)
 
 
-def _change(model: nn.Module, group: Group, given: int | None) -> _Change | None:
-    """What must be set; None if layers and attributes agree."""
-    places = (*group.sites, *group.followers)
-    width = _width(model, places[0].output)
-    before = heads_of(model.get_submodule(places[0].holder), width)
+def _change(
+    model: nn.Module, group: Group, given: int | None
+) -> tuple[list[Site], int, int, int] | None:
+    """Where heads must be set, how many, and their size before and now; None if all agree."""
+    sites = (*group.sites, *group.followers)
+    width = _linear(model, sites[0].output).in_features
+    before = heads_of(model.get_submodule(sites[0].holder), width)
     if before is None or (before[0] * before[1] == width and given in (None, before[0])):
         return None
     count, size = before
     heads = given or _guessed(group.name, count, size, width)
     if width % heads:
         raise StructureError(f"{group.name!r} is {width} wide now, which is not {heads} heads")
-    changed = [place for place in places if _width(model, place.output) == width]
-    return _Change(
-        [place.holder for place in changed],
-        [place.inner[0] for place in changed],
-        heads,
-        size,
-        width // heads,
-    )
+    changed = [site for site in sites if _linear(model, site.output).in_features == width]
+    return changed, heads, size, width // heads
 
 
 def _guessed(name: str, count: int, size: int, width: int) -> int:
-    """The number of heads, if the new width tells whether heads or dimensions went."""
+    """The number of heads, if the new width shows whether heads or dimensions went."""
     whole, narrower = width % size == 0, width % count == 0
     if whole == narrower:
         why = "both fit" if whole else "neither fits"
@@ -344,16 +303,9 @@ def _guessed(name: str, count: int, size: int, width: int) -> int:
     return width // size if whole else count
 
 
-def _width(model: nn.Module, path: str) -> int:
-    linear = model.get_submodule(path)
-    if not isinstance(linear, nn.Linear):
-        raise StructureError(f"{path} is a {type(linear).__name__} and no Linear layer any more")
-    return linear.in_features
-
-
 @contextmanager
 def masked(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> Iterator[None]:
-    """Zeroes in the uncut model what a record removes; values return when the block ends.
+    """Zeros in the uncut model what a record removes; values return when the block ends.
 
     Zero columns of the output layer silence a unit, a head, or the value dimensions of one. Of a
     dimension of a head that stays, the query's row and bias are zero too, as the product with any
@@ -371,8 +323,15 @@ def masked(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> It
     model = bare(model)
     saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     try:
-        for block, kept in fitting(model, adapter, record):
-            _zero(model, block, rows_removed(block, kept), saved)
+        with torch.no_grad():
+            for block, kept in fitting(model, adapter, record):
+                removed = torch.ones(block.width, dtype=torch.bool, device="cpu")
+                removed[rows_kept(block, kept)] = False
+                for parameter, dim in _silencing(model, block):
+                    if id(parameter) not in saved:
+                        saved[id(parameter)] = (parameter, parameter.detach().clone())
+                        rows = removed.nonzero().flatten().to(parameter.device)
+                        parameter.index_fill_(dim, rows, 0)
         yield
     finally:
         with torch.no_grad():
@@ -380,23 +339,13 @@ def masked(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> It
                 parameter.copy_(values)
 
 
-@torch.no_grad()
-def _zero(
-    model: nn.Module,
-    block: Block,
-    rows: torch.Tensor,
-    saved: dict[int, tuple[torch.Tensor, torch.Tensor]],
-) -> None:
-    silenced: list[tuple[torch.Tensor, int]] = [
-        (linear.weight, 1) for linear in linears_of(model, block.output)
-    ]
+def _silencing(model: nn.Module, block: Block) -> Iterator[tuple[torch.Tensor, int]]:
+    """The parameters whose zeros silence parts of a block, and the dimension to index."""
+    for linear in linears_of(model, block.output):
+        yield linear.weight, 1
     if isinstance(block, Attention):
-        for linear in linears_of(model, block.query):
-            silenced += [(p, 0) for p in (linear.weight, linear.bias) if p is not None]
-    for parameter, dim in silenced:
-        if id(parameter) not in saved:
-            saved[id(parameter)] = (parameter, parameter.detach().clone())
-            parameter.index_fill_(dim, rows.to(parameter.device), 0)
+        for parameter in _distinct(linears_of(model, block.query)):
+            yield parameter, 0
 
 
 @takes_model

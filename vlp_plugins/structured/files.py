@@ -1,7 +1,7 @@
 """A folder with a structurally pruned model: configuration, record of the cut, values.
 
 `config.json` describes the uncut model, `vlp_structure.json` what was kept of it, and one
-safetensors file has the values. Its name is not that of transformers, so that nobody loads it
+safetensors file has the values. Its name is not that of transformers, so that it is never loaded
 into the uncut model.
 """
 
@@ -38,7 +38,7 @@ WEIGHTS = Format(
     "vlp_structured",
     SCHEMA,
     StructureError,
-    "copy the whole folder again, or prune and save anew",
+    "copy the whole folder again, or prune and save again",
 )
 
 
@@ -61,10 +61,10 @@ class Structure:
     history: Any = None
 
     def digest(self, folder: Path) -> str:
-        """Hash of what says what the values mean: model, adapter, record, and `config.json`.
+        """Hash of all that gives the values their meaning: this, and `config.json`.
 
-        The values' file carries it, because a record or a configuration of other heads may fit the
-        same shapes.
+        The file of values carries it, because a record or a configuration of other heads may fit
+        the same shapes.
         """
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         means = [self.model, self.adapter, self.settings, self.record.to_json(), config]
@@ -119,66 +119,15 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in [*model.named_parameters(), *model.named_buffers()]}
 
 
-def write_structure(folder: Path, structure: Structure) -> None:
-    """Writes `vlp_structure.json` into a folder that is not seen yet."""
-    content = {
-        "schema": SCHEMA,
-        "made_by": made_by(),
-        "versions": versions(),
-        "model": structure.model,
-        "adapter": structure.adapter,
-        "settings": structure.settings,
-        "record": structure.record.to_json(),
-        "history": structure.history,
-    }
-    write_text(folder / STRUCTURE_FILE, json.dumps(content) + "\n")
+_MODULE = "module"
+"""The name of a `ModuleAdapter`, which any module can have."""
 
 
-MODULE = "module"
-
-
-@takes_model
-def adapter_of(model: nn.Module) -> Adapter:
-    """The adapter that claims a model.
-
-    Raises:
-        UnclaimedModelError: if none does.
-    """
-    return registry().adapter_for(model)
-
-
-def candidates(name: str) -> list[Adapter]:
-    """The adapter of that name; for that of any module, all, as any may know the model's class.
-
-    Raises:
-        UnknownNameError: if there is no adapter of that name.
-    """
+def _candidates(name: str) -> list[Adapter]:
+    """The adapter of that name; for that of any module, all, as any may know the model's class."""
     known = registry()
-    names = known.adapter_names() if name == MODULE else [name]
+    names = known.adapter_names() if name == _MODULE else [name]
     return [known.adapter(each) for each in names]
-
-
-@takes_model
-def recalled(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
-    """The adapter of that name for a model.
-
-    Args:
-        model: what it describes.
-        name: of a family's adapter, or `module` for a `ModuleAdapter`.
-        settings: `Adapter.settings` of a `ModuleAdapter`.
-
-    Raises:
-        UnknownNameError: if there is no adapter of that name.
-        UnsupportedError: if a `ModuleAdapter` with these settings does not fit the model.
-    """
-    if name != MODULE:
-        return candidates(name)[0]
-    try:
-        return ModuleAdapter(model, **settings)
-    except TypeError as error:
-        raise UnsupportedError(
-            f"no ModuleAdapter has these settings ({error}); {WEIGHTS.remedy}"
-        ) from error
 
 
 @neutral_state()
@@ -195,14 +144,14 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     """
     folder = Path(folder)
     structure = read_structure(folder)
-    model = unfilled_model(str(folder), candidates(structure.adapter))
+    model = unfilled_model(str(folder), _candidates(structure.adapter))
     adapter = _cut(model, structure)
     tensors, header = read_artifact(folder / WEIGHTS_FILE, WEIGHTS)
     _fill(model, tensors, folder / WEIGHTS_FILE)
     if header.get("structure") != structure.digest(folder):
         raise StructureError(
             f"{folder / WEIGHTS_FILE} was written with another {STRUCTURE_FILE} or config.json "
-            f"than lie beside it; {WEIGHTS.remedy}"
+            f"than lie next to it; {WEIGHTS.remedy}"
         )
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
@@ -212,39 +161,36 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     return model.eval(), adapter
 
 
-def check_leads_to(folder: Path, structure: Structure, model: nn.Module) -> None:
-    """Checks that configuration and record make a model of the shapes of this one.
-
-    Raises:
-        StructureError: if they do not.
-        UnsupportedError: if the configuration makes no such model.
-    """
-    made = meta_model(str(folder), candidates(structure.adapter))
-    _cut(made, structure)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state_of(made).items()}
-    _check_shapes(shapes, state_of(model), "the model", _optional(made))
-
-
 def _cut(model: nn.Module, structure: Structure) -> Adapter:
     """Gives an uncut model the sizes of the cut one; its values mean nothing yet."""
     if type(model).__name__ != structure.model:
         raise UnsupportedError(
             f"the configuration makes a {type(model).__name__}, but the pruned model is a "
             f"{structure.model}; only classes of transformers and of installed adapters can be "
-            "made anew"
+            "made again"
         )
-    adapter = recalled(model, structure.adapter, structure.settings)
+    adapter = _adapter_for(model, structure)
     prepare(model, adapter)
     for block, kept in fitting(model, adapter, structure.record):
         shrink(model, block, kept, rescale=False)
     return adapter
 
 
+def _adapter_for(model: nn.Module, structure: Structure) -> Adapter:
+    if structure.adapter != _MODULE:
+        return registry().adapter(structure.adapter)
+    try:
+        return ModuleAdapter(model, **structure.settings)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"no ModuleAdapter has these settings ({error}); {WEIGHTS.remedy}"
+        ) from error
+
+
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Puts values in place of those that were never set; tied parameters stay one object."""
+    _check_shapes(model, tensors, str(path))
     own = state_of(model)
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    _check_shapes(shapes, tensors, str(path), _optional(model))
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name in parameters:
@@ -254,12 +200,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
             model.get_submodule(module)._buffers[buffer] = tensor
 
 
-def _check_shapes(
-    wanted: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, Tensor],
-    what: str,
-    optional: set[str],
-) -> None:
+def _check_shapes(made: nn.Module, found: Mapping[str, Tensor], what: str) -> None:
+    """Checks that these are the tensors of a model made from configuration and record."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in state_of(made).items()}
+    # Buffers that the configuration alone decides: other versions of the model may have others.
+    optional = {name for name, _ in made.named_buffers()} - set(made.state_dict())
     lacking = sorted(wanted.keys() - found.keys() - optional)
     surplus = sorted(found.keys() - wanted.keys())
     for verb, names in (("lacks", lacking), ("has, unknown to its configuration,", surplus)):
@@ -276,11 +221,6 @@ def _check_shapes(
             )
 
 
-def _optional(model: nn.Module) -> set[str]:
-    """Buffers that the configuration alone decides: other versions may have others."""
-    return {name for name, _ in model.named_buffers()} - set(model.state_dict())
-
-
 @takes_model
 def save_structured(
     model: nn.Module,
@@ -291,14 +231,14 @@ def save_structured(
     source: str | None = None,
     history: Any = None,
 ) -> None:
-    """Writes a cut model so that `rebuild` makes it anew. The folder appears whole or not at all.
+    """Writes a cut model so that `rebuild` can load it. The folder appears whole or not at all.
 
     Args:
         model: of transformers or of ours, cut by `record`.
         folder: a new one.
         record: all that was kept, in coordinates of the model of its configuration: of several
             steps their `Record.compose`.
-        adapter: of the model; None asks all.
+        adapter: of the model; None takes the one that claims it.
         source: where the uncut model came from; its tokenizer and processor files are copied.
         history: how the record came about, for the reader; anything that JSON can keep.
 
@@ -311,10 +251,10 @@ def save_structured(
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "save_pretrained"):
         raise UnsupportedError(
-            f"{type(model).__name__} has no configuration of transformers to make it anew from; "
+            f"{type(model).__name__} has no configuration of transformers to rebuild it from; "
             "save the record (Record.to_json) and the state in your own code"
         )
-    adapter = adapter or adapter_of(model)
+    adapter = adapter or registry().adapter_for(model)
     structure = Structure(
         type(model).__name__, adapter.name, adapter.settings(), Record(record), history
     )
@@ -325,8 +265,20 @@ def save_structured(
         generation: Any = getattr(model, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(temporary)
-        check_leads_to(temporary, structure, model)
-        write_structure(temporary, structure)
+        made = meta_model(str(temporary), _candidates(structure.adapter))
+        _cut(made, structure)
+        _check_shapes(made, state_of(model), "the model")
+        content = {
+            "schema": SCHEMA,
+            "made_by": made_by(),
+            "versions": versions(),
+            "model": structure.model,
+            "adapter": structure.adapter,
+            "settings": structure.settings,
+            "record": structure.record.to_json(),
+            "history": structure.history,
+        }
+        write_text(temporary / STRUCTURE_FILE, json.dumps(content) + "\n")
         header = {"structure": structure.digest(temporary)}
         write_artifact(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), header)
         copy_companions(source, temporary)

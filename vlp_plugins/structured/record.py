@@ -33,7 +33,7 @@ class Kept:
     units: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Makes tuples of what may be lists or tensors; checks what can be without a block."""
+        """Makes tuples of sequences; checks what can be checked without a block."""
         for name in _FIELDS:
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _whole(name, given, nested=name == "dims"))
@@ -92,7 +92,7 @@ class Record(Mapping[str, Kept]):
     """Canonical block name -> `Kept`. A block that is not named is whole.
 
     Attributes:
-        adapter: name of the adapter whose block names these are; None if nobody says.
+        adapter: name of the adapter whose block names these are; None if unknown.
     """
 
     def __init__(
@@ -116,13 +116,10 @@ class Record(Mapping[str, Kept]):
         return f"Record({self._kept!r})"
 
     def compose(self, later: Record) -> Record:
-        """One record of two steps, in coordinates of the model before the first.
-
-        Args:
-            later: in coordinates of the model that this record left.
+        """One record of this step and a later one, in coordinates of the model before both.
 
         Raises:
-            StructureError: if it names what is no longer there, or is of another adapter.
+            StructureError: if `later` names what is no longer there, or is of another adapter.
         """
         if later.adapter is not None:
             self.check_adapter(later.adapter)
@@ -142,6 +139,10 @@ class Record(Mapping[str, Kept]):
                 "family"
             )
 
+    def heads(self) -> dict[str, int]:
+        """The number of heads of every attention block that lost something, for `patch`."""
+        return {name: len(kept.heads) for name, kept in self.items() if kept.heads is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Lists and numbers that JSON can keep."""
         return {
@@ -158,7 +159,17 @@ class Record(Mapping[str, Kept]):
         """
         if not isinstance(data, Mapping):
             raise StructureError(f"a record is a mapping of block names; this is {data!r:.80}")
-        return cls((str(name), _kept_of(str(name), value)) for name, value in data.items())
+        found = {}
+        for name, given in data.items():
+            if not isinstance(given, Mapping) or set(given) - set(_FIELDS):
+                raise StructureError(
+                    f"block {name!r} should have {', '.join(_FIELDS)}; it has {given!r:.80}"
+                )
+            try:
+                found[str(name)] = Kept(**given)
+            except StructureError as error:
+                raise StructureError(f"block {name!r}: {error}") from error
+        return cls(found)
 
 
 def _whole(name: str, given: Any, *, nested: bool) -> tuple[Any, ...]:
@@ -173,28 +184,6 @@ def _whole(name: str, given: Any, *, nested: bool) -> tuple[Any, ...]:
         raise StructureError(
             f"{name} should be whole numbers ({error}); they are {given!s:.80}"
         ) from error
-
-
-def _kept_of(name: str, data: object) -> Kept:
-    if not isinstance(data, Mapping) or (unknown := set(data) - set(_FIELDS)):
-        what = f"{data!r:.80}" if not isinstance(data, Mapping) else f"{sorted(unknown)}"
-        raise StructureError(f"block {name!r} should have {', '.join(_FIELDS)}; it has {what}")
-    heads, dims, units = (data.get(field) for field in _FIELDS)
-    if dims is not None and not isinstance(dims, list | tuple):
-        raise StructureError(f"dims of block {name!r} should be lists; they are {dims!r:.80}")
-    return Kept(
-        _indices(name, heads),
-        None if dims is None else tuple(_indices(name, each) or () for each in dims),
-        _indices(name, units),
-    )
-
-
-def _indices(name: str, data: object) -> tuple[int, ...] | None:
-    if data is None:
-        return None
-    if not isinstance(data, list | tuple) or any(type(each) is not int for each in data):
-        raise StructureError(f"block {name!r} should list whole numbers; it has {data!r:.80}")
-    return tuple(data)
 
 
 def _taken(values: tuple[T, ...], indices: tuple[int, ...] | None) -> tuple[T, ...]:

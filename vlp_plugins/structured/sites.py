@@ -1,16 +1,14 @@
 """Attention and feed-forward modules of a model that can be cut, and their attributes.
 
-The names are those of transformers 5. A module that keeps no factor for its scores computes it from
-the size of the heads whenever it runs.
-
-The names are those of transformers; classes do not matter, so families without an adapter are
-found too. What looks like a block and cannot be cut is told with the reason.
+They are found by the names of transformers 5; classes do not matter, so families without an adapter
+are found too. A module without a factor for its scores computes it from the size of the heads
+whenever it runs.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,9 +25,7 @@ _ROTARY = ("position_embeddings", "rotary_pos_emb", "freqs_cis")
 def heads_of(module: nn.Module, width: int) -> tuple[int, int] | None:
     """Number and size of the heads, as the module's attributes say; None if they do not.
 
-    Args:
-        module: that computes the attention.
-        width: of its layers, which tells the number where only the size is an attribute.
+    Where only the size is an attribute, the width of its layers gives the number.
     """
     count, size = _first(module, _COUNTS), _first(module, _SIZES)
     if size is None or size < 1:
@@ -65,7 +61,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> int | None:
 _SEPARATE = ("q_proj", "k_proj", "v_proj")
 _OUTPUTS = ("out_proj", "o_proj", "projection")
 _BERT = ("query", "key", "value")
-_BERT_INNER = ("self", "attention")  # beside `output.dense`
+_BERT_INNER = ("self", "attention")  # next to `output.dense`
 _FFN = (
     (("fc1",), "fc2"),
     (("gate_proj", "up_proj"), "down_proj"),
@@ -84,8 +80,8 @@ class Site:
         path: of the module that holds it.
         inner: paths of the layers whose rows are cut.
         output: path of the layer whose columns are cut.
-        holder: path of the module with number and size of the heads; of a feed-forward block that
-            of the module itself.
+        holder: path of the module with number and size of the heads, or that of the layers of a
+            feed-forward block.
     """
 
     kind: Kind
@@ -96,7 +92,7 @@ class Site:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Paths of all layers."""
+        """Paths of all layers, the output last."""
         return (*self.inner, self.output)
 
     def moved(self, old: str, new: str) -> Site:
@@ -108,44 +104,33 @@ class Site:
         return Site(self.kind, path, tuple(inner), output, holder)
 
 
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Something that looks like a block and cannot be cut."""
-
-    path: str
-    reason: str
-
-
-def find_sites(model: nn.Module) -> tuple[list[Site], list[Obstacle]]:
-    """Every block in the order of its layers, and what cannot be cut.
+def find_sites(model: nn.Module) -> tuple[list[Site], dict[str, str]]:
+    """Every block in the order of its layers, and path -> reason of what cannot be cut.
 
     A block that is reached by several paths is found at each.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    order = {path: index for index, path in enumerate(modules)}
-    found = list(_find(modules))
-    sites = [each for each in found if isinstance(each, Site)]
-    obstacles = [each for each in found if isinstance(each, Obstacle)]
-    return sorted(sites, key=lambda site: order[site.inner[0]]), obstacles
-
-
-def _find(modules: Mapping[str, nn.Module]) -> Iterator[Site | Obstacle]:
+    sites: list[Site] = []
+    obstacles: dict[str, str] = {}
     for path, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
-            reason = "nn.MultiheadAttention keeps query, key and value in one bare tensor"
-            yield Obstacle(path, reason)
+            obstacles[path] = "nn.MultiheadAttention keeps query, key and value in one bare tensor"
             continue
         fused = next((name for name in _FUSED if isinstance(_child(module, name), nn.Linear)), None)
         if fused is not None:
-            reason = (
+            obstacles[path] = (
                 f"{fused} holds several projections in one layer; prepare(model, adapter) splits "
                 "those that the adapter knows"
             )
-            yield Obstacle(path, reason)
         for site in (_attention(path, module), _ffn(path, module)):
-            if site is not None:
-                hindrance = _obstacle(site, modules)
-                yield Obstacle(path, hindrance) if hindrance else site
+            if site is None:
+                continue
+            if reason := _obstacle(site, modules):
+                obstacles[path] = reason
+            else:
+                sites.append(site)
+    order = {path: index for index, path in enumerate(modules)}
+    return sorted(sites, key=lambda site: order[site.inner[0]]), obstacles
 
 
 def _attention(path: str, module: nn.Module) -> Site | None:
@@ -171,7 +156,7 @@ def _ffn(path: str, module: nn.Module) -> Site | None:
 
 
 def _obstacle(site: Site, modules: Mapping[str, nn.Module]) -> str | None:
-    """Why a block cannot be cut, as far as its own modules tell; None if it can."""
+    """Why a block cannot be cut, as far as its own modules show; None if it can."""
     linears: list[nn.Linear] = []
     for path in site.linears:
         linear = modules[path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -21,33 +21,27 @@ def blocks_of(model: nn.Module, adapter: Adapter) -> list[Block]:
     """Every block that can be cut, in the order of its layers in the model.
 
     Tied blocks are one block with several paths. Blocks of which the adapter prunes nothing are
-    left out, as are those of `uncut`.
-
-    Args:
-        model: whose fused projections are split already; see `prepare`.
-        adapter: of the model.
+    left out, as are those of `uncut`; fused projections must be split first (`prepare`).
 
     Raises:
         StructureError: if an attention block's layers are not as wide as its attributes say.
     """
-    return [_block(model, group) for group in survey(model, adapter).groups]
+    return [_block(model, group) for group in survey(model, adapter)[0]]
 
 
-@takes_model
 def uncut(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """What looks like a block and is not among `blocks_of`: module path -> reason."""
-    return survey(model, adapter).obstacles
+    return survey(model, adapter)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The places of one block.
+    """The places of one block, under its canonical name.
 
     Attributes:
         sites: several if it is tied.
         weights: of its layers in the order of `Site.linears`; None where nothing is pruned.
-        followers: for each site where the block is in a network that follows.
-        name: canonical name.
+        followers: its sites in networks that follow.
     """
 
     sites: tuple[Site, ...]
@@ -56,29 +50,27 @@ class Group:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What was found in a model."""
-
-    groups: list[Group]
-    obstacles: dict[str, str]
-
-
 @takes_model
-def survey(model: nn.Module, adapter: Adapter) -> Survey:
-    """Finds the places of blocks, joins tied ones, and names them."""
+def survey(model: nn.Module, adapter: Adapter) -> tuple[list[Group], dict[str, str]]:
+    """The places of every block, tied ones joined, and what `uncut` returns."""
     weights = {
         alias: weight
         for weight in WeightMap.of(model, adapter).values()
         for alias in weight.aliases
     }
+    # Equal for the paths of one weight: its canonical name, else the parameter itself.
+    keys: dict[str, object] = {
+        path: weights[path].name if path in weights else id(parameter)
+        for path, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    users: dict[object, set[str]] = {}
+    for path, each in keys.items():
+        users.setdefault(each, set()).add(path)
     tied: dict[tuple[object, ...], list[Site]] = {}
-    found, hindered = find_sites(model)
-    obstacles = {obstacle.path: obstacle.reason for obstacle in hindered}
+    found, obstacles = find_sites(model)
     for site in found:
-        tied.setdefault(tuple(_keys(model, site, weights)), []).append(site)
+        tied.setdefault(tuple(keys[f"{path}.weight"] for path in site.linears), []).append(site)
     rules = [(re.compile(rule.pattern), rule.reason) for rule in adapter.exclusions(model)]
-    users = _users(model, weights)
     following = adapter.followers(model)
     groups = []
     for key, sites in tied.items():
@@ -95,7 +87,12 @@ def survey(model: nn.Module, adapter: Adapter) -> Survey:
         else:
             name = _name(sites[0], [weight.name for weight in known if weight])
             groups.append(Group(tuple(sites), known, tuple(_followers(sites, following)), name))
-    return Survey(_uniquely_named(groups), obstacles)
+    names = [group.name for group in groups]
+    groups = [
+        group if names.count(group.name) == 1 else replace(group, name=group.sites[0].path)
+        for group in groups
+    ]
+    return groups, obstacles
 
 
 def _block(model: nn.Module, group: Group) -> Block:
@@ -110,12 +107,12 @@ def _block(model: nn.Module, group: Group) -> Block:
         for index, known in enumerate(group.weights)
     ]
     width = model.get_submodule(first.output).in_features
-    if not isinstance(width, int):
-        raise StructureError(f"{first.output} has no number of inputs")
-    common = {"name": group.name, "modality": weight.modality, "depth": weight.depth}
+    assert isinstance(width, int)  # find_sites makes sure that it is a Linear layer
     if first.kind == "ffn":
         return FeedForward(
-            **common,  # type: ignore[arg-type]
+            name=group.name,
+            modality=weight.modality,
+            depth=weight.depth,
             inner=tuple(parts[:-1]),
             output=parts[-1],
             width=width,
@@ -129,7 +126,9 @@ def _block(model: nn.Module, group: Group) -> Block:
         )
     query, key, value, output = parts
     return Attention(
-        **common,  # type: ignore[arg-type]
+        name=group.name,
+        modality=weight.modality,
+        depth=weight.depth,
         query=query,
         key=key,
         value=value,
@@ -140,22 +139,6 @@ def _block(model: nn.Module, group: Group) -> Block:
         followers=tuple(site.holder for site in group.followers),
         rotary=is_rotary(holder),
     )
-
-
-def _keys(model: nn.Module, site: Site, weights: Mapping[str, Weight]) -> Iterator[object]:
-    """Equal for layers of one weight: its canonical name, else the parameter itself."""
-    for path in site.linears:
-        weight = weights.get(f"{path}.weight")
-        yield weight.name if weight else id(model.get_parameter(f"{path}.weight"))
-
-
-def _users(model: nn.Module, weights: Mapping[str, Weight]) -> dict[object, set[str]]:
-    """Every path of every parameter, by the key of `_keys`."""
-    users: dict[object, set[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        weight = weights.get(path)
-        users.setdefault(weight.name if weight else id(parameter), set()).add(path)
-    return users
 
 
 def _outside(
@@ -190,13 +173,3 @@ def _name(site: Site, names: Sequence[str]) -> str:
         return site.path
     # BERT's two feed-forward layers have nothing in common but the transformer layer.
     return ".".join([*common, site.kind] if common[-1].isdigit() else common)
-
-
-def _uniquely_named(groups: Sequence[Group]) -> list[Group]:
-    names = [group.name for group in groups]
-    return [
-        group
-        if names.count(group.name) == 1
-        else Group(group.sites, group.weights, group.followers, group.sites[0].path)
-        for group in groups
-    ]

@@ -32,11 +32,11 @@ _HOMES = {
     "LightningEvaluator": "evaluators",
     "TransformersEvaluator": "evaluators",
     "VlpPruner": "pruner",
-    "class_names": "classes",
-    "finalize": "finalizing",
-    "masks_from_nni": "finalizing",
-    "masks_of": "finalizing",
-    "pruner_class": "classes",
+    "class_names": "pruner",
+    "finalize": "finalization",
+    "masks_from_nni": "finalization",
+    "masks_of": "finalization",
+    "pruner_class": "pruner",
 }
 __all__ = [  # and the pruners themselves, see `__dir__`
     "LightningEvaluator",
@@ -55,10 +55,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name.endswith("Pruner"):
-        classes = import_module(f"{__name__}.classes")
-        names = classes.class_names()
+        pruner = import_module(f"{__name__}.pruner")
+        names = pruner.class_names()
         if name in names:
-            return classes.pruner_class(names[name])
+            return pruner.pruner_class(names[name])
         from vlp_plugins.runtime.errors import suggest
 
         raise AttributeError(
@@ -69,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names and those of all pruners."""
-    return sorted({*__all__, *import_module(f"{__name__}.classes").class_names()})
+    return sorted({*__all__, *import_module(f"{__name__}.pruner").class_names()})

@@ -32,7 +32,7 @@ class TrialRecord:
         target: the sparsity asked for, as it names the mask file.
         sparsity: the fraction of the prunable weights that is removed.
         metric: `recall` or `loss`.
-        results: by steps of fine-tuning, from 0 on, the figures of `Yardstick.measure`.
+        results: by steps of fine-tuning, from 0 on, the figures of `trial.measure`.
     """
 
     experiment: str
@@ -99,7 +99,7 @@ class FinishedTrial:
 
     @property
     def value(self) -> float:
-        """What the tuner was told; the higher, the better."""
+        """The result that the tuner got; the higher, the better."""
         return float(self.record.final["default"])
 
 
@@ -140,7 +140,7 @@ def best_trial(
     Args:
         trials: of one experiment.
         min_sparsity: only trials that remove at least this fraction; None: all. A search that
-            draws the sparsity finds the lowest one best, of course.
+            draws the sparsity finds the lowest one best.
 
     Raises:
         DataError: if none is as sparse, or they were measured in different ways.
@@ -160,8 +160,7 @@ def export_trial(trial: FinishedTrial, out: str | Path) -> Path:
     """Copies masks, recipe and report of a trial to a new folder, whole or not at all.
 
     Raises:
-        DataError: if there is a link in the trial's folder: none was written there, and what it
-            leads to is not of the trial.
+        DataError: if there is a link in the trial's folder: trials write none.
         OutputError: if the folder exists or cannot be written.
     """
     check_new_folder(out)

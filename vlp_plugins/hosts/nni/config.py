@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nni.compression.base.config import (
@@ -22,13 +22,15 @@ from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, first_line, suggest
 
+_log = logging.getLogger(__name__)
+
 Spaces = Mapping[str, Mapping[str, PruningTargetSpace]]
 """NNI's target spaces: by module path, by parameter name."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """How much the weights of a scope shall lose.
+    """How much the weights of a scope lose.
 
     Attributes:
         ratio: fraction removed of all of them together.
@@ -53,7 +55,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Place:
-    """Where NNI finds a weight: one of its names.
+    """One of the names of a weight: where NNI finds it.
 
     Attributes:
         weight: canonical name.
@@ -68,13 +70,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Scope:
-    """Weights that share out one sparsity: a `global_group_id`, or one entry of `config_list`.
+    """Weights with one sparsity in all: a `global_group_id`, or one entry of `config_list`.
 
     Attributes:
         label: for messages and manifests.
         weights: canonical names.
         places: every name of every weight.
-        settings: what NNI shall know of the targets (`sparse_ratio`, ...).
+        settings: NNI's settings of the targets (`sparse_ratio`, ...).
     """
 
     label: str
@@ -97,22 +99,15 @@ class Scope:
         ]
 
     def demand(self, spaces: Spaces) -> Demand:
-        """What NNI asks for now; schedules change it as they go.
-
-        As in NNI, a ratio outside of the bounds is the nearest of them.
-        """
+        """What NNI asks for now, as schedules change it; ratios are clipped to the bounds."""
         space = spaces[self.places[0].module][self.places[0].parameter]
         most = 1.0 if space.max_sparse_ratio is None else float(space.max_sparse_ratio)
         least = float(space.min_sparse_ratio or 0.0)
         return Demand(min(most, max(least, float(space.sparse_ratio or 0.0))), most, least)
 
 
-def merged(scopes: Sequence[Scope]) -> list[Scope]:
-    """The scopes with those of one `global_group_id` made one.
-
-    Raises:
-        SparsityError: if entries of one group ask for different things.
-    """
+def _merged(scopes: Sequence[Scope]) -> list[Scope]:
+    """The scopes, those of one `global_group_id` joined."""
     found: dict[str, Scope] = {}
     for scope in scopes:
         first = found.setdefault(scope.label, scope)
@@ -123,11 +118,10 @@ def merged(scopes: Sequence[Scope]) -> list[Scope]:
                 f"entries of {scope.label} ask for {_text(first)} and for {_text(scope)}; give "
                 "all of one group the same, or use several groups"
             )
-        found[scope.label] = Scope(
-            scope.label,
-            (*first.weights, *scope.weights),
-            (*first.places, *scope.places),
-            scope.settings,
+        found[scope.label] = replace(
+            first,
+            weights=(*first.weights, *scope.weights),
+            places=(*first.places, *scope.places),
         )
     return list(found.values())
 
@@ -136,14 +130,8 @@ def _text(scope: Scope) -> str:
     return ", ".join(f"{key}={value}" for key, value in scope.settings.items())
 
 
-def reason_of(parameters: Sequence[str], model: nn.Module, adapter: Adapter) -> str:
-    """Why none of the parameters of a layer is pruned.
-
-    Args:
-        parameters: their paths.
-        model: of the layer.
-        adapter: of the model.
-    """
+def _reason_of(parameters: Sequence[str], model: nn.Module, adapter: Adapter) -> str:
+    """Why none of the parameters of a layer is pruned, by their paths."""
     names = [name for name in parameters if not name.endswith(".bias")] or [*parameters]
     for exclusion in adapter.exclusions(model) if names else ():
         if re.search(exclusion.pattern, names[0]):
@@ -151,7 +139,7 @@ def reason_of(parameters: Sequence[str], model: nn.Module, adapter: Adapter) -> 
     return "it has no weight" if not names else f"adapter {adapter.name!r} does not prune it"
 
 
-def examples_of(dense: Mapping[str, str]) -> str:
+def _examples_of(dense: Mapping[str, str]) -> str:
     """By reason one layer, and how many more there are: `: a.b and 3 more (embedding)`."""
     by_reason: dict[str, list[str]] = {}
     for path, reason in dense.items():
@@ -162,8 +150,6 @@ def examples_of(dense: Mapping[str, str]) -> str:
     ]
     return f": {', '.join(parts)}" if parts else ""
 
-
-_log = logging.getLogger(__name__)
 
 _SELECTORS = (
     "op_names",
@@ -190,19 +176,14 @@ _HINTS = {
 def read_config(
     config_list: Sequence[Mapping[str, Any]], model: nn.Module, adapter: Adapter
 ) -> list[Scope]:
-    """The scopes that a `config_list` describes.
+    """The scopes that a `config_list` of NNI describes for a model without wrappers.
 
     A weight belongs to the first entry that selects one of its names; all its names go with it.
-    Layers that the adapter does not prune are left dense where types or patterns select them.
-
-    Args:
-        config_list: as NNI takes it; not changed.
-        model: without wrappers.
-        adapter: of the model.
+    Layers that the adapter does not prune stay dense where types or patterns select them.
 
     Raises:
-        UnsupportedError: if it is not NNI's, asks for what is not offered, names a layer that
-            does not exist or is not pruned, or selects nothing.
+        UnsupportedError: if it is not NNI's, asks for what is not offered, names a layer that does
+            not exist or is not pruned, or selects nothing.
         SparsityError: if a ratio is missing, or entries of one group differ.
     """
     weights = WeightMap.of(model, adapter)
@@ -224,15 +205,15 @@ def read_config(
         if own:
             group = settings.get("global_group_id")
             label = where if group is None else f"global_group_id {group!r}"
-            places = tuple(place for weight in own for place in places_of(model, weight))
+            places = tuple(place for weight in own for place in _places_of(model, weight))
             scopes.append(Scope(label, tuple(w.name for w in own), places, settings))
     if not scopes:
         raise UnsupportedError("config_list is empty; give for instance "
                                '[{"op_types": ["Linear"], "sparse_ratio": 0.75}]')  # fmt: skip
-    return merged(scopes)
+    return _merged(scopes)
 
 
-def places_of(model: nn.Module, weight: Weight) -> list[Place]:
+def _places_of(model: nn.Module, weight: Weight) -> list[Place]:
     """Every module that holds a weight, each module once."""
     found: dict[int, Place] = {}
     for alias in weight.aliases:
@@ -267,7 +248,7 @@ def _modern(config_list: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The amounts of one entry, and nothing that would be ignored in silence."""
+    """The amounts of one entry; raises for anything that would be ignored in silence."""
     targets = list(config.get("target_names") or ["weight"])
     given = {k: v for k, v in config.items() if k not in (*_SELECTORS, "target_names")}
     by_target = given.pop("target_settings", {})
@@ -296,7 +277,7 @@ def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_amounts(given: Mapping[str, Any], where: str) -> None:
-    """Raises `SparsityError` for what a schedule would else find out in its last step."""
+    """Raises `SparsityError` for what a schedule would notice in its last step only."""
     for key in _AMOUNTS[:-1]:
         if given.get(key) is not None and not 0 <= given[key] <= 1:  # NaN is not either
             raise SparsityError(f"{where} has {key}={given[key]}; fractions lie in [0, 1]")
@@ -341,19 +322,21 @@ def _weights(
         known = [by_path[each].name for each in own if each in by_path]
         found.update(known)
         if not known and (own or path in explicit):
-            dense[path] = reason_of(own, model, adapter)
+            dense[path] = _reason_of(own, model, adapter)
     if named := [path for path in dense if path in explicit]:
         raise UnsupportedError(
             f"{where} names {named[0]!r}, which is not pruned: {dense[named[0]]}; leave it out"
         )
     if not found:
-        raise UnsupportedError(f"{where} selects no weight that can be pruned{examples_of(dense)}; "
-                               f"weights are at paths such as {next(iter(by_path))}")  # fmt: skip
+        raise UnsupportedError(
+            f"{where} selects no weight that can be pruned{_examples_of(dense)}; weights are at "
+            f"paths such as {next(iter(by_path))}"
+        )
     if dense:
         _log.warning(
             "%s selects %d layers that stay dense%s (silence this by exclude_op_names_re)",
             where,
             len(dense),
-            examples_of(dense),
+            _examples_of(dense),
         )
     return {name: weight for name, weight in weights.items() if name in found}

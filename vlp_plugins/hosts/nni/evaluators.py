@@ -1,4 +1,4 @@
-"""NNI's evaluators for transformers and Lightning, mended for the versions of today.
+"""NNI's evaluators for transformers and Lightning, adapted to today's versions of them.
 
 NNI 3.0 was written for transformers 4.2x and Lightning 1.x; under transformers 5 its evaluator
 fails to make the optimizer, to count steps and to patch the loss, and under Lightning 2 it cannot
@@ -49,12 +49,12 @@ def _steps_of(
 class TransformersEvaluator(_Transformers):
     """NNI's `TransformersEvaluator` for transformers 5, with accumulation and resuming.
 
-    Checkpoints of the trainer hold masks and dense weights of the wrapped model. To go on from one,
-    make model, pruner and evaluator as at first and give `resume_from_checkpoint`; schedules count
-    on from there.
+    Checkpoints of the trainer hold masks and dense weights of the wrapped model. To resume, make
+    model, pruner and evaluator as before and give `resume_from_checkpoint`; schedules continue
+    from there.
 
     Attributes:
-        replaying: true while schedules count the steps that a checkpoint has behind it.
+        replaying: true while schedules count the steps before a checkpoint.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TransformersEvaluator(_Transformers):
         self.trainer.add_callback(steps)
 
     def revert_optimizer_step(self) -> None:
-        """Takes all these tasks away."""
+        """Removes all these tasks."""
         for steps, *_ in self._steps:
             self.trainer.remove_callback(steps)
         self._steps.clear()
@@ -114,7 +114,7 @@ class TransformersEvaluator(_Transformers):
         self.trainer.compute_loss = types.MethodType(patched, self.trainer)
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        """Trains the bound model for so long, from the checkpoint on if there is one."""
+        """Trains the bound model up to a limit, from the checkpoint on if there is one."""
         arguments = self.trainer.args
         limits = arguments.max_steps, arguments.num_train_epochs
         if max_epochs is not None:
@@ -149,7 +149,7 @@ class LightningEvaluator(_Lightning):
     """NNI's `LightningEvaluator` for Lightning 2, whose loop takes `max_steps` elsewhere."""
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        """Trains the bound model for so long; without a limit as the trainer says."""
+        """Trains the bound model up to a limit; without one as the trainer says."""
         trainer = self.trainer.trace_copy().get()
         trainer.num_sanity_val_steps = 0
         if max_steps is not None:
@@ -163,7 +163,7 @@ class LightningEvaluator(_Lightning):
 
 @contextmanager
 def _same_masks(model: nn.Module) -> Iterator[None]:
-    """Puts the masks of all wrappers back in the end, whatever pruners make of them meanwhile."""
+    """Restores the masks of all wrappers at the end of the block."""
     kept = {
         name: buffer.clone()
         for name, buffer in model.named_buffers()

@@ -11,7 +11,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
 from vlp_plugins.hosts.nni.pruner import VlpPruner
-from vlp_plugins.hosts.nni.wrapper import restore_ties, unwrapped
+from vlp_plugins.hosts.nni.wrapper import restore_ties, unwrapped, wrappers_in
 from vlp_plugins.masks.apply import holds
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
@@ -24,8 +24,8 @@ from vlp_plugins.runtime.errors import MaskError, TieError, UnsupportedError
 def finalize(pruner: Compressor) -> nn.Module:
     """The plain pruned model: no wrapper, masks applied, ties as they were before.
 
-    NNI's `unwrap_model` alone applies no mask. What is returned can be saved by `save_pretrained`
-    or `state_dict` and is the model that the pruner was made of, changed in place. To call it again
+    NNI's `unwrap_model` alone applies no mask. The result can be saved by `save_pretrained` or
+    `state_dict`; it is the model that the pruner was made of, changed in place. A second call
     changes nothing.
 
     Args:
@@ -37,10 +37,7 @@ def finalize(pruner: Compressor) -> nn.Module:
         MaskError: if no masks were made yet, or a removed weight is not zero in the end.
         TieError: if names of one weight have different values.
     """
-    ours = ours_of(pruner)
-    if ours.masks is None:
-        raise MaskError("no masks were made yet; call compress() of the pruner first")
-    wrappers = {**ours._module_wrappers, **pruner._module_wrappers}
+    ours, _, wrappers = _compressed(pruner)
     for wrapper in wrappers.values():
         for name, space in wrapper.pruning_target_spaces.items():
             if space.type is not TargetType.PARAMETER:
@@ -54,9 +51,9 @@ def finalize(pruner: Compressor) -> nn.Module:
         if wrapper.module._modules.get("_nni_wrapper") is wrapper:
             wrapper.unwrap()
     model = ours.bound_model
-    if left := [p for p, m in model.named_modules() if "_nni_wrapper" in m._modules]:
+    if left := next(iter(wrappers_in(model)), None):
         raise UnsupportedError(
-            f"{left[0]!r} is wrapped by a compressor that was made later; finalize that one"
+            f"{left!r} is wrapped by a compressor that was made later; finalize that one"
         )
     for parameter, mask in _masked(wrappers).values():
         parameter.detach().masked_fill_(mask == 0, 0)
@@ -83,22 +80,19 @@ def masks_of(pruner: Compressor) -> Masks:
         UnsupportedError: if it is none of ours; see `masks_from_nni`.
         MaskError: if no masks were made yet.
     """
-    ours = ours_of(pruner)
-    if ours.masks is None:
-        raise MaskError("no masks were made yet; call compress() of the pruner first")
-    wrappers = {**ours._module_wrappers, **pruner._module_wrappers}
+    ours, made, wrappers = _compressed(pruner)
     masks = {
         path: {name: space.mask for name, space in wrapper.pruning_target_spaces.items()}
         for path, wrapper in wrappers.items()
     }
     with unwrapped(ours.bound_model):
         weights = WeightMap.of(ours.bound_model, ours.adapter)
-        found = _from_nni(masks, weights, ours.masks.manifest)
-        values = ours.masks.new_values
-        if values is None or found != Masks(ours.masks.packed, ours.masks.manifest):
+        found = _from_nni(masks, weights, made.manifest)
+        values = made.new_values
+        if values is None or found != Masks(made.packed, made.manifest):
             return found
         if all(holds(w.parameter, found[name], values[name]) for name, w in weights.items()):
-            return ours.masks
+            return made
     return found
 
 
@@ -116,7 +110,7 @@ def masks_from_nni(
             other targets that the adapter does not prune are left out.
         model: without wrappers.
         adapter: see `prune`.
-        method: what the masks shall say that made them.
+        method: that the manifest names.
 
     Raises:
         TieError: if two names of one weight have different masks.
@@ -126,16 +120,14 @@ def masks_from_nni(
     return _from_nni(masks, weights, Manifest.for_weights(weights, method=method))
 
 
-def ours_of(pruner: Compressor) -> VlpPruner:
-    """The pruner of ours that is meant: itself, that inside of a schedule, or one before it.
-
-    Raises:
-        UnsupportedError: if there is none.
-    """
+def _compressed(pruner: Compressor) -> tuple[VlpPruner, Masks, dict[str, ModuleWrapper]]:
+    """Our pruner (itself, that inside of a schedule, or one before it), its masks, all wrappers."""
     for each in (pruner, *pruner.fused_compressors):
-        inner = getattr(each, "bound_pruner", each)
-        if isinstance(inner, VlpPruner):
-            return inner
+        ours = getattr(each, "bound_pruner", each)
+        if isinstance(ours, VlpPruner):
+            if ours.masks is None:
+                raise MaskError("no masks were made yet; call compress() of the pruner first")
+            return ours, ours.masks, {**ours._module_wrappers, **pruner._module_wrappers}
     raise UnsupportedError(
         f"{type(pruner).__name__} is no pruner of vlp_plugins.hosts.nni, so its model was not "
         "wrapped in a way that keeps ties; for its masks call masks_from_nni(pruner.get_masks(), "
@@ -166,10 +158,7 @@ def _from_nni(
 def _masked(
     wrappers: Mapping[str, ModuleWrapper],
 ) -> dict[str, tuple[nn.Parameter, torch.Tensor]]:
-    """Path -> Parameter and mask, of wrappers that are not in their modules' place.
-
-    One path for names that share both.
-    """
+    """Path -> Parameter and mask, of wrappers that are not in place; one path for equal pairs."""
     found: dict[tuple[int, int], tuple[str, nn.Parameter, torch.Tensor]] = {}
     for path, wrapper in wrappers.items():
         for name, space in wrapper.pruning_target_spaces.items():

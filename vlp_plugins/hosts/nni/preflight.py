@@ -1,4 +1,4 @@
-"""What the trials of an experiment find when they begin, looked at in seconds before it does."""
+"""What the trials of an experiment need, checked in seconds before it starts."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _PAIRS = 2
 class Preflight:
     """Model, processor, data and files of an experiment, which no tuner may change.
 
-    The model has no values where its configuration alone tells what it is like, so what depends on
-    them shows in a trial only.
+    A model that its configuration alone describes has no values, so what depends on them shows in a
+    trial only.
 
     Attributes:
         prepared: the job of one trial, with that model.
@@ -60,11 +60,7 @@ class Preflight:
 
     @classmethod
     def of(cls, recipe: Recipe, settings: TrialSettings) -> Preflight:
-        """Opens everything that a trial does, and makes a batch of the first pairs.
-
-        Args:
-            recipe: of any trial of the experiment.
-            settings: of the same.
+        """Opens everything that a trial of the experiment does, and makes a batch of two pairs.
 
         Raises:
             VlpError: says what is missing, damaged or of another model.
@@ -90,10 +86,10 @@ class Preflight:
         return cls(job, statistics, batch)
 
     def check(self, recipe: Recipe, settings: TrialSettings) -> None:
-        """Makes sure that one trial can do what it is to do.
+        """Checks one trial.
 
         Raises:
-            VlpError: says what cannot be.
+            VlpError: says why it would fail.
         """
         check_test(recipe, settings, self._opened)
         method, targets, profile = resolve_names(recipe)
@@ -120,7 +116,7 @@ class Preflight:
             raise self._loss_error
 
     def _opened(self, source: str, data: DataRecipe) -> CaptionSource:
-        """A source, opened once: the index of a large one takes its time."""
+        """A source, opened once: indexing a large one takes long."""
         key = (source, data.split, data.image_column, data.caption_column)
         if key not in self._sources:
             self._sources[key] = source_of(source, data)
@@ -168,7 +164,7 @@ def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:
         return method.cost(job.context()).gradient_batches > 0
     except VlpError:
         raise
-    except Exception:  # it wants the values of the weights
+    except Exception:  # it needs the values of the weights
         return False
 
 

@@ -23,6 +23,7 @@ from vlp_plugins.hosts.nni.wrapper import (
     ties_of,
     unwrapped,
     wrappers_for,
+    wrappers_in,
 )
 from vlp_plugins.masks.apply import write_kept
 from vlp_plugins.masks.masks import Masks
@@ -43,17 +44,15 @@ from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import GUIDED
 
+_log = logging.getLogger(__name__)
+
 
 def check_trained(evaluator: Evaluator, weights: Sequence[Weight]) -> None:
-    """Makes sure that no pruned weight has dropped out of the evaluator's optimizers.
+    """Makes sure that the evaluator's optimizers hold every pruned weight with `requires_grad`.
 
     NNI remembers the Parameters of an optimizer by their names in the model that the evaluator was
-    first given to. Those of another model, or of a model that was wrapped meanwhile, are forgotten
-    without a word, and such weights are never trained.
-
-    Args:
-        evaluator: after the model was bound to it.
-        weights: that are pruned; those without `requires_grad` are left alone.
+    first given to. Those of another model, or of a model that was wrapped meanwhile, are dropped in
+    silence, and such weights are never trained.
 
     Raises:
         UnsupportedError: naming the first weight that no optimizer holds.
@@ -64,18 +63,18 @@ def check_trained(evaluator: Evaluator, weights: Sequence[Weight]) -> None:
     if not helpers:
         return  # DeepSpeed makes its own from all parameters
     held = {name for helper in helpers for name in _names(helper)}
-    wanting = [weight for weight in weights if weight.parameter.requires_grad]
-    missing = [weight for weight in wanting if not held.intersection(weight.aliases)]
+    trained = [weight for weight in weights if weight.parameter.requires_grad]
+    missing = [weight for weight in trained if not held.intersection(weight.aliases)]
     if not missing:
         return
     first = missing[0]
     raise UnsupportedError(
-        f"{len(missing)} of {len(wanting)} pruned weights are in no optimizer of the evaluator, "
+        f"{len(missing)} of {len(trained)} pruned weights are in no optimizer of the evaluator, "
         f"first {first.name!r} ({first.aliases[0]}), so that nothing would train them; make the "
         "optimizer of the parameters of the very model that is pruned, before any other compressor "
         "wraps it, and give the evaluator to the inner pruner: "
         "AGPPruner(MultiflowPruner(model, config_list, evaluator=evaluator), ...); for weights "
-        "that shall stay as they are call requires_grad_(False)"
+        "that should stay as they are call requires_grad_(False)"
     )
 
 
@@ -85,35 +84,19 @@ def _names(helper: Any) -> list[str]:
     return [name for group in groups for name in group["params"]]
 
 
-_log = logging.getLogger(__name__)
-
-
-def adapter_of(
+def _adapter_of(
     model: nn.Module, adapter: Adapter | str | None, evaluator: Evaluator | None
 ) -> Adapter:
-    """The adapter that is meant; any module has one.
-
-    Args:
-        model: to be pruned.
-        adapter: name or instance; None: who claims the model, else a `ModuleAdapter`.
-        evaluator: whose loss gradient methods differentiate where the model has no adapter.
-
-    Raises:
-        VlpError: see `resolve_adapter`.
-    """
+    """The adapter of a model; one that none claims gets a `ModuleAdapter` with this loss."""
     try:
         return resolve_adapter(model, adapter)
     except UnclaimedModelError:
         _log.info("no adapter claims %s; its layers go by their paths", type(model).__name__)
-        return ModuleAdapter(model, loss=loss_of(evaluator))
+        return ModuleAdapter(model, loss=_loss_of(evaluator))
 
 
-def loss_of(evaluator: Evaluator | None) -> Callable[[nn.Module, Any], torch.Tensor] | None:
-    """What an evaluator trains with; None if it does not say in a form that can be called.
-
-    Of `TorchEvaluator` the `training_step(batch, model)` that NNI documents, of
-    `TransformersEvaluator` the trainer's `compute_loss`.
-    """
+def _loss_of(evaluator: Evaluator | None) -> Callable[[nn.Module, Any], torch.Tensor] | None:
+    """What an evaluator trains with; None if that is in no form that can be called."""
     if isinstance(evaluator, TransformersEvaluator):
         trainer = evaluator.traced_trainer
         return lambda model, batch: _loss(trainer.compute_loss(model, dict(batch)))
@@ -134,7 +117,7 @@ class VlpPruner(Pruner):
     """Base of the pruners that `pruner_class` makes, one per registered method.
 
     The masks are those of `vlp_plugins.prune` on the model without wrappers, with its dense weights
-    of the moment. They hold for a weight under all its names; ties and optimizers survive.
+    as they are now. They hold for a weight under all its names; ties and optimizers survive.
 
     Attributes:
         method: registered name of the method.
@@ -164,32 +147,32 @@ class VlpPruner(Pruner):
         Args:
             model: any module; it is taken out of `torch.compile` and parallel wrappers, and so are
                 the names of its layers.
-            config_list: as NNI takes it. `sparse_ratio` is shared out among the weights of one
+            config_list: as NNI takes it. `sparse_ratio` is allocated to the weights of one
                 `global_group_id`, or of one entry; `allocation="layer"` makes every layer lose the
                 same, as NNI's own pruners do.
             evaluator: for schedules, and for other compressors that are fused with this one.
             existed_wrappers: what `from_compressor` hands over.
-            batches: calibration batches, for methods that need data; read anew for every set of
+            batches: calibration batches, for methods that need data; read again for every set of
                 masks of a schedule.
-            adapter: name or instance; None: who claims the model, else a `ModuleAdapter` with the
-                evaluator's loss.
+            adapter: name or instance; None: the one that claims the model, else a `ModuleAdapter`
+                with the evaluator's loss.
             allocation: see `prune`.
             variant: see `prune`.
             seed: see `prune`.
             **options: other keywords of `prune` and parameters of the method.
 
         Raises:
-            VlpError: if something does not fit; the model is as before then.
+            VlpError: if something does not fit; the model is unchanged then.
         """
         model = bare(model)
-        if existed := [p for p, m in model.named_modules() if "_nni_wrapper" in m._modules]:
+        if existed := next(iter(wrappers_in(model)), None):
             raise UnsupportedError(
-                f"{existed[0]!r} is wrapped by another compressor; make this pruner of it by "
+                f"{existed!r} is wrapped by another compressor; make this pruner of it by "
                 f"{type(self).__name__}.from_compressor, or finalize it first"
             )
         self.recipe = PruneRequest(self.method, batches, allocation, variant, seed, options)
         self.recipe.resolved()
-        self.adapter = adapter_of(model, adapter, evaluator)
+        self.adapter = _adapter_of(model, adapter, evaluator)
         self.scopes = read_config(config_list, model, self.adapter)
         self.given_config_list = config_list
         self.masks: Masks | None = None
@@ -230,7 +213,7 @@ class VlpPruner(Pruner):
 
     @neutral_state()
     def generate_masks(self) -> NniMasks:
-        """Masks of the dense weights of the moment, at the ratios that NNI asks for now.
+        """Masks of the dense weights as they are now, at the ratios that NNI asks for now.
 
         They are kept as `masks`, too. New values of kept weights (CHITA) are written at once.
         """
@@ -258,7 +241,7 @@ class VlpPruner(Pruner):
             The model, still wrapped, and all masks; see `finalize` for the plain pruned model.
 
         Raises:
-            UnsupportedError: if there is training to do and nobody says how long, or none.
+            UnsupportedError: if there is training to do without a limit, or none.
         """
         others = len(self.fused_compressors) - 1
         if others > 0 and (self.evaluator is None or (max_steps is None and max_epochs is None)):
@@ -323,7 +306,7 @@ class VlpPruner(Pruner):
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[after_step])
 
     def _masks_from_a_checkpoint(self) -> None:
-        """What is known about masks that lie in the wrappers and were made before a checkpoint."""
+        """Leaves the masks in the wrappers as they are: a checkpoint brought them."""
         with unwrapped(self.bound_model):
             weights = WeightMap.of(self.bound_model, self.adapter)
             self.masks = untouched(weights, self.method, self.recipe.seed)
@@ -350,13 +333,10 @@ _made: dict[str, type[VlpPruner]] = {}
 
 
 def pruner_class(method: str) -> type[VlpPruner]:
-    """The pruner of a method, the same class at every call.
-
-    Args:
-        method: a registered name, of ours or an outsider's; `id*NAME` too.
+    """The pruner of a registered method, ours or an outsider's, or `id*NAME`; one class per method.
 
     Raises:
-        UnknownNameError: if nobody registered it.
+        UnknownNameError: if it is not registered.
     """
     if method not in _made:
         plain = method.removeprefix(GUIDED)

@@ -34,20 +34,19 @@ from vlp_plugins.scoring.allocation import (
 )
 from vlp_plugins.scoring.selection import Scored, Selection
 
+Parts = Sequence[tuple[Scope, Demand]]
+"""Scopes, and how much each of them loses."""
+
 
 @dataclass(frozen=True)
 class PerScope(Allocation):
-    """Another allocation inside every scope; the sparsities are those of the scopes.
+    """Another allocation (`inner`) inside every scope; the sparsities are those of the scopes.
 
     What is in no scope stays whole. One pass over the data serves all scopes.
-
-    Attributes:
-        inner: shares out within a scope.
-        parts: scopes, and what each of them shall lose.
     """
 
     inner: Allocation
-    parts: tuple[tuple[Scope, Demand], ...]
+    parts: Parts
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -95,8 +94,8 @@ class PerScope(Allocation):
         )
 
 
-def record_of(parts: Sequence[tuple[Scope, Demand]]) -> dict[str, Any]:
-    """What manifests say about scopes."""
+def record_of(parts: Parts) -> dict[str, Any]:
+    """The entry of manifests about scopes."""
     return {
         scope.label: {
             "sparse_ratio": demand.ratio,
@@ -132,8 +131,6 @@ def _with_least(scored: Scored, demand: Demand) -> dict[str, Selection]:
     return {name: found[name] for name in sizes}
 
 
-Parts = Sequence[tuple[Scope, Demand]]
-
 _OF_PRUNE = frozenset(
     name
     for name, parameter in inspect.signature(prune).parameters.items()
@@ -144,14 +141,14 @@ _OF_CONFIG = {"sparsity": "sparse_ratio", "floor": "max_sparse_ratio", "method":
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """A method and all that `prune` takes beside the sparsity.
+    """A method and all that `prune` takes besides the sparsity.
 
     Attributes:
         method: registered name.
-        batches: calibration batches, read anew for every set of masks.
-        allocation: see `prune`.
-        variant: see `prune`.
-        seed: see `prune`.
+        batches: calibration batches, read again for every set of masks.
+        allocation: as `prune` takes it.
+        variant: as `prune` takes it.
+        seed: as `prune` takes it.
         options: other keywords of `prune`, and the method's parameters.
     """
 
@@ -180,12 +177,7 @@ class PruneRequest:
         return resolve_method(self.method, self.allocation, (), parameters)
 
     def masks(self, model: nn.Module, adapter: Adapter, parts: Parts) -> Masks:
-        """Masks for all prunable weights of a model; what is in no scope stays whole.
-
-        Args:
-            model: without wrappers, with the dense weights of the moment.
-            adapter: of the model.
-            parts: scopes, and what each of them shall lose.
+        """Masks for all weights of a model without wrappers; what is in no scope stays whole.
 
         Raises:
             VlpError: see `prune`.
@@ -194,61 +186,47 @@ class PruneRequest:
         method = self.resolved()
         plain = len(parts) == 1 and not parts[0][1].even and not parts[0][1].least
         if plain and len(parts[0][0].weights) == len(weights):
-            return self._prune(model, adapter, parts[0][1])
+            return self._prune(model, adapter, method, parts[0][1])
         # Statistics of an earlier pass are of all weights, and so must be what they are used for.
         whole = self.options.get("statistics") is not None
         if (whole or not plain) and _takes_scopes(method):
             chosen = [name for scope, _ in parts for name in scope.weights]
             within = adapter if whole else Within(adapter, chosen)
             allocation = PerScope(method.allocation, tuple(parts))
-            found = [self._shared(model, within, method.with_allocation(allocation), parts)]
+            most = Demand(max(demand.ratio for _, demand in parts))  # PerScope has those that count
+            found = [self._prune(model, within, method.with_allocation(allocation), most)]
         else:
-            found = [
-                self._prune(model, Within(adapter, scope.weights), self._possible(demand, method))
-                for scope, demand in parts
-                if demand.ratio
-            ]
+            found = []
+            for scope, demand in parts:
+                if demand.ratio:
+                    self._check_possible(demand, method)
+                    found.append(self._prune(model, Within(adapter, scope.weights), method, demand))
         return _whole(found, weights, self.method, parts, self.seed)
 
-    def _prune(self, model: nn.Module, adapter: Adapter, demand: Demand) -> Masks:
+    def _prune(self, model: nn.Module, adapter: Adapter, method: Method, demand: Demand) -> Masks:
         return prune(
             model,
             self.batches,
             sparsity=demand.ratio,
-            method=self.method,
-            adapter=adapter,
-            allocation=self.allocation,
-            floor=demand.floor,
-            variant=self.variant,
-            seed=self.seed,
-            **self.options,
-        )
-
-    def _shared(self, model: nn.Module, adapter: Adapter, method: Method, parts: Parts) -> Masks:
-        """Masks of all scopes from one pass over the data."""
-        return prune(
-            model,
-            self.batches,
-            sparsity=max(demand.ratio for _, demand in parts),  # PerScope has those that count
             method=method,
             adapter=adapter,
+            floor=demand.floor,
             variant=self.variant,
             seed=self.seed,
             **{key: value for key, value in self.options.items() if key in _OF_PRUNE},
         )
 
-    def _possible(self, demand: Demand, method: Method) -> Demand:
+    def _check_possible(self, demand: Demand, method: Method) -> None:
         if demand.least:
             raise UnsupportedError(
                 f"min_sparse_ratio={demand.least:g} cannot be kept by method {self.method!r}, "
                 f"which decides by itself how much every layer loses ({type(method).__name__}); "
                 "leave it out, or give such layers an entry of their own"
             )
-        return demand
 
 
 def _takes_scopes(method: Method) -> bool:
-    """Whether one run can serve several scopes: procedures share sparsity out as they go."""
+    """Whether one run can serve several scopes: procedures allocate sparsity as they run."""
     return (
         isinstance(method, Composition)
         and method.factors is None

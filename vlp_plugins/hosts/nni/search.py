@@ -1,4 +1,4 @@
-"""Checks an experiment before it starts: its search space, its tuner, and what trials will need."""
+"""Checks an experiment before it starts: its search space, its tuner, and what trials need."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from nni.experiment.config import ExperimentConfig
+
 from vlp_plugins.hosts.nni.preflight import Preflight
 from vlp_plugins.hosts.nni.settings import NAME, TrialSettings, flattened, overlay
 from vlp_plugins.hosts.nni.trial import check_finetuning, warn_of_portal
@@ -25,7 +27,6 @@ from vlp_plugins.jobs.recipes import Recipe
 from vlp_plugins.runtime.errors import (
     RecipeError,
     UnknownNameError,
-    UnsupportedError,
     VlpError,
     first_line,
     suggest,
@@ -40,17 +41,18 @@ _TYPES = (
     "lognormal", "qlognormal",
 )  # fmt: skip
 
-
 _OPERATORS = ";&|<>()"
-"""Of a shell: what stands behind one is no longer of the command."""
+"""Of a shell: they end a command."""
 _DESCRIPTOR = re.compile(r"(?<=\s)\d+(?=[<>])")
+
+_PLACE = "; a parameter that not every pruner has belongs to its own: {_name: chita, lambda: ...}"
 
 _LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found to be right.
+    """An experiment that was checked.
 
     Attributes:
         methods: that trials may prune with.
@@ -62,7 +64,7 @@ class Checked:
 
 
 def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) -> Checked:
-    """Tries what a tuner may draw, and looks at what every trial needs; runs nothing.
+    """Tries what a tuner may draw, and checks what every trial needs; runs nothing.
 
     Every alternative of every choice and both ends of every range are tried, one at a time: names,
     parameters, types, and numbers of pairs. Model (by its configuration), processor, data and files
@@ -75,8 +77,7 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
         settings: of the trials.
 
     Raises:
-        UnsupportedError: if NNI is not installed.
-        RecipeError: says what a trial would stumble over, and where it stands.
+        RecipeError: says what would make a trial fail, and where it stands.
     """
     config = _config(Path(path))
     warn_of_portal()
@@ -101,11 +102,9 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
 def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
     """What an experiment's `trialCommand` gives to `vlp nni-trial`, and the folder it runs in.
 
-    Returns:
-        None if it runs something else.
+    None if it runs something else.
 
     Raises:
-        UnsupportedError: if NNI is not installed.
         RecipeError: if the file is no experiment, or its command no line of a shell.
     """
     config = _config(Path(path))
@@ -149,21 +148,23 @@ def _preflight(
 
 @contextmanager
 def _failing(name: str, drawn: Mapping[str, Any]) -> Iterator[None]:
-    """Says of which trial an error is."""
+    """Names the trial in an error."""
     try:
         yield
     except VlpError as error:
+        values = ", ".join(f"{key} {value}" for key, value in flattened(drawn).items())
         hint = _PLACE if isinstance(error, UnknownNameError) else ""
-        raise RecipeError(f"{name}: a trial with {_said(drawn)} fails: {error}{hint}") from error
+        raise RecipeError(
+            f"{name}: a trial with {values or 'nothing'} fails: {error}{hint}"
+        ) from error
 
 
 def draws(space: Space) -> Iterator[dict[str, Any]]:
     """Draws that together hold every alternative and every end of a range.
 
     The first alternative of everything, and for every other value one draw that differs in it.
-    Where both ends are whole and what lies between need not be, a value between is among them. In
-    the last draw the largest of all numbers meet: many batches and large ones, a floor and a
-    sparsity.
+    Where both ends are whole and what lies between need not be, a value between is among them. The
+    last draw has the largest of all numbers: many batches and large ones, a floor and a sparsity.
     """
     values = {key: _values(spec) for key, spec in space.items()}
     base = {key: found[0] for key, found in values.items()}
@@ -218,14 +219,8 @@ def _alternatives(value: Any) -> list[Any]:
 
 def _config(path: Path) -> Any:
     try:
-        from nni.experiment.config import ExperimentConfig
-    except ImportError as error:
-        raise UnsupportedError(
-            f'checking an NNI experiment needs NNI ({error}): pip install "vlp-plugins[nni]"'
-        ) from error
-    try:
         return ExperimentConfig.load(path).canonical_copy()
-    except Exception as error:  # NNI raises whatever its parsers do
+    except Exception as error:  # of any of its parsers
         raise RecipeError(f"{path} is no experiment of NNI: {first_line(error)}") from error
 
 
@@ -321,10 +316,3 @@ def _is_number(value: Any) -> bool:
 def _number_as_text(values: list[Any]) -> re.Match[str] | None:
     found = (EXPONENT.fullmatch(value) for value in values if isinstance(value, str))
     return next(filter(None, found), None)
-
-
-def _said(drawn: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in flattened(drawn).items()) or "nothing"
-
-
-_PLACE = "; a parameter that not every pruner has belongs to its own: {_name: chita, lambda: ...}"

@@ -15,7 +15,7 @@ from vlp_plugins.scoring.factors import GUIDED
 Metric = Literal["auto", "recall", "loss"]
 
 PAIRS = 512
-"""How many pairs a trial measures on if it is not told."""
+"""How many pairs a trial measures on by default."""
 
 NAME = "_name"
 """The key under which NNI gives the chosen alternative of a nested choice."""
@@ -26,7 +26,7 @@ DRAWN = (
 )  # fmt: skip
 """What a tuner may draw; any key that is none of a recipe's is a parameter of the method.
 
-A closed list: the portal of NNI takes parameters of trials from whoever reaches its port, so
+A closed list: the portal of NNI takes parameters of trials from anyone who reaches its port, so
 nothing that names a file, or has one written, is in it.
 """
 _WHERE = "search space"
@@ -38,7 +38,7 @@ _WORD = re.compile(r"[\w+*-]*")
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What a trial does beside pruning.
+    """What a trial does besides pruning.
 
     Attributes:
         test: where the pairs come from that are measured on; None: those of the recipe's data
@@ -67,13 +67,8 @@ def overlay(
     of a recipe that are in `DRAWN` are those (`data.batches` and `sparsity.vision` with a point),
     `finetune_steps` and `learning_rate` are settings, and anything else is a parameter of the
     method: a number, true, false or a word. What a nested choice (`{_name: chita, lambda: 0.1}`)
-    brings counts as if it stood beside it. Parameters in the recipe are those of its own method:
+    brings counts as if it stood next to it. Parameters in the recipe are those of its own method:
     another pruner starts without.
-
-    Args:
-        recipe: of the trials.
-        settings: of the trials.
-        drawn: as `nni.get_next_parameter` gives it.
 
     Raises:
         RecipeError: if a value is of the wrong type, drawn twice, or not for a tuner to draw; or if
@@ -101,7 +96,7 @@ def overlay(
 
 
 def flattened(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by key, those of nested choices beside the others.
+    """The values by key, those of nested choices among the others.
 
     Raises:
         RecipeError: if a key stands there twice.

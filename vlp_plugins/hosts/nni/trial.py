@@ -7,10 +7,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import nni
 import torch
 
 from vlp_plugins.calibration.batches import to_device
@@ -26,7 +28,7 @@ from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.jobs.work_dir import delete_work
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.adapter import Batch, RetrievalAdapter
+from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
 from vlp_plugins.models.saving import check_can_save, write_model
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError, UnsupportedError
 from vlp_plugins.runtime.model_state import autocast_of, flags_kept, precision, random_state_kept
@@ -54,7 +56,7 @@ class Trial(Protocol):
     drawn: Mapping[str, Any]
 
     def intermediate(self, result: Mapping[str, float]) -> None:
-        """Reports how good the model is by now; `default` is what tuners look at."""
+        """Reports how good the model is so far; `default` is what tuners look at."""
 
     def final(self, result: Mapping[str, float]) -> None:
         """Reports how good the model is in the end."""
@@ -75,12 +77,7 @@ class NniTrial:
 
     @classmethod
     def current(cls) -> NniTrial:
-        """Asks NNI, once in a process.
-
-        Raises:
-            UnsupportedError: if NNI is not installed.
-        """
-        nni = _nni()
+        """Asks NNI, once in a process."""
         if nni.get_trial_id() == STANDALONE:
             return cls(STANDALONE, STANDALONE, 0)
         warn_of_portal()
@@ -93,35 +90,20 @@ class NniTrial:
         return self.name == STANDALONE
 
     def intermediate(self, result: Mapping[str, float]) -> None:
-        _nni().report_intermediate_result(dict(result))
+        nni.report_intermediate_result(dict(result))
 
     def final(self, result: Mapping[str, float]) -> None:
-        _nni().report_final_result(dict(result))
+        nni.report_final_result(dict(result))
 
 
+@cache
 def warn_of_portal() -> None:
-    """Says once in a process who can reach the experiment: NNI itself does not."""
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            "NNI's portal listens on all network interfaces and asks for no password: whoever "
-            "reaches its port can read and change the experiment; keep others from it by a "
-            "firewall or a network namespace (see README, In NNI)"
-        )
-
-
-_warned = False
-
-
-def _nni() -> Any:
-    try:
-        import nni
-    except ImportError as error:
-        raise UnsupportedError(
-            f'a trial of an NNI experiment needs NNI ({error}): pip install "vlp-plugins[nni]"'
-        ) from error
-    return nni
+    """Warns once in a process that the experiment can be reached; NNI itself does not."""
+    _log.warning(
+        "NNI's portal listens on all network interfaces and asks for no password: anyone who "
+        "reaches its port can read and change the experiment; keep others from it by a firewall or "
+        "a network namespace (see README, In NNI)"
+    )
 
 
 DEFAULT = "default"
@@ -135,14 +117,11 @@ def check_test(
 ) -> None:
     """Makes sure that there are pairs to measure on, before the work.
 
-    Args:
-        recipe: of the trial.
-        settings: of the trial.
-        opened: opens a source; for whoever checks several trials on the same data.
+    `opened` opens a source, for checks of several trials on the same data.
 
     Raises:
-        RecipeError: if nobody said where they come from.
-        DataError: if there are none, or fewer than `settings` ask for.
+        RecipeError: if neither recipe nor settings say where they come from.
+        DataError: if there are none, or fewer than the settings ask for.
     """
     data = recipe.data
     if settings.test is None:
@@ -204,50 +183,35 @@ def _nothing_left(data: DataRecipe) -> DataError:
     )
 
 
-class Yardstick:
-    """Measures one model, again and again; the same model gives the same figures."""
+def metric_of(metric: Metric, adapter: Adapter) -> Metric:
+    """`auto` is `recall` if the adapter embeds images and texts, else `loss`."""
+    if metric != "auto":
+        return metric
+    return "recall" if isinstance(adapter, RetrievalAdapter) else "loss"
 
-    def __init__(self, job: Prepared, batches: Sequence[Batch], metric: Metric) -> None:
-        """Nothing is run yet.
 
-        Args:
-            job: its model is measured and left as it is found.
-            batches: pairs of images and texts.
-            metric: `auto` takes recall if the adapter embeds images and texts.
-        """
-        self._job = job
-        self._batches = batches
-        self.metric = metric
-        if metric == "auto":
-            self.metric = "recall" if isinstance(job.adapter, RetrievalAdapter) else "loss"
+def measure(job: Prepared, batches: Sequence[Batch], metric: Metric) -> dict[str, float]:
+    """Figures of a job's model by name; `default` is what a tuner makes as high as it can.
 
-    def measure(self) -> dict[str, float]:
-        """The figures by name; `default` is what a tuner makes as high as it can.
+    Recall in per cent at 1, 5 and 10 both ways, of which `default` is the mean; or the mean of the
+    batches' loss, of which `default` is the negative. The model is left as it is found.
 
-        Recall in per cent at 1, 5 and 10 both ways, of which `default` is the mean; or the mean of
-        the batches' loss, of which `default` is the negative.
-
-        Raises:
-            UnsupportedError: if the family does not embed images and texts, or has no loss.
-            NonFiniteError: if the loss is NaN or infinite, which no tuner can read.
-        """
-        if self.metric == "loss":
-            return self._loss()
-        recall = retrieval(self._job.model, self._job.adapter, self._batches)
-        named = recall.as_dict()
+    Raises:
+        UnsupportedError: if the family does not embed images and texts, or has no loss.
+        NonFiniteError: if the loss is NaN or infinite, which no tuner can read.
+    """
+    if metric == "recall":
+        named = retrieval(job.model, job.adapter, batches).as_dict()
         return {DEFAULT: named.pop("mean"), **named}
-
-    def _loss(self) -> dict[str, float]:
-        job = self._job
-        with LossProbe(job.model, job.adapter, job.weights).attached(()) as probe:
-            losses = [probe.loss(batch, index) for index, batch in enumerate(self._batches)]
-        loss = sum(losses) / len(losses)
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss of the pruned model is {loss}, which is no result that a tuner could "
-                "compare; the trial counts as failed: search lower sparsities or learning rates"
-            )
-        return {DEFAULT: -loss, "loss": loss}
+    with LossProbe(job.model, job.adapter, job.weights).attached(()) as probe:
+        losses = [probe.loss(batch, index) for index, batch in enumerate(batches)]
+    loss = sum(losses) / len(losses)
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss of the pruned model is {loss}, which is no result that a tuner could "
+            "compare; the trial counts as failed: search lower sparsities or learning rates"
+        )
+    return {DEFAULT: -loss, "loss": loss}
 
 
 def check_finetuning(recipe: Recipe, settings: TrialSettings) -> None:
@@ -274,18 +238,18 @@ def finetune(
     masks: Masks,
     batches: Iterable[Batch],
     settings: TrialSettings,
-    told: Callable[[int], None],
+    report: Callable[[int], None],
 ) -> None:
-    """Trains every parameter that wants gradients by AdamW, with torch's other standard values.
+    """Trains every parameter with `requires_grad` by AdamW, with torch's other default values.
 
-    The random state is as before afterwards, and so are the training flags.
+    Random state and training flags are restored.
 
     Args:
         job: of the model, in which the masks are applied already.
         masks: whose zeros stay.
         batches: of the calibration data; begun again as often as needed.
         settings: number of steps, learning rate.
-        told: called with the number of steps done after every `report_every`, and after the last.
+        report: called with the number of steps done after every `report_every` and the last.
 
     Raises:
         NonFiniteError: if the loss becomes NaN or infinite.
@@ -314,7 +278,7 @@ def finetune(
                 optimizer.step()
                 optimizer.zero_grad()
                 if step % settings.report_every == 0 or step == settings.finetune_steps:
-                    told(step)
+                    report(step)
         lock.check()
 
 
@@ -329,7 +293,7 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 FINETUNED = "model-finetuned"
-"""The folder of the fine-tuned model, beside those of a recipe with `save_model`."""
+"""The folder of the fine-tuned model, next to those of a recipe with `save_model`."""
 
 
 def run_trial(
@@ -342,36 +306,40 @@ def run_trial(
     """Prunes with the job of `vlp prune`, so that the masks are those that it makes.
 
     The folder `OUT/EXPERIMENT/TRIAL` holds what `vlp prune` writes and `trial.json`, whole or not
-    at all. The tuner is told the final result when the folder is there. With `save_model` the
+    at all. The tuner gets the final result when the folder is there. With `save_model` the
     fine-tuned model is written, too.
 
     Args:
         recipe: of all trials; its `out` is the folder of the experiments.
         settings: of all trials.
-        trial: what was drawn, and whom to tell.
+        trial: what was drawn, and where results are reported.
         progress: called with (batches done, batches in all or None) of the data pass.
 
     Returns:
         What `trial.json` holds.
 
     Raises:
-        VlpError: with one line that says what to do; NNI counts the trial as failed.
+        VlpError: NNI counts the trial as failed.
     """
     need(recipe, "model", "out")
     drawn, settings = overlay(recipe, settings, trial.drawn)
     check_test(drawn, settings)
     check_finetuning(drawn, settings)
     out = folder_of(recipe, trial)
-    ending = _Ending(settings, trial)
+    records = []
+
+    def finish(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> None:
+        records.append(_finish(job, masks, folder, settings, trial))
+
     try:
-        run(replace(drawn, out=str(out)), progress=progress, finish=ending)
-    except BaseException:  # nobody goes on with a trial: the next one has another name
+        run(replace(drawn, out=str(out)), progress=progress, finish=finish)
+    except BaseException:  # a trial is never resumed: the next one has another name
         delete_checkpoints(out)
         delete_work(out)
         raise
-    assert ending.record is not None
-    trial.final(ending.record.final)
-    return ending.record
+    (record,) = records
+    trial.final(record.final)
+    return record
 
 
 def folder_of(recipe: Recipe, trial: Trial) -> Path:
@@ -380,40 +348,41 @@ def folder_of(recipe: Recipe, trial: Trial) -> Path:
     return Path(out) / trial.experiment / trial.name
 
 
-@dataclass
-class _Ending:
-    """What a trial does with the masks, in the folder that becomes its own."""
+def _finish(
+    job: Prepared,
+    masks: Mapping[str, Masks],
+    folder: Path,
+    settings: TrialSettings,
+    trial: Trial,
+) -> TrialRecord:
+    """Measures and fine-tunes with the masks; writes to the folder that becomes the trial's."""
+    ((title, each),) = masks.items()
+    batches = measured_batches(job, settings)
+    metric = metric_of(settings.metric, job.adapter)
+    results: dict[int, dict[str, float]] = {}
 
-    settings: TrialSettings
-    trial: Trial
-    record: TrialRecord | None = None
+    def report(step: int) -> None:
+        results[step] = measure(job, batches, metric)
+        trial.intermediate(results[step])
 
-    def __call__(self, job: Prepared, masks: Mapping[str, Masks], folder: Path) -> None:
-        ((title, each),) = masks.items()
-        yardstick = Yardstick(job, measured_batches(job, self.settings), self.settings.metric)
-        results: dict[int, dict[str, float]] = {}
-
-        def told(step: int) -> None:
-            results[step] = yardstick.measure()
-            self.trial.intermediate(results[step])
-
-        each.apply(job.model, job.adapter)
-        told(0)
-        if self.settings.finetune_steps:
-            finetune(job, each, job.batches(), self.settings, told)
-            if job.recipe.save_model:
-                check_can_save(job.model)
-                write_model(job.model, folder / FINETUNED, source=job.recipe.model)
-        self.record = TrialRecord(
-            self.trial.experiment,
-            self.trial.name,
-            self.trial.number,
-            dict(self.trial.drawn),
-            asdict(self.settings),
-            job.recipe.method,
-            title,
-            each.sparsity,
-            yardstick.metric,
-            results,
-        )
-        self.record.save(folder)
+    each.apply(job.model, job.adapter)
+    report(0)
+    if settings.finetune_steps:
+        finetune(job, each, job.batches(), settings, report)
+        if job.recipe.save_model:
+            check_can_save(job.model)
+            write_model(job.model, folder / FINETUNED, source=job.recipe.model)
+    record = TrialRecord(
+        trial.experiment,
+        trial.name,
+        trial.number,
+        dict(trial.drawn),
+        asdict(settings),
+        job.recipe.method,
+        title,
+        each.sparsity,
+        metric,
+        results,
+    )
+    record.save(folder)
+    return record

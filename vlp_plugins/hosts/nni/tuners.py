@@ -1,4 +1,4 @@
-"""What NNI's tuners can search, and which way they go; NNI itself finds out while it runs."""
+"""What NNI's tuners can search, and whether they maximise; NNI itself finds out while it runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from nni.tools.package_utils.config_manager import get_algo_meta, get_all_algo_meta
+from nni.tools.package_utils.tuner_factory import create_builtin_class_instance
 
 from vlp_plugins.runtime.errors import RecipeError, first_line, suggest
 
@@ -51,7 +54,7 @@ _UNFIT = {
     "Batch": "hands over whole sets of parameters instead of drawing from a search space",
     "Hyperband": _BUDGET,
     "BOHB": _BUDGET,
-    "PBT": "gives every trial folders of checkpoints to go on from, which no pruner does",
+    "PBT": "gives every trial folders of checkpoints to resume from, which no pruner does",
     "PPO": _ARCHITECTURES,
     "RegularizedEvolutionTuner": _ARCHITECTURES,
     "NetworkMorphism": _ARCHITECTURES,
@@ -61,19 +64,19 @@ _MAXIMIZE = "classArgs: {optimize_mode: maximize}"
 
 
 def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, Any]) -> None:
-    """Makes sure that the tuner can search the space, and goes up.
+    """Checks that tuner and assessor of an `ExperimentConfig` maximise and can search the space.
 
-    A tuner of the user's own, which NNI loads from a folder or has registered, is passed with a
+    A tuner of the user's own, which NNI loads from a folder or has registered, passes with a
     warning that says what it must do; its code is not run.
 
     Args:
         where: what messages call the experiment.
-        tuner: of an `ExperimentConfig`.
-        assessor: the same, or None.
+        tuner: of the configuration.
+        assessor: of the configuration, or None.
         space: well formed.
 
     Raises:
-        RecipeError: if it cannot, or does not, and says what to write.
+        RecipeError: if they cannot, or do not; it says what to write.
     """
     for kind, algorithm in (("tuner", tuner), ("assessor", assessor)):
         if algorithm is None:
@@ -98,8 +101,6 @@ def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, 
 
 def _builtin(where: str, kind: str, name: str) -> str | None:
     """The name of one of NNI's algorithms as NNI spells it; None for one that a user registered."""
-    from nni.tools.package_utils.config_manager import get_algo_meta, get_all_algo_meta
-
     found = get_algo_meta(name)
     if found is None or found.algo_type != kind:
         known = [each.name for each in get_all_algo_meta() if each.algo_type == kind]
@@ -139,8 +140,6 @@ def _check_tuner(
 
 def _try(where: str, name: str, arguments: Mapping[str, Any], space: Mapping[str, Any]) -> None:
     """Lets the tuner itself draw a few times: it is NNI's, and raises what its libraries raise."""
-    from nni.tools.package_utils.tuner_factory import create_builtin_class_instance
-
     try:
         with _silent():
             tuner = create_builtin_class_instance(name, dict(arguments), "tuners")

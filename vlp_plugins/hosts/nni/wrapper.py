@@ -1,11 +1,10 @@
 """Wrappers that NNI puts around layers, with the module's own Parameter, so that ties survive.
 
-`SharingWrapper` keeps the ties of what our pruners prune. Another compressor on the same model
-(`from_compressor`) may still break those of its own layers.
-
-NNI's own clones the weight when it wraps and again when it unwraps. That unties shared weights and
-leaves optimizers with Parameters that no module has any more. While it is in place, `state_dict`
-shows the dense weight under the plain name, so that `save_pretrained` stores an unpruned model.
+NNI's own wrapper clones the weight when it wraps and again when it unwraps. That unties shared
+weights and leaves optimizers with Parameters that no module has any more. While it is in place,
+`state_dict` has the dense weight under the plain name, so that `save_pretrained` stores an unpruned
+model. `SharingWrapper` has none of this for what our pruners prune; another compressor on the same
+model (`from_compressor`) may still break ties of its own layers.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class SharingWrapper(ModuleWrapper):
     """Wraps a module whose parameters keep their identity: ties and optimizers survive.
 
     While it is in place the module's own attribute is the value that the last forward pass used,
-    and `state_dict` of the model has the pruned weight under its plain name beside NNI's entries.
+    and `state_dict` of the model has the pruned weight under its plain name besides NNI's entries.
     """
 
     def __init__(self, module: nn.Module, module_name: str) -> None:
@@ -147,7 +146,7 @@ class SharingWrapper(ModuleWrapper):
         """The module's forward with masked weights.
 
         NNI's own, which also looks at inputs and outputs and empties the cache of the GPU at every
-        call, runs only where somebody prunes, quantises or distils more than parameters.
+        call, runs only where more than parameters is pruned, quantised or distilled.
         """
         if self._more_than_weights:
             return super().forward(*args, **kwargs)
@@ -196,15 +195,19 @@ def _is_held(wrapper: ModuleWrapper, name: str, space: PruningTargetSpace) -> bo
     )
 
 
-def wrappers_in(model: nn.Module) -> list[ModuleWrapper]:
-    """The wrappers that are in place in a model, whoever put them there."""
-    return [m._modules["_nni_wrapper"] for m in model.modules() if "_nni_wrapper" in m._modules]
+def wrappers_in(model: nn.Module) -> dict[str, ModuleWrapper]:
+    """The wrappers that are in place in a model, of any compressor, by the path of their module."""
+    return {
+        path: module._modules["_nni_wrapper"]
+        for path, module in model.named_modules()
+        if "_nni_wrapper" in module._modules
+    }
 
 
 @contextmanager
 def unwrapped(model: nn.Module) -> Iterator[None]:
-    """The model as it is without wrappers, with the dense weights of this moment."""
-    placed = wrappers_in(model)
+    """The model without wrappers, with its dense weights as they are now."""
+    placed = wrappers_in(model).values()
     for wrapper in placed:
         wrapper.unwrap()
     try:
@@ -248,7 +251,7 @@ def wrappers_for(
 
 
 def share_masks(wrappers: Mapping[str, ModuleWrapper], places: Iterable[Place]) -> None:
-    """Makes one tensor of the masks of all names of a weight."""
+    """Makes the masks of all names of a weight one tensor."""
     first: dict[int, tuple[ModuleWrapper, str]] = {}
     for place in places:
         wrapper, mask = wrappers[place.module], f"{place.parameter}_mask"
@@ -258,7 +261,7 @@ def share_masks(wrappers: Mapping[str, ModuleWrapper], places: Iterable[Place]) 
 
 
 def make_floating(wrappers: Mapping[str, ModuleWrapper], places: Iterable[Place]) -> None:
-    """Gives masks the dtype of their weights: what NNI's schedules hand out as they find it."""
+    """Gives masks the dtype of their weights: NNI's schedules return them as they are."""
     places = list(places)
     for place in places:
         wrapper, mask = wrappers[place.module], f"{place.parameter}_mask"

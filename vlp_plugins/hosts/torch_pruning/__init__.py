@@ -14,9 +14,8 @@ Or Torch-Pruning's own loop:
         pruner.step()
         patch(model, adapter, recorder.heads())
 
-`scoring`, `vectors` and `places` say what rows and columns matter; `following` keeps account of
-what is cut; `planning`, `counts` and `options` say how much goes; `sharing`, `tracing`, `pruner`
-and `structured` do it.
+`scores` says which rows and columns matter, `plan` and `options` how much goes, `pruner` and
+`structured` cut it, and `recorder` records what was cut.
 """
 
 try:

@@ -14,23 +14,23 @@ from torch_pruning.dependency import DependencyGraph, Group
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.hosts.torch_pruning.recorder import watch, watch_group, without
+from vlp_plugins.hosts.torch_pruning.recorder import hook_graph, hook_group, without
 from vlp_plugins.hosts.torch_pruning.scores import (
     LADDER,
     Place,
     Reduction,
     at_modules,
-    check_words,
     normalised,
     places_of,
     reduced,
     vectors_of,
 )
-from vlp_plugins.methods.method import Method
-from vlp_plugins.methods.resolve import resolve_adapter
+from vlp_plugins.methods.method import Context, Method
+from vlp_plugins.methods.resolve import resolve_adapter, resolve_method, resolve_profile
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.request import Variant, checked_arguments
+from vlp_plugins.models.request import Variant, checked_arguments, is_published
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
 from vlp_plugins.scoring.score import Scorer
 
@@ -50,7 +50,7 @@ class Importance(tp.importance.Importance):
 
     Scores are made once, of the model as it is; whether BLIP's fused projections are split before
     or after does not matter. They follow the cuts of pruners that ask them: in iterative pruning a
-    score is computed anew from the weight as it is now and what is left of the statistics, which
+    score is computed again from the weight as it is now and what is left of the statistics, which
     are those of the dense model; `refresh` measures them again. Scores of procedures, which run the
     model (CHITA, TAMT, ...), are of the dense model until then, and take as much memory as its
     weights in float32.
@@ -88,7 +88,8 @@ class Importance(tp.importance.Importance):
             reduction: over the layers of a group.
             neurons: False averages scores of elements where a method has its own way to score rows
                 and columns, as MULTIFLOW has.
-            sparsities: at which a procedure is asked for masks; see `scoring.vectors_of`.
+            sparsities: at which a procedure is asked for masks; elements that more of them keep
+                score higher.
             variant: see `prune`.
             seed: see `prune`.
             statistics: of an earlier pass, instead of batches.
@@ -99,20 +100,24 @@ class Importance(tp.importance.Importance):
         Raises:
             VlpError: see `prune`.
         """
-        check_words(normalize, reduction)
+        if normalize not in ("mean", "max", "sum", None):
+            raise UnsupportedError(f"normalize={normalize!r} is none of mean, max, sum, None")
+        if reduction not in ("mean", "max", "sum"):
+            raise UnsupportedError(f"reduction={reduction!r} is none of mean, max, sum")
         self.adapter = resolve_adapter(model, adapter)
-        self._normalize, self._reduction = normalize, reduction
-        self._method, self._parameters = method, parameters
+        self._normalize, self._reduction, self._neurons = normalize, reduction, neurons
+        self._method = resolve_method(method, None, sparsities, parameters)
+        self._profile = resolve_profile(id_profile)
         self._options: dict[str, Any] = {
-            "neurons": neurons,
-            "sparsities": tuple(sparsities),
-            "variant": variant,
+            "targets": tuple(sparsities),
+            "published": is_published(variant),
             "seed": seed,
-            "id_profile": id_profile,
             "limit": limit,
         }
-        self._measure(model, batches, statistics)
+        self.refresh(model, batches, statistics=statistics)
 
+    @neutral_state()
+    @takes_model
     def refresh(
         self,
         model: nn.Module,
@@ -120,7 +125,7 @@ class Importance(tp.importance.Importance):
         *,
         statistics: Statistics | None = None,
     ) -> None:
-        """Scores anew the model as it is now, cut and trained as it may be.
+        """Scores the model again as it is now, cut and trained as it may be.
 
         Args:
             model: the model.
@@ -130,23 +135,17 @@ class Importance(tp.importance.Importance):
         Raises:
             VlpError: see `prune`.
         """
-        self._measure(model, batches, statistics)
-
-    @neutral_state()
-    @takes_model
-    def _measure(
-        self, model: nn.Module, batches: Iterable[Batch] | None, statistics: Statistics | None
-    ) -> None:
         weights = WeightMap.of(model, self.adapter)
-        self._vectors, self._factors = vectors_of(
-            self._method,
+        context = Context(
             model,
             self.adapter,
             weights,
-            batches,
-            parameters=self._parameters,
+            () if batches is None else batches,
             statistics=statistics,
             **self._options,
+        )
+        self._vectors, self._factors = vectors_of(
+            self._method, context, neurons=self._neurons, profile=self._profile
         )
         self._places = places_of(weights)
         self._at: dict[nn.Module, list[Place]] = {}
@@ -155,19 +154,17 @@ class Importance(tp.importance.Importance):
     @neutral_state()
     @torch.no_grad()
     def __call__(self, group: Group) -> Tensor | None:
-        """Importance of the channels of a group.
-
-        Args:
-            group: of Torch-Pruning.
+        """Importance of the channels of a group of Torch-Pruning.
 
         Returns:
             float32, as long as the indices of the group's root, on the CPU; None if none of its
             layers was scored, and the group is left alone.
 
         Raises:
-            StructureError: if a layer was cut by somebody that this importance knows nothing of.
+            StructureError: if a layer was cut by other means than a pruner that asks this
+                importance.
         """
-        self._meet(group)
+        self._follow_graph(group)
         found: list[Tensor] = []
         length = len(group[0].idxs)
         for index, (dep, idxs) in enumerate(group):
@@ -190,7 +187,7 @@ class Importance(tp.importance.Importance):
         if not places:
             return None
         place = places[0]
-        rows, columns = self._vectors[place.weight](place.check(layer), place.section())
+        rows, columns = self._vectors[place.weight](place.check(layer), place)
         if group._DG.is_out_channel_pruning_fn(dep.handler):
             values = rows
         else:
@@ -198,8 +195,8 @@ class Importance(tp.importance.Importance):
         factor = self._factors.get(place.weight, 1.0)
         return normalised(values.float().cpu(), self._normalize) * factor
 
-    def _meet(self, group: Group) -> None:
-        """Finds the layers of a graph that is new, and watches what is cut there."""
+    def _follow_graph(self, group: Group) -> None:
+        """Finds the layers of a graph that is new, and follows what is cut there."""
         graph = group._DG
         if self._graph() is graph:
             return
@@ -207,12 +204,12 @@ class Importance(tp.importance.Importance):
         if self._at:
             self._places = list(chain.from_iterable(self._at.values()))
         self._at = at_modules(graph.model, self._places)
-        watch(graph, self._follow)
-        watch_group(group)
+        hook_graph(graph, self._follow)
+        hook_group(group)
 
     def _follow(self, module: nn.Module, outputs: bool, cut: Sequence[int]) -> None:
         for place in self._at.get(module, ()):
             if outputs:
                 place.rows = without(place.rows, cut)
             else:
-                place.columns = without(place.columns, cut)
+                place.inputs = without(place.inputs, cut)

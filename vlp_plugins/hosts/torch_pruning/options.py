@@ -1,4 +1,4 @@
-"""A plan in the words of Torch-Pruning's own pruners, and what Torch-Pruning traces."""
+"""A plan as options of Torch-Pruning's own pruners, and what Torch-Pruning traces."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vlp_plugins.hosts.torch_pruning.plan import (
     Plan,
     Ratio,
     Scope,
-    Share,
-    Steps,
-    heads_told,
+    ScopeName,
+    StepRatios,
+    head_ratios,
     plan_of,
-    told_at_steps,
-    units_told,
+    ratios_at_steps,
+    unit_ratios,
 )
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.parts import Attention, Block
@@ -36,8 +36,8 @@ from vlp_plugins.structured.survey import blocks_of
 def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
     """A `forward_fn`: runs the streams of an adapter and returns all that they give out.
 
-    Parameters that want no gradient (a frozen tower) want one meanwhile, or nothing of them could
-    be traced.
+    Parameters without `requires_grad` (a frozen tower) have it meanwhile: Torch-Pruning reads
+    autograd's graph.
     """
 
     def forward(model: nn.Module, batch: Batch) -> list[Tensor]:
@@ -93,14 +93,8 @@ def shared_modules(model: nn.Module) -> Iterator[None]:
             parent._modules[name] = twin
 
 
-def tied_layers(model: nn.Module) -> list[tuple[str, str]]:
-    """Paths of layers that share Parameters and are two modules, each with the first one's path."""
-    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
-    return [(paths[id(first)], paths[id(twin)]) for _, _, twin, first in _twins(model)]
-
-
 def _twins(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear, nn.Linear]]:
-    """Parent and name of every layer whose Parameters an earlier one has, and both layers."""
+    """Parent and name of every layer that shares the Parameters of an earlier one, and both."""
     first: dict[tuple[int, int], nn.Linear] = {}
     for parent in model.modules():
         for name, child in parent._modules.items():
@@ -118,12 +112,12 @@ def pruner_options(
     *,
     ratio: Ratio = 0.5,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
-    scope: Share = "layer",
+    scope: ScopeName = "layer",
     steps: int = 1,
     round_to: int | None = None,
     batch: Batch | None = None,
 ) -> dict[str, Any]:
-    """What `tp.pruner.BasePruner(model, importance=..., **options)` must know about a model.
+    """Options for `tp.pruner.BasePruner(model, importance=..., **options)`.
 
     With `scope="layer"` every block loses exactly `int(ratio * size)` (after `step` of `steps`:
     `int(ratio * step / steps * size)`); by itself Torch-Pruning rounds up, and takes too many heads
@@ -158,11 +152,13 @@ def pruner_options(
 def base_options(
     adapter: Adapter, model: nn.Module, plan: Plan, batch: Batch | None
 ) -> dict[str, Any]:
-    """The options that tell how a model is traced and which layers may be cut."""
-    if tied := tied_layers(model):
+    """The options for tracing a model, and which layers may be cut."""
+    if tied := next(_twins(model), None):
+        paths = {id(module): path for path, module in model.named_modules()}
+        *_, twin, first = tied
         raise UnsupportedError(
-            f"{' and '.join(tied[0])} share their Parameters, which Torch-Pruning would cut "
-            "apart; do this inside `with shared_modules(model):`"
+            f"{paths[id(first)]} and {paths[id(twin)]} share their Parameters, which Torch-Pruning "
+            "would cut apart; do this inside `with shared_modules(model):`"
         )
     prunable = (ops.TORCH_CONV, ops.TORCH_LINEAR, ops.TORCH_LSTM)
     inner = {id(layer) for _, block in plan.cut_blocks for layer in inner_layers(model, block)}
@@ -193,9 +189,9 @@ def inner_layers(model: nn.Module, block: Block) -> list[nn.Module]:
 
 
 def _bare_parameters(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
-    """Parameters of no layer, such as positions, as Torch-Pruning takes them if nobody tells.
+    """Parameters of no layer, such as positions, with the dimension that Torch-Pruning guesses.
 
-    It warns about each otherwise. None is ever cut: none is inside a block.
+    It warns about each that is not given. None is ever cut: none is inside a block.
     """
     known = DependencyGraph().REGISTERED_PRUNERS
     found: dict[int, tuple[nn.Parameter, int]] = {}
@@ -211,7 +207,7 @@ def _bare_parameters(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
 
 
 def _ranking(model: nn.Module, plan: Plan) -> dict[str, Any]:
-    """The options that tell how much goes, and what is ranked together."""
+    """The options for how much goes, and what is ranked together."""
     together = plan.scope == "block kind"
     if together:
         _check_together(plan)
@@ -222,11 +218,11 @@ def _ranking(model: nn.Module, plan: Plan) -> dict[str, Any]:
         for size, blocks in _by_size(scope, together):
             layers = tuple(layer for block in blocks for layer in inner_layers(model, block))
             if scope.cut != "heads":
-                ratios[layers] = units_told(size, scope.ratio, plan)
+                ratios[layers] = unit_ratios(size, scope.ratio, plan)
                 continue
             # Any ratio above 0 makes Torch-Pruning look at a block; heads have their own.
-            ratios[layers] = Steps(scope.ratio, [scope.ratio] * plan.steps)
-            heads |= dict.fromkeys(layers, heads_told(size, scope.ratio, plan))
+            ratios[layers] = StepRatios(scope.ratio, [scope.ratio] * plan.steps)
+            heads |= dict.fromkeys(layers, head_ratios(size, scope.ratio, plan))
     return {
         "pruning_ratio": 0.0,
         "pruning_ratio_dict": ratios,
@@ -236,13 +232,13 @@ def _ranking(model: nn.Module, plan: Plan) -> dict[str, Any]:
         "head_pruning_ratio_dict": heads,
         "global_pruning": together,
         "iterative_steps": plan.steps,
-        "iterative_pruning_ratio_scheduler": told_at_steps,
+        "iterative_pruning_ratio_scheduler": ratios_at_steps,
         "round_to": plan.round_to if together else None,  # exact counts are round already
     }
 
 
 def _by_size(scope: Scope, together: bool) -> list[tuple[int, list[Block]]]:
-    """Blocks that are told one ratio: all that are ranked together, else those of one size."""
+    """Blocks with one ratio: all that are ranked together, else those of one size."""
     if together:
         return [(sum(scope.sizes), list(scope.blocks))]
     found: dict[int, list[Block]] = {}
@@ -256,7 +252,7 @@ def _all_heads(plan: Plan) -> float:
     scopes = [scope for scope in plan.scopes if scope.cut == "heads"]
     if not scopes:
         return 0.0
-    return units_told(sum(sum(scope.sizes) for scope in scopes), scopes[0].ratio, plan)
+    return unit_ratios(sum(sum(scope.sizes) for scope in scopes), scopes[0].ratio, plan)
 
 
 def _check_together(plan: Plan) -> None:

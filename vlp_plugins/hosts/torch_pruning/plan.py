@@ -1,4 +1,4 @@
-"""What to cut from which blocks of a model, in exact counts, and how Torch-Pruning is told."""
+"""What to cut from which blocks of a model, in exact counts, and as ratios of Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch_pruning.pruner.algorithms.scheduler import linear_scheduler
 from vlp_plugins.models.parts import Attention, Block, Kind
 from vlp_plugins.models.request import check_sparsity
 from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, UnsupportedError, suggest
+from vlp_plugins.structured.cuts import size_of
+from vlp_plugins.structured.record import Kept
 
 Cut = Literal["heads", "dims", "ffn"]
-Share = Literal["layer", "block kind"]
+ScopeName = Literal["layer", "block kind"]
 Ratio = float | Mapping[str, float] | Mapping[tuple[str, str], float]
 """Fraction removed: of all, by modality, or by modality and kind (`("vision", "ffn")`).
 
@@ -44,8 +46,13 @@ class Scope:
 
     @property
     def sizes(self) -> list[int]:
-        """How many there are to be cut in each block."""
-        return [size_of(block, self.cut) for block in self.blocks]
+        """How many heads, dimensions of a head, or units each block has."""
+        return [self.left(block, Kept()) for block in self.blocks]
+
+    def left(self, block: Block, kept: Kept) -> int:
+        """How many of them are kept of a block."""
+        count, size = size_of(block, kept)
+        return size if self.cut == "dims" else count
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,13 @@ class Plan:
 
     Attributes:
         scopes: with a ratio above 0.
-        scope: whether every layer loses its share, or the blocks of a scope are ranked together.
+        scope: whether every block loses the ratio, or the blocks of a scope are ranked together.
         steps: in which it is done; each removes as much as the others.
         round_to: dimensions of a head and units are left in multiples of it; heads are not.
     """
 
     scopes: tuple[Scope, ...]
-    scope: Share = "layer"
+    scope: ScopeName = "layer"
     steps: int = 1
     round_to: int | None = None
 
@@ -70,23 +77,16 @@ class Plan:
         return ((scope, block) for scope in self.scopes for block in scope.blocks)
 
 
-def size_of(block: Block, cut: Cut) -> int:
-    """Number of heads, of dimensions of a head, or of units."""
-    if isinstance(block, Attention):
-        return block.heads if cut == "heads" else block.head_dim
-    return block.width
-
-
 def plan_of(
     blocks: Sequence[Block],
     ratio: Ratio = 0.5,
     *,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
-    scope: Share = "layer",
+    scope: ScopeName = "layer",
     steps: int = 1,
     round_to: int | None = None,
 ) -> Plan:
-    """Sorts blocks into scopes.
+    """A plan for blocks, sorted into scopes.
 
     Args:
         blocks: `vlp_plugins.structured.blocks_of` the model.
@@ -114,7 +114,7 @@ def plan_of(
     if not groups:
         raise UnsupportedError(
             f"the model has no blocks to cut {', '.join(wanted)} from "
-            f"({len(blocks)} blocks in all); vlp_plugins.structured.uncut tells why"
+            f"({len(blocks)} blocks in all); vlp_plugins.structured.uncut says why"
         )
     of = _ratios(ratio, list(groups))
     scopes = [
@@ -162,22 +162,15 @@ def _ratios(ratio: Ratio, scopes: Sequence[tuple[str, Cut]]) -> dict[tuple[str, 
 
 
 def removed_after(size: int, ratio: float, step: int, steps: int, round_to: int | None) -> int:
-    """How many of a block are gone after a step.
+    """How many of `size` are gone after a step of `steps`, counted from 1.
 
     `int(ratio * step / steps * size)`, or fewer, so that what is left is a multiple of `round_to`.
-
-    Args:
-        size: how many there were.
-        ratio: fraction removed in the end, in [0, 1).
-        step: from 1.
-        steps: number of steps.
-        round_to: None for any number.
     """
     left = size - int(ratio * (step / steps) * size)
-    return size - rounded_up(left, size, round_to)
+    return size - _rounded_up(left, size, round_to)
 
 
-def rounded_up(left: int, size: int, round_to: int | None) -> int:
+def _rounded_up(left: int, size: int, round_to: int | None) -> int:
     """The next multiple of `round_to`, but not more than there are."""
     return left if round_to is None else min(size, -(-left // round_to) * round_to)
 
@@ -185,7 +178,9 @@ def rounded_up(left: int, size: int, round_to: int | None) -> int:
 def least(
     vectors: Sequence[Tensor], remove: int, *, floor: int = 1, round_to: int | None = None
 ) -> list[int]:
-    """How many of each vector are among the least important of all; equal ones go by position.
+    """How many of each vector are among the `remove` least important of all vectors together.
+
+    Equal importances go by position.
 
     Args:
         vectors: float `[units]`, importance.
@@ -214,7 +209,7 @@ def least(
     chosen = owner[torch.cat(everything).argsort(stable=True)[:remove]]
     counts = torch.bincount(chosen, minlength=len(vectors)).tolist()
     return [
-        len(vector) - rounded_up(len(vector) - count, len(vector), round_to)
+        len(vector) - _rounded_up(len(vector) - count, len(vector), round_to)
         for vector, count in zip(vectors, counts, strict=True)
     ]
 
@@ -227,32 +222,32 @@ def check_finite(vector: Tensor) -> None:
         )
 
 
-class Steps(float):
-    """A ratio that knows what Torch-Pruning must be told at each step, so that counts are exact.
+class StepRatios(float):
+    """A ratio with what to give Torch-Pruning at each step, so that counts are exact.
 
     Attributes:
-        told: at step 0 (before the first), 1, ...
+        at_steps: at step 0 (before the first), 1, ...
     """
 
-    told: tuple[float, ...]
+    at_steps: tuple[float, ...]
 
-    def __new__(cls, ratio: float, told: Iterable[float]) -> Steps:
+    def __new__(cls, ratio: float, at_steps: Iterable[float]) -> StepRatios:
         made = super().__new__(cls, ratio)
-        made.told = (0.0, *told)
+        made.at_steps = (0.0, *at_steps)
         return made
 
 
-def units_told(size: int, ratio: float, plan: Plan) -> Steps:
-    """Torch-Pruning leaves `int(size * (1 - told))`; half a unit keeps rounding errors away."""
+def unit_ratios(size: int, ratio: float, plan: Plan) -> StepRatios:
+    """Torch-Pruning leaves `int(size * (1 - ratio))`; half a unit keeps rounding errors away."""
     round_to = plan.round_to if plan.scope == "layer" else None
     gone = [removed_after(size, ratio, t + 1, plan.steps, round_to) for t in range(plan.steps)]
-    return Steps(ratio, [(k - 0.5) / size if k else 0.0 for k in gone])
+    return StepRatios(ratio, [(k - 0.5) / size if k else 0.0 for k in gone])
 
 
-def heads_told(size: int, ratio: float, plan: Plan) -> Steps:
-    """Torch-Pruning removes `ceil(told * heads)` of the heads that are left at each step."""
+def head_ratios(size: int, ratio: float, plan: Plan) -> StepRatios:
+    """Torch-Pruning removes `ceil(ratio * heads)` of the heads that are left at each step."""
     gone = [removed_after(size, ratio, t, plan.steps, None) for t in range(plan.steps + 1)]
-    return Steps(
+    return StepRatios(
         ratio,
         [
             (after - before - 0.5) / (size - before) if after > before else 0.0
@@ -261,6 +256,6 @@ def heads_told(size: int, ratio: float, plan: Plan) -> Steps:
     )
 
 
-def told_at_steps(ratio: float, steps: int) -> Sequence[float]:
+def ratios_at_steps(ratio: float, steps: int) -> Sequence[float]:
     """Torch-Pruning's scheduler: the ratio of each step, from step 0."""
-    return ratio.told if isinstance(ratio, Steps) else linear_scheduler(ratio, steps)
+    return ratio.at_steps if isinstance(ratio, StepRatios) else linear_scheduler(ratio, steps)

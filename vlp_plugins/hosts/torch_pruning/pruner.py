@@ -56,7 +56,7 @@ class BlockPruner(tp.pruner.BasePruner):
                 )
         except VlpError:
             raise
-        except Exception as error:  # whatever it trips over is no fault of the caller's
+        except Exception as error:  # Torch-Pruning and the model raise anything here
             raise StructureError(
                 f"Torch-Pruning cannot trace {type(model).__name__} "
                 f"({type(error).__name__}: {first_line(error)}); choose what to keep yourself, and "
@@ -76,11 +76,11 @@ class BlockPruner(tp.pruner.BasePruner):
         plan, step = self.plan, self.current_step
         round_to = None if scope.cut == "heads" else plan.round_to
         outputs = [self.model.get_submodule(block.output.path) for block in scope.blocks]
-        sheets = [
-            self._sheet(block, scope.cut, output)
+        scores = [
+            self._scores(block, scope.cut, output)
             for block, output in zip(scope.blocks, outputs, strict=True)
         ]
-        vectors = [_ranked(scope.cut, sheet) for sheet in sheets]
+        vectors = [_ranked(scope.cut, each) for each in scores]
         sizes, left = scope.sizes, [len(vector) for vector in vectors]
         if plan.scope == "layer":
             counts = [
@@ -91,17 +91,17 @@ class BlockPruner(tp.pruner.BasePruner):
             asked = removed_after(sum(sizes), scope.ratio, step, plan.steps, None)
             gone = sum(sizes) - sum(left)
             counts = least(vectors, max(0, asked - gone), floor=round_to or 1, round_to=round_to)
-        for output, sheet, count in zip(outputs, sheets, counts, strict=True):
+        for output, each, count in zip(outputs, scores, counts, strict=True):
             if count > 0:
-                yield output, _rows(scope.cut, sheet, count)
+                yield output, _rows(scope.cut, each, count)
 
-    def _sheet(self, block: Block, cut: str, output: nn.Module) -> Tensor:
+    def _scores(self, block: Block, cut: str, output: nn.Module) -> Tensor:
         """Importance of the columns of an output layer; of attention `[heads, dims]` as left."""
         width = self.DG.get_in_channels(output)
         values = self.importance(self._group(output, list(range(width))))
         if values is None:
             raise StructureError(
-                f"the importance knows nothing of the layers of {block.name!r}; leave it out by "
+                f"the importance does not score the layers of {block.name!r}; leave it out by "
                 "ratio, or take an importance that scores it"
             )
         values = values.detach().cpu().float()
@@ -114,20 +114,20 @@ class BlockPruner(tp.pruner.BasePruner):
         return self.DG.get_pruning_group(output, tp.prune_linear_in_channels, columns)
 
 
-def _ranked(cut: str, sheet: Tensor) -> Tensor:
+def _ranked(cut: str, scores: Tensor) -> Tensor:
     """Importance of each head, unit, or of the least important dimension, the second least, ..."""
     if cut == "dims":
-        return sheet.sort(dim=1).values.mean(0)
-    return sheet.mean(1) if cut == "heads" else sheet
+        return scores.sort(dim=1).values.mean(0)
+    return scores.mean(1) if cut == "heads" else scores
 
 
-def _rows(cut: str, sheet: Tensor, count: int) -> list[int]:
+def _rows(cut: str, scores: Tensor, count: int) -> list[int]:
     """The rows of the `count` least important heads, dimensions of every head, or units."""
     if cut == "ffn":
-        return sorted(sheet.argsort(stable=True)[:count].tolist())
-    positions = torch.arange(sheet.numel(), device=sheet.device).view(sheet.shape)
+        return sorted(scores.argsort(stable=True)[:count].tolist())
+    positions = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
     if cut == "heads":
-        rows = positions[sheet.mean(1).argsort(stable=True)[:count]]
+        rows = positions[scores.mean(1).argsort(stable=True)[:count]]
     else:
-        rows = positions.gather(1, sheet.argsort(dim=1, stable=True)[:, :count])
+        rows = positions.gather(1, scores.argsort(dim=1, stable=True)[:, :count])
     return sorted(rows.flatten().tolist())

@@ -1,8 +1,8 @@
 """What Torch-Pruning cuts, followed in coordinates of the layers before the first cut.
 
-Torch-Pruning tells nobody when a group is pruned. Every group that will be comes out of
-`DependencyGraph.get_pruning_group`, so that of a graph that is watched is replaced, on that graph
-alone, by one whose groups report.
+Torch-Pruning has no hook for pruned groups. Every group comes out of
+`DependencyGraph.get_pruning_group`, which is replaced, on a hooked graph alone, by one whose groups
+report.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Report = Callable[[nn.Module, bool, Sequence[int]], None]
 _reports: WeakKeyDictionary[DependencyGraph, list[Report]] = WeakKeyDictionary()
 
 
-def watch(graph: DependencyGraph, report: Report) -> None:
+def hook_graph(graph: DependencyGraph, report: Report) -> None:
     """Calls `report` for every layer of every group that is pruned from now on, once."""
     known = _reports.get(graph)
     if known is not None:
-        if report not in known:  # an importance meets its graph again after refresh()
+        if report not in known:  # an importance hooks its graph again after refresh()
             known.append(report)
         return
     _reports[graph] = [report]
     original = graph.get_pruning_group
 
     def get_pruning_group(*args: Any, **options: Any) -> Group:
-        return watch_group(original(*args, **options))
+        return hook_group(original(*args, **options))
 
     graph.get_pruning_group = get_pruning_group
 
 
-def watch_group(group: Group) -> Group:
-    """Makes a group of a watched graph report when it is pruned."""
+def hook_group(group: Group) -> Group:
+    """Makes a group of a hooked graph report when it is pruned."""
     if "prune" in vars(group):
         return group
     original = group.prune
@@ -52,13 +52,13 @@ def watch_group(group: Group) -> Group:
     def prune(idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
         original(idxs, record_history)
         if idxs is None:  # else another group was made of these indices, and has reported
-            _tell(group)
+            _report(group)
 
     group.prune = prune
     return group
 
 
-def _tell(group: Group) -> None:
+def _report(group: Group) -> None:
     graph = group._DG
     for dep, idxs in group.items:
         if isinstance(dep.target.module, nn.Module):
@@ -84,20 +84,14 @@ class Recorder:
     """
 
     def __init__(self, graph: DependencyGraph, model: nn.Module, adapter: Adapter) -> None:
-        """Watches from now on.
-
-        Args:
-            graph: `DG` of a pruner that has not pruned yet.
-            model: its model, prepared.
-            adapter: of the model.
-        """
+        """Records from now on what pruners with this graph (`DG`) cut out of a prepared model."""
         self._blocks = {
             model.get_submodule(block.output.path): block for block in blocks_of(model, adapter)
         }
         self._kept = {
             layer: torch.arange(block.width, device="cpu") for layer, block in self._blocks.items()
         }
-        watch(graph, self._follow)
+        hook_graph(graph, self._follow)
 
     def record(self) -> Record:
         """What is kept of every block that lost something."""
@@ -109,9 +103,7 @@ class Recorder:
 
     def heads(self) -> dict[str, int]:
         """The number of heads of every attention block that lost something, for `patch`."""
-        return {
-            name: len(kept.heads) for name, kept in self.record().items() if kept.heads is not None
-        }
+        return self.record().heads()
 
     def _follow(self, module: nn.Module, outputs: bool, cut: Sequence[int]) -> None:
         if not outputs and module in self._kept:
@@ -119,12 +111,7 @@ class Recorder:
 
 
 def record_of(groups: Iterable[Group], model: nn.Module, blocks: Sequence[Block]) -> Record:
-    """What groups that are not pruned yet will leave, in coordinates of the model as it is.
-
-    Args:
-        groups: each of one block.
-        model: their model.
-        blocks: of the model.
+    """What groups that are not pruned yet, each of one block, will leave of the model as it is.
 
     Raises:
         StructureError: if a group reaches beyond the layers of a block.
@@ -141,7 +128,7 @@ def record_of(groups: Iterable[Group], model: nn.Module, blocks: Sequence[Block]
             names = [block.name for block, _ in found] or ["no block"]
             raise StructureError(
                 f"Torch-Pruning joins {', '.join(names)} into one group, so they cannot be cut by "
-                "themselves; leave them out by ratio, or tell which model this is"
+                "themselves; leave them out by ratio, or open an issue that names the model"
             )
         block, cut = found[0]
         _check_inside(group, model, block)
@@ -150,11 +137,7 @@ def record_of(groups: Iterable[Group], model: nn.Module, blocks: Sequence[Block]
 
 
 def kept_of(block: Block, rows: Tensor) -> Kept:
-    """What is kept of a block of which these rows are left.
-
-    Args:
-        block: before.
-        rows: int64, ascending.
+    """What is kept of a block of which these rows, int64 and ascending, are left.
 
     Raises:
         StructureError: if its heads would be of several sizes.
@@ -174,15 +157,10 @@ def _check_inside(group: Group, model: nn.Module, block: Block) -> None:
     own = {id(model.get_submodule(path)) for part in block.parts for path in part.paths}
     for dep, _ in group:
         module = dep.target.module
-        if id(module) not in own and any(True for _ in _parameters(module)):
+        held = module.parameters() if isinstance(module, nn.Module) else (module,)
+        if id(module) not in own and any(isinstance(each, nn.Parameter) for each in held):
             path = group._DG._module2name.get(module, type(module).__name__)
             raise StructureError(
                 f"Torch-Pruning would cut {path} with block {block.name!r}, of which it is no "
                 "part; the block cannot be cut by itself"
             )
-
-
-def _parameters(module: object) -> Iterable[nn.Parameter]:
-    if isinstance(module, nn.Parameter):
-        return (module,)
-    return module.parameters() if isinstance(module, nn.Module) else ()

@@ -1,4 +1,4 @@
-"""prune_structured(): heads and units out of a model by Torch-Pruning, in one call."""
+"""Cuts heads and units out of a model by Torch-Pruning, in one call."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from torch_pruning.dependency import Group
 
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.options import shared_modules
-from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, Share, plan_of
+from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, ScopeName, plan_of
 from vlp_plugins.hosts.torch_pruning.pruner import BlockPruner, Score
 from vlp_plugins.hosts.torch_pruning.recorder import record_of
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.parts import Block
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
@@ -32,6 +31,8 @@ from vlp_plugins.structured.cuts import masked, patch, prepare, shrink_followers
 from vlp_plugins.structured.files import save_structured
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.survey import blocks_of
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class StructuredResult:
         """Writes a folder that `vlp_plugins.loading.load_model` and `rebuild` read.
 
         Args:
-            folder: new.
+            folder: a new one.
             source: where the model came from; its tokenizer and processor files are copied.
             earlier: what was cut before this, such as `read_record` of the folder that the model
                 was rebuilt from.
@@ -98,20 +99,10 @@ def removed_by(plan: Plan, record: Record) -> dict[tuple[str, str], tuple[int, i
     """By modality and what was cut, how many went, of how many."""
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for scope in plan.scopes:
-        blocks = zip(scope.blocks, scope.sizes, strict=True)
-        left = sum(_left(record.get(block.name), scope.cut, size) for block, size in blocks)
+        left = sum(scope.left(block, record.get(block.name, Kept())) for block in scope.blocks)
         total = sum(scope.sizes)
         found[scope.modality, scope.cut] = (total - left, total)
     return found
-
-
-def _left(kept: Kept | None, cut: Cut, size: int) -> int:
-    if kept is None:
-        return size
-    if cut == "dims":
-        return size if kept.dims is None else len(kept.dims[0])
-    some = kept.heads if cut == "heads" else kept.units
-    return size if some is None else len(some)
 
 
 def made_by(importance: object, plan: Plan) -> dict[str, Any]:
@@ -130,7 +121,7 @@ def made_by(importance: object, plan: Plan) -> dict[str, Any]:
 def frozen_stay_frozen(model: nn.Module) -> Iterator[None]:
     """What replaces a frozen Parameter inside the block is frozen, too.
 
-    Torch-Pruning makes a new Parameter of what it leaves of one, and every new one wants gradients.
+    Torch-Pruning makes a new Parameter of what it leaves of one, with `requires_grad`.
     """
     frozen = [
         (module, name)
@@ -205,15 +196,12 @@ _KINDS = ("_parameters", "_buffers", "_modules")
 
 
 class Snapshot:
-    """What the modules of a model hold: cutting makes new tensors, so references will do."""
+    """What the modules of a model hold: cutting makes new tensors, so references will do.
 
-    def __init__(self, model: nn.Module, *, copy: bool = False) -> None:
-        """Remembers a model as it is.
+    With `copy` all values are copied, too: training between two cuts changes them.
+    """
 
-        Args:
-            model: the model.
-            copy: also copies all values, which training between two cuts will change.
-        """
+    def __init__(self, model: nn.Module, *, copy: bool) -> None:
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = [
             (module, _state_of(vars(module))) for module in model.modules()
         ]
@@ -238,9 +226,6 @@ def _state_of(state: dict[str, Any]) -> dict[str, Any]:
     return {name: dict(value) if name in _KINDS else value for name, value in state.items()}
 
 
-_log = logging.getLogger(__name__)
-
-
 @checked_arguments
 @neutral_state()
 @takes_model
@@ -251,7 +236,7 @@ def prune_structured(
     importance: str | Scorer | Method | Score = "multiflow",
     ratio: Ratio = 0.5,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
-    scope: Share = "layer",
+    scope: ScopeName = "layer",
     steps: int = 1,
     round_to: int | None = None,
     adapter: Adapter | str | None = None,
@@ -296,7 +281,7 @@ def prune_structured(
         tolerance: of that; relative to the largest value of each stream. Models in half precision
             are compared in float32.
         after_step: called with the number of each step after it, to fine-tune in between. All
-            cut Parameters are new or have new sizes: optimizers must be made anew.
+            cut Parameters are new or have new sizes: make new optimizers.
         **parameters: of `Importance`, if one is made.
 
     Returns:
@@ -313,6 +298,7 @@ def prune_structured(
     adapter = resolve_adapter(model, adapter)
     before = parameters_of(model)
     snapshot = Snapshot(model, copy=after_step is not None)
+    record, errors = Record(), list[float]()
     try:
         prepare(model, adapter)
         blocks = blocks_of(model, adapter)
@@ -321,20 +307,22 @@ def prune_structured(
         example = example_batch(model, adapter) if example is None else example
         with flags_kept(model) as restore_flags, shared_modules(model):
             pruner = BlockPruner(model, adapter, plan, score, example)
-            record, error = _all_steps(
-                pruner,
-                adapter,
-                float32_of(example) if check else None,
-                tolerance,
-                restore_flags,
-                after_step,
-            )
+            compared = float32_of(example) if check else None
+            for step in range(1, steps + 1):
+                with in_float32(model):
+                    now, found = _one_step(pruner, adapter, compared, tolerance)
+                record = record.compose(now)
+                errors += found
+                if after_step is not None:
+                    restore_flags()
+                    with callers_defaults(model):
+                        after_step(step)
     except BaseException:
         snapshot.restore()
         raise
     result = StructuredResult(
         model, adapter, record, pruner.pruning_history(), before, parameters_of(model),
-        removed_by(plan, record), error, made_by(importance, plan),
+        removed_by(plan, record), max(errors, default=None), made_by(importance, plan),
     )  # fmt: skip
     _log.info(
         "cut %d blocks: %d of %d parameters are left", len(record), result.parameters_after, before
@@ -357,38 +345,15 @@ def _importance(
         )
     if parameters:
         raise UnsupportedError(
-            f"{', '.join(parameters)}: parameters go to the importance itself, not beside it"
+            f"{', '.join(parameters)}: parameters go to the importance itself, not next to it"
         )
     return importance
 
 
-def _all_steps(
-    pruner: BlockPruner,
-    adapter: Adapter,
-    example: Batch | None,
-    tolerance: float,
-    restore_flags: Callable[[], None],
-    after_step: Callable[[int], None] | None,
-) -> tuple[Record, float | None]:
-    """Every step; the record of all together, and the largest error."""
-    record, errors = Record(), []
-    for step in range(1, pruner.plan.steps + 1):
-        with in_float32(pruner.model):
-            cut, error = _one_step(pruner, adapter, example, tolerance)
-        record = record.compose(cut)
-        errors.append(error)
-        if after_step is not None:
-            restore_flags()
-            with callers_defaults(pruner.model):
-                after_step(step)
-    found = [error for error in errors if error is not None]
-    return record, max(found) if found else None
-
-
 def _one_step(
     pruner: BlockPruner, adapter: Adapter, example: Batch | None, tolerance: float
-) -> tuple[Record, float | None]:
-    """One step, in coordinates of the model before it."""
+) -> tuple[Record, list[float]]:
+    """What one step cut, in coordinates of the model before it, and the error of each stream."""
     model = pruner.model
     blocks = blocks_of(model, adapter)
     groups: list[Group] = list(pruner.step(interactive=True))
@@ -401,14 +366,9 @@ def _one_step(
         for group in groups:
             group.prune()
     shrink_followers(model, blocks, record)
-    patch(model, adapter, _heads_left(blocks, record))
+    patch(model, adapter, record.heads())
     if example is None:
-        return record, None
+        return record, []
     found = outputs(model, adapter, example)
     check_equal(expected, found, tolerance)
-    return record, max(relative_error(expected[name], found[name]) for name in expected)
-
-
-def _heads_left(blocks: Sequence[Block], record: Record) -> dict[str, int]:
-    kept = {block.name: record[block.name].heads for block in blocks if block.name in record}
-    return {name: len(heads) for name, heads in kept.items() if heads is not None}
+    return record, [relative_error(expected[name], found[name]) for name in expected]
