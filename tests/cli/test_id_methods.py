@@ -188,7 +188,7 @@ def test_what_is_missing_is_asked_for(vlp, xvlm, guided, tmp_path) -> None:
     assert "or --id-profile FILE of an earlier run" in result.stderr
     statistics = ("--statistics", guided / "statistics.safetensors")
     result = vlp(*start, "--method", "id*multiflow", *statistics, code=2)
-    assert "give --id-profile FILE beside --statistics" in result.stderr
+    assert "give --id-profile FILE together with --statistics" in result.stderr
     plan = ("plan", "--model", xvlm, "--sparsity", "0.5", "--method", "id*omp")
     assert "give their number with --batches" in vlp(*plan, code=2).stderr
 

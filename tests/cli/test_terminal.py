@@ -105,7 +105,7 @@ def main(): pass
 
 @main.command()
 def work():
-    with explained_interruption(lambda: "vlp work", lambda: True, speaks=True):
+    with explained_interruption("vlp work", lambda: True, shown=True):
         try:
             signal.raise_signal(int(sys.argv[1]))
         except KeyboardInterrupt:

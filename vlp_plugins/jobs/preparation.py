@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vlp_plugins.calibration.statistics import Statistics
@@ -52,6 +53,11 @@ class Prepared:
     def is_composition(self) -> bool:
         """Whether masks are made from statistics of one pass over the data."""
         return isinstance(self.method, Composition)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def published(self) -> bool:
@@ -180,7 +186,7 @@ def resolve_names(recipe: Recipe) -> tuple[Method, list[Target], IdProfile | Non
     if isinstance(method, IdGuided) and profile is None and recipe.statistics is not None:
         raise StatisticsError(
             f"{method.name!r} measures the model's intrinsic dimensions from data; give "
-            "--id-profile FILE beside --statistics, or --data in its place"
+            "--id-profile FILE together with --statistics, or --data in its place"
         )
     inner = method.method if isinstance(method, IdGuided) else method
     if isinstance(inner, Procedure) and recipe.statistics is not None:
@@ -201,7 +207,7 @@ def title_of(target: Target) -> str:
 def _try_allocation(
     method: Method, targets: Sequence[Target], weights: WeightMap, floor: float
 ) -> None:
-    """Shares out by magnitude: what cannot be met shows here, not after hours of reading data."""
+    """Allocates by magnitude: what cannot be met shows here, not after hours of reading data."""
     evidence = {name: Evidence(name) for name in weights}
     method.allocation.select(Scored(Magnitude(), weights, evidence), targets, floor=floor)
 

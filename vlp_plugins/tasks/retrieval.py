@@ -265,7 +265,7 @@ class TwoStages:
         return self.reranked or self.features
 
     def as_dict(self) -> dict[str, float]:
-        """Figures of the last stage; those by features alone as `features_...` beside it."""
+        """Figures of the last stage; those by features alone as `features_...` next to them."""
         found = self.final.as_dict()
         if self.reranked is not None:
             found |= {f"features_{name}": v for name, v in self.features.as_dict().items()}
