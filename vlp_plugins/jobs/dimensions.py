@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
-from vlp_plugins.jobs.work_dir import claimed, delete_work, working
+from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.pruning import measure_id
 from vlp_plugins.report.dimensions import (
     dimension_by_depth,
@@ -24,7 +25,7 @@ from vlp_plugins.report.dimensions import (
     vision_sentences,
 )
 from vlp_plugins.report.page import Chart, Findings, Table, render_findings, value_text
-from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
+from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import atomic_folder
 
@@ -56,7 +57,7 @@ def measure_dimensions(
     *,
     command: str,
     resume: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> IdResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
 
@@ -103,17 +104,12 @@ def measure_dimensions(
             **source_facts(batches),
             **{name: value_text(value) for name, value in profile.settings.items() if value},
         }
-        if results is not None:
-            if writes:
-                with atomic_folder(results) as folder:
-                    profile.save(folder / PROFILE)
-                    csv = layers_csv(profile.layers)
-                    (folder / "layers.csv").write_text(csv, encoding="utf-8")
-                    write_report(
-                        folder, lambda: render_findings(findings_of(profile, command, facts))
-                    )
-            wait_for_all()
-            delete_work(results)
+        if results is not None and writes:
+            with atomic_folder(results) as folder:
+                profile.save(folder / PROFILE)
+                csv = layers_csv(profile.layers)
+                (folder / "layers.csv").write_text(csv, encoding="utf-8")
+                write_report(folder, lambda: render_findings(findings_of(profile, command, facts)))
         return IdResult(profile, facts, results)
 
 

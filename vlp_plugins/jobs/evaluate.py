@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskMetrics, TaskRequest
@@ -23,15 +24,11 @@ from vlp_plugins.runtime.files import atomic_folder
 
 _TITLES = {
     "mean": "mean recall",
-    "bleu1": "BLEU-1",
-    "bleu2": "BLEU-2",
-    "bleu3": "BLEU-3",
-    "bleu4": "BLEU-4",
+    **{f"bleu{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
     "cider": "CIDEr",
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
     "spice": "SPICE",
-    "accuracy": "accuracy",
     "top1": "top-1",
     "top5": "top-5",
 }
@@ -133,8 +130,6 @@ _log = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Of evaluation.json; a change that old code cannot read adds 1."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import need
 from vlp_plugins.jobs.tasks import read_samples
-from vlp_plugins.jobs.work_dir import claimed, delete_work, working
+from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import made_by, versions
-from vlp_plugins.runtime.distributed import wait_for_all
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice
@@ -143,9 +142,6 @@ def run_finetuning(
                     record = _record(recipe, loaded, done, chosen, command, facts)
                     text = json.dumps(record, indent=1)
                     (folder / RECORD).write_text(text, encoding="utf-8")
-        wait_for_all()
-        if writes:
-            delete_work(results)
         return TunedResult(results, done, facts)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
@@ -120,7 +121,7 @@ class Prepared:
         workplace: Path | None = None,
         checkpoint: Path | None = None,
         resume: bool = False,
-        progress: Callable[[int, int | None], None] | None = None,
+        progress: Progress | None = None,
     ) -> Context:
         """What the method works with; without batches for its cost only."""
         recipe = self.recipe

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vlp_plugins.calibration.checkpoint import FORM
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.jobs.dimensions import PROFILE
@@ -27,7 +28,7 @@ from vlp_plugins.jobs.facts import (
 )
 from vlp_plugins.jobs.preparation import Prepared, prepare, title_of
 from vlp_plugins.jobs.recipes import Recipe, command_of, need
-from vlp_plugins.jobs.work_dir import claimed, delete_work, work_left, working
+from vlp_plugins.jobs.work_dir import claimed, work_left, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.id_guided import IdGuided
@@ -43,8 +44,6 @@ from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int | None], None]
 
 
 def _gathered(
@@ -246,7 +245,7 @@ def run(
                 if finish is not None:
                     finish(job, masks, folder)
         wait_for_all()
-        delete_leftovers(out)
+        delete_checkpoints(out)
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
 
 
@@ -264,9 +263,3 @@ def _write_masks(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> Non
 def leftovers(out: Path) -> list[Path]:
     """What an interrupted run left next to its folder to resume from."""
     return [*checkpoints(out), *work_left(out)]
-
-
-def delete_leftovers(out: Path) -> None:
-    """Deletes the checkpoints and the folder of work of a run."""
-    delete_checkpoints(out)
-    delete_work(out)

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.calibration.batches import batch_size
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
-from vlp_plugins.jobs.work_dir import claimed, delete_work, working
+from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.page import Chart, Findings, Table, render_findings, value_text
-from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
+from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import DataError, RecipeError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse, curves_chart, relation_chart
@@ -196,7 +197,7 @@ def measure_sensitivity(
     *,
     command: str,
     resume: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> SensitivityResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
 
@@ -249,8 +250,6 @@ def measure_sensitivity(
                 write_analysis(folder / "sensitivity.json", analysis)
                 (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
                 write_report(folder, lambda: render_findings(findings_of(analysis, command, facts)))
-        wait_for_all()
-        delete_work(results)
         return SensitivityResult(analysis, facts, results)
 
 

@@ -47,6 +47,8 @@ def delete_work(out: Path) -> None:
 def claimed(out: Path, *, writes: bool) -> Iterator[Path]:
     """Makes sure that a folder of results is free, and keeps other runs from it and its work.
 
+    After a run that ends well all processes wait for each other, and its work is deleted.
+
     Args:
         out: the folder.
         writes: whether this process is the one of several that writes.
@@ -60,12 +62,15 @@ def claimed(out: Path, *, writes: bool) -> Iterator[Path]:
     out = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
     if not writes:
         yield out
+        wait_for_all()
         return
     check_new_folder(out)
     with reserved(out):
         check_new_folder(out)  # another run may have ended meanwhile
         remove_abandoned(work_of(out))
         yield out
+        wait_for_all()
+        delete_work(out)
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class Preflight:
     def _loss_error(self) -> VlpError | None:
         """What is wrong with the loss of the first pairs; without values it may end early."""
         job = self.prepared
-        device = job.device
+        device = next(job.model.parameters()).device
         try:
             with torch.no_grad(), random_state_kept(torch.device("cpu")):
                 job.adapter.losses(job.model, to_device(self.batch, device))

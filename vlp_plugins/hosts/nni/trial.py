@@ -21,8 +21,9 @@ from vlp_plugins.hosts.nni.best import TrialRecord
 from vlp_plugins.hosts.nni.settings import PAIRS, Metric, TrialSettings, overlay
 from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.preparation import Prepared
-from vlp_plugins.jobs.prune import delete_leftovers, run
+from vlp_plugins.jobs.prune import delete_checkpoints, run
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
+from vlp_plugins.jobs.work_dir import delete_work
 from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch, RetrievalAdapter
@@ -365,7 +366,8 @@ def run_trial(
     try:
         run(replace(drawn, out=str(out)), progress=progress, finish=ending)
     except BaseException:  # nobody goes on with a trial: the next one has another name
-        delete_leftovers(out)
+        delete_checkpoints(out)
+        delete_work(out)
         raise
     assert ending.record is not None
     trial.final(ending.record.final)

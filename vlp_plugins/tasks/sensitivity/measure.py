@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
@@ -139,7 +140,7 @@ def _missing_points(
     sparsities: Sequence[float],
     known: Mapping[Key, Point],
     record: PointsFile,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Progress | None,
 ) -> dict[Key, Point]:
     """Prunes and measures the points that are not known; of several processes each its share."""
     rank, world = rank_and_size()
@@ -189,7 +190,7 @@ def sensitivity(
     retrieve: bool = True,
     workplace: Path | None = None,
     resume: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
     **parameters: Any,
 ) -> Sensitivity:
     """How a model takes the pruning of each of its parts, all others staying dense.
