@@ -107,7 +107,7 @@ def test_an_interrupted_run_does_not_measure_again(vlp, words, guided, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(data_pass, "calibrate", interrupted)
         result = vlp(*line, code=130)
-    command = shlex.split(result.stderr.splitlines()[-1].partition("to go on: ")[2])
+    command = shlex.split(result.stderr.splitlines()[-1].partition("to resume: ")[2])
     assert command[:2] == ["vlp", "prune"]
     assert command[command.index("--method") + 1] == "id*multiflow"
     assert (tmp_path / "o.work").is_dir()

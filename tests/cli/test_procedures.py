@@ -103,7 +103,7 @@ def test_after_ctrl_c_it_goes_on_from_its_last_stage(vlp, words, tmp_path):
     stopped = vlp("prune", *words, "--out", out, *ending, code=130)
 
     assert names(tmp_path) == ["out.work"]
-    told = re.search(r"^interrupted; to go on: (vlp .*)$", stopped.stderr, re.MULTILINE)[1]
+    told = re.search(r"^interrupted; to resume: (vlp .*)$", stopped.stderr, re.MULTILINE)[1]
     again = [word for word in shlex.split(told)[1:] if not word.startswith(("end=", "before="))]
     again.remove("--parameter")
     assert again[-1] == "--resume"

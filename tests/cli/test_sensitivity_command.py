@@ -184,7 +184,7 @@ def test_an_interruption_says_how_to_go_on(vlp, xvlm, photos, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "measure", stopping)
         result = vlp("sensitivity", xvlm, *words, "--out", tmp_path / "out", code=130)
-    line = re.search(r"interrupted; to go on: (vlp sensitivity .* --resume)", result.stderr)[1]
+    line = re.search(r"interrupted; to resume: (vlp sensitivity .* --resume)", result.stderr)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
     vlp(*shlex.split(line)[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

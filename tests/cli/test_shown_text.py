@@ -74,4 +74,4 @@ def test_one_place_writes_comma_separated_text() -> None:
     root = Path(__file__).parents[2]
     homes = (root / "vlp_plugins", root / "adapters", root / "benchmarks")
     found = [p.name for home in homes for p in home.rglob("*.py") if "csv.writer" in p.read_text()]
-    assert found == ["spreadsheet.py"]
+    assert found == ["layers.py"]

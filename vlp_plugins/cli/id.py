@@ -17,7 +17,7 @@ from vlp_plugins.cli.options import (
     resume_option,
     variant_option,
 )
-from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.program import command_line, distributed_run
 from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table
 from vlp_plugins.runtime.errors import RecipeError
 
@@ -63,7 +63,6 @@ def id_(
     from vlp_plugins.jobs.dimensions import measure_dimensions
     from vlp_plugins.jobs.inputs import Loaded
     from vlp_plugins.jobs.work_dir import work_left
-    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
     options = _options_of(values)
@@ -73,18 +72,14 @@ def id_(
     if data.source is None:
         raise RecipeError("`vlp id` measures on data: give --data FOLDER (images with captions)")
     line = command_line(context)
-    with process_group(source.device):
-        rank_zero = rank_and_size()[0] == 0
-        with (
-            explained_interruption(
-                line, lambda: out is not None and work_left(out), shown=rank_zero
-            ),
-            data_progress(shown=rank_zero) as progress,
-        ):
-            result = measure_dimensions(
-                lambda: Loaded.of(source, max_length=data.max_length),
-                data, options, out, command=line, resume=resume, progress=progress,
-            )  # fmt: skip
+    with distributed_run(source.device, line, lambda: out and work_left(out)) as (
+        progress,
+        rank_zero,
+    ):
+        result = measure_dimensions(
+            lambda: Loaded.of(source, max_length=data.max_length),
+            data, options, out, command=line, resume=resume, progress=progress,
+        )  # fmt: skip
     if not rank_zero:
         return
     from vlp_plugins.jobs.dimensions import LAYER_HEADER, MODALITY_HEADER, summary_of

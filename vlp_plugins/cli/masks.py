@@ -92,7 +92,9 @@ def apply(
             save_model(loaded, target, source=model)
         click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
         if found.new_values is not None:
-            click.echo(f"the others were {'left as they are' if keep_weights else 'written anew'}")
+            click.echo(
+                f"the others were {'left as they are' if keep_weights else 'given new values'}"
+            )
         if sparse:
             click.echo(str(size))
 

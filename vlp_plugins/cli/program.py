@@ -298,6 +298,31 @@ def explained_interruption(
         sys.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
+@contextmanager
+def distributed_run(
+    device: str | None,
+    command: str,
+    is_left: Callable[[], object],
+    *,
+    what: str = "reading data",
+    units: str = "batches",
+) -> Iterator[tuple[Progress, bool]]:
+    """The process group of a run, its progress bar, and how to resume it.
+
+    Yields:
+        What shows the progress, and whether this process has rank 0 and prints.
+    """
+    from vlp_plugins.runtime.distributed import process_group, rank_and_size
+
+    with process_group(device):
+        rank_zero = rank_and_size()[0] == 0
+        with (
+            explained_interruption(command, is_left, shown=rank_zero),
+            data_progress(shown=rank_zero, what=what, units=units) as progress,
+        ):
+            yield progress, rank_zero
+
+
 _NOTHING = "interrupted; nothing was written"
 
 
@@ -307,7 +332,7 @@ def _how_to_resume(command: str) -> str:
     line = f"{command} --resume"
     if (world := rank_and_size()[1]) > 1:  # a checkpoint is of as many processes as wrote it
         line = line.replace("vlp", f"torchrun --nproc-per-node {world} -m vlp_plugins", 1)
-    return f"interrupted; to go on: {line}"
+    return f"interrupted; to resume: {line}"
 
 
 def command_line(context: click.Context) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options, resume_option
-from vlp_plugins.cli.program import data_progress, explained_interruption, steps_shown
+from vlp_plugins.cli.program import distributed_run, steps_shown
 from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
 
 
@@ -24,21 +24,16 @@ def prune(resume: bool, **options: Any) -> None:
     """
     from vlp_plugins.jobs.prune import leftovers, run
     from vlp_plugins.jobs.recipes import command_of
-    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     recipe = read_recipe(**options)
-    with process_group(recipe.device):
-        rank_zero = rank_and_size()[0] == 0
-        with (
-            explained_interruption(
-                command_of(recipe),
-                lambda: recipe.out and leftovers(Path(recipe.out)),
-                shown=rank_zero,
-            ),
-            data_progress(shown=rank_zero) as progress,
-            steps_shown() if rank_zero else nullcontext(),
-        ):
-            result = run(recipe, progress=progress, resume=resume)
+    line = command_of(recipe)
+    with (
+        distributed_run(
+            recipe.device, line, lambda: recipe.out and leftovers(Path(recipe.out))
+        ) as (progress, rank_zero),
+        steps_shown() if rank_zero else nullcontext(),
+    ):
+        result = run(recipe, progress=progress, resume=resume)
     if not rank_zero:
         return
     print_masks(result.masks)

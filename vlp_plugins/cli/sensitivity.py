@@ -18,7 +18,7 @@ from vlp_plugins.cli.options import (
     resume_option,
     variant_option,
 )
-from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.program import command_line, distributed_run
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 from vlp_plugins.runtime.errors import RecipeError
 
@@ -84,7 +84,6 @@ def sensitivity(
     )
     from vlp_plugins.jobs.work_dir import work_left
     from vlp_plugins.methods.resolve import resolve_method
-    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
     if data.source is None and test is None:
@@ -110,18 +109,13 @@ def sensitivity(
         },
     )
     line = command_line(context)
-    with process_group(source.device):
-        rank_zero = rank_and_size()[0] == 0
-        with (
-            explained_interruption(line, lambda: work_left(out), shown=rank_zero),
-            data_progress(
-                shown=rank_zero, what="pruning and measuring", units="points"
-            ) as progress,
-        ):
-            result = measure_sensitivity(
-                lambda: Loaded.of(source, max_length=data.max_length),
-                request, out, command=line, resume=resume, progress=progress,
-            )  # fmt: skip
+    with distributed_run(
+        source.device, line, lambda: work_left(out), what="pruning and measuring", units="points"
+    ) as (progress, rank_zero):
+        result = measure_sensitivity(
+            lambda: Loaded.of(source, max_length=data.max_length),
+            request, out, command=line, resume=resume, progress=progress,
+        )  # fmt: skip
     if not rank_zero:
         return
     analysis = result.analysis

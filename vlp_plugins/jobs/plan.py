@@ -110,7 +110,7 @@ def _with_length(job: Prepared) -> Prepared:
     """The job with its number of batches in the recipe, where the index of its data has it."""
     data = job.recipe.data
     # A composition reads its data once, so its cost is given per batch.
-    if job.is_composition or data.source is None or data.batches is not None:
+    if isinstance(job.method, Composition) or data.source is None or data.batches is not None:
         return job
     batches = job.batches()
     if batches.source.length is None:

@@ -51,11 +51,6 @@ class Prepared:
     weights: WeightMap
 
     @property
-    def is_composition(self) -> bool:
-        """Whether masks are made from statistics of one pass over the data."""
-        return isinstance(self.method, Composition)
-
-    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
@@ -117,7 +112,6 @@ class Prepared:
         self,
         batches: Iterable[Batch] = (),
         *,
-        statistics: Statistics | None = None,
         workplace: Path | None = None,
         checkpoint: Path | None = None,
         resume: bool = False,
@@ -135,7 +129,6 @@ class Prepared:
             owners=recipe.owners,  # type: ignore[arg-type]
             floor=recipe.floor,
             seed=recipe.seed,
-            statistics=statistics,
             limit=recipe.data.batches,
             autocast=autocast_of(recipe.autocast),
             skip_nonfinite=recipe.skip_nonfinite,
