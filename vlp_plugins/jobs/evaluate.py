@@ -19,7 +19,6 @@ from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.page import Findings, Table, render_findings
-from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.files import atomic_folder
 
 _TITLES = {
@@ -256,12 +255,7 @@ def _about(masks: Masks, new_weights: bool | None) -> dict[str, Any]:
 
 def _record(found: Evaluation, loaded: Loaded, command: str) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "made_by": made_by(),
-        "versions": versions(),
-        "command": command,
-        "model": loaded.source.model,
-        "adapter": loaded.adapter.name,
+        **loaded.record(SCHEMA, command),
         "task": found.task,
         "data": found.data,
         "settings": dict(found.settings),

@@ -20,7 +20,6 @@ from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice
@@ -188,12 +187,7 @@ def _record(
     facts: Mapping[str, str],
 ) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "made_by": made_by(),
-        "versions": versions(),
-        "command": command,
-        "model": loaded.source.model,
-        "adapter": loaded.adapter.name,
+        **loaded.record(SCHEMA, command),
         "task": recipe.task,
         "data": recipe.data,
         "split": recipe.split,

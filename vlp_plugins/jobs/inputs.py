@@ -18,6 +18,7 @@ from vlp_plugins.loading import load_model
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.artifacts import made_by, versions
 
 
 class _ImagesOnly:
@@ -140,6 +141,17 @@ class Loaded:
         place = source.processor or source.model
         processor = processor_for(place, model, adapter, max_length=max_length)
         return cls(source, model, adapter, weights, processor)
+
+    def record(self, schema: int, command: str) -> dict[str, Any]:
+        """How a JSON file of results begins: what made it, and of which model."""
+        return {
+            "schema": schema,
+            "made_by": made_by(),
+            "versions": versions(),
+            "command": command,
+            "model": self.source.model,
+            "adapter": self.adapter.name,
+        }
 
     def batches(self, data: DataRecipe) -> CaptionedBatches:
         """Batches of captioned images.

@@ -146,7 +146,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe
     found = _found(root)
     section = root.items().get("data")
     if section is not None and isinstance(section.data, dict):
-        found["data"] = replace(recipe.data, **read_section(section, _DATA_READERS, _data_hint))
+        found["data"] = replace(recipe.data, **_read_data(section))
     if "parameters" in found:
         found["parameters"] = {**recipe.parameters, **found["parameters"]}
     return replace(recipe, **found)
@@ -154,7 +154,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe
 
 def _found(root: Value) -> dict[str, Any]:
     """What stands in a recipe, as keywords of `Recipe`."""
-    found = read_section(root, _READERS, _hint)
+    note = " (it belongs under data:)"
+    found = read_section(root, _READERS, lambda key: _hint(key, _READERS, _DATA_READERS, note))
     if "pattern" in found:
         if "allocation" in found:
             raise RecipeError(f"{root.where}: pattern and allocation exclude each other")
@@ -166,26 +167,23 @@ def _found(root: Value) -> dict[str, Any]:
     return found
 
 
-def _hint(key: str) -> str:
+def _hint(key: str, readers: Readers, elsewhere: Readers, note: str) -> str:
     if key in _OTHER_WORDS:
         return f" (it is called {_OTHER_WORDS[key]!r})"
-    if key in _DATA_READERS:
-        return " (it belongs under data:)"
-    return suggest(key, list(_READERS))
+    return note if key in elsewhere else suggest(key, list(readers))
 
 
-def _data_hint(key: str) -> str:
-    if key in _OTHER_WORDS:
-        return f" (it is called {_OTHER_WORDS[key]!r})"
-    if key in _READERS:
-        return " (it does not belong under data:)"
-    return suggest(key, list(_DATA_READERS))
+def _read_data(section: Value) -> dict[str, Any]:
+    note = " (it does not belong under data:)"
+    return read_section(
+        section, _DATA_READERS, lambda key: _hint(key, _DATA_READERS, _READERS, note)
+    )
 
 
 def _data(value: Value) -> DataRecipe:
     if isinstance(value.data, str):
         return DataRecipe(source=value.data)
-    return DataRecipe(**read_section(value, _DATA_READERS, _data_hint))
+    return DataRecipe(**_read_data(value))
 
 
 def _sparsities(value: Value) -> tuple[Target, ...]:

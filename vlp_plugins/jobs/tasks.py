@@ -281,7 +281,7 @@ class VqaTask(Task):
     def examples(self) -> list[Example]:
         self._answers = None if self.request.written else self.data.answers
         if self.request.answers is not None:
-            self._answers = read_answers(self.request.answers)
+            self._answers = _read_answers(self.request.answers)
         return [Example(each.place, each.image, each.texts[0]) for each in self.data.samples]
 
     def measure(self, track: Track) -> TaskMetrics:
@@ -356,12 +356,8 @@ def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:
     return {number: own[name] for number, name in enumerate(classes)}
 
 
-def read_answers(path: Path) -> tuple[str, ...]:
-    """Answers to choose among: a JSON list, or one a line.
-
-    Raises:
-        DataError: if the file cannot be read or holds none.
-    """
+def _read_answers(path: Path) -> tuple[str, ...]:
+    """Answers to choose among: a JSON list, or one a line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

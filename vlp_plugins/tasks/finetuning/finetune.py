@@ -87,19 +87,8 @@ def downstream(
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Takes the steps of a run.
-
-    Attributes:
-        model: being trained.
-        optimizer: torch's own.
-        engine: has prepared both.
-        lock: of the masks; None without masks.
-        settings: of the run.
-        steps: how many there are in all.
-        log: of the losses.
-        workers: threads that prefetch batches.
-    """
+class _Steps:
+    """Takes the steps of a run; the engine has prepared model and optimizer."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -247,7 +236,7 @@ def finetune(
         place = place or Place()
         if engine.index == 0:
             log.begin(place.step)
-        run = Steps(model, optimizer, engine, lock, settings, steps, log, workers)
+        run = _Steps(model, optimizer, engine, lock, settings, steps, log, workers)
         for now in run.after(place, epochs, log_every, checkpoint_every):
             if progress is not None:
                 progress(now.step, steps)
