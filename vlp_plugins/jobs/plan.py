@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
@@ -123,7 +122,7 @@ _PIXELS = 384
 """Side of the dummy images; the processor resizes them."""
 _SIDE = 1024
 """Of the matrices whose product is timed."""
-BATCHES = 2
+_BATCHES = 2
 """The first is slower; and there are masks of either half of the data."""
 _CAPTION = "a photo of two people who sit at a table in front of a window "
 
@@ -137,7 +136,7 @@ class _DummyBatches:
     size: int
 
     def __iter__(self) -> Iterator[Batch]:
-        for _ in range(BATCHES):
+        for _ in range(_BATCHES):
             shape = (_PIXELS, _PIXELS)
             images = [Image.new("RGB", shape, (i % 256, 127, 64)) for i in range(self.size)]
             yield self.adapter.collate(self.processor, images, [_CAPTION] * self.size)
@@ -239,9 +238,7 @@ def _seconds_per_gradient(job: Prepared, batches: Iterable[Batch]) -> float:
 
 
 def _planned_dimensions(
-    model: nn.Module,
-    adapter: Adapter,
-    weights: WeightMap,
+    job: Loaded | Prepared,
     batch: Batch,
     samples: int,
     *,
@@ -257,9 +254,9 @@ def _planned_dimensions(
 
     def planned() -> IdPlan:
         return plan(
-            model,
-            adapter,
-            weights,
+            job.model,
+            job.adapter,
+            job.weights,
             batch,
             samples,
             padding=padding or default_padding,
@@ -271,7 +268,7 @@ def _planned_dimensions(
     found = planned()  # the first forward pass is slower than the others
     per_batch = _seconds_of(planned)
     products = 2.0 * samples**2 * sum(site.ambient for each in found.passes for site in each.layers)
-    matrix = torch.ones(_SIDE, _SIDE, device=next(model.parameters()).device)
+    matrix = torch.ones(_SIDE, _SIDE, device=job.device)
 
     def product() -> None:
         _ = float((matrix @ matrix)[0, 0])  # a GPU has done it when the number is there
@@ -300,9 +297,7 @@ def plan_dimensions(
     samples = _samples(loaded, data)
     size = min(data.batch_size, samples)
     return _planned_dimensions(
-        loaded.model,
-        loaded.adapter,
-        loaded.weights,
+        loaded,
         next(iter(_DummyBatches(loaded.adapter, loaded.processor, size))),
         samples,
         estimator=options["estimator"],
@@ -343,9 +338,7 @@ def _plan_guided(job: Prepared, method: IdGuided, batches: _DummyBatches) -> Pla
             f"{method.name!r} takes; give their number with --batches"
         )
     dimensions = _planned_dimensions(
-        job.model,
-        job.adapter,
-        job.weights,
+        job,
         next(iter(batches)),
         count * batches.size,
         memory_budget=job.recipe.memory_budget,
