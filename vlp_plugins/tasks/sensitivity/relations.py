@@ -53,6 +53,7 @@ def rank_correlation(
     strata: Strata | None = None,
     *,
     resamples: int = 2_000,
+    seed: int = 0,
 ) -> RankCorrelation:
     """Spearman's rank correlation, its interval and its p-value.
 
@@ -66,6 +67,7 @@ def rank_correlation(
         strata: to which stratum each pair belongs; None: all to one. Those of a single pair are
             left out.
         resamples: of the bootstrap.
+        seed: of both.
     """
     one, other = np.asarray(x, float), np.asarray(y, float)
     places = _places(len(one), strata)
@@ -74,7 +76,7 @@ def rank_correlation(
     rho = pearson(a, b)
     if count < FEWEST or math.isnan(rho):
         return RankCorrelation(count, None)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     p = _p_value(a, b, rho, [len(place) for place in places], random)
     low, high = None, None
     if count >= FEWEST_FOR_INTERVAL:
