@@ -69,7 +69,7 @@ def true_captions(world: World, model: str, seed: int = 1) -> float:
     tuning = TUNINGS[model, "captioning"]
     loaded = load(world, model)
     dense, _ = tuned(world, loaded, tuning, None, seed)
-    said = measured(world, loaded, dense, tuning, "test").said
+    said = measured(world, loaded, dense, tuning, "test").texts
     lines = (Path(world.task_data(tuning.data)) / "test" / "metadata.jsonl").read_text("utf-8")
     shown = [facts_of(json.loads(line)["objects"]) for line in lines.splitlines()[: len(said)]]
     return 100 * sum(map(is_true, said, shown)) / len(said)

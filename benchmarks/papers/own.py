@@ -42,10 +42,16 @@ from benchmarks.papers.experiments.lambda_grid import POWERS
 from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.world import World
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.jobs.finetune import read_samples
-from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
-from vlp_plugins.jobs.recipe_values import Value, amount, integer, number, read_yaml, text
-from vlp_plugins.jobs.recipes import read_section
+from vlp_plugins.jobs.recipe_values import (
+    Value,
+    amount,
+    integer,
+    number,
+    read_section,
+    read_yaml,
+    text,
+)
+from vlp_plugins.jobs.tasks import read_samples
 from vlp_plugins.loading import load_model
 from vlp_plugins.runtime.errors import RecipeError
 
@@ -120,7 +126,7 @@ class OwnWorld(World):
         for task, source in self.data.items():
             kind = task if task in TASKS else "classification"
             for split in ("train", "val" if task == "vqa" else "test"):
-                read_samples(FinetuneRecipe(task=kind, data=source, split=split))
+                read_samples(kind, source, split=split)
         self.masks.mkdir(parents=True, exist_ok=True)
 
     def table(self, table: Table) -> Table:

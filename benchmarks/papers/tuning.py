@@ -17,11 +17,16 @@ from typing import Any
 from torch import nn
 
 from benchmarks.papers.world import World
-from vlp_plugins.data.records import Record
-from vlp_plugins.jobs.finetune import read_samples
-from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.jobs.tasks import TASKS, Measured, RetrievalTask, Task, TaskRequest
+from vlp_plugins.jobs.tasks import (
+    TASK_CLASSES,
+    RetrievalTask,
+    Task,
+    TaskMetrics,
+    TaskRequest,
+    TaskSamples,
+    read_samples,
+)
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
@@ -129,9 +134,11 @@ TUNINGS |= {
 class OneCaptionRetrieval(RetrievalTask):
     """Every image with its first caption: three times as many pairs in the same time."""
 
-    def captioned(self) -> list[tuple[Record, list[str]]]:
+    def read(self) -> TaskSamples:
         """The images of the data with one caption each."""
-        return [(record, captions[:1]) for record, captions in super().captioned()]
+        data = super().read()
+        samples = (replace(sample, texts=sample.texts[:1]) for sample in data.samples)
+        return replace(data, samples=tuple(samples))
 
 
 def tuned(
@@ -155,14 +162,13 @@ def tuned(
         workplace: folder of the state that an interrupted run goes on from; None keeps none.
         about: what else that run must have in common with this one.
     """
-    recipe = FinetuneRecipe(task=tuning.task, data=world.task_data(tuning.data), split="train")
-    data = read_samples(recipe)
+    data = read_samples(tuning.task, world.task_data(tuning.data), split="train")
     model: Any = downstream(
         loaded.model,
         loaded.adapter,
         tuning.task,
         tokenizer=getattr(loaded.processor, "tokenizer", None),
-        classes=len(data.classes) or None,
+        classes=len(data.class_names) or None,
         seed=seed,
     )
     if loaded.adapter.name in ("xvlm", "vit") and next(model.parameters()).device.type == "cpu":
@@ -193,7 +199,7 @@ def tuned(
 def task_of(world: World, loaded: Loaded, tuning: Tuning, split: str) -> Task:
     """The task that a fine-tuned model is measured on; `loaded` has this model."""
     one = world.small and tuning.task == "retrieval"
-    kind = OneCaptionRetrieval if one else TASKS[tuning.task]
+    kind = OneCaptionRetrieval if one else TASK_CLASSES[tuning.task]
     data, part = tuning.data, SPLITS[part_of(tuning, split, small=world.small)]
     if split == "dev" and data in DEV_ELSEWHERE:
         data, part = f"{data}-dev", "test"
@@ -215,7 +221,7 @@ def part_of(tuning: Tuning, split: str, *, small: bool) -> str:
 
 def measured(
     world: World, loaded: Loaded, model: nn.Module, tuning: Tuning, split: str
-) -> Measured:
+) -> TaskMetrics:
     """Figures of a fine-tuned model."""
     weights = WeightMap.of(model, loaded.adapter)
     there = Loaded(loaded.source, model, loaded.adapter, weights, loaded.processor)

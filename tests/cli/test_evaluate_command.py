@@ -336,7 +336,7 @@ def test_nothing_is_written_without_a_folder(vlp, downstream, sets, tmp_path, mo
             "does not say how images and texts are embedded",
         ),
         ("{vit} --task classification --data {classes}", "ViTModel has no classifier"),
-        ("{xvlm} --task classification --data {classes}", "how it tells classes apart"),
+        ("{xvlm} --task classification --data {classes}", "how its models classify"),
         ("{clip} --task retrieval --data {coco} --split val --rerank 4", "has no matching head"),
         ("{blipvqa} --task vqa --data {vqa} --split test", "has no answers to compare with"),
         ("{blipvqa} --task vqa --data {coco}", "holds no questions: expected"),

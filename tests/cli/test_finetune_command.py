@@ -136,7 +136,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
         patch.setattr(Checkpoint, "save", save_and_stop)
         result = vlp(*words, "--out", tmp_path / "out", code=130)
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
-    repeat = shlex.split(result.stderr.splitlines()[-1].partition("to go on: ")[2])
+    repeat = shlex.split(result.stderr.splitlines()[-1].partition("to resume: ")[2])
     other = vlp(*repeat[1:], "--batch-size", "6", code=2)
     assert "its batch size is 4, this one's is 6" in other.stderr
     assert "resumed from step 2" in vlp(*repeat[1:]).stdout
@@ -163,7 +163,7 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(
     process.send_signal(signal.SIGINT)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130, text
-    repeat = shlex.split(re.search(r"^interrupted; to go on: (vlp .*)$", text, re.MULTILINE)[1])
+    repeat = shlex.split(re.search(r"^interrupted; to resume: (vlp .*)$", text, re.MULTILINE)[1])
 
     result = vlp(*repeat[1:])
     assert re.search(r"resumed from step \d+", result.stdout)

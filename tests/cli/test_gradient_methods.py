@@ -112,7 +112,7 @@ def test_itersnip_goes_on_after_the_round_that_was_interrupted(
 
     monkeypatch.setattr(Checkpoint, "save", interrupted)
     stopped = vlp("prune", *words, "--out", tmp_path / "out", code=130)
-    assert "interrupted; to go on: vlp prune" in stopped.stderr
+    assert "interrupted; to resume: vlp prune" in stopped.stderr
     vlp("prune", *words, "--out", tmp_path / "out", "--resume")
     assert rounds == [1, 2, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

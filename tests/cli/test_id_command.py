@@ -210,7 +210,7 @@ def test_an_interruption_says_how_to_go_on(vlp, xvlm, many, tmp_path, monkeypatc
     monkeypatch.setattr(measuring, "compute", second_time)
     out = tmp_path / "out"
     result = vlp(*words, "--out", out, code=130)
-    line = re.search(r"interrupted; to go on: (vlp id .* --resume)", result.stderr)[1]
+    line = re.search(r"interrupted; to resume: (vlp id .* --resume)", result.stderr)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
     calls += [1] * 10  # not again
     vlp(*shlex.split(line)[1:])

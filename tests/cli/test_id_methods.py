@@ -107,7 +107,7 @@ def test_an_interrupted_run_does_not_measure_again(vlp, words, guided, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(data_pass, "calibrate", interrupted)
         result = vlp(*line, code=130)
-    command = shlex.split(result.stderr.splitlines()[-1].partition("to go on: ")[2])
+    command = shlex.split(result.stderr.splitlines()[-1].partition("to resume: ")[2])
     assert command[:2] == ["vlp", "prune"]
     assert command[command.index("--method") + 1] == "id*multiflow"
     assert (tmp_path / "o.work").is_dir()
@@ -188,7 +188,7 @@ def test_what_is_missing_is_asked_for(vlp, xvlm, guided, tmp_path) -> None:
     assert "or --id-profile FILE of an earlier run" in result.stderr
     statistics = ("--statistics", guided / "statistics.safetensors")
     result = vlp(*start, "--method", "id*multiflow", *statistics, code=2)
-    assert "give --id-profile FILE beside --statistics" in result.stderr
+    assert "give --id-profile FILE together with --statistics" in result.stderr
     plan = ("plan", "--model", xvlm, "--sparsity", "0.5", "--method", "id*omp")
     assert "give their number with --batches" in vlp(*plan, code=2).stderr
 

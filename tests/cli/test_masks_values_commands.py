@@ -37,7 +37,7 @@ def test_show_says_that_they_are_there_and_how_large(vlp: Command, masks) -> Non
 
 def test_apply_writes_them_or_leaves_what_is_there(vlp, masks, xvlm, tmp_path) -> None:
     text = vlp("masks", "apply", masks, xvlm, "--out", tmp_path / "new").stdout
-    assert "the others were written anew" in text
+    assert "the others were given new values" in text
     text = vlp("masks", "apply", masks, xvlm, "--out", tmp_path / "old", "--keep-weights").stdout
     assert "the others were left as they are" in text
 

@@ -103,7 +103,7 @@ def test_after_ctrl_c_it_goes_on_from_its_last_stage(vlp, words, tmp_path):
     stopped = vlp("prune", *words, "--out", out, *ending, code=130)
 
     assert names(tmp_path) == ["out.work"]
-    told = re.search(r"^interrupted; to go on: (vlp .*)$", stopped.stderr, re.MULTILINE)[1]
+    told = re.search(r"^interrupted; to resume: (vlp .*)$", stopped.stderr, re.MULTILINE)[1]
     again = [word for word in shlex.split(told)[1:] if not word.startswith(("end=", "before="))]
     again.remove("--parameter")
     assert again[-1] == "--resume"
@@ -132,7 +132,7 @@ def test_an_error_keeps_the_stages_that_are_done(vlp, words, tmp_path):
     failed = vlp("prune", *words, "--out", tmp_path / "out", "--parameter", "end=nan", "before=1",
                  code=2)  # fmt: skip
 
-    assert "out.work keeps what was done; --resume goes on from there" in failed.stderr
+    assert "out.work keeps what was done; --resume continues from there" in failed.stderr
     assert failed.stderr.endswith("error: that is enough\n")
     assert names(tmp_path) == ["out.work"]
 
@@ -151,7 +151,7 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(vlp, words, tmp_pa
 
     failed = vlp("prune", *words, "--out", tmp_path / "out", code=2)
 
-    assert "out.work is where the run would work, but it is somebody else's" in failed.stderr
+    assert "out.work is where the run would work, but it is not one of a run" in failed.stderr
     assert (tmp_path / "out.work" / "thesis.tex").read_text() == "years"
     assert names(tmp_path) == ["out.work"]
 
@@ -183,7 +183,7 @@ def test_a_plan_says_the_cost_and_runs_nothing(vlp, words, tmp_path, monkeypatch
     assert re.search(r"^gradients, solvers, copies +1\.000$", text, re.MULTILINE)
     assert re.search(r"^files on the disk meanwhile +3\.000$", text, re.MULTILINE)
     each = float(re.search(r"a batch of 3, forward and backward: about ([\d.]+) s", text)[1])
-    found = re.search(r"30 of them in all: about (\S+) s, and 2\.0 min beside; together", text)
+    found = re.search(r"30 of them in all: about (\S+) s, and 2\.0 min besides; together", text)
     assert float(found[1]) == pytest.approx(30 * each, abs=30 * 0.005 + 0.06)
     assert "keeps nothing\n3 stages\n" in text
     peak = float(re.search(r"^peak of the process +([\d.]+)$", text, re.MULTILINE)[1])

@@ -59,7 +59,7 @@ def test_a_signal_and_resume_give_the_bits_of_an_uninterrupted_run(
     assert process.returncode == code, text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.checkpoint"]
     assert "Traceback" not in text
-    repeat = shlex.split(re.search(r"^interrupted; to go on: (vlp .*)$", text, re.MULTILINE)[1])
+    repeat = shlex.split(re.search(r"^interrupted; to resume: (vlp .*)$", text, re.MULTILINE)[1])
     assert repeat[-1] == "--resume"
 
     result = vlp(*repeat[1:])

@@ -170,9 +170,9 @@ def test_a_guided_method_reads_the_profile(vlp, xvlm, photos, profile, record, t
 
 
 def test_an_interruption_says_how_to_go_on(vlp, xvlm, photos, tmp_path, monkeypatch) -> None:
-    from vlp_plugins.tasks.sensitivity.measure import Judge
+    from vlp_plugins.tasks.sensitivity.measure import Evaluator
 
-    original, points = Judge.measure, []
+    original, points = Evaluator.measure, []
 
     def stopping(self, sparsity, removed):
         points.append(sparsity)
@@ -182,9 +182,9 @@ def test_an_interruption_says_how_to_go_on(vlp, xvlm, photos, tmp_path, monkeypa
 
     words = ("--data", photos, "--sparsity", "0.5", "0.9", "--by", "modality", "--device", "cpu")
     with monkeypatch.context() as patched:
-        patched.setattr(Judge, "measure", stopping)
+        patched.setattr(Evaluator, "measure", stopping)
         result = vlp("sensitivity", xvlm, *words, "--out", tmp_path / "out", code=130)
-    line = re.search(r"interrupted; to go on: (vlp sensitivity .* --resume)", result.stderr)[1]
+    line = re.search(r"interrupted; to resume: (vlp sensitivity .* --resume)", result.stderr)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
     vlp(*shlex.split(line)[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -203,7 +203,7 @@ def test_an_interruption_says_how_to_go_on(vlp, xvlm, photos, tmp_path, monkeypa
         ("{xvlm} --data {photos} --method tamt", "runs the model as it goes"),
         ("{xvlm} --data {photos} --method id*omp", "'id.omp' needs .* intrinsic dimensions"),
         ("{xvlm} --data {photos} --method wanda --batch-size 12", "a single batch of 12"),
-        ("{xvlm} --test {photos} --method wanda", "give --data FOLDER .*beside --test"),
+        ("{xvlm} --test {photos} --method wanda", "give --data FOLDER .*together with --test"),
         ("{xvlm} --data {photos} --id-profile {photos}/metadata.jsonl", "metadata.jsonl"),
         (
             "{vit} --data {photos} --id-profile {profile}",

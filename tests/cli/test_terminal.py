@@ -105,7 +105,7 @@ def main(): pass
 
 @main.command()
 def work():
-    with explained_interruption(lambda: "vlp work", lambda: True, speaks=True):
+    with explained_interruption("vlp work", lambda: True, shown=True):
         try:
             signal.raise_signal(int(sys.argv[1]))
         except KeyboardInterrupt:
@@ -127,7 +127,7 @@ def test_a_signal_ends_a_command_though_a_library_swallows_it_and_saving_is_not_
     words = [sys.executable, "-c", SWALLOWING, str(int(number)), ends]
     found = subprocess.run(words, capture_output=True, text=True, timeout=50, check=False)
     assert found.returncode == 128 + number, found.stderr
-    assert found.stderr == "interrupted; to go on: vlp work --resume\n"
+    assert found.stderr == "interrupted; to resume: vlp work --resume\n"
     assert ("saved" in found.stdout) == (ends == "saves")
 
 

@@ -49,7 +49,7 @@ def test_top_k_is_the_share_whose_class_is_among_the_first_k() -> None:
             right[k] += int((order[:, :k] == batch["labels"][:, None]).any(dim=1).sum())
     assert found.top == {k: pytest.approx(100 * count / 15) for k, count in right.items()}
     assert found.top[7] == 100
-    assert found.as_dict()["images"] == 15
+    assert found.images == 15
 
 
 def test_the_mode_of_the_model_stays() -> None:
@@ -77,7 +77,7 @@ def test_a_clip_classifier() -> None:
 
 
 def test_what_cannot_be_measured_says_so() -> None:
-    with pytest.raises(UnsupportedError, match="says of no model how it tells classes apart"):
+    with pytest.raises(UnsupportedError, match="does not say how its models classify"):
         classification(PairModel(), PairAdapter(), batches())
     with pytest.raises(UnsupportedError, match="ViTModel has no classifier"):
         classification(ViTModel(ViTConfig(**SIZES)), ViTAdapter(), batches())

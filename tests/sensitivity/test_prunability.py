@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.tasks.sensitivity.curves import Point
 from vlp_plugins.tasks.sensitivity.prunability import (
-    apart,
+    difference_of,
     jackknife_error,
     mean_over,
     prunabilities,
@@ -94,10 +94,10 @@ def test_batches_that_agree_leave_no_error_and_those_that_do_not_leave_some():
 def test_the_error_of_a_difference_is_that_of_pairs():
     """Both curves wobble alike from batch to batch: their difference does not."""
     one = curve("vision", [1, 2, 3], "modality", wobble=0.3)
-    difference, error = apart(one, replace(one), DENSE)
+    difference, error = difference_of(one, replace(one), DENSE)
     assert (difference, error) == (0, 0)
     other = curve("text", [1, 2.2, 3.5], "modality", wobble=0.3)
-    difference, error = apart(one, other, DENSE)
+    difference, error = difference_of(one, other, DENSE)
     assert difference > 0
     assert 0 < error < prunability_of(one, DENSE).error
 

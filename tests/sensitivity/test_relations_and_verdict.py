@@ -7,8 +7,8 @@ from curve_examples import DENSE, curve, found
 
 from vlp_plugins.tasks.sensitivity.analysis import (
     analyse,
-    judged,
     modality_sentences,
+    verdict_of,
     vision_sentences,
 )
 from vlp_plugins.tasks.sensitivity.curves import Group
@@ -78,7 +78,7 @@ def test_modalities_are_not_ranked_and_one_modality_has_no_within():
 def test_a_correlation_in_words(correlation, text):
     import re
 
-    assert re.match(text.replace("(95%", r"\(95%"), judged(correlation))
+    assert re.match(text.replace("(95%", r"\(95%"), verdict_of(correlation))
 
 
 def test_the_most_fragile_modality_is_named_with_the_error():

@@ -7,35 +7,40 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.options import model_options, model_source
+from vlp_plugins.cli.options import (
+    COUNT,
+    PATH,
+    column_options,
+    model_options,
+    model_source,
+    processor_option,
+    split_option,
+)
 from vlp_plugins.cli.program import command_line, data_progress
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
-
-_TASKS = ("retrieval", "captioning", "vqa", "classification")
+from vlp_plugins.tasks import TASKS
 
 
 @click.command()
 @click.argument("model")
-@click.option("--task", type=click.Choice(_TASKS), required=True)
+@click.option("--task", type=click.Choice(TASKS), required=True)
 @click.option("--data", required=True, help="Folder of a data set (see below), file or id.")
-@click.option("--split", help="Of the data; the only one or train if left out.")
-@click.option(
-    "--masks", type=click.Path(path_type=Path), help="Mask file: measure before and after it."
-)
+@split_option
+@click.option("--masks", type=PATH, help="Mask file: measure before and after it.")
 @click.option(
     "--new-weights/--keep-weights", "new_weights", default=None,
     help="Whether new weights of the masks (CHITA) are written; if left out, where they were "
     "computed from MODEL's, so that what MODEL has learned since stays.",
 )  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=1), help="First images (questions) only.")
-@click.option("--out", type=click.Path(path_type=Path), help="New folder for JSON and report.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--limit", type=COUNT, help="First images (questions) only.")
+@click.option("--out", type=PATH, help="New folder for JSON and report.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True)
 @click.option(
     "--rerank", type=click.IntRange(min=0), default=0, show_default=True,
     help="Retrieval: also with so many candidates of every query in the matching head's order.",
 )  # fmt: skip
 @click.option(
-    "--beams", "num_beams", type=click.IntRange(min=1), default=3, show_default=True,
+    "--beams", "num_beams", type=COUNT, default=3, show_default=True,
     help="Of the search for captions and answers.",
 )  # fmt: skip
 @click.option(
@@ -43,14 +48,13 @@ _TASKS = ("retrieval", "captioning", "vqa", "classification")
     help="Most tokens of a text that is written: 30 for captions, 10 for answers if left out.",
 )  # fmt: skip
 @click.option(
-    "--answers", type=click.Path(path_type=Path),
+    "--answers", type=PATH,
     help="VQA: file of answers to choose among; answer_list.json of the data if left out.",
 )  # fmt: skip
 @click.option("--written", is_flag=True, help="VQA: answers are written, not chosen.")
-@click.option("--image-column", help="Of the data; found if left out.")
-@click.option("--caption-column", help="Of the data; found if left out.")
-@click.option("--max-length", type=click.IntRange(min=1), help="Most tokens of a text read.")
-@click.option("--processor", help="Where the processor is, if not at the model.")
+@column_options
+@click.option("--max-length", type=COUNT, help="Most tokens of a text read.")
+@processor_option
 @model_options
 @click.pass_context
 def evaluate(

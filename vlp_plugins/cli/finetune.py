@@ -10,67 +10,70 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlp_plugins.cli.options import Command, adapter_option
+from vlp_plugins.cli.options import (
+    COUNT,
+    PATH,
+    SEED,
+    adapter_option,
+    column_options,
+    device_option,
+    grouped,
+    processor_option,
+    resume_option,
+    split_option,
+)
 from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
 from vlp_plugins.cli.tables import print_facts
+from vlp_plugins.tasks import TASKS
 
 if TYPE_CHECKING:
     from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
     from vlp_plugins.tasks.finetuning.engine import Engine
 
-_TASKS = ("retrieval", "captioning", "vqa", "classification")
-_WHOLE = click.IntRange(min=1)
-
-
-def _recipe_options(command: Command) -> Command:
-    """The keys of `vlp_plugins.jobs.finetune_recipe`; each overrides the recipe's."""
-    options = [
-        click.option("--task", type=click.Choice(_TASKS)),
-        click.option("--data", help="Folder of a data set (as of `vlp evaluate`), file or id."),
-        click.option("--split", help="Of the data; the only one or train if left out."),
-        click.option("--limit", type=_WHOLE, help="First images (questions) only."),
-        click.option(
-            "--batch-size", type=_WHOLE, help="Rows of a step, of all processes; 32 if left out."
-        ),
-        click.option("--epochs", type=_WHOLE, help="1 if left out."),
-        click.option("--steps", type=_WHOLE, help="Of the optimizer, instead of epochs."),
-        click.option("--learning-rate", type=float, help="The highest; 1e-5 if left out."),
-        click.option("--weight-decay", type=float, help="Of matrices; 0.05 if left out."),
-        click.option(
-            "--schedule", type=click.Choice(["cosine", "linear", "constant"]),
-            help="Of the learning rate; cosine if left out.",
-        ),
-        click.option("--warmup", type=float, help="Fraction of the steps; 0 if left out."),
-        click.option("--betas", type=float, nargs=2, help="Of AdamW; 0.9 0.999 if left out."),
-        click.option("--accumulate", type=_WHOLE, help="Parts that a step is computed in."),
-        click.option("--clip", type=float, help="Largest norm of a gradient."),
-        click.option("--autocast", type=click.Choice(["bfloat16", "float16"])),
-        click.option("--seed", type=click.IntRange(min=0), help="Of mixture, dropout, new heads."),
-        click.option("--image-column", help="Of the data; found if left out."),
-        click.option("--caption-column", help="Of the data; found if left out."),
-        click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text."),
-        click.option("--checkpoint-every", type=_WHOLE, help="Steps between; 500 if left out."),
-        click.option(
-            "--workers", type=click.IntRange(min=0),
-            help="Threads that decode images ahead; 1 if left out.",
-        ),
-        click.option("--log-every", type=_WHOLE, help="Steps of a line; 10 if left out."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+_recipe_options = grouped(
+    click.option("--task", type=click.Choice(TASKS)),
+    click.option("--data", help="Folder of a data set (as of `vlp evaluate`), file or id."),
+    split_option,
+    click.option("--limit", type=COUNT, help="First images (questions) only."),
+    click.option(
+        "--batch-size", type=COUNT, help="Rows of a step, of all processes; 32 if left out."
+    ),
+    click.option("--epochs", type=COUNT, help="1 if left out."),
+    click.option("--steps", type=COUNT, help="Of the optimizer, instead of epochs."),
+    click.option("--learning-rate", type=float, help="The highest; 1e-5 if left out."),
+    click.option("--weight-decay", type=float, help="Of matrices; 0.05 if left out."),
+    click.option(
+        "--schedule", type=click.Choice(["cosine", "linear", "constant"]),
+        help="Of the learning rate; cosine if left out.",
+    ),
+    click.option("--warmup", type=float, help="Fraction of the steps; 0 if left out."),
+    click.option("--betas", type=float, nargs=2, help="Of AdamW; 0.9 0.999 if left out."),
+    click.option("--accumulate", type=COUNT, help="Parts that a step is computed in."),
+    click.option("--clip", type=float, help="Largest norm of a gradient."),
+    click.option("--autocast", type=click.Choice(["bfloat16", "float16"])),
+    click.option("--seed", type=SEED, help="Of mixture, dropout, new heads."),
+    column_options,
+    click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text."),
+    click.option("--checkpoint-every", type=COUNT, help="Steps between; 500 if left out."),
+    click.option(
+        "--workers", type=click.IntRange(min=0),
+        help="Threads that decode images ahead; 1 if left out.",
+    ),
+    click.option("--log-every", type=COUNT, help="Steps of a line; 10 if left out."),
+)  # fmt: skip
+"""The keys of `FinetuneRecipe`; each overrides the recipe's."""
 
 
 @click.command()
 @click.argument("model")
-@click.option("--recipe", type=click.Path(path_type=Path), help="YAML; options win over it.")
-@click.option("--masks", type=click.Path(path_type=Path), help="Mask file; all train without.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--recipe", type=PATH, help="YAML; options win over it.")
+@click.option("--masks", type=PATH, help="Mask file; all train without.")
+@click.option("--out", type=PATH, required=True, help="New folder.")
 @_recipe_options
-@click.option("--processor", help="Where the processor is, if not at the model.")
-@click.option("--device", help="cpu, cuda, ...; a GPU if there is one.")
-@adapter_option()
-@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@processor_option
+@device_option
+@adapter_option
+@resume_option
 @click.pass_context
 def finetune(
     context: click.Context,
@@ -95,19 +98,19 @@ def finetune(
     wanted = _recipe(recipe, values)
     line = command_line(context)
     with _engine(wanted, device) as engine:
-        speaks = engine is None or engine.index == 0
+        rank_zero = engine is None or engine.index == 0
         place = device if engine is None else str(engine.device)
         source = ModelSource(model, wanted.adapter, processor, device=place)
         with (
-            explained_interruption(lambda: line, lambda: bool(work_left(out)), speaks=speaks),
-            data_progress(shown=speaks, what="fine-tuning", units="steps") as progress,
+            explained_interruption(line, lambda: work_left(out), shown=rank_zero),
+            data_progress(shown=rank_zero, what="fine-tuning", units="steps") as progress,
         ):
             result = run_finetuning(
                 lambda: Loaded.of(source, max_length=wanted.max_length),
                 wanted, out, masks=masks, engine=engine, command=line, resume=resume,
                 progress=progress,
             )  # fmt: skip
-    if not speaks:
+    if not rank_zero:
         return
     if result.done.resumed_from:
         click.echo(f"resumed from step {result.done.resumed_from:,}")
@@ -125,9 +128,7 @@ def _recipe(path: Path | None, values: dict[str, Any]) -> FinetuneRecipe:
     )
 
     written = FinetuneRecipe() if path is None else load_finetune_recipe(path)
-    wanted = with_finetune_options(written, **values)
-    wanted.check()
-    return wanted
+    return with_finetune_options(written, **values)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`vlp id`: the intrinsic dimension of what every layer gives out."""
+"""`vlp id`: the intrinsic dimension of what every layer outputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlp_plugins.cli.options import data_options, data_recipe, model_source
-from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.options import (
+    COUNT,
+    PATH,
+    data_options,
+    data_recipe,
+    model_source,
+    resume_option,
+    variant_option,
+)
+from vlp_plugins.cli.program import command_line, distributed_run
 from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table
 from vlp_plugins.runtime.errors import RecipeError
 
@@ -20,8 +28,8 @@ if TYPE_CHECKING:
 
 @click.command("id")
 @data_options(batches="Batches to read; all if left out.")
-@click.option("--out", type=click.Path(path_type=Path), help="New folder for profile and report.")
-@click.option("--memory-budget", help="What points may take beside the model, as in 8GiB.")
+@click.option("--out", type=PATH, help="New folder for profile and report.")
+@click.option("--memory-budget", help="What points may take next to the model, as in 8GiB.")
 @click.option("--points-dtype", help="That points are kept in: float32, bfloat16 or float16.")
 @click.option(
     "--fit", type=click.Choice(["slope", "likelihood"]), default="slope", show_default=True,
@@ -32,23 +40,20 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 0.9),
     help="Fraction of the largest ratios left out; two points if not given.",
 )
-@click.option("--blocks", type=click.IntRange(min=1), help="Mean over 1 to so many blocks.")
+@click.option("--blocks", type=COUNT, help="Mean over 1 to so many blocks.")
 @click.option(
     "--padding",
     type=click.Choice(["real", "published"]),
     help="Points of real tokens, or with what layers give out for padding.",
 )
-@click.option(
-    "--variant", type=click.Choice(["default", "published"]), default="default", show_default=True,
-    help="Follow the published code in all of this, or not.",
-)  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@variant_option
+@resume_option
 @click.option("--plan", "planned", is_flag=True, help="Say bytes, passes and time, and stop.")
 @click.pass_context
 def id_(
     context: click.Context, out: Path | None, resume: bool, planned: bool, **values: Any
 ) -> None:
-    """The intrinsic dimension (TwoNN) of what every prunable layer of MODEL gives out.
+    """The intrinsic dimension (TwoNN) of what every prunable layer of MODEL outputs.
 
     Points are samples, some hundred or more; layers are taken in as many passes over the data as
     the memory budget asks for. The folder --out holds id-profile.json (for --id-profile),
@@ -58,7 +63,6 @@ def id_(
     from vlp_plugins.jobs.dimensions import measure_dimensions
     from vlp_plugins.jobs.inputs import Loaded
     from vlp_plugins.jobs.work_dir import work_left
-    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
     options = _options_of(values)
@@ -68,19 +72,15 @@ def id_(
     if data.source is None:
         raise RecipeError("`vlp id` measures on data: give --data FOLDER (images with captions)")
     line = command_line(context)
-    with process_group(source.device):
-        speaks = rank_and_size()[0] == 0
-        with (
-            explained_interruption(
-                lambda: line, lambda: out is not None and bool(work_left(out)), speaks=speaks
-            ),
-            data_progress(shown=speaks) as progress,
-        ):
-            result = measure_dimensions(
-                lambda: Loaded.of(source, max_length=data.max_length),
-                data, options, out, command=line, resume=resume, progress=progress,
-            )  # fmt: skip
-    if not speaks:
+    with distributed_run(source.device, line, lambda: out and work_left(out)) as (
+        progress,
+        rank_zero,
+    ):
+        result = measure_dimensions(
+            lambda: Loaded.of(source, max_length=data.max_length),
+            data, options, out, command=line, resume=resume, progress=progress,
+        )  # fmt: skip
+    if not rank_zero:
         return
     from vlp_plugins.jobs.dimensions import LAYER_HEADER, MODALITY_HEADER, summary_of
     from vlp_plugins.report.dimensions import layer_rows, modality_rows
@@ -113,7 +113,7 @@ def _options_of(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_plan(source: ModelSource, data: DataRecipe, options: dict[str, Any]) -> None:
-    from vlp_plugins.jobs.plan_dimensions import plan_dimensions
+    from vlp_plugins.jobs.plan import plan_dimensions
 
     planned = plan_dimensions(source, data, options)
     for sentence in planned.plan.lines:

@@ -22,7 +22,7 @@ def plugins() -> None:
 @click.command()
 @click.argument("model")
 @click.option("--weights", is_flag=True, help="One row per weight, with all its names.")
-@adapter_option()
+@adapter_option
 def inspect(model: str, weights: bool, adapter: str | None) -> None:
     """What is pruned in MODEL, what is not and why, and what is tied.
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlp_plugins.cli.options import model_options, new_file
+from vlp_plugins.cli.options import PATH, model_options, target_option
 from vlp_plugins.cli.tables import print_lines, print_table
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
+
+_file = click.argument("file", type=PATH)
 
 NOT_SPARSE = 1
 """Exit code of `vlp masks verify` if the model is not as sparse as the masks."""
@@ -24,7 +26,7 @@ def masks() -> None:
 
 
 @masks.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 def show(file: Path) -> None:
     """What a mask FILE is: method, sparsity per modality, where it comes from."""
     from vlp_plugins.masks.masks import Masks
@@ -54,9 +56,9 @@ def show(file: Path) -> None:
 
 
 @masks.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 @click.argument("model")
-@new_file()
+@target_option
 @click.option(
     "--keep-weights", is_flag=True, help="Zero what is removed, but write no new weights."
 )
@@ -90,13 +92,15 @@ def apply(
             save_model(loaded, target, source=model)
         click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
         if found.new_values is not None:
-            click.echo(f"the others were {'left as they are' if keep_weights else 'written anew'}")
+            click.echo(
+                f"the others were {'left as they are' if keep_weights else 'given new values'}"
+            )
         if sparse:
             click.echo(str(size))
 
 
 @masks.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 @click.argument("model")
 @model_options
 def verify(file: Path, model: str, **loading: Any) -> None:
@@ -121,8 +125,8 @@ def verify(file: Path, model: str, **loading: Any) -> None:
 
 
 @masks.command()
-@click.argument("one", type=click.Path(path_type=Path))
-@click.argument("other", type=click.Path(path_type=Path))
+@click.argument("one", type=PATH)
+@click.argument("other", type=PATH)
 def diff(one: Path, other: Path) -> None:
     """How alike two mask files are, per modality."""
     from vlp_plugins.masks.compare import distances
@@ -145,8 +149,8 @@ def diff(one: Path, other: Path) -> None:
 
 
 @masks.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@new_file()
+@_file
+@target_option
 def invert(file: Path, target: Path) -> None:
     """Keeps what FILE removes: a sanity check of a method."""
     from vlp_plugins.masks.masks import Masks
@@ -160,9 +164,9 @@ def invert(file: Path, target: Path) -> None:
 
 
 @masks.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 @click.argument("model")
-@new_file()
+@target_option
 @model_options
 def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
     """Reads a published .pth FILE (`*_pruning_mask` keys) made for MODEL."""
@@ -179,9 +183,9 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
 
 
 @masks.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 @click.argument("model")
-@new_file()
+@target_option
 @model_options
 def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     """Writes FILE as a published .pth file, for the original code of MODEL."""

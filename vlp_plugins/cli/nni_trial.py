@@ -11,7 +11,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from vlp_plugins.cli.options import ManyValues, new_file, read_recipe, recipe_options
+from vlp_plugins.cli.options import (
+    COUNT,
+    PATH,
+    ManyValues,
+    read_recipe,
+    recipe_options,
+    target_option,
+)
 from vlp_plugins.cli.program import data_progress, steps_shown
 from vlp_plugins.cli.tables import print_table
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
@@ -37,11 +44,11 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
 )  # fmt: skip
 @click.option("--learning-rate", type=float, default=1e-5, show_default=True)
 @click.option(
-    "--report-every", type=click.IntRange(min=1), default=50, show_default=True,
+    "--report-every", type=COUNT, default=50, show_default=True,
     help="Steps of fine-tuning between two intermediate results.",
 )  # fmt: skip
 @click.option(
-    "--check", "experiment", type=click.Path(path_type=Path),
+    "--check", "experiment", type=PATH,
     help="Check this experiment's YAML and what its trials will need, and do nothing else; options "
     "are those of its trialCommand.",
 )  # fmt: skip
@@ -68,8 +75,8 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
 
 
 @click.command("nni-best")
-@click.argument("folder", type=click.Path(path_type=Path))
-@new_file()
+@click.argument("folder", type=PATH)
+@target_option
 @click.option(
     "--min-sparsity", type=click.FloatRange(0, 1), help="Leave out trials that remove less."
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 Command = Callable[..., Any]
+Option = Callable[[Command], Command]
 
 _NUMBER = re.compile(r"-\.?\d")
 _RECIPE = (".yaml", ".yml")
@@ -48,86 +49,98 @@ class ManyValues(click.Command):
         return super().parse_args(ctx, spread)
 
 
-def model_options(command: Command) -> Command:
-    """Options that say how a model is loaded."""
-    for option in (
-        click.option("--device", help="cpu, cuda, ...; a GPU if there is one."),
-        click.option("--dtype", default="float32", show_default=True),
-        adapter_option(),
-    ):
-        command = option(command)
-    return command
+def grouped(*options: Option) -> Option:
+    """One decorator of several options, which the help shows in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def adapter_option() -> Callable[[Command], Command]:
-    """Who describes the model."""
-    return click.option(
-        "--adapter", help="Name of the adapter, found by itself if left out; 'module' takes all."
-    )
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+SEED = click.IntRange(min=0)
 
+adapter_option = click.option(
+    "--adapter", help="Name of the adapter, found by itself if left out; 'module' takes all."
+)
+device_option = click.option("--device", help="cpu, cuda, ...; a GPU if there is one.")
+model_options = grouped(
+    adapter_option, click.option("--dtype", default="float32", show_default=True), device_option
+)
+processor_option = click.option("--processor", help="Where the processor is, if not at the model.")
+data_option = click.option("--data", help="Image folder with captions, tar shards, data set.")
+split_option = click.option("--split", help="Of the data; the only one or train if left out.")
+shuffle_option = click.option(
+    "--shuffle-seed", type=SEED, help="Mixes the data; stored order if left out."
+)
+column_options = grouped(
+    click.option("--image-column", help="Of the data; found if left out."),
+    click.option("--caption-column", help="Of the data; found if left out."),
+)
+length_option = click.option("--max-length", type=COUNT, help="Most tokens of a caption.")
+variant_option = click.option(
+    "--variant", type=click.Choice(["default", "published"]), default="default", show_default=True,
+    help="Follow the published code in all of this, or not.",
+)  # fmt: skip
+parameter_option = click.option(
+    "--parameter", multiple=True, help="name=value, of the method; several."
+)
+resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+target_option = click.option("--out", "target", type=PATH, required=True)
 
-def new_file() -> Callable[[Command], Command]:
-    """Where to write."""
-    return click.option("--out", "target", type=click.Path(path_type=Path), required=True)
-
-
-def recipe_options(command: Command) -> Command:
-    """The options of `vlp_plugins.jobs.recipes.OPTIONS`; each overrides the recipe's key."""
-    text: dict[str, Any] = {"default": None}
-    whole: dict[str, Any] = {"default": None, "type": click.IntRange(min=1)}
-    seed: dict[str, Any] = {"default": None, "type": click.IntRange(min=0)}
-    options: list[Callable[[Command], Command]] = [
-        click.argument("recipe", required=False, type=click.Path(path_type=Path)),
-        click.option("--model", **text, help="Local folder, checkpoint file or hub id."),
-        click.option("--method", **text, help="Name of a method (see `vlp plugins`), or id*NAME."),
-        click.option("--sparsity", multiple=True, help="0.75, or vision=0.5,text=0.8; several."),
-        click.option("--data", **text, help="Image folder with captions, tar shards, data set."),
-        click.option("--out", **text, help="New folder for masks and report."),
-        click.option("--batches", **whole, help="Calibration batches; all if left out."),
-        click.option("--batch-size", **whole, help="Pairs in a batch; 32 if left out."),
-        click.option("--parameter", multiple=True, help="name=value, of the method; several."),
-        click.option("--lambda", **text, help="Ridge penalty of CHITA and CHITA++, or auto."),
-        click.option("--allocation", **text, help="global, modality, layer, row, id, keep=2,of=4."),
-        click.option("--floor", default=None, type=float, help="Least fraction each layer keeps."),
-        click.option(
-            "--owners", default=None, type=click.Choice(["all", "first"]),
-            help="Whose inputs count for a weight that several layers share.",
-        ),
-        click.option(
-            "--variant", default=None, type=click.Choice(["default", "published"]),
-            help="Reproduce the published code's counts and quirks, or not.",
-        ),
-        click.option("--statistics", **text, help="Statistics of an earlier run instead of data."),
-        click.option("--id-profile", **text, help="Intrinsic dimensions of an earlier run."),
-        click.option("--seed", **seed, help="For scores that draw random numbers."),
-        click.option("--split", **text, help="Of the data; the only one or train if left out."),
-        click.option("--shuffle-seed", **seed, help="Mixes the data; stored order if left out."),
-        click.option("--image-column", **text, help="Of the data; found if left out."),
-        click.option("--caption-column", **text, help="Of the data; found if left out."),
-        click.option("--max-length", **whole, help="Most tokens of a caption."),
-        click.option("--processor", **text, help="Where the processor is, if not at the model."),
-        adapter_option(),
-        click.option("--dtype", **text, help="float32 (if left out), bfloat16 or float16."),
-        click.option("--device", **text, help="cpu, cuda, ...; a GPU if there is one."),
-        click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
-        click.option("--checkpoint-every", **whole, help="Batches between two; 50 if left out."),
-        click.option("--memory-budget", **text, help="Of gradients, or points of id*, as in 8GiB."),
-        click.option(
-            "--autocast", default=None, type=click.Choice(["bfloat16", "float16"]),
-            help="Precision of the loss, whose gradients stay in float32.",
-        ),
-        click.option(
-            "--skip-nonfinite", is_flag=True, default=None,
-            help="Leave out batches whose loss or gradients are NaN or infinite.",
-        ),
-        click.option(
-            "--keep-statistics", is_flag=True, default=None,
-            help="Write statistics of more than 1 GB, too.",
-        ),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+recipe_options = grouped(
+    click.argument("recipe", required=False, type=PATH),
+    click.option("--model", help="Local folder, checkpoint file or hub id."),
+    click.option("--method", help="Name of a method (see `vlp plugins`), or id*NAME."),
+    click.option("--sparsity", multiple=True, help="0.75, or vision=0.5,text=0.8; several."),
+    data_option,
+    click.option("--out", help="New folder for masks and report."),
+    click.option("--batches", type=COUNT, help="Calibration batches; all if left out."),
+    click.option("--batch-size", type=COUNT, help="Pairs in a batch; 32 if left out."),
+    parameter_option,
+    click.option("--lambda", help="Ridge penalty of CHITA and CHITA++, or auto."),
+    click.option("--allocation", help="global, modality, layer, row, id, keep=2,of=4."),
+    click.option("--floor", type=float, help="Least fraction each layer keeps."),
+    click.option(
+        "--owners", type=click.Choice(["all", "first"]),
+        help="Whose inputs count for a weight that several layers share.",
+    ),
+    click.option(
+        "--variant", type=click.Choice(["default", "published"]),
+        help="Reproduce the published code's counts and quirks, or not.",
+    ),
+    click.option("--statistics", help="Statistics of an earlier run instead of data."),
+    click.option("--id-profile", help="Intrinsic dimensions of an earlier run."),
+    click.option("--seed", type=SEED, help="For scores that draw random numbers."),
+    split_option,
+    shuffle_option,
+    column_options,
+    length_option,
+    processor_option,
+    adapter_option,
+    click.option("--dtype", help="float32 (if left out), bfloat16 or float16."),
+    device_option,
+    click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
+    click.option("--checkpoint-every", type=COUNT, help="Batches between two; 50 if left out."),
+    click.option("--memory-budget", help="Of gradients, or points of id*, as in 8GiB."),
+    click.option(
+        "--autocast", type=click.Choice(["bfloat16", "float16"]),
+        help="Precision of the loss, whose gradients stay in float32.",
+    ),
+    click.option(
+        "--skip-nonfinite", is_flag=True, default=None,
+        help="Leave out batches whose loss or gradients are NaN or infinite.",
+    ),
+    click.option(
+        "--keep-statistics", is_flag=True, default=None,
+        help="Write statistics of more than 1 GB, too.",
+    ),
+)  # fmt: skip
+"""The options of `jobs.recipes.OPTIONS`; each overrides the recipe's key."""
 
 
 def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
@@ -155,38 +168,26 @@ def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
     return with_options(load_recipe(recipe) if recipe else Recipe(), **options)
 
 
-def data_options(*, batches: str) -> Callable[[Command], Command]:
+def data_options(*, batches: str) -> Option:
     """MODEL, how it is loaded, and how data is read.
 
     Args:
-        batches: what `--batches` says of itself.
+        batches: help of `--batches`.
     """
-    options: list[Callable[[Command], Command]] = [
+    return grouped(
         click.argument("model"),
-        click.option("--data", help="Image folder with captions, tar shards, data set."),
-        click.option("--batches", type=click.IntRange(min=1), help=batches),
+        data_option,
+        click.option("--batches", type=COUNT, help=batches),
         click.option(
-            "--batch-size", type=click.IntRange(min=1), default=32, show_default=True,
-            help="Pairs in a batch.",
+            "--batch-size", type=COUNT, default=32, show_default=True, help="Pairs in a batch."
         ),
-        click.option("--split", help="Of the data; the only one or train if left out."),
-        click.option(
-            "--shuffle-seed", type=click.IntRange(min=0),
-            help="Mixes the data; stored order if left out.",
-        ),
-        click.option("--image-column", help="Of the data; found if left out."),
-        click.option("--caption-column", help="Of the data; found if left out."),
-        click.option("--max-length", type=click.IntRange(min=1), help="Most tokens of a caption."),
-        click.option("--processor", help="Where the processor is, if not at the model."),
+        split_option,
+        shuffle_option,
+        column_options,
+        length_option,
+        processor_option,
         model_options,
-    ]  # fmt: skip
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    )
 
 
 def model_source(values: dict[str, Any]) -> ModelSource:

@@ -10,14 +10,14 @@ from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
 from vlp_plugins.cli.tables import duration, print_counts, print_table
 
 if TYPE_CHECKING:
-    from vlp_plugins.jobs.plan import Plan
+    from vlp_plugins.jobs.plan import Plan, PlannedDimensions
     from vlp_plugins.jobs.preparation import Prepared
 
 
 @click.command(cls=ManyValues)
 @recipe_options
 def plan(**options: Any) -> None:
-    """What RECIPE and options would do and cost, said before any data is read.
+    """What RECIPE and options would do and cost, before any data is read.
 
     Takes what `vlp prune` takes; the data is not touched, and nothing is written.
     """
@@ -43,9 +43,9 @@ def plan(**options: Any) -> None:
     _print_memory(job, planned)
     click.secho("\nData", bold=True)
     click.echo(f"passes over the data: {planned.passes if reads_data else 0}")
-    if reads_data and (planned.seconds_per_batch is not None or planned.measuring is None):
+    if reads_data and (planned.seconds_per_batch is not None or planned.dimensions is None):
         _print_time(job, planned)
-    _print_measuring(planned)
+    _print_dimensions(planned.dimensions)
     if planned.cost is not None and planned.cost.notes:
         click.secho("\nHow", bold=True)
         for note in planned.cost.notes:
@@ -85,16 +85,15 @@ def _print_memory(job: Prepared, planned: Plan) -> None:
         click.echo("the statistics are not written: --keep-statistics writes them")
 
 
-def _print_measuring(planned: Plan) -> None:
-    measuring = planned.measuring
-    if measuring is None:
+def _print_dimensions(planned: PlannedDimensions | None) -> None:
+    if planned is None:
         return
     click.secho("\nIntrinsic dimensions, first", bold=True)
-    for line in measuring.plan.lines:
+    for line in planned.plan.lines:
         click.echo(line)
     click.echo(
-        f"forward passes: about {duration(measuring.seconds)}, "
-        f"{measuring.seconds_per_batch:.2f} s a batch; the search for neighbours comes on top"
+        f"forward passes: about {duration(planned.forward_seconds)}, "
+        f"{planned.seconds_per_batch:.2f} s a batch; the search for neighbours comes on top"
     )
     click.echo("--id-profile takes the dimensions of an earlier run (its id-profile.json)")
 
@@ -102,7 +101,7 @@ def _print_measuring(planned: Plan) -> None:
 def _print_time(job: Prepared, planned: Plan) -> None:
     each, cost = planned.seconds_per_batch, planned.cost
     if each is None:
-        click.echo("a batch: nobody can say how long without running the method")
+        click.echo("a batch: its time is unknown until the method runs")
         return
     size, total = job.recipe.data.batch_size, job.recipe.data.batches
     if cost is None:
@@ -113,6 +112,6 @@ def _print_time(job: Prepared, planned: Plan) -> None:
     click.echo(f"a batch of {size}, forward and backward: about {each:.2f} s")
     click.echo(
         f"{cost.gradient_batches:,} of them in all: about "
-        f"{duration(cost.gradient_batches * each)}, and {duration(cost.seconds)} beside; "
+        f"{duration(cost.gradient_batches * each)}, and {duration(cost.seconds)} besides; "
         f"together about {duration(planned.seconds or 0)}"
     )

@@ -35,16 +35,16 @@ def quiet_libraries() -> None:
     """To be called before transformers is imported. What the user has set stays."""
     for name, value in _SILENCE.items():
         os.environ.setdefault(name, value)
-    if "transformers" in sys.modules:  # somebody runs the command from Python
-        from transformers.utils import logging as chatter
+    if "transformers" in sys.modules:  # the command is run from Python
+        from transformers.utils import logging as transformers_log
 
-        chatter.set_verbosity_error()
-        chatter.disable_progress_bar()
+        transformers_log.set_verbosity_error()
+        transformers_log.disable_progress_bar()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
 
-class _Lines(logging.Handler):
+class _LineHandler(logging.Handler):
     """One line per record, on whatever standard error is at that moment (a progress bar's)."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -52,8 +52,8 @@ class _Lines(logging.Handler):
         click.echo(f"{record.levelname.lower()}: {text}", err=True)
 
 
-class _Steps(logging.Handler):
-    """What methods tell of their rounds and choices, as they tell it."""
+class _StepHandler(logging.Handler):
+    """What methods log of their rounds and choices, as it is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:  # the others are shown as warnings
@@ -62,9 +62,9 @@ class _Steps(logging.Handler):
 
 @contextmanager
 def steps_shown() -> Iterator[None]:
-    """Shows what the method tells meanwhile: rounds, and the curve that it chose lambda from."""
+    """Shows what the method logs meanwhile: rounds, and the curve that it chose lambda from."""
     logger = logging.getLogger("vlp_plugins.methods")
-    level, handler = logger.level, _Steps(logging.INFO)
+    level, handler = logger.level, _StepHandler(logging.INFO)
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
@@ -77,10 +77,10 @@ def steps_shown() -> Iterator[None]:
 def show_log() -> None:
     """Warnings of ours, of plug-ins and of libraries go to standard error."""
     for logger in (logging.getLogger(), *map(logging.getLogger, _OURS)):
-        for handler in [h for h in logger.handlers if isinstance(h, _Lines)]:
+        for handler in [h for h in logger.handlers if isinstance(h, _LineHandler)]:
             logger.removeHandler(handler)
     root = logging.getLogger()
-    root.addHandler(_Lines(logging.WARNING))
+    root.addHandler(_LineHandler(logging.WARNING))
 
 
 MENDABLE = 2
@@ -89,7 +89,7 @@ UNEXPECTED = 70
 INTERRUPTED = 130
 TERMINATED = 143
 """Exit code after SIGTERM, which ends a command as Ctrl-C does: what was done is kept."""
-_PATIENCE = 0.5  # seconds
+_REPEAT_AFTER = 0.5  # seconds
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -108,7 +108,7 @@ class Program(click.Group):
                 result = super().main(args, *rest, **extra)
             sys.exit(result)
         except SystemExit as error:
-            if (place := _stranger(error)) is None:
+            if (place := _exit_caller(error)) is None:
                 raise
             text = f"{place} ended the program by sys.exit({error.code!r}); nothing was written"
             click.echo(f"{_who()}error: {text} (a plug-in raises an error instead)", err=True)
@@ -170,7 +170,7 @@ def _interruptible() -> Iterator[None]:
         received.append(kind)
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, again)
-            signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, _REPEAT_AFTER, _REPEAT_AFTER)
         raise kind
 
     def again(_number: int, _frame: object) -> None:
@@ -198,7 +198,7 @@ def _is_handled(error: BaseException | None) -> bool:
     return False
 
 
-def _stranger(error: SystemExit) -> str | None:
+def _exit_caller(error: SystemExit) -> str | None:
     """Whose code called `sys.exit`; None for the commands themselves."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -220,7 +220,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _who() -> str:
-    """Which of several processes speaks."""
+    """Which of several processes prints a line."""
     world = int(os.environ.get("WORLD_SIZE") or 1)
     return f"process {os.environ.get('RANK', '?')} of {world}: " if world > 1 else ""
 
@@ -240,12 +240,12 @@ Progress = Callable[[int, int | None], None]
 def data_progress(
     *, shown: bool, what: str = "reading data", units: str = "batches"
 ) -> Iterator[Progress]:
-    """A progress bar with the time left, on standard error; silent where nobody looks.
+    """A progress bar with the time left, on standard error; silent unless that is a terminal.
 
     Args:
-        shown: whether this process speaks.
-        what: is done.
-        units: that are counted.
+        shown: whether this process shows it.
+        what: what is done.
+        units: what is counted.
     """
     from rich.console import Console
     from rich.progress import (
@@ -281,46 +281,69 @@ def data_progress(
 
 @contextmanager
 def explained_interruption(
-    command: Callable[[], str], is_left: Callable[[], bool], *, speaks: bool
+    command: str, is_left: Callable[[], object], *, shown: bool
 ) -> Iterator[None]:
-    """Says after Ctrl-C or SIGTERM how to go on.
+    """Says after Ctrl-C or SIGTERM how to resume.
 
     Args:
         command: the command line of this run, without `--resume`.
-        is_left: whether there is something to go on from.
-        speaks: whether this process does.
+        is_left: whether there is something to resume from.
+        shown: whether this process prints it.
     """
     try:
         yield
     except KeyboardInterrupt as error:
-        if speaks:
-            click.echo(_how_to_go_on(command) if is_left() else _NOTHING, err=True)
+        if shown:
+            click.echo(_how_to_resume(command) if is_left() else _NOTHING, err=True)
         sys.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+
+
+@contextmanager
+def distributed_run(
+    device: str | None,
+    command: str,
+    is_left: Callable[[], object],
+    *,
+    what: str = "reading data",
+    units: str = "batches",
+) -> Iterator[tuple[Progress, bool]]:
+    """The process group of a run, its progress bar, and how to resume it.
+
+    Yields:
+        What shows the progress, and whether this process has rank 0 and prints.
+    """
+    from vlp_plugins.runtime.distributed import process_group, rank_and_size
+
+    with process_group(device):
+        rank_zero = rank_and_size()[0] == 0
+        with (
+            explained_interruption(command, is_left, shown=rank_zero),
+            data_progress(shown=rank_zero, what=what, units=units) as progress,
+        ):
+            yield progress, rank_zero
 
 
 _NOTHING = "interrupted; nothing was written"
 
 
-def _how_to_go_on(command: Callable[[], str]) -> str:
+def _how_to_resume(command: str) -> str:
     from vlp_plugins.runtime.distributed import rank_and_size
 
-    line = f"{command()} --resume"
+    line = f"{command} --resume"
     if (world := rank_and_size()[1]) > 1:  # a checkpoint is of as many processes as wrote it
         line = line.replace("vlp", f"torchrun --nproc-per-node {world} -m vlp_plugins", 1)
-    return f"interrupted; to go on: {line}"
+    return f"interrupted; to resume: {line}"
 
 
-def command_line(context: click.Context, *, without: tuple[str, ...] = ("resume",)) -> str:
-    """The command line of a run as somebody would write it, from what was given.
-
-    Args:
-        context: of the command.
-        without: names of parameters to leave out.
-    """
+def command_line(context: click.Context) -> str:
+    """The command line of a run as a user would write it, without `--resume`."""
     words = ["vlp", str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
-        if name in without or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if (
+            name == "resume"
+            or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+        ):
             continue
         words += _words_of(parameter, context.params[name])
     return shlex.join(words)

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
-from vlp_plugins.cli.program import data_progress, explained_interruption, steps_shown
+from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options, resume_option
+from vlp_plugins.cli.program import distributed_run, steps_shown
 from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
 
 
 @click.command(cls=ManyValues)
 @recipe_options
-@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@resume_option
 def prune(resume: bool, **options: Any) -> None:
     """Prunes as RECIPE and options say: masks, layers.csv and report.html in --out.
 
@@ -24,22 +24,17 @@ def prune(resume: bool, **options: Any) -> None:
     """
     from vlp_plugins.jobs.prune import leftovers, run
     from vlp_plugins.jobs.recipes import command_of
-    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     recipe = read_recipe(**options)
-    with process_group(recipe.device):
-        speaks = rank_and_size()[0] == 0
-        with (
-            explained_interruption(
-                lambda: command_of(recipe),
-                lambda: bool(recipe.out and leftovers(Path(recipe.out))),
-                speaks=speaks,
-            ),
-            data_progress(shown=speaks) as progress,
-            steps_shown() if speaks else nullcontext(),
-        ):
-            result = run(recipe, progress=progress, resume=resume)
-    if not speaks:
+    line = command_of(recipe)
+    with (
+        distributed_run(
+            recipe.device, line, lambda: recipe.out and leftovers(Path(recipe.out))
+        ) as (progress, rank_zero),
+        steps_shown() if rank_zero else nullcontext(),
+    ):
+        result = run(recipe, progress=progress, resume=resume)
+    if not rank_zero:
         return
     print_masks(result.masks)
     print_lines((f"warning: {warning}" for warning in result.warnings), err=True)

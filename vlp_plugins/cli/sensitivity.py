@@ -7,8 +7,18 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.options import ManyValues, data_options, data_recipe, model_source
-from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.options import (
+    PATH,
+    SEED,
+    ManyValues,
+    data_options,
+    data_recipe,
+    model_source,
+    parameter_option,
+    resume_option,
+    variant_option,
+)
+from vlp_plugins.cli.program import command_line, distributed_run
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
 from vlp_plugins.runtime.errors import RecipeError
 
@@ -23,14 +33,14 @@ class ManyParts(ManyValues):
 
 @click.command(cls=ManyParts)
 @data_options(batches="Batches that the method reads, if it reads data; all if left out.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--out", type=PATH, required=True, help="New folder.")
 @click.option("--test", help="Data to measure on; pairs of --data that were not read if left out.")
 @click.option(
     "--pairs", type=click.IntRange(min=2), default=512, show_default=True,
     help="How many pairs are measured on, in whole batches.",
 )  # fmt: skip
 @click.option("--method", default="omp", show_default=True, help="See `vlp plugins`.")
-@click.option("--parameter", multiple=True, help="name=value, of the method; several.")
+@parameter_option
 @click.option("--allocation", help="Within a group: global, layer, row, keep=2,of=4.")
 @click.option(
     "--sparsity", multiple=True, type=float, default=DEFAULT, show_default=True,
@@ -44,16 +54,16 @@ class ManyParts(ManyValues):
 @click.option("--modality", multiple=True, help="Prune these only; several. All if left out.")
 @click.option(
     "--id-profile",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="id-profile.json of `vlp id`: does the ID tell what can be pruned?",
 )
 @click.option(
     "--tolerance", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True,
     help="Rise of the loss, as a fraction of the dense one, that is taken for harmless.",
 )  # fmt: skip
-@click.option("--variant", type=click.Choice(["default", "published"]), default="default")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="For random scores.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@variant_option
+@click.option("--seed", type=SEED, default=0, help="For random scores.")
+@resume_option
 @click.pass_context
 def sensitivity(
     context: click.Context, out: Path, test: str | None, resume: bool, **values: Any
@@ -74,7 +84,6 @@ def sensitivity(
     )
     from vlp_plugins.jobs.work_dir import work_left
     from vlp_plugins.methods.resolve import resolve_method
-    from vlp_plugins.runtime.distributed import process_group, rank_and_size
 
     source, data = model_source(values), data_recipe(values)
     if data.source is None and test is None:
@@ -100,17 +109,14 @@ def sensitivity(
         },
     )
     line = command_line(context)
-    with process_group(source.device):
-        speaks = rank_and_size()[0] == 0
-        with (
-            explained_interruption(lambda: line, lambda: bool(work_left(out)), speaks=speaks),
-            data_progress(shown=speaks, what="pruning and measuring", units="points") as progress,
-        ):
-            result = measure_sensitivity(
-                lambda: Loaded.of(source, max_length=data.max_length),
-                request, out, command=line, resume=resume, progress=progress,
-            )  # fmt: skip
-    if not speaks:
+    with distributed_run(
+        source.device, line, lambda: work_left(out), what="pruning and measuring", units="points"
+    ) as (progress, rank_zero):
+        result = measure_sensitivity(
+            lambda: Loaded.of(source, max_length=data.max_length),
+            request, out, command=line, resume=resume, progress=progress,
+        )  # fmt: skip
+    if not rank_zero:
         return
     analysis = result.analysis
     tables = [summary_table(analysis, level) for level in analysis.found.levels]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts
+from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
-from vlp_plugins.jobs.work_dir import claimed, delete_work, working
+from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.pruning import measure_id
 from vlp_plugins.report.dimensions import (
     dimension_by_depth,
@@ -25,19 +24,10 @@ from vlp_plugins.report.dimensions import (
     modality_rows,
     vision_sentences,
 )
-from vlp_plugins.report.page import (
-    Chart,
-    Findings,
-    Table,
-    check_can_render,
-    render_findings,
-    value_text,
-)
-from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
-from vlp_plugins.runtime.errors import OutputError, UnsupportedError
+from vlp_plugins.report.page import Chart, Findings, Table, render_findings, value_text
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import atomic_folder
-
-_log = logging.getLogger(__name__)
 
 PROFILE = "id-profile.json"
 MODALITY_HEADER = ("modality", "layers", "mean ID", "lowest", "highest")
@@ -67,11 +57,11 @@ def measure_dimensions(
     *,
     command: str,
     resume: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> IdResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
 
-    While it works, the folder `OUT.work` beside it keeps the passes that are done.
+    While it works, the folder `OUT.work` next to it keeps the passes that are done.
 
     Args:
         load: gives the model, after the folder of results was found to be free.
@@ -79,64 +69,48 @@ def measure_dimensions(
         options: of `measure_id`: estimator, padding, dtype, memory_budget, variant.
         out: new folder; None writes nothing and keeps nothing.
         command: repeats the run, for the report.
-        resume: go on from `OUT.work`.
+        resume: continue from `OUT.work`.
         progress: see `measure_id`.
 
     Raises:
         OutputError: if `out` is taken, or if `resume` is asked for without one.
-        VlpError: whatever loading and measuring say.
+        VlpError: if loading or measuring fails.
     """
     if out is None and resume:
         raise OutputError(
-            "--resume goes on from what a run keeps beside its folder of results; give the --out "
-            "of that run"
+            "--resume continues from what a run keeps next to its folder of results; give the "
+            "--out of that run"
         )
     writes = rank_and_size()[0] == 0
-    folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
-    with nullcontext() if folder is None else claimed(folder, writes=writes):
-        return _measured(
-            load, data, options, folder, writes, command=command, resume=resume, progress=progress
-        )
-
-
-def _measured(
-    load: Callable[[], Loaded],
-    data: DataRecipe,
-    options: Mapping[str, Any],
-    folder: Path | None,
-    writes: bool,
-    *,
-    command: str,
-    resume: bool,
-    progress: Callable[[int, int | None], None] | None,
-) -> IdResult:
-    watch = StopWatch()
-    loaded = load()
-    batches = loaded.batches(data)
-    watch.lap("loading")
-    with nullcontext() if folder is None else working(folder, resume=resume) as work:
-        profile = measure_id(
-            loaded.model,
-            batches,
-            adapter=loaded.adapter,
-            workplace=work,
-            resume=resume,
-            progress=progress,
-            **options,
-        )
-    watch.lap("measuring")
-    facts = {
-        **watch.texts(),
-        **memory_facts(next(loaded.model.parameters()).device),
-        **source_facts(batches),
-        **{name: value_text(value) for name, value in profile.settings.items() if value},
-    }
-    if folder is not None:
-        if writes:
-            _write(profile, folder, command, facts)
-        wait_for_all()
-        delete_work(folder)
-    return IdResult(profile, facts, folder)
+    with nullcontext() if out is None else claimed(out, writes=writes) as results:
+        watch = StopWatch()
+        loaded = load()
+        batches = loaded.batches(data)
+        watch.lap("loading")
+        with nullcontext() if results is None else working(results, resume=resume) as work:
+            profile = measure_id(
+                loaded.model,
+                batches,
+                adapter=loaded.adapter,
+                workplace=work,
+                resume=resume,
+                progress=progress,
+                **options,
+            )
+        watch.lap("measuring")
+        facts = {
+            **watch.texts(),
+            **memory_facts(loaded.device),
+            **source_facts(batches),
+            **{name: value_text(value) for name, value in profile.settings.items() if value},
+        }
+        if results is not None and writes:
+            with atomic_folder(results) as folder:
+                profile.save(folder / PROFILE)
+                csv = layers_csv(profile.layers)
+                (folder / "layers.csv").write_text(csv, encoding="utf-8")
+                write_report(folder, lambda: render_findings(findings_of(profile, command, facts)))
+        return IdResult(profile, facts, results)
 
 
 def summary_of(profile: IdProfile) -> list[str]:
@@ -148,20 +122,8 @@ def summary_of(profile: IdProfile) -> list[str]:
     ]
 
 
-def _write(profile: IdProfile, out: Path, command: str, facts: Mapping[str, str]) -> None:
-    with atomic_folder(out) as folder:
-        profile.save(folder / PROFILE)
-        (folder / "layers.csv").write_text(layers_csv(profile.layers), encoding="utf-8")
-        try:
-            check_can_render()
-        except UnsupportedError as error:  # the packages of an extra are missing
-            _log.warning("%s", error)
-            return
-        page = render_findings(_findings(profile, command, facts))
-        (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def _findings(profile: IdProfile, command: str, facts: Mapping[str, str]) -> Findings:
+def findings_of(profile: IdProfile, command: str, facts: Mapping[str, str]) -> Findings:
+    """The page."""
     layers = profile.layers
     chart = Chart(
         "Intrinsic dimension by depth",

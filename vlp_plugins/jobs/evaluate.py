@@ -5,35 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.jobs.facts import StopWatch, memory_facts
+from vlp_plugins.calibration.data_pass import Progress
+from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.jobs.tasks import TASKS, Measured, Task, TaskRequest
+from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskMetrics, TaskRequest
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.report.page import Findings, Table, check_can_render, render_findings
-from vlp_plugins.runtime.artifacts import made_by, versions
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.report.page import Findings, Table, render_findings
 from vlp_plugins.runtime.files import atomic_folder
 
 _TITLES = {
     "mean": "mean recall",
-    "bleu1": "BLEU-1",
-    "bleu2": "BLEU-2",
-    "bleu3": "BLEU-3",
-    "bleu4": "BLEU-4",
+    **{f"bleu{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
     "cider": "CIDEr",
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
     "spice": "SPICE",
-    "accuracy": "accuracy",
     "top1": "top-1",
     "top5": "top-5",
 }
@@ -103,11 +97,11 @@ def findings_of(found: Evaluation, model: str, command: str) -> Findings:
     """The page."""
     tables = [metrics_table(found)]
     long_tables = []
-    if found.before.said:
-        after = found.after.said if found.after is not None else None
+    if found.before.texts:
+        after = found.after.texts if found.after is not None else None
         rows = [
             [text] if after is None else [text, after[number]]
-            for number, text in enumerate(found.before.said[:_SHOWN_EXAMPLES])
+            for number, text in enumerate(found.before.texts[:_SHOWN_EXAMPLES])
         ]
         header = ["model"] if after is None else ["before", "after"]
         long_tables.append(Table("What the model says", header, rows, "The first examples."))
@@ -136,8 +130,6 @@ _log = logging.getLogger(__name__)
 SCHEMA = 1
 """Of evaluation.json; a change that old code cannot read adds 1."""
 
-Progress = Callable[[int, int | None], None]
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -150,15 +142,15 @@ class Evaluation:
         after: figures with the masks; None without masks.
         masks: about the masks: method, sparsity, note, whether their new weights were written (None
             if they have none); None without masks.
-        settings: what decides the figures beside model and data.
+        settings: what decides the figures besides model and data.
         facts: time and memory.
         out: the folder; None if nothing was written.
     """
 
     task: str
     data: str
-    before: Measured
-    after: Measured | None
+    before: TaskMetrics
+    after: TaskMetrics | None
     masks: Mapping[str, Any] | None
     settings: Mapping[str, Any]
     facts: Mapping[str, str]
@@ -186,67 +178,56 @@ def evaluate(
         out: new folder for evaluation.json, report.html and, where models say something,
             said.jsonl; None writes nothing.
         command: repeats the run, for the report.
-        progress: is told how many batches are done, and of how many.
+        progress: called with (batches done, batches in all).
 
     Raises:
         VlpError: with one line that says what to do; nothing is written then.
     """
-    folder = None if out is None else Path(os.path.abspath(out))  # noqa: PTH100  keeps links
-    with nullcontext() if folder is None else claimed(folder, writes=True):
-        return _evaluated(
-            load, request, folder, masks=masks, new_weights=new_weights, command=command,
-            progress=progress,
-        )  # fmt: skip
+    with nullcontext() if out is None else claimed(out, writes=True) as results:
+        request.check()
+        chosen = None if masks is None else Masks.load(masks)
+        watch = StopWatch()
+        loaded = load()
+        if chosen is not None:
+            chosen.match(loaded.weights)  # masks that do not fit show before the model is measured
+        task = TASK_CLASSES[request.task](loaded, request)
+        data = task.data.description
+        if request.split is None and data.endswith("(train)"):
+            _log.warning("measured on %s; --split takes another part of the data", data)
+        watch.lap("loading")
+        track = _Tracker(progress, passes=1 if chosen is None else 2)
+        before = task.measure(track)
+        watch.lap("measuring")
+        after = None
+        if chosen is not None:
+            if chosen.new_values is not None and new_weights is None:
+                new_weights = chosen.made_from(loaded.weights)
+            chosen.apply(loaded.model, loaded.adapter, values=new_weights is not False)
+            after = task.measure(track)
+            watch.lap("measuring with masks")
+        found = Evaluation(
+            request.task,
+            data,
+            before,
+            after,
+            None if chosen is None else {"file": str(masks), **_about(chosen, new_weights)},
+            task.settings(),
+            {**watch.texts(), **memory_facts(loaded.device)},
+            results,
+        )
+        if results is not None:
+            with atomic_folder(results) as folder:
+                record = json.dumps(_record(found, loaded, command), indent=1)
+                (folder / "evaluation.json").write_text(record, encoding="utf-8")
+                if task.truth:
+                    (folder / "said.jsonl").write_text(_texts(found, task), encoding="utf-8")
+                model = loaded.source.model
+                write_report(folder, lambda: render_findings(findings_of(found, model, command)))
+        return found
 
 
-def _evaluated(
-    load: Callable[[], Loaded],
-    request: TaskRequest,
-    folder: Path | None,
-    *,
-    masks: Path | None,
-    new_weights: bool | None,
-    command: str,
-    progress: Progress | None,
-) -> Evaluation:
-    request.check()
-    chosen = None if masks is None else Masks.load(masks)
-    watch = StopWatch()
-    loaded = load()
-    if chosen is not None:
-        chosen.match(loaded.weights)  # masks that do not fit show before the model is measured
-    task = TASKS[request.task](loaded, request)
-    if request.split is None and task.description.endswith("(train)"):
-        _log.warning("measured on %s; --split takes another part of the data", task.description)
-    watch.lap("loading")
-    counting = _Counting(progress, passes=1 if chosen is None else 2)
-    before = task.measure(counting)
-    watch.lap("measuring")
-    after = None
-    if chosen is not None:
-        if chosen.new_values is not None and new_weights is None:
-            new_weights = chosen.made_from(loaded.weights)
-        chosen.apply(loaded.model, loaded.adapter, values=new_weights is not False)
-        after = task.measure(counting)
-        watch.lap("measuring with masks")
-    device = next(loaded.model.parameters()).device
-    result = Evaluation(
-        request.task,
-        task.description,
-        before,
-        after,
-        None if chosen is None else {"file": str(masks), **_about(chosen, new_weights)},
-        task.settings(),
-        {**watch.texts(), **memory_facts(device)},
-        folder,
-    )
-    if folder is not None:
-        _write(result, task, loaded, folder, command)
-    return result
-
-
-class _Counting:
-    """Tells how many batches of all passes are done."""
+class _Tracker:
+    """Reports how many batches of all passes are done."""
 
     def __init__(self, progress: Progress | None, passes: int) -> None:
         self._progress, self._passes, self._done = progress, passes, 0
@@ -272,48 +253,28 @@ def _about(masks: Masks, new_weights: bool | None) -> dict[str, Any]:
     }
 
 
-def _write(result: Evaluation, task: Task, loaded: Loaded, out: Path, command: str) -> None:
-    record = {
-        "schema": SCHEMA,
-        "made_by": made_by(),
-        "versions": versions(),
-        "command": command,
-        "model": loaded.source.model,
-        "adapter": loaded.adapter.name,
-        "task": result.task,
-        "data": result.data,
-        "settings": dict(result.settings),
-        "masks": result.masks,
-        "before": _figures(result.before),
-        "after": None if result.after is None else _figures(result.after),
+def _record(found: Evaluation, loaded: Loaded, command: str) -> dict[str, Any]:
+    return {
+        **loaded.record(SCHEMA, command),
+        "task": found.task,
+        "data": found.data,
+        "settings": dict(found.settings),
+        "masks": found.masks,
+        "before": _figures(found.before),
+        "after": None if found.after is None else _figures(found.after),
     }
-    with atomic_folder(out) as folder:
-        (folder / "evaluation.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        if task.truth:
-            (folder / "said.jsonl").write_text(_said(result, task), encoding="utf-8")
-        try:
-            check_can_render()
-        except UnsupportedError as error:  # the packages of an extra are missing
-            _log.warning("%s", error)
-            return
-        page = render_findings(findings_of(result, loaded.source.model, command))
-        (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _figures(found: Measured) -> dict[str, Any]:
+def _figures(found: TaskMetrics) -> dict[str, Any]:
     return {"metrics": dict(found.metrics), "absent": dict(found.absent)}
 
 
-def _said(result: Evaluation, task: Task) -> str:
-    """One JSON object a line: the place, what people said, what the model said before and after."""
+def _texts(found: Evaluation, task: Task) -> str:
+    """One JSON object a line: the place, what people wrote, what the model wrote."""
     rows = []
     for number, (place, truth) in enumerate(task.truth):
-        row: dict[str, Any] = {
-            "place": place,
-            "people": truth,
-            "before": result.before.said[number],
-        }
-        if result.after is not None:
-            row["after"] = result.after.said[number]
+        row = {"place": place, "people": list(truth), "before": found.before.texts[number]}
+        if found.after is not None:
+            row["after"] = found.after.texts[number]
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(rows)

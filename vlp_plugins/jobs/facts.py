@@ -1,9 +1,11 @@
-"""What is worth knowing about a run: time, memory, data, and whether the data was enough."""
+"""What a report says about a run: time, memory, data, and whether the data was enough."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -12,14 +14,27 @@ from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.report.page import Table
+from vlp_plugins.report.page import Table, check_can_render
 from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
+
+_log = logging.getLogger(__name__)
 
 LARGE_STATISTICS = 10**9
 """Bytes beyond which statistics are written on request only."""
 _ENOUGH = "Was that enough data?"
 _OVERLAPS = ("sparsity", "modality", "equal elements", "kept by both / by either")
+
+
+def write_report(folder: Path, page: Callable[[], str]) -> None:
+    """Writes report.html; without the packages of the extra `report` it warns instead."""
+    try:
+        check_can_render()
+    except UnsupportedError as error:
+        _log.warning("%s", error)
+        return
+    (folder / "report.html").write_text(page(), encoding="utf-8")
 
 
 class StopWatch:
@@ -49,7 +64,7 @@ def memory_facts(device: torch.device) -> dict[str, str]:
 
 
 def source_facts(batches: CaptionedBatches) -> dict[str, str]:
-    """Where batches came from, and what was left out or lacking."""
+    """Where batches came from, and what was left out or is missing."""
     source = batches.source
     facts = {
         "data": source.description,

@@ -12,15 +12,23 @@ Model, masks and output folder are given on the command line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vlp_plugins.jobs.recipe_values import Value, choice, integer, number, read_yaml, text
+from vlp_plugins.jobs.recipe_values import (
+    Readers,
+    Value,
+    choice,
+    integer,
+    number,
+    read_section,
+    read_yaml,
+    text,
+)
 from vlp_plugins.jobs.recipes import AUTOCASTS
 from vlp_plugins.runtime.errors import RecipeError, suggest
-from vlp_plugins.tasks.finetuning.finetune import TASKS
+from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.settings import RATES, FinetuneSettings
 
 _BETAS = 2
@@ -60,18 +68,6 @@ class FinetuneRecipe:
     workers: int = 1
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
-    def check(self) -> None:
-        """Makes sure that task and data are known.
-
-        Raises:
-            RecipeError: if one is missing.
-        """
-        for name, value in (("task", self.task), ("data", self.data)):
-            if value is None:
-                raise RecipeError(
-                    f"no {name} given; pass --{name}, or write `{name}: ...` in the recipe"
-                )
-
 
 def load_finetune_recipe(path: str | Path) -> FinetuneRecipe:
     """Reads a recipe of fine-tuning.
@@ -80,15 +76,11 @@ def load_finetune_recipe(path: str | Path) -> FinetuneRecipe:
         RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
             found), with the line.
     """
-    root = read_yaml(Path(path))
-    found = {}
-    for key, value in root.items().items():
-        if key not in _READERS:
-            raise RecipeError(
-                f"{value.where}: unknown key {key!r} of fine-tuning{suggest(key, list(_READERS))}"
-            )
-        if value.data is not None:
-            found[key] = _READERS[key](value)
+    found = read_section(
+        read_yaml(Path(path)),
+        _READERS,
+        lambda key: f" of fine-tuning{suggest(key, list(_READERS))}",
+    )
     return with_finetune_options(FinetuneRecipe(), **found)
 
 
@@ -117,7 +109,7 @@ def _pair(value: Value) -> tuple[float, float]:
 
 
 _SETTINGS = tuple(each.name for each in fields(FinetuneSettings))
-_READERS: dict[str, Callable[[Value], Any]] = {
+_READERS: Readers = {
     "task": choice(*TASKS),
     "adapter": text,
     "batch_size": integer(1),

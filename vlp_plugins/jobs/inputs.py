@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches
@@ -17,24 +18,20 @@ from vlp_plugins.loading import load_model
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.artifacts import made_by, versions
 
 
-class ImagesOnly:
-    """A processor that makes `pixel_values` and lets texts fall.
-
-    `ModuleAdapter` knows nothing about its model and passes images and texts alike; the adapter of
-    a family of image models passes images only by itself.
-    """
+class _ImagesOnly:
+    """A processor without texts: `ModuleAdapter` passes images and texts to any model."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
 
     def __call__(self, **inputs: Any) -> Mapping[str, Any]:
-        """Makes the tensors of `images`, a list of PIL images."""
         return self._processor(images=inputs["images"], return_tensors="pt")
 
 
-def takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
+def _takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
     """True for a model that `ModuleAdapter` describes and that has no input of words."""
     if not isinstance(adapter, ModuleAdapter):
         return False
@@ -56,8 +53,8 @@ def processor_for(
         DataError: if there is none.
     """
     processor = load_processor(source, max_length=max_length)
-    if not reads_text(processor) and takes_no_text(model, adapter):
-        return ImagesOnly(processor)
+    if not reads_text(processor) and _takes_no_text(model, adapter):
+        return _ImagesOnly(processor)
     return processor
 
 
@@ -68,7 +65,7 @@ def batches_for(
 
     Args:
         source: of the pairs; see `open_source`.
-        data: how they are read; its own source does not matter.
+        data: how they are read; its own source is not used.
         processor: of the model.
         adapter: collates them.
 
@@ -120,6 +117,11 @@ class Loaded:
     weights: WeightMap
     processor: Processor
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     @classmethod
     def of(cls, source: ModelSource, *, max_length: int | None = None) -> Loaded:
         """Loads and checks.
@@ -139,6 +141,17 @@ class Loaded:
         place = source.processor or source.model
         processor = processor_for(place, model, adapter, max_length=max_length)
         return cls(source, model, adapter, weights, processor)
+
+    def record(self, schema: int, command: str) -> dict[str, Any]:
+        """How a JSON file of results begins: what made it, and of which model."""
+        return {
+            "schema": schema,
+            "made_by": made_by(),
+            "versions": versions(),
+            "command": command,
+            "model": self.source.model,
+            "adapter": self.adapter.name,
+        }
 
     def batches(self, data: DataRecipe) -> CaptionedBatches:
         """Batches of captioned images.

@@ -1,24 +1,28 @@
-"""What a run will do and cost, said before any data is read."""
+"""What a run will do and cost, before any data is read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.measure import default_settings
+from vlp_plugins.dimension.outputs import Padding
 from vlp_plugins.dimension.plan import IdPlan, plan
-from vlp_plugins.dimension.twonn import check_number
+from vlp_plugins.dimension.twonn import Estimator, check_number
 from vlp_plugins.jobs.facts import bytes_of_statistics
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
@@ -26,6 +30,7 @@ from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.request import is_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.page import check_can_render
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
@@ -35,26 +40,28 @@ from vlp_plugins.runtime.memory import (
     peak_resident_bytes,
     resident_bytes,
 )
-from vlp_plugins.runtime.model_state import autocast_of
+from vlp_plugins.runtime.model_state import dtype_of
 from vlp_plugins.scoring.allocation import GlobalAllocation, ModalityAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
 
 
 @dataclass(frozen=True)
-class Measuring:
+class PlannedDimensions:
     """What measuring intrinsic dimensions will take.
 
     Attributes:
         plan: passes and bytes.
-        seconds_per_batch: of a made-up batch, forward only and with the outputs looked at.
+        seconds_per_batch: of a dummy batch, forward only and with the outputs looked at.
+        neighbour_seconds: of the search for neighbours, as matrix products.
     """
 
     plan: IdPlan
     seconds_per_batch: float
+    neighbour_seconds: float
 
     @property
-    def seconds(self) -> float:
-        """Of the forward passes; the search for neighbours comes on top."""
+    def forward_seconds(self) -> float:
+        """Of the forward passes, without reading images."""
         return len(self.plan.passes) * self.plan.batches * self.seconds_per_batch
 
 
@@ -72,10 +79,10 @@ class Plan:
         model_bytes: parameters of the model, each shared one counted once.
         statistics_bytes: accumulators; 0 for a method that gathers none.
         masks_bytes: packed masks of all sparsities.
-        seconds_per_batch: of a made-up batch; None for a method without data, and for one whose
+        seconds_per_batch: of a dummy batch; None for a method without data, and for one whose
             batches cannot be timed without running it.
         cost: of a method that runs the model as it goes.
-        measuring: of the intrinsic dimensions that the method needs first; None for none.
+        dimensions: intrinsic dimensions that the method needs first; None for none.
     """
 
     weights: WeightMap
@@ -88,7 +95,7 @@ class Plan:
     masks_bytes: int
     seconds_per_batch: float | None
     cost: Cost | None = None
-    measuring: Measuring | None = None
+    dimensions: PlannedDimensions | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -98,16 +105,11 @@ class Plan:
         return self.cost.gradient_batches * self.seconds_per_batch + self.cost.seconds
 
 
-def with_length(job: Prepared) -> Prepared:
-    """The job with the number of its batches in the recipe, where the index of its data tells it.
-
-    No image is read. A composition reads its data once, so what it costs is told per batch.
-
-    Raises:
-        DataError: if the data that is named is not there.
-    """
+def _with_length(job: Prepared) -> Prepared:
+    """The job with its number of batches in the recipe, where the index of its data has it."""
     data = job.recipe.data
-    if job.is_composition or data.source is None or data.batches is not None:
+    # A composition reads its data once, so its cost is given per batch.
+    if isinstance(job.method, Composition) or data.source is None or data.batches is not None:
         return job
     batches = job.batches()
     if batches.source.length is None:
@@ -116,88 +118,69 @@ def with_length(job: Prepared) -> Prepared:
     return replace(job, recipe=replace(job.recipe, data=counted))
 
 
-def bytes_of_model(job: Prepared) -> int:
-    """Bytes of the parameters, each shared one counted once."""
-    return sum(p.numel() * p.element_size() for p in job.model.parameters())
-
-
-def device_of(job: Prepared) -> torch.device:
-    """Where the model is."""
-    return next(job.model.parameters()).device
-
-
-def peak_with_writing(job: Prepared, peak: int, mask_file: int) -> int:
-    """The peak of the process once the results are written, too.
-
-    Args:
-        job: what shall be run.
-        peak: bytes at the worst moment before.
-        mask_file: bytes of the largest file of masks; its checksum and its copy are made of it.
-    """
-    if job.recipe.save_model:  # the dense weights are kept while the pruned ones are written
-        dense = job.weights.stored_bytes
-        peak = max(peak, resident_bytes() + dense)
-    return max(peak, resident_bytes() + 2 * mask_file)
-
-
-BATCHES = 2
+_PIXELS = 384
+"""Side of the dummy images; the processor resizes them."""
+_SIDE = 1024
+"""Of the matrices whose product is timed."""
+_BATCHES = 2
 """The first is slower; and there are masks of either half of the data."""
 _CAPTION = "a photo of two people who sit at a table in front of a window "
 
 
 @dataclass(frozen=True)
-class MadeUp:
-    """Batches of blank images and captions of usual length; no file is read.
-
-    Attributes:
-        adapter: collates them.
-        processor: of the model.
-        size: pairs in a batch.
-        pixels: side of the images; the processor resizes them.
-    """
+class _DummyBatches:
+    """Batches of blank images and captions of usual length; no file is read."""
 
     adapter: Adapter
     processor: Processor
     size: int
-    pixels: int
 
     def __iter__(self) -> Iterator[Batch]:
-        for _ in range(BATCHES):
-            shape = (self.pixels, self.pixels)
+        for _ in range(_BATCHES):
+            shape = (_PIXELS, _PIXELS)
             images = [Image.new("RGB", shape, (i % 256, 127, 64)) for i in range(self.size)]
             yield self.adapter.collate(self.processor, images, [_CAPTION] * self.size)
 
 
-def known_counts(method: Method, masks: Sequence[Masks]) -> list[dict[str, Count]]:
-    """The counts that do not depend on data, from masks that were made without it.
+def _plan(
+    job: Prepared,
+    masks: Sequence[Masks],
+    peak: int,
+    *,
+    passes: int,
+    seconds: float | None,
+    statistics: Statistics | None = None,
+    cost: Cost | None = None,
+) -> Plan:
+    """The plan of a run that takes `peak` bytes before its results are written.
 
-    One threshold for all tensors removes int(sparsity x N) of N elements in all, but shares them
-    out among modalities by scores. Any other allocation fixes what each modality loses.
-
-    Args:
-        method: what will be run.
-        masks: with the counts that its allocation makes, whatever the scores.
+    One threshold for all tensors removes int(sparsity x N) of N elements in all, but how it divides
+    them among modalities depends on scores. Any other allocation fixes what each modality loses.
     """
-    found = []
+    counts = []
     for each in masks:
-        counts = each.counts()
-        shared = {} if _shares_by_data(method) else counts.by_modality
-        found.append({**shared, "all": counts.all})
-    return found
+        found = each.counts()
+        known = {} if _divided_by_data(job.method) else found.by_modality
+        counts.append({**known, "all": found.all})
+    if job.recipe.save_model:  # the dense weights are kept while the pruned ones are written
+        peak = max(peak, resident_bytes() + job.weights.stored_bytes)
+    mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
+    return Plan(
+        weights=job.weights,
+        counts=counts,
+        passes=passes,
+        # The checksum and the copy of a file of masks are made of it.
+        peak_bytes=max(peak, resident_bytes() + 2 * mask_file),
+        device_peak_bytes=peak_device_bytes(job.device),
+        model_bytes=sum(p.numel() * p.element_size() for p in job.model.parameters()),
+        statistics_bytes=0 if statistics is None else bytes_of_statistics(statistics),
+        masks_bytes=len(job.targets) * mask_file,
+        seconds_per_batch=seconds,
+        cost=cost,
+    )
 
 
-def counting_masks(job: Prepared) -> list[Masks]:
-    """Masks by magnitude in the allocation of a method: their counts are the method's."""
-    counts = Composition("counts", Magnitude(), job.method.allocation)
-    return counts.run(replace(job.context(), published=False, owners=None, seed=0))
-
-
-def bytes_of_masks(job: Prepared) -> list[int]:
-    """Bytes of the packed masks of every target."""
-    return [sum(packed_size(w.numel) for w in job.weights.values()) for _ in job.targets]
-
-
-def _shares_by_data(method: Method) -> bool:
+def _divided_by_data(method: Method) -> bool:
     if not isinstance(method.allocation, GlobalAllocation):
         return False
     if isinstance(method, Composition):
@@ -205,20 +188,12 @@ def _shares_by_data(method: Method) -> bool:
     return True
 
 
-def plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
-    """Gathers statistics of made-up batches and makes masks of them, as the run will.
-
-    Args:
-        job: what shall be run.
-        batches: made-up ones; None for a method without data.
-    """
+def _plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
+    """Gathers statistics of dummy batches and makes masks of them, as the run will."""
     method = composed(job.method)
-    needs = method.needs
     statistics = None
     seconds = None
-    with suppress(UnsupportedError):
-        check_can_render()  # its packages are part of what the run will hold
-    if needs and batches is not None:
+    if method.needs and batches is not None:
         ends = [time.perf_counter()]
         context = job.context(batches, progress=lambda *_: ends.append(time.perf_counter()))
         statistics = method.gather(replace(context, limit=None))
@@ -229,68 +204,30 @@ def plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
         halves = [job.masks(statistics, half=half) for half in (0, 1)]  # the run compares them
         peak = peak_resident_bytes()
         del halves
-    sizes = bytes_of_masks(job)
-    return Plan(
-        weights=job.weights,
-        counts=known_counts(job.method, masks),
-        passes=1 if needs else 0,
-        peak_bytes=peak_with_writing(job, peak, max(sizes)),
-        device_peak_bytes=peak_device_bytes(device_of(job)),
-        model_bytes=bytes_of_model(job),
-        statistics_bytes=0 if statistics is None else bytes_of_statistics(statistics),
-        masks_bytes=sum(sizes),
-        seconds_per_batch=seconds,
-    )
+    passes = 1 if method.needs else 0
+    return _plan(job, masks, peak, passes=passes, seconds=seconds, statistics=statistics)
 
 
-def plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] | None) -> Plan:
-    """Asks the method for its cost and times the forward and backward pass of a batch.
-
-    Args:
-        job: what shall be run.
-        method: its method.
-        batches: made-up ones; None for a method without data.
-
-    Raises:
-        VlpError: if the method cannot do what is asked, as far as it knows before it runs.
-    """
-    cost = method.cost(job.context(workplace=_existing(Path(job.recipe.out or "."))))
-    with suppress(UnsupportedError):
-        check_can_render()  # its packages are part of what the run will hold
+def _plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] | None) -> Plan:
+    """Asks the method for its cost and times the forward and backward pass of a batch."""
+    # The folder nearest to the results that is there already: it has the disk of the run.
+    out = Path(job.recipe.out or ".").absolute()
+    cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
     seconds = None
     if batches is not None and cost.gradient_batches:
-        seconds = seconds_per_gradient(job, batches)
+        seconds = _seconds_per_gradient(job, batches)
     peak = peak_resident_bytes() + cost.ram_bytes
-    sizes = bytes_of_masks(job)
-    return Plan(
-        weights=job.weights,
-        counts=known_counts(method, counting_masks(job)),
-        passes=cost.passes if method.reads_data else 0,
-        peak_bytes=peak_with_writing(job, peak, max(sizes)),
-        device_peak_bytes=peak_device_bytes(device_of(job)),
-        model_bytes=bytes_of_model(job),
-        statistics_bytes=0,
-        masks_bytes=sum(sizes),
-        seconds_per_batch=seconds,
-        cost=cost,
-    )
+    # Masks by magnitude in the method's allocation: their counts are the method's.
+    counting = Composition("counts", Magnitude(), method.allocation)
+    masks = counting.run(replace(job.context(), published=False, owners=None, seed=0))
+    passes = cost.passes if method.reads_data else 0
+    return _plan(job, masks, peak, passes=passes, seconds=seconds, cost=cost)
 
 
-def _existing(out: Path) -> Path:
-    """The folder nearest to the results that is there already: it has the disk of the run."""
-    return next(folder for folder in out.absolute().parents if folder.is_dir())
-
-
-def seconds_per_gradient(job: Prepared, batches: Iterable[Batch]) -> float:
+def _seconds_per_gradient(job: Prepared, batches: Iterable[Batch]) -> float:
     """Seconds of the forward and backward pass of a batch, the fastest of those given."""
-    probe = LossProbe(
-        job.model,
-        job.adapter,
-        job.weights,
-        published=job.published,
-        autocast=autocast_of(job.recipe.autocast),
-        skip_nonfinite=True,  # blank images may be too much for an untrained model
-    )
+    # Blank images may be too much for an untrained model.
+    probe = replace(job.context(), skip_nonfinite=True).loss_probe()
     times = []
     with probe.attached():
         for index, batch in enumerate(batches):
@@ -300,63 +237,128 @@ def seconds_per_gradient(job: Prepared, batches: Iterable[Batch]) -> float:
     return min(times)
 
 
-def plan_guided(job: Prepared, method: IdGuided, batches: MadeUp, inner: Plan) -> Plan:
-    """Adds what it takes to measure, by one made-up batch, to the plan of the method guided.
+def _planned_dimensions(
+    job: Loaded | Prepared,
+    batch: Batch,
+    samples: int,
+    *,
+    estimator: Estimator | None = None,
+    padding: Padding | None = None,
+    dtype: torch.dtype | None = None,
+    memory_budget: str | None = None,
+    published: bool = False,
+) -> PlannedDimensions:
+    """Runs a dummy batch and calculates the rest; None takes what the variant has."""
+    default_estimator, default_padding = default_settings(published=published)
+    check_number(samples, estimator or default_estimator, what="samples")
+
+    def planned() -> IdPlan:
+        return plan(
+            job.model,
+            job.adapter,
+            job.weights,
+            batch,
+            samples,
+            padding=padding or default_padding,
+            dtype=dtype,
+            memory_budget=None if memory_budget is None else bytes_of(memory_budget),
+            published=published,
+        )
+
+    found = planned()  # the first forward pass is slower than the others
+    per_batch = _seconds_of(planned)
+    products = 2.0 * samples**2 * sum(site.ambient for each in found.passes for site in each.layers)
+    matrix = torch.ones(_SIDE, _SIDE, device=job.device)
+
+    def product() -> None:
+        _ = float((matrix @ matrix)[0, 0])  # a GPU has done it when the number is there
+
+    product()
+    per_product = _seconds_of(product) / (2.0 * _SIDE**3)
+    return PlannedDimensions(found, per_batch, products * per_product)
+
+
+def plan_dimensions(
+    source: ModelSource, data: DataRecipe, options: Mapping[str, Any]
+) -> PlannedDimensions:
+    """What `vlp id` will take; no image is read.
 
     Args:
-        job: what shall be run.
-        method: its method.
-        batches: made-up ones.
-        inner: plan of the method without dimensions.
+        source: of the model.
+        data: `batches` of it, or as many as there are; the index of the data is opened then.
+        options: of `measure_id`.
 
     Raises:
-        DataError: if nobody can say how many batches there will be.
-        StatisticsError: if there will be too few samples.
-        UnsupportedError: if a layer does not fit into the memory budget.
+        DataError: if the number of samples is unknown.
+        StatisticsError: if they are too few.
+        UnsupportedError: if a single layer does not fit into the budget.
     """
+    loaded = Loaded.of(source, max_length=data.max_length)
+    samples = _samples(loaded, data)
+    size = min(data.batch_size, samples)
+    return _planned_dimensions(
+        loaded,
+        next(iter(_DummyBatches(loaded.adapter, loaded.processor, size))),
+        samples,
+        estimator=options["estimator"],
+        padding=options["padding"],
+        dtype=dtype_of(options["dtype"]),
+        memory_budget=options["memory_budget"],
+        published=is_published(options["variant"]),
+    )
+
+
+def _samples(loaded: Loaded, data: DataRecipe) -> int:
+    if data.source is not None:
+        batches = loaded.batches(data)
+        if batches.source.length is not None:
+            return min(batches.source.length, len(batches) * data.batch_size)
+    if data.batches is None:
+        raise DataError(
+            "how many samples will there be? Give --batches, or --data that knows its length"
+        )
+    return data.batches * data.batch_size
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _plan_guided(job: Prepared, method: IdGuided, batches: _DummyBatches) -> Plan:
+    """What it takes to measure, by one dummy batch, and then to prune."""
+    inner = _plan_job(
+        replace(job, method=method.method.with_allocation(method.allocation)), batches
+    )
     count = job.recipe.data.batches
     if count is None:
         raise DataError(
-            f"nobody can say how many batches there will be, so nobody can say what measuring "
-            f"dimensions for {method.name!r} takes; give their number with --batches"
+            f"the number of batches is unknown, and with it what measuring dimensions for "
+            f"{method.name!r} takes; give their number with --batches"
         )
-    budget = job.recipe.memory_budget
-    estimator, padding = default_settings(published=job.published)
-    check_number(count * batches.size, estimator, what="samples")
-    batch = next(iter(batches))
-    start = time.perf_counter()
-    measuring = plan(
-        job.model,
-        job.adapter,
-        job.weights,
-        batch,
+    dimensions = _planned_dimensions(
+        job,
+        next(iter(batches)),
         count * batches.size,
-        padding=padding,
-        memory_budget=None if budget is None else bytes_of(budget),
+        memory_budget=job.recipe.memory_budget,
         published=job.published,
     )
-    seconds = time.perf_counter() - start
-    peak = resident_bytes() + max(each.peak_bytes for each in measuring.passes)
+    passes = dimensions.plan.passes
     counts = inner.counts
     if not isinstance(method.method.allocation, ModalityAllocation):
-        counts = [{"all": each["all"]} for each in counts]  # dimensions share out the rest
+        counts = [{"all": each["all"]} for each in counts]  # dimensions divide the rest
     return replace(
         inner,
         counts=counts,
-        passes=inner.passes + len(measuring.passes),
-        peak_bytes=max(inner.peak_bytes, peak),
-        measuring=Measuring(measuring, seconds),
+        passes=inner.passes + len(passes),
+        peak_bytes=max(inner.peak_bytes, resident_bytes() + max(p.peak_bytes for p in passes)),
+        dimensions=dimensions,
     )
 
 
-def plan_run(
-    job: Prepared,
-    *,
-    processor: Processor | None = None,
-    batch_size: int = 32,
-    image_size: int = 384,
-) -> Plan:
-    """Finds out what a run costs with two made-up batches, and writes nothing.
+def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: int = 32) -> Plan:
+    """Finds out what a run costs with two dummy batches, and writes nothing.
 
     No image is read. The batches have blank images and captions of usual length. The peak is that
     of this process, so it is meant for a fresh one that loads the model and plans, as `vlp plan`
@@ -366,22 +368,24 @@ def plan_run(
         job: what shall be run.
         processor: makes batches; needed by methods that read data.
         batch_size: of the run.
-        image_size: side of the made-up images in pixels; the processor resizes them.
 
     Raises:
         ValueError: if the method reads data and there is no processor.
-        DataError: if the method has to know how many batches there will be, and nobody says so.
+        DataError: if the method has to know how many batches there will be, and that is unknown.
+        VlpError: if the method cannot do what is asked, as far as it knows before it runs.
     """
     if job.method.reads_data and processor is None:
         raise ValueError(f"method {job.method.name!r} reads data: a processor is needed")
-    batches = None if processor is None else MadeUp(job.adapter, processor, batch_size, image_size)
-    return _plan(with_length(job), batches)
+    batches = None if processor is None else _DummyBatches(job.adapter, processor, batch_size)
+    with suppress(UnsupportedError):
+        check_can_render()  # its packages are part of what the run will hold
+    return _plan_job(_with_length(job), batches)
 
 
-def _plan(job: Prepared, batches: MadeUp | None) -> Plan:
+def _plan_job(job: Prepared, batches: _DummyBatches | None) -> Plan:
+    """The plan by what kind of method it is; see `plan_run`."""
     if isinstance(job.method, IdGuided) and batches is not None:
-        inner = replace(job, method=job.method.method.with_allocation(job.method.allocation))
-        return plan_guided(job, job.method, batches, _plan(inner, batches))
+        return _plan_guided(job, job.method, batches)
     if isinstance(job.method, Procedure):
-        return plan_procedure(job, job.method, batches)
-    return plan_composition(job, batches)
+        return _plan_procedure(job, job.method, batches)
+    return _plan_composition(job, batches)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
@@ -49,9 +51,9 @@ class Prepared:
     weights: WeightMap
 
     @property
-    def is_composition(self) -> bool:
-        """Whether masks are made from statistics of one pass over the data."""
-        return isinstance(self.method, Composition)
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def published(self) -> bool:
@@ -110,11 +112,10 @@ class Prepared:
         self,
         batches: Iterable[Batch] = (),
         *,
-        statistics: Statistics | None = None,
         workplace: Path | None = None,
         checkpoint: Path | None = None,
         resume: bool = False,
-        progress: Callable[[int, int | None], None] | None = None,
+        progress: Progress | None = None,
     ) -> Context:
         """What the method works with; without batches for its cost only."""
         recipe = self.recipe
@@ -128,7 +129,6 @@ class Prepared:
             owners=recipe.owners,  # type: ignore[arg-type]
             floor=recipe.floor,
             seed=recipe.seed,
-            statistics=statistics,
             limit=recipe.data.batches,
             autocast=autocast_of(recipe.autocast),
             skip_nonfinite=recipe.skip_nonfinite,
@@ -180,7 +180,7 @@ def resolve_names(recipe: Recipe) -> tuple[Method, list[Target], IdProfile | Non
     if isinstance(method, IdGuided) and profile is None and recipe.statistics is not None:
         raise StatisticsError(
             f"{method.name!r} measures the model's intrinsic dimensions from data; give "
-            "--id-profile FILE beside --statistics, or --data in its place"
+            "--id-profile FILE together with --statistics, or --data in its place"
         )
     inner = method.method if isinstance(method, IdGuided) else method
     if isinstance(inner, Procedure) and recipe.statistics is not None:
@@ -201,7 +201,7 @@ def title_of(target: Target) -> str:
 def _try_allocation(
     method: Method, targets: Sequence[Target], weights: WeightMap, floor: float
 ) -> None:
-    """Shares out by magnitude: what cannot be met shows here, not after hours of reading data."""
+    """Allocates by magnitude: what cannot be met shows here, not after hours of reading data."""
     evidence = {name: Evidence(name) for name in weights}
     method.allocation.select(Scored(Magnitude(), weights, evidence), targets, floor=floor)
 

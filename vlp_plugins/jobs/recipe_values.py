@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
+from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.untrusted import check_read
 
@@ -70,6 +70,33 @@ def read_yaml(path: Path) -> Value:
             "`method: multiflow`"
         )
     return root
+
+
+Readers = Mapping[str, Callable[[Value], Any]]
+"""By key that may stand in a section, what makes a value of it."""
+
+
+def read_section(
+    section: Value, readers: Readers, hint: Callable[[str], str] | None = None
+) -> dict[str, Any]:
+    """The values of a section by key; a key with nothing behind it is left out.
+
+    Args:
+        section: a mapping.
+        readers: of the keys that may stand there.
+        hint: what the error says after an unknown key; None suggests the nearest.
+
+    Raises:
+        RecipeError: for an unknown key or a wrong value, with the line.
+    """
+    found = {}
+    for key, value in section.items().items():
+        if key not in readers:
+            said = suggest(key, list(readers)) if hint is None else hint(key)
+            raise RecipeError(f"{value.where}: unknown key {key!r}{said}")
+        if value.data is not None:  # `device:` alone means the default
+            found[key] = readers[key](value)
+    return found
 
 
 def parse_yaml(text: str, source: str, name: str, *, hints: bool = True) -> Value:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.jobs.recipe_values import (
+    Readers,
     Value,
     amount,
     choice,
@@ -19,6 +20,7 @@ from vlp_plugins.jobs.recipe_values import (
     penalty,
     plain,
     plain_of,
+    read_section,
     read_yaml,
     text,
     value_of,
@@ -40,7 +42,7 @@ class DataRecipe:
         split: None takes the only one, or `train`.
         batch_size: pairs in a batch.
         batches: how many to read; None reads all.
-        seed: mixes the pairs; None keeps their order.
+        seed: shuffles the pairs; None keeps their order.
         image_column: None finds it.
         caption_column: None finds it.
         max_length: most tokens of a caption; None asks the tokenizer.
@@ -144,7 +146,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe
     found = _found(root)
     section = root.items().get("data")
     if section is not None and isinstance(section.data, dict):
-        found["data"] = replace(recipe.data, **read_section(section, _DATA_READERS))
+        found["data"] = replace(recipe.data, **_read_data(section))
     if "parameters" in found:
         found["parameters"] = {**recipe.parameters, **found["parameters"]}
     return replace(recipe, **found)
@@ -152,7 +154,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe
 
 def _found(root: Value) -> dict[str, Any]:
     """What stands in a recipe, as keywords of `Recipe`."""
-    found = read_section(root, _READERS)
+    note = " (it belongs under data:)"
+    found = read_section(root, _READERS, lambda key: _hint(key, _READERS, _DATA_READERS, note))
     if "pattern" in found:
         if "allocation" in found:
             raise RecipeError(f"{root.where}: pattern and allocation exclude each other")
@@ -164,39 +167,23 @@ def _found(root: Value) -> dict[str, Any]:
     return found
 
 
-def read_section(section: Value, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
-    """The values of a section by key; a key with nothing behind it is left out.
-
-    Args:
-        section: a mapping.
-        readers: by key that may stand there, what makes a value of it.
-
-    Raises:
-        RecipeError: see `load_recipe`.
-    """
-    found = {}
-    for key, value in section.items().items():
-        if key not in readers:
-            raise RecipeError(f"{value.where}: unknown key {key!r}{_hint(key, readers)}")
-        if value.data is not None:  # `device:` alone means the default
-            found[key] = readers[key](value)
-    return found
-
-
-def _hint(key: str, readers: Mapping[str, Callable[[Value], Any]]) -> str:
+def _hint(key: str, readers: Readers, elsewhere: Readers, note: str) -> str:
     if key in _OTHER_WORDS:
         return f" (it is called {_OTHER_WORDS[key]!r})"
-    if readers is _READERS and key in _DATA_READERS:
-        return " (it belongs under data:)"
-    if readers is _DATA_READERS and key in _READERS:
-        return " (it does not belong under data:)"
-    return suggest(key, list(readers))
+    return note if key in elsewhere else suggest(key, list(readers))
+
+
+def _read_data(section: Value) -> dict[str, Any]:
+    note = " (it does not belong under data:)"
+    return read_section(
+        section, _DATA_READERS, lambda key: _hint(key, _DATA_READERS, _READERS, note)
+    )
 
 
 def _data(value: Value) -> DataRecipe:
     if isinstance(value.data, str):
         return DataRecipe(source=value.data)
-    return DataRecipe(**read_section(value, _DATA_READERS))
+    return DataRecipe(**_read_data(value))
 
 
 def _sparsities(value: Value) -> tuple[Target, ...]:
@@ -241,7 +228,7 @@ def _parameters(value: Value) -> dict[str, Any]:
     return {name: plain(inner) for name, inner in value.items().items()}
 
 
-_DATA_READERS: dict[str, Callable[[Value], Any]] = {
+_DATA_READERS: Readers = {
     "source": text,
     "split": text,
     "batch_size": integer(1),
@@ -251,7 +238,7 @@ _DATA_READERS: dict[str, Callable[[Value], Any]] = {
     "caption_column": text,
     "max_length": integer(3),
 }
-_READERS: dict[str, Callable[[Value], Any]] = {
+_READERS: Readers = {
     "model": text,
     "adapter": text,
     "processor": text,
@@ -283,39 +270,17 @@ KEYS = frozenset(_READERS)
 _OTHER_WORDS = {"ties": "owners", "output": "out", "params": "parameters", "dataset": "data"}
 
 
+_KEYS = [
+    key
+    for each in fields(Recipe)
+    for key in {
+        "data": [f"data.{inner.name}" for inner in fields(DataRecipe)],
+        "parameters": ["parameters", f"parameters.{LAMBDA}"],
+    }.get(each.name, [each.name])
+]
 OPTIONS: dict[str, str] = {
-    "model": "--model",
-    "adapter": "--adapter",
-    "processor": "--processor",
-    "method": "--method",
-    "parameters": "--parameter",
-    "parameters.lambda": "--lambda",
-    "sparsity": "--sparsity",
-    "allocation": "--allocation",
-    "floor": "--floor",
-    "owners": "--owners",
-    "variant": "--variant",
-    "data.source": "--data",
-    "data.split": "--split",
-    "data.batch_size": "--batch-size",
-    "data.batches": "--batches",
-    "data.seed": "--shuffle-seed",
-    "data.image_column": "--image-column",
-    "data.caption_column": "--caption-column",
-    "data.max_length": "--max-length",
-    "statistics": "--statistics",
-    "id_profile": "--id-profile",
-    "out": "--out",
-    "seed": "--seed",
-    "save_model": "--save-model",
-    "checkpoint_every": "--checkpoint-every",
-    "memory_budget": "--memory-budget",
-    "autocast": "--autocast",
-    "skip_nonfinite": "--skip-nonfinite",
-    "keep_statistics": "--keep-statistics",
-    "dtype": "--dtype",
-    "device": "--device",
-}
+    key: f"--{key.rpartition('.')[2].replace('_', '-')}" for key in _KEYS
+} | {"parameters": "--parameter", "data.source": "--data", "data.seed": "--shuffle-seed"}
 """The option of `vlp prune` for every key of a recipe."""
 
 
@@ -365,8 +330,8 @@ def with_options(recipe: Recipe, **options: Any) -> Recipe:
     return replace(recipe, **top, data=replace(recipe.data, **parts["data"]))
 
 
-def need(recipe: Recipe, *keys: str) -> None:
-    """Makes sure that some keys are set, for instance `model` and `data.source`.
+def need(recipe: object, *keys: str) -> None:
+    """Makes sure that some keys of a recipe are set, for instance `model` and `data.source`.
 
     Raises:
         RecipeError: names the first that is not, and how to set it.
@@ -375,9 +340,8 @@ def need(recipe: Recipe, *keys: str) -> None:
         if not _get(recipe, key):
             section, _, inner = key.rpartition(".")
             line = f"{section}: {{{inner}: ...}}" if section else f"{key}: ..."
-            raise RecipeError(
-                f"no {key} given; pass {OPTIONS[key]}, or write `{line}` in the recipe"
-            )
+            option = OPTIONS.get(key, f"--{key}")
+            raise RecipeError(f"no {key} given; pass {option}, or write `{line}` in the recipe")
 
 
 def sparsity_of(text: str) -> Target:
@@ -422,7 +386,7 @@ def _parameter_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _get(recipe: Recipe, key: str) -> Any:
+def _get(recipe: object, key: str) -> Any:
     found: Any = recipe
     for name in key.split("."):
         found = found.get(name) if isinstance(found, Mapping) else getattr(found, name)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,25 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.calibration.batches import batch_size
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.facts import StopWatch, memory_facts
+from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
-from vlp_plugins.jobs.work_dir import claimed, delete_work, working
+from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.report.page import (
-    Chart,
-    Findings,
-    Table,
-    check_can_render,
-    render_findings,
-    value_text,
-)
-from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
-from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError
+from vlp_plugins.report.page import Chart, Findings, Table, render_findings, value_text
+from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.runtime.errors import DataError, RecipeError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse, curves_chart, relation_chart
 from vlp_plugins.tasks.sensitivity.curves import Point
@@ -166,18 +158,15 @@ def _cell(point: Point) -> str:
     return f"{loss}, {point.image_to_text:.1f} / {point.text_to_image:.1f}"
 
 
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class SensitivityRequest:
-    """What is asked for beside the model.
+    """What is asked for besides the model.
 
     Attributes:
         data: for calibration; without `test` also for measuring.
         test: where the pairs come from that are measured on; None: from `data`.
         pairs: how many of them, in whole batches.
-        profile: file of intrinsic dimensions; None: nothing is said of them.
+        profile: file of intrinsic dimensions; None for none.
         tolerance: rise of the loss, as a fraction of the dense one, that is taken for harmless.
         method: as `resolve_method` found it.
         options: of `sensitivity`: sparsity, groups, modalities, variant, seed.
@@ -208,76 +197,60 @@ def measure_sensitivity(
     *,
     command: str,
     resume: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> SensitivityResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
 
-    While it works, the folder `OUT.work` beside it keeps every point that is measured.
+    While it works, the folder `OUT.work` next to it keeps every point that is measured.
 
     Args:
         load: gives the model, after the folder of results was found to be free.
         request: what to do.
         out: new folder.
         command: repeats the run, for the report.
-        resume: go on from `OUT.work`.
+        resume: continue from `OUT.work`.
         progress: see `sensitivity`.
 
     Raises:
         VlpError: with one line that says what to do; nothing is written then.
     """
-    folder = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
     writes = rank_and_size()[0] == 0
-    with claimed(folder, writes=writes):
-        return _measured(
-            load, request, folder, writes, command=command, resume=resume, progress=progress
-        )
-
-
-def _measured(
-    load: Callable[[], Loaded],
-    request: SensitivityRequest,
-    folder: Path,
-    writes: bool,
-    *,
-    command: str,
-    resume: bool,
-    progress: Callable[[int, int | None], None] | None,
-) -> SensitivityResult:
-    profile = None if request.profile is None else IdProfile.load(request.profile)
-    watch = StopWatch()
-    loaded = load()
-    dimensions = None
-    if profile is not None:
-        dimensions = profile.importance(loaded.weights, "all")
-    calibration, measured = _batches(loaded, request)
-    watch.lap("loading")
-    with working(folder, resume=resume) as work:
-        found = sensitivity(
-            loaded.model,
-            measured,
-            calibration=calibration,
-            adapter=loaded.adapter,
-            method=request.method,
-            id_profile=profile,
-            workplace=work,
-            resume=resume,
-            progress=progress,
-            **request.options,
-        )
-    watch.lap("measuring")
-    layers = () if profile is None else profile.layers
-    analysis = analyse(found, dimensions, layers, tolerance=request.tolerance)
-    facts = {
-        **watch.texts(),
-        **memory_facts(next(loaded.model.parameters()).device),
-        "pairs measured on": f"{sum(map(batch_size, measured)):,} of at most {request.pairs:,}",
-        **{name: value_text(value) for name, value in found.settings.items() if value},
-    }
-    if writes:
-        _write(analysis, folder, command, facts)
-    wait_for_all()
-    delete_work(folder)
-    return SensitivityResult(analysis, facts, folder)
+    with claimed(out, writes=writes) as results:
+        profile = None if request.profile is None else IdProfile.load(request.profile)
+        watch = StopWatch()
+        loaded = load()
+        dimensions = None if profile is None else profile.importance(loaded.weights, "all")
+        calibration, measured = _batches(loaded, request)
+        watch.lap("loading")
+        with working(results, resume=resume) as work:
+            found = sensitivity(
+                loaded.model,
+                measured,
+                calibration=calibration,
+                adapter=loaded.adapter,
+                method=request.method,
+                id_profile=profile,
+                workplace=work,
+                resume=resume,
+                progress=progress,
+                **request.options,
+            )
+        watch.lap("measuring")
+        layers = () if profile is None else profile.layers
+        analysis = analyse(found, dimensions, layers, tolerance=request.tolerance)
+        pairs = f"{sum(map(batch_size, measured)):,} of at most {request.pairs:,}"
+        facts = {
+            **watch.texts(),
+            **memory_facts(loaded.device),
+            "pairs measured on": pairs,
+            **{name: value_text(value) for name, value in found.settings.items() if value},
+        }
+        if writes:
+            with atomic_folder(results) as folder:
+                write_analysis(folder / "sensitivity.json", analysis)
+                (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
+                write_report(folder, lambda: render_findings(findings_of(analysis, command, facts)))
+        return SensitivityResult(analysis, facts, results)
 
 
 def _batches(
@@ -322,19 +295,6 @@ def _read(loaded: Loaded, request: SensitivityRequest) -> Iterable[Batch]:
     if request.data.source is None:
         raise RecipeError(
             f"method {request.method.name!r} reads calibration data: give --data FOLDER (images "
-            "with metadata.jsonl) beside --test"
+            "with metadata.jsonl) together with --test"
         )
     return loaded.batches(request.data)
-
-
-def _write(analysis: Analysis, out: Path, command: str, facts: Mapping[str, str]) -> None:
-    with atomic_folder(out) as folder:
-        write_analysis(folder / "sensitivity.json", analysis)
-        (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
-        try:
-            check_can_render()
-        except UnsupportedError as error:  # the packages of an extra are missing
-            _log.warning("%s", error)
-            return
-        page = render_findings(findings_of(analysis, command, facts))
-        (folder / "report.html").write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tasks of `vlp evaluate`: data that is read once, a model measured as often as asked."""
+"""Tasks: their data, read once, and a model measured on it as often as asked."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import DataError, RecipeError
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
 from vlp_plugins.tasks.classification import classification
+from vlp_plugins.tasks.finetuning.samples import Sample
 from vlp_plugins.tasks.retrieval import two_stage_retrieval
 from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 
@@ -30,7 +31,7 @@ class TaskRequest:
     """What is measured, on which data, and how.
 
     Attributes:
-        task: a key of `task_kinds.TASKS`.
+        task: one of `TASKS`.
         data: the folder, file or id.
         split: None takes the only one, or `train`.
         limit: images (questions) that are measured on, the first ones; None for all.
@@ -59,13 +60,13 @@ class TaskRequest:
     written: bool = False
 
     def check(self) -> None:
-        """Makes sure that everything that is said concerns the task.
+        """Makes sure that every option concerns the task.
 
         Raises:
             RecipeError: naming the first option that does not.
         """
         for name, option, tasks in _OF_TASKS:
-            if self.task not in tasks and getattr(self, name) != _USUAL[name]:
+            if self.task not in tasks and getattr(self, name) != _DEFAULTS[name]:
                 raise RecipeError(
                     f"--{option} is of {' and '.join(tasks)}, not of {self.task}; leave it out"
                 )
@@ -80,25 +81,102 @@ _OF_TASKS = (
     ("written", "written", ("vqa",)),
     ("caption_column", "caption-column", ("retrieval", "captioning")),
 )
-_USUAL = {one.name: one.default for one in fields(TaskRequest)}
+_DEFAULTS = {one.name: one.default for one in fields(TaskRequest)}
 
 
 @dataclass(frozen=True)
-class Measured:
+class TaskMetrics:
     """Figures of one model.
 
     Attributes:
         metrics: numbers by name.
         absent: by metric, why it is not there.
-        said: captions or answers, in the order of the examples; empty for other tasks.
+        texts: captions or answers, in the order of the examples; empty for other tasks.
     """
 
     metrics: Mapping[str, float]
     absent: Mapping[str, str] = field(default_factory=dict)
-    said: Sequence[str] = ()
+    texts: Sequence[str] = ()
 
 
-Watched = Callable[[Iterable[Batch]], Iterable[Batch]]
+Track = Callable[[Iterable[Batch]], Iterable[Batch]]
+"""Wraps the batches of a pass, to show how far it is."""
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """The data of a task.
+
+    Attributes:
+        description: what was read.
+        samples: in stored order; no image is decoded yet.
+        classes: names of the classes by number; empty where the data names none.
+        answers: that models choose among; None where the data brings no list.
+    """
+
+    description: str
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...] = ()
+    answers: tuple[str, ...] | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, or their numbers as text where they have no names; empty without labels."""
+        labels = [sample.label for sample in self.samples if sample.label is not None]
+        return self.classes or tuple(map(str, range(max(labels, default=-1) + 1)))
+
+
+def read_samples(
+    task: str,
+    data: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> TaskSamples:
+    """Reads lists and annotations; see `open_source`, `open_questions` and `open_labelled`.
+
+    Args:
+        task: one of `TASKS`.
+        data: folder, file or id.
+        split: None takes the only one, or `train`.
+        limit: images (questions) to keep, the first ones; None for all.
+        image_column: of captioned images; None finds it.
+        caption_column: of captioned images; None finds it.
+
+    Raises:
+        DataError: if it is not there, empty, or not data of the task.
+    """
+    if task == "vqa":
+        asked = open_questions(data, split)
+        questions = list(first(asked.items, limit, asked.description))
+        unanswered = next((item.place for item in questions if not item.answers), None)
+        if unanswered is not None:
+            raise DataError(
+                f"{asked.description}: {unanswered} has no answers to compare with or learn from "
+                "(those of test sets are not published); give another --split"
+            )
+        samples = (Sample(q.place, q.image, (q.text,), q.answers) for q in questions)
+        return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
+    if task == "classification":
+        labelled = open_labelled(data, split)
+        items = first(labelled.items, limit, labelled.description)
+        samples = (Sample(item.place, item.image, label=item.label) for item in items)
+        found = TaskSamples(labelled.description, tuple(samples), labelled.classes)
+        if not found.samples:
+            raise DataError(f"{found.description} holds no image")
+        return found
+    source = open_source(
+        data,
+        split=split,
+        image_column=image_column,
+        caption_column=caption_column,
+        captions="all",
+    )
+    pairs = captioned(source, limit)
+    samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
+    return TaskSamples(source.description, tuple(samples))
 
 
 class Task(ABC):
@@ -111,64 +189,51 @@ class Task(ABC):
             DataError: if it is not there or not of this kind.
         """
         self.loaded, self.request = loaded, request
-        self.description = ""
-        self.truth: list[tuple[str, list[str]]] = []
-        """Of every example, where it is and what people said."""
-        examples = self.read()
+        self.data = self.read()
         self.batches = ExampleBatches(
-            examples, loaded.processor, loaded.adapter, request.batch_size
+            self.examples(), loaded.processor, loaded.adapter, request.batch_size
         )
 
-    @abstractmethod
-    def read(self) -> list[Example]:
-        """The examples; sets `description`, and `truth` if models say something."""
+    def read(self) -> TaskSamples:
+        """The data of the request."""
+        names = ("task", "data", "split", "limit", "image_column", "caption_column")
+        return read_samples(**{name: getattr(self.request, name) for name in names})
+
+    @property
+    def truth(self) -> list[tuple[str, Sequence[str]]]:
+        """Of every example, where it is and what people wrote; empty if models write nothing."""
+        return []
 
     @abstractmethod
-    def measure(self, watched: Watched) -> Measured:
-        """Measures the model as it is now.
+    def examples(self) -> list[Example]:
+        """The rows of the batches."""
 
-        Args:
-            watched: wraps the batches of the pass, to show how far it is.
-        """
+    @abstractmethod
+    def measure(self, track: Track) -> TaskMetrics:
+        """Measures the model as it is now."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the figures beside model and data."""
+        """What decides the figures besides model and data."""
         return {}
-
-    def captioned(self) -> list[tuple[Any, list[str]]]:
-        """The images of the data with all their captions."""
-        request = self.request
-        source = open_source(
-            request.data,
-            split=request.split,
-            image_column=request.image_column,
-            caption_column=request.caption_column,
-            captions="all",
-        )
-        self.description = source.description
-        return captioned(source, request.limit)
 
 
 _log = logging.getLogger(__name__)
 
 
 class RetrievalTask(Task):
-    """Every image with every of its captions."""
+    """Every image with each of its captions."""
 
-    def read(self) -> list[Example]:
-        self._images: list[int] = []
-        examples = []
-        for number, (record, captions) in enumerate(self.captioned()):
-            examples += [Example(record.place, record.image, text) for text in captions]
-            self._images += [number] * len(captions)
-        return examples
+    def examples(self) -> list[Example]:
+        samples = self.data.samples
+        self._images = [number for number, each in enumerate(samples) for _ in each.texts]
+        return [Example(each.place, each.image, text) for each in samples for text in each.texts]
 
-    def measure(self, watched: Watched) -> Measured:
+    def measure(self, track: Track) -> TaskMetrics:
         found = two_stage_retrieval(
-            self.loaded.model, self.loaded.adapter, watched(self.batches),
+            self.loaded.model, self.loaded.adapter, track(self.batches),
             rerank=self.request.rerank or None, image_ids=self._images,
         )  # fmt: skip
-        return Measured(found.as_dict())
+        return TaskMetrics(found.as_dict())
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -181,29 +246,27 @@ class RetrievalTask(Task):
 class CaptioningTask(Task):
     """Every image once; its captions are the references."""
 
-    def read(self) -> list[Example]:
-        found = self.captioned()
-        self.truth = [(record.place, captions) for record, captions in found]
-        return [Example(record.place, record.image, captions[0]) for record, captions in found]
-
-    def measure(self, watched: Watched) -> Measured:
-        said = write_captions(
-            self.loaded.model, self.loaded.adapter, watched(self.batches), self.loaded.processor,
-            max_length=self._length, num_beams=self.request.num_beams,
-        )  # fmt: skip
-        found = caption_scores(said, [captions for _, captions in self.truth])
-        self._words = found.words
-        return Measured(found.scores, found.absent, said)
-
     @property
-    def _length(self) -> int:
-        return self.request.length or 30
+    def truth(self) -> list[tuple[str, Sequence[str]]]:
+        return [(each.place, each.texts) for each in self.data.samples]
+
+    def examples(self) -> list[Example]:
+        return [Example(each.place, each.image, each.texts[0]) for each in self.data.samples]
+
+    def measure(self, track: Track) -> TaskMetrics:
+        texts = write_captions(
+            self.loaded.model, self.loaded.adapter, track(self.batches), self.loaded.processor,
+            max_length=self.request.length or 30, num_beams=self.request.num_beams,
+        )  # fmt: skip
+        found = caption_scores(texts, [each.texts for each in self.data.samples])
+        self._words = found.words
+        return TaskMetrics(found.scores, found.absent, texts)
 
     def settings(self) -> dict[str, Any]:
         return {
-            "images": len(self.truth),
+            "images": len(self.data.samples),
             "beams": self.request.num_beams,
-            "longest": self._length,
+            "longest": self.request.length or 30,
             "words": self._words,
         }
 
@@ -211,65 +274,53 @@ class CaptioningTask(Task):
 class VqaTask(Task):
     """Every question once."""
 
-    def read(self) -> list[Example]:
-        found = open_questions(self.request.data, self.request.split)
-        self.description = found.description
-        questions = list(first(found.items, self.request.limit, found.description))
-        unanswered = next((item.place for item in questions if not item.answers), None)
-        if unanswered is not None:
-            raise DataError(
-                f"{found.description}: {unanswered} has no answers to compare with (those of test "
-                "sets are not published); measure another --split"
-            )
-        self.truth = [(item.place, list(item.answers)) for item in questions]
-        self._answers = None if self.request.written else found.answer_list
-        if self.request.answers is not None:
-            self._answers = read_answers(self.request.answers)
-        return [Example(item.place, item.image, item.text) for item in questions]
-
-    def measure(self, watched: Watched) -> Measured:
-        said = answer_questions(
-            self.loaded.model, self.loaded.adapter, watched(self.batches), self.loaded.processor,
-            answers=self._answers, max_length=self._length, num_beams=self.request.num_beams,
-        )  # fmt: skip
-        found = vqa_accuracy(said, [answers for _, answers in self.truth])
-        return Measured({"accuracy": found.accuracy}, said=said)
-
     @property
-    def _length(self) -> int:
-        return self.request.length or 10
+    def truth(self) -> list[tuple[str, Sequence[str]]]:
+        return [(each.place, each.answers) for each in self.data.samples]
+
+    def examples(self) -> list[Example]:
+        self._answers = None if self.request.written else self.data.answers
+        if self.request.answers is not None:
+            self._answers = _read_answers(self.request.answers)
+        return [Example(each.place, each.image, each.texts[0]) for each in self.data.samples]
+
+    def measure(self, track: Track) -> TaskMetrics:
+        texts = answer_questions(
+            self.loaded.model, self.loaded.adapter, track(self.batches), self.loaded.processor,
+            answers=self._answers, max_length=self.request.length or 10,
+            num_beams=self.request.num_beams,
+        )  # fmt: skip
+        found = vqa_accuracy(texts, [each.answers for each in self.data.samples])
+        return TaskMetrics({"accuracy": found.accuracy}, texts=texts)
 
     def settings(self) -> dict[str, Any]:
-        how: dict[str, Any] = {"questions": len(self.truth)}
+        how: dict[str, Any] = {"questions": len(self.data.samples)}
         if self._answers is not None:
             return how | {"answers to choose among": len(self._answers)}
-        return how | {"beams": self.request.num_beams, "longest": self._length}
+        return how | {"beams": self.request.num_beams, "longest": self.request.length or 10}
 
 
 class ClassificationTask(Task):
     """Every image with its class; where model and data name theirs, names decide."""
 
-    def read(self) -> list[Example]:
-        found = open_labelled(self.request.data, self.request.split)
-        self.description = found.description
-        items = list(first(found.items, self.request.limit, found.description))
-        self._images = len(items)
-        numbers = class_numbers(self.loaded.model, found.classes)
-        labels = [numbers.get(item.label, item.label) for item in items]
+    def examples(self) -> list[Example]:
+        numbers = class_numbers(self.loaded.model, self.data.classes)
         return [
-            Example(item.place, item.image, label=label)
-            for item, label in zip(items, labels, strict=True)
+            Example(
+                s.place, s.image, label=None if s.label is None else numbers.get(s.label, s.label)
+            )
+            for s in self.data.samples
         ]
 
-    def measure(self, watched: Watched) -> Measured:
-        found = classification(self.loaded.model, self.loaded.adapter, watched(self.batches))
-        return Measured({f"top{k}": value for k, value in found.top.items()})
+    def measure(self, track: Track) -> TaskMetrics:
+        found = classification(self.loaded.model, self.loaded.adapter, track(self.batches))
+        return TaskMetrics({f"top{k}": value for k, value in found.top.items()})
 
     def settings(self) -> dict[str, Any]:
-        return {"images": self._images}
+        return {"images": len(self.data.samples)}
 
 
-TASKS: dict[str, type[Task]] = {
+TASK_CLASSES: dict[str, type[Task]] = {
     "retrieval": RetrievalTask,
     "captioning": CaptioningTask,
     "vqa": VqaTask,
@@ -289,8 +340,8 @@ def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:
     Returns:
         Empty if names do not tell: the numbers are the same then.
     """
-    told: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
-    own = {str(name): int(number) for number, name in told.items()}
+    names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    own = {str(name): int(number) for number, name in names.items()}
     unnamed = all(name == f"LABEL_{number}" for name, number in own.items())
     if unnamed or not classes:
         return {}
@@ -305,12 +356,8 @@ def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:
     return {number: own[name] for number, name in enumerate(classes)}
 
 
-def read_answers(path: Path) -> tuple[str, ...]:
-    """Answers to choose among: a JSON list, or one a line.
-
-    Raises:
-        DataError: if the file cannot be read or holds none.
-    """
+def _read_answers(path: Path) -> tuple[str, ...]:
+    """Answers to choose among: a JSON list, or one a line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

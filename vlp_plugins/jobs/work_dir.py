@@ -1,4 +1,4 @@
-"""The folder `OUT.work` beside a folder of results: what a run keeps until it ends well.
+"""The folder `OUT.work` next to a folder of results: what a run keeps until it ends well.
 
 Checkpoints between the stages of a method, gradients on the disk, passes and points that are done.
 """
@@ -6,6 +6,7 @@ Checkpoints between the stages of a method, gradients on the disk, passes and po
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def work_of(out: Path) -> Path:
 
 
 def work_left(out: Path) -> list[Path]:
-    """What an interrupted run left there to go on from."""
+    """What an interrupted run left there to resume from."""
     work = work_of(out)
     if not _is_ours(work):
         return []
@@ -43,29 +44,38 @@ def delete_work(out: Path) -> None:
 
 
 @contextmanager
-def claimed(out: Path, *, writes: bool) -> Iterator[None]:
+def claimed(out: Path, *, writes: bool) -> Iterator[Path]:
     """Makes sure that a folder of results is free, and keeps other runs from it and its work.
+
+    After a run that ends well all processes wait for each other, and its work is deleted.
 
     Args:
         out: the folder.
         writes: whether this process is the one of several that writes.
 
+    Yields:
+        Its absolute path.
+
     Raises:
         OutputError: if it is taken, or another run is at work for it.
     """
+    out = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow links
     if not writes:
-        yield
+        yield out
+        wait_for_all()
         return
     check_new_folder(out)
     with reserved(out):
         check_new_folder(out)  # another run may have ended meanwhile
         remove_abandoned(work_of(out))
-        yield
+        yield out
+        wait_for_all()
+        delete_work(out)
 
 
 @contextmanager
 def working(out: Path, *, resume: bool) -> Iterator[Path]:
-    """The folder, made by process 0; it stays after an error if somebody can go on from there."""
+    """The folder, made by process 0; it stays after an error if a run can resume from it."""
     work = work_of(out)
     first = rank_and_size()[0] == 0
     if first:
@@ -80,7 +90,7 @@ def working(out: Path, *, resume: bool) -> Iterator[Path]:
         if first and not work_left(out):
             delete_work(out)
         elif first and isinstance(error, Exception):
-            _log.warning("%s keeps what was done; --resume goes on from there", work)
+            _log.warning("%s keeps what was done; --resume continues from there", work)
         raise
 
 
@@ -103,7 +113,7 @@ def _check_ours(work: Path) -> None:
         return
     if not work.is_dir() or any(work.iterdir()):
         raise OutputError(
-            f"{work} is where the run would work, but it is somebody else's; move it away, or "
+            f"{work} is where the run would work, but it is not one of a run; move it away, or "
             "give another --out"
         )
 
@@ -114,7 +124,7 @@ def _make(work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
         (work / _MARK).write_text(
             f"{_WRITTEN_BY}{version}: what a run of `vlp` that has not ended keeps. The folder is "
-            "deleted when the run ends well; the same command with --resume goes on from it.\n",
+            "deleted when the run ends well; the same command with --resume continues from it.\n",
             encoding="utf-8",
         )
     except OSError as error:

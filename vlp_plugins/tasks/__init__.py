@@ -1,1 +1,4 @@
-"""What a model can do: retrieval, captions, answers, classes; fine-tuning; sensitivity. Rank 8."""
+"""What a model can do: its figures on a task, fine-tuning on one, sensitivity to pruning."""
+
+TASKS = ("retrieval", "captioning", "vqa", "classification")
+"""Every task, for `vlp evaluate` and `vlp finetune`."""

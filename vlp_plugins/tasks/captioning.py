@@ -127,11 +127,6 @@ class CaptionScores:
     captions: int = 0
     words: str = "ptb"
 
-    def as_dict(self) -> dict[str, Any]:
-        """The scores by name, and `absent`, `captions`, `words`."""
-        about = {"absent": dict(self.absent), "captions": self.captions, "words": self.words}
-        return {**self.scores, **about}
-
 
 def caption_scores(
     captions: Sequence[str],
@@ -251,7 +246,7 @@ def write_captions(
 
     Args:
         model: is left in the mode it was in.
-        adapter: knows how the model writes captions.
+        adapter: writes captions with the model.
         batches: with `pixel_values`; captions in them are not read.
         tokenizer: the model's, or a processor that has one.
         max_length: most tokens of a caption, the start token included.
@@ -263,8 +258,8 @@ def write_captions(
     """
     if not isinstance(adapter, CaptioningAdapter):
         raise UnsupportedError(
-            f"adapter {adapter.name!r} says of no model how it writes captions; measure retrieval, "
-            "or take a model with a text decoder such as BLIP"
+            f"adapter {adapter.name!r} does not say how its models write captions; measure "
+            "retrieval, or take a model with a text decoder such as BLIP"
         )
     tokenizer = tokenizer_of(tokenizer, "captions need")
     written: list[str] = []

@@ -25,10 +25,6 @@ class Accuracy:
     top: dict[int, float]
     images: int
 
-    def as_dict(self) -> dict[str, float]:
-        """`top1`, `top5`, and the number of `images`."""
-        return {f"top{k}": value for k, value in self.top.items()} | {"images": self.images}
-
 
 @takes_model
 def classification(
@@ -40,18 +36,18 @@ def classification(
 
     Args:
         model: is left in the mode it was in.
-        adapter: knows how the model tells classes apart.
+        adapter: classifies with the model.
         batches: images with `labels`, `[B]` integers.
         ks: cut-offs.
 
     Raises:
-        UnsupportedError: if models of this family tell no classes apart.
+        UnsupportedError: if models of this family have no classifier.
         BatchError: if labels are missing or do not fit.
         DataError: if there are no batches, or a cut-off is below 1.
     """
     if not isinstance(adapter, ClassifyingAdapter):
         raise UnsupportedError(
-            f"adapter {adapter.name!r} says of no model how it tells classes apart; take an image "
+            f"adapter {adapter.name!r} does not say how its models classify images; take an image "
             "classifier such as ViTForImageClassification"
         )
     if not ks or min(ks) < 1:

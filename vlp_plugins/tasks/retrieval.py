@@ -120,13 +120,13 @@ class PairInputs:
     texts: list[dict[str, Tensor]] = field(default_factory=list)
     pad: dict[str, float] = field(default_factory=dict)
 
-    def add(self, batch: Batch, new: Tensor | None = None) -> None:
+    def add(self, batch: Batch, new: Sequence[int] | None = None) -> None:
         """Keeps the rows of a batch.
 
         Args:
             batch: `attention_mask` `[B, L]`, padded on the right; tensors of its shape belong to
                 the text, all others with `B` rows to the image.
-            new: int64, the rows whose image has not been there yet; None if all have not.
+            new: the rows whose image is in no row before; None for all.
 
         Raises:
             BatchError: if there is no attention mask.
@@ -135,7 +135,7 @@ class PairInputs:
         tensors = {key: value.cpu() for key, value in batch.items() if torch.is_tensor(value)}
         texts = {key: value for key, value in tensors.items() if value.shape == mask.shape}
         images = {k: v for k, v in tensors.items() if k not in texts and len(v) == len(mask)}
-        kept = set(range(len(mask)) if new is None else new.tolist())
+        kept = set(range(len(mask)) if new is None else new)
         lengths = [int(row.nonzero().max()) + 1 if row.any() else 1 for row in mask.cpu()]
         for row, length in enumerate(lengths):
             if length < mask.shape[1]:  # what the tokenizer pads with
@@ -180,7 +180,7 @@ def match_scores(
     adapter: MatchingAdapter,
     inputs: PairInputs,
     similarity: Tensor,
-    image_pairs: Tensor,
+    image_pairs: Sequence[int],
     candidates: int,
 ) -> MatchScores:
     """Asks the matching head about the best candidates of every image and of every text.
@@ -193,7 +193,7 @@ def match_scores(
         adapter: its matching head.
         inputs: of all pairs.
         similarity: `[I, T]`, by features.
-        image_pairs: `[I]`, the pair that holds each image.
+        image_pairs: the pair that holds each image.
         candidates: how many per query.
     """
     count, texts = similarity.shape
@@ -210,7 +210,9 @@ def match_scores(
     for part in asked.split(_ROWS):
         rows, columns = part.unbind(1)
         here, of_pair = rows.unique(return_inverse=True)
-        images = to_device(inputs.image_batch(image_pairs[here].tolist()), device)
+        images = to_device(
+            inputs.image_batch([image_pairs[image] for image in here.tolist()]), device
+        )
         if isinstance(adapter, ImageTokensAdapter):
             images = {"image_embeds": adapter.image_embeds(model, images)}
         images = {key: value[of_pair.to(value.device)] for key, value in images.items()}
@@ -265,7 +267,7 @@ class TwoStages:
         return self.reranked or self.features
 
     def as_dict(self) -> dict[str, float]:
-        """Figures of the last stage; those by features alone as `features_...` beside it."""
+        """Figures of the last stage; those by features alone as `features_...` next to them."""
         found = self.final.as_dict()
         if self.reranked is not None:
             found |= {f"features_{name}": v for name, v in self.features.as_dict().items()}
@@ -334,23 +336,29 @@ def two_stage_retrieval(
         raise DataError(f"re-ranking needs at least 1 candidate, not {rerank}")
     image_features: list[Tensor] = []
     text_features: list[Tensor] = []
-    inputs, seen, pairs = PairInputs(), set[int](), 0
+    inputs, pairs = PairInputs(), 0
+    first, of_pair = _unique_images(() if image_ids is None else image_ids)
+    firsts = set(first)
     check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
             there = to_device(batch, device)
             text_features.append(adapter.text_features(model, there).float().cpu())
             rows = len(text_features[-1])
-            new = _new_images(rows, image_ids, pairs, seen)
+            new = [n for n in range(rows) if image_ids is None or pairs + n in firsts]
             pairs += rows
-            if len(new):
+            if new:
                 part = there if len(new) == rows else _rows_of(there, new, rows)
                 image_features.append(adapter.image_features(model, part).float().cpu())
             if rerank is not None:
                 inputs.add(batch, new)
         if not pairs:
             raise DataError("there are no batches to measure retrieval on")
-        first, targets = _unique_images(pairs, image_ids)
+        if image_ids is None:
+            first = of_pair = list(range(pairs))
+        elif len(image_ids) != pairs:
+            raise DataError(f"{len(image_ids):,} image_ids were given for {pairs:,} pairs")
+        targets = torch.tensor(of_pair, device="cpu")
         similarity = torch.cat(image_features) @ torch.cat(text_features).T
         by_features = recall_at_k(similarity, targets, ks)
         if rerank is None or matching is None:
@@ -360,40 +368,22 @@ def two_stage_retrieval(
     return TwoStages(by_features, Recall(ways[0].image_to_text, ways[1].text_to_image))
 
 
-def _new_images(rows: int, image_ids: Sequence[int] | None, done: int, seen: set[int]) -> Tensor:
-    """The rows of a batch, after `done` pairs, whose image was not there; they join `seen`."""
-    if image_ids is None:
-        return torch.arange(rows, device="cpu")
-    new = []
-    for row, identity in enumerate(image_ids[done : done + rows]):
-        if identity not in seen:
-            seen.add(identity)
-            new.append(row)
-    return torch.tensor(new, dtype=torch.int64, device="cpu")
-
-
-def _rows_of(batch: Batch, chosen: Tensor, rows: int) -> dict[str, Any]:
+def _rows_of(batch: Batch, chosen: Sequence[int], rows: int) -> dict[str, Any]:
     """Some of the rows of a batch."""
     return {
-        key: value[chosen.to(value.device)]
+        key: value[list(chosen)]
         if torch.is_tensor(value) and value.ndim and len(value) == rows
         else value
         for key, value in batch.items()
     }
 
 
-def _unique_images(pairs: int, image_ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    """Pair that holds each image first `[I]`, and the image of every pair `[pairs]`."""
-    if image_ids is None:
-        every = torch.arange(pairs, device="cpu")
-        return every, every
-    if len(image_ids) != pairs:
-        raise DataError(f"{len(image_ids):,} image_ids were given for {pairs:,} pairs")
+def _unique_images(image_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The pair that holds each image first, and the number of the image of every pair."""
     numbers: dict[int, int] = {}
     first: list[int] = []
     for pair, identity in enumerate(image_ids):
         if identity not in numbers:
             numbers[identity] = len(first)
             first.append(pair)
-    of_pair = [numbers[identity] for identity in image_ids]
-    return torch.tensor(first, device="cpu"), torch.tensor(of_pair, device="cpu")
+    return first, [numbers[identity] for identity in image_ids]

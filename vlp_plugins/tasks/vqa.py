@@ -59,12 +59,12 @@ def normal_answer(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Signs beside a space vanish, others become one; all vanish from a text with `1,000` in it."""
+    """Signs next to a space vanish, others become one; all vanish from a text with `1,000`."""
     vanish = _THOUSANDS.search(text) is not None
     result = text
     for sign in _PUNCTUATION:
-        beside_space = f"{sign} " in text or f" {sign}" in text
-        result = result.replace(sign, "" if beside_space or vanish else " ")
+        next_to_space = f"{sign} " in text or f" {sign}" in text
+        result = result.replace(sign, "" if next_to_space or vanish else " ")
     return _PERIOD.sub("", result, count=_MOST_PERIODS)
 
 
@@ -88,10 +88,6 @@ class VqaAccuracy:
     accuracy: float
     by_question: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, float]:
-        """`accuracy`, and the number of `questions`."""
-        return {"accuracy": self.accuracy, "questions": len(self.by_question)}
-
 
 @takes_model
 def answer_questions(
@@ -109,7 +105,7 @@ def answer_questions(
 
     Args:
         model: is left in the mode it was in.
-        adapter: knows how the model answers.
+        adapter: answers questions with the model.
         batches: images, and questions as `input_ids` with their mask.
         tokenizer: the model's, or a processor that has one.
         answers: the model chooses among these, as published models are measured; None lets it
@@ -124,8 +120,8 @@ def answer_questions(
     """
     if not isinstance(adapter, AnsweringAdapter):
         raise UnsupportedError(
-            f"adapter {adapter.name!r} says of no model how it answers questions; take BLIP's or "
-            "X-VLM's question answering model"
+            f"adapter {adapter.name!r} does not say how its models answer questions; take "
+            "BLIP's or X-VLM's question answering model"
         )
     tokenizer = tokenizer_of(tokenizer, "answers need")
     if answers is not None and (not answers or candidates < 1):
@@ -181,7 +177,7 @@ def _agreement(found: str, said: Sequence[str]) -> float:
     if len(others) == 1:
         return float(one == others[0])
     agreeing = sum(answer == one for answer in others)
-    # Leaving out somebody who agrees leaves one fewer to agree with.
+    # Leaving out one who agrees leaves one fewer to agree with.
     without_agreeing = min((agreeing - 1) / _AGREEING, 1) if agreeing else 0.0
     without_other = min(agreeing / _AGREEING, 1)
     rest = len(others) - agreeing

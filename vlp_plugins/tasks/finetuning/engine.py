@@ -67,7 +67,7 @@ class Engine(Protocol):
         """The mean over the processes."""
 
     def state(self) -> dict[str, Any]:
-        """What JSON keeps of what the next step depends on beside model and optimizer."""
+        """What the next step depends on besides model and optimizer, as JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`."""

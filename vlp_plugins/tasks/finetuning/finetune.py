@@ -24,6 +24,7 @@ from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.distributed import all_gather
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
+from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice, TaskLoss
 from vlp_plugins.tasks.finetuning.files import (
     FORM,
@@ -36,15 +37,13 @@ from vlp_plugins.tasks.finetuning.files import (
     seed_of,
     state_of,
 )
-from vlp_plugins.tasks.finetuning.samples import Batches, Epochs, Group, ahead, made
+from vlp_plugins.tasks.finetuning.samples import Batches, Epochs, Group, made, prefetched
 from vlp_plugins.tasks.finetuning.settings import (
     FinetuneSettings,
     build_optimizer,
     set_rate,
     trained,
 )
-
-TASKS = ("retrieval", "captioning", "vqa", "classification")
 
 
 @takes_model
@@ -65,7 +64,7 @@ def downstream(
         adapter: claims the model.
         task: one of `TASKS`.
         tokenizer: of the texts; X-VLM's decoders must know how they begin and end.
-        classes: how many a classifier tells apart.
+        classes: how many a classifier has.
         seed: for what the task adds, which is drawn at random; the global random state is left as
             it was.
 
@@ -88,19 +87,8 @@ def downstream(
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Takes the steps of a run.
-
-    Attributes:
-        model: being trained.
-        optimizer: torch's own.
-        engine: has prepared both.
-        lock: of the masks; None without masks.
-        settings: of the run.
-        steps: how many there are in all.
-        log: of the losses.
-        workers: threads that make batches ahead.
-    """
+class _Steps:
+    """Takes the steps of a run; the engine has prepared model and optimizer."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -116,7 +104,7 @@ class Steps:
     ) -> Iterator[Place]:
         """Takes the steps that are left; yields where the run stands after each."""
         groups = islice(epochs.from_place(place.epoch, place.group), self.steps - place.step)
-        for (epoch, number, _), mine in ahead(groups, self._mine, self.workers):
+        for (epoch, number, _), mine in prefetched(groups, self._mine, self.workers):
             rate = set_rate(self.optimizer, self.settings, place.step, self.steps)
             norm = self._take(mine, place.step)
             place = Place(place.step + 1, epoch, number + 1)
@@ -199,11 +187,11 @@ def finetune(
         settings: of the optimizer and its rate.
         engine: computes the steps; None: in this process, on the model's device.
         workplace: folder for the state and the loss log `losses.jsonl`; None keeps neither.
-        resume: go on from the state in the workplace; the result has the same bits as if the run
+        resume: continue from the state in the workplace; the result has the same bits as if the run
             had not been interrupted.
         checkpoint_every: steps from one state to the next.
         log_every: steps that a line of the log is the mean of.
-        workers: threads that make batches ahead, if those are functions; see `ahead`.
+        workers: threads that prefetch batches, if those are functions; see `prefetched`.
         about: what else a resumed run must have in common with the interrupted one, in values of
             JSON: the data, the size of its batches.
         progress: called with steps done and steps in all.
@@ -217,7 +205,7 @@ def finetune(
         NonFiniteError: if the loss becomes NaN or infinite.
         UnsupportedError: if the model is of another task, or not in float32.
         DataError: if there are too few batches, or the state is of another run.
-        RecipeError: if nobody knows how many steps there are.
+        RecipeError: if the number of steps is unknown.
     """
     settings = settings or FinetuneSettings()
     trained(model)
@@ -248,7 +236,7 @@ def finetune(
         place = place or Place()
         if engine.index == 0:
             log.begin(place.step)
-        run = Steps(model, optimizer, engine, lock, settings, steps, log, workers)
+        run = _Steps(model, optimizer, engine, lock, settings, steps, log, workers)
         for now in run.after(place, epochs, log_every, checkpoint_every):
             if progress is not None:
                 progress(now.step, steps)

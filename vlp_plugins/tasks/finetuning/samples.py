@@ -23,7 +23,7 @@ from vlp_plugins.tasks.captioning import tokenizer_of
 from vlp_plugins.tasks.finetuning.files import seed_of
 
 LazyBatch = Callable[[], Batch]
-"""Makes a batch when somebody needs it: of several processes each makes its own only."""
+"""Makes a batch when it is needed: each of several processes makes its own only."""
 
 Batches = Iterable[Batch | LazyBatch] | Callable[[int], Iterable[Batch | LazyBatch]]
 """The same batches in every epoch, or by number of the epoch (from 0) other ones."""
@@ -56,7 +56,7 @@ class Epochs:
         self._seed = seed
 
     def steps(self) -> int | None:
-        """Groups in an epoch, if every one is as long as the first; None if nobody knows.
+        """Groups in an epoch, if every one is as long as the first; None if that is unknown.
 
         Raises:
             DataError: if there is no whole group.
@@ -72,7 +72,7 @@ class Epochs:
         return count // self._per_step
 
     def from_place(self, epoch: int, done: int) -> Iterator[tuple[int, int, Group]]:
-        """Groups for ever, from a place on; sets the global random seed at each epoch.
+        """Groups without end, from a place on; sets the global random seed at each epoch.
 
         Args:
             epoch: where to begin.
@@ -110,7 +110,7 @@ class Epochs:
 
 
 def _length(batches: Iterable[object]) -> int | None:
-    """How many there are; None if nobody knows: a generator, or a loader of a stream."""
+    """How many there are; None if unknown: a generator, or a loader of a stream."""
     try:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:
@@ -126,19 +126,19 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(
+def prefetched(
     items: Iterable[Item], make: Callable[[Item], Made], workers: int
 ) -> Iterator[tuple[Item, Made]]:
     """Yields every item with what is made of it, in their order.
 
     Args:
         items: are taken `workers` ahead.
-        make: is called in other threads (decoding of images lets them run beside each other), and
+        make: is called in other threads (which run at the same time while images are decoded), and
             must not draw from the global random state then.
         workers: number of threads; 0 makes everything here, when it is needed.
 
     Raises:
-        Exception: whatever `make` raises, when the item's turn has come.
+        Exception: what `make` raises, when the item is due.
     """
     if not workers:
         for item in items:
@@ -275,18 +275,18 @@ class SampleEpochs:
 def _cut(rows: Sequence[_Row], size: int) -> list[list[_Row]]:
     """Batches of rows in their order, no image twice in a batch as far as that can be."""
     batches: list[list[_Row]] = []
-    coming = deque(rows)
+    remaining = deque(rows)
     for _ in range(len(rows) // size):
         batch: list[_Row] = []
-        twins: list[_Row] = []
-        there: set[int] = set()
-        while coming and len(batch) < size:
-            row = coming.popleft()
-            (twins if id(row.sample) in there else batch).append(row)
-            there.add(id(row.sample))
-        lacking = size - len(batch)
-        coming.extendleft(reversed(twins[lacking:]))
-        batches.append(batch + twins[:lacking])
+        duplicates: list[_Row] = []
+        images: set[int] = set()
+        while remaining and len(batch) < size:
+            row = remaining.popleft()
+            (duplicates if id(row.sample) in images else batch).append(row)
+            images.add(id(row.sample))
+        missing = size - len(batch)
+        remaining.extendleft(reversed(duplicates[missing:]))
+        batches.append(batch + duplicates[:missing])
     return batches
 
 

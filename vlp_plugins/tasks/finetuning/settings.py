@@ -79,7 +79,7 @@ class FinetuneSettings:
         betas: of the averages of gradients and of their squares.
         epsilon: of AdamW.
         weight_decay: of matrices; vectors (biases, normalisation) are not decayed.
-        schedule: `cosine`, `linear` or `constant`; see `vlp_plugins.tasks.finetuning.settings`.
+        schedule: `cosine`, `linear` or `constant`.
         warmup: fraction of the steps in which the rate rises.
         epochs: how often the data is read.
         steps: of the optimizer; None: as many as the epochs have.

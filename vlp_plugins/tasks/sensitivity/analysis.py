@@ -18,7 +18,7 @@ from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivit
 from vlp_plugins.tasks.sensitivity.prunability import (
     TOLERANCE,
     Prunability,
-    apart,
+    difference_of,
     prunabilities,
     prunability_of,
 )
@@ -69,7 +69,7 @@ def vision_sentences(found: Sensitivity) -> list[str]:
     if not {"vision", "text"} <= by_title.keys():
         return []
     vision, text = by_title["vision"], by_title["text"]
-    difference, error = apart(text, vision, found.dense)
+    difference, error = difference_of(text, vision, found.dense)
     more = "more" if difference > 0 else "less"
     size = f"text is {abs(difference):.3f}{_plus_minus(error)} {more} prunable than vision"
     if error is None:
@@ -91,15 +91,15 @@ def relation_sentences(relations: Sequence[Relation]) -> list[str]:
             where = "" if relation.scope == ALL else ", within modalities"
             found.append(
                 f"Higher ID, less prunable (over {relation.found.count} {relation.level}s{where}): "
-                f"{judged(relation.found)}."
+                f"{verdict_of(relation.found)}."
             )
     return found
 
 
-def judged(found: RankCorrelation) -> str:
+def verdict_of(found: RankCorrelation) -> str:
     """A rank correlation between ID and prunability in words; the claim is that it is negative."""
     if found.rho is None:
-        return f"{found.count} groups are too few, or all alike: no correlation can be told"
+        return f"{found.count} groups are too few, or all alike, for a correlation"
     text = number_text(found)
     shown = found.p is not None and found.p < _LEVEL and _excludes_zero(found)
     if not shown:
@@ -130,7 +130,7 @@ def _excludes_zero(found: RankCorrelation) -> bool:
 
 
 def _compared(lowest: Curve, second: Curve, found: Sensitivity) -> str:
-    difference, error = apart(second, lowest, found.dense)
+    difference, error = difference_of(second, lowest, found.dense)
     names = f"{lowest.group.title} is the most fragile modality, {second.group.title} the next"
     by = f"they are {difference:.3f}{_plus_minus(error)} apart"
     if error is not None and difference <= _ERRORS * error:
@@ -259,5 +259,5 @@ def _line(
 
 
 def _dashes(place: int) -> str:
-    """Colours begin anew after seven lines; dashes tell those beyond from those before."""
+    """Colours repeat after seven lines, with other dashes."""
     return ("-", "--", ":", "-.")[place // 7 % 4]

@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
-from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
-from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
@@ -59,7 +58,7 @@ from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivit
 from vlp_plugins.tasks.sensitivity.files import Key, PointsFile, key_of
 
 
-class Judge:
+class Evaluator:
     """Measures a model; the same model gives the same figures every time."""
 
     def __init__(
@@ -117,86 +116,33 @@ class Judge:
         return Point(sparsity, removed, losses, recall.image_to_text[1], recall.text_to_image[1])
 
 
-@dataclass(frozen=True)
-class Selector:
-    """Prunes groups by a method, whose allocation sees the group as if it were the whole model.
-
-    A global allocation therefore puts one threshold through a modality or block, a layer-wise one
-    removes the same fraction of each of its weights.
-
-    Attributes:
-        weights: of the whole model.
-        method: a score and an allocation.
-        statistics: of the whole model; None for a method that needs none.
-        owners: see `prune`.
-        published: see `prune`.
-        seed: see `prune`.
-    """
-
-    weights: WeightMap
-    method: Composition
-    statistics: Statistics | None = None
-    owners: Owners | None = None
-    published: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.statistics is not None:
-            self.statistics.check(self.weights, published=self.published)
-
-    def part(self, group: Group) -> WeightMap:
-        """The weights of a group alone."""
-        weights = self.weights
-        chosen = {name: weights[name] for name in group.weights}
-        return WeightMap(chosen, weights.adapter_name, weights.adapter_settings)
-
-    def masks(self, group: Group, sparsities: Sequence[float]) -> list[Masks]:
-        """Masks of the group's weights at every sparsity.
-
-        Raises:
-            SparsityError: if the allocation cannot meet a sparsity.
-            NonFiniteError: if scores hold NaN or infinity.
-        """
-        part = self.part(group)
-        return make_masks(
-            part,
-            self.method,
-            list(sparsities),
-            _of_part(self.statistics, part),
-            owners=self.owners,
-            published=self.published,
-            seed=self.seed,
-        )
+def _group_weights(weights: WeightMap, group: Group) -> WeightMap:
+    chosen = {name: weights[name] for name in group.weights}
+    return WeightMap(chosen, weights.adapter_name, weights.adapter_settings)
 
 
-def _of_part(statistics: Statistics | None, part: WeightMap) -> Statistics | None:
-    """The same sums, passed off as those of a model that has these weights only."""
-    if statistics is None:
-        return None
-    shapes = {name: weight.shape for name, weight in part.items()}
-    return replace(statistics, structure=part.structure, shapes=shapes, weights_hash="")
+def _group_masks(
+    method: Composition, context: Context, group: Group, sparsities: Sequence[float]
+) -> list[Masks]:
+    """Masks at every sparsity; the allocation sees the group as if it were the whole model."""
+    part, statistics = _group_weights(context.weights, group), context.statistics
+    if statistics is not None:  # the same sums, as those of a model that has these weights only
+        shapes = {name: weight.shape for name, weight in part.items()}
+        statistics = replace(statistics, structure=part.structure, shapes=shapes, weights_hash="")
+    return method.masks(replace(context, weights=part, targets=list(sparsities)), statistics)
 
 
-def missing_points(
-    selector: Selector,
-    judge: Judge,
+def _missing_points(
+    method: Composition,
+    context: Context,
+    evaluator: Evaluator,
     groups: Sequence[Group],
     sparsities: Sequence[float],
     known: Mapping[Key, Point],
     record: PointsFile,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Progress | None,
 ) -> dict[Key, Point]:
-    """Prunes and measures the points that are not known yet; of several processes each its share.
-
-    Args:
-        selector: makes the masks.
-        judge: measures the model.
-        groups: in order.
-        sparsities: rising.
-        known: is not measured again.
-        record: keeps every point.
-        progress: called with (points done, points in all) of this process.
-    """
+    """Prunes and measures the points that are not known; of several processes each its share."""
     rank, world = rank_and_size()
     missing = [(g, s) for g in groups for s in sparsities if key_of(g, s) not in known]
     mine = missing[rank::world]
@@ -205,13 +151,14 @@ def missing_points(
         wanted = [s for other, s in mine if other is group]
         if not wanted:
             continue
-        part = selector.part(group)
-        for target, masks in zip(wanted, selector.masks(group, wanted), strict=True):
+        part = _group_weights(context.weights, group)
+        made = _group_masks(method, context, group, wanted)
+        for target, masks in zip(wanted, made, strict=True):
             with restored(part):
                 for name, mask in masks.items():
                     parameter = part[name].parameter
                     zero_outside(parameter, mask.to(parameter.device))
-                point = judge.measure(target, masks.removed)
+                point = evaluator.measure(target, masks.removed)
             found[key_of(group, target)] = point
             record.add(group, point)
             if progress is not None:
@@ -243,7 +190,7 @@ def sensitivity(
     retrieve: bool = True,
     workplace: Path | None = None,
     resume: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
     **parameters: Any,
 ) -> Sensitivity:
     """How a model takes the pruning of each of its parts, all others staying dense.
@@ -262,7 +209,9 @@ def sensitivity(
         batches: what is measured on; kept in memory. The selection of weights never sees them.
         calibration: what the method reads, if it reads data.
         adapter: see `prune`.
-        method: see `prune`; a `Composition`. Its allocation works within the group alone.
+        method: see `prune`; a `Composition`. Its allocation sees the group as if it were the whole
+            model: a global one puts one threshold through a modality or block, a layer-wise one
+            removes the same fraction of each of its weights.
         sparsity: fractions of a group's elements to remove, above 0.
         groups: `modality`, `block` (one modality at one depth), `weight`; in that order.
         modalities: those that are pruned; None: all.
@@ -312,15 +261,22 @@ def sensitivity(
     measured = list(batches)
     if not measured:
         raise DataError("there are no batches to measure on; check the path of the data")
-    selector = Selector(
+    if composition.needs and calibration is None:
+        raise StatisticsError(
+            f"method {composition.name!r} reads data: give calibration batches, other ones than "
+            "those that are measured on"
+        )
+    context = Context(
+        model,
+        adapter,
         weights,
-        composition,
-        _statistics(model, adapter, weights, composition, calibration, published=published),
-        owners,
-        published,
-        seed,
+        batches=() if calibration is None else calibration,
+        published=published,
+        owners=owners,
+        seed=seed,
     )
-    judge = Judge(model, adapter, weights, measured, retrieve=retrieve)
+    context = replace(context, statistics=composition.gather(context))
+    evaluator = Evaluator(model, adapter, weights, measured, retrieve=retrieve)
     settings = {
         "method": composition.name,
         "parameters": json.loads(json.dumps(composition.parameters, default=str)),
@@ -333,41 +289,24 @@ def sensitivity(
         "batches": len(measured),
         "pairs": sum(map(batch_size, measured)),
         "data": _hash_of(measured),
-        "calibration": None if selector.statistics is None else selector.statistics.fingerprint,
-        "retrieval": judge.retrieves,
+        "calibration": None if context.statistics is None else context.statistics.fingerprint,
+        "retrieval": evaluator.retrieves,
     }
     run = json.dumps([weights.structure, weights.content_hash(), settings])
     record = PointsFile(
         workplace, hashlib.sha256(run.encode()).hexdigest()[:16], rank_and_size()[0]
     )
     known = record.known() if resume else {}
-    wait_for_all()  # nobody may begin a file that another still reads
+    wait_for_all()  # no process may begin a file that another still reads
     record.begin(known)
-    dense = judge.dense()
+    dense = evaluator.dense()
     with failing_together():
-        found = missing_points(selector, judge, chosen, sparsities, known, record, progress)
+        found = _missing_points(
+            composition, context, evaluator, chosen, sparsities, known, record, progress
+        )
     points = {key: point for part in all_gather(found) for key, point in part.items()} | known
     curves = [Curve(g, tuple(points[key_of(g, s)] for s in sparsities)) for g in chosen]
     return Sensitivity(dense, tuple(curves), weights.structure, adapter.name, settings)
-
-
-def _statistics(
-    model: nn.Module,
-    adapter: Adapter,
-    weights: WeightMap,
-    method: Composition,
-    calibration: Iterable[Batch] | None,
-    *,
-    published: bool,
-) -> Statistics | None:
-    if not method.needs:
-        return None
-    if calibration is None:
-        raise StatisticsError(
-            f"method {method.name!r} reads data: give calibration batches, other ones than those "
-            "that are measured on"
-        )
-    return calibrate(model, adapter, weights, calibration, method.needs, published=published)
 
 
 def _checked(sparsities: Sequence[float]) -> list[float]:

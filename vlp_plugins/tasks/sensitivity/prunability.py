@@ -72,10 +72,10 @@ def prunability_of(curve: Curve, dense: Point, tolerance: float = TOLERANCE) -> 
     )
 
 
-def apart(one: Curve, other: Curve, dense: Point) -> tuple[float, float | None]:
+def difference_of(one: Curve, other: Curve, dense: Point) -> tuple[float, float | None]:
     """By how much the first curve is more prunable than the second, and the standard error.
 
-    Both met the same batches: the error is that of the difference, by the jackknife.
+    Both were measured on the same batches: the error is that of the difference, by the jackknife.
     """
     difference = _by_loss(one.points, dense) - _by_loss(other.points, dense)
     partial = [
