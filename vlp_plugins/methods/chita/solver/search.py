@@ -43,7 +43,8 @@ def exchange(dual: Dual, band: Band, inside: torch.Tensor) -> tuple[Dual, torch.
         leaving, joining = _worthwhile(dual, band, inside, limit)
         count = len(leaving)
         while (
-            count and not (tried := _moved(dual, band, leaving, joining)).objective < dual.objective
+            count
+            and not (tried := dual.exchanged(band, leaving, joining)).objective < dual.objective
         ):
             count //= 2
             leaving, joining = leaving[:count], joining[:count]
@@ -68,7 +69,7 @@ def exchange_pairs(dual: Dual, band: Band, inside: torch.Tensor) -> tuple[Dual, 
             break
         best = int(falls.argmax())
         out, into = leaving[best // len(joining)], joining[best % len(joining)]
-        tried = _moved(dual, band, out[None], into[None])
+        tried = dual.exchanged(band, out[None], into[None])
         if not tried.objective < dual.objective:
             break
         dual = tried
@@ -109,13 +110,6 @@ def _worthwhile(
     both = min(len(kept), len(pruned))
     count = min(limit, int((gains[:both] > costs[:both]).sum()))
     return kept[:count], pruned[:count]
-
-
-def _moved(dual: Dual, band: Band, leaving: torch.Tensor, joining: torch.Tensor) -> Dual:
-    columns, weights = band.columns, band.weights
-    return dual.exchanged(
-        columns[:, joining], weights[joining], columns[:, leaving], weights[leaving]
-    )
 
 
 def _pair_falls(
