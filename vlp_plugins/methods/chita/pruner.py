@@ -140,7 +140,7 @@ _HELD_BY_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 
 @contextmanager
 def dense_again(weights: WeightMap, dense: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Puts the weights of a model back as they were, whatever happens inside.
+    """Puts the weights of a model back as they were, also after an error.
 
     Args:
         weights: of the model.

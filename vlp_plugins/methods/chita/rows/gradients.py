@@ -139,7 +139,7 @@ class Filler:
             be fewer batches than processes at last. None where the data ends.
 
         Raises:
-            VlpError: whatever happens in one process is raised in all.
+            VlpError: an error of one process is raised in all.
         """
         with failing_together():
             turn = list(islice(batches, size))
@@ -314,7 +314,7 @@ def gradient_rows(
     """One row per batch: the gradient of its loss by every prunable weight.
 
     In a process group every process runs some of the batches and holds some of the columns; all
-    must be given the same batches. What rows take is given back at the end, whatever happens.
+    must be given the same batches. What rows take is freed at the end, also after an error.
 
     Args:
         probe: of the model.

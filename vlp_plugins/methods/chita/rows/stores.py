@@ -276,7 +276,7 @@ class Store(Protocol):
 
 
 class GradientRows(Rows):
-    """Rows of a model; their columns are shared out among the processes, if there are several.
+    """Rows of a model; every process holds some of the columns.
 
     Attributes:
         rounding: relative error of the rows by rounding them to their dtype, in the Frobenius norm;
