@@ -262,7 +262,7 @@ def test_values_that_make_no_sense_are_refused_at_once(options, message):
     [
         (chita(lambda_=0.1), {"batches": []}, DataError, "is empty"),
         (chita(lambda_=0.1, rows=7), {}, DataError, "rows=7 needs as many batches"),
-        (chita(lambda_="auto", rows=6), {}, DataError, "there are 5 beside the 1 held out"),
+        (chita(lambda_="auto", rows=6), {}, DataError, "there are 5 next to the 1 held out"),
         (chita(lambda_="auto"), {"limit": 1}, DataError, "lambda=auto holds 1"),
         (chita(lambda_="auto", held_out=6), {}, DataError, "lambda=auto holds 6"),
         (chita(lambda_=0.1), {"floor": 0.1}, SparsityError, "has no floor"),

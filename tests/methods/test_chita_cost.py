@@ -12,7 +12,7 @@ from vlp_plugins.methods.chita.cost import sweeps_of
 from vlp_plugins.methods.chita.method import chita, chita_plus_plus
 from vlp_plugins.methods.method import Context
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, SparsityError
 
 
 def test_gradients_are_those_that_the_run_takes(monkeypatch):
@@ -84,3 +84,9 @@ def test_more_rows_than_batches_are_refused_before_the_run():
     with pytest.raises(DataError, match="holds 9 of the batches out"):
         chita(held_out=9).cost(context_of())
     assert chita(rows=2).cost(context_of(batches=iter([]))).gradient_batches
+
+
+def test_a_floor_is_refused_before_the_run():
+    for method in (chita(lambda_=0.1), chita_plus_plus(lambda_=0.1)):
+        with pytest.raises(SparsityError, match=r"has no floor \(0.1 was asked"):
+            method.cost(context_of(floor=0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -39,11 +40,20 @@ def test_the_columns_of_the_ranges_come_in_order(matrix, cuts):
     assert (rows.n, rows.p, rows.sweeps) == (4, 18, 1)
 
 
-def test_bounds_become_those_of_the_pushed_together_columns(matrix):
-    rows = GroupRows(MemoryRows(matrix), RANGES)
+COLUMNS = Columns(("a", "b", "c", "d", "e"), ((5,), (4,), (3,), (8,), (10,)), (0, 5, 9, 12, 20, 30))
 
-    assert rows.bounds((0, 2, 5, 9, 12, 20, 25, 30)) == (0, 2, 5, 8, 13, 18)
-    assert rows.bounds(None) is None
+
+def test_columns_of_some_weights_keep_their_blocks_and_are_pushed_together():
+    blocked = replace(COLUMNS, bounds=(0, 2, 5, 9, 12, 20, 25, 30))
+
+    found = blocked.only(["a", "c", "e"])
+
+    assert found.bounds == (0, 2, 5, 8, 13, 18)
+    assert (found.names, found.starts) == (("a", "c", "e"), (0, 5, 8, 18))
+    assert found.shapes == ((5,), (3,), (10,))
+    assert COLUMNS.only(["a", "c", "e"]).bounds is None
+    assert COLUMNS.ranges(["a", "c", "e"]) == RANGES
+    assert COLUMNS.ranges(["b", "c", "e"]) == [(5, 12), (20, 30)]
 
 
 def test_gather_and_spread_are_inverse():
@@ -72,9 +82,7 @@ def test_entries_of_other_processes_are_filled_in(matrix):
 @pytest.mark.parametrize("bounds", [None, (0, 5, 9, 12, 20, 30)])
 def test_groups_are_solved_as_if_each_were_alone(matrix, bounds):
     dense = torch.randn(30, generator=torch.Generator().manual_seed(1))
-    columns = Columns(
-        ("a", "b", "c", "d", "e"), ((5,), (4,), (3,), (8,), (10,)), (0, 5, 9, 12, 20, 30), bounds
-    )
+    columns = replace(COLUMNS, bounds=bounds)
     spans = dict(zip(columns.names, pairwise(columns.starts), strict=True))
     one, other = Group(("a", "c", "e"), 7), Group(("b", "d"), 5)
 
@@ -86,11 +94,11 @@ def test_groups_are_solved_as_if_each_were_alone(matrix, bounds):
     for group in (one, other):
         ranges = [spans[name] for name in group.names]
         chosen = torch.cat([torch.arange(a, b) for a, b in ranges])
-        alone = GroupRows(MemoryRows(matrix), ranges)
+        alone = columns.only(group.names).bounds
         found = Pruner(
             dense[chosen],
-            MemoryRows(matrix[:, chosen], alone.bounds(bounds)),
-            Columns(("all",), ((len(chosen),),), (0, len(chosen)), alone.bounds(bounds)),
+            MemoryRows(matrix[:, chosen], alone),
+            Columns(("all",), ((len(chosen),),), (0, len(chosen)), alone),
             "published",
             0.0,
         ).prune([Group(("all",), group.keep)], 0.3)

@@ -10,9 +10,9 @@ import torch
 from chita_runs import context_of, values_of
 from toy_loss import LosingAdapter
 
-from vlp_plugins.methods.chita import method as rounds
 from vlp_plugins.methods.chita.method import chita, chita_plus_plus
 from vlp_plugins.methods.chita.pruner import stay_removed
+from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.runtime.errors import DataError, SparsityError, UnsupportedError
 from vlp_plugins.scoring.allocation import ModalityAllocation
 
@@ -61,14 +61,14 @@ def test_every_target_starts_from_the_dense_model():
 
 def test_removed_weights_stay_removed(monkeypatch):
     supports = []
-    original = rounds.find
+    original = Setup.find
 
     def find(*arguments):
         found = original(*arguments)
         supports.append(found.solution.support.clone())
         return found
 
-    monkeypatch.setattr(rounds, "find", find)
+    monkeypatch.setattr(Setup, "find", find)
     chita_plus_plus(lambda_=0.01, rounds=3).run(context_of(targets=[0.8]))
 
     kept = [int(support.sum()) for support in supports]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toy_rows import CPU
 
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.memory import peak_memory
@@ -29,20 +28,8 @@ def test_the_peak_is_within_the_budget(keep_in, dtype, tmp_path):
     assert N * columns.p * 4 == 192 * MIB
     probe, batches = LossProbe(model, adapter, weights), [torch.rand(2, WIDTH) for _ in range(N)]
     total = 0.0
-    with (
-        peak_memory() as meter,
-        gradient_rows(
-            probe,
-            columns,
-            lambda: iter(batches),
-            CPU,
-            n=N,
-            budget=BUDGET,
-            keep_in=keep_in,
-            folder=tmp_path,
-            dtype=dtype,
-        ) as rows,
-    ):
+    plan = plan_rows(columns, N, BUDGET, tmp_path, dtype, keep_in=keep_in)
+    with peak_memory() as meter, gradient_rows(probe, plan, lambda: iter(batches)) as rows:
         for _, part in rows.parts():
             total += float(part.float().norm() ** 2)
     assert total > 0

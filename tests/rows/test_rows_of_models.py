@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_rows import CPU, matrix
+from toy_rows import matrix
 
 from benchmarks.parity.family import Family
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
 from vlp_plugins.methods.chita.solver.problem import Problem, Solution
 from vlp_plugins.methods.chita.solver.solve import solve
 from vlp_plugins.models.discovery import registry
@@ -27,15 +27,9 @@ def solved(model, adapter, batches, block_size, way) -> tuple[torch.Tensor, Solu
     columns = Columns.of(weights, block_size)
     dense = columns.join({name: weight.parameter.detach() for name, weight in weights.items()})
     keep_in, budget = way
-    with gradient_rows(
-        LossProbe(model, adapter, weights),
-        columns,
-        lambda: iter(batches),
-        CPU,
-        n=len(batches),
-        budget=budget,
-        keep_in=keep_in,
-    ) as rows:
+    plan = plan_rows(columns, len(batches), budget, None, torch.float32, keep_in=keep_in)
+    probe = LossProbe(model, adapter, weights)
+    with gradient_rows(probe, plan, lambda: iter(batches)) as rows:
         problem = Problem(dense, rows, 0.3, columns.p // 4, 0.25, columns.bounds)
         return matrix(rows), solve(problem, "published")
 

@@ -12,7 +12,7 @@ from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns
+from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
 from vlp_plugins.methods.chita.rows.stores import GradientRows
 from vlp_plugins.models.weights import WeightMap
 
@@ -31,8 +31,10 @@ def toy_rows(batches: Any = None, *, skip: bool = False, **options: Any) -> Iter
     probe = LossProbe(model, adapter, WeightMap.of(model, adapter), skip_nonfinite=skip)
     batches = toy_batches(N) if batches is None else batches
     columns = options.pop("columns", None) or toy_columns()
-    options = {"n": N, "budget": None, **options}
-    with gradient_rows(probe, columns, lambda: iter(batches), CPU, **options) as rows:
+    of_rows = {name: options.pop(name) for name in ("alive", "progress") if name in options}
+    options = {"n": N, "budget": None, "folder": None, "dtype": torch.float32, **options}
+    plan = plan_rows(columns, device=CPU, **options)
+    with gradient_rows(probe, plan, lambda: iter(batches), **of_rows) as rows:
         yield rows
 
 

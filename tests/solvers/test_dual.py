@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlp_plugins.methods.chita.solver import problem as rows_module
-from vlp_plugins.methods.chita.solver.dual import Dual, adding_gains, removal_costs
+from vlp_plugins.methods.chita.solver.dual import Band, Dual, adding_gains, removal_costs
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
 
 N, P = 12, 40
@@ -107,33 +107,20 @@ def test_removal_costs_and_adding_gains_are_exact(k, ridge, first_order):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), j
 
 
-def test_shifts_and_leverages_of_a_part_are_in_float32():
-    problem, support = made(), support_of(15)
-    dual, rows = Dual.of(problem, support), problem.rows.matrix
-    inverse = torch.linalg.inv(dual.matrix)
-
-    torch.testing.assert_close(dual.shift(rows), (rows.double().T @ dual.solution).float())
-    expected = torch.stack([a @ inverse @ a for a in rows.double().T]).float()
-    torch.testing.assert_close(dual.leverages(rows), expected, rtol=1e-5, atol=1e-6)
-    assert dual.leverages(rows)[support].max() < 1
-
-
 def test_exchanged_columns_give_the_dual_of_the_new_support():
     problem, before, after = made(0.01, 0.25), support_of(15), support_of(15, seed=1)
-    rows, v = problem.rows.matrix, problem.weights
-    joined, left = after & ~before, before & ~after
-    old, expected = Dual.of(problem, before), Dual.of(problem, after)
+    band = Band(problem.rows.matrix.double(), problem.weights.double())
+    left, joined = (
+        (one & ~other).nonzero()[:, 0] for one, other in ((before, after), (after, before))
+    )
+    expected = Dual.of(problem, after)
 
-    by_columns = old.exchanged(rows[:, joined], v[joined], rows[:, left], v[left])
-    sweeps = problem.rows.sweeps
-    by_sweep = old.moved(problem, before, after)
+    found = Dual.of(problem, before).exchanged(band, left, joined)
 
-    assert problem.rows.sweeps == sweeps + 1
-    for found in (by_columns, by_sweep):
-        torch.testing.assert_close(found.matrix, expected.matrix, rtol=1e-6, atol=1e-5)
-        torch.testing.assert_close(found.target, expected.target, rtol=1e-6, atol=1e-5)
-        assert found.pruned == pytest.approx(expected.pruned, rel=1e-6)
-        assert found.objective == pytest.approx(expected.objective, rel=1e-5)
+    torch.testing.assert_close(found.matrix, expected.matrix, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found.target, expected.target, rtol=1e-6, atol=1e-5)
+    assert found.pruned == pytest.approx(expected.pruned, rel=1e-6)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-5)
 
 
 def test_a_dual_takes_one_sweep_and_its_values_another():
@@ -144,16 +131,6 @@ def test_a_dual_takes_one_sweep_and_its_values_another():
     dual.values(problem, support)
 
     assert problem.rows.sweeps == 2
-
-
-def test_a_dual_of_columns_is_that_of_a_whole_problem():
-    problem, support = made(0.1, 0.25), support_of(20)
-
-    whole = Dual.of(problem, support)
-    alone = Dual.of_columns(problem.rows.matrix, problem.weights, support, N * 0.1, 0.25)
-
-    torch.testing.assert_close(alone.matrix, whole.matrix, rtol=1e-6, atol=1e-5)
-    assert alone.objective == pytest.approx(whole.objective, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

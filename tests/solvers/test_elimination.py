@@ -5,7 +5,7 @@ import torch
 
 from vlp_plugins.methods.chita.solver.elimination import solve_elimination
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
-from vlp_plugins.methods.chita.solver.solve import solve_published
+from vlp_plugins.methods.chita.solver.published import solve_published
 
 
 def made(n=8, p=60, seed=0, bounds=(0, 20, 20, 45, 60), keep=20, ridge=1e-3, first_order=0.0):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vlp_plugins.methods.chita.solver import blocks as blocks_module
 from vlp_plugins.methods.chita.solver import problem as rows_module
-from vlp_plugins.methods.chita.solver.blocks import _SMALL, edges_of, similar
+from vlp_plugins.methods.chita.solver.blocks import edges_of, similar
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
-from vlp_plugins.methods.chita.solver.solve import solve_published
+from vlp_plugins.methods.chita.solver.published import solve_published
 from vlp_plugins.runtime.errors import UnsupportedError
 
 BOUNDS = (0, 30, 30, 75, 90, 120)
@@ -205,24 +205,9 @@ def test_parts_change_nothing(bounds, first_order, monkeypatch):
     assert parts.objective == pytest.approx(whole.objective, rel=1e-5)
 
 
-@pytest.mark.parametrize("first_order", [0.0, 0.25])
-@pytest.mark.parametrize("ridge", [1e-5, 0.1])
-def test_blocks_solved_one_by_one_and_together_are_the_same(first_order, ridge, monkeypatch):
-    problem = made(ridge=ridge, first_order=first_order, bounds=BOUNDS)
-    together = solve_published(problem)
-    monkeypatch.setattr(blocks_module, "_SMALL", 1)
-
-    alone = solve_published(problem)
-
-    torch.testing.assert_close(alone.values, together.values, rtol=1e-4, atol=1e-4)
-    assert alone.objective == pytest.approx(together.objective, rel=1e-4)
-
-
-@pytest.mark.parametrize("small", [1, _SMALL])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("first_order", [0.0, 0.25])
-def test_rows_may_be_of_any_floating_dtype(small, dtype, first_order, monkeypatch):
-    monkeypatch.setattr(blocks_module, "_SMALL", small)
+def test_rows_may_be_of_any_floating_dtype(dtype, first_order):
     problem = made(first_order=first_order, bounds=BOUNDS)
     rows = problem.rows.matrix.to(dtype)
     wide = solve_published(replace(problem, rows=MemoryRows(rows.float(), BOUNDS)))
@@ -235,7 +220,7 @@ def test_rows_may_be_of_any_floating_dtype(small, dtype, first_order, monkeypatc
 
 
 def test_blocks_are_shared_out_among_threads_without_changing_a_bit(monkeypatch):
-    monkeypatch.setattr(blocks_module, "_SMALL", 1)
+    monkeypatch.setattr(blocks_module, "_ELEMENTS", 1 << 14)
     problem = made(n=70, p=4000, keep=900, bounds=tuple(range(0, 4001, 250)))
     before = torch.get_num_threads()
     try:

@@ -15,10 +15,10 @@ from vlp_plugins.methods.chita.solver.problem import (
     MemoryRows,
     Problem,
     Rows,
-    beside,
     objective,
     part_bounds,
     ranked,
+    with_band,
 )
 from vlp_plugins.methods.chita.solver.relaxation import (
     Point,
@@ -99,7 +99,7 @@ def test_a_side_with_fewer_entries_gives_fewer():
 
 def test_a_given_support_has_its_smallest_and_the_largest_of_the_others():
     support = torch.tensor([True, False, True, False, True])
-    found = beside(torch.tensor([1.0, 2.0, 3.0, 9.0, 5.0]), support, near=1)
+    found = with_band(torch.tensor([1.0, 2.0, 3.0, 9.0, 5.0]), support, near=1)
     assert found.band.tolist() == [0, 3]
     assert found.threshold == 9.0
 

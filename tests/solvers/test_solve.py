@@ -6,12 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vlp_plugins.methods.chita.solver.blocks import solve_blockwise
 from vlp_plugins.methods.chita.solver.elimination import solve_elimination
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.published import starting_point
 from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast
-from vlp_plugins.methods.chita.solver.solve import solve
-from vlp_plugins.methods.chita.solver.start import starting_point
+from vlp_plugins.methods.chita.solver.solve import solve, solve_blockwise
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 
 BOUNDS = (0, 40, 40, 100, 101, 240)
@@ -50,7 +49,7 @@ def test_an_unknown_effort_is_named(effort, hint):
 def test_blocks_are_eliminated_at_fast_and_searched_at_best():
     problem = made(first_order=0.1)
     assert torch.equal(solve(problem, "fast").values, solve_elimination(problem).values)
-    searched = solve_blockwise(problem, BOUNDS, solve_best)
+    searched = solve_blockwise(problem, solve_best)
     assert torch.equal(solve(problem, "best").values, searched.values)
 
 
@@ -58,7 +57,7 @@ def test_blocks_are_eliminated_at_fast_and_searched_at_best():
 @pytest.mark.parametrize("first_order", [0.0, 0.3])
 def test_every_block_is_a_problem_of_its_own(search, first_order):
     problem = made(first_order=first_order)
-    found = solve_blockwise(problem, BOUNDS, search)
+    found = solve_blockwise(problem, search)
     start = starting_point(problem).support
     assert int(found.support.sum()) == problem.keep
     for first, last in pairwise(BOUNDS):

@@ -16,6 +16,7 @@ from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.chita.solver.blocks import edges_of
 from vlp_plugins.methods.chita.solver.dual import Dual
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.composition import Composition, make_masks
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.methods.rounds import Seen
@@ -31,7 +32,7 @@ class Refit(Procedure):
     """Masks of another method, and the values that CHITA's quadratic model gives what they keep.
 
     In every block of 2,000 weights the kept ones are the exact minimiser of the ridge-penalised
-    model (`solvers.dual`) on the support of the other method.
+    model (`solver/dual.py`) on the support of the other method.
 
     Attributes:
         base: chooses the support; reads the batches as they are.
@@ -72,8 +73,8 @@ class Refit(Procedure):
                 if not inside.any():
                     continue
                 block, dense = part[:, span], pruner.dense[whole]
-                ridge = pruner.rows.n * self.ridge
-                dual = Dual.of_columns(block, dense, inside, ridge)
+                problem = Problem(dense, MemoryRows(block), self.ridge, int(inside.sum()))
+                dual = Dual.of(problem, inside)
                 values[whole][inside] = dual.refit(block[:, inside], dense[inside])
         return Masks.from_dense(kept, masks.manifest, setup.columns.split(values))
 

@@ -122,7 +122,7 @@ def choose_lambda(
     loss: Callable[[Found], float],
     grid: Sequence[float] = GRID,
 ) -> Choice[Found]:
-    """Tries a grid of lambdas, goes on beyond it while that helps, and half a decade to both sides.
+    """Tries a grid of lambdas, values beyond it while that helps, and half a decade to both sides.
 
     Args:
         solve: prunes with a lambda.
@@ -167,7 +167,7 @@ def choose_lambda(
 
 
 def grid_around(lambda_: float) -> Sequence[float]:
-    """Where to look first when the best lambda can be guessed; `choose_lambda` goes on from there.
+    """Where to look first when the best lambda can be guessed; `choose_lambda` starts there.
 
     Args:
         lambda_: the guess, above 0.

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.chita.calibration import Calibration, calibration_record
 from vlp_plugins.methods.chita.cost import cost_of
-from vlp_plugins.methods.chita.pruner import (
-    check_allocation,
-    check_floor,
-    groups_of_weights,
-    write_values,
-)
+from vlp_plugins.methods.chita.pruner import check_allocation, groups_of_weights, write_values
 from vlp_plugins.methods.chita.settings import (
     DEFAULT_EFFORT,
     DEFAULT_HELD_OUT,
@@ -28,53 +24,18 @@ from vlp_plugins.methods.chita.settings import (
     Lambda,
     Settings,
 )
-from vlp_plugins.methods.chita.setup import Calibration, Setup
+from vlp_plugins.methods.chita.setup import Pruned, Setup
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
-from vlp_plugins.methods.chita.target import Found, calibration_record, find, masks_of
 from vlp_plugins.methods.method import Context, Cost, Procedure
 from vlp_plugins.methods.rounds import InRounds, Progress, RunInRounds, Seen
 from vlp_plugins.models.request import Target
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
 
 logger = logging.getLogger("vlp_plugins.methods")
-
-
-def with_factors(method: Chita | ChitaInRounds, factors: Mapping[str, float]) -> dict[str, Any]:
-    """What changes in a method that gets factors.
-
-    Raises:
-        UnsupportedError: if it has some.
-    """
-    if method.factors is not None:
-        raise UnsupportedError(f"method {method.name!r} has factors already")
-    factors = Factors.of(factors)
-    return {
-        "name": guided_name(method.name),
-        "factors": factors,
-        "allocation": method.allocation.with_factors(factors),
-    }
-
-
-def check_factors(factors: Factors | None, settings: Settings, names: Iterable[str]) -> None:
-    """Makes sure, before gradients are taken, that factors can be used.
-
-    Args:
-        factors: None: nothing to check.
-        settings: of the variant.
-        names: of all weights.
-
-    Raises:
-        UnsupportedError: if there are no blocks to share weights out among.
-        StatisticsError: if a weight has no factor.
-    """
-    if factors is None:
-        return
-    check_importance(True, settings.effort, settings.columns_of_block)
-    factors.check(names)
 
 
 @dataclass(frozen=True)
@@ -84,7 +45,8 @@ class Chita(Procedure):
     Attributes:
         settings: of the solver and of what it reads.
         allocation: global, or by modality: one problem per modality.
-        factors: what multiplies the magnitudes that share out the weights among blocks.
+        name: in masks and reports.
+        factors: multiply the magnitudes that decide how many weights each block keeps.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -96,7 +58,7 @@ class Chita(Procedure):
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
         return {**self.settings.parameters(), **(self.factors.record() if self.factors else {})}
 
-    def with_allocation(self, allocation: Allocation | None) -> Chita:
+    def with_allocation(self, allocation: Allocation | None) -> Self:
         if allocation is None:
             return self
         check_allocation(allocation, self.name)
@@ -104,32 +66,98 @@ class Chita(Procedure):
             allocation = allocation.with_factors(self.factors)
         return replace(self, allocation=allocation)
 
-    def with_factors(self, factors: Mapping[str, float]) -> Chita:
-        return replace(self, **with_factors(self, factors))
+    def with_factors(self, factors: Mapping[str, float]) -> Self:
+        if self.factors is not None:
+            raise UnsupportedError(f"method {self.name!r} has factors already")
+        factors = Factors.of(factors)
+        return replace(
+            self,
+            name=guided_name(self.name),
+            factors=factors,
+            allocation=self.allocation.with_factors(factors),
+        )
 
     def run(self, context: Context) -> list[Masks]:
-        check_floor(context, self.name)
-        settings = self.settings.for_variant(published=context.published)
-        check_factors(self.factors, settings, context.weights)
-        groups = [
-            groups_of_weights(context.weights, target, self.allocation, published=context.published)
-            for target in context.targets
-        ]
+        settings = self.settings_for(context)
+        groups = [groups_of_weights(context, target, self.allocation) for target in context.targets]
         setup = Setup.of(context, settings, self.allocation, factors=self.factors)
         count = settings.rows or setup.calibration.available
         batches = Seen(setup.calibration.from_(0, count))
         masks = []
         with setup.pruner(batches, count, progress=context.progress) as pruner:
             for target, each in zip(context.targets, groups, strict=True):
-                found = find(setup, pruner, each, str(target))
+                pruned = setup.find(pruner, each, str(target))
                 record = calibration_record([batches.digest], [batches.sizes])
-                masks.append(masks_of(setup, found, target, self.name, record))
+                masks.append(setup.masks_of(pruned, target, self.name, record))
         return masks
 
     def cost(self, context: Context) -> Cost:
+        return cost_of(context, self.settings_for(context), self.allocation)
+
+    def settings_for(self, context: Context) -> Settings:
+        """The settings of the variant; what cannot work shows here, before gradients are taken.
+
+        Raises:
+            SparsityError: if a floor was asked for, which the solver cannot keep.
+            UnsupportedError: if there are factors, but no blocks that they could favour.
+            StatisticsError: if a weight has no factor.
+        """
+        if context.floor:
+            raise SparsityError(
+                f"method {self.name!r} has no floor ({context.floor:g} was asked for): its solver "
+                "decides by the curvature of the loss alone; leave the floor out"
+            )
         settings = self.settings.for_variant(published=context.published)
-        check_factors(self.factors, settings, context.weights)
-        return cost_of(context, settings, self.allocation)
+        if self.factors is not None:
+            check_importance(True, settings.effort, settings.columns_of_block)
+            self.factors.check(context.weights)
+        return settings
+
+
+@dataclass(frozen=True)
+class ChitaInRounds(Chita, InRounds):
+    """CHITA++ (Benbaki et al., ICML 2023): CHITA in rounds.
+
+    Each round takes gradients at the weights that the round before left, from batches of its own,
+    and prunes a little more. What was removed stays removed.
+
+    Attributes:
+        rounds: number of rounds; `settings.rows` is of one of them.
+        schedule: name of what leads from 0 to the target.
+    """
+
+    name: str = "chita++"
+    rounds: int = DEFAULT_ROUNDS
+    schedule: str = DEFAULT_SCHEDULE
+
+    def __post_init__(self) -> None:
+        schedule_by_name(self.schedule)
+        if type(self.rounds) is not int or self.rounds < 1:
+            raise UnsupportedError(f"rounds={self.rounds!r}; give a whole number from 1 on")
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        return {**super().parameters, "rounds": self.rounds, "schedule": self.schedule}
+
+    def run(self, context: Context) -> list[Masks]:
+        settings = self.settings_for(context)
+        for target in context.targets:  # an error now is better than one after hours
+            groups_of_weights(context, target, self.allocation)
+        setup = Setup.of(
+            context, settings, self.allocation, rounds=self.rounds, factors=self.factors
+        )
+        rows = rows_of_a_round(setup.calibration, settings, self.rounds)
+        dense = context.weights.content_hash()
+        return [
+            ChitaRun(self, context, number, rows, dense, setup).masks()
+            for number in range(len(context.targets))
+        ]
+
+    def cost(self, context: Context) -> Cost:
+        settings = self.settings_for(context)
+        return cost_of(
+            context, settings, self.allocation, rounds=self.rounds, schedule=self.schedule
+        )
 
 
 @dataclass(frozen=True)
@@ -165,16 +193,14 @@ class ChitaRun(RunInRounds[Stage]):
 
     def round(self, index: int, level: Target, batches: Seen, before: Stage | None) -> Stage:
         setup, context = self.setup, self.context
-        groups = groups_of_weights(
-            context.weights, level, setup.allocation, published=context.published
-        )
+        groups = groups_of_weights(context, level, setup.allocation)
         alive = None if before is None else setup.columns.split(before.support)
         with setup.pruner(batches, self.per_round, alive, self.progress(index)) as pruner:
             near = None if before is None else before.facts[-1]["lambda"]
-            found = find(setup, pruner, groups, f"{self.target}, round {index + 1}", near)
+            pruned = setup.find(pruner, groups, f"{self.target}, round {index + 1}", near)
         self._pass_over(batches)
-        support, values = found.solution.support, found.solution.values
-        facts = {"sparsity": level, "kept": int(support.sum()), **found.facts}
+        support, values = pruned.solution.support, pruned.solution.values
+        facts = {"sparsity": level, "kept": int(support.sum()), **pruned.facts}
         return Stage(support, values, (*(before.facts if before else ()), facts))
 
     def write(self, found: Stage) -> None:
@@ -195,9 +221,8 @@ class ChitaRun(RunInRounds[Stage]):
         solution = Solution(found.values, found.support, facts["objective"])
         more = {"rounds": self.method.rounds, "schedule": self.method.schedule}
         record = calibration_record(progress.digests, progress.sizes)
-        return masks_of(
-            self.setup, Found(solution, facts), self.target, self.method.name, record, more
-        )
+        pruned = Pruned(solution, facts)
+        return self.setup.masks_of(pruned, self.target, self.method.name, record, more)
 
     def identity(self) -> dict[str, Any]:
         parameters = {**self.method.parameters, **self.setup.settings.parameters()}
@@ -214,74 +239,6 @@ class ChitaRun(RunInRounds[Stage]):
         with self.setup.probe.attached((), keep_state=True) as probe:
             for index, batch in enumerate(batches()):
                 probe.advance(batch, index)
-
-
-@dataclass(frozen=True)
-class ChitaInRounds(InRounds):
-    """CHITA++ (Benbaki et al., ICML 2023): CHITA in rounds.
-
-    Each round takes gradients at the weights that the round before left, from batches of its own,
-    and prunes a little more. What was removed stays removed.
-
-    Attributes:
-        settings: of the solver and of what it reads; `rows` is of one round.
-        rounds: number of rounds.
-        schedule: name of what leads from 0 to the target.
-        allocation: global, or by modality: one problem per modality.
-        factors: what multiplies the magnitudes that share out the weights among blocks.
-    """
-
-    settings: Settings = field(default_factory=Settings)
-    rounds: int = DEFAULT_ROUNDS
-    schedule: str = DEFAULT_SCHEDULE
-    allocation: Allocation = field(default_factory=GlobalAllocation)
-    name: str = "chita++"
-    factors: Factors | None = None
-
-    def __post_init__(self) -> None:
-        schedule_by_name(self.schedule)
-        if type(self.rounds) is not int or self.rounds < 1:
-            raise UnsupportedError(f"rounds={self.rounds!r}; give a whole number from 1 on")
-
-    @property
-    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
-        of_rounds = {"rounds": self.rounds, "schedule": self.schedule}
-        factors = self.factors.record() if self.factors else {}
-        return {**self.settings.parameters(), **of_rounds, **factors}
-
-    def with_allocation(self, allocation: Allocation | None) -> ChitaInRounds:
-        if allocation is None:
-            return self
-        check_allocation(allocation, self.name)
-        if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
-
-    def with_factors(self, factors: Mapping[str, float]) -> ChitaInRounds:
-        return replace(self, **with_factors(self, factors))
-
-    def run(self, context: Context) -> list[Masks]:
-        check_floor(context, self.name)
-        settings = self.settings.for_variant(published=context.published)
-        check_factors(self.factors, settings, context.weights)
-        for target in context.targets:  # an error now is better than one after hours
-            groups_of_weights(context.weights, target, self.allocation, published=context.published)
-        setup = Setup.of(
-            context, settings, self.allocation, rounds=self.rounds, factors=self.factors
-        )
-        rows = rows_of_a_round(setup.calibration, settings, self.rounds)
-        dense = context.weights.content_hash()
-        return [
-            ChitaRun(self, context, number, rows, dense, setup).masks()
-            for number in range(len(context.targets))
-        ]
-
-    def cost(self, context: Context) -> Cost:
-        settings = self.settings.for_variant(published=context.published)
-        check_factors(self.factors, settings, context.weights)
-        return cost_of(
-            context, settings, self.allocation, rounds=self.rounds, schedule=self.schedule
-        )
 
 
 def rows_of_a_round(calibration: Calibration, settings: Settings, rounds: int) -> int:
@@ -366,4 +323,4 @@ def chita_plus_plus(
     settings = Settings(
         lambda_, effort, block_size, first_order, rows, keep_in, row_dtype, held_out
     )
-    return ChitaInRounds(settings, rounds, schedule)
+    return ChitaInRounds(settings, rounds=rounds, schedule=schedule)

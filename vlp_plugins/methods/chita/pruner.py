@@ -1,11 +1,11 @@
-"""From the rows of a model to the new values of its weights, group by group."""
+"""From rows of gradients to new weights: what competes with what, and one problem per group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -39,21 +39,25 @@ class Group:
     keep: int
 
 
-def groups_of_weights(
-    weights: WeightMap, target: Target, allocation: Allocation, *, published: bool
-) -> list[Group]:
+def groups_of_weights(context: Context, target: Target, allocation: Allocation) -> list[Group]:
     """One group of all weights, or one per modality.
 
+    N - int(sparsity N) weights stay. The published code counts int((1 - sparsity) N), which
+    rounding can make one less.
+
     Args:
-        weights: of the model.
+        context: of the run.
         target: sparsity, by modality if the allocation is modality-wise.
-        allocation: global, or by modality.
-        published: count as the published code does, `int((1 - sparsity) N)` kept, which rounding
-            can make one less than N - int(sparsity N).
+        allocation: global, by modality, or `id`.
 
     Raises:
         SparsityError: if the target does not fit the modalities.
     """
+    weights = context.weights
+
+    def kept(sparsity: float, total: int) -> int:
+        return int((1 - sparsity) * total) if context.published else total - int(sparsity * total)
+
     modalities = weights.by_modality()
     if isinstance(allocation, GlobalAllocation | IdAllocation):
         if isinstance(target, Mapping):
@@ -61,44 +65,28 @@ def groups_of_weights(
                 f"{allocation.name} allocation takes one sparsity, not {dict(target)}; leave the "
                 "allocation out, or say modality"
             )
-        keep = _kept(target, weights.numel, published)
+        keep = kept(target, weights.numel)
         if isinstance(allocation, GlobalAllocation):
             return [Group(tuple(weights), keep)]
         shares = allocation.kept(weights, keep)
-        return [
-            Group(tuple(weight.name for weight in members), shares[modality])
-            for modality, members in modalities.items()
-        ]
-    budget = budget_of(target, list(modalities))
+    else:
+        shares = {
+            modality: kept(sparsity, sum(weight.numel for weight in modalities[modality]))
+            for modality, sparsity in budget_of(target, list(modalities)).items()
+        }
     return [
-        Group(
-            tuple(weight.name for weight in members),
-            _kept(budget[modality], sum(weight.numel for weight in members), published),
-        )
+        Group(tuple(weight.name for weight in members), shares[modality])
         for modality, members in modalities.items()
     ]
 
 
 def check_allocation(allocation: Allocation, method: str) -> None:
-    """Raises `UnsupportedError` unless sparsity is shared out globally or by modality."""
+    """Raises `UnsupportedError` unless sparsity is allocated globally or by modality."""
     if not isinstance(allocation, GlobalAllocation | ModalityAllocation | IdAllocation):
         raise UnsupportedError(
             f"method {method!r} shares out sparsity over all weights (global) or within "
             f"modalities (modality, id), not by allocation {allocation.name!r}"
         )
-
-
-def check_floor(context: Context, method: str) -> None:
-    """Raises `SparsityError` if tensors were promised a floor, which the solver cannot keep."""
-    if context.floor:
-        raise SparsityError(
-            f"method {method!r} has no floor ({context.floor:g} was asked for): its solver decides "
-            "by the curvature of the loss alone; leave the floor out"
-        )
-
-
-def _kept(sparsity: float, total: int, published: bool) -> int:
-    return int((1 - sparsity) * total) if published else total - int(sparsity * total)
 
 
 class GroupRows(Rows):
@@ -111,8 +99,7 @@ class GroupRows(Rows):
     def __init__(self, rows: Rows, ranges: Sequence[tuple[int, int]]) -> None:
         self._rows = rows
         self.ranges = tuple(ranges)
-        widths = [stop - start for start, stop in ranges]
-        self._starts = [0, *accumulate(widths)]
+        self._starts = [0, *accumulate(stop - start for start, stop in ranges)]
         self.n, self.p = rows.n, self._starts[-1]
 
     def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -130,18 +117,7 @@ class GroupRows(Rows):
     def fill(self, vector: torch.Tensor) -> torch.Tensor:
         whole = vector.new_zeros(self._rows.p)
         put_ranges(vector, whole, self.ranges)
-        whole = self._rows.fill(whole)
-        return vector.copy_(take_ranges(whole, self.ranges))
-
-    def bounds(self, bounds: Sequence[int] | None) -> tuple[int, ...] | None:
-        """Those of the blocks that lie in the ranges; a block never crosses the end of a range."""
-        if bounds is None:
-            return None
-        found = [0]
-        for (start, stop), new in zip(self.ranges, self._starts, strict=False):
-            inside = [new + b - start for b in bounds if start < b <= stop]
-            found += inside if found[-1] == new else [new, *inside]
-        return tuple(found)
+        return vector.copy_(take_ranges(self._rows.fill(whole), self.ranges))
 
 
 def take_ranges(whole: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -152,7 +128,7 @@ def take_ranges(whole: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch
 def put_ranges(
     vector: torch.Tensor, whole: torch.Tensor, ranges: Sequence[tuple[int, int]]
 ) -> None:
-    """Inverse of `gather`: writes to these ranges of `whole`."""
+    """Inverse of `take_ranges`: writes to these ranges of `whole`."""
     done = 0
     for start, stop in ranges:
         whole[start:stop] = vector[done : done + stop - start]
@@ -164,7 +140,7 @@ _HELD_BY_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 
 @contextmanager
 def dense_again(weights: WeightMap, dense: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Puts the weights of a model back as they were, whatever happens inside.
+    """Puts the weights of a model back as they were, also after an error.
 
     Args:
         weights: of the model.
@@ -202,7 +178,7 @@ class Pruner:
         nonzero: only what is not 0 counts as kept, as in the published code.
         alive: bool `[p]`, false where a weight was removed before and stays so; None: nowhere.
         kept_in: where the rows are.
-        factors: what multiplies magnitudes where they share out weights among blocks; None: 1.
+        factors: multiply the magnitudes that decide how many weights each block keeps; None: 1.
     """
 
     dense: torch.Tensor
@@ -230,52 +206,40 @@ class Pruner:
             ridge: lambda.
         """
         if len(groups) == 1:
-            bounds = self.columns.bounds
-            return self._solved(self.dense, self.rows, bounds, groups[0], ridge, self.alive)
+            return self._solved(groups[0].keep, ridge)
         values = torch.zeros_like(self.dense)
         support = torch.zeros_like(self.dense, dtype=torch.bool)
         total = 0.0
-        spans = dict(zip(self.columns.names, pairwise(self.columns.starts), strict=True))
         for group in groups:
-            ranges = _merged([spans[name] for name in group.names])
-            rows = GroupRows(self.rows, ranges)
-            found = self._solved(
-                take_ranges(self.dense, ranges),
-                rows,
-                rows.bounds(self.columns.bounds),
-                group,
-                ridge,
-                None if self.alive is None else take_ranges(self.alive, ranges),
+            ranges = self.columns.ranges(group.names)
+            alone = replace(
+                self,
+                dense=take_ranges(self.dense, ranges),
+                rows=GroupRows(self.rows, ranges),
+                columns=self.columns.only(group.names),
+                alive=None if self.alive is None else take_ranges(self.alive, ranges),
             )
+            found = alone._solved(group.keep, ridge)
             put_ranges(found.values, values, ranges)
             put_ranges(found.support, support, ranges)
             total += found.objective
         return Solution(values, support, total)
 
-    def _solved(
-        self,
-        dense: torch.Tensor,
-        rows: Rows,
-        bounds: tuple[int, ...] | None,
-        group: Group,
-        ridge: float,
-        alive: torch.Tensor | None,
-    ) -> Solution:
-        importance = None
+    def _solved(self, keep: int, ridge: float) -> Solution:
+        """The solution for all columns together."""
+        columns, importance = self.columns, None
         if self.factors is not None:
-            importance = _importance_of(self.factors, self._widths(group))
-        problem = Problem(dense, rows, ridge, group.keep, self.first_order, bounds, importance)
+            factors = tuple(self.factors.relative(name) for name in columns.names)
+            importance = Importance(columns.starts, factors)
+        problem = Problem(
+            self.dense, self.rows, ridge, keep, self.first_order, columns.bounds, importance
+        )
         found = solve(problem, self.effort)
         if self.nonzero:
-            return Solution(found.values, found.values != 0, found.objective)
-        if alive is None:
+            return replace(found, support=found.values != 0)
+        if self.alive is None:
             return found
-        return Solution(found.values, stay_removed(found.support, alive), found.objective)
-
-    def _widths(self, group: Group) -> list[tuple[str, int]]:
-        """Names and numbers of columns of the weights of a group, in the order of the columns."""
-        spans = zip(self.columns.names, pairwise(self.columns.starts), strict=True)
-        return [(name, stop - start) for name, (start, stop) in spans if name in group.names]
+        return replace(found, support=stay_removed(found.support, self.alive))
 
 
 def stay_removed(support: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
@@ -297,27 +261,3 @@ def stay_removed(support: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
     support = support & alive
     support[(alive & ~support).nonzero()[:revived, 0]] = True
     return support
-
-
-def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbouring ranges as one, ascending."""
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-def _importance_of(factors: Factors, widths: Sequence[tuple[str, int]]) -> Importance:
-    """The factors of columns.
-
-    Args:
-        factors: by canonical name.
-        widths: names and numbers of columns of weights, in the order of their columns.
-    """
-    bounds = [0]
-    for _, width in widths:
-        bounds.append(bounds[-1] + width)
-    return Importance(tuple(bounds), tuple(factors.relative(name) for name, _ in widths))

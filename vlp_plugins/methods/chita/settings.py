@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vlp_plugins.methods.chita.rows.plan import KEEP_IN
 from vlp_plugins.methods.chita.solver.solve import Effort
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 
@@ -24,7 +25,6 @@ DEFAULT_ROUNDS = 8
 DEFAULT_SCHEDULE = "exp"
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
-KEEP_IN = ("auto", "ram", "disk", "passes")
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 MOST_HELD_OUT = 32

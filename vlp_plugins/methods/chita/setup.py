@@ -1,142 +1,70 @@
-"""Calibration batches of CHITA, and what one run works with: rows, held-out loss, pruner."""
+"""One run: rows, held-out loss, a lambda for every target, and the masks that come of it."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
 import torch
 
-from vlp_plugins.calibration.batches import batches_again
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.chita.lambdas import HeldOut
-from vlp_plugins.methods.chita.pruner import Pruner
-from vlp_plugins.methods.chita.rows.gradients import gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
-from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.chita.calibration import Calibration
+from vlp_plugins.methods.chita.lambdas import (
+    GRID,
+    OF_MEAN_SQUARE,
+    HeldOut,
+    choose_lambda,
+    curve_text,
+    grid_around,
+)
+from vlp_plugins.methods.chita.pruner import Group, Pruner, dense_again, write_values
+from vlp_plugins.methods.chita.rows.gradients import Progress, gradient_rows
+from vlp_plugins.methods.chita.rows.plan import Columns, RowPlan, plan_rows
+from vlp_plugins.methods.chita.rows.stores import GradientRows
+from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.rounds import Seen
-from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.distributed import check_same
-from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.sharding import OnDemand, whole
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """The calibration batches of a run, divided.
-
-    Attributes:
-        again: starts a pass over all of them.
-        available: how many of the first ones may make rows.
-        held_out: the last ones, on the CPU; they never make rows.
-    """
-
-    again: Callable[[], Iterator[Batch]]
-    available: int
-    held_out: tuple[Batch, ...] = ()
-
-    @classmethod
-    def of(cls, context: Context, settings: Settings, *, rounds: int = 1) -> Calibration:
-        """Divides the batches; reads them once if their number is not sure otherwise.
-
-        A loader's length is no more than a guess where records may be skipped.
-
-        Args:
-            context: of the run.
-            settings: say how many are held out and how many rows are asked for.
-            rounds: how many times fresh batches are wanted; above 1 they may start over.
-
-        Raises:
-            DataError: if there are no batches, or too few for the rows or the held-out ones.
-        """
-        batches, limit = context.batches, context.limit
-        again = batches_again(batches, limit)
-        if isinstance(batches, list | tuple):
-            total = len(batches) if limit is None else min(len(batches), limit)
-            held = batches[total - settings.held_out_of(total) : total] if settings.auto else ()
-        elif iter(batches) is batches and not settings.auto and rounds == 1:
-            total, held = _promised(settings, limit), ()
-        else:
-            total, held = _read(again, settings)
-        check_enough(total, settings, rounds)
-        return cls(again, total - len(held), tuple(held))
-
-    def from_(self, start: int, count: int) -> Callable[[], Iterator[Batch]]:
-        """`count` of the available batches from the one at `start`, over and over again."""
-
-        def batches() -> Iterator[Batch]:
-            first, left = start % self.available, count
-            while left > 0:
-                read = 0
-                for batch in islice(self.again(), first, min(self.available, first + left)):
-                    read += 1
-                    yield batch
-                if not read:
-                    return  # the data ended early: whoever counts the rows complains
-                first, left = 0, left - read
-
-        return batches
-
-
-def _promised(settings: Settings, limit: int | None) -> int:
-    """The number of batches of an iterator, which cannot be counted without being used up."""
-    known = [number for number in (settings.rows, limit) if number is not None]
-    if not known:
-        raise DataError(
-            "the batches are an iterator (a generator?) of unknown length, which can be read once; "
-            "give a list of batches or a loader, or say how many with limit"
-        )
-    return min(known)
-
-
-def _read(
-    again: Callable[[], Iterator[Batch]], settings: Settings
-) -> tuple[int, tuple[Batch, ...]]:
-    """Counts the batches and holds on to the last ones."""
-    if not settings.auto:
-        return sum(1 for _ in islice(again(), settings.rows)), ()
-    most = int(settings.held_out) if settings.held_out >= 1 else MOST_HELD_OUT
-    last: deque[Batch] = deque(maxlen=most)
-    total = 0
-    for batch in again():
-        total += 1
-        last.append(batch)
-    wanted = settings.held_out_of(total)
-    return total, tuple(last)[len(last) - min(wanted, len(last)) :]
-
-
-def check_enough(total: int, settings: Settings, rounds: int) -> None:
-    """Makes sure that there are as many batches for gradients as asked for, without those held out.
-
-    Raises:
-        DataError: if there are not.
-    """
-    if not total:
-        raise DataError("the calibration data is empty: there is no batch; check its path")
-    held = settings.held_out_of(total)
-    if held >= total:
-        raise DataError(
-            f"lambda=auto holds {held} of the batches out and needs others for gradients, but "
-            f"there are {total}; give more batches, hold out fewer, or give lambda as a number"
-        )
-    if rounds == 1 and settings.rows is not None and settings.rows > total - held:
-        beside = f" beside the {held} held out for lambda=auto" if held else ""
-        raise DataError(
-            f"rows={settings.rows} needs as many batches, but there are {total - held}{beside}; "
-            "give more batches or ask for fewer rows"
-        )
-
-
 logger = logging.getLogger("vlp_plugins.methods")
 
-Progress = Callable[[int, int | None], None]
+
+def row_plan(context: Context, settings: Settings, n: int, sweeps: int = 1) -> RowPlan:
+    """Where n rows of a run are kept, see `plan_rows`; all of them will be read `sweeps` times."""
+    return plan_rows(
+        Columns.of(context.weights, settings.columns_of_block),
+        n,
+        context.memory_budget,
+        context.workplace,
+        settings.dtype,
+        sweeps,
+        keep_in=settings.keep_in,
+        device=next(context.model.parameters()).device,
+    )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A solution and how it came about.
+
+    Attributes:
+        solution: values and support `[p]`, and the objective.
+        facts: lambda, objective and the like, as JSON can keep them.
+    """
+
+    solution: Solution
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -173,7 +101,7 @@ class Setup:
         rounds: int = 1,
         factors: Factors | None = None,
     ) -> Setup:
-        """Divides the batches and looks at the held-out ones.
+        """Divides the batches and runs the dense model on the held-out ones.
 
         Raises:
             VlpError: see `Calibration.of` and `HeldOut`.
@@ -225,29 +153,8 @@ class Setup:
             VlpError: if the loss or a gradient is not finite, memory or batches do not suffice.
         """
         context, settings = self.context, self.settings
-        budget, folder = context.memory_budget, context.workplace
-        plan = plan_rows(
-            self.columns,
-            count,
-            budget,
-            folder,
-            settings.dtype,
-            keep_in=settings.keep_in,
-            device=self.device,
-        )
-        with gradient_rows(
-            self.probe,
-            self.columns,
-            batches,
-            self.device,
-            n=count,
-            budget=budget,
-            keep_in=plan.keep_in,
-            folder=folder,
-            dtype=settings.dtype,
-            alive=alive,
-            progress=progress,
-        ) as rows:
+        plan = row_plan(context, settings, count)
+        with gradient_rows(self.probe, plan, batches, alive=alive, progress=progress) as rows:
             check_same(batches.digest[:16], f"{len(batches.sizes)} batches")
             if alive is None and settings.first_order is True and batches.sizes[0] == 1:
                 logger.warning(
@@ -266,3 +173,118 @@ class Setup:
                 alive=None if alive is None else self.columns.join(alive),
                 factors=self.factors,
             )
+
+    def find(
+        self, pruner: Pruner, groups: Sequence[Group], target: str, near: float | None = None
+    ) -> Pruned:
+        """Solves with the lambda given, or with that of the lowest held-out loss.
+
+        Args:
+            pruner: has the rows of the model as it is now.
+            groups: say how many weights stay.
+            target: what to call it in the log.
+            near: a lambda that was best for a similar problem, to look around it only; None:
+                anywhere.
+
+        Raises:
+            NonFiniteError: if lambda is to be chosen, and no pruned model has a finite loss.
+        """
+        if self.held_out is None:
+            facts: dict[str, Any] = {"lambda": float(self.settings.lambda_)}
+            solution = pruner.prune(groups, facts["lambda"])
+        else:
+            solution, facts = self._chosen(self.held_out, pruner, groups, target, near)
+        facts["objective"] = solution.objective
+        facts["rows"] = pruner.rows.n
+        facts["rows_kept_in"] = pruner.kept_in
+        facts["sweeps"] = pruner.rows.sweeps
+        if isinstance(pruner.rows, GradientRows) and pruner.rows.rounding:
+            facts["rows_rounding"] = pruner.rows.rounding
+        return Pruned(solution, facts)
+
+    def _chosen(
+        self,
+        held_out: HeldOut,
+        pruner: Pruner,
+        groups: Sequence[Group],
+        target: str,
+        near: float | None,
+    ) -> tuple[Solution, dict[str, Any]]:
+        """The solution of the best lambda, and the facts about that choice."""
+        weights, dense = self.context.weights, self.columns.split(pruner.dense)
+
+        def loss(solution: Solution) -> float:
+            # Dense again before the next lambda: rows kept nowhere are gradients taken again.
+            with dense_again(weights, dense):
+                write_values(weights, self.columns.split(solution.values))
+                return held_out.mean_loss()
+
+        choice = choose_lambda(lambda ridge: pruner.prune(groups, ridge), loss, _grid(pruner, near))
+        logger.info("%s", curve_text(choice, target))
+        for warning in choice.warnings:
+            logger.warning("sparsity %s: %s", target, warning)
+        return choice.found, {
+            "lambda": choice.lambda_,
+            # JSON has neither NaN nor infinity.
+            "lambda_curve": [
+                [ridge, value if math.isfinite(value) else str(value)]
+                for ridge, value in choice.curve
+            ],
+            "lambda_warnings": list(choice.warnings),
+            "held_out_loss": choice.loss,
+            "held_out_loss_dense": held_out.dense,
+            "held_out_batches": len(self.calibration.held_out),
+        }
+
+    def masks_of(
+        self,
+        pruned: Pruned,
+        target: Target,
+        method: str,
+        calibration: Mapping[str, Any],
+        more: Mapping[str, Any] | None = None,
+    ) -> Masks:
+        """Masks of the support, with the values of what stays.
+
+        Args:
+            pruned: the last solution.
+            target: what was asked for.
+            method: its name.
+            calibration: see `calibration_record`.
+            more: parameters other than the settings.
+        """
+        context = self.context
+        parameters = {
+            **self.settings.parameters(),
+            **(more or {}),
+            **pruned.facts,
+            **(self.factors.record() if self.factors else {}),
+            **self.allocation.record(),
+            "variant": "published" if context.published else "default",
+        }
+        manifest = Manifest.for_weights(
+            context.weights,
+            method=method,
+            parameters=parameters,
+            seed=context.seed,
+            sparsity=target,
+            calibration=calibration,
+        )
+        return Masks.from_dense(
+            self.columns.split(pruned.solution.support),
+            manifest,
+            self.columns.split(pruned.solution.values),
+        )
+
+
+def _grid(pruner: Pruner, near: float | None) -> Sequence[float]:
+    """Around a lambda that was good before, or around the scale of the rows.
+
+    With a first-order term lambda weighs that term against staying near the dense weights: its best
+    value has nothing to do with the scale of the rows, so the grid is that of the papers.
+    """
+    if near is not None:
+        return grid_around(near)
+    if pruner.first_order:
+        return GRID
+    return grid_around(OF_MEAN_SQUARE * pruner.mean_square())

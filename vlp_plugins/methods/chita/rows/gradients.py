@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
-from pathlib import Path
 
 import torch
 
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.chita.rows.plan import Columns, RowPlan, plan_rows
+from vlp_plugins.methods.chita.rows.plan import RowPlan
 from vlp_plugins.methods.chita.rows.stores import (
     FileStore,
     GradientRows,
@@ -31,193 +29,120 @@ from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedErr
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.sharding import whole
 
+logger = logging.getLogger("vlp_plugins.methods.chita.rows")
+
 Gradients = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Which gradient goes to which column.
-
-    Attributes:
-        columns: where every weight lies.
-        device: of the gradients.
-        alive: bool masks by canonical name: the gradients of what was removed are 0. None: no mask.
-    """
-
-    columns: Columns
-    device: torch.device
-    alive: Mapping[str, torch.Tensor] | None = None
-
-    def pieces(
-        self, gradients: Gradients, start: int, stop: int
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Entries `start` to `stop` of a row, weight by weight.
-
-        Args:
-            gradients: by canonical name, float32; absent where the loss does not reach a weight.
-            start: first column.
-            stop: the column after the last.
-
-        Yields:
-            A column, and the entries from there on, float32.
-        """
-        for name, first, last, column in self.columns.pieces(start, stop):
-            gradient = gradients.get(name)
-            if gradient is None:
-                yield column, torch.zeros(last - first, dtype=torch.float32, device=self.device)
-                continue
-            values = gradient.reshape(-1)[first:last]
-            if self.alive is not None:
-                values = values * self.alive[name].reshape(-1)[first:last].to(values.device)
-            yield column, values
-
-    def gathered(
-        self, gradients: Gradients, start: int, stop: int
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same of gradients that are sharded: a collective.
-
-        All processes make one gradient after the other whole, and each takes what it holds.
-        """
-        for name, bounds in zip(self.columns.names, pairwise(self.columns.starts), strict=True):
-            sharded = gradients.get(name)
-            gradient = {} if sharded is None else {name: whole(sharded)}
-            first, last = max(start, bounds[0]), min(stop, bounds[1])
-            if first < last:
-                yield from self.pieces(gradient, first, last)
-
-    def together(self, gradients: Gradients, start: int, stop: int) -> torch.Tensor:
-        """The same in one tensor `[stop - start]`."""
-        found = torch.empty(stop - start, dtype=torch.float32, device=self.device)
-        for column, values in self.pieces(gradients, start, stop):
-            found[column - start : column - start + len(values)] = values
-        return found
-
-
-class Rounding:
-    """Adds up the squares of rows and of their errors, in float64."""
-
-    def __init__(self) -> None:
-        self._sums: torch.Tensor | None = None
-
-    def add(self, values: torch.Tensor, dtype: torch.dtype) -> None:
-        """Counts entries that will be kept as `dtype`.
-
-        Args:
-            values: float32 `[m]`.
-            dtype: what they are rounded to.
-        """
-        if values.dtype == dtype:
-            return
-        error = values - values.to(dtype)
-        norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in (error, values)]
-        squares = torch.stack(norms).square_()
-        self._sums = squares if self._sums is None else self._sums + squares
-
-    def relative(self, device: torch.device) -> float:
-        """The norm of the errors over that of the rows, of all processes; 0 if nothing was rounded.
-
-        Args:
-            device: where the processes meet.
-        """
-        sums = torch.zeros(2, dtype=torch.float64) if self._sums is None else self._sums
-        error, total = add_up(sums.to(device, copy=True)).tolist()
-        return float((error / total) ** 0.5) if total else 0.0
-
-
+"""By canonical name, float32; absent where the loss does not reach a weight."""
 Progress = Callable[[int, int | None], None]
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """One batch of every process (of all together if the model is sharded), at last perhaps fewer.
+class Rounding:
+    """Adds up the squares of rows and of their errors, in float64.
 
     Attributes:
-        gradients: of this process's batch.
-        have: by batch, whether it gives a row.
+        dtype: what entries are rounded to.
     """
 
-    gradients: Gradients
-    have: list[bool]
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Counts entries, float32 `[m]`, before they are rounded."""
+        if values.dtype != self.dtype:
+            error = values - values.to(self.dtype)
+            norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in (error, values)]
+            self._sums += torch.stack(norms).square_().to(self._sums.device)
+
+    def relative(self) -> float:
+        """The norm of the errors over that of the rows, of all processes; 0 if nothing was rounded.
+
+        A collective.
+        """
+        error, total = add_up(self._sums.clone()).tolist()
+        return float((error / total) ** 0.5) if total else 0.0
 
 
-@dataclass
 class Filler:
     """Runs batches, as often as rows are needed; every run gives the same rows.
 
     Attributes:
         probe: of the model.
-        entries: makes rows of gradients.
-        batches: starts a pass over the batches.
-        n: how many of them are read.
-        dtype: of the rows.
-        progress: called with (batches run in all passes, batches of all passes or None).
-        total: the latter.
+        plan: where which columns go.
         rounding: of what was written.
         left_out: indices of the batches whose loss or gradient was not finite in the first run.
-        done: batches run.
-        runs: number of runs that ended well.
     """
 
-    probe: LossProbe
-    entries: Entries
-    batches: Callable[[], Iterator[Batch]]
-    n: int
-    dtype: torch.dtype
-    progress: Progress | None = None
-    total: int | None = None
-    rounding: Rounding = field(default_factory=Rounding)
-    left_out: frozenset[int] = frozenset()
-    done: int = 0
-    runs: int = 0
+    def __init__(
+        self,
+        probe: LossProbe,
+        plan: RowPlan,
+        batches: Callable[[], Iterator[Batch]],
+        alive: Mapping[str, torch.Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Runs nothing yet; see `gradient_rows`."""
+        self.probe, self.plan = probe, plan
+        self._batches, self._alive, self._progress = batches, alive, progress
+        self.rounding = Rounding(plan.dtype, plan.solver)
+        self.left_out: frozenset[int] = frozenset()
+        self._runs = 0  # that ended well
+        self._done = 0  # batches in all runs
 
     @property
     def rows(self) -> int:
         """Number of rows: one for every batch that was not left out."""
-        return self.n - len(self.left_out)
+        return self.plan.n - len(self.left_out)
 
-    def run(
-        self,
-        store: Store,
-        ranges: Sequence[tuple[int, int]],
-        names: Collection[str] | None = None,
-    ) -> None:
-        """Writes the rows of some columns. Batch i belongs to process i modulo their number.
+    def run(self, store: Store, group: int, *, all_weights: bool = True) -> None:
+        """Writes the rows of a group of columns. Batch i belongs to process i modulo their number.
 
         All processes together run every batch of a sharded model.
 
         Args:
             store: for the columns of this process.
-            ranges: by process, its first column and the one after the last.
-            names: of the weights to differentiate by; None: all.
+            group: index of the group in the plan.
+            all_weights: differentiate by all weights, not only by those of the group.
 
         Raises:
             DataError: if there are fewer batches than rows.
             NonFiniteError: if a loss or gradient is NaN or infinite, or those of all batches.
         """
+        n, columns = self.plan.n, self.plan.columns
+        ranges = [(cuts[0], cuts[-1]) for cuts in self.plan.cuts[group]]
+        names = {name for own in ranges for name, *_ in columns.pieces(*own)}
         row = index = 0
         missing: set[int] = set()
         size = batch_shard(sharded=self.probe.sharded)[1]
-        batches = _in_turns(islice(self.batches(), self.n), size)
-        with self.probe.attached(names):
-            while turn := self._turn(batches, index):
-                have = turn.have
-                if len(have) == size or index + len(have) == self.n:
+        batches = islice(self._batches(), n)
+        with self.probe.attached(None if all_weights else names):
+            while turn := self._turn(batches, size, index):
+                gradients, have = turn
+                if len(have) == size or index + len(have) == n:
                     places = [row + sum(have[:i]) if has else None for i, has in enumerate(have)]
-                    self._deliver(turn.gradients, places, store, ranges)
+                    self._deliver(gradients, places, store, ranges)
                 missing.update(index + i for i, has in enumerate(have) if not has)
                 row += sum(have)
                 index += len(have)
-                self._tell(len(have))
+                self._done += len(have)
+                if self._progress is not None:
+                    self._progress(self._done, None if self.plan.groups > 1 else n)
         self._check(index, missing)
 
-    def _turn(self, batches: Iterator[list[Batch]], first: int) -> _Turn | None:
-        """Runs the batches of a turn; None where the data ends.
+    def _turn(
+        self, batches: Iterator[Batch], size: int, first: int
+    ) -> tuple[Gradients, list[bool]] | None:
+        """Runs one batch of every process (of all together if the model is sharded).
+
+        Returns:
+            The gradients of this process's batch, and by batch whether it gives a row; there may
+            be fewer batches than processes at last. None where the data ends.
 
         Raises:
-            VlpError: whatever happens in one process is raised in all.
+            VlpError: an error of one process is raised in all.
         """
         with failing_together():
-            turn = next(batches, [])
+            turn = list(islice(batches, size))
             gradients = self._measured(turn, first)
         found = all_gather((len(turn), gradients is not None))
         if len({count for count, _ in found}) > 1:
@@ -226,8 +151,7 @@ class Filler:
                 f"the processes read different numbers of batches ({counts}); give every process "
                 "the same batches in the same order: no DistributedSampler, the same seed"
             )
-        have = [has for _, has in found[: len(turn)]]
-        return _Turn(gradients or {}, have) if turn else None
+        return (gradients or {}, [has for _, has in found[: len(turn)]]) if turn else None
 
     def _measured(self, turn: Sequence[Batch], first: int) -> Gradients | None:
         """The gradients of this process's batch of a turn; None if it has none to give."""
@@ -247,43 +171,71 @@ class Filler:
         store: Store,
         ranges: Sequence[tuple[int, int]],
     ) -> None:
-        """Writes the rows of a turn.
-
-        Args:
-            gradients: of this process's batch.
-            places: by process the row of its batch; None if it has none.
-            store: for the columns of this process.
-            ranges: by process, its first column and the one after the last.
-        """
+        """Writes the rows of a turn: by process, the place of its row and the columns it holds."""
 
         def write(sender: int, start: int, values: torch.Tensor) -> None:
             row = places[sender] if sender < len(places) else None
             if row is not None:
-                self.rounding.add(values, self.dtype)
+                self.rounding.add(values)
                 store.write(row, start, values)
 
         if len(ranges) > 1 and not self.probe.sharded:
-            exchange(partial(self.entries.together, gradients), ranges, write)
+            exchange(partial(self._joined, gradients), ranges, write)
             return
-        pieces = self.entries.gathered if self.probe.sharded else self.entries.pieces
+        pieces = self._whole_pieces if self.probe.sharded else self._pieces
         for column, values in pieces(gradients, *ranges[rank_and_size()[0]]):
             write(0, column, values)
 
-    def _tell(self, batches: int) -> None:
-        self.done += batches
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    def _pieces(
+        self, gradients: Gradients, start: int, stop: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Entries `start` to `stop` of a row, weight by weight: a column, and those from there on.
+
+        Gradients of weights that were removed before are 0.
+        """
+        for name, first, last, column in self.plan.columns.pieces(start, stop):
+            gradient = gradients.get(name)
+            if gradient is None:
+                zeros = torch.zeros(last - first, dtype=torch.float32, device=self.plan.solver)
+                yield column, zeros
+                continue
+            values = gradient.reshape(-1)[first:last]
+            if self._alive is not None:
+                values = values * self._alive[name].reshape(-1)[first:last].to(values.device)
+            yield column, values
+
+    def _whole_pieces(
+        self, gradients: Gradients, start: int, stop: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """`_pieces` of gradients that are sharded: a collective.
+
+        All processes make one gradient after the other whole, and each takes what it holds.
+        """
+        columns = self.plan.columns
+        for name, bounds in zip(columns.names, pairwise(columns.starts), strict=True):
+            sharded = gradients.get(name)
+            gradient = {} if sharded is None else {name: whole(sharded)}
+            first, last = max(start, bounds[0]), min(stop, bounds[1])
+            if first < last:
+                yield from self._pieces(gradient, first, last)
+
+    def _joined(self, gradients: Gradients, start: int, stop: int) -> torch.Tensor:
+        """`_pieces` in one tensor `[stop - start]`."""
+        found = torch.empty(stop - start, dtype=torch.float32, device=self.plan.solver)
+        for column, values in self._pieces(gradients, start, stop):
+            found[column - start : column - start + len(values)] = values
+        return found
 
     def _check(self, read: int, missing: set[int]) -> None:
         """Raises if rows are missing; notes which batches the first run left out."""
         if not read:
             raise DataError("the calibration data is empty: no batch was read; check its path")
-        if read < self.n:
+        if read < self.plan.n:
             raise DataError(
-                f"{self.n} gradient rows were asked for, one batch each, but the data gave only "
-                f"{read} batches; give more data or smaller batches, or ask for fewer rows"
+                f"{self.plan.n} gradient rows were asked for, one batch each, but the data gave "
+                f"only {read} batches; give more data or smaller batches, or ask for fewer rows"
             )
-        if not self.runs:
+        if not self._runs:
             self.left_out = frozenset(missing)
         elif missing != self.left_out:
             raise NonFiniteError(
@@ -296,14 +248,7 @@ class Filler:
                 "gradient; look at the checkpoint (weights after a diverged training), or run in "
                 "float32"
             )
-        self.runs += 1
-
-
-def _in_turns(batches: Iterable[Batch], processes: int) -> Iterator[list[Batch]]:
-    """As many batches at a time as there are processes to run them, at last perhaps fewer."""
-    left = iter(batches)
-    while turn := list(islice(left, processes)):
-        yield turn
+        self._runs += 1
 
 
 class PassRows(GradientRows):
@@ -313,35 +258,28 @@ class PassRows(GradientRows):
     a second sweep yields what the first did.
     """
 
-    def __init__(
-        self,
-        filler: Filler,
-        groups: Sequence[Sequence[tuple[int, ...]]],
-        edges: Sequence[int],
-        flat: torch.Tensor,
-    ) -> None:
+    def __init__(self, filler: Filler, layouts: Sequence[Layout], flat: torch.Tensor) -> None:
         """Gathers the first group.
 
         Args:
             filler: runs batches.
-            groups: by group and process, the cuts of the parts.
-            edges: first column of every process, then p.
+            layouts: of the columns of this process, by group.
             flat: memory for the largest group.
 
         Raises:
             VlpError: see `Filler.run`.
         """
-        self._filler, self._groups = filler, groups
+        self._filler, self._layouts = filler, layouts
         self._flat: torch.Tensor | None = flat
         self._held: int | None = None
-        self._met = 0
+        self._gathered = 0  # groups so far
         # Which batches are left out must be known before the first column is used.
         self._gather(0, all_weights=filler.probe.skip_nonfinite)
-        super().__init__(filler.rows, edges, self.rounding)
+        super().__init__(filler.rows, filler.plan.edges, self.rounding)
 
     def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
         self.sweeps += 1
-        for index in range(len(self._groups)):
+        for index in range(len(self._layouts)):
             if self._held != index:
                 self._gather(index)
             yield from self._store(index).parts(self.n)
@@ -352,113 +290,87 @@ class PassRows(GradientRows):
     def _gather(self, index: int, *, all_weights: bool = False) -> None:
         """Runs the batches for one group of columns."""
         self._held = None  # in case it ends early
-        ranges = [(cuts[0], cuts[-1]) for cuts in self._groups[index]]
-        names = {name for own in ranges for name, *_ in self._filler.entries.columns.pieces(*own)}
-        self._filler.run(self._store(index), ranges, None if all_weights else names)
+        self._filler.run(self._store(index), index, all_weights=all_weights)
         self._held = index
-        if index >= self._met:
-            self._met = index + 1
-            self.rounding = self._filler.rounding.relative(self._filler.entries.device)
+        if index >= self._gathered:
+            self._gathered = index + 1
+            self.rounding = self._filler.rounding.relative()
 
     def _store(self, index: int) -> MemoryStore:
         if self._flat is None:
             raise released()
-        layout = Layout(self._filler.n, self._groups[index][rank_and_size()[0]])
-        return MemoryStore(layout, self._flat)
-
-
-logger = logging.getLogger("vlp_plugins.methods")
+        return MemoryStore(self._layouts[index], self._flat)
 
 
 @contextmanager
 def gradient_rows(
     probe: LossProbe,
-    columns: Columns,
+    plan: RowPlan,
     batches: Callable[[], Iterator[Batch]],
-    device: torch.device,
     *,
-    n: int,
-    budget: int | None,
-    keep_in: str = "auto",
-    folder: Path | None = None,
-    dtype: torch.dtype = torch.float32,
     alive: Mapping[str, torch.Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[GradientRows]:
     """One row per batch: the gradient of its loss by every prunable weight.
 
     In a process group every process runs some of the batches and holds some of the columns; all
-    must be given the same batches. What rows take is given back at the end, whatever happens.
+    must be given the same batches. What rows take is freed at the end, also after an error.
 
     Args:
         probe: of the model.
-        columns: of its weights.
+        plan: says how many batches are used, and where their rows are kept.
         batches: starts a pass over the batches, always the same ones.
-        device: of the model.
-        n: number of batches to use.
-        budget: bytes of memory for rows; None: most of what is free.
-        keep_in: `ram`, `disk`, `passes` (nowhere: the batches run again for every group of columns
-            and sweep), or `auto`: the first of them that fits.
-        folder: where a file may go; None: `TMPDIR` or /var/tmp.
-        dtype: float32, or bfloat16 for half of the memory and an error that is logged.
         alive: bool masks by canonical name; gradients of removed weights are 0. None: no mask.
         progress: called with (batches run, batches to run, or None where the sweeps are not
             known).
 
     Yields:
-        The rows. There are fewer than `n` if the probe skips batches that are not finite.
+        The rows. There are fewer than `plan.n` if the probe skips batches that are not finite.
 
     Raises:
-        UnsupportedError: if the budget is too small, with the least that will do.
+        UnsupportedError: if the system does not give the memory.
         OutputError: if the disk has no room.
-        DataError: if there are fewer batches than `n`.
+        DataError: if there are fewer batches than `plan.n`.
         NonFiniteError: if a loss or gradient is NaN or infinite; names batch and weight.
     """
-    plan = plan_rows(columns, n, budget, folder, dtype, keep_in=keep_in, device=device)
     logger.info("%s", plan.lines[0])
-    total = None if plan.groups > 1 else n
-    entries = Entries(columns, device, alive)
-    filler = Filler(probe, entries, batches, n, dtype, progress, total)
+    filler = Filler(probe, plan, batches, alive, progress)
     with ExitStack() as stack:
-        rows = _gathered(plan, filler, stack)
+        rows = _filled(filler, stack)
         stack.callback(rows.release)
         if filler.left_out:
-            logger.warning("%d of %d batches gave no row", len(filler.left_out), n)
-        if dtype != torch.float32:
-            logger.info("keeping rows in %s changes them by %.2g", dtype, rows.rounding)
+            logger.warning("%d of %d batches gave no row", len(filler.left_out), plan.n)
+        if plan.dtype != torch.float32:
+            logger.info("keeping rows in %s changes them by %.2g", plan.dtype, rows.rounding)
         yield rows
 
 
-def _gathered(plan: RowPlan, filler: Filler, stack: ExitStack) -> GradientRows:
+def _filled(filler: Filler, stack: ExitStack) -> GradientRows:
     """The rows, those of the first group at least."""
-    own = rank_and_size()[0]
+    plan, own = filler.plan, rank_and_size()[0]
+    layouts = [Layout(plan.n, group[own]) for group in plan.cuts]
     if plan.keep_in == "passes":
-        largest = max(Layout(filler.n, group[own]).elements for group in plan.cuts)
-        flat = _memory(largest, filler.dtype, plan.device)
-        return PassRows(filler, plan.cuts, plan.edges, flat)
-    layout = Layout(filler.n, plan.cuts[0][own])
+        return PassRows(filler, layouts, _memory(max(each.elements for each in layouts), plan))
     with failing_together():
-        store = _store(plan, layout, filler.dtype, stack)
-    filler.run(store, [(cuts[0], cuts[-1]) for cuts in plan.cuts[0]])
-    device = filler.entries.device
-    rounding = filler.rounding.relative(device)
-    return KeptRows(store, filler.rows, plan.edges, device, rounding)
+        store = _store(plan, layouts[0], stack)
+    filler.run(store, 0)
+    return KeptRows(store, filler.rows, plan.edges, plan.solver, filler.rounding.relative())
 
 
-def _store(plan: RowPlan, layout: Layout, dtype: torch.dtype, stack: ExitStack) -> Store:
+def _store(plan: RowPlan, layout: Layout, stack: ExitStack) -> Store:
     if plan.keep_in == "ram":
-        return MemoryStore(layout, _memory(layout.elements, dtype, plan.device))
-    store = FileStore(layout, dtype, plan.folder)
+        return MemoryStore(layout, _memory(layout.elements, plan))
+    store = FileStore(layout, plan.dtype, plan.folder)
     stack.callback(store.close)
     return store
 
 
-def _memory(elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _memory(elements: int, plan: RowPlan) -> torch.Tensor:
     try:
-        return torch.empty(elements, dtype=dtype, device=device)
+        return torch.empty(elements, dtype=plan.dtype, device=plan.device)
     except RuntimeError as error:
-        amount = text_of(elements * dtype.itemsize)
+        amount = text_of(elements * plan.dtype.itemsize)
         raise UnsupportedError(
-            f"the system does not give {amount} of memory on {device} for gradient rows; give a "
-            "smaller memory_budget"
+            f"the system does not give {amount} of memory on {plan.device} for gradient rows; give "
+            "a smaller memory_budget"
         ) from error

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from vlp_plugins.methods.chita.rows.stores import ELSEWHERE
 from vlp_plugins.methods.chita.solver.problem import part_bounds
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import all_reduce_min, rank_and_size
@@ -62,7 +64,7 @@ class Columns:
         return self.starts[-1]
 
     def join(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """One vector of all weights; beside it nothing of its size is made.
+        """One vector of all weights; nothing else of its size is made.
 
         Args:
             tensors: by canonical name, of the weights' shapes, all on one device.
@@ -81,6 +83,34 @@ class Columns:
         """Views of a vector `[p]` by canonical name, in the weights' shapes."""
         ranges = zip(self.names, self.shapes, pairwise(self.starts), strict=True)
         return {name: vector[start:stop].view(shape) for name, shape, (start, stop) in ranges}
+
+    def only(self, names: Collection[str]) -> Columns:
+        """The columns of some weights, pushed together, with their blocks."""
+        chosen = [index for index, name in enumerate(self.names) if name in names]
+        starts, bounds = [0], [0]
+        for index in chosen:
+            first, last = self.starts[index : index + 2]
+            shift = starts[-1] - first
+            starts.append(last + shift)
+            if self.bounds is not None:
+                own = slice(bisect_right(self.bounds, first), bisect_right(self.bounds, last))
+                bounds += [bound + shift for bound in self.bounds[own]]
+        return Columns(
+            tuple(self.names[index] for index in chosen),
+            tuple(self.shapes[index] for index in chosen),
+            tuple(starts),
+            None if self.bounds is None else tuple(bounds),
+        )
+
+    def ranges(self, names: Collection[str]) -> list[tuple[int, int]]:
+        """First column of weights and the one after their last; neighbours are one range."""
+        merged: list[tuple[int, int]] = []
+        for name, (start, stop) in zip(self.names, pairwise(self.starts), strict=True):
+            if name in names and merged and merged[-1][1] == start:
+                merged[-1] = (merged[-1][0], stop)
+            elif name in names:
+                merged.append((start, stop))
+        return merged
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
         """The weights that columns `start` to `stop` are of.
@@ -138,11 +168,6 @@ A part should hold enough blocks for many cores."""
 _LEAST_WIDTH = 1 << 12
 
 PartBounds = tuple[int, ...]
-
-
-def least_width(columns: Columns) -> int:
-    """Columns of the narrowest part that must be possible: the largest block."""
-    return min(columns.p, _LEAST_WIDTH) if columns.bounds is None else columns.widest
 
 
 def shares_of(columns: Columns, processes: int) -> PartBounds:
@@ -207,11 +232,12 @@ def _grouped(cuts: PartBounds, columns: int) -> list[PartBounds]:
     return [tuple(group) for group in groups]
 
 
+KEEP_IN = ("auto", "ram", "disk", "passes")
 Kept = Literal["ram", "disk", "passes"]
 
-_WAYS = ("in memory", "on disk")
+_PLACES = ("in memory", "on disk")
 _STATE = 4 + 4 + 4 + 1
-"""Bytes per weight of what solvers hold beside the rows: weights, values, scores, support."""
+"""Bytes per weight of what solvers hold next to the rows: weights, values, scores, support."""
 _GRADIENT = 4
 
 
@@ -220,6 +246,10 @@ class RowPlan:
     """Where rows are kept, and what that costs. All bytes are of one process.
 
     Attributes:
+        columns: of the rows.
+        n: number of rows that there is room for, one batch each.
+        dtype: of the rows.
+        solver: device of the model, its gradients and the solver.
         keep_in: in RAM (or the memory of `device`), in a file, or nowhere: in passes over the
             batches, one group of columns after the other.
         device: whose memory holds rows, or the group of columns in work.
@@ -232,14 +262,18 @@ class RowPlan:
             of the budget.
         passes: over the batches, in all sweeps.
         gradient_batches: forward and backward passes of this process, one batch each.
-        lines: the same for a person.
+        lines: the same in words.
     """
 
+    columns: Columns
+    n: int
+    dtype: torch.dtype
+    solver: torch.device
     keep_in: Kept
     device: torch.device
     folder: Path
-    edges: tuple[int, ...]
-    cuts: tuple[tuple[tuple[int, ...], ...], ...]
+    edges: PartBounds
+    cuts: tuple[tuple[PartBounds, ...], ...]
     ram_bytes: int
     disk_bytes: int
     state_bytes: int
@@ -251,65 +285,6 @@ class RowPlan:
     def groups(self) -> int:
         """Number of groups of columns; 1 where all are kept."""
         return len(self.cuts)
-
-    def because(self, refused: Sequence[Exception]) -> RowPlan:
-        """The same plan, with the reasons that faster ways were not taken."""
-        whys = [str(error).partition(";")[0] for error in refused]  # without the advice
-        reasons = [f"not {way}: {why}" for way, why in zip(_WAYS, whys, strict=False)]
-        return replace(self, lines=(self.lines[0], *reasons, *self.lines[1:]))
-
-
-class Needs:
-    """What rows take, wherever they are kept."""
-
-    def __init__(
-        self, columns: Columns, n: int, dtype: torch.dtype, sweeps: int, device: torch.device
-    ) -> None:
-        self.columns, self.n, self.sweeps, self.device = columns, n, sweeps, device
-        self.processes = rank_and_size()[1]
-        self.edges = shares_of(columns, self.processes)
-        self.size = dtype.itemsize
-        # A solver computes in float32: a copy of the part in work.
-        self.extra = 4 if dtype.itemsize < 4 else 0
-        self.block = n * least_width(columns)
-        share = max(self.edges[i + 1] - self.edges[i] for i in range(self.processes))
-        self.rows = n * share * self.size
-        self.state = columns.p * _STATE
-
-    def cuts(self, elements: int) -> tuple[tuple[int, ...], ...]:
-        """The parts of every process, of about that many elements."""
-        elements = min(PART, max(elements, self.block))
-        return part_bounds_of(self.columns, self.n, self.edges, elements)
-
-    def widest(self, cuts: tuple[tuple[int, ...], ...]) -> int:
-        """Elements of the largest part of any process."""
-        widths = [b - a for own in cuts for a, b in pairwise(own)]
-        return self.n * max(widths)
-
-    def usable(self, budget: int | None, device: torch.device) -> int:
-        """The budget, or of a device no more than it has."""
-        if budget is not None and device.type == "cpu":
-            return budget
-        free = all_reduce_min(usable_bytes(device, self.state + _GRADIENT * self.columns.p))
-        return free if budget is None else min(budget, free)
-
-    def plan(
-        self,
-        keep_in: Kept,
-        device: torch.device,
-        folder: Path,
-        cuts: tuple[tuple[tuple[int, ...], ...], ...],
-        ram: int,
-        disk: int,
-        line: str,
-    ) -> RowPlan:
-        passes = self.sweeps * len(cuts) if len(cuts) > 1 else 1
-        each = -(-self.n // self.processes)
-        held = f"beside them {text_of(self.state)} of weights, values, scores and support"
-        return RowPlan(
-            keep_in, device, folder, self.edges, cuts, ram, disk, self.state, passes,
-            passes * each, (line, held),
-        )  # fmt: skip
 
 
 def plan_rows(
@@ -331,9 +306,10 @@ def plan_rows(
         budget: bytes of memory for rows and the parts in work; None: three quarters of what is
             free, less what else will be needed.
         folder: where a file may go; None: `TMPDIR` or /var/tmp.
-        dtype: float32 or bfloat16.
+        dtype: float32, or bfloat16 for half of the memory and an error that is logged.
         sweeps: how often all columns will be read.
-        keep_in: `auto`, or what to do.
+        keep_in: `ram`, `disk`, `passes` (nowhere: the batches run again for every group of columns
+            and sweep), or `auto`: the first of them that fits.
         device: of the model; rows that fit are kept in its memory.
 
     Raises:
@@ -341,106 +317,175 @@ def plan_rows(
         OutputError: if rows must go to a disk that has no room for them.
         DataError: if there are no rows.
     """
-    _check(n, dtype, keep_in)
-    needs = Needs(columns, n, dtype, sweeps, device or torch.device("cpu"))
-    ways = {"ram": _in_memory, "disk": _on_disk, "passes": _in_passes}
-    folder = spill_folder(folder)
-    errors: list[Exception] = []
-    for way, plan in ways.items():
-        if keep_in in (way, "auto"):
-            try:
-                return plan(needs, budget, folder).because(errors)
-            except (UnsupportedError, OutputError) as error:
-                errors.append(error)
-    raise errors[-1]
-
-
-def _check(n: int, dtype: torch.dtype, keep_in: str) -> None:
     if n < 1:
         raise DataError(f"{n} gradient rows were asked for; there must be at least one batch")
     if dtype not in (torch.float32, torch.bfloat16):
         raise UnsupportedError(f"rows are float32 or bfloat16, not {str(dtype).split('.')[-1]}")
-    known = ["auto", "ram", "disk", "passes"]
-    if keep_in not in known:
-        raise UnsupportedError(f"keep_in={keep_in!r} is unknown{suggest(keep_in, known)}")
-
-
-def _in_memory(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
-    devices = dict.fromkeys((needs.device, torch.device("cpu")))
-    least = needs.rows + needs.extra * needs.block
-    for device in devices:
-        usable = needs.usable(budget, device)
-        if least > usable:
-            continue
-        spare = (usable - needs.rows) // needs.extra if needs.extra else PART
-        cuts = needs.cuts(spare)
-        ram = needs.rows + needs.extra * needs.widest(cuts)
-        where = "RAM" if device.type == "cpu" else f"the memory of {device}"
-        return needs.plan(
-            "ram", device, folder, (cuts,), ram, 0,
-            f"the rows stay in {where}: {text_of(ram)} of {text_of(usable)}",
-        )  # fmt: skip
-    raise UnsupportedError(
-        f"{needs.n} rows of {needs.columns.p:,} columns need {text_of(least)} of memory, but "
-        f"{_of(budget, usable)}; give memory_budget={_amount(least)!r} or more, take fewer rows, "
-        "or let them go to disk (keep_in='auto')"
+    if keep_in not in KEEP_IN:
+        raise UnsupportedError(f"keep_in={keep_in!r} is unknown{suggest(keep_in, list(KEEP_IN))}")
+    needs = _Needs(
+        columns, n, dtype, sweeps, device or torch.device("cpu"), budget, spill_folder(folder)
     )
+    ways = {"ram": needs.in_memory, "disk": needs.on_disk, "passes": needs.in_passes}
+    refused: list[Exception] = []
+    for way, plan in ways.items():
+        if keep_in not in (way, "auto"):
+            continue
+        try:
+            found = plan()
+        except (UnsupportedError, OutputError) as error:
+            refused.append(error)
+            continue
+        whys = [str(error).partition(";")[0] for error in refused]  # without the advice
+        reasons = [f"not {place}: {why}" for place, why in zip(_PLACES, whys, strict=False)]
+        return replace(found, lines=(found.lines[0], *reasons, *found.lines[1:]))
+    raise refused[-1]
 
 
-def _on_disk(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
-    cpu = torch.device("cpu")
-    each = needs.size + needs.extra
-    usable = needs.usable(budget, cpu)
-    _check_block(needs, each, budget, usable)
-    free = all_reduce_min(usable_disk(folder))
-    if needs.rows > free:
-        raise OutputError(
-            f"{needs.n} rows of {needs.columns.p:,} columns need {text_of(needs.rows)} of disk, "
-            f"but {folder} has room for {text_of(free)}; choose another folder (the job's work "
-            "folder, or TMPDIR), raise memory_budget so that they fit into memory, or say "
-            "keep_in='passes', which needs no disk and more time"
-        )
-    cuts = needs.cuts(usable // (8 * each))
-    ram = each * needs.widest(cuts)
-    together = needs.rows * local_processes()
-    return needs.plan(
-        "disk", cpu, folder, (cuts,), ram, needs.rows,
-        f"the rows go to disk: {text_of(together)} in {folder}, read once per sweep, "
-        f"{text_of(ram)} at a time",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Needs:
+    """What rows take, wherever they are kept; see `plan_rows`."""
 
+    columns: Columns
+    n: int
+    dtype: torch.dtype
+    sweeps: int
+    device: torch.device
+    budget: int | None
+    folder: Path
 
-def _in_passes(needs: Needs, budget: int | None, folder: Path) -> RowPlan:
-    usable = needs.usable(budget, needs.device)
-    _check_block(needs, needs.size + needs.extra, budget, usable)
-    cuts = needs.cuts(usable // (8 * needs.size))
-    extra = needs.extra * needs.widest(cuts)
-    columns = (usable - extra) // (needs.n * needs.size)
-    groups = column_groups(cuts, columns)
-    largest = max(own[-1] - own[0] for group in groups for own in group)
-    ram = needs.n * needs.size * largest + extra
-    how = f"{len(groups)} groups of columns one after the other in {text_of(ram)}"
-    line = f"the rows are kept nowhere: {how}, so every sweep runs all {needs.n} batches again, "
-    line += f"{len(groups)} times"
-    if len(groups) == 1:
-        line = f"the rows are one group of columns that stays in memory: {text_of(ram)}"
-    return needs.plan("passes", needs.device, folder, groups, ram, 0, line)
+    @cached_property
+    def edges(self) -> PartBounds:
+        """First column of every process, then p."""
+        return shares_of(self.columns, rank_and_size()[1])
 
+    @cached_property
+    def bytes(self) -> int:
+        """Of all rows, in the process that holds most columns."""
+        return self.n * max(b - a for a, b in pairwise(self.edges)) * self.dtype.itemsize
 
-def _check_block(needs: Needs, each: int, budget: int | None, usable: int) -> None:
-    least = each * needs.block
-    if usable < least:
+    @property
+    def copy(self) -> int:
+        """Bytes per element of the part in work as float32, in which solvers compute."""
+        return 4 if self.dtype.itemsize < 4 else 0
+
+    @property
+    def block(self) -> int:
+        """Elements of the narrowest part that must be possible: the largest block."""
+        blocked = self.columns.bounds is not None
+        return self.n * (self.columns.widest if blocked else min(self.columns.p, _LEAST_WIDTH))
+
+    def in_memory(self) -> RowPlan:
+        least = self.bytes + self.copy * self.block
+        for device in dict.fromkeys((self.device, torch.device("cpu"))):
+            usable = self._usable(device)
+            if least > usable:
+                continue
+            cuts = self._cuts((usable - self.bytes) // self.copy if self.copy else PART)
+            ram = self.bytes + self.copy * self._widest(cuts)
+            where = "RAM" if device.type == "cpu" else f"the memory of {device}"
+            line = f"the rows stay in {where}: {text_of(ram)} of {text_of(usable)}"
+            return self._plan("ram", device, (cuts,), ram, line)
         raise UnsupportedError(
-            f"{needs.n} rows of the largest block ({needs.block // needs.n:,} columns) take "
-            f"{text_of(least)}, but {_of(budget, usable)}; give memory_budget={_amount(least)!r} "
-            "or more, take fewer rows or smaller blocks"
+            f"{self.n} rows of {self.columns.p:,} columns need {text_of(least)} of memory, but "
+            f"{self._limit(usable)}; give memory_budget={_amount(least)!r} or more, take fewer "
+            "rows, or let them go to disk (keep_in='auto')"
         )
 
+    def on_disk(self) -> RowPlan:
+        cpu = torch.device("cpu")
+        each = self.dtype.itemsize + self.copy
+        usable = self._usable(cpu)
+        self._check_block(each, usable)
+        free = all_reduce_min(usable_disk(self.folder))
+        if self.bytes > free:
+            raise OutputError(
+                f"{self.n} rows of {self.columns.p:,} columns need {text_of(self.bytes)} of disk, "
+                f"but {self.folder} has room for {text_of(free)}; {ELSEWHERE}"
+            )
+        cuts = self._cuts(usable // (8 * each))
+        ram = each * self._widest(cuts)
+        line = (
+            f"the rows go to disk: {text_of(self.bytes * local_processes())} in {self.folder}, "
+            f"read once per sweep, {text_of(ram)} at a time"
+        )
+        return self._plan("disk", cpu, (cuts,), ram, line)
 
-def _of(budget: int | None, usable: int) -> str:
-    if budget is None:
-        return f"only {text_of(usable)} of what is free may be used"
-    return f"the budget is {text_of(budget)}"
+    def in_passes(self) -> RowPlan:
+        size = self.dtype.itemsize
+        usable = self._usable(self.device)
+        self._check_block(size + self.copy, usable)
+        cuts = self._cuts(usable // (8 * size))
+        copy = self.copy * self._widest(cuts)
+        groups = column_groups(cuts, (usable - copy) // (self.n * size))
+        largest = max(own[-1] - own[0] for group in groups for own in group)
+        ram = self.n * size * largest + copy
+        line = f"the rows are one group of columns that stays in memory: {text_of(ram)}"
+        if len(groups) > 1:
+            line = (
+                f"the rows are kept nowhere: {len(groups)} groups of columns one after the other "
+                f"in {text_of(ram)}, so every sweep runs all {self.n} batches again, "
+                f"{len(groups)} times"
+            )
+        return self._plan("passes", self.device, groups, ram, line)
+
+    def _plan(
+        self,
+        keep_in: Kept,
+        device: torch.device,
+        cuts: tuple[tuple[PartBounds, ...], ...],
+        ram: int,
+        line: str,
+    ) -> RowPlan:
+        state = self.columns.p * _STATE
+        passes = self.sweeps * len(cuts) if len(cuts) > 1 else 1
+        return RowPlan(
+            columns=self.columns,
+            n=self.n,
+            dtype=self.dtype,
+            solver=self.device,
+            keep_in=keep_in,
+            device=device,
+            folder=self.folder,
+            edges=self.edges,
+            cuts=cuts,
+            ram_bytes=ram,
+            disk_bytes=self.bytes if keep_in == "disk" else 0,
+            state_bytes=state,
+            passes=passes,
+            gradient_batches=passes * -(-self.n // rank_and_size()[1]),
+            lines=(line, f"next to them {text_of(state)} of weights, values, scores and support"),
+        )
+
+    def _cuts(self, elements: int) -> tuple[PartBounds, ...]:
+        """The parts of every process, of about that many elements."""
+        elements = min(PART, max(elements, self.block))
+        return part_bounds_of(self.columns, self.n, self.edges, elements)
+
+    def _widest(self, cuts: tuple[PartBounds, ...]) -> int:
+        """Elements of the largest part of any process."""
+        return self.n * max(b - a for own in cuts for a, b in pairwise(own))
+
+    def _usable(self, device: torch.device) -> int:
+        """The budget, or of a device no more than it has."""
+        if self.budget is not None and device.type == "cpu":
+            return self.budget
+        free = all_reduce_min(usable_bytes(device, (_STATE + _GRADIENT) * self.columns.p))
+        return free if self.budget is None else min(self.budget, free)
+
+    def _check_block(self, each: int, usable: int) -> None:
+        least = each * self.block
+        if usable < least:
+            raise UnsupportedError(
+                f"{self.n} rows of the largest block ({self.block // self.n:,} columns) take "
+                f"{text_of(least)}, but {self._limit(usable)}; give "
+                f"memory_budget={_amount(least)!r} or more, take fewer rows or smaller blocks"
+            )
+
+    def _limit(self, usable: int) -> str:
+        if self.budget is None:
+            return f"only {text_of(usable)} of what is free may be used"
+        return f"the budget is {text_of(self.budget)}"
 
 
 def _amount(least: int) -> str:

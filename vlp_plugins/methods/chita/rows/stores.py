@@ -145,6 +145,10 @@ class MemoryStore:
             yield start, self._flat[offset : offset + n * width].view(n, width)
 
 
+ELSEWHERE = (
+    "choose another folder (the job's work folder, or TMPDIR), raise memory_budget so that they "
+    "fit into memory, or say keep_in='passes', which needs no disk and more time"
+)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -231,8 +235,7 @@ class FileStore:
         reason = "no space left on the disk, or a quota is used up" if full else error.strerror
         return OutputError(
             f"cannot keep {text_of(self._bytes)} of gradient rows in {self._folder}: {reason}; "
-            "choose another folder (the job's work folder, or TMPDIR), raise memory_budget so that "
-            "they fit into memory, or say keep_in='passes', which needs no disk and more time"
+            f"{ELSEWHERE}"
         )
 
 
@@ -273,7 +276,7 @@ class Store(Protocol):
 
 
 class GradientRows(Rows):
-    """Rows of a model; their columns are shared out among the processes, if there are several.
+    """Rows of a model; every process holds some of the columns.
 
     Attributes:
         rounding: relative error of the rows by rounding them to their dtype, in the Frobenius norm;

@@ -34,6 +34,19 @@ _WIDTH = 1 << 14  # columns in work at a time
 
 
 @dataclass(frozen=True)
+class Band:
+    """Some columns of the rows, with what a search among them needs.
+
+    Attributes:
+        columns: `[n, m]`, float64.
+        weights: their dense weights, float64 `[m]`.
+    """
+
+    columns: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Dual:
     """The dual of one support; all tensors float64.
 
@@ -64,40 +77,23 @@ class Dual:
         rows, c = problem.rows, problem.first_order
         ridge = rows.n * problem.ridge
         matrix = problem.weights.new_zeros((rows.n, rows.n), dtype=torch.float64)
-        sums = problem.weights.new_zeros(rows.n + 2, dtype=torch.float64)
+        sums = problem.weights.new_zeros(rows.n + 2, dtype=torch.float64)  # A_C v_C, |v_C|^2, 1'A v
         for start, part in rows.parts():
-            inside = support[start : start + part.shape[1]]
-            weights = problem.weights[start : start + part.shape[1]]
+            columns = slice(start, start + part.shape[1])
+            inside, weights = support[columns], problem.weights[columns].double()
             tolerable = ridge * (part.shape[1] / rows.p) ** 0.5  # errors of parts add up
             for chosen in inside.nonzero()[:, 0].split(_WIDTH):
                 matrix += gram(pick_columns(part, chosen), tolerable)
-            sums += _sums(part, weights, inside, dense=c > 0)
-        return _assemble(rows.add_up(matrix), rows.add_up(sums), ridge, c)
-
-    @classmethod
-    def of_columns(
-        cls,
-        part: torch.Tensor,
-        weights: torch.Tensor,
-        inside: torch.Tensor,
-        ridge: float,
-        first_order: float = 0.0,
-        kept: torch.Tensor | None = None,
-    ) -> Dual:
-        """The dual of a problem that is only some columns: a block, or a whole small matrix.
-
-        Args:
-            part: `[n, m]`, floating.
-            weights: v `[m]`.
-            inside: bool `[m]`, the support.
-            ridge: r = n lambda.
-            first_order: c.
-            kept: the columns of the support, if they are at hand.
-        """
-        if kept is None:
-            kept = pick_columns(part, inside.nonzero()[:, 0])
-        sums = _sums(part, weights, inside, dense=first_order > 0)
-        return _assemble(gram(kept, ridge), sums, ridge, first_order)
+            pruned = weights.masked_fill(inside, 0)
+            sums[:-2] += weighted_sum(part, pruned)
+            sums[-2] += pruned.square().sum()
+            if c:
+                sums[-1] += weighted_sum(part, weights).sum()
+        matrix, sums = rows.add_up(matrix), rows.add_up(sums)
+        check_finite(sums)
+        matrix.diagonal().add_(ridge)
+        square, dense = sums[-2:].tolist()
+        return cls(matrix, sums[:-2] - c, ridge, square, c, dense)
 
     @cached_property
     def factor(self) -> torch.Tensor:
@@ -135,69 +131,24 @@ class Dual:
 
     def refit(self, kept: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """v_S + A_S' u for columns of the support `[n, k]` and v there `[k]`; float32 `[k]`."""
-        squares = float(self.matrix.diagonal().sum()) - len(self.matrix) * self.ridge
-        return refit(kept, weights, self.solution, max(squares, 0.0))
+        squares = self.matrix.diagonal().sum() - len(self.matrix) * self.ridge
+        return refit(kept, weights, self.solution, squares.clamp_min(0))
 
-    def shift(self, part: torch.Tensor) -> torch.Tensor:
-        """A'u of columns `[n, m]`; float32 `[m]`. With v added it is z."""
-        return self.solution.float() @ part.float()
-
-    def leverages(self, part: torch.Tensor) -> torch.Tensor:
-        """The h of columns `[n, m]`: in [0, 1) for columns of the support; float32 `[m]`."""
-        whitener = self.whitener.float()
-        chunks = part.split(_WIDTH, dim=1)
-        return torch.cat([(whitener @ chunk.float()).square_().sum(0) for chunk in chunks])
-
-    def exchanged(
-        self,
-        added: torch.Tensor,
-        added_weights: torch.Tensor,
-        removed: torch.Tensor,
-        removed_weights: torch.Tensor,
-    ) -> Dual:
-        """The dual after columns joined and left the support, from these columns alone.
-
-        With several processes the columns of all of them are needed: see `moved`.
+    def exchanged(self, band: Band, leaving: torch.Tensor, joining: torch.Tensor) -> Dual:
+        """The dual after columns of a band left and joined the support, from these alone.
 
         Args:
-            added: `[n, a]`, columns that join.
-            added_weights: their dense weights `[a]`.
-            removed: `[n, b]`, columns that leave.
-            removed_weights: their dense weights `[b]`.
+            band: columns at hand.
+            leaving: int64 `[a]`, positions in the band.
+            joining: int64 `[b]`.
         """
-        exact = (added.double(), removed.double())
-        v = (added_weights.double(), removed_weights.double())
+        added, removed = band.columns[:, joining], band.columns[:, leaving]
+        v_added, v_removed = band.weights[joining], band.weights[leaving]
         return replace(
             self,
-            matrix=self.matrix + exact[0] @ exact[0].T - exact[1] @ exact[1].T,
-            target=self.target - exact[0] @ v[0] + exact[1] @ v[1],
-            pruned=max(0.0, self.pruned - float(v[0] @ v[0]) + float(v[1] @ v[1])),
-        )
-
-    def moved(self, problem: Problem, before: torch.Tensor, after: torch.Tensor) -> Dual:
-        """The dual of another support, by the columns that differ; one sweep over the rows.
-
-        Args:
-            problem: the problem that this is a dual of.
-            before: bool `[p]`, the support of this dual.
-            after: bool `[p]`, the new support.
-        """
-        matrix, target = torch.zeros_like(self.matrix), torch.zeros_like(self.target)
-        square = torch.zeros_like(target[:1])
-        for start, part in problem.rows.parts():
-            old, new = (s[start : start + part.shape[1]] for s in (before, after))
-            weights = problem.weights[start : start + part.shape[1]].double()
-            for chosen, sign in ((new & ~old, 1), (old & ~new, -1)):
-                for where in chosen.nonzero()[:, 0].split(_WIDTH):
-                    columns = pick_columns(part, where).double()
-                    matrix += sign * (columns @ columns.T)
-                    target -= sign * (columns @ weights[where])
-                    square -= sign * weights[where].square().sum()
-        return replace(
-            self,
-            matrix=self.matrix + problem.rows.add_up(matrix),
-            target=self.target + problem.rows.add_up(target),
-            pruned=max(0.0, self.pruned + float(problem.rows.add_up(square))),
+            matrix=self.matrix + added @ added.T - removed @ removed.T,
+            target=self.target - added @ v_added + removed @ v_removed,
+            pruned=max(0.0, self.pruned - float(v_added @ v_added) + float(v_removed @ v_removed)),
         )
 
 
@@ -221,38 +172,6 @@ def adding_gains(z: torch.Tensor, h: torch.Tensor, ridge: float) -> torch.Tensor
         ridge: r = n lambda.
     """
     return z.square() * (ridge / 2) / (1 + h)
-
-
-def _sums(
-    part: torch.Tensor, weights: torch.Tensor, inside: torch.Tensor, *, dense: bool
-) -> torch.Tensor:
-    """A_C v_C, then 1'A v (0 unless `dense`) and |v_C|^2 of some columns; float64 `[n + 2]`."""
-    weights = weights.double()
-    pruned = weights.masked_fill(inside, 0)
-    target = weighted_sum(part, pruned)
-    whole = weighted_sum(part, weights).sum() if dense else torch.zeros_like(target[0])
-    square = pruned.square().sum()
-    return torch.cat((target, whole[None], square[None]))
-
-
-def _assemble(matrix: torch.Tensor, sums: torch.Tensor, ridge: float, first_order: float) -> Dual:
-    check_finite(sums)
-    matrix.diagonal().add_(ridge)
-    dense, pruned = sums[-2:].tolist()
-    return Dual(matrix, sums[:-2] - first_order, ridge, pruned, first_order, dense)
-
-
-@dataclass(frozen=True)
-class Band:
-    """Some columns of the rows, with what a search among them needs.
-
-    Attributes:
-        columns: `[n, m]`, float64.
-        weights: their dense weights, float64 `[m]`.
-    """
-
-    columns: torch.Tensor
-    weights: torch.Tensor
 
 
 def dual_and_band(problem: Problem, chosen: Ranked) -> tuple[Dual, Band]:

@@ -1,4 +1,4 @@
-"""Columns of rows, their Gram matrices, and the dual systems of many blocks."""
+"""Columns of rows, their Gram matrices and their systems."""
 
 from __future__ import annotations
 
@@ -56,21 +56,22 @@ def gram(columns: torch.Tensor, ridge: float) -> torch.Tensor:
 
 def _product(columns: torch.Tensor, ridge: float) -> torch.Tensor:
     product = symmetric(columns)
-    if inexact(product, ridge).any():
+    if _inexact(product, ridge):
         product = symmetric(columns.double())
     return product.double()
 
 
-def symmetric(columns: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """`columns @ columns.T`, without computing both halves where that saves time.
+def symmetric(columns: torch.Tensor) -> torch.Tensor:
+    """`columns @ columns.mT`, without computing both halves where that saves time.
 
     Args:
         columns: `[n, k]` or `[b, n, k]`.
-        out: where to write the product of one matrix, `[n, n]`.
     """
-    if columns.device.type != "cpu" or columns.ndim > 2 or len(columns) < 2 * _STRIP:
-        return torch.matmul(columns, columns.mT, out=out)
-    product = columns.new_empty((len(columns), len(columns))) if out is None else out
+    if columns.device.type == "cpu" and columns.ndim > 2:  # faster than one batched product
+        return torch.stack([symmetric(matrix) for matrix in columns])
+    if columns.device.type != "cpu" or len(columns) < 2 * _STRIP:
+        return columns @ columns.mT
+    product = columns.new_empty((len(columns), len(columns)))
     # In narrower strips than these a CPU loses what it saves.
     for start in range(0, len(columns), _STRIP):
         strip = slice(start, start + _STRIP)
@@ -80,21 +81,13 @@ def symmetric(columns: torch.Tensor, out: torch.Tensor | None = None) -> torch.T
     return product
 
 
-def inexact(products: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Whether rounding may have changed eigenvalues by more than a ten thousandth of the ridge.
-
-    Args:
-        products: Gram matrices `[n, n]` or `[b, n, n]` as float32 or float64 gave them.
-        ridge: what will be added to the diagonal.
-
-    Returns:
-        bool, of no dimension or `[b]`.
-    """
-    traces = products.diagonal(dim1=-2, dim2=-1).sum(-1)
-    unit = 2.0**-9 if float32_product_error(products.device) else 2.0**-24
+def _inexact(products: torch.Tensor, ridge: float) -> bool:
+    """Whether rounding may have changed eigenvalues by more than a ten thousandth of the ridge."""
     if products.dtype == torch.float64:
-        unit = 0.0
-    return ~(unit * products.shape[-1] ** -0.5 * traces < _SHARE * ridge)
+        return False
+    unit = 2.0**-9 if float32_product_error(products.device) else 2.0**-24
+    largest = products.diagonal(dim1=-2, dim2=-1).sum(-1).amax()
+    return not bool(unit * products.shape[-1] ** -0.5 * largest < _SHARE * ridge)
 
 
 def weighted_sum(part: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -116,47 +109,7 @@ def weighted_sum(part: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def pick_and_sum(
-    part: torch.Tensor,
-    chosen: torch.Tensor,
-    vector: torch.Tensor,
-    picked: torch.Tensor,
-    total: torch.Tensor,
-) -> None:
-    """Writes `part[:, chosen]` and `part @ vector`, reading the part once.
-
-    A few rows at a time are summed and then picked from, while they are in the cache.
-
-    Args:
-        part: `[n, m]`, float32 or float64.
-        chosen: int64 `[k]`.
-        vector: `[m]`.
-        picked: `[n, k]`, for the columns.
-        total: `[n]`, for the sums; all of one dtype.
-    """
-    places = chosen.expand(_STRIP, -1)
-    for start in range(0, len(part), _STRIP):
-        rows = part[start : start + _STRIP]
-        torch.mv(rows, vector, out=total[start : start + _STRIP])
-        torch.gather(rows, 1, places[: len(rows)], out=picked[start : start + _STRIP])
-
-
 _VISIBLE = 1e-6
-
-
-def solve_systems(grams: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
-    """U = (r I + A_S A_S')^-1 q of every block by Cholesky.
-
-    Args:
-        grams: A_S A_S', float64 `[b, n, n]`; r is added in place.
-        targets: q, float64 `[b, n]`.
-        ridge: r = n lambda.
-
-    Returns:
-        float64 `[b, n]`.
-    """
-    grams.diagonal(dim1=1, dim2=2).add_(ridge)
-    return torch.cholesky_solve(targets[..., None], factor(grams))[..., 0]
 
 
 def factor(matrices: torch.Tensor) -> torch.Tensor:
@@ -188,40 +141,21 @@ def check_finite(found: torch.Tensor) -> None:
 
 
 def refit(
-    columns: torch.Tensor, weights: torch.Tensor, solution: torch.Tensor, squares: float
+    columns: torch.Tensor, weights: torch.Tensor, solution: torch.Tensor, squares: torch.Tensor
 ) -> torch.Tensor:
     """v_S + A_S' u, in float64 where float32 would round it visibly because u is long.
 
     Args:
-        columns: A_S `[n, k]`.
-        weights: v_S `[k]`.
-        solution: u, float64 `[n]`.
-        squares: the sum of the squares of A_S.
+        columns: A_S `[n, k]`, or of many blocks `[b, n, k]`.
+        weights: v_S `[k]` or `[b, k]`.
+        solution: u, float64 `[n]` or `[b, n]`.
+        squares: the sum of the squares of A_S, float64, of no dimension or `[b]`.
 
     Returns:
-        float32 `[k]`.
+        float32 `[k]` or `[b, k]`.
     """
     wide = widened(columns)
-    rounding = 2.0**-24 * float(solution.norm()) * squares**0.5
-    if rounding < _VISIBLE * float(weights.norm()):
-        return weights + (solution.to(wide.dtype) @ wide).float()
-    return (weights.double() + solution @ wide.double()).float()
-
-
-def block_sums(
-    solutions: torch.Tensor, targets: torch.Tensor, ridge: float, first_order: float
-) -> torch.Tensor:
-    """What blocks add to A (w - v) `[n]`, and to |w_S - v_S|^2, at their minimisers.
-
-    Args:
-        solutions: u `[b, n]`, float64.
-        targets: q `[b, n]`, float64.
-        ridge: r = n lambda.
-        first_order: c.
-
-    Returns:
-        float64 `[n + 1]`.
-    """
-    moved = -(ridge * solutions + first_order).sum(0)
-    distance = (targets * solutions).sum() - ridge * solutions.square().sum()
-    return torch.cat((moved, distance[None]))
+    rounding = 2.0**-24 * solution.norm(dim=-1) * squares.sqrt()
+    if not bool((rounding <= _VISIBLE * weights.norm(dim=-1)).all()):
+        weights, wide = weights.double(), wide.double()
+    return (weights + (solution.to(wide.dtype)[..., None, :] @ wide)[..., 0, :]).float()

@@ -153,7 +153,7 @@ def top(scores: torch.Tensor, keep: int) -> torch.Tensor:
 def top_by(
     scores: Callable[[slice], torch.Tensor], p: int, keep: int, device: torch.device
 ) -> torch.Tensor:
-    """The same for scores that are computed anew whenever a chunk of them is needed.
+    """The same for scores that are computed again whenever a chunk of them is needed.
 
     Args:
         scores: computes the float32 scores of a slice, of any step; called from several threads.
@@ -226,10 +226,10 @@ def ranked(vector: torch.Tensor, keep: int, near: int = 0) -> Ranked:
         keep: 0 to p.
         near: entries of the band on each side of the line; fewer where a side has fewer.
     """
-    return beside(vector, top(vector.abs(), keep), near)
+    return with_band(vector, top(vector.abs(), keep), near)
 
 
-def beside(vector: torch.Tensor, support: torch.Tensor, near: int) -> Ranked:
+def with_band(vector: torch.Tensor, support: torch.Tensor, near: int) -> Ranked:
     """A given support, ranked by the absolute values of a vector.
 
     Args:

@@ -163,7 +163,7 @@ def ascend(problem: Problem, point: Point) -> Top:
 
 
 def dual_value(problem: Problem, point: Point, dense: torch.Tensor) -> float:
-    """D(u), see `relaxed`; no sweep.
+    """D(u), see the module; no sweep.
 
     Args:
         problem: see `Problem`.

@@ -15,11 +15,20 @@ from vlp_plugins.methods.chita.solver.dual import (
     removal_costs,
 )
 from vlp_plugins.methods.chita.solver.gram import pick_columns
-from vlp_plugins.methods.chita.solver.problem import Problem, Ranked, Solution, beside, ranked
+from vlp_plugins.methods.chita.solver.problem import Problem, Ranked, Solution, ranked, with_band
 from vlp_plugins.methods.chita.solver.relaxation import Point, ascend, newton_direction, shifts
+
+logger = logging.getLogger(__name__)
 
 _EXCHANGE_ROUNDS = 100
 _PAIRS = 256
+_WIDTH = 0.3
+NEAR_PER_ROW = 8
+"""Columns on each side of the line that `fast` exchanges."""
+_NEAR_PER_ROW, _LEAST_NEAR = 32, 1024
+"""The same of `best`."""
+_ROUNDS = 3
+_SMALL = 1e-9
 
 
 def exchange(dual: Dual, band: Band, inside: torch.Tensor) -> tuple[Dual, torch.Tensor]:
@@ -43,7 +52,8 @@ def exchange(dual: Dual, band: Band, inside: torch.Tensor) -> tuple[Dual, torch.
         leaving, joining = _worthwhile(dual, band, inside, limit)
         count = len(leaving)
         while (
-            count and not (tried := _moved(dual, band, leaving, joining)).objective < dual.objective
+            count
+            and not (tried := dual.exchanged(band, leaving, joining)).objective < dual.objective
         ):
             count //= 2
             leaving, joining = leaving[:count], joining[:count]
@@ -68,7 +78,7 @@ def exchange_pairs(dual: Dual, band: Band, inside: torch.Tensor) -> tuple[Dual, 
             break
         best = int(falls.argmax())
         out, into = leaving[best // len(joining)], joining[best % len(joining)]
-        tried = _moved(dual, band, out[None], into[None])
+        tried = dual.exchanged(band, out[None], into[None])
         if not tried.objective < dual.objective:
             break
         dual = tried
@@ -111,13 +121,6 @@ def _worthwhile(
     return kept[:count], pruned[:count]
 
 
-def _moved(dual: Dual, band: Band, leaving: torch.Tensor, joining: torch.Tensor) -> Dual:
-    columns, weights = band.columns, band.weights
-    return dual.exchanged(
-        columns[:, joining], weights[joining], columns[:, leaving], weights[leaving]
-    )
-
-
 def _pair_falls(
     dual: Dual, band: Band, inside: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -137,9 +140,6 @@ def _pair_falls(
     out, into = z[: len(kept), None], z[None, len(kept) :]
     fall = into.square() * a - 2 * out * into * mixed + out.square() * b
     return kept, pruned, fall * (dual.ridge / 2) / (a * b - mixed.square())
-
-
-_WIDTH = 0.3
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def polished(problem: Problem, chosen: Ranked, *, pairs: bool = False) -> Candid
     Args:
         problem: see `Problem`; its blocks play no part.
         chosen: a support and its band.
-        pairs: go on with the best single pairs where exchanges of many help no more.
+        pairs: then the best single pairs, where exchanges of many help no more.
     """
     before, band = dual_and_band(problem, chosen)
     dual, inside = exchange(before, band, chosen.support[chosen.band])
@@ -225,20 +225,17 @@ def finish(
     return Solution(values, support, dual.objective)
 
 
-NEAR_PER_ROW = 8
-
-
 def solve_fast(problem: Problem) -> Solution:
-    """A support and its weights in four sweeps over the rows, whatever the number of weights.
+    """A support and its weights in four sweeps over the rows, however many weights there are.
 
-    1. a Newton step of the Lagrangian dual from u = 0, where z = v (`relaxed.newton_direction`);
+    1. a Newton step of the Lagrangian dual from u = 0, where z = v (`newton_direction`);
     2. z = v + A'u: its k largest entries are the support;
     3. the dual of the support, and the 16 n columns next to the line, which stay in memory: kept
        and pruned ones are exchanged by exact costs and gains until none helps;
     4. the weights. Two more sweeps follow if magnitude might do better, which is rare (`finish`).
 
-    Keeping everything or nothing takes two sweeps. Beside vectors of the length of the weights, the
-    columns next to the line are all that is held: 34 MB at n = 512 in float64.
+    Keeping everything or nothing takes two sweeps. Apart from vectors of the length of the weights,
+    the columns next to the line are all that is held: 34 MB at n = 512 in float64.
 
     Args:
         problem: see `Problem`; its blocks play no part.
@@ -255,19 +252,11 @@ def solve_fast(problem: Problem) -> Solution:
     return finish(problem, found.dual, found.support, magnitude.support)
 
 
-logger = logging.getLogger(__name__)
-
-_NEAR_PER_ROW = 32
-_LEAST_NEAR = 1024
-_ROUNDS = 3
-_SMALL = 1e-9
-
-
 def solve_best(problem: Problem) -> Solution:
     """The best support we can find; a bound that is logged says how far from the optimum at most.
 
     Two supports are tried: that of `fast` (3 sweeps over the rows), and the k largest entries of z
-    at the maximum of the Lagrangian dual (`ascent.ascend`, 14 sweeps, and one more); exchanges of
+    at the maximum of the Lagrangian dual (`ascend`, 14 sweeps, and one more); exchanges of
     many weights and of pairs within the 64 n columns next to the line (2048 at least). The better
     one goes through up to 3 more rounds of them, with a new band (two sweeps each), and one sweep
     gives the weights: 25 in all at most, and two more where magnitude might do better (`finish`).
@@ -290,16 +279,10 @@ def solve_best(problem: Problem) -> Solution:
     top = ascend(problem, first)
     other = polished(problem, ranked(top.z, problem.keep, near), pairs=True)
     found = min(found, other, key=lambda candidate: candidate.dual.objective)
-    for _ in range(_ROUNDS):
-        again = _again(problem, found, near)
-        found = again
-        if again.better <= _SMALL * abs(again.dual.objective):
+    for _ in range(_ROUNDS):  # each next to the line of what was found
+        z = problem.weights + shifts(problem, found.dual.solution)
+        found = polished(problem, with_band(z, found.support, near), pairs=True)
+        if found.better <= _SMALL * abs(found.dual.objective):
             break
     logger.info("F is %.9g, and at least %.9g for any support", found.dual.objective, top.bound)
     return finish(problem, found.dual, found.support, magnitude.support)
-
-
-def _again(problem: Problem, found: Candidate, near: int) -> Candidate:
-    """Another round of exchanges, next to the line of what was found; two sweeps over the rows."""
-    z = problem.weights + shifts(problem, found.dual.solution)
-    return polished(problem, beside(z, found.support, near), pairs=True)

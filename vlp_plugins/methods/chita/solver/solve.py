@@ -1,87 +1,21 @@
-"""solve(): every effort by name, the published solver among them.
-
-A start support, for the block-diagonal approximation a step inside every block, and the exact
-weights on what was found. Defects that are not shared: blocks zeroed where the line search finds
-nothing better, division by zero, blocks that keep everything or nothing, ties that keep fewer than
-asked for, float32 solves.
-"""
+"""solve(): every effort by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 from typing import Literal
 
 import torch
 
-from vlp_plugins.methods.chita.solver.blocks import (
-    edges_of,
-    full_objective,
-    solve_blocks,
-    solve_blockwise,
-)
-from vlp_plugins.methods.chita.solver.dual import Dual
+from vlp_plugins.methods.chita.solver.blocks import Part, by_blocks
 from vlp_plugins.methods.chita.solver.elimination import solve_elimination
-from vlp_plugins.methods.chita.solver.problem import Problem, Solution
+from vlp_plugins.methods.chita.solver.gram import weighted_sum, widened
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, Solution
+from vlp_plugins.methods.chita.solver.published import solve_published, starting_point
 from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast
-from vlp_plugins.methods.chita.solver.start import Start, starting_point, stepped_support
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
-
-
-def solve_published(problem: Problem) -> Solution:
-    """The support and weights of the published solver, with exactly `keep` weights kept.
-
-    Sweeps over the rows: one with blocks, two without. A first-order term adds one for its gradient
-    step, and one more if that step would leave the start support.
-
-    Raises:
-        UnsupportedError: if the rows come in parts that cut a block.
-    """
-    start = starting_point(problem)
-    if problem.bounds is None:
-        dual = Dual.of(problem, start.support)
-        return Solution(dual.values(problem, start.support), start.support, dual.objective)
-    return _by_blocks(problem, problem.bounds, start)
-
-
-def _by_blocks(problem: Problem, bounds: tuple[int, ...], start: Start) -> Solution:
-    rows = problem.rows
-    values = torch.zeros_like(problem.weights, dtype=torch.float32)
-    support = start.support
-    sums = problem.weights.new_zeros(rows.n + 2, dtype=torch.float64)
-    for first, part in rows.parts():
-        columns = slice(first, first + part.shape[1])
-        edges = edges_of(bounds, columns.start, columns.stop)
-        weights = problem.weights[columns]
-        if problem.first_order:
-            _step(problem, part, weights, start.values[columns], support[columns], edges)
-        values[columns], added = solve_blocks(problem, part, weights, support[columns], edges)
-        sums += added
-    if problem.first_order:
-        support = rows.fill(support.to(torch.uint8)).bool()
-    return Solution(rows.fill(values), support, full_objective(problem, rows.add_up(sums)))
-
-
-def _step(
-    problem: Problem,
-    part: torch.Tensor,
-    weights: torch.Tensor,
-    values: torch.Tensor,
-    support: torch.Tensor,
-    edges: list[int],
-) -> None:
-    """Replaces the support of every block of a part by that after the published step."""
-    for start, stop in pairwise(edges):
-        inside = support[start:stop]
-        support[start:stop] = stepped_support(
-            part[:, start:stop],
-            weights[start:stop],
-            values[start:stop].masked_fill(~inside, 0),
-            inside,
-            problem.rows.n * problem.ridge,
-            problem.first_order,
-        )
-
+from vlp_plugins.runtime.parallel import over_tensors
 
 Effort = Literal["fast", "published", "best"]
 
@@ -119,7 +53,42 @@ def solve(problem: Problem, effort: Effort = "fast") -> Solution:
         return _SEARCHES[effort](problem)
     if effort == "fast":
         return solve_elimination(problem)
-    return solve_blockwise(problem, problem.bounds, _SEARCHES[effort])
+    return solve_blockwise(problem, _SEARCHES[effort])
+
+
+def solve_blockwise(problem: Problem, search: Callable[[Problem], Solution]) -> Solution:
+    """Solves every block as a full problem of its own, all in memory while its part is.
+
+    Blocks keep as many weights as in the start of the published solver: one threshold over the
+    whole vector, `keep` in all. One sweep over the rows; with a first-order term one more, or two,
+    for that start.
+
+    Args:
+        problem: with block bounds.
+        search: a solver of full problems.
+
+    Raises:
+        UnsupportedError: if the rows come in parts that cut a block.
+        NonFiniteError: if the rows hold NaN or infinity.
+    """
+
+    def search_part(part: Part) -> torch.Tensor:
+        return torch.stack(
+            over_tensors(partial(search_block, part), part.blocks, part.matrix.device)
+        ).sum(0)
+
+    def search_block(part: Part, span: slice) -> torch.Tensor:
+        matrix, weights = widened(part.matrix[:, span]).contiguous(), part.weights[span]
+        keep = int(part.support[span].count_nonzero())
+        alone = Problem(weights, MemoryRows(matrix), problem.ridge, keep, problem.first_order)
+        found = search(alone)
+        part.values[span], part.support[span] = found.values, found.support
+        change = found.values.double() - weights.double()
+        moved = weighted_sum(matrix.double(), change)
+        dense = weighted_sum(matrix, weights).sum()
+        return torch.cat((moved, torch.stack((change @ change, dense))))
+
+    return by_blocks(problem, starting_point(problem).support, search_part)
 
 
 def check_importance(weighed: bool, effort: Effort, block_size: int | None) -> None:
