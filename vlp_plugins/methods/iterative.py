@@ -27,8 +27,6 @@ from vlp_plugins.methods.rounds import (
     Progress,
     RoundFile,
     Survivors,
-    number_of_batches,
-    share_of,
 )
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
@@ -167,7 +165,7 @@ class RunInRounds:
             "method": method.name,
             "parameters": method.parameters,
             **method.allocation.record(),
-            "variant": "published" if context.published else "default",
+            "variant": context.variant,
             "target": target,
             "floor": context.floor,
             "owners": context.owners,
@@ -299,7 +297,7 @@ class Iterative(Procedure):
         per_round = self._batches_of_a_round(context)
         of_a_target = self.rounds * per_round
         runs = len(context.targets)
-        total = number_of_batches(context) or of_a_target
+        total = context.number_of_batches() or of_a_target
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
         by_loss = any(isinstance(statistic, LossStatistic) for statistic in self.composition.needs)
@@ -319,7 +317,12 @@ class Iterative(Procedure):
     def _batches_of_a_round(self, context: Context) -> int:
         if not self.reads_data:
             return 0
-        return self.batches_per_round or share_of(context, self.rounds)
+        if self.batches_per_round is not None:
+            return self.batches_per_round
+        total = context.known_number_of_batches(
+            "batches_per_round", "they are divided among the rounds"
+        )
+        return max(1, total // self.rounds)
 
     def _check(self, context: Context) -> None:
         """Raises `SparsityError` where the schedule cannot be followed."""

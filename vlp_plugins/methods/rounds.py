@@ -16,7 +16,6 @@ from torch import distributed
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.method import Context
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import rank_and_size
@@ -134,35 +133,6 @@ class Seen:
             "batches": len(self.sizes),
             "samples": sum(self.sizes),
         }
-
-
-def number_of_batches(context: Context) -> int | None:
-    """How many batches a pass over the data has; None if nobody can say.
-
-    A plan has no batches yet: the limit says how many there will be.
-    """
-    if isinstance(context.batches, tuple) and not context.batches:
-        return context.limit
-    try:
-        length = len(context.batches)  # type: ignore[arg-type]
-    except TypeError:  # a generator, or a DataLoader over an iterable data set
-        return context.limit
-    return length if context.limit is None else min(length, context.limit)
-
-
-def share_of(context: Context, rounds: int) -> int:
-    """How many batches each round gets if all together go over the data once; at least one.
-
-    Raises:
-        DataError: if nobody can say how many batches there are.
-    """
-    total = number_of_batches(context)
-    if total is None:
-        raise DataError(
-            "nobody can say how many batches there are (an iterator?), so they cannot be shared "
-            "out among rounds; give batches_per_round, a limit, or a list of batches"
-        )
-    return max(1, total // rounds)
 
 
 _REMEDY = "delete it and run the method from its first round"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from vlp_plugins.methods.gradual.loop import Masters, Training
 from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetable, default_warmup
 from vlp_plugins.methods.gradual.scores import BETA1, BETA2, Platon, Taylor, TrainingScore
 from vlp_plugins.methods.gradual.state import dump, restore
-from vlp_plugins.methods.method import Context, Cost, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, Seen, number_of_batches
+from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
+from vlp_plugins.methods.rounds import FreshBatches, Seen
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
@@ -135,7 +135,7 @@ CHECKPOINTS = 8
 
 
 @dataclass(frozen=True)
-class PruningWhileTraining(Procedure):
+class PruningWhileTraining(Factored, Procedure):
     """Trains the weights with the pre-training loss and removes more and more of them.
 
     Wang et al., "Exploring Intrinsic Dimension for Vision-Language Model Pruning" (ICML 2024),
@@ -203,20 +203,6 @@ class PruningWhileTraining(Procedure):
             **({} if self.factors is None else self.factors.record()),
         }
 
-    def with_allocation(self, allocation: Allocation | None) -> PruningWhileTraining:
-        if allocation is None:
-            return self
-        if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
-
-    def with_factors(self, factors: Mapping[str, float]) -> PruningWhileTraining:
-        if self.factors is not None:
-            raise UnsupportedError(f"method {self.name!r} has factors already")
-        factors = Factors.of(factors)
-        allocation = self.allocation.with_factors(factors)
-        return replace(self, allocation=allocation, factors=factors)
-
     def run(self, context: Context) -> list[Masks]:
         if is_sharded(context.model.parameters()):
             raise UnsupportedError(
@@ -234,7 +220,7 @@ class PruningWhileTraining(Procedure):
         for target in context.targets:
             self._rise(context, target)  # says what cannot be
         runs, size = len(context.targets), context.weights.numel
-        total = number_of_batches(context) or steps
+        total = context.number_of_batches() or steps
         stored = context.weights.stored_bytes
         copies = stored + (4 * size if stored < 4 * size else 0)  # masters of half precision
         state = bytes_of_state(context.model, context.adapter)
@@ -250,13 +236,9 @@ class PruningWhileTraining(Procedure):
         )
 
     def _steps(self, context: Context) -> int:
-        steps = self.steps or number_of_batches(context)
-        if steps is None:
-            raise DataError(
-                "nobody can say how many batches there are (an iterator?), and the sparsity rises "
-                "over all steps; give steps, a limit, or a list of batches"
-            )
-        return steps
+        return self.steps or context.known_number_of_batches(
+            "steps", "the sparsity rises over all steps"
+        )
 
     def _rise(self, context: Context, target: Target) -> Rise:
         steps = self._steps(context)
@@ -333,7 +315,7 @@ class PruningWhileTraining(Procedure):
             parameters={
                 **training.rising.rise.record(),
                 "lr": self.lr,
-                "variant": "published" if context.published else "default",
+                "variant": context.variant,
             },
             seed=context.seed,
             calibration=seen.calibration(),
@@ -345,7 +327,7 @@ class PruningWhileTraining(Procedure):
             "method": self.name,
             **rise.record(),
             "lr": self.lr,
-            "variant": "published" if context.published else "default",
+            "variant": context.variant,
             "target": rise.target,
             "seed": context.seed,
             "autocast": str(context.autocast),

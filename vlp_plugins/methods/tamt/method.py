@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from vlp_plugins.calibration.loss import LossProbe, bytes_of_state
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.method import Context, Cost, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, Seen, number_of_batches
+from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
+from vlp_plugins.methods.rounds import FreshBatches, Seen
 from vlp_plugins.methods.tamt.scores import (
     LEARNING_RATE,
     MAGNITUDE,
@@ -113,7 +113,7 @@ def dense_values(weights: WeightMap) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @dataclass(frozen=True)
-class Tamt(Procedure):
+class Tamt(Factored, Procedure):
     """Task-agnostic mask training, with a fixed budget of steps.
 
     Liu et al., "Learning to Win Lottery Tickets in BERT Transfer via Task-agnostic Mask Training"
@@ -170,20 +170,6 @@ class Tamt(Procedure):
         start = {} if self.start == MAGNITUDE else {"start": self.start}
         return start if self.factors is None else {**start, **self.factors.record()}
 
-    def with_allocation(self, allocation: Allocation | None) -> Tamt:
-        if allocation is None:
-            return self
-        if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
-
-    def with_factors(self, factors: Mapping[str, float]) -> Tamt:
-        if self.factors is not None:
-            raise UnsupportedError(f"method {self.name!r} has factors already")
-        factors = Factors.of(factors)
-        allocation = self.allocation.with_factors(factors)
-        return replace(self, allocation=allocation, factors=factors)
-
     def run(self, context: Context) -> list[Masks]:
         if is_sharded(context.model.parameters()):
             raise UnsupportedError(
@@ -216,7 +202,7 @@ class Tamt(Procedure):
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
         tensors = 5 if context.published else 2  # scores (with moments and |M|) and gradients
-        total = number_of_batches(context) or steps
+        total = context.number_of_batches() or steps
         return Cost(
             ram_bytes=copies + state + tensors * 4 * size,
             passes=runs * -(-steps // total),
@@ -225,13 +211,9 @@ class Tamt(Procedure):
         )
 
     def _steps(self, context: Context) -> int:
-        steps = self.steps or number_of_batches(context)
-        if steps is None:
-            raise DataError(
-                "nobody can say how many batches there are (an iterator?), and the learning rate "
-                "falls to zero at the last; give steps, a limit, or a list of batches"
-            )
-        return steps
+        return self.steps or context.known_number_of_batches(
+            "steps", "the learning rate falls to zero at the last"
+        )
 
     def train(
         self, context: Context, target: Target, batches: FreshBatches, number: int = 0
@@ -277,7 +259,7 @@ class Tamt(Procedure):
                 "lr": self._rate(context),
                 **self.allocation.record(),
                 "floor": context.floor,
-                "variant": "published" if context.published else "default",
+                "variant": context.variant,
                 **self._record(),
             },
             seed=context.seed,

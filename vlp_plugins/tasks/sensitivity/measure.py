@@ -18,9 +18,9 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, composed, make_masks
+from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
-from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
@@ -125,28 +125,22 @@ class Selector:
     removes the same fraction of each of its weights.
 
     Attributes:
-        weights: of the whole model.
+        context: of the whole model.
         method: a score and an allocation.
         statistics: of the whole model; None for a method that needs none.
-        owners: see `prune`.
-        published: see `prune`.
-        seed: see `prune`.
     """
 
-    weights: WeightMap
+    context: Context
     method: Composition
     statistics: Statistics | None = None
-    owners: Owners | None = None
-    published: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.statistics is not None:
-            self.statistics.check(self.weights, published=self.published)
+            self.statistics.check(self.context.weights, published=self.context.published)
 
     def part(self, group: Group) -> WeightMap:
         """The weights of a group alone."""
-        weights = self.weights
+        weights = self.context.weights
         chosen = {name: weights[name] for name in group.weights}
         return WeightMap(chosen, weights.adapter_name, weights.adapter_settings)
 
@@ -158,15 +152,8 @@ class Selector:
             NonFiniteError: if scores hold NaN or infinity.
         """
         part = self.part(group)
-        return make_masks(
-            part,
-            self.method,
-            list(sparsities),
-            _of_part(self.statistics, part),
-            owners=self.owners,
-            published=self.published,
-            seed=self.seed,
-        )
+        context = replace(self.context, weights=part, targets=list(sparsities))
+        return self.method.masks(context, _of_part(self.statistics, part))
 
 
 def _of_part(statistics: Statistics | None, part: WeightMap) -> Statistics | None:
@@ -313,12 +300,9 @@ def sensitivity(
     if not measured:
         raise DataError("there are no batches to measure on; check the path of the data")
     selector = Selector(
-        weights,
+        Context(model, adapter, weights, published=published, owners=owners, seed=seed),
         composition,
         _statistics(model, adapter, weights, composition, calibration, published=published),
-        owners,
-        published,
-        seed,
     )
     judge = Judge(model, adapter, weights, measured, retrieve=retrieve)
     settings = {
