@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.dimension.measure import default_settings, measure
+from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.outputs import Padding
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimension.twonn import Estimator
@@ -106,8 +106,8 @@ def prune(
             `id*NAME` is NAME with the importance of every layer multiplied by the intrinsic
             dimension of what it gives out.
         adapter: name (`module` for any module) or instance; None asks every adapter.
-        allocation: how the target is shared out among tensors; None: the method's published way;
-            `id`: budgets per modality in proportion to its intrinsic dimension.
+        allocation: how many elements each tensor keeps; None: the method's published way; `id`:
+            budgets per modality in proportion to its intrinsic dimension.
         floor: least fraction that every tensor keeps.
         owners: whether the statistics of a tied weight come from `all` modules that use it or
             from the `first`; None: all, or first in the published variant. All was chosen by
@@ -122,9 +122,9 @@ def prune(
         progress: called with (batches done, batches in all or None).
         autocast: `bfloat16` or `float16` for forward passes of methods that need gradients.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
-        memory_budget: how much gradients may take beside the model, bytes or `"8GiB"`; for methods
-            that keep the gradients of many batches. It holds for the points that dimensions are
-            measured from, too.
+        memory_budget: what gradients of many batches, or the points that dimensions are measured
+            from, may take in addition to the model, bytes or `"8GiB"`; None: three quarters of what
+            is free.
         workplace: folder for gradients on disk and for checkpoints between the stages of iterative
             methods; None: a temporary one.
         id_profile: the intrinsic dimensions of the model, or their file, for `id*NAME` and the
@@ -205,21 +205,8 @@ def gather(
         statistics.save("statistics.safetensors")
         masks = prune(model, sparsity=[0.63, 0.75, 0.9], statistics=statistics)
 
-    Args:
-        model: see `prune`. It is left as it is.
-        batches: calibration batches; read once.
-        method: what the statistics are for: registered name, a `Scorer` or a `Composition`;
-            those of `id*NAME` are those of NAME.
-        adapter: see `prune`.
-        variant: what `prune` will be given; statistics of one do not serve the other.
-        limit: number of batches to read; None reads all.
-        checkpoint: file that keeps the state of the data pass.
-        checkpoint_every: batches between two writes of it.
-        resume: continue from that file.
-        progress: called with (batches done, batches in all or None).
-        autocast: see `prune`.
-        skip_nonfinite: see `prune`.
-        **parameters: of the method.
+    Arguments are those of `prune`. `method` is a registered name, a `Scorer` or a `Composition`;
+    statistics for `id*NAME` are those for NAME, and those of one variant do not serve the other.
 
     Returns:
         The statistics; they serve every method that needs nothing else.
@@ -275,18 +262,9 @@ def split_half(
         for modality, overlap in split_half(model, statistics, sparsity=0.75).items():
             print(f"{modality}: {overlap.agreement:.1%} of the elements agree")
 
-    Args:
-        model: the one that the statistics are of.
-        statistics: what `gather` returned; at least two batches. They know their variant.
-        method: see `prune`.
-        sparsity: see `prune`; one alone.
-        adapter: see `prune`.
-        allocation: see `prune`.
-        floor: see `prune`.
-        owners: see `prune`.
-        seed: see `prune`.
-        id_profile: see `prune`; nothing is measured here.
-        **parameters: of the method.
+    Arguments are those of `prune`, with one sparsity. `statistics`, which know their variant, are
+    what `gather` returned, of at least two batches; dimensions are read from `id_profile` and not
+    measured here.
 
     Returns:
         Overlaps by modality and, last, under `all`. The closer the agreement is to 1, the less
@@ -373,31 +351,29 @@ def measure_id(
             `published` in the published variant.
         dtype: that points are kept in; None: that of the outputs. `bfloat16` halves the memory and
             loses digits.
-        memory_budget: what points and the search for neighbours may take beside the model, such as
-            `"8GiB"`; None: three quarters of what is free. It decides how many passes over the
-            batches there are, and changes no result.
+        memory_budget: what points and the search for neighbours may take in addition to the model,
+            such as `"8GiB"`; None: three quarters of what is free. It decides how many passes over
+            the batches there are, and changes no result.
         variant: `published` follows the published code in all of this.
         limit: number of batches to read; None reads all.
         workplace: folder that keeps what is known after every pass.
-        resume: go on from there.
+        resume: resume from there.
         progress: called with (batches done, batches of all passes or None).
 
     Raises:
         VlpError: see `vlp_plugins.dimension.measure.measure`.
     """
-    published = is_published(variant)
     adapter = resolve_adapter(model, adapter)
-    usual = default_settings(published=published)
     return measure(
         model,
         adapter,
         WeightMap.of(model, adapter),
         batches,
-        estimator=estimator or usual[0],
-        padding=padding or usual[1],
+        estimator=estimator,
+        padding=padding,
         dtype=dtype_of(dtype),
         memory_budget=None if memory_budget is None else bytes_of(memory_budget),
-        published=published,
+        published=is_published(variant),
         limit=limit,
         workplace=None if workplace is None else Path(workplace),
         resume=resume,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import distributed, nn
@@ -153,7 +153,7 @@ def measure(
     batches: Iterable[Batch],
     *,
     estimator: Estimator | None = None,
-    padding: Padding = "real",
+    padding: Padding | None = None,
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     published: bool = False,
@@ -180,12 +180,12 @@ def measure(
         adapter: what it is described by.
         weights: `WeightMap.of(model, adapter)`.
         batches: any iterable; read once per pass, up to `limit`.
-        estimator: how a dimension is made of points; None: TwoNN on all of them.
-        padding: `real`, the default: a point holds the sample's real tokens (as the adapter tells
+        estimator: how a dimension is made of points; None: that of `default_settings`.
+        padding: `real`: a point holds the sample's real tokens (as the adapter tells
             them) in their order, then zeros up to the longest sample. `published`: it holds what
             the layer gives out at the positions of padding, too, and only batches are filled up
             with zeros to the longest, as in the published code; there the same text is another
-            point in another batch, which is why it is not the default.
+            point in another batch. None: that of `default_settings`.
         dtype: that points are kept in; None: that of the outputs. bfloat16 takes half of the memory
             of float32 and loses digits.
         memory_budget: bytes that points and the search for neighbours may take, per process, beside
@@ -206,9 +206,13 @@ def measure(
             file in the workplace is damaged or of another run.
         OutputError: if it cannot be written.
     """
-    check_padding(padding)
+    usual = default_settings(published=published)
+    estimator, padding = estimator or usual[0], padding or usual[1]
+    if padding not in get_args(Padding):
+        raise UnsupportedError(
+            f"padding={padding!r} is unknown{suggest(str(padding), list(get_args(Padding)))}"
+        )
     at_rest(model)
-    estimator = estimator or Estimator()
     settings = {
         "estimator": estimator.settings(),
         "padding": padding,
@@ -268,14 +272,6 @@ def _go_on(
     if not tell.passes:  # all was known; make sure that it is about these batches
         for _ in reader:
             pass
-
-
-def check_padding(padding: str) -> None:
-    """Raises `UnsupportedError` for anything but `real` and `published`."""
-    if padding not in ("real", "published"):
-        raise UnsupportedError(
-            f"padding={padding!r} is unknown{suggest(str(padding), ['real', 'published'])}"
-        )
 
 
 def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> IdProfile:

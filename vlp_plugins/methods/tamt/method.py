@@ -1,12 +1,8 @@
-"""Task-agnostic mask training (TAMT): masks trained by gradient descent.
-
-`procedure` is the method, `training` the loop that all variants share, `scores` what is trained by
-default, `published` what the published code trains.
-"""
+"""Task-agnostic mask training (TAMT): masks trained by gradient descent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vlp_plugins.calibration.loss import LossProbe, bytes_of_state
+from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
@@ -29,7 +25,6 @@ from vlp_plugins.methods.tamt.scores import (
     SignedScores,
 )
 from vlp_plugins.methods.tamt.scores import PUBLISHED_LEARNING_RATE as PUBLISHED_RATE
-from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import broadcast
@@ -47,41 +42,13 @@ class Scores(Protocol):
         """What stays now, and the scores that say so."""
 
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step.
+        """One step of the optimizer.
 
         Args:
-            gradients: of the loss by the weights as they were under the mask, by canonical name;
-                may be overwritten.
+            gradients: of the loss with respect to the masked weights, by canonical name; may be
+                overwritten.
             factor: of the learning rate.
         """
-
-
-def train(
-    scores: Scores,
-    dense: Mapping[str, torch.Tensor],
-    weights: WeightMap,
-    probe: LossProbe,
-    batches: Iterable[Batch],
-    steps: int,
-    told: Callable[[int], None],
-) -> None:
-    """Runs all steps, one batch each; the learning rate falls to zero on a straight line.
-
-    Args:
-        scores: changed in place.
-        dense: values of the weights, by canonical name.
-        weights: of the model; what they hold is overwritten.
-        probe: attached to the model.
-        batches: one for every step.
-        steps: number of steps.
-        told: called after every step with the number of steps done.
-    """
-    for step, batch in enumerate(batches):
-        write_masked(weights, dense, scores)
-        gradients = probe.measure(batch, step)
-        if gradients is not None:  # else the batch was skipped, which costs a step
-            scores.step({n: whole(g) for n, g in gradients.items()}, 1 - step / steps)
-        told(step + 1)
 
 
 def write_masked(weights: WeightMap, dense: Mapping[str, torch.Tensor], scores: Scores) -> None:
@@ -133,7 +100,7 @@ class Tamt(Factored, Procedure):
     Attributes:
         steps: number of steps, one batch each; None: one per batch of the data.
         lr: learning rate of the first step; None: that of the variant.
-        allocation: how the target is shared out among tensors.
+        allocation: how many elements each tensor keeps.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
         start: what the first mask is made by, a key of `STARTS`. Only from magnitudes there is a
             published variant.
@@ -218,7 +185,9 @@ class Tamt(Factored, Procedure):
     def train(
         self, context: Context, target: Target, batches: FreshBatches, number: int = 0
     ) -> tuple[Scores, Seen]:
-        """Trains for one target, from the dense model and the first batch on.
+        """Trains for one target, from the dense model and the first batch on, a batch each step.
+
+        The learning rate falls linearly to zero.
 
         Args:
             context: of the run; the model is as before at the end, and after an error too.
@@ -233,11 +202,6 @@ class Tamt(Factored, Procedure):
         batches.restart()
         seen = Seen(batches.take(steps))
         probe = context.loss_probe()
-
-        def told(done: int) -> None:
-            if context.progress is not None:
-                context.progress(number * steps + done, len(context.targets) * steps)
-
         with (
             torch.inference_mode(False),
             dense_values(context.weights) as dense,
@@ -246,7 +210,14 @@ class Tamt(Factored, Procedure):
             if context.published:
                 _train_mode(context.model)
             scores = self._scores(context, dense, target)
-            train(scores, dense, context.weights, probe, seen, steps, told)
+            for step, batch in enumerate(seen):
+                write_masked(context.weights, dense, scores)
+                gradients = probe.measure(batch, step)
+                if gradients is not None:  # else the batch was skipped, which costs a step
+                    scores.step({n: whole(g) for n, g in gradients.items()}, 1 - step / steps)
+                if context.progress is not None:
+                    done = number * steps + step + 1
+                    context.progress(done, len(context.targets) * steps)
         return scores, seen
 
     def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
@@ -273,17 +244,15 @@ class Tamt(Factored, Procedure):
         return self.lr or (PUBLISHED_RATE if context.published else LEARNING_RATE)
 
     def _scores(self, context: Context, dense: dict[str, torch.Tensor], target: Target) -> Scores:
-        cutting = MaskRule(
-            context.weights, self.allocation, target, context.floor, context.published
-        )
+        rule = MaskRule(context.weights, self.allocation, target, context.floor, context.published)
         rate = self._rate(context)
         if context.published and not isinstance(target, Mapping):
-            return PublishedScores(dense, cutting, float(target), rate, self.factors)
-        return SignedScores(dense, cutting, rate, self.factors, self.start)
+            return PublishedScores(dense, rule, float(target), rate, self.factors)
+        return SignedScores(dense, rule, rate, self.factors, self.start)
 
 
 def _train_mode(model: nn.Module) -> None:
-    """Dropout on; batch norms keep their running averages, which nobody would restore."""
+    """Dropout on; batch norms keep their running averages, which would not be restored."""
     for module in model.modules():
         module.training = not isinstance(module, _NormBase)
 
