@@ -23,7 +23,7 @@ def context():
 
 @pytest.fixture
 def factors(context):
-    return profile_of(context.weights).importance(context.weights, "all")
+    return profile_of(context.weights).factors(context.weights, "all")
 
 
 def chita_with(**options):

@@ -33,7 +33,7 @@ class Reader:
         hashes: the chained hash after every batch, once they were all read.
         sizes: of the batches, in samples, once they were all read; those of a list at once.
         once: whether they can be read a single time.
-        total: how many a pass reads at most; None if nobody knows.
+        total: how many a pass reads at most; None if that is unknown.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class Gatherer:
     """
 
     def __init__(self, sites: Sites, room: Room) -> None:
-        """Starts open: what is met is gathered as long as it fits, until `settle`.
+        """Starts open: every layer is gathered as long as it fits, until `settle`.
 
         Args:
-            sites: what was met so far; is added to.
+            sites: the layers so far; is added to.
             room: of this process.
         """
         self.sites = sites
@@ -138,7 +138,7 @@ class Gatherer:
         self._last = max((order.index(site.stream) for site in group), default=-1)
 
     def wanted(self, stream: str) -> bool:
-        """Whether a stream runs: up to that of the last layer, and any that nobody has met."""
+        """Whether a stream runs: those up to that of the last layer, and unknown ones."""
         order = self.sites.streams()
         return self._open or stream not in order or order.index(stream) <= self._last
 
@@ -192,12 +192,9 @@ class Gatherer:
         return points
 
     def _has_room(self, site: Site, need: Need, old: int) -> bool:
-        """Whether a layer may take what it needs; gives up the last ones for it.
+        """Whether a layer may grow from `old` bytes, held until the rows have moved, to `need`.
 
-        Args:
-            site: the layer.
-            need: with its new size.
-            old: bytes of its smaller tensor, which is there until the rows have moved.
+        Gives up the last layers for it.
         """
         while True:
             others = [held for other, held in self._held.items() if other != site]
@@ -209,13 +206,10 @@ class Gatherer:
                 if site not in self._held:
                     return False
             last = next(reversed(self._held), site)
-            self._drop(last)
+            self._points.pop(last, None)
+            self._held.pop(last, None)
             if last == site:
                 return False
-
-    def _drop(self, site: Site) -> None:
-        self._points.pop(site, None)
-        self._held.pop(site, None)
 
     def _check_finite(self, batch: int) -> None:
         fine = torch.isfinite(torch.stack([value for _, _, value in self._sums])).tolist()
@@ -335,8 +329,8 @@ class Pass:
             self._sites.merge(met)
 
 
-class Telling:
-    """Counts the batches of all passes for whoever wants to know.
+class PassProgress:
+    """Counts the batches of all passes and reports them.
 
     Attributes:
         passes: that are done.

@@ -248,7 +248,7 @@ def _measured(
     loaded = load()
     dimensions = None
     if profile is not None:
-        dimensions = profile.importance(loaded.weights, "all")
+        dimensions = profile.factors(loaded.weights, "all")
     calibration, measured = _batches(loaded, request)
     watch.lap("loading")
     with working(folder, resume=resume) as work:

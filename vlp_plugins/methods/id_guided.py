@@ -74,7 +74,7 @@ class IdGuided(Procedure):
         Raises:
             StatisticsError: if the profile lacks a weight.
         """
-        factors = profile.importance(weights, owners)
+        factors = profile.factors(weights, owners)
         method = self.method
         if isinstance(method.allocation, IdAllocation):
             method = method.with_allocation(method.allocation.with_factors(factors))

@@ -338,4 +338,4 @@ def _factors(
         raise UnsupportedError("give factors or an id_profile, not both")
     if not isinstance(profile, IdProfile):
         profile = IdProfile.load(profile)
-    return profile.importance(weights, "all")
+    return profile.factors(weights, "all")
