@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_round(tmp_path, caplog)
     assert resumed == whole
     assert replace(resumed.manifest, created=None) == replace(whole.manifest, created=None)
     assert told == [5, 6]
-    assert "goes on after round 2" in caplog.text
+    assert "resumes after round 2" in caplog.text
 
 
 def test_a_finished_run_is_resumed_without_work(tmp_path):

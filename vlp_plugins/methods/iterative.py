@@ -43,7 +43,7 @@ logger = logging.getLogger("vlp_plugins.methods")
 
 @dataclass(frozen=True)
 class RunInRounds:
-    """What it takes to prune to one target.
+    """The rounds of one target.
 
     Attributes:
         method: what is iterated, and how.
@@ -97,7 +97,7 @@ class RunInRounds:
             batches=self.batches.take(self.per_round),
             limit=self.per_round,
             resume=False,
-            progress=self._told(index),
+            progress=self._progress(index),
         )
         try:
             return self.method.composition.gather(context, keep_state=True)
@@ -108,11 +108,7 @@ class RunInRounds:
             ) from error
 
     def _resumed(self, file: RoundFile) -> Progress:
-        """The model as the round left it that the file holds.
-
-        Raises:
-            DataError: if the batches of the rounds before are not those of the file.
-        """
+        """The state after the last round on disk, which the model is brought to."""
         context = self.context
         progress = file.load()
         for index, (fingerprint, _) in enumerate(progress.seen):
@@ -128,7 +124,7 @@ class RunInRounds:
         if progress.masks is not None:
             remove_weights(context.weights, progress.masks)
             write_state(context.model, context.adapter, progress.state)
-            logger.info("%s goes on after round %d", self.method.name, progress.rounds)
+            logger.info("%s resumes after round %d", self.method.name, progress.rounds)
         return progress
 
     def _result(self, target: Target, dense: str, progress: Progress) -> Masks:
@@ -177,17 +173,17 @@ class RunInRounds:
             "weights": dense,
         }
 
-    def _told(self, index: int) -> Callable[[int, int | None], None] | None:
-        told = self.context.progress
-        if told is None:
+    def _progress(self, index: int) -> Callable[[int, int | None], None] | None:
+        progress = self.context.progress
+        if progress is None:
             return None
         before = (self.number * self.method.rounds + index) * self.per_round
         total = len(self.context.targets) * self.method.rounds * self.per_round
-        return lambda done, _: told(before + done, total)
+        return lambda done, _: progress(before + done, total)
 
 
 def surviving(composition: Composition, masks: Masks, *, published: bool) -> Composition:
-    """The composition with what is dead at the lower end of its scores."""
+    """The composition with removed elements at the lower end of its scores."""
     dead = 0.0 if published else LEAST
     allocated = composition.allocation_score
     return replace(
@@ -216,7 +212,7 @@ def itersnip(
     Args:
         rounds: number of rounds.
         schedule: `exp`, `linear`, `const` or `cubic`.
-        batches_per_round: fresh batches of every round; None: all batches, shared out.
+        batches_per_round: fresh batches of every round; None: all batches, divided evenly.
     """
     snip = Composition("snip", Snip())
     return Iterative(snip, rounds=rounds, schedule=schedule, batches_per_round=batches_per_round)
@@ -229,7 +225,7 @@ class Iterative(Procedure):
     Every round gathers the statistics of the composition on the pruned model, from batches that
     no round before has seen, and prunes to the sparsity of its schedule. What was removed stays
     removed. Every target starts from the dense model and the first batch; what the losses change
-    (BLIP's queues and momentum copies) goes on from round to round.
+    (BLIP's queues and momentum copies) is kept from round to round.
 
     Example:
         prune(model, batches, method=Iterative(Composition("wanda", Wanda()), rounds=5), ...)
@@ -238,7 +234,7 @@ class Iterative(Procedure):
         composition: what is done in every round.
         rounds: number of rounds.
         schedule: name of what leads from 0 to the target; see `vlp_plugins.scoring.schedules`.
-        batches_per_round: number of fresh batches; None shares all batches out among the rounds.
+        batches_per_round: number of fresh batches; None divides all batches among the rounds.
     """
 
     composition: Composition
@@ -285,7 +281,13 @@ class Iterative(Procedure):
         return replace(self, composition=self.composition.with_factors(factors))
 
     def run(self, context: Context) -> list[Masks]:
-        self._check(context)
+        for target in context.targets:
+            levels = levels_of(target, self.schedule, self.rounds)
+            if isinstance(self.allocation, Pattern) and any(level != target for level in levels):
+                raise SparsityError(
+                    f"pattern {self.allocation.name} fixes the sparsity, so it cannot rise over "
+                    f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
+                )
         per_round = self._batches_of_a_round(context)
         batches = FreshBatches(context.batches, context.limit)
         return [
@@ -323,13 +325,3 @@ class Iterative(Procedure):
             "batches_per_round", "they are divided among the rounds"
         )
         return max(1, total // self.rounds)
-
-    def _check(self, context: Context) -> None:
-        """Raises `SparsityError` where the schedule cannot be followed."""
-        for target in context.targets:
-            steps = levels_of(target, self.schedule, self.rounds)
-            if isinstance(self.allocation, Pattern) and any(step != target for step in steps):
-                raise SparsityError(
-                    f"pattern {self.allocation.name} fixes the sparsity, so it cannot rise over "
-                    f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
-                )

@@ -27,9 +27,9 @@ LEAST = torch.finfo(torch.float32).min
 
 
 class Survivors(Scorer):
-    """Another score, with dead elements below everything that is alive.
+    """Another score, with removed elements below all others.
 
-    A score of a dead weight, |g * 0| say, may be no less than that of a weight that lives.
+    The score of a removed element, |g * 0| say, may be no less than that of one that is kept.
     """
 
     name = "survivors"
@@ -41,10 +41,9 @@ class Survivors(Scorer):
         """Wraps a scorer.
 
         Args:
-            scorer: ranks what is alive.
-            alive: by canonical name a bool mask of the weight's shape, true where it is kept so
-                far.
-            dead: score of what is not; the published code's are 0 wherever the weight is.
+            scorer: ranks what is kept so far.
+            alive: by canonical name a bool mask of the weight's shape, true where it is kept.
+            dead: score of the rest; 0 in the published code.
         """
         self.name = scorer.name  # type: ignore[misc]
         self.needs = scorer.needs  # type: ignore[misc]
@@ -61,15 +60,9 @@ logger = logging.getLogger("vlp_plugins.methods")
 
 
 class FreshBatches:
-    """Hands out the batches one after another; after the last comes the first again."""
+    """The batches one after another, up to `limit` of them; after the last the first again."""
 
     def __init__(self, batches: Iterable[Batch], limit: int | None = None) -> None:
-        """Reads nothing yet.
-
-        Args:
-            batches: see `batches_again`.
-            limit: number of batches after which the first comes again; None for all.
-        """
         self._again = batches_again(batches, limit)
         self._running: Iterator[Batch] | None = None
         self._warned = False
@@ -79,32 +72,25 @@ class FreshBatches:
         self._running = None
 
     def take(self, count: int) -> Iterator[Batch]:
-        """The next batches.
-
-        Raises:
-            DataError: if there are none, or if they end and cannot be read again.
-        """
+        """The next batches; `DataError` if there are none, or they cannot be read again."""
         for _ in range(count):
             if self._running is None:
                 self._running = self._again()
             batch = next(self._running, None)
             if batch is None:
-                self._start_over()
+                if not self._warned:
+                    logger.warning(
+                        "the calibration data is shorter than all rounds or steps together: after "
+                        "its last batch comes the first again"
+                    )
+                self._warned = True
+                self._running = self._again()
                 batch = next(self._running)
             yield batch
 
-    def _start_over(self) -> None:
-        self._running = self._again()
-        if not self._warned:
-            logger.warning(
-                "the calibration data is shorter than all rounds or steps together: after its last "
-                "batch comes the first again"
-            )
-            self._warned = True
 
-
-class Seen:
-    """Batches on their way to where they are used; notes what they were.
+class RecordedBatches:
+    """Batches, recorded while they are read.
 
     Attributes:
         sizes: number of samples of each so far.
@@ -123,11 +109,11 @@ class Seen:
 
     @property
     def digest(self) -> str:
-        """Hash of all of them so far, in their order, hexadecimal."""
+        """Hash of all batches so far, in their order, hexadecimal."""
         return self._digest.hex()
 
     def calibration(self) -> dict[str, Any]:
-        """What the manifest of masks says about them."""
+        """For the manifest of masks."""
         return {
             "fingerprint": self.digest[:16],
             "batches": len(self.sizes),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetabl
 from vlp_plugins.methods.gradual.scores import BETA1, BETA2, Platon, Taylor, TrainingScore
 from vlp_plugins.methods.gradual.state import dump, restore
 from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, Seen
+from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
@@ -159,7 +160,7 @@ class PruningWhileTraining(Factored, Procedure):
             here fewer are better (48 on the demo BLIP: 1, 4 and 8 for PLATON, 1 and 4 for Taylor).
         revive: whether removed weights may come back; see `GradualPruning`.
         schedule: how the sparsity rises.
-        allocation: how it is shared out among tensors.
+        allocation: how many elements each tensor keeps.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
     """
 
@@ -256,10 +257,10 @@ class PruningWhileTraining(Factored, Procedure):
         dense = context.weights.content_hash()
         file = TrainingFile(context.workplace, self._identity(context, rise, dense))
         batches.restart()
-        seen = Seen(batches.take(steps))
+        seen = RecordedBatches(batches.take(steps))
         probe = context.loss_probe()
 
-        def told(done: int) -> None:
+        def stepped(done: int) -> None:
             due = done % max(1, steps // CHECKPOINTS) == 0 or done == steps
             if due and context.workplace is not None:
                 state = copy_of_state(context.model, context.adapter)
@@ -278,8 +279,15 @@ class PruningWhileTraining(Factored, Procedure):
             stream = iter(seen)
             if context.resume:
                 self._resume(context, file, training, stream, seen)
-            training.run(probe, stream, told)
-            return broadcast(self._result(context, training, seen, dense))
+            training.run(probe, stream, stepped)
+            masks = training.rising.masks(
+                weights_hash=dense,
+                parameters={**rise.record(), "lr": self.lr, "variant": context.variant},
+                seed=context.seed,
+                calibration=seen.calibration(),
+                values={name: m.detach() for name, m in masters.parameters.items()},
+            )
+            return broadcast(masks)
 
     def _resume(
         self,
@@ -287,18 +295,15 @@ class PruningWhileTraining(Factored, Procedure):
         file: TrainingFile,
         training: Training,
         stream: Iterator[Batch],
-        seen: Seen,
+        seen: RecordedBatches,
     ) -> None:
-        """Brings training and model to where the file stands, past the batches before that.
-
-        Raises:
-            DataError: if the batches before are not those of the file.
-        """
+        """Brings training, model and stream to where the file stands."""
         found = file.load(training)
         if found is None:
             return
         state, digest, sizes = found
-        _skip(stream, len(sizes))
+        for _ in islice(stream, len(sizes)):
+            pass
         if seen.digest != digest:
             raise DataError(
                 f"the first {len(sizes)} batches are not those that checkpoint {file.path} has "
@@ -306,21 +311,6 @@ class PruningWhileTraining(Factored, Procedure):
                 "again"
             )
         write_state(context.model, context.adapter, state)
-
-    def _result(self, context: Context, training: Training, seen: Seen, dense: str) -> Masks:
-        values = {name: m.detach() for name, m in training.masters.parameters.items()}
-        return training.rising.masks(
-            self.name,
-            weights_hash=dense,
-            parameters={
-                **training.rising.rise.record(),
-                "lr": self.lr,
-                "variant": context.variant,
-            },
-            seed=context.seed,
-            calibration=seen.calibration(),
-            values=values,
-        )
 
     def _identity(self, context: Context, rise: Rise, dense: str) -> dict[str, Any]:
         return {
@@ -335,11 +325,6 @@ class PruningWhileTraining(Factored, Procedure):
             "structure": context.weights.structure,
             "weights": dense,
         }
-
-
-def _skip(stream: Iterable[Batch], count: int) -> None:
-    for _, _batch in zip(range(count), stream, strict=False):
-        pass
 
 
 TAYLOR_EVERY = 4
@@ -359,15 +344,7 @@ def platon(
 ) -> PruningWhileTraining:
     """PLATON (Zhang et al., ICML 2022) with a training loop of its own.
 
-    Args:
-        steps: see `PruningWhileTraining`, as all but the last two.
-        lr: learning rate of the first step.
-        warmup: fractions of the steps at the start and at the end.
-        every: steps from one choice of masks to the next.
-        revive: whether removed weights may come back.
-        schedule: how the sparsity rises.
-        beta1: of the smoothed sensitivity.
-        beta2: of the smoothed uncertainty.
+    `beta1` and `beta2` are those of `Platon`, the others those of `PruningWhileTraining`.
     """
     score = Platon(beta1, beta2)
     return PruningWhileTraining(score, steps, lr, warmup, every, revive, schedule)
@@ -384,14 +361,7 @@ def taylor(
 ) -> PruningWhileTraining:
     """First-order Taylor pruning (Molchanov et al., CVPR 2019) with a training loop of its own.
 
-    The score of a model that is not trained, in one shot, is the method `snip`.
-
-    Args:
-        steps: see `PruningWhileTraining`, as all.
-        lr: learning rate of the first step.
-        warmup: fractions of the steps at the start and at the end.
-        every: steps from one choice of masks to the next.
-        revive: whether removed weights may come back.
-        schedule: how the sparsity rises.
+    The score of a model that is not trained, in one shot, is the method `snip`. The parameters are
+    those of `PruningWhileTraining`.
     """
     return PruningWhileTraining(Taylor(), steps, lr, warmup, every, revive, schedule)

@@ -15,7 +15,7 @@ from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, Seen
+from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches
 from vlp_plugins.methods.tamt.scores import (
     LEARNING_RATE,
     MAGNITUDE,
@@ -184,7 +184,7 @@ class Tamt(Factored, Procedure):
 
     def train(
         self, context: Context, target: Target, batches: FreshBatches, number: int = 0
-    ) -> tuple[Scores, Seen]:
+    ) -> tuple[Scores, RecordedBatches]:
         """Trains for one target, from the dense model and the first batch on, a batch each step.
 
         The learning rate falls linearly to zero.
@@ -200,7 +200,7 @@ class Tamt(Factored, Procedure):
         """
         steps = self._steps(context)
         batches.restart()
-        seen = Seen(batches.take(steps))
+        seen = RecordedBatches(batches.take(steps))
         probe = context.loss_probe()
         with (
             torch.inference_mode(False),
@@ -258,12 +258,7 @@ def _train_mode(model: nn.Module) -> None:
 
 
 def tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
-    """Task-agnostic mask training (Liu et al., NAACL 2022).
-
-    Args:
-        steps: number of steps, one batch each; None: one per batch of the data.
-        lr: learning rate of the first step; None: that of the variant.
-    """
+    """Task-agnostic mask training (Liu et al., NAACL 2022); see `Tamt`."""
     return Tamt(steps, lr)
 
 
@@ -274,8 +269,6 @@ def lamp_tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
     step, and every modality is pruned to the target as in MULTIFLOW. How it was found, and what
     each of its parts brings: `python -m benchmarks.papers search better --render`.
 
-    Args:
-        steps: see `tamt`.
-        lr: see `tamt`.
+    `steps` and `lr` are those of `Tamt`.
     """
     return Tamt(steps, lr, ModalityAllocation(), start="lamp", called="lamp-tamt")
