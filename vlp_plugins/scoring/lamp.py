@@ -85,11 +85,9 @@ class _Buckets:
 def _cuts(
     weights: Mapping[str, torch.Tensor], buckets: Mapping[str, _Buckets], removal: int
 ) -> dict[str, Cut]:
-    """Cuts of |w| where the LAMP scores have their `removal`-th smallest.
-
-    The bounds of the buckets enclose the threshold; only the elements of buckets that reach into
-    the enclosure are looked at one by one.
-    """
+    """Cuts of |w| where the LAMP scores have their `removal`-th smallest."""
+    # The bounds of the buckets enclose the threshold; only the elements of buckets that reach into
+    # the enclosure are looked at one by one.
     if removal == 0:
         return dict.fromkeys(weights, KEEP_ALL)
     counts = torch.cat([b.counts for b in buckets.values()])

@@ -33,7 +33,7 @@ def linear(index: int, rounds: int, target: float) -> float:
 
 
 def constant(index: int, rounds: int, target: float) -> float:  # noqa: ARG001 - a Schedule
-    """All at once, s; later rounds change only what a method changes beside its masks."""
+    """All at once, s; later rounds change only what a method changes besides masks."""
     return target
 
 
