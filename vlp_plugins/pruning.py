@@ -104,7 +104,7 @@ def prune(
             from one pass over the data. Left out with a `Pattern`, which fixes it.
         method: registered name, a `Scorer` (with global allocation), `Composition` or `Procedure`.
             `id*NAME` is NAME with the importance of every layer multiplied by the intrinsic
-            dimension of what it gives out.
+            dimension of its outputs.
         adapter: name (`module` for any module) or instance; None asks every adapter.
         allocation: how many elements each tensor keeps; None: the method's published way; `id`:
             budgets per modality in proportion to its intrinsic dimension.
@@ -347,7 +347,7 @@ def measure_id(
         estimator: how a dimension is made of points; None: TwoNN on all points, in the published
             variant the mean over 1 to 20 blocks.
         padding: `real`: a point holds a sample's real tokens, then zeros, so that it is the same in
-            every batch; `published`: also what layers give out for padding. None: `real`, or
+            every batch; `published`: also the outputs for padding. None: `real`, or
             `published` in the published variant.
         dtype: that points are kept in; None: that of the outputs. `bfloat16` halves the memory and
             loses digits.

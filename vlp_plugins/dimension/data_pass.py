@@ -43,13 +43,7 @@ class Reader:
         hashes: Sequence[str] = (),
         sizes: Sequence[int] = (),
     ) -> None:
-        """Reads nothing yet.
-
-        Args:
-            batches: any iterable.
-            limit: number of batches of every pass; None for all.
-            hashes: of an interrupted run.
-            sizes: of its batches.
+        """Reads nothing yet; `hashes` and `sizes` are those of an interrupted run.
 
         Raises:
             DataError: for a single batch, or a limit below 1.
@@ -65,11 +59,7 @@ class Reader:
         self._read = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Starts a pass.
-
-        Raises:
-            DataError: if the batches are not those of an earlier pass, or there are none.
-        """
+        """Starts a pass; `DataError` if it has no batches, or not those of an earlier pass."""
         if self._read:
             yield from self._again()
             return
@@ -100,9 +90,8 @@ _STEP = 1.5
 class Gatherer:
     """Takes the outputs of one pass.
 
-    How long the longest text is, and sometimes how many samples there are, shows only as the pass
-    goes on. Where the points outgrow the budget, the last layers are given up; a later pass takes
-    them, which knows.
+    The length of the longest text, and sometimes the number of samples, is known only at the end
+    of the pass. Where the points outgrow the budget, the last layers are left to a later pass.
     """
 
     def __init__(self, sites: Sites, room: Room) -> None:
@@ -126,11 +115,7 @@ class Gatherer:
         return set(self._held)
 
     def settle(self, group: Sequence[Site]) -> None:
-        """Gathers these layers, which fit, and no others.
-
-        Args:
-            group: in the order of execution.
-        """
+        """Gathers these layers, which fit, and no others; in the order of execution."""
         self._open = False
         self._points = {site: self._points[site] for site in group if site in self._points}
         self._held = {site: self.room.need(self.sites[site]) for site in group}
@@ -164,7 +149,7 @@ class Gatherer:
         self._sums.clear()
 
     def release(self, group: Sequence[Site]) -> dict[Site, Points]:
-        """Hands the points of these layers over and forgets the others."""
+        """Returns the points of these layers and forgets the others."""
         found, self._points, self._held = self._points, {}, {}
         return {site: found[site] for site in group if site in found}
 
@@ -249,7 +234,7 @@ class Pass:
 
         Args:
             probe: runs batches.
-            sites: what was met so far; is added to.
+            sites: the layers so far; is added to.
             left: what has no dimension yet; empty in the first pass, which finds out.
             budget: bytes of this process.
             dtype: of the points; None: that of the outputs.
@@ -262,12 +247,12 @@ class Pass:
         self.group: list[Site] = []
         self.later = 0
 
-    def run(self, reader: Reader, tell: Callable[[int], None]) -> dict[Site, Points]:
+    def run(self, reader: Reader, report: Callable[[int], None]) -> dict[Site, Points]:
         """Reads all batches and runs those of this process.
 
         Args:
             reader: of the batches.
-            tell: called after every batch with `later`.
+            report: called after every batch with `later`.
 
         Returns:
             The points of `group` that this process's batches gave.
@@ -293,7 +278,7 @@ class Pass:
                 is_done = index == 0 and not self._left
                 if index % self._processes == self._rank and not is_done:
                     self._run(gatherer, batch, index)
-                tell(self.later)
+                report(self.later)
         self._agree(gatherer)
         return gatherer.release(self.group)
 
@@ -320,7 +305,7 @@ class Pass:
         gatherer.finish(index)
 
     def _agree(self, gatherer: Gatherer) -> None:
-        """Keeps what no process has given up, and lets all know what each has met."""
+        """Keeps the layers that no process has given up, and merges what all know of them."""
         kept = all_gather(gatherer.kept)
         self.group = [site for site in self.group if all(site in theirs for theirs in kept)]
         everywhere = all_gather(list(self._sites.values()))

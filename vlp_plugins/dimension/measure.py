@@ -162,9 +162,9 @@ def measure(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> IdProfile:
-    """Estimates the dimension of what every prunable layer gives out. The model is left as it was.
+    """Estimates the dimension of the outputs of every prunable layer. The model is left as it was.
 
-    A point is what a layer gives out for one sample, its tokens one after the other; if its module
+    A point is the output of a layer for one sample, its tokens one after the other; if its module
     is called several times in a stream, the calls are side by side. Points of as many layers as the
     budget allows are gathered in one pass over the batches; the others in further passes, which run
     the streams up to their last layer only. The result depends neither on the budget nor on how
@@ -227,14 +227,14 @@ def measure(
         memory_budget = all_reduce_min(usable_bytes(device, 0))
     reader = Reader(batches, limit, state.hashes, state.sizes)
     probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
-    tell = PassProgress(progress, reader.total)
+    counter = PassProgress(progress, reader.total)
     # A pass that had to give up all of its layers knows more about their sizes than the one before,
     # so there is an end.
     with probe.attached():
         while not state.hashes or state.left:
             turn = batch_shard(sharded=sharded)
             this = Pass(probe, state.sites, state.left, memory_budget, dtype, turn)
-            points = this.run(reader, tell)
+            points = this.run(reader, counter)
             if not state.hashes:
                 check_same(reader.hashes[-1], f"{len(reader.hashes)} batches")
             state.hashes, state.sizes = reader.hashes, reader.sizes
@@ -243,12 +243,12 @@ def measure(
             state.found |= compute(
                 this.group, points, state.sites, estimator, device, complete=complete
             )
-            tell.passes += 1
+            counter.passes += 1
             if file is not None:
                 with failing_together():
                     if not rank_and_size()[0]:
                         file.save(state)
-        if not tell.passes:  # all was known; make sure that it is about these batches
+        if not counter.passes:  # all was known; make sure that it is about these batches
             for _ in reader:
                 pass
     check_reached(adapter, weights, {site.weight for site in state.sites})

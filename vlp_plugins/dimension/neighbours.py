@@ -147,13 +147,7 @@ def _shares(total_bytes: int, threads: int) -> int:
 def _sum_over_chunks(
     points: torch.Tensor, shape: tuple[int, ...], begin: Callable[[], _Add]
 ) -> torch.Tensor:
-    """float64 sums of that shape over chunks of coordinates, several threads at a time.
-
-    Args:
-        points: `[n, D]`.
-        shape: of the sums.
-        begin: called once by every thread; returns what adds a chunk to its sums.
-    """
+    """float64 sums over chunks of coordinates; each thread adds chunks by its own `begin()`."""
     chunks = points.detach().split(_width(*points.shape), dim=1)
     device = points.device
     total = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -234,7 +228,7 @@ class DistanceBounds:
         Args:
             blocks: each int64 `[b, m]`: positions of the points of b blocks of m points.
             most: candidates per point; where there are more the nearest come first, and a later
-                call, which knows more, tells what is still missing.
+                call, which knows more, returns what is still missing.
 
         Returns:
             int64 `[p, 2]`, every pair once, the smaller position first.

@@ -30,14 +30,7 @@ class Points:
     def __init__(
         self, widths: Sequence[int], rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Takes its memory.
-
-        Args:
-            widths: of the blocks, as far as they are known.
-            rows: that are expected.
-            dtype: of the points.
-            device: where they are kept.
-        """
+        """Takes memory for so many rows with blocks of such widths."""
         self.widths = tuple(widths)
         self.count = 0
         self.batches: list[tuple[int, int]] = []
@@ -85,12 +78,7 @@ class Points:
         return wide and self.count + size <= self.rows
 
     def grow(self, widths: Sequence[int], rows: int) -> None:
-        """Moves to a larger tensor; both exist for a moment.
-
-        Args:
-            widths: of the blocks; none smaller than before.
-            rows: not fewer than before.
-        """
+        """Moves to a larger tensor, with no fewer rows or columns; both exist for a moment."""
         old = self._values[: self.count + self._size]
         new = self._values.new_empty(rows, sum(widths))
         _spread(old, self.widths, widths, new[: len(old)])
@@ -99,7 +87,7 @@ class Points:
     def write(
         self, call: int, tokens: torch.Tensor, padding: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Writes what a call gave out for the batch in work.
+        """Writes the output of a call for the current batch.
 
         Args:
             call: index of the call in its stream.
@@ -244,9 +232,9 @@ def fits(needs: Sequence[Need], budget: int) -> bool:
 def pack(needs: Sequence[Need], budget: int) -> list[tuple[int, int]]:
     """The fewest passes, each over neighbours in the order of execution.
 
-    Among those, every pass but the last ends as early as may be, or at the end of the stream it has
-    begun: streams after its last layer need not run, and what is gathered in a stream that runs
-    anyway leaves room in the later passes.
+    Among those, every pass but the last ends as early as possible, or at the end of the stream that
+    it has begun: streams after its last layer need not run, and what is gathered in a stream that
+    runs anyway leaves room in the later passes.
 
     Args:
         needs: in the order of execution.

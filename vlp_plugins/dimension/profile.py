@@ -27,7 +27,7 @@ _SOUND = (0, 2, 0)
 
 @dataclass(frozen=True, slots=True)
 class LayerDimension:
-    """The intrinsic dimension of what one layer gives out, in one stream.
+    """The intrinsic dimension of the outputs of one layer, in one stream.
 
     Attributes:
         weight: canonical name of the layer's weight.

@@ -47,11 +47,6 @@ class Estimator:
     duplicates: Duplicates = "rounding"
 
     def __post_init__(self) -> None:
-        """Refuses what no estimator can do.
-
-        Raises:
-            UnsupportedError: for an unknown fit, or a number out of its range.
-        """
         if self.fit not in get_args(Fit):
             raise UnsupportedError(
                 f"fit {self.fit!r} is unknown{suggest(self.fit, [*get_args(Fit)])}"
@@ -284,20 +279,14 @@ def disjoint_blocks(n: int, estimator: Estimator) -> list[torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The estimate from b blocks.
-
-    Attributes:
-        dimension: mean over the blocks.
-        deviation: population standard deviation over them.
-        kept: ratios that entered the fits.
-        influence: float64 `[n]`, how far each point moved the mean; their squares add up to its
-            variance, if ratios are independent.
-    """
+    """The estimate from b blocks, with the population standard deviation over them."""
 
     dimension: float
     deviation: float
-    kept: int
+    kept: int  # ratios that entered the fits
     influence: torch.Tensor
+    """float64 `[n]`, how far each point moved the mean; their squares add up to its variance, if
+    ratios are independent."""
 
 
 def _within(

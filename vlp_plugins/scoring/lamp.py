@@ -103,7 +103,7 @@ def _cuts(
         certain[name] = int(b.counts[gone].sum())
         open_values[name], open_scores[name] = _scores_of(weight, b, unsure)
     scores = torch.cat(list(open_scores.values()))
-    # At least one uncertain element goes: whatever is certain to go lies below the threshold.
+    # At least one uncertain element goes: what is certain to go lies below the threshold.
     rank = removal - sum(certain.values())
     threshold = float(torch.kthvalue(scores, rank).values)
     quota = rank - int((scores < threshold).sum())
