@@ -15,7 +15,7 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import pack
 from vlp_plugins.methods.method import Context, Factored, Method
-from vlp_plugins.models.weights import Weight
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
@@ -60,6 +60,10 @@ class Composition(Factored):
     @property
     def reads_data(self) -> bool:
         return bool(self.needs)
+
+    def statistics_bytes(self, weights: WeightMap) -> int:
+        """What the sums of `needs` take, in float64."""
+        return 8 * sum(s.size(w) for s in self.needs for w in weights.values())
 
     def run(self, context: Context) -> list[Masks]:
         return self.masks(context, self.gather(context))

@@ -125,6 +125,5 @@ class IdGuided(Procedure):
         if isinstance(self.method, Procedure):
             cost = self.method.with_allocation(self.allocation).cost(context)
         elif isinstance(self.method, Composition):
-            sizes = [s.size(w) for s in self.method.needs for w in context.weights.values()]
-            cost = replace(cost, ram_bytes=8 * sum(sizes))
+            cost = replace(cost, ram_bytes=self.method.statistics_bytes(context.weights))
         return replace(cost, passes=cost.passes + 1)

@@ -161,16 +161,11 @@ class RunInRounds:
             "method": method.name,
             "parameters": method.parameters,
             **method.allocation.record(),
-            "variant": context.variant,
             "target": target,
             "floor": context.floor,
             "owners": context.owners,
-            "seed": context.seed,
             "batches of a round": self.per_round,
-            "autocast": str(context.autocast),
-            "adapter": context.adapter.name,
-            "structure": context.weights.structure,
-            "weights": dense,
+            **context.identity(dense),
         }
 
     def _progress(self, index: int) -> Callable[[int, int | None], None] | None:
@@ -303,10 +298,10 @@ class Iterative(Procedure):
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
         by_loss = any(isinstance(statistic, LossStatistic) for statistic in self.composition.needs)
-        sizes = [s.size(w) for s in self.composition.needs for w in context.weights.values()]
+        sums = self.composition.statistics_bytes(context.weights)
         gradients = 4 * context.weights.numel if by_loss else 0
         return Cost(
-            ram_bytes=copies + state + gradients + 2 * 8 * sum(sizes),
+            ram_bytes=copies + state + gradients + 2 * sums,
             disk_bytes=0 if context.workplace is None else runs * state,
             passes=runs * -(-of_a_target // total) if of_a_target else 0,
             gradient_batches=runs * of_a_target if by_loss else 0,

@@ -111,6 +111,21 @@ class Context:
             )
         return number
 
+    def identity(self, dense: str) -> dict[str, Any]:
+        """What a run must have in common with the one that it resumes, whatever the method.
+
+        Args:
+            dense: hash of the weights before the run.
+        """
+        return {
+            "variant": self.variant,
+            "seed": self.seed,
+            "autocast": str(self.autocast),
+            "adapter": self.adapter.name,
+            "structure": self.weights.structure,
+            "weights": dense,
+        }
+
     def loss_probe(self) -> LossProbe:
         """A probe of the model's loss, as the run asks for it."""
         return LossProbe(

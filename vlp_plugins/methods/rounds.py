@@ -1,10 +1,11 @@
-"""What iterative methods share: fresh batches per round, survivors, state files."""
+"""What methods of rounds and steps share: fresh batches, survivors, state files, costs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +17,13 @@ from torch import distributed
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
 from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import rank_and_size
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.score import Evidence, Scorer
 
 LEAST = torch.finfo(torch.float32).min
@@ -119,6 +123,61 @@ class RecordedBatches:
             "batches": len(self.sizes),
             "samples": sum(self.sizes),
         }
+
+
+class Stepwise(Factored, Procedure):
+    """A procedure of one step per batch; every target starts from the dense model and first batch.
+
+    Attributes:
+        steps: number of steps; None: one per batch of the data.
+        lr: learning rate of the first step, which falls linearly to zero; None: a default.
+    """
+
+    steps: int | None
+    lr: float | None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
+        if self.lr is not None and not self.lr > 0:
+            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+
+    def run(self, context: Context) -> list[Masks]:
+        if is_sharded(context.model.parameters()):
+            raise UnsupportedError(
+                f"{self.name} keeps whole weights on every process and does not run on a model "
+                "that fully_shard has divided; give the model as it was loaded"
+            )
+        batches = FreshBatches(context.batches, context.limit)
+        return [
+            self._masks(context, target, batches, number)
+            for number, target in enumerate(context.targets)
+        ]
+
+    @abstractmethod
+    def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
+        """Masks of the target with that number."""
+
+    def _steps(self, context: Context) -> int:
+        return self.steps or context.known_number_of_batches(
+            "steps", "sparsity or learning rate depend on the last step"
+        )
+
+    def _report(self, context: Context, number: int, done: int) -> None:
+        """Progress after so many steps for the target with that number."""
+        if context.progress is not None:
+            steps = self._steps(context)
+            context.progress(number * steps + done, len(context.targets) * steps)
+
+    def _cost(self, context: Context, ram_bytes: int, disk_bytes: int = 0) -> Cost:
+        steps, runs = self._steps(context), len(context.targets)
+        return Cost(
+            ram_bytes=ram_bytes,
+            disk_bytes=disk_bytes,
+            passes=runs * -(-steps // (context.number_of_batches() or steps)),
+            gradient_batches=runs * steps,
+            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
+        )
 
 
 _REMEDY = "delete it and run the method from its first round"

@@ -24,15 +24,14 @@ from vlp_plugins.methods.gradual.loop import Masters, Training
 from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetable, default_warmup
 from vlp_plugins.methods.gradual.scores import BETA1, BETA2, Platon, Taylor, TrainingScore
 from vlp_plugins.methods.gradual.state import dump, restore
-from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches
+from vlp_plugins.methods.method import Context, Cost
+from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches, Stepwise
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import broadcast, rank_and_size
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
@@ -136,7 +135,7 @@ CHECKPOINTS = 8
 
 
 @dataclass(frozen=True)
-class PruningWhileTraining(Factored, Procedure):
+class PruningWhileTraining(Stepwise):
     """Trains the weights with the pre-training loss and removes more and more of them.
 
     Wang et al., "Exploring Intrinsic Dimension for Vision-Language Model Pruning" (ICML 2024),
@@ -175,10 +174,7 @@ class PruningWhileTraining(Factored, Procedure):
     factors: Factors | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
-        if not self.lr > 0:
-            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        super().__post_init__()
         if self.every < 1:
             raise UnsupportedError(f"every={self.every}; use 1 or more")
         warmup = (0.0, 0.0) if self.warmup is None else self.warmup
@@ -204,41 +200,20 @@ class PruningWhileTraining(Factored, Procedure):
             **({} if self.factors is None else self.factors.record()),
         }
 
-    def run(self, context: Context) -> list[Masks]:
-        if is_sharded(context.model.parameters()):
-            raise UnsupportedError(
-                f"{self.name} remembers whole weights on every process and does not run on a model "
-                "that fully_shard has divided; give the model as it was loaded"
-            )
-        batches = FreshBatches(context.batches, context.limit)
-        return [
-            self._masks(context, target, batches, number)
-            for number, target in enumerate(context.targets)
-        ]
-
     def cost(self, context: Context) -> Cost:
-        steps = self._steps(context)
         for target in context.targets:
             self._rise(context, target)  # says what cannot be
         runs, size = len(context.targets), context.weights.numel
-        total = context.number_of_batches() or steps
         stored = context.weights.stored_bytes
         copies = stored + (4 * size if stored < 4 * size else 0)  # masters of half precision
         state = bytes_of_state(context.model, context.adapter)
         # Gradients, two moments, the samples of a window and one in the making.
         tensors = 5 + len(self.score.remembers)
         saved = 4 * (3 + 1 + len(self.score.remembers)) * size + state
-        return Cost(
+        return self._cost(
+            context,
             ram_bytes=copies + 2 * state + (4 * tensors + 1) * size,
             disk_bytes=0 if context.workplace is None else saved * runs,
-            passes=runs * -(-steps // total),
-            gradient_batches=runs * steps,
-            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
-        )
-
-    def _steps(self, context: Context) -> int:
-        return self.steps or context.known_number_of_batches(
-            "steps", "the sparsity rises over all steps"
         )
 
     def _rise(self, context: Context, target: Target) -> Rise:
@@ -265,8 +240,7 @@ class PruningWhileTraining(Factored, Procedure):
             if due and context.workplace is not None:
                 state = copy_of_state(context.model, context.adapter)
                 file.save(training, state, seen.digest, seen.sizes)
-            if context.progress is not None:
-                context.progress(number * steps + done, len(context.targets) * steps)
+            self._report(context, number, done)
 
         with (
             torch.inference_mode(False),
@@ -317,13 +291,8 @@ class PruningWhileTraining(Factored, Procedure):
             "method": self.name,
             **rise.record(),
             "lr": self.lr,
-            "variant": context.variant,
             "target": rise.target,
-            "seed": context.seed,
-            "autocast": str(context.autocast),
-            "adapter": context.adapter.name,
-            "structure": context.weights.structure,
-            "weights": dense,
+            **context.identity(dense),
         }
 
 

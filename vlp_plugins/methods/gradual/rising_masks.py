@@ -19,7 +19,7 @@ from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.runtime.model_state import neutral_state
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, Pattern
 from vlp_plugins.scoring.factors import Factors, Scaled, guided_name
-from vlp_plugins.scoring.schedules import at_step, schedule_by_name
+from vlp_plugins.scoring.schedules import at_step, level_of, schedule_by_name
 from vlp_plugins.scoring.score import Evidence, Scorer
 from vlp_plugins.scoring.selection import Scored
 
@@ -72,17 +72,10 @@ class Timetable:
 
         def reached(value: float) -> float:
             return at_step(
-                step,
-                self.steps,
-                value,
-                before=self.before,
-                after=self.after,
-                schedule=rise,
+                step, self.steps, value, before=self.before, after=self.after, schedule=rise
             )
 
-        if isinstance(target, Mapping):
-            return {name: reached(value) for name, value in target.items()}
-        return reached(target)
+        return level_of(target, reached)
 
     def record(self) -> dict[str, Any]:
         """For the manifest of masks."""

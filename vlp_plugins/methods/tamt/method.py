@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches
+from vlp_plugins.methods.method import Context, Cost
+from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches, Stepwise
 from vlp_plugins.methods.tamt.scores import (
     LEARNING_RATE,
     MAGNITUDE,
@@ -28,8 +28,8 @@ from vlp_plugins.methods.tamt.scores import PUBLISHED_LEARNING_RATE as PUBLISHED
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import broadcast
-from vlp_plugins.runtime.errors import DataError, UnsupportedError, suggest
-from vlp_plugins.runtime.sharding import is_sharded, whole, write, zero_outside
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
+from vlp_plugins.runtime.sharding import whole, write, zero_outside
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, ModalityAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.selection import Selection
@@ -80,7 +80,7 @@ def dense_values(weights: WeightMap) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @dataclass(frozen=True)
-class Tamt(Factored, Procedure):
+class Tamt(Stepwise):
     """Task-agnostic mask training, with a fixed budget of steps.
 
     Liu et al., "Learning to Win Lottery Tickets in BERT Transfer via Task-agnostic Mask Training"
@@ -115,10 +115,7 @@ class Tamt(Factored, Procedure):
     called: str = "tamt"
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
-        if self.lr is not None and not self.lr > 0:
-            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        super().__post_init__()
         if self.start not in STARTS:
             raise UnsupportedError(
                 f"mask training cannot start from {self.start!r}{suggest(self.start, list(STARTS))}"
@@ -138,11 +135,6 @@ class Tamt(Factored, Procedure):
         return start if self.factors is None else {**start, **self.factors.record()}
 
     def run(self, context: Context) -> list[Masks]:
-        if is_sharded(context.model.parameters()):
-            raise UnsupportedError(
-                "mask training keeps scores of whole weights on every process and does not run on "
-                "a model that fully_shard has divided; give the model as it was loaded"
-            )
         if context.published and self.start != MAGNITUDE:
             raise UnsupportedError(
                 f"the published mask training starts from magnitudes, {self.called!r} from "
@@ -156,31 +148,14 @@ class Tamt(Factored, Procedure):
             )
         if self.factors is not None:
             self.factors.check(context.weights)
-        batches = FreshBatches(context.batches, context.limit)
-        return [
-            self._masks(context, target, batches, number)
-            for number, target in enumerate(context.targets)
-        ]
+        return super().run(context)
 
     def cost(self, context: Context) -> Cost:
-        steps = self._steps(context)
-        runs = len(context.targets)
         size = context.weights.numel
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
         tensors = 5 if context.published else 2  # scores (with moments and |M|) and gradients
-        total = context.number_of_batches() or steps
-        return Cost(
-            ram_bytes=copies + state + tensors * 4 * size,
-            passes=runs * -(-steps // total),
-            gradient_batches=runs * steps,
-            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
-        )
-
-    def _steps(self, context: Context) -> int:
-        return self.steps or context.known_number_of_batches(
-            "steps", "the learning rate falls to zero at the last"
-        )
+        return self._cost(context, ram_bytes=copies + state + tensors * 4 * size)
 
     def train(
         self, context: Context, target: Target, batches: FreshBatches, number: int = 0
@@ -215,9 +190,7 @@ class Tamt(Factored, Procedure):
                 gradients = probe.measure(batch, step)
                 if gradients is not None:  # else the batch was skipped, which costs a step
                     scores.step({n: whole(g) for n, g in gradients.items()}, 1 - step / steps)
-                if context.progress is not None:
-                    done = number * steps + step + 1
-                    context.progress(done, len(context.targets) * steps)
+                self._report(context, number, step + 1)
         return scores, seen
 
     def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
