@@ -20,7 +20,7 @@ from vlp_command import Command
 
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.tasks.finetuning.files import StateFile
+from vlp_plugins.runtime.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -126,14 +126,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
 ) -> None:
     words = ["finetune", models / "xvlm", "--task", "vqa", "--data", data["vqa"], "--masks",
              masks["xvlm"], *FAST, "--checkpoint-every", "2"]  # fmt: skip
-    save = StateFile.save
+    save = Checkpoint.save
 
     def save_and_stop(*args: Any) -> None:
         save(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(StateFile, "save", save_and_stop)
+        patch.setattr(Checkpoint, "save", save_and_stop)
         result = vlp(*words, "--out", tmp_path / "out", code=130)
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
     repeat = shlex.split(result.stderr.splitlines()[-1].partition("to go on: ")[2])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vlp_command import Command
 
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.rounds import Progress, RoundFile
+from vlp_plugins.runtime.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -100,16 +101,16 @@ def test_itersnip_goes_on_after_the_round_that_was_interrupted(
     vlp, words, tmp_path, monkeypatch
 ) -> None:
     words = [*words, "--method", "itersnip", "--parameter", "rounds=4", "--sparsity", "0.75"]
-    save = RoundFile.save
+    save = Checkpoint.save
     rounds = []
 
-    def interrupted(self: RoundFile, progress: Progress) -> None:
-        save(self, progress)
-        rounds.append(progress.rounds)
+    def interrupted(self: Checkpoint, convert: Any) -> None:
+        save(self, convert)
+        rounds.append(len(convert()[1]["digests"]))
         if rounds == [1, 2]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RoundFile, "save", interrupted)
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
     stopped = vlp("prune", *words, "--out", tmp_path / "out", code=130)
     assert "interrupted; to go on: vlp prune" in stopped.stderr
     vlp("prune", *words, "--out", tmp_path / "out", "--resume")

@@ -12,11 +12,12 @@ import torch
 from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
 
-from vlp_plugins.calibration.checkpoint import Checkpoint
+from vlp_plugins.calibration.checkpoint import FORM, unpack_state
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistic import InputSecondMoment, MeanGradient
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.errors import StatisticsError
 
 BATCHES = 7
@@ -27,10 +28,10 @@ from pathlib import Path
 from torch import distributed
 from toy import Counting, ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
-from vlp_plugins.calibration import calibrate
+from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.distributed import before_joining
-from vlp_plugins.statistics.gradient import MeanGradient
+from vlp_plugins.calibration.statistic import MeanGradient
 from vlp_plugins.models.weights import WeightMap
 
 folder = Path(sys.argv[1])
@@ -186,8 +187,9 @@ def test_each_process_has_its_own_checkpoint(folder):
         "pass.ckpt.rank1of2",
     ]
     for world in (1, 3):
+        file = Checkpoint(folder / "pass.ckpt", FORM, {}, unit="batch", shard=(0, world))
         with pytest.raises(StatisticsError, match="another number of processes"):
-            Checkpoint(folder / "pass.ckpt", {}, 0, world).load()
+            file.load(unpack_state)
 
 
 def test_processes_that_read_different_data_are_told(folder):

@@ -193,8 +193,8 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from toy import ToyAdapter, toy_batches, toy_model
-from vlp_plugins.calibration import calibrate
-from vlp_plugins.statistics.second_moment import InputSecondMoment
+from vlp_plugins.calibration.data_pass import calibrate
+from vlp_plugins.calibration.statistic import InputSecondMoment
 from vlp_plugins.models.weights import WeightMap
 
 folder, stop = Path(sys.argv[1]), int(sys.argv[2])

@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vlp_plugins
 from vlp_plugins.calibration.batches import DIGEST_BYTES
-from vlp_plugins.calibration.checkpoint import Checkpoint, PassState
-from vlp_plugins.dimension.state import State, StateFile
+from vlp_plugins.calibration.checkpoint import FORM, PassState, pack_state
+from vlp_plugins.dimension.state import FORM as DIMENSIONS
+from vlp_plugins.dimension.state import State, pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.chita.method import ChitaRound, ChitaRoundFile
-from vlp_plugins.methods.rounds import Progress, RoundFile
+from vlp_plugins.methods.chita.method import ChitaRun, Stage, chita_plus_plus
+from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.iterative import IterativeRun, Pruned, itersnip
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.rounds import FreshBatches
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import append_text
 from vlp_plugins.tasks.finetuning.files import LossLog
 from vlp_plugins.tasks.sensitivity.curves import Group, Point
 from vlp_plugins.tasks.sensitivity.files import PointsFile
 
+DIGEST = bytes(DIGEST_BYTES)
+
 
 def checkpoint(folder):
-    file = Checkpoint(folder / "x.checkpoint", {"adapter": "toy"}, 0, 1)
-    return file.path, lambda: file.save(PassState(hashes=(bytes(DIGEST_BYTES),)), {})
+    file = Checkpoint(folder / "x.checkpoint", FORM, {}, unit="batch", shard=(0, 1))
+    return file.path, lambda: file.save(lambda: pack_state(PassState(hashes=(DIGEST,)), {}))
+
+
+def context_in(folder):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    adapter = ModuleAdapter(model)
+    weights = WeightMap.of(model, adapter)
+    return Context(model, adapter, weights, targets=[0.5], workplace=folder)
 
 
 def rounds(folder):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    weights = WeightMap.of(model, ModuleAdapter(model))
-    dense = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
-    masks = Masks.from_dense(dense, Manifest.for_weights(weights, method="toy"))
-    file = RoundFile(folder, {"of": "toy"})
-    return file.path, lambda: file.save(Progress(masks))
+    context = context_in(folder)
+    dense = {name: torch.ones(w.shape, dtype=torch.bool) for name, w in context.weights.items()}
+    masks = Masks.from_dense(dense, Manifest.for_weights(context.weights, method="toy"))
+    run = IterativeRun(itersnip(), context, 0, 1, "dense", FreshBatches(()))
+    file = run.checkpoint()
+    return file.path, lambda: file.save(lambda: run.pack(Pruned(masks, 1)))
 
 
 def stages(folder):
-    file = ChitaRoundFile(folder, {"of": "toy"})
-    stage = ChitaRound(1, torch.tensor([True, False]), torch.tensor([1.0, 0.0]), [], (), (), ())
-    return file.path, lambda: file.save(stage)
+    setup = SimpleNamespace(settings=Settings())
+    run = ChitaRun(chita_plus_plus(), context_in(folder), 0, 1, "dense", setup)
+    file = run.checkpoint()
+    stage = Stage(torch.tensor([True, False]), torch.tensor([1.0, 0.0]), ())
+    return file.path, lambda: file.save(lambda: run.pack(stage))
 
 
 def dimensions(folder):
-    file = StateFile(folder, {"of": "toy"})
-    return file.path, lambda: file.save(State())
+    file = Checkpoint(folder / "x.safetensors", DIMENSIONS, {}, unit="pass")
+    return file.path, lambda: file.save(lambda: pack(State()))
 
 
 def points(folder):
@@ -131,5 +148,5 @@ def test_states_alone_are_written_over():
             given = {k.arg: k.value for k in node.keywords} if isinstance(node, ast.Call) else {}
             if isinstance(given.get("overwrite"), ast.Constant) and given["overwrite"].value:
                 found.add(f"{path.parent.name}/{path.name}")
-    # Files whose place the user or the Trainer names; and those of json_file that are no state.
-    assert found == {"statistics/files.py", "intrinsic/json_file.py", "hosts/transformers.py"}
+    # Files whose place the user or the Trainer names; and JSON files, none of which is a state.
+    assert found == {"calibration/statistics.py", "runtime/artifacts.py", "hosts/transformers.py"}

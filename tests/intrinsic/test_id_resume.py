@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from toy import ToyAdapter, toy_batches, toy_model
 from vlp_plugins.dimension import points as room
 from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.dimension.state import NAME
+from vlp_plugins.dimension.state import FORM, NAME
 from vlp_plugins.dimension.twonn import Estimator
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import DataError, StatisticsError
 
 BUDGET = 30_000
@@ -134,21 +135,36 @@ def test_another_model_is_refused(tmp_path):
         run(tmp_path, resume=True, model=model)
 
 
+def rewrite(file: Path, form: Format = FORM, **changes: Any) -> None:
+    """The state with other content; what is None goes."""
+    _, content = read_artifact(file, FORM)
+    content = {key: value for key, value in (content | changes).items() if value is not None}
+    write_artifact(file, form, {}, content, overwrite=True)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: json.dumps({**json.loads(text), "kind": "masks"}),
-        lambda text: json.dumps({**json.loads(text), "schema": 99}),
-        lambda text: json.dumps({**json.loads(text), "found": [1]}),
-        lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "sites"}),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_text("[]"),
+        lambda file: rewrite(file, replace(FORM, key="vlp_masks")),
+        lambda file: rewrite(file, replace(FORM, schema=99)),
+        lambda file: rewrite(file, found=[1]),
+        lambda file: rewrite(file, sites=None),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, damage):
     killed(tmp_path)
     file = tmp_path / NAME
-    file.write_text(damage(file.read_text()))
+    damage(file)
     with pytest.raises(StatisticsError, match=str(file)):
         run(tmp_path, resume=True)
+
+
+def test_a_state_of_an_earlier_version_says_who_can_resume_it(tmp_path):
+    (tmp_path / "intrinsic-dimensions.json").write_text('{"kind": "unfinished"}')
+    with pytest.raises(StatisticsError, match="earlier version.*resume with that version, or del"):
+        run(tmp_path, resume=True)
+    assert run(tmp_path)[0] == PASSES * 10
+    assert run(tmp_path, resume=True)[0] == 0

@@ -19,20 +19,21 @@ from vlp_plugins.calibration.batches import (
     number_of_batches,
     say_if_fewer,
 )
-from vlp_plugins.calibration.checkpoint import Checkpoint, PassState, identity_of
+from vlp_plugins.calibration.checkpoint import (
+    FORM,
+    PassState,
+    identity_of,
+    pack_state,
+    unpack_state,
+)
 from vlp_plugins.calibration.probes import Measuring
 from vlp_plugins.calibration.statistic import Key, Statistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.calibration.sums import LargeSums, Tally, sum_large, sum_over_processes, sum_tally
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.distributed import (
-    batch_shard,
-    broadcast,
-    check_same,
-    failing_together,
-    rank_and_size,
-)
+from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.distributed import batch_shard, broadcast, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, StatisticsError
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -111,7 +112,7 @@ class RunningPass:
             OutputError: if it cannot be written.
         """
         if self._file is not None and self.state.batches > self._saved:
-            self._file.save(self.state, self.large.sums)
+            self._file.save(lambda: pack_state(self.state, self.large.sums))
             self._saved = self.state.batches
 
     def save_interrupted(self) -> None:
@@ -207,10 +208,8 @@ def calibrate(
     )
     if checkpoint is not None:
         identity = identity_of(weights, statistics, published=published, autocast=autocast)
-        file = Checkpoint(checkpoint, identity, *batch_shard(sharded=measuring.sharded))
-        if not resume:
-            with failing_together():
-                file.check()
+        shard = batch_shard(sharded=measuring.sharded)
+        file = Checkpoint(checkpoint, FORM, identity, unit="batch", shard=shard)
     done = _resumed(file, resume, limit)
     if measuring.sharded:
         done, file = _together(done), None if rank_and_size()[0] else file
@@ -242,10 +241,9 @@ def _resumed(
             raise StatisticsError("resume needs the checkpoint file of the earlier pass; give it")
         return PassState(), {}
     if not resume:
-        if file.path.exists():
-            logger.warning("%s is not resumed and will be overwritten", file.path)
+        file.begin()
         return PassState(), {}
-    state, large = file.load()
+    state, large = file.load(unpack_state) or (PassState(), {})
     if limit is not None and state.batches > limit:
         raise StatisticsError(
             f"checkpoint {file.path} holds {state.batches} batches already, more than "

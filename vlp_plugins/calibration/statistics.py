@@ -4,68 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from vlp_plugins.calibration.statistic import LOSS_STREAM, Key, Site
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import Format, is_of, made_before, read_artifact, write_artifact
+from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError
-
-SCHEMA = 1
-"""Version of the format; a change that old code cannot read adds 1."""
-
-
-def write_statistics(
-    path: str | os.PathLike[str],
-    kind: str,
-    tensors: Mapping[str, torch.Tensor],
-    header: Mapping[str, Any],
-) -> None:
-    """Writes a file whole or not at all.
-
-    Statistics replace any file that is there; a checkpoint, to which a run gives its place,
-    replaces checkpoints only.
-
-    Args:
-        path: the file.
-        kind: what it holds, `statistics` or `checkpoint`.
-        tensors: on CPU, by name.
-        header: what JSON can say.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    state = kind == "checkpoint"
-    write_artifact(path, _format(kind), tensors, header, overwrite=True, state=state)
-
-
-def is_statistics_file(path: Path, kind: str) -> bool:
-    """True for a regular file, and no link to one, that holds `kind`, whether damaged or not."""
-    return is_of(path, _format(kind))
-
-
-def read_statistics(
-    path: str | os.PathLike[str], kind: str, remedy: str
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads what `write` wrote.
-
-    Args:
-        path: the file.
-        kind: what it should hold.
-        remedy: what the user should do if it is missing or damaged.
-
-    Returns:
-        Tensors by name, and the header.
-
-    Raises:
-        StatisticsError: if it is missing, damaged, truncated, of another kind or too new.
-    """
-    return read_artifact(path, _format(kind, remedy))
 
 
 def pack_sums(sums: dict[Key, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,14 +37,11 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     return sums
 
 
-def _format(kind: str, remedy: str = "") -> Format:
-    return Format(kind, f"vlp_{kind}", SCHEMA, StatisticsError, remedy)
-
-
 logger = logging.getLogger(__name__)
 
 _SOUND = (0, 2, 0)
 _REMEDY = "repeat the data pass, or give a file that Statistics.save wrote"
+_FORM = Format("statistics", "vlp_statistics", 1, StatisticsError, _REMEDY)
 
 
 @dataclass
@@ -256,7 +201,7 @@ class Statistics:
             "weights": self.weights_hash,
             "counted": self._counted(),
         }
-        write_statistics(path, "statistics", pack_sums(self.sums), header)
+        write_artifact(path, _FORM, pack_sums(self.sums), header, overwrite=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
@@ -265,7 +210,7 @@ class Statistics:
         Raises:
             StatisticsError: if the file is missing, damaged, truncated, foreign or too new.
         """
-        tensors, header = read_statistics(path, "statistics", _REMEDY)
+        tensors, header = read_artifact(path, _FORM)
         if header.get("adapter") == "module" and made_before(header.get("made_by"), _SOUND):
             logger.warning(
                 "%s was made by %s, where labels of (inputs, labels) batches went into optional "

@@ -17,7 +17,7 @@ from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
 from vlp_plugins.dimension.outputs import OutputProbe, Padding
 from vlp_plugins.dimension.points import Points, Sites
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
-from vlp_plugins.dimension.state import Found, State, file_of, resumed
+from vlp_plugins.dimension.state import Found, State, file_of, pack, resumed
 from vlp_plugins.dimension.twonn import Estimator, estimate
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
@@ -245,9 +245,7 @@ def measure(
             )
             counter.passes += 1
             if file is not None:
-                with failing_together():
-                    if not rank_and_size()[0]:
-                        file.save(state)
+                file.save(lambda: pack(state))
         if not counter.passes:  # all was known; make sure that it is about these batches
             for _ in reader:
                 pass

@@ -1,4 +1,4 @@
-"""What is known between two passes, and the file that keeps it."""
+"""What is known between two passes, and the file that a run is resumed from."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.dimension.points import Met, Sites
 from vlp_plugins.dimension.twonn import Estimate
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import read_json, write_json
-from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size
+from vlp_plugins.runtime.artifacts import Format, made_by
+from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.distributed import failing_together
 from vlp_plugins.runtime.errors import StatisticsError
 
 logger = logging.getLogger("vlp_plugins.dimension")
 
-NAME = "intrinsic-dimensions.json"
+NAME = "intrinsic-dimensions.safetensors"
 """Of the file in the workplace."""
 
-_KIND = "unfinished intrinsic dimensions"
-_REMEDY = "delete it, or start again without resume"
+FORM = Format(
+    "checkpoint", "vlp_dimensions", 1, StatisticsError, "delete it, or start again without resume"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,70 +66,29 @@ class State:
         return [met for site, met in self.sites.items() if site not in self.found]
 
 
-class StateFile:
-    """The file of a run; process 0 writes and reads it."""
+def pack(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A state as a checkpoint keeps it."""
+    return {}, {
+        "hashes": state.hashes,
+        "sizes": state.sizes,
+        "sites": [{**asdict(met), "site": str(met.site)} for met in state.sites.values()],
+        "found": {str(site): asdict(found) for site, found in state.found.items()},
+    }
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Finds its place.
 
-        Args:
-            folder: the workplace.
-            identity: what a run must have in common with the one that it goes on from.
-        """
-        self.path = folder / NAME
-        self._identity = dict(identity)
-
-    def save(self, state: State) -> None:
-        """Writes what is known, whole or not at all.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        content = {
-            "identity": self._identity,
-            "hashes": state.hashes,
-            "sizes": state.sizes,
-            "sites": [{**asdict(met), "site": str(met.site)} for met in state.sites.values()],
-            "found": {str(site): asdict(found) for site, found in state.found.items()},
-        }
-        write_json(self.path, _KIND, content, state=True)
-        logger.debug("wrote %s: %d of %d", self.path, len(state.found), len(state.sites))
-
-    def load(self) -> State:
-        """Reads what is known; nothing if there is no file.
-
-        Raises:
-            StatisticsError: if it is damaged, or of another model or other settings.
-        """
-        if not self.path.exists():
-            logger.warning("no %s; starting from the first pass", self.path)
-            return State()
-        content = read_json(self.path, _KIND, _REMEDY)
-        try:
-            theirs = dict(content["identity"])
-            state = State(
-                Sites((met.site, met) for met in map(_met, content["sites"])),
-                {Site.parse(site): _found(value) for site, value in content["found"].items()},
-                tuple(map(str, content["hashes"])),
-                tuple(map(int, content["sizes"])),
-            )
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StatisticsError(
-                f"{self.path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
-            ) from error
-        for key, mine in self._identity.items():
-            if theirs.get(key) != mine:
-                raise StatisticsError(
-                    f"{self.path} is of another run: its {key} is {theirs.get(key)!r}, this one's "
-                    f"is {mine!r}; give the same model and settings, or {_REMEDY}"
-                )
-        logger.info("going on: %d of %d are known", len(state.found), len(state.sites))
-        return state
+def unpack(_: Mapping[str, torch.Tensor], content: Mapping[str, Any]) -> State:
+    """Inverse of `pack`."""
+    return State(
+        Sites((met.site, met) for met in map(_met, content["sites"])),
+        {Site.parse(site): _found(value) for site, value in content["found"].items()},
+        tuple(map(str, content["hashes"])),
+        tuple(map(int, content["sizes"])),
+    )
 
 
 def file_of(
     workplace: Path | None, weights: WeightMap, settings: Mapping[str, Any], *, resume: bool
-) -> StateFile | None:
+) -> Checkpoint | None:
     """The file of a run; None without a workplace.
 
     Raises:
@@ -141,19 +104,29 @@ def file_of(
         "weights": weights.content_hash(),
         **settings,
     }
-    return StateFile(workplace, identity)
+    return Checkpoint(workplace / NAME, FORM, identity, unit="pass")
 
 
-def resumed(file: StateFile | None, *, resume: bool) -> State:
+def resumed(file: Checkpoint | None, *, resume: bool) -> State:
     """What an interrupted run knew, in all processes."""
-    state = State()
+    if file is None:
+        return State()
+    if not resume:
+        file.begin()
+        return State()
+    assert file.path is not None
     with failing_together():
-        if file is not None and not rank_and_size()[0]:
-            if resume:
-                state = file.load()
-            elif file.path.exists():
-                logger.warning("%s is not resumed and will be overwritten", file.path)
-    return broadcast(state)
+        earlier = file.path.with_suffix(".json")
+        if earlier.exists() and not file.path.exists():
+            raise StatisticsError(
+                f"{earlier} was written by an earlier version, whose unfinished dimensions "
+                f"{made_by()} does not resume; resume with that version, or {FORM.remedy}"
+            )
+    state = file.load(unpack)
+    if state is None:
+        return State()
+    logger.info("going on: %d of %d are known", len(state.found), len(state.sites))
+    return state
 
 
 def _met(record: Mapping[str, Any]) -> Met:
@@ -170,7 +143,7 @@ def _found(record: Mapping[str, Any]) -> Found:
             int(estimate["used"]),
             tuple(map(float, estimate["block_dimensions"])),
             tuple(map(float, estimate["block_deviations"])),
-            int(estimate.get("duplicates", 0)),  # of older files, refused for their settings
+            int(estimate["duplicates"]),
         ),
         int(record["ambient"]),
         int(record["points"]),

@@ -159,9 +159,6 @@ class AccelerateEngine:
         found: Tensor = self.accelerator.reduce(value, reduction="mean")
         return found
 
-    def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
-
     def state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {} if scaler is None else dict(scaler.state_dict())

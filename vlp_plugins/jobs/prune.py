@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from vlp_plugins.calibration.statistics import Statistics, is_statistics_file
+from vlp_plugins.calibration.checkpoint import FORM
+from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.dimensions import PROFILE
@@ -38,6 +39,7 @@ from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.saving import check_can_save, restored, write_model
 from vlp_plugins.report.layers import collapse_warnings, layer_rows, to_csv
 from vlp_plugins.report.page import Run, Table, check_can_render, render
+from vlp_plugins.runtime.artifacts import is_of
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, VlpError, no_exit
 from vlp_plugins.runtime.files import atomic_folder
@@ -94,7 +96,7 @@ def checkpoints(out: Path) -> list[Path]:
     if not base.parent.is_dir():
         return []
     named = (path for path in base.parent.iterdir() if pattern.fullmatch(path.name))
-    return sorted(path for path in named if is_statistics_file(path, "checkpoint"))
+    return sorted(path for path in named if is_of(path, FORM))
 
 
 def delete_checkpoints(out: Path) -> None:

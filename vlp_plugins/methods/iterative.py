@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vlp_plugins.calibration.batches import chain_hash
-from vlp_plugins.calibration.loss import (
-    bytes_of_state,
-    copy_of_state,
-    loss_state_again,
-    write_state,
-)
+import torch
+
+from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.calibration.statistic import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.method import Context, Cost, Procedure
+from vlp_plugins.methods.method import Context, Cost
 from vlp_plugins.methods.rounds import (
     LEAST,
     FreshBatches,
+    InRounds,
     Progress,
-    RoundFile,
+    RecordedBatches,
+    RunInRounds,
     Survivors,
 )
 from vlp_plugins.models.request import Target
-from vlp_plugins.models.saving import restored
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
 from vlp_plugins.runtime.sharding import zero_outside
@@ -42,105 +39,71 @@ logger = logging.getLogger("vlp_plugins.methods")
 
 
 @dataclass(frozen=True)
-class RunInRounds:
-    """The rounds of one target.
+class Pruned:
+    """What the rounds so far found.
+
+    Attributes:
+        masks: what is kept.
+        samples: that went into statistics.
+    """
+
+    masks: Masks
+    samples: int
+
+
+@dataclass(frozen=True)
+class IterativeRun(RunInRounds[Pruned]):
+    """A round gathers statistics of the model as it is and prunes by them.
 
     Attributes:
         method: what is iterated, and how.
-        context: of the run.
-        batches: shared by all targets; every one starts from the first.
-        per_round: how many of them a round reads; 0 for a method without data.
-        number: index of the target, for progress.
+        fresh: batches, shared by all targets; every one starts from the first.
     """
 
     method: Iterative
-    context: Context
-    batches: FreshBatches
-    per_round: int
-    number: int
+    fresh: FreshBatches
 
-    def prune(self, target: Target) -> Masks:
-        """All rounds from the dense model on; it is as before at the end, after an error too."""
-        context, method = self.context, self.method
-        dense = context.weights.content_hash()
-        file = RoundFile(context.workplace, self._identity(target, dense))
-        levels = levels_of(target, method.schedule, method.rounds)
-        self.batches.restart()
-        with ExitStack() as stack:
-            stack.enter_context(restored(context.weights))
-            stack.enter_context(loss_state_again(context.model, context.adapter))
-            progress = self._resumed(file) if context.resume else Progress()
-            for index in range(progress.rounds, method.rounds):
-                progress = self._round(index, levels[index], progress)
-                file.save(progress)
-        return self._result(target, dense, progress)
+    def batches(self, index: int) -> RecordedBatches:
+        if index == 0:
+            self.fresh.restart()
+        return RecordedBatches(lambda: self.fresh.take(self.per_round))
 
-    def _round(self, index: int, level: Target, before: Progress) -> Progress:
-        """Statistics of the model as it is, masks, and the model under the masks."""
+    def round(
+        self, index: int, level: Target, batches: RecordedBatches, before: Pruned | None
+    ) -> Pruned:
         context, method = self.context, self.method
-        statistics = self._statistics(index)
+        statistics = self._statistics(index, batches)
         composition = method.composition
-        if before.masks is not None:
+        if before is not None:
             composition = surviving(composition, before.masks, published=context.published)
         masks = composition.masks(replace(context, targets=[level]), statistics)[0]
-        remove_weights(context.weights, masks)
         logger.info("%s: round %d of %d: %s", method.name, index + 1, method.rounds, masks)
-        seen = before.seen
-        if statistics is not None:
-            seen = (*seen, (statistics.fingerprint, sum(statistics.samples)))
-        state = copy_of_state(context.model, context.adapter) if context.workplace else []
-        return Progress(masks, state, seen, index + 1)
+        samples = 0 if statistics is None else sum(statistics.samples)
+        return Pruned(masks, samples + (0 if before is None else before.samples))
 
-    def _statistics(self, index: int) -> Statistics | None:
-        context = replace(
-            self.context,
-            batches=self.batches.take(self.per_round),
-            limit=self.per_round,
-            resume=False,
-            progress=self._progress(index),
-        )
-        try:
-            return self.method.composition.gather(context, keep_state=True)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"round {index + 1} of {self.method.rounds}, whose batch 0 is batch "
-                f"{index * self.per_round} of the data: {error}"
-            ) from error
+    def write(self, found: Pruned) -> None:
+        remove_weights(self.context.weights, found.masks)
 
-    def _resumed(self, file: RoundFile) -> Progress:
-        """The state after the last round on disk, which the model is brought to."""
-        context = self.context
-        progress = file.load()
-        for index, (fingerprint, _) in enumerate(progress.seen):
-            digest = b""
-            for batch in self.batches.take(self.per_round):
-                digest = chain_hash(digest, batch)
-            if digest.hex()[: len(fingerprint)] != fingerprint:
-                raise DataError(
-                    f"the batches of round {index + 1} are not those that checkpoint {file.path} "
-                    "has seen; give the same data in the same order, or delete the checkpoint and "
-                    "start again"
-                )
-        if progress.masks is not None:
-            remove_weights(context.weights, progress.masks)
-            write_state(context.model, context.adapter, progress.state)
-            logger.info("%s resumes after round %d", self.method.name, progress.rounds)
-        return progress
+    def pack(self, found: Pruned) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        manifest = asdict(found.masks.manifest)
+        return dict(found.masks.packed), {"manifest": manifest, "samples": found.samples}
 
-    def _result(self, target: Target, dense: str, progress: Progress) -> Masks:
-        """The masks of the last round, with what the whole run was."""
-        if progress.masks is None:
-            raise AssertionError("a method has at least one round")
-        manifest = progress.masks.manifest
+    def unpack(self, tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Pruned:
+        masks = Masks(tensors, Manifest.from_header(content["manifest"]))
+        return Pruned(masks, int(content["samples"]))
+
+    def result(self, found: Pruned, progress: Progress[Pruned]) -> Masks:
+        manifest = found.masks.manifest
         calibration = manifest.calibration
         if calibration is not None:
-            together = "".join(fingerprint for fingerprint, _ in progress.seen).encode()
+            together = "".join(digest[:16] for digest in progress.digests).encode()
             calibration = {
                 **calibration,
                 "fingerprint": hashlib.sha256(together).hexdigest()[:16],
-                "batches": self.per_round * len(progress.seen),
-                "samples": sum(samples for _, samples in progress.seen),
+                "batches": self.per_round * progress.rounds,
+                "samples": found.samples,
             }
+        target = self.target
         manifest = replace(
             manifest,
             method=self.method.name,
@@ -151,30 +114,30 @@ class RunInRounds:
             },
             sparsity=dict(target) if isinstance(target, Mapping) else target,
             calibration=calibration,
-            weights_hash=dense,
+            weights_hash=self.dense,
         )
-        return Masks(progress.masks.packed, manifest)
+        return Masks(found.masks.packed, manifest)
 
-    def _identity(self, target: Target, dense: str) -> dict[str, Any]:
-        context, method = self.context, self.method
-        return {
-            "method": method.name,
-            "parameters": method.parameters,
-            **method.allocation.record(),
-            "target": target,
-            "floor": context.floor,
-            "owners": context.owners,
-            "batches of a round": self.per_round,
-            **context.identity(dense),
-        }
+    def identity(self) -> dict[str, Any]:
+        context = self.context
+        more = {"floor": context.floor, "owners": context.owners, "seed": context.seed}
+        return {**super().identity(), **more}
 
-    def _progress(self, index: int) -> Callable[[int, int | None], None] | None:
-        progress = self.context.progress
-        if progress is None:
-            return None
-        before = (self.number * self.method.rounds + index) * self.per_round
-        total = len(self.context.targets) * self.method.rounds * self.per_round
-        return lambda done, _: progress(before + done, total)
+    def _statistics(self, index: int, batches: RecordedBatches) -> Statistics | None:
+        context = replace(
+            self.context,
+            batches=batches(),
+            limit=self.per_round,
+            resume=False,
+            progress=self.progress(index),
+        )
+        try:
+            return self.method.composition.gather(context, keep_state=True)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"round {index + 1} of {self.method.rounds}, whose batch 0 is batch "
+                f"{index * self.per_round} of the data: {error}"
+            ) from error
 
 
 def surviving(composition: Composition, masks: Masks, *, published: bool) -> Composition:
@@ -214,7 +177,7 @@ def itersnip(
 
 
 @dataclass(frozen=True)
-class Iterative(Procedure):
+class Iterative(InRounds):
     """A composition in rounds.
 
     Every round gathers the statistics of the composition on the pruned model, from batches that
@@ -284,10 +247,11 @@ class Iterative(Procedure):
                     f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
                 )
         per_round = self._batches_of_a_round(context)
-        batches = FreshBatches(context.batches, context.limit)
+        fresh = FreshBatches(context.batches, context.limit)
+        dense = context.weights.content_hash()
         return [
-            RunInRounds(self, context, batches, per_round, number).prune(target)
-            for number, target in enumerate(context.targets)
+            IterativeRun(self, context, number, per_round, dense, fresh).masks()
+            for number in range(len(context.targets))
         ]
 
     def cost(self, context: Context) -> Cost:

@@ -119,7 +119,6 @@ class Context:
         """
         return {
             "variant": self.variant,
-            "seed": self.seed,
             "autocast": str(self.autocast),
             "adapter": self.adapter.name,
             "structure": self.weights.structure,

@@ -1,30 +1,31 @@
-"""What methods of rounds and steps share: fresh batches, survivors, state files, costs."""
+"""Methods in rounds and steps: their loops, checkpoints and fresh batches."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import distributed
 
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
-from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.calibration.loss import loss_state_again, write_state
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
-from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
-from vlp_plugins.runtime.distributed import rank_and_size
+from vlp_plugins.models.saving import restored
+from vlp_plugins.runtime.artifacts import Format
+from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
+from vlp_plugins.scoring.schedules import levels_of
 from vlp_plugins.scoring.score import Evidence, Scorer
+
+Found = TypeVar("Found")
 
 LEAST = torch.finfo(torch.float32).min
 """Below every score. Finite, because an infinite score is a mistake of a scorer."""
@@ -94,21 +95,22 @@ class FreshBatches:
 
 
 class RecordedBatches:
-    """Batches, recorded while they are read.
+    """Batches that can be iterated again, recorded when they are first read.
 
     Attributes:
         sizes: number of samples of each so far.
     """
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
+    def __init__(self, batches: Callable[[], Iterable[Batch]]) -> None:
         self._batches = batches
         self._digest = b""
         self.sizes: list[int] = []
 
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            self._digest = chain_hash(self._digest, batch)
-            self.sizes.append(batch_size(batch))
+    def __call__(self) -> Iterator[Batch]:
+        for index, batch in enumerate(self._batches()):
+            if index == len(self.sizes):
+                self._digest = chain_hash(self._digest, batch)
+                self.sizes.append(batch_size(batch))
             yield batch
 
     @property
@@ -180,86 +182,190 @@ class Stepwise(Factored, Procedure):
         )
 
 
-_REMEDY = "delete it and run the method from its first round"
-_FORMAT = Format("checkpoint", "vlp_rounds", 1, DataError, _REMEDY)
+class InRounds(Procedure):
+    """A method that prunes a little, measures the pruned model again, and prunes a little more.
+
+    Attributes:
+        rounds: number of rounds.
+        schedule: name of what leads from 0 to the target; see `vlp_plugins.scoring.schedules`.
+    """
+
+    rounds: int
+    schedule: str
+
+
+@dataclass(frozen=True)
+class Progress(Generic[Found]):
+    """Where a run stands after a round.
+
+    Attributes:
+        found: by the last round; None before the first.
+        digests: by round, the hash of its batches, hexadecimal; empty text without batches.
+        sizes: by round, the number of samples of each of its batches.
+    """
+
+    found: Found | None = None
+    digests: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds done."""
+        return len(self.digests)
+
+    def after(self, found: Found, batches: RecordedBatches) -> Progress[Found]:
+        """After one more round, which has read these batches."""
+        return Progress(found, (*self.digests, batches.digest), (*self.sizes, tuple(batches.sizes)))
+
+
 _STATE = "state|"  # no canonical name has a bar
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a round.
+class RunInRounds(ABC, Generic[Found]):
+    """All rounds of one target. The loop is here; a method says what a round does and finds.
 
     Attributes:
-        masks: what is kept so far; None before the first round.
-        state: what the losses have changed; see `Adapter.loss_state`.
-        seen: of every round the fingerprint of its batches and the number of samples in them;
-            nothing of a method without data.
+        unit: what the method calls a round.
+        method: what is run, and how.
+        context: of the run.
+        number: index of the target.
+        per_round: number of batches of a round; 0 for a method without data.
+        dense: content hash of the weights before all rounds.
     """
 
-    masks: Masks | None = None
-    state: list[torch.Tensor] = field(default_factory=list)
-    seen: tuple[tuple[str, int], ...] = ()
-    rounds: int = 0
+    unit: ClassVar[str] = "round"
 
+    method: InRounds
+    context: Context
+    number: int
+    per_round: int
+    dense: str
 
-class RoundFile:
-    """The file of one target. Process 0 writes and reads it, the others get what it read."""
+    @abstractmethod
+    def batches(self, index: int) -> RecordedBatches:
+        """The batches of a round; rounds are asked for in their order."""
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        """Finds the place of the file.
+    @abstractmethod
+    def round(
+        self, index: int, level: Target, batches: RecordedBatches, before: Found | None
+    ) -> Found:
+        """What a round finds in the model as the one before left it.
 
         Args:
-            folder: None keeps no file.
-            identity: what a run must have in common with the one it goes on from.
+            index: of the round.
+            level: sparsity after it.
+            batches: for its statistics.
+            before: what the round before found; None in the first.
         """
-        text = json.dumps(dict(identity), sort_keys=True, default=str)
-        mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self._identity = dict(identity)
-        self.path = None if folder is None else Path(folder) / f"rounds-{mark}.safetensors"
 
-    def save(self, progress: Progress) -> None:
-        """Writes what a round led to over what the one before did, whole or not at all.
+    @abstractmethod
+    def write(self, found: Found) -> None:
+        """Gives the model the weights that a round found."""
 
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        if self.path is None or rank_and_size()[0] or progress.masks is None:
-            return
-        state = {f"{_STATE}{index}": tensor for index, tensor in enumerate(progress.state)}
-        header = {
-            "identity": self._identity,
-            "manifest": asdict(progress.masks.manifest),
-            "rounds": progress.rounds,
-            "seen": progress.seen,
+    @abstractmethod
+    def pack(self, found: Found) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What a round found as tensors and JSON."""
+
+    @abstractmethod
+    def unpack(self, tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Found:
+        """Inverse of `pack`; the tensors are on the CPU."""
+
+    @abstractmethod
+    def result(self, found: Found, progress: Progress[Found]) -> Masks:
+        """The masks of the last round, with what the whole run was."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with the one that it resumes."""
+        context, method = self.context, self.method
+        return {
+            "method": method.name,
+            "parameters": method.parameters,
+            **method.allocation.record(),
+            "target": self.target,
+            "batches of a round": self.per_round,
+            **context.identity(self.dense),
         }
-        tensors = {**progress.masks.packed, **state}
-        write_artifact(self.path, _FORMAT, tensors, header, state=True)
 
-    def load(self) -> Progress:
-        """What to go on from, on the CPU; the state before the first round if there is no file.
+    @property
+    def target(self) -> Target:
+        """The sparsity after the last round."""
+        return self.context.targets[self.number]
+
+    def checkpoint(self) -> Checkpoint:
+        """The file that keeps the run after every round."""
+        remedy = f"delete it and run the method from its first {self.unit}"
+        form = Format("checkpoint", f"vlp_{self.unit}s", 2, DataError, remedy)
+        return Checkpoint.of_run(
+            self.context.workplace, f"{self.unit}s", form, self.identity(), unit=self.unit
+        )
+
+    def masks(self) -> Masks:
+        """Runs all rounds from the dense model on; it is as before at the end, or after an error.
+
+        What the losses change (BLIP's queues and momentum copies) is kept from round to round.
 
         Raises:
-            DataError: if there is no folder to look in, or the file is damaged.
+            DataError: if the checkpoint to resume from is of other batches, or damaged.
         """
-        if self.path is None:
-            raise DataError(
-                "resume needs the folder that the earlier run kept its rounds in; give workplace"
-            )
-        found = [Progress() if rank_and_size()[0] else self._read(self.path)]
-        if rank_and_size()[1] > 1:
-            distributed.broadcast_object_list(found)
-        return found[0]
+        context, method = self.context, self.method
+        file = self.checkpoint()
+        levels = levels_of(self.target, method.schedule, method.rounds)
+        with restored(context.weights), loss_state_again(context.model, context.adapter):
+            progress = self._resumed(file) if context.resume else Progress[Found]()
+            for index in range(progress.rounds, method.rounds):
+                batches = self.batches(index)
+                found = self.round(index, levels[index], batches, progress.found)
+                self.write(found)
+                progress = progress.after(found, batches)
+                file.save(partial(self._packed, found, progress))
+        assert progress.found is not None  # there is at least one round
+        return self.result(progress.found, progress)
 
-    def _read(self, path: Path) -> Progress:
-        if not path.exists():
-            logger.warning("no checkpoint at %s; starting from the first round", path)
+    def progress(self, index: int) -> Callable[[int, int | None], None] | None:
+        """Called by a round with (batches of it done, in all); reports those of the whole run."""
+        progress = self.context.progress
+        if progress is None:
+            return None
+        before = (self.number * self.method.rounds + index) * self.per_round
+        total = len(self.context.targets) * self.method.rounds * self.per_round
+        return lambda done, _: progress(before + done, total)
+
+    def _packed(
+        self, found: Found, progress: Progress[Found]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors, content = self.pack(found)
+        changed = self.context.adapter.loss_state(self.context.model)
+        state = {f"{_STATE}{index}": tensor for index, tensor in enumerate(changed)}
+        seen = {"digests": progress.digests, "sizes": progress.sizes}
+        return {**tensors, **state}, {**content, **seen}
+
+    def _unpacked(
+        self, tensors: dict[str, torch.Tensor], content: dict[str, Any]
+    ) -> tuple[Progress[Found], list[torch.Tensor]]:
+        names = [name for name in tensors if name.startswith(_STATE)]
+        state = [tensors.pop(f"{_STATE}{index}") for index in range(len(names))]
+        sizes = tuple(map(tuple, content["sizes"]))
+        return Progress(self.unpack(tensors, content), tuple(content["digests"]), sizes), state
+
+    def _resumed(self, file: Checkpoint) -> Progress[Found]:
+        """Brings the model to where the checkpoint stands, past the batches before that."""
+        loaded = file.load(self._unpacked)
+        if loaded is None:
             return Progress()
-        tensors, header = read_artifact(path, _FORMAT)
-        state = [name for name in tensors if name.startswith(_STATE)]
-        bits = {name: bits for name, bits in tensors.items() if name not in state}
-        return Progress(
-            Masks(bits, Manifest.from_header(header["manifest"])),
-            [tensors[f"{_STATE}{index}"] for index in range(len(state))],
-            tuple((str(digest), int(samples)) for digest, samples in header["seen"]),
-            int(header["rounds"]),
-        )
+        progress, state = loaded
+        for index, digest in enumerate(progress.digests):
+            batches = self.batches(index)
+            for _ in batches():
+                pass
+            if batches.digest != digest:
+                raise DataError(
+                    f"the batches of round {index + 1} are not those that checkpoint {file.path} "
+                    "has seen; give the same data in the same order, or delete the checkpoint and "
+                    "start again"
+                )
+        assert progress.found is not None  # it was saved after a round
+        self.write(progress.found)
+        write_state(self.context.model, self.context.adapter, state)
+        logger.info("%s resumes after round %d", self.method.name, progress.rounds)
+        return progress

@@ -283,24 +283,20 @@ SCHEMA = 1
 """Version of the format; a change that old code cannot read adds 1."""
 
 
-def write_json(
-    path: str | os.PathLike[str], kind: str, content: Mapping[str, Any], *, state: bool = False
-) -> None:
+def write_json(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> None:
     """Writes a file; one that is there is replaced.
 
     Args:
         path: the file.
         kind: what it holds.
         content: what JSON can say.
-        state: replace a file of this kind and nothing else; a link is not followed.
 
     Raises:
         OutputError: if it cannot be written.
     """
     header = {"kind": kind, "schema": SCHEMA, "made_by": made_by(), "versions": versions()}
     text = json.dumps({**header, **content}, indent=1, allow_nan=False)
-    own = (lambda there: _is_of(there, kind)) if state else None
-    write_text(path, text + "\n", overwrite=True, own=own)
+    write_text(path, text + "\n", overwrite=True)
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:
@@ -336,10 +332,3 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str,
             f"made by {content.get('made_by')}: upgrade vlp-plugins"
         )
     return content
-
-
-def _is_of(path: Path, kind: str) -> bool:
-    """True for a file that `write` begins like this, whether damaged or not."""
-    begin = json.dumps({"kind": kind}, indent=1).removesuffix("\n}")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(len(begin)) == begin

@@ -12,10 +12,11 @@ import torch
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.pruner import Pruner
 from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.methods.chita.setup import Seen, Setup
+from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.chita.solver.blocks import edges_of
 from vlp_plugins.methods.chita.solver.dual import Dual
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
+from vlp_plugins.methods.rounds import RecordedBatches
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.scoring.allocation import GlobalAllocation
 
@@ -49,7 +50,7 @@ class Refit(Procedure):
         settings = Settings(lambda_=self.ridge).for_variant(published=False)
         setup = Setup.of(context, settings, GlobalAllocation())
         count = setup.calibration.available
-        batches = Seen(setup.calibration.from_(0, count))
+        batches = RecordedBatches(setup.calibration.from_(0, count))
         with setup.pruner(batches, count) as pruner:
             return [self._refitted(setup, pruner, masks) for masks in found]
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 
-from vlp_plugins.calibration.loss import copy_of_state, loss_state_again, write_state
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.cost import cost_of
 from vlp_plugins.methods.chita.pruner import (
@@ -33,127 +28,19 @@ from vlp_plugins.methods.chita.settings import (
     Lambda,
     Settings,
 )
-from vlp_plugins.methods.chita.setup import Calibration, Progress, Seen, Setup
+from vlp_plugins.methods.chita.setup import Calibration, Setup
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
 from vlp_plugins.methods.chita.target import Found, calibration_record, find, masks_of
 from vlp_plugins.methods.method import Context, Cost, Procedure
+from vlp_plugins.methods.rounds import InRounds, Progress, RecordedBatches, RunInRounds
 from vlp_plugins.models.request import Target
-from vlp_plugins.models.saving import restored
-from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
-from vlp_plugins.runtime.distributed import rank_and_size
-from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
-from vlp_plugins.scoring.schedules import levels_of, schedule_by_name
+from vlp_plugins.scoring.schedules import schedule_by_name
 
 logger = logging.getLogger("vlp_plugins.methods")
-
-_REMEDY = "delete it and run the method from its first stage"
-_FORMAT = Format("checkpoint", "vlp_stages", 1, DataError, _REMEDY)
-
-
-@dataclass(frozen=True)
-class ChitaRound:
-    """Where a run stands after a stage.
-
-    Attributes:
-        done: number of stages done.
-        support: bool `[p]`, what is kept so far.
-        values: float32 `[p]`, the weights so far.
-        state: what the losses have changed; see `Adapter.loss_state`.
-        digests: by round, the hash of its batches, hexadecimal.
-        sizes: by round, the number of samples of each of its batches.
-        facts: by round, what was found.
-    """
-
-    done: int
-    support: torch.Tensor
-    values: torch.Tensor
-    state: list[torch.Tensor]
-    digests: tuple[str, ...]
-    sizes: tuple[tuple[int, ...], ...]
-    facts: tuple[dict[str, Any], ...]
-
-
-class ChitaRoundFile:
-    """The file of one target. Process 0 writes and reads it, the others get what it read."""
-
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        """Finds the place of the file.
-
-        Args:
-            folder: None keeps no file.
-            identity: what a run must have in common with the one it goes on from.
-        """
-        self._identity = dict(identity)
-        text = json.dumps(self._identity, sort_keys=True, default=str)
-        mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.path = None if folder is None else Path(folder) / f"stages-{mark}.safetensors"
-
-    def save(self, stage: ChitaRound) -> None:
-        """Writes a stage over the one before, whole or not at all.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        if self.path is None or rank_and_size()[0]:
-            return
-        tensors = {
-            "values": stage.values[stage.support].cpu(),
-            "support": stage.support.cpu(),
-            **{f"state.{index}": tensor.cpu() for index, tensor in enumerate(stage.state)},
-        }
-        header = {
-            "identity": self._identity,
-            "done": stage.done,
-            "digests": stage.digests,
-            "sizes": stage.sizes,
-            "facts": stage.facts,
-        }
-        write_artifact(self.path, _FORMAT, tensors, header, state=True)
-
-    def load(self, device: torch.device) -> ChitaRound | None:
-        """The stage to go on from; None if there is no file.
-
-        Raises:
-            DataError: if the file is damaged.
-        """
-        stage = [self._read() if self.path is not None and not rank_and_size()[0] else None]
-        if rank_and_size()[1] > 1:
-            distributed.broadcast_object_list(stage)
-        found = stage[0]
-        if found is None:
-            return None
-        return ChitaRound(
-            found.done,
-            found.support.to(device),
-            found.values.to(device),
-            [tensor.to(device) for tensor in found.state],
-            found.digests,
-            found.sizes,
-            found.facts,
-        )
-
-    def _read(self) -> ChitaRound | None:
-        assert self.path is not None
-        if not self.path.exists():
-            logger.warning("no checkpoint at %s; starting from the first stage", self.path)
-            return None
-        tensors, header = read_artifact(self.path, _FORMAT)
-        support = tensors["support"]
-        values = torch.zeros(len(support))
-        values[support] = tensors["values"]
-        states = [name for name in tensors if name.startswith("state.")]
-        return ChitaRound(
-            int(header["done"]),
-            support,
-            values,
-            [tensors[f"state.{index}"] for index in range(len(states))],
-            tuple(header["digests"]),
-            tuple(tuple(sizes) for sizes in header["sizes"]),
-            tuple(header["facts"]),
-        )
 
 
 def with_factors(method: Chita | ChitaInRounds, factors: Mapping[str, float]) -> dict[str, Any]:
@@ -230,12 +117,12 @@ class Chita(Procedure):
         ]
         setup = Setup.of(context, settings, self.allocation, factors=self.factors)
         count = settings.rows or setup.calibration.available
-        batches = Seen(setup.calibration.from_(0, count))
+        batches = RecordedBatches(setup.calibration.from_(0, count))
         masks = []
         with setup.pruner(batches, count, progress=context.progress) as pruner:
             for target, each in zip(context.targets, groups, strict=True):
                 found = find(setup, pruner, each, str(target))
-                record = calibration_record([batches.digest.hex()], [batches.sizes])
+                record = calibration_record([batches.digest], [batches.sizes])
                 masks.append(masks_of(setup, found, target, self.name, record))
         return masks
 
@@ -246,132 +133,93 @@ class Chita(Procedure):
 
 
 @dataclass(frozen=True)
-class RunInRounds:
-    """What all targets of a run share.
+class Stage:
+    """What the rounds so far found.
+
+    Attributes:
+        support: bool `[p]`, what is kept.
+        values: float32 `[p]`, the weights.
+        facts: by round, lambda and the like.
+    """
+
+    support: torch.Tensor
+    values: torch.Tensor
+    facts: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class ChitaRun(RunInRounds[Stage]):
+    """A round takes gradients, prunes by them and writes new weights.
 
     Attributes:
         method: CHITA++ as it was set.
-        setup: of the run.
-        rows: batches of a round.
+        setup: of the run, shared by all targets.
     """
 
+    unit = "stage"
     method: ChitaInRounds
     setup: Setup
-    rows: int
 
-    def prune(self, number: int, target: Target) -> Masks:
-        """All rounds of one target, from the dense model on."""
-        setup, context = self.setup, self.setup.context
-        file = ChitaRoundFile(context.workplace, self._identity(target))
-        levels = levels_of(target, self.method.schedule, self.method.rounds)
-        with (
-            restored(context.weights),
-            loss_state_again(context.model, context.adapter),
-        ):
-            stage = self._resumed(file) if context.resume else None
-            for index in range(stage.done if stage else 0, self.method.rounds):
-                stage = self._round(stage, index, levels[index], number, str(target))
-                file.save(stage)
-        assert stage is not None  # there is at least one round
-        facts = {**stage.facts[-1], "stages": list(stage.facts)}
-        found = Found(Solution(stage.values, stage.support, facts["objective"]), facts)
-        more = {"rounds": self.method.rounds, "schedule": self.method.schedule}
-        record = calibration_record(stage.digests, stage.sizes)
-        return masks_of(setup, found, target, self.method.name, record, more)
+    def batches(self, index: int) -> RecordedBatches:
+        return RecordedBatches(self.setup.calibration.from_(index * self.per_round, self.per_round))
 
-    def _round(
-        self, before: ChitaRound | None, index: int, level: Target, number: int, target: str
-    ) -> ChitaRound:
-        """Gradients, pruning and new weights of one round."""
-        setup, context = self.setup, self.setup.context
+    def round(
+        self, index: int, level: Target, batches: RecordedBatches, before: Stage | None
+    ) -> Stage:
+        setup, context = self.setup, self.context
         groups = groups_of_weights(
             context.weights, level, setup.allocation, published=context.published
         )
-        batches = self._batches(index)
         alive = None if before is None else setup.columns.split(before.support)
-        progress = self._progress(number, index)
-        with setup.pruner(batches, self.rows, alive, progress) as pruner:
+        with setup.pruner(batches, self.per_round, alive, self.progress(index)) as pruner:
             near = None if before is None else before.facts[-1]["lambda"]
-            found = find(setup, pruner, groups, f"{target}, round {index + 1}", near)
+            found = find(setup, pruner, groups, f"{self.target}, round {index + 1}", near)
         self._pass_over(batches)
-        write_values(context.weights, setup.columns.split(found.solution.values))
-        facts = {"sparsity": level, "kept": int(found.solution.support.sum()), **found.facts}
-        return ChitaRound(
-            done=index + 1,
-            support=found.solution.support,
-            values=found.solution.values,
-            state=copy_of_state(context.model, context.adapter),
-            digests=(*(before.digests if before else ()), batches.digest.hex()),
-            sizes=(*(before.sizes if before else ()), tuple(batches.sizes)),
-            facts=(*(before.facts if before else ()), facts),
+        support, values = found.solution.support, found.solution.values
+        facts = {"sparsity": level, "kept": int(support.sum()), **found.facts}
+        return Stage(support, values, (*(before.facts if before else ()), facts))
+
+    def write(self, found: Stage) -> None:
+        write_values(self.context.weights, self.setup.columns.split(found.values))
+
+    def pack(self, found: Stage) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        values = found.values[found.support].cpu()
+        return {"values": values, "support": found.support.cpu()}, {"facts": found.facts}
+
+    def unpack(self, tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Stage:
+        support, device = tensors["support"], self.setup.device
+        values = torch.zeros(len(support))
+        values[support] = tensors["values"]
+        return Stage(support.to(device), values.to(device), tuple(content["facts"]))
+
+    def result(self, found: Stage, progress: Progress[Stage]) -> Masks:
+        facts = {**found.facts[-1], "stages": list(found.facts)}
+        solution = Solution(found.values, found.support, facts["objective"])
+        more = {"rounds": self.method.rounds, "schedule": self.method.schedule}
+        record = calibration_record(progress.digests, progress.sizes)
+        return masks_of(
+            self.setup, Found(solution, facts), self.target, self.method.name, record, more
         )
 
-    def _pass_over(self, batches: Seen) -> None:
+    def identity(self) -> dict[str, Any]:
+        parameters = {**self.method.parameters, **self.setup.settings.parameters()}
+        return {**super().identity(), "parameters": parameters}
+
+    def _pass_over(self, batches: RecordedBatches) -> None:
         """Leaves the loss state as the losses of a round do, at the weights of its gradients.
 
         Gathering rows puts it back, because it may take several passes over the batches.
         """
-        context = self.setup.context
+        context = self.context
         if not list(context.adapter.loss_state(context.model)):
             return
         with self.setup.probe.attached((), keep_state=True) as probe:
             for index, batch in enumerate(batches()):
                 probe.advance(batch, index)
 
-    def _resumed(self, file: ChitaRoundFile) -> ChitaRound | None:
-        """The model as the stage left it that the file holds.
-
-        Raises:
-            DataError: if the batches of the rounds before are not those of the file.
-        """
-        setup, context = self.setup, self.setup.context
-        stage = file.load(setup.device)
-        if stage is None:
-            return None
-        for index, digest in enumerate(stage.digests):
-            batches = self._batches(index)
-            for _ in batches():
-                pass
-            if batches.digest.hex() != digest:
-                raise DataError(
-                    f"the batches of round {index + 1} are not those that checkpoint {file.path} "
-                    "has seen; give the same data in the same order, or delete the checkpoint and "
-                    "start again"
-                )
-        write_values(context.weights, setup.columns.split(stage.values))
-        write_state(context.model, context.adapter, stage.state)
-        logger.info("going on after round %d of %s", stage.done, file.path)
-        return stage
-
-    def _batches(self, index: int) -> Seen:
-        return Seen(self.setup.calibration.from_(index * self.rows, self.rows))
-
-    def _progress(self, number: int, index: int) -> Progress | None:
-        told = self.setup.context.progress
-        if told is None:
-            return None
-        before = (number * self.method.rounds + index) * self.rows
-        total = len(self.setup.context.targets) * self.method.rounds * self.rows
-        return lambda done, _: told(before + done, total)
-
-    def _identity(self, target: Target) -> dict[str, Any]:
-        context = self.setup.context
-        return {
-            "method": self.method.name,
-            "parameters": {**self.method.parameters, **self.setup.settings.parameters()},
-            **self.setup.allocation.record(),
-            "variant": "published" if context.published else "default",
-            "target": target,
-            "batches of a round": self.rows,
-            "autocast": str(context.autocast),
-            "adapter": context.adapter.name,
-            "structure": context.weights.structure,
-            "weights": context.weights.content_hash(),
-        }
-
 
 @dataclass(frozen=True)
-class ChitaInRounds(Procedure):
+class ChitaInRounds(InRounds):
     """CHITA++ (Benbaki et al., ICML 2023): CHITA in rounds.
 
     Each round takes gradients at the weights that the round before left, from batches of its own,
@@ -424,8 +272,11 @@ class ChitaInRounds(Procedure):
             context, settings, self.allocation, rounds=self.rounds, factors=self.factors
         )
         rows = rows_of_a_round(setup.calibration, settings, self.rounds)
-        run = RunInRounds(self, setup, rows)
-        return [run.prune(number, target) for number, target in enumerate(context.targets)]
+        dense = context.weights.content_hash()
+        return [
+            ChitaRun(self, context, number, rows, dense, setup).masks()
+            for number in range(len(context.targets))
+        ]
 
     def cost(self, context: Context) -> Cost:
         settings = self.settings.for_variant(published=context.published)

@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 
-from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
+from vlp_plugins.calibration.batches import batches_again
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.lambdas import HeldOut
 from vlp_plugins.methods.chita.pruner import Pruner
@@ -19,33 +19,13 @@ from vlp_plugins.methods.chita.rows.gradients import gradient_rows
 from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
 from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
 from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.rounds import RecordedBatches
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import check_same
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.sharding import OnDemand, whole
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors
-
-
-class Seen:
-    """Batches that may be iterated again; notes what they are when they go by.
-
-    Attributes:
-        digest: chained hash of the batches so far.
-        sizes: number of samples of each.
-    """
-
-    def __init__(self, batches: Callable[[], Iterator[Batch]], digest: bytes = b"") -> None:
-        self._batches = batches
-        self.digest = digest
-        self.sizes: list[int] = []
-
-    def __call__(self) -> Iterator[Batch]:
-        for index, batch in enumerate(self._batches()):
-            if index == len(self.sizes):
-                self.digest = chain_hash(self.digest, batch)
-                self.sizes.append(batch_size(batch))
-            yield batch
 
 
 @dataclass(frozen=True)
@@ -228,7 +208,7 @@ class Setup:
     @contextmanager
     def pruner(
         self,
-        batches: Seen,
+        batches: RecordedBatches,
         count: int,
         alive: Mapping[str, torch.Tensor] | None = None,
         progress: Progress | None = None,
@@ -268,7 +248,7 @@ class Setup:
             alive=alive,
             progress=progress,
         ) as rows:
-            check_same(batches.digest.hex()[:16], f"{len(batches.sizes)} batches")
+            check_same(batches.digest[:16], f"{len(batches.sizes)} batches")
             if alive is None and settings.first_order is True and batches.sizes[0] == 1:
                 logger.warning(
                     "with batches of one sample the first-order term has weight 1, which can "

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlp_plugins.calibration.loss import (
     bytes_of_state,
-    copy_of_state,
     loss_state_again,
     write_state,
 )
@@ -29,102 +24,62 @@ from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches, Stepwise
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
-from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
-from vlp_plugins.runtime.distributed import broadcast, rank_and_size
+from vlp_plugins.runtime.artifacts import Format
+from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
 
-logger = logging.getLogger("vlp_plugins.methods")
-
-_FORMAT = Format(
-    "checkpoint", "vlp_training", 1, DataError, "delete it and train from the first step"
+_FORM = Format(
+    "checkpoint", "vlp_training", 2, DataError, "delete it and train from the first step"
 )
 _RISING, _MASTER, _MOMENT, _STATE = "rising|", "master|", "moment|", "state|"
 
 
-class TrainingFile:
-    """The file of one target. Process 0 writes and reads it, the others get what it read."""
+def pack_training(
+    training: Training, state: Iterable[torch.Tensor], seen: RecordedBatches
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A training after some steps, as a checkpoint keeps it.
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        """Finds the place of the file.
+    Args:
+        training: after some steps.
+        state: what the losses have changed; see `Adapter.loss_state`.
+        seen: the batches so far.
+    """
+    tensors = {f"{_RISING}{key}": value for key, value in dump(training.rising).items()}
+    for name, master in training.masters.parameters.items():
+        tensors[f"{_MASTER}{name}"] = master.detach()
+        for key, value in training.optimizer.state.get(master, {}).items():
+            tensors[f"{_MOMENT}{key}|{name}"] = value
+    tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(state)}
+    return tensors, {"digest": seen.digest, "sizes": seen.sizes}
 
-        Args:
-            folder: None keeps no file.
-            identity: what a run must have in common with the one it goes on from.
-        """
-        text = json.dumps(dict(identity), sort_keys=True, default=str)
-        mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.path = None if folder is None else Path(folder) / f"training-{mark}.safetensors"
 
-    def save(
-        self, training: Training, state: Sequence[torch.Tensor], digest: str, sizes: Sequence[int]
-    ) -> None:
-        """Writes where the training stands over what was there, whole or not at all.
+def restore_training(training: Training, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Brings a training to where `pack_training` found it; returns the state of the losses.
 
-        Args:
-            training: after some steps.
-            state: what the losses have changed; see `Adapter.loss_state`.
-            digest: of the batches so far.
-            sizes: their numbers of samples.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        if self.path is None or rank_and_size()[0]:
-            return
-        tensors = {f"{_RISING}{key}": value for key, value in dump(training.rising).items()}
+    Raises:
+        KeyError: if something is missing.
+        MaskError: if the masks are damaged.
+    """
+    parts = {
+        kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
+        for kind in (_RISING, _MASTER, _MOMENT, _STATE)
+    }
+    restore(training.rising, parts[_RISING])
+    with torch.no_grad():
         for name, master in training.masters.parameters.items():
-            tensors[f"{_MASTER}{name}"] = master.detach()
-            for key, value in training.optimizer.state.get(master, {}).items():
-                tensors[f"{_MOMENT}{key}|{name}"] = value
-        tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(state)}
-        header = {"digest": digest, "sizes": list(sizes)}
-        write_artifact(self.path, _FORMAT, tensors, header, state=True)
-
-    def load(self, training: Training) -> tuple[list[torch.Tensor], str, list[int]] | None:
-        """Brings a training to where the file stands.
-
-        Returns:
-            State, digest and sizes as they were saved; None if there is no file.
-
-        Raises:
-            DataError: if there is no folder to look in, or the file is damaged.
-            MaskError: if it is damaged in its masks.
-        """
-        if self.path is None:
-            raise DataError(
-                "resume needs the folder that the earlier run kept its checkpoints in; give "
-                "workplace"
-            )
-        found = broadcast(None if rank_and_size()[0] else self._read(self.path))
-        if found is None:
-            return None
-        tensors, header = found
-        parts = {
-            kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
-            for kind in (_RISING, _MASTER, _MOMENT, _STATE)
-        }
-        restore(training.rising, parts[_RISING])
-        with torch.no_grad():
-            for name, master in training.masters.parameters.items():
-                master.copy_(parts[_MASTER][name])
-        for full, value in parts[_MOMENT].items():
-            key, _, name = full.partition("|")
-            master = training.masters.parameters[name]
-            # AdamW keeps its count of steps on the CPU.
-            there = value if key == "step" else value.to(master.device)
-            training.optimizer.state[master][key] = there
-        training.masters.write()
-        state = [parts[_STATE][str(index)] for index in range(len(parts[_STATE]))]
-        return state, str(header["digest"]), [int(size) for size in header["sizes"]]
-
-    def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        if not path.exists():
-            logger.warning("no checkpoint at %s; starting from the first step", path)
-            return None
-        return read_artifact(path, _FORMAT)
+            master.copy_(parts[_MASTER][name])
+    for full, value in parts[_MOMENT].items():
+        key, _, name = full.partition("|")
+        master = training.masters.parameters[name]
+        # AdamW keeps its count of steps on the CPU.
+        there = value if key == "step" else value.to(master.device)
+        training.optimizer.state[master][key] = there
+    training.masters.write()
+    return [parts[_STATE][str(index)] for index in range(len(parts[_STATE]))]
 
 
 LEARNING_RATE = 3e-4
@@ -230,16 +185,17 @@ class PruningWhileTraining(Stepwise):
         rise = self._rise(context, target)
         steps = rise.timetable.steps
         dense = context.weights.content_hash()
-        file = TrainingFile(context.workplace, self._identity(context, rise, dense))
+        identity = self._identity(context, rise, dense)
+        file = Checkpoint.of_run(context.workplace, "training", _FORM, identity, unit="step")
         batches.restart()
-        seen = RecordedBatches(batches.take(steps))
+        seen = RecordedBatches(lambda: batches.take(steps))
         probe = context.loss_probe()
 
         def stepped(done: int) -> None:
             due = done % max(1, steps // CHECKPOINTS) == 0 or done == steps
-            if due and context.workplace is not None:
-                state = copy_of_state(context.model, context.adapter)
-                file.save(training, state, seen.digest, seen.sizes)
+            if due:
+                state = context.adapter.loss_state(context.model)
+                file.save(lambda: pack_training(training, state, seen))
             self._report(context, number, done)
 
         with (
@@ -250,7 +206,7 @@ class PruningWhileTraining(Stepwise):
         ):
             masters = Masters(context.weights)
             training = Training(masters, RisingMasks(masters.weights, rise), self.lr)
-            stream = iter(seen)
+            stream = seen()
             if context.resume:
                 self._resume(context, file, training, stream, seen)
             training.run(probe, stream, stepped)
@@ -266,21 +222,27 @@ class PruningWhileTraining(Stepwise):
     def _resume(
         self,
         context: Context,
-        file: TrainingFile,
+        file: Checkpoint,
         training: Training,
         stream: Iterator[Batch],
         seen: RecordedBatches,
     ) -> None:
         """Brings training, model and stream to where the file stands."""
-        found = file.load(training)
+        found = file.load(
+            lambda tensors, content: (
+                restore_training(training, tensors),
+                content["digest"],
+                len(content["sizes"]),
+            )
+        )
         if found is None:
             return
-        state, digest, sizes = found
-        for _ in islice(stream, len(sizes)):
+        state, digest, count = found
+        for _ in islice(stream, count):
             pass
         if seen.digest != digest:
             raise DataError(
-                f"the first {len(sizes)} batches are not those that checkpoint {file.path} has "
+                f"the first {count} batches are not those that checkpoint {file.path} has "
                 "seen; give the same data in the same order, or delete the checkpoint and start "
                 "again"
             )
@@ -292,6 +254,7 @@ class PruningWhileTraining(Stepwise):
             **rise.record(),
             "lr": self.lr,
             "target": rise.target,
+            "seed": context.seed,
             **context.identity(dense),
         }
 

@@ -1,7 +1,8 @@
 """The state of rising masks as tensors alone: for a checkpoint, and back.
 
 Whatever is no tensor is JSON in a uint8 tensor, so that `torch.save`, `torch.load(weights_only=
-True)` and safetensors all keep it, and reading it executes nothing.
+True)` and safetensors all keep it, and reading it executes nothing: in a training of the user's own
+it goes into the user's own checkpoint (`GradualPruning.state_dict`), not into one of ours.
 """
 
 from __future__ import annotations

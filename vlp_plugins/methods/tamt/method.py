@@ -175,7 +175,7 @@ class Tamt(Stepwise):
         """
         steps = self._steps(context)
         batches.restart()
-        seen = RecordedBatches(batches.take(steps))
+        seen = RecordedBatches(lambda: batches.take(steps))
         probe = context.loss_probe()
         with (
             torch.inference_mode(False),
@@ -185,7 +185,7 @@ class Tamt(Stepwise):
             if context.published:
                 _train_mode(context.model)
             scores = self._scores(context, dense, target)
-            for step, batch in enumerate(seen):
+            for step, batch in enumerate(seen()):
                 write_masked(context.weights, dense, scores)
                 gradients = probe.measure(batch, step)
                 if gradients is not None:  # else the batch was skipped, which costs a step

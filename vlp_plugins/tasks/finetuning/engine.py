@@ -66,9 +66,6 @@ class Engine(Protocol):
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the processes."""
 
-    def wait(self) -> None:
-        """Returns when all processes have come here."""
-
     def state(self) -> dict[str, Any]:
         """What JSON keeps of what the next step depends on beside model and optimizer."""
 
@@ -123,9 +120,6 @@ class OneDevice:
 
     def mean(self, value: Tensor) -> Tensor:
         return value
-
-    def wait(self) -> None:
-        pass
 
     def state(self) -> dict[str, Any]:
         return dict(self._scaler.state_dict())

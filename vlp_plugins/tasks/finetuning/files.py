@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.runtime.artifacts import Format, checksum, read_artifact, write_artifact
-from vlp_plugins.runtime.distributed import all_gather
+from vlp_plugins.runtime.artifacts import Format, checksum
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.files import append_text, check_own, write_text
 from vlp_plugins.tasks.finetuning.engine import Engine
 
-_log = logging.getLogger(__name__)
-
 STATE_FILE = "finetuning.safetensors"
-_FORMAT = Format(
+FORM = Format(
     "checkpoint", "vlp_finetuning", 1, DataError, "delete it and fine-tune from the first step"
 )
 _VALUE, _MOMENT, _OWN = "value|", "moment|", "own|"
@@ -49,103 +45,60 @@ class Place:
     group: int = 0
 
 
-class StateFile:
-    """Model, optimizer and place; process 0 writes it, all read it."""
+def state_of(
+    model: nn.Module,
+    optimizer: Optimizer,
+    engine: Engine,
+    place: Place,
+    own: Sequence[Mapping[str, Tensor]],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Model, optimizer and place, as a checkpoint keeps them.
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        """Names the place.
+    Args:
+        model: being trained.
+        optimizer: torch's own.
+        engine: takes the steps.
+        place: where the run stands.
+        own: by process, what `own_buffers` returned there.
+    """
+    tensors = {f"{_VALUE}{name}": value.detach() for name, value in _values(model)}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{_MOMENT}{key}|{name}"] = value
+    for index, buffers in enumerate(own):
+        tensors |= {f"{_OWN}{index}|{name}": value for name, value in buffers.items()}
+    return tensors, {"place": asdict(place), "engine": engine.state()}
 
-        Args:
-            folder: None keeps no file.
-            identity: what a run must have in common with the one that it goes on from.
-        """
-        self._path = None if folder is None else Path(folder) / STATE_FILE
-        self._identity = json.loads(json.dumps(dict(identity)))
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        engine: Engine,
-        place: Place,
-        changing: Iterable[Tensor],
-    ) -> None:
-        """Writes over what was there, whole or not at all; a collective.
+def restore(
+    tensors: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    engine: Engine,
+    changing: Iterable[Tensor],
+) -> Place:
+    """Brings a run to where a state stands; see `state_of`.
 
-        Args:
-            model: being trained.
-            optimizer: torch's own.
-            engine: takes the steps.
-            place: where the run stands.
-            changing: what the losses change; buffers among it differ from process to process.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
-        if self._path is None:
-            return
-        each = all_gather({name: buffer.cpu() for name, buffer in _own(model, changing)})
-        if engine.index == 0:
-            tensors = {f"{_VALUE}{name}": value.detach() for name, value in _values(model)}
-            for name, parameter in model.named_parameters():
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    tensors[f"{_MOMENT}{key}|{name}"] = value
-            for index, buffers in enumerate(each):
-                tensors |= {f"{_OWN}{index}|{name}": value for name, value in buffers.items()}
-            header = {
-                "identity": self._identity, "place": asdict(place), "engine": engine.state(),
-            }  # fmt: skip
-            write_artifact(self._path, _FORMAT, tensors, header, state=True)
-        engine.wait()
-
-    def load(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        engine: Engine,
-        changing: Iterable[Tensor],
-    ) -> Place | None:
-        """Brings a run to where the file stands.
-
-        Returns:
-            The place; None if there is no file.
-
-        Raises:
-            DataError: if there is no folder to look in, or the file is damaged or of another run.
-        """
-        if self._path is None:
-            raise DataError(
-                "resume needs the folder that the earlier run kept its state in; give workplace"
-            )
-        if not self._path.exists():
-            _log.warning("no checkpoint at %s; starting from the first step", self._path)
-            return None
-        tensors, header = read_artifact(self._path, _FORMAT)
-        self._check_identity(header["identity"])
-        with torch.no_grad():
-            for name, value in _values(model):
-                value.copy_(_found(tensors, f"{_VALUE}{name}", self._path))
-            for name, buffer in _own(model, changing):
-                buffer.copy_(_found(tensors, f"{_OWN}{engine.index}|{name}", self._path))
-        parameters = dict(model.named_parameters())
-        for full, value in tensors.items():
-            if not full.startswith(_MOMENT):
-                continue
-            key, _, name = full.removeprefix(_MOMENT).partition("|")
-            # AdamW keeps its count of steps on the CPU.
-            there = value if key == "step" else value.to(parameters[name].device)
-            optimizer.state[parameters[name]][key] = there
-        engine.restore(header["engine"])
-        return Place(**header["place"])
-
-    def _check_identity(self, found: Mapping[str, Any]) -> None:
-        for key in {**found, **self._identity}:
-            if found.get(key) != self._identity.get(key):
-                raise DataError(
-                    f"{self._path} is of another run: its {key} is {found.get(key)!r}, this one's "
-                    f"is {self._identity.get(key)!r}; repeat that run's settings, or do not "
-                    "resume; to begin anew, delete it"
-                )
+    Raises:
+        KeyError: if something is missing.
+        ValueError: if a tensor has another shape than the model's.
+    """
+    with torch.no_grad():
+        for name, value in _values(model):
+            value.copy_(_found(tensors, f"{_VALUE}{name}", value))
+        for name, buffer in own_buffers(model, changing).items():
+            buffer.copy_(_found(tensors, f"{_OWN}{engine.index}|{name}", buffer))
+    parameters = dict(model.named_parameters())
+    for full, value in tensors.items():
+        if not full.startswith(_MOMENT):
+            continue
+        key, _, name = full.removeprefix(_MOMENT).partition("|")
+        # AdamW keeps its count of steps on the CPU.
+        there = value if key == "step" else value.to(parameters[name].device)
+        optimizer.state[parameters[name]][key] = there
+    engine.restore(content["engine"])
+    return Place(**content["place"])
 
 
 def seed_of(seed: int, step: int, batch: int) -> int:
@@ -178,15 +131,15 @@ def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
-def _own(model: nn.Module, changing: Iterable[Tensor]) -> Iterator[tuple[str, Tensor]]:
+def own_buffers(model: nn.Module, changing: Iterable[Tensor]) -> dict[str, Tensor]:
     """The buffers among what the losses change: those of every process are its own."""
     changed = {id(tensor) for tensor in changing}
-    return ((name, buffer) for name, buffer in model.named_buffers() if id(buffer) in changed)
+    return {name: buffer for name, buffer in model.named_buffers() if id(buffer) in changed}
 
 
-def _found(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
-    if name not in tensors:
-        raise DataError(f"{path} lacks {name.partition('|')[2]}; delete it and start anew")
+def _found(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    if tensors[name].shape != like.shape:
+        raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(like.shape)}")
     return tensors[name]
 
 

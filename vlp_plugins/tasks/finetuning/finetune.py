@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,22 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.saving import REBUILT
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.distributed import all_gather
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
 from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice, TaskLoss
-from vlp_plugins.tasks.finetuning.files import LossLog, Place, StateFile, digest_of, seed_of
+from vlp_plugins.tasks.finetuning.files import (
+    FORM,
+    STATE_FILE,
+    LossLog,
+    Place,
+    digest_of,
+    own_buffers,
+    restore,
+    seed_of,
+    state_of,
+)
 from vlp_plugins.tasks.finetuning.samples import Batches, Epochs, Group, ahead, made
 from vlp_plugins.tasks.finetuning.settings import (
     FinetuneSettings,
@@ -217,7 +230,8 @@ def finetune(
     optimizer = build_optimizer(model, settings)
     engine.prepare(TaskLoss(model, adapter, task), optimizer)
     identity = _identity(model, adapter, task, masks, settings, steps, engine)
-    state = StateFile(workplace, identity | dict(about or {}))
+    path = None if workplace is None else workplace / STATE_FILE
+    file = Checkpoint(path, FORM, identity | dict(about or {}), unit="step")
     log = LossLog(workplace)
     locked = (
         nullcontext() if masks is None
@@ -226,7 +240,11 @@ def finetune(
     with locked as lock, _training(model, engine.device):
         place = None
         if resume:
-            place = state.load(model, optimizer, engine, adapter.loss_state(model))
+            place = file.load(
+                lambda tensors, content: restore(
+                    tensors, content, model, optimizer, engine, adapter.loss_state(model)
+                )
+            )
         place = place or Place()
         if engine.index == 0:
             log.begin(place.step)
@@ -237,7 +255,9 @@ def finetune(
             if workplace is not None and now.step % checkpoint_every == 0 and now.step < steps:
                 if lock is not None:
                     lock.check()
-                state.save(model, optimizer, engine, now, adapter.loss_state(model))
+                own = own_buffers(model, adapter.loss_state(model))
+                each = all_gather({name: buffer.cpu() for name, buffer in own.items()})
+                file.save(partial(state_of, model, optimizer, engine, now, each))
         if lock is not None:
             lock.check()
     return Finetuned(steps, place.step, tuple(log.lines))
