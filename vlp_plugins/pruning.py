@@ -24,7 +24,6 @@ from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
-    resolve_profile,
     resolve_targets,
     with_pattern,
     with_profile,
@@ -140,10 +139,9 @@ def prune(
     resolved = resolve_method(method, allocation, targets, parameters)
     targets = with_pattern(targets, resolved.allocation)
     published = is_published(variant)
-    profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
     warn_of_dense(model, adapter, weights)
-    resolved = with_profile(resolved, profile, weights, owners, published=published)
+    resolved = with_profile(resolved, id_profile, weights, owners, published=published)
     if isinstance(statistics, (str, Path)):
         statistics = Statistics.load(statistics)
     context = Context(
@@ -280,10 +278,9 @@ def split_half(
         raise UnsupportedError(f"sparsity={sparsity!r}: split_half compares one sparsity at a time")
     resolved = resolve_method(method, allocation, targets, parameters)
     targets = with_pattern(targets, resolved.allocation)
-    profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
     published = statistics.published
-    composition = _reading(with_profile(resolved, profile, weights, owners, published=published))
+    composition = _reading(with_profile(resolved, id_profile, weights, owners, published=published))
     context = Context(
         model,
         adapter,

@@ -96,7 +96,7 @@ def resolve_method(
 
 def with_profile(
     method: Method,
-    profile: IdProfile | None,
+    profile: IdProfile | str | os.PathLike[str] | None,
     weights: WeightMap,
     owners: Owners | None,
     *,
@@ -106,15 +106,17 @@ def with_profile(
 
     Args:
         method: of `resolve_method`.
-        profile: of the model; None leaves the method as it is, and it will measure one.
+        profile: of the model, or its file; None leaves the method as it is, and it will measure
+            one.
         weights: of the model.
         owners: see `prune`.
         published: see `prune`.
 
     Raises:
         UnsupportedError: if the method has no use for a profile.
-        StatisticsError: if the profile is of another model.
+        StatisticsError: if the profile is of another model, or its file is missing or damaged.
     """
+    profile = resolve_profile(profile)
     if profile is None:
         return method
     if not isinstance(method, IdGuided):

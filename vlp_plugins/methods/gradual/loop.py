@@ -48,11 +48,6 @@ class Masters:
                 write(weight.parameter, self.weights[name].parameter)
 
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-WEIGHT_DECAY = 0.01
-
-
 class Training:
     """Weights, their optimizer and their masks.
 
@@ -67,13 +62,8 @@ class Training:
         self.masters = masters
         self.rising = rising
         self._lr = lr
-        self.optimizer = torch.optim.AdamW(
-            masters.parameters.values(),
-            lr=lr,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=WEIGHT_DECAY,
-        )
+        # PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
+        self.optimizer = torch.optim.AdamW(masters.parameters.values(), lr=lr)
 
     def run(
         self,

@@ -66,9 +66,6 @@ class MaskRule:
 
 
 PUBLISHED_LEARNING_RATE = 5e-5
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-WEIGHT_DECAY = 0.01
 ALPHA = 2.0
 """Masks start at this multiple of the threshold."""
 
@@ -105,13 +102,8 @@ class PublishedScores:
         self._rule = rule
         self._rate = learning_rate
         self.values = initial_masks(dense, sparsity)
-        self._optimizer = torch.optim.AdamW(
-            self.values.values(),
-            lr=learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=WEIGHT_DECAY,
-        )
+        # PyTorch's defaults, as published: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
+        self._optimizer = torch.optim.AdamW(self.values.values(), lr=learning_rate)
 
     def scores(self) -> dict[str, torch.Tensor]:
         """|M| by canonical name, times the factors."""
