@@ -77,7 +77,7 @@ def test_a_state_of_another_run_is_refused(tmp_path, theirs, mine) -> None:
 
 def test_a_state_of_an_earlier_format_says_who_can_resume_it(tmp_path) -> None:
     file_in(tmp_path, replace(FORM, schema=1)).save(lambda: (TENSORS, {"made_by": "vlp 0.1"}))
-    with pytest.raises(DataError, match=r"format 1, .* version that wrote it \(vlp 0.1\), or del"):
+    with pytest.raises(DataError, match=r"format 1 of .*\(vlp 0.1\), .*that version, or delete"):
         file_in(tmp_path).load(state)
     file_in(tmp_path).save(lambda: (TENSORS, CONTENT))  # not resumed, it is replaced
     assert file_in(tmp_path).load(state)

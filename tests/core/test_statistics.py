@@ -288,7 +288,7 @@ def test_statistics_that_do_not_say_their_adapter_are_checked_by_names_and_shape
 def test_a_file_of_a_version_that_fed_labels_is_told(
     statistics, tmp_path, caplog, monkeypatch, adapter, version, told
 ):
-    monkeypatch.setattr("vlp_plugins.__version__", version)
+    monkeypatch.setattr("vlp_plugins.runtime.artifacts.__version__", version)
     replace(statistics, adapter=adapter).save(tmp_path / "statistics.safetensors")
     Statistics.load(tmp_path / "statistics.safetensors")
     assert ("labels of (inputs, labels) batches" in caplog.text) == told

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.optim import Optimizer
 
 from vlp_plugins.runtime.artifacts import Format, is_of, made_by, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size
@@ -164,9 +165,9 @@ class Checkpoint:
         tensors, content = read_artifact(path, self._form)
         if content["schema"] < self._form.schema:
             raise self._form.error(
-                f"{path} has format {content['schema']}, which this version ({made_by()}) does not "
-                f"resume; resume with the version that wrote it ({content.get('made_by')}), or "
-                f"{self._form.remedy}"
+                f"{path} has format {content['schema']} of an earlier version "
+                f"({content.get('made_by')}), which this one ({made_by()}) does not resume; resume "
+                f"with that version, or {self._form.remedy}"
             )
         theirs = content.get("identity")
         if not isinstance(theirs, dict):
@@ -206,6 +207,35 @@ class Checkpoint:
         marked = self._base.parent.glob(f"{name}.rank*of*")
         found = sorted(path for path in (self._base, *marked) if path.exists())
         return [path for path in found if not fnmatchcase(path.name, mine)]
+
+
+_MOMENT = "moment|"
+
+
+def pack_moments(optimizer: Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> Tensors:
+    """What an optimizer remembers of parameters, by a text that `restore_moments` reads."""
+    return {
+        f"{_MOMENT}{key}|{name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(
+    optimizer: Optimizer, parameters: Mapping[str, torch.nn.Parameter], tensors: Tensors
+) -> None:
+    """Inverse of `pack_moments`; other tensors are passed over.
+
+    Raises:
+        KeyError: if there is no such parameter.
+    """
+    for full, value in tensors.items():
+        if full.startswith(_MOMENT):
+            key, _, name = full.removeprefix(_MOMENT).partition("|")
+            parameter = parameters[name]
+            # AdamW keeps its count of steps on the CPU.
+            there = value if key == "step" else value.to(parameter.device)
+            optimizer.state[parameter][key] = there
 
 
 def _broadcast(found: tuple[Tensors, Content] | None) -> tuple[Tensors, Content] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,7 +25,7 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.artifacts import Format
-from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.checkpoint import Checkpoint, pack_moments, restore_moments
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
@@ -35,7 +35,7 @@ from vlp_plugins.scoring.schedules import schedule_by_name
 _FORM = Format(
     "checkpoint", "vlp_training", 2, DataError, "delete it and train from the first step"
 )
-_RISING, _MASTER, _MOMENT, _STATE = "rising|", "master|", "moment|", "state|"
+_RISING, _MASTER, _STATE = "rising|", "master|", "state|"
 
 
 def pack_training(
@@ -49,15 +49,14 @@ def pack_training(
         seen: the batches so far.
     """
     tensors = {f"{_RISING}{key}": value for key, value in dump(training.rising).items()}
-    for name, master in training.masters.parameters.items():
-        tensors[f"{_MASTER}{name}"] = master.detach()
-        for key, value in training.optimizer.state.get(master, {}).items():
-            tensors[f"{_MOMENT}{key}|{name}"] = value
+    masters = training.masters.parameters
+    tensors |= {f"{_MASTER}{name}": master.detach() for name, master in masters.items()}
+    tensors |= pack_moments(training.optimizer, masters)
     tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(state)}
     return tensors, {"digest": seen.digest, "sizes": seen.sizes}
 
 
-def restore_training(training: Training, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def restore_training(training: Training, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Brings a training to where `pack_training` found it; returns the state of the losses.
 
     Raises:
@@ -66,18 +65,13 @@ def restore_training(training: Training, tensors: Mapping[str, torch.Tensor]) ->
     """
     parts = {
         kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
-        for kind in (_RISING, _MASTER, _MOMENT, _STATE)
+        for kind in (_RISING, _MASTER, _STATE)
     }
     restore(training.rising, parts[_RISING])
     with torch.no_grad():
         for name, master in training.masters.parameters.items():
             master.copy_(parts[_MASTER][name])
-    for full, value in parts[_MOMENT].items():
-        key, _, name = full.partition("|")
-        master = training.masters.parameters[name]
-        # AdamW keeps its count of steps on the CPU.
-        there = value if key == "step" else value.to(master.device)
-        training.optimizer.state[master][key] = there
+    restore_moments(training.optimizer, training.masters.parameters, tensors)
     training.masters.write()
     return [parts[_STATE][str(index)] for index in range(len(parts[_STATE]))]
 

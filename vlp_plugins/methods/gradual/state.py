@@ -88,7 +88,7 @@ def restore(rising: RisingMasks, tensors: Mapping[str, torch.Tensor]) -> str | N
 
 
 def _identity(rising: RisingMasks) -> dict[str, Any]:
-    """What a run must have in common with the one that it goes on from."""
+    """What a run must have in common with the one that it resumes."""
     return {
         "score": rising.rise.name,
         "target": rising.rise.target,

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.artifacts import Format, checksum
+from vlp_plugins.runtime.checkpoint import pack_moments, restore_moments
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.files import append_text, check_own, write_text
 from vlp_plugins.tasks.finetuning.engine import Engine
@@ -27,7 +28,7 @@ STATE_FILE = "finetuning.safetensors"
 FORM = Format(
     "checkpoint", "vlp_finetuning", 1, DataError, "delete it and fine-tune from the first step"
 )
-_VALUE, _MOMENT, _OWN = "value|", "moment|", "own|"
+_VALUE, _OWN = "value|", "own|"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +63,14 @@ def state_of(
         own: by process, what `own_buffers` returned there.
     """
     tensors = {f"{_VALUE}{name}": value.detach() for name, value in _values(model)}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_MOMENT}{key}|{name}"] = value
+    tensors |= pack_moments(optimizer, dict(model.named_parameters()))
     for index, buffers in enumerate(own):
         tensors |= {f"{_OWN}{index}|{name}": value for name, value in buffers.items()}
     return tensors, {"place": asdict(place), "engine": engine.state()}
 
 
 def restore(
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     content: Mapping[str, Any],
     model: nn.Module,
     optimizer: Optimizer,
@@ -89,14 +88,7 @@ def restore(
             value.copy_(_found(tensors, f"{_VALUE}{name}", value))
         for name, buffer in own_buffers(model, changing).items():
             buffer.copy_(_found(tensors, f"{_OWN}{engine.index}|{name}", buffer))
-    parameters = dict(model.named_parameters())
-    for full, value in tensors.items():
-        if not full.startswith(_MOMENT):
-            continue
-        key, _, name = full.removeprefix(_MOMENT).partition("|")
-        # AdamW keeps its count of steps on the CPU.
-        there = value if key == "step" else value.to(parameters[name].device)
-        optimizer.state[parameters[name]][key] = there
+    restore_moments(optimizer, dict(model.named_parameters()), tensors)
     engine.restore(content["engine"])
     return Place(**content["place"])
 

@@ -289,7 +289,7 @@ def _identity(
     steps: int,
     engine: Engine,
 ) -> dict[str, Any]:
-    """What a run must have in common with the one that it goes on from."""
+    """What a run must have in common with the one that it resumes."""
     return {
         "task": task,
         "adapter": adapter.name,

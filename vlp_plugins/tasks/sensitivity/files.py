@@ -52,7 +52,9 @@ class PointsFile:
     """JSON lines, one per point, each on the disk before the next is measured.
 
     The first line says what is measured, so that points of another run are never taken for those
-    of this one. A last line that a kill cut short counts as not written.
+    of this one. A last line that a kill cut short counts as not written. It is no `Checkpoint`:
+    points are independent, so each process appends its own at its own pace, and a run of any number
+    of processes reads them all.
     """
 
     def __init__(self, folder: Path | None, run: str, rank: int = 0) -> None:
