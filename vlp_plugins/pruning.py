@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.dimension.measure import default_settings, measure
+from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.outputs import Padding
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimension.twonn import Estimator
@@ -24,7 +24,6 @@ from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
-    resolve_profile,
     resolve_targets,
     with_pattern,
     with_profile,
@@ -104,10 +103,10 @@ def prune(
             from one pass over the data. Left out with a `Pattern`, which fixes it.
         method: registered name, a `Scorer` (with global allocation), `Composition` or `Procedure`.
             `id*NAME` is NAME with the importance of every layer multiplied by the intrinsic
-            dimension of what it gives out.
+            dimension of its outputs.
         adapter: name (`module` for any module) or instance; None asks every adapter.
-        allocation: how the target is shared out among tensors; None: the method's published way;
-            `id`: budgets per modality in proportion to its intrinsic dimension.
+        allocation: how many elements each tensor keeps; None: the method's published way; `id`:
+            budgets per modality in proportion to its intrinsic dimension.
         floor: least fraction that every tensor keeps.
         owners: whether the statistics of a tied weight come from `all` modules that use it or
             from the `first`; None: all, or first in the published variant. All was chosen by
@@ -122,9 +121,9 @@ def prune(
         progress: called with (batches done, batches in all or None).
         autocast: `bfloat16` or `float16` for forward passes of methods that need gradients.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
-        memory_budget: how much gradients may take beside the model, bytes or `"8GiB"`; for methods
-            that keep the gradients of many batches. It holds for the points that dimensions are
-            measured from, too.
+        memory_budget: what gradients of many batches, or the points that dimensions are measured
+            from, may take in addition to the model, bytes or `"8GiB"`; None: three quarters of what
+            is free.
         workplace: folder for gradients on disk and for checkpoints between the stages of iterative
             methods; None: a temporary one.
         id_profile: the intrinsic dimensions of the model, or their file, for `id*NAME` and the
@@ -140,10 +139,9 @@ def prune(
     resolved = resolve_method(method, allocation, targets, parameters)
     targets = with_pattern(targets, resolved.allocation)
     published = is_published(variant)
-    profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
     warn_of_dense(model, adapter, weights)
-    resolved = with_profile(resolved, profile, weights, owners, published=published)
+    resolved = with_profile(resolved, id_profile, weights, owners, published=published)
     if isinstance(statistics, (str, Path)):
         statistics = Statistics.load(statistics)
     context = Context(
@@ -205,21 +203,8 @@ def gather(
         statistics.save("statistics.safetensors")
         masks = prune(model, sparsity=[0.63, 0.75, 0.9], statistics=statistics)
 
-    Args:
-        model: see `prune`. It is left as it is.
-        batches: calibration batches; read once.
-        method: what the statistics are for: registered name, a `Scorer` or a `Composition`;
-            those of `id*NAME` are those of NAME.
-        adapter: see `prune`.
-        variant: what `prune` will be given; statistics of one do not serve the other.
-        limit: number of batches to read; None reads all.
-        checkpoint: file that keeps the state of the data pass.
-        checkpoint_every: batches between two writes of it.
-        resume: continue from that file.
-        progress: called with (batches done, batches in all or None).
-        autocast: see `prune`.
-        skip_nonfinite: see `prune`.
-        **parameters: of the method.
+    Arguments are those of `prune`. `method` is a registered name, a `Scorer` or a `Composition`;
+    statistics for `id*NAME` are those for NAME, and those of one variant do not serve the other.
 
     Returns:
         The statistics; they serve every method that needs nothing else.
@@ -275,18 +260,9 @@ def split_half(
         for modality, overlap in split_half(model, statistics, sparsity=0.75).items():
             print(f"{modality}: {overlap.agreement:.1%} of the elements agree")
 
-    Args:
-        model: the one that the statistics are of.
-        statistics: what `gather` returned; at least two batches. They know their variant.
-        method: see `prune`.
-        sparsity: see `prune`; one alone.
-        adapter: see `prune`.
-        allocation: see `prune`.
-        floor: see `prune`.
-        owners: see `prune`.
-        seed: see `prune`.
-        id_profile: see `prune`; nothing is measured here.
-        **parameters: of the method.
+    Arguments are those of `prune`, with one sparsity. `statistics`, which know their variant, are
+    what `gather` returned, of at least two batches; dimensions are read from `id_profile` and not
+    measured here.
 
     Returns:
         Overlaps by modality and, last, under `all`. The closer the agreement is to 1, the less
@@ -302,10 +278,9 @@ def split_half(
         raise UnsupportedError(f"sparsity={sparsity!r}: split_half compares one sparsity at a time")
     resolved = resolve_method(method, allocation, targets, parameters)
     targets = with_pattern(targets, resolved.allocation)
-    profile = resolve_profile(id_profile)
     weights = WeightMap.of(model, adapter)
     published = statistics.published
-    composition = _reading(with_profile(resolved, profile, weights, owners, published=published))
+    composition = _reading(with_profile(resolved, id_profile, weights, owners, published=published))
     context = Context(
         model,
         adapter,
@@ -369,35 +344,33 @@ def measure_id(
         estimator: how a dimension is made of points; None: TwoNN on all points, in the published
             variant the mean over 1 to 20 blocks.
         padding: `real`: a point holds a sample's real tokens, then zeros, so that it is the same in
-            every batch; `published`: also what layers give out for padding. None: `real`, or
+            every batch; `published`: also the outputs for padding. None: `real`, or
             `published` in the published variant.
         dtype: that points are kept in; None: that of the outputs. `bfloat16` halves the memory and
             loses digits.
-        memory_budget: what points and the search for neighbours may take beside the model, such as
-            `"8GiB"`; None: three quarters of what is free. It decides how many passes over the
-            batches there are, and changes no result.
+        memory_budget: what points and the search for neighbours may take in addition to the model,
+            such as `"8GiB"`; None: three quarters of what is free. It decides how many passes over
+            the batches there are, and changes no result.
         variant: `published` follows the published code in all of this.
         limit: number of batches to read; None reads all.
         workplace: folder that keeps what is known after every pass.
-        resume: go on from there.
+        resume: resume from there.
         progress: called with (batches done, batches of all passes or None).
 
     Raises:
         VlpError: see `vlp_plugins.dimension.measure.measure`.
     """
-    published = is_published(variant)
     adapter = resolve_adapter(model, adapter)
-    usual = default_settings(published=published)
     return measure(
         model,
         adapter,
         WeightMap.of(model, adapter),
         batches,
-        estimator=estimator or usual[0],
-        padding=padding or usual[1],
+        estimator=estimator,
+        padding=padding,
         dtype=dtype_of(dtype),
         memory_budget=None if memory_budget is None else bytes_of(memory_budget),
-        published=published,
+        published=is_published(variant),
         limit=limit,
         workplace=None if workplace is None else Path(workplace),
         resume=resume,

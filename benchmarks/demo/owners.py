@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -25,7 +26,8 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.methods.composition import composed, make_masks
+from vlp_plugins.methods.composition import composed
+from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.request import Owners
@@ -62,8 +64,9 @@ def compare_owners(
     )
     statistics = calibrate(subject.model, subject.adapter, weights, batches, method.needs)
     rows = []
+    context = Context(subject.model, subject.adapter, weights, targets=sparsities)
     by_owners = {
-        owners: make_masks(weights, method, sparsities, statistics, owners=owners)
+        owners: method.masks(replace(context, owners=owners), statistics)
         for owners in get_args(Owners)
     }
     for owners, found in by_owners.items():

@@ -18,7 +18,8 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT, InputSecondMoment, LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
@@ -65,7 +66,8 @@ def compare_family(family: Family) -> list[Line]:
         if not isinstance(method, Composition) or _reads_losses(method):
             continue  # has a comparison of its own
         needed = gathered(suffix) if method.needs else None
-        masks = make_masks(weights, method, [float(sparsity)], needed, published=True)[0]
+        context = Context(model, adapter, weights, targets=[float(sparsity)], published=True)
+        masks = method.masks(context, needed)[0]
         ranked = _ranking(weights, method, needed)
         lines.append(_masks(family, path.stem, load_file(path), masks, ranked, recorded, method))
         if (scores := family.load(f"scores/{run}")) and sparsity == "0.75":

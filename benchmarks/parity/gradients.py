@@ -20,7 +20,8 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import composed, make_masks
+from vlp_plugins.methods.composition import composed
+from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
@@ -74,7 +75,8 @@ def compare_snip(family: Family) -> list[Line]:
     )
     method = composed(make_method(registry(), "snip"))
     targets = [float(path.stem.removeprefix("snip_")) for path in runs]
-    found = make_masks(weights, method, targets, statistics, published=True)
+    context = Context(model, adapter, weights, targets=targets, published=True)
+    found = method.masks(context, statistics)
     lines = [
         _masks(family, path.stem, load_file(path), masks, names)
         for path, masks in zip(runs, found, strict=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlp_plugins.methods.resolve import make_scorer
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked
@@ -29,7 +29,7 @@ def evidence(scorer, name="vision.0.mlp.fc1"):
 
 @pytest.fixture(params=SCORERS)
 def scorer(request):
-    return make_scorer(registry(), request.param)
+    return make_method(registry(), request.param).score
 
 
 def test_it_is_registered_under_its_own_name(scorer):

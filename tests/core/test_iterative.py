@@ -16,7 +16,7 @@ from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods import iterative as running
 from vlp_plugins.methods.builtin import multiflow, omp
-from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.iterative import Iterative, itersnip, remove_weights
 from vlp_plugins.methods.method import Context
 from vlp_plugins.models.weights import WeightMap
@@ -122,7 +122,7 @@ def test_a_round_is_the_composition_on_the_masked_model_with_the_next_batches():
         part = batches[2 * index : 2 * index + 2]
         # The memory of the losses goes on, as in one pass over all the data.
         statistics = calibrate(model, adapter, weights, part, snip.needs, keep_state=True)
-        masks = make_masks(weights, snip, [level], statistics)
+        masks = snip.masks(Context(model, adapter, weights, targets=[level]), statistics)
         masks[0].apply(model, adapter)
     assert found == masks[0]
 
@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_round(tmp_path, caplog)
     assert resumed == whole
     assert replace(resumed.manifest, created=None) == replace(whole.manifest, created=None)
     assert told == [5, 6]
-    assert "goes on after round 2" in caplog.text
+    assert "resumes after round 2" in caplog.text
 
 
 def test_a_finished_run_is_resumed_without_work(tmp_path):

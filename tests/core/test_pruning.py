@@ -7,7 +7,8 @@ import torch
 
 from benchmarks.parity.xvlm import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
@@ -121,7 +122,8 @@ def test_the_halves_of_the_data_tell_whether_it_was_enough(model, batches):
     method = make_method(registry(), "multiflow")
     statistics = calibrate(model, adapter, weights, batches, method.needs)
 
-    one, other = (make_masks(weights, method, [0.75], statistics, half=h)[0] for h in (0, 1))
+    context = Context(model, adapter, weights, targets=[0.75])
+    one, other = (method.masks(context, statistics, half=h)[0] for h in (0, 1))
 
     assert 0.9 < one.compare(other)["all"].agreement < 1
 

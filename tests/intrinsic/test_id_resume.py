@@ -117,7 +117,7 @@ def test_other_batches_are_refused(tmp_path, batches, message):
         ({"padding": "published"}, "padding"),
         ({"estimator": Estimator(fit="likelihood")}, "estimator"),
         ({"dtype": torch.bfloat16}, "dtype"),
-        ({"published": True}, "published"),
+        ({"published": True, "estimator": Estimator(), "padding": "real"}, "published"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, options, key):

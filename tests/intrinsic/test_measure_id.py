@@ -57,7 +57,7 @@ def test_names_of_dtypes_and_amounts_of_memory(tmp_path):
     )  # fmt: skip
     assert profile.settings["dtype"] == "bfloat16"
     assert profile.settings["samples"] == 30
-    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
     with pytest.raises(UnsupportedError, match="dtype 'int8'"):
         measure_id(toy_model(), BATCHES, adapter=ToyAdapter(), dtype=torch.int8)
     with pytest.raises(UnsupportedError, match="'much' is no amount of memory"):

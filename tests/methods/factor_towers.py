@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Context
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.score import Evidence, Scorer
@@ -28,6 +32,13 @@ def weights_of(tensors: dict[str, torch.Tensor]) -> WeightMap:
         for name, tensor in tensors.items()
     }
     return WeightMap(weights, "towers")
+
+
+def make_masks(weights: WeightMap, method: Composition, targets, **options) -> list[Masks]:
+    """Masks of a method that reads no data; the model itself is not asked for anything."""
+    module = torch.nn.Linear(2, 2)
+    context = Context(module, ModuleAdapter(module), weights, targets=targets, **options)
+    return method.masks(context)
 
 
 def scored(tensors: dict[str, torch.Tensor], scorer: Scorer, *, published: bool = False) -> Scored:

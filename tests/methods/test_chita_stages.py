@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_with_equal_result(tmp_path, monkeypatch, cap
         masks.manifest.parameters["stages"] for masks in expected
     ]
     assert len(gradients) == 4  # two rounds of the second target
-    assert "chita++ goes on after round 1" in caplog.text
+    assert "chita++ resumes after round 1" in caplog.text
 
 
 def test_other_data_is_noticed_when_a_run_goes_on(tmp_path):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from factor_towers import FACTORS, factors, removed, scored, towers, weights_of
+from factor_towers import FACTORS, factors, make_masks, removed, scored, towers, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Cost, Procedure
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry

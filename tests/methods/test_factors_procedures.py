@@ -8,7 +8,7 @@ from toy_loss import losing_toy
 
 from vlp_plugins.methods.chita.method import chita, chita_plus_plus
 from vlp_plugins.methods.chita.solver.problem import top
-from vlp_plugins.methods.composition import Composition, make_masks
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.tamt.method import Tamt
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -23,7 +23,7 @@ def context():
 
 @pytest.fixture
 def factors(context):
-    return profile_of(context.weights).importance(context.weights, "all")
+    return profile_of(context.weights).factors(context.weights, "all")
 
 
 def chita_with(**options):
@@ -100,7 +100,7 @@ def test_chita_plus_plus_goes_on_from_stages_of_the_same_factors_only(factors, t
 def test_mask_training_starts_from_magnitude_times_factor(context, factors):
     method = Tamt(steps=1, lr=1e-12)
     plain = Composition("omp", Magnitude()).with_factors(factors)
-    expected = make_masks(context.weights, plain, context.targets)
+    expected = plain.masks(context)
     assert method.with_factors(factors).run(context) == expected
 
 

@@ -50,7 +50,7 @@ def pruned(model, **options):
 def test_with_a_profile_it_is_the_composition_itself(model, weights, profile, method):
     found = pruned(model, batches=BATCHES, method=f"id*{method}", id_profile=profile)
 
-    factors = profile.importance(weights, "all")
+    factors = profile.factors(weights, "all")
     by_hand = make_method(registry(), method).with_factors(factors)
     assert found == pruned(model, batches=BATCHES, method=by_hand)
     assert found != pruned(model, batches=BATCHES, method=method)
@@ -237,7 +237,7 @@ def test_an_instance_can_be_guided_too(profile):
     assert masks.manifest.method == "id*mine"
     assert prune(
         model, BATCHES, adapter=ToyAdapter(), method=mine, allocation=IdAllocation(
-            profile_of(weights).importance(weights, "all")
+            profile_of(weights).factors(weights, "all")
         ), sparsity=0.5,
     ) == prune(
         model, BATCHES, adapter=ToyAdapter(), method=mine, allocation="id", sparsity=0.5,

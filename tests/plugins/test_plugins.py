@@ -14,7 +14,7 @@ from outsiders import ADAPTER, SCORER, report_of
 
 from vlp_plugins import hookspecs, plugins
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.resolve import make_method, make_scorer
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.registry import KINDS, plugins_table
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scoring.score import Evidence
@@ -77,7 +77,7 @@ def test_a_wrong_parameter_is_answered_with_the_allowed_ones():
     with pytest.raises(UnknownNameError, match="no parameter 'edge'; it takes edges, nodes"):
         make_method(plugins.registry(), "multiflow", edge=False)
     with pytest.raises(UnknownNameError, match="no parameter 'power'; it takes no parameters"):
-        make_scorer(plugins.registry(), "magnitude", power=2)
+        make_method(plugins.registry(), "magnitude", power=2)
 
 
 # What an outsider can add
@@ -123,7 +123,7 @@ def test_a_host_is_imported_only_when_it_is_used(site):
 def test_a_factory_that_makes_something_else_is_named(site):
     site.install("acme", "@hookimpl\ndef vlp_scorers(): return {'odd': dict}")
     with pytest.raises(UnsupportedError, match="scorer 'odd' of acme is a dict, not a .*Scorer"):
-        make_scorer(site.discover(), "odd")
+        make_method(site.discover(), "odd")
 
 
 def test_parameters_that_a_factory_refuses_or_misses_are_explained(site):
@@ -138,9 +138,9 @@ def test_parameters_that_a_factory_refuses_or_misses_are_explained(site):
     )
     registry = site.discover()
     with pytest.raises(UnsupportedError, match="'needy' needs a value for power"):
-        make_scorer(registry, "needy")
+        make_method(registry, "needy")
     with pytest.raises(UnsupportedError, match=r"cannot be made with \{'colour': 1\}.*colour"):
-        make_scorer(registry, "passing_on", colour=1)
+        make_method(registry, "passing_on", colour=1)
 
 
 # What is shown and what is imported

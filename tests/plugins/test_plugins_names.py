@@ -5,7 +5,7 @@ import logging
 import pytest
 from outsiders import SCORER, report_of
 
-from vlp_plugins.methods.resolve import make_method, make_scorer
+from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.runtime.errors import UnknownNameError
 
 
@@ -14,8 +14,8 @@ def test_a_built_in_keeps_its_bare_name(site, caplog):
     with caplog.at_level(logging.WARNING, "vlp_plugins"):
         registry = site.discover()
 
-    assert type(make_scorer(registry, "lamp")).__name__ == "Lamp"
-    assert type(make_scorer(registry, "acme:lamp")).__name__ == "Smallest"
+    assert type(make_method(registry, "lamp").score).__name__ == "Lamp"
+    assert type(make_method(registry, "acme:lamp").score).__name__ == "Smallest"
     report = report_of(registry, "acme")
     assert report.registered == {"scorers": ("acme:lamp",)}
     assert "'lamp' clashes with the built-in scorer: use 'acme:lamp'" in report.notes[0]
@@ -28,7 +28,7 @@ def test_a_scorer_clashes_with_a_method_because_it_is_one(site):
     assert type(make_method(registry, "omp").score).__name__ == "Magnitude"
     assert type(make_method(registry, "acme:omp").score).__name__ == "Smallest"
     with pytest.raises(UnknownNameError, match="must be named in full: 'acme:omp'"):
-        make_scorer(registry, "omp")
+        registry.find("omp", "scorers")
 
 
 @pytest.mark.parametrize("order", [("acme", "umbrella"), ("umbrella", "acme")])

@@ -33,7 +33,7 @@ class Reader:
         hashes: the chained hash after every batch, once they were all read.
         sizes: of the batches, in samples, once they were all read; those of a list at once.
         once: whether they can be read a single time.
-        total: how many a pass reads at most; None if nobody knows.
+        total: how many a pass reads at most; None if that is unknown.
     """
 
     def __init__(
@@ -43,13 +43,7 @@ class Reader:
         hashes: Sequence[str] = (),
         sizes: Sequence[int] = (),
     ) -> None:
-        """Reads nothing yet.
-
-        Args:
-            batches: any iterable.
-            limit: number of batches of every pass; None for all.
-            hashes: of an interrupted run.
-            sizes: of its batches.
+        """Reads nothing yet; `hashes` and `sizes` are those of an interrupted run.
 
         Raises:
             DataError: for a single batch, or a limit below 1.
@@ -65,11 +59,7 @@ class Reader:
         self._read = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Starts a pass.
-
-        Raises:
-            DataError: if the batches are not those of an earlier pass, or there are none.
-        """
+        """Starts a pass; `DataError` if it has no batches, or not those of an earlier pass."""
         if self._read:
             yield from self._again()
             return
@@ -100,16 +90,15 @@ _STEP = 1.5
 class Gatherer:
     """Takes the outputs of one pass.
 
-    How long the longest text is, and sometimes how many samples there are, shows only as the pass
-    goes on. Where the points outgrow the budget, the last layers are given up; a later pass takes
-    them, which knows.
+    The length of the longest text, and sometimes the number of samples, is known only at the end
+    of the pass. Where the points outgrow the budget, the last layers are left to a later pass.
     """
 
     def __init__(self, sites: Sites, room: Room) -> None:
-        """Starts open: what is met is gathered as long as it fits, until `settle`.
+        """Starts open: every layer is gathered as long as it fits, until `settle`.
 
         Args:
-            sites: what was met so far; is added to.
+            sites: the layers so far; is added to.
             room: of this process.
         """
         self.sites = sites
@@ -126,11 +115,7 @@ class Gatherer:
         return set(self._held)
 
     def settle(self, group: Sequence[Site]) -> None:
-        """Gathers these layers, which fit, and no others.
-
-        Args:
-            group: in the order of execution.
-        """
+        """Gathers these layers, which fit, and no others; in the order of execution."""
         self._open = False
         self._points = {site: self._points[site] for site in group if site in self._points}
         self._held = {site: self.room.need(self.sites[site]) for site in group}
@@ -138,7 +123,7 @@ class Gatherer:
         self._last = max((order.index(site.stream) for site in group), default=-1)
 
     def wanted(self, stream: str) -> bool:
-        """Whether a stream runs: up to that of the last layer, and any that nobody has met."""
+        """Whether a stream runs: those up to that of the last layer, and unknown ones."""
         order = self.sites.streams()
         return self._open or stream not in order or order.index(stream) <= self._last
 
@@ -164,7 +149,7 @@ class Gatherer:
         self._sums.clear()
 
     def release(self, group: Sequence[Site]) -> dict[Site, Points]:
-        """Hands the points of these layers over and forgets the others."""
+        """Returns the points of these layers and forgets the others."""
         found, self._points, self._held = self._points, {}, {}
         return {site: found[site] for site in group if site in found}
 
@@ -192,12 +177,9 @@ class Gatherer:
         return points
 
     def _has_room(self, site: Site, need: Need, old: int) -> bool:
-        """Whether a layer may take what it needs; gives up the last ones for it.
+        """Whether a layer may grow from `old` bytes, held until the rows have moved, to `need`.
 
-        Args:
-            site: the layer.
-            need: with its new size.
-            old: bytes of its smaller tensor, which is there until the rows have moved.
+        Gives up the last layers for it.
         """
         while True:
             others = [held for other, held in self._held.items() if other != site]
@@ -209,13 +191,10 @@ class Gatherer:
                 if site not in self._held:
                     return False
             last = next(reversed(self._held), site)
-            self._drop(last)
+            self._points.pop(last, None)
+            self._held.pop(last, None)
             if last == site:
                 return False
-
-    def _drop(self, site: Site) -> None:
-        self._points.pop(site, None)
-        self._held.pop(site, None)
 
     def _check_finite(self, batch: int) -> None:
         fine = torch.isfinite(torch.stack([value for _, _, value in self._sums])).tolist()
@@ -255,7 +234,7 @@ class Pass:
 
         Args:
             probe: runs batches.
-            sites: what was met so far; is added to.
+            sites: the layers so far; is added to.
             left: what has no dimension yet; empty in the first pass, which finds out.
             budget: bytes of this process.
             dtype: of the points; None: that of the outputs.
@@ -268,12 +247,12 @@ class Pass:
         self.group: list[Site] = []
         self.later = 0
 
-    def run(self, reader: Reader, tell: Callable[[int], None]) -> dict[Site, Points]:
+    def run(self, reader: Reader, report: Callable[[int], None]) -> dict[Site, Points]:
         """Reads all batches and runs those of this process.
 
         Args:
             reader: of the batches.
-            tell: called after every batch with `later`.
+            report: called after every batch with `later`.
 
         Returns:
             The points of `group` that this process's batches gave.
@@ -299,7 +278,7 @@ class Pass:
                 is_done = index == 0 and not self._left
                 if index % self._processes == self._rank and not is_done:
                     self._run(gatherer, batch, index)
-                tell(self.later)
+                report(self.later)
         self._agree(gatherer)
         return gatherer.release(self.group)
 
@@ -326,7 +305,7 @@ class Pass:
         gatherer.finish(index)
 
     def _agree(self, gatherer: Gatherer) -> None:
-        """Keeps what no process has given up, and lets all know what each has met."""
+        """Keeps the layers that no process has given up, and merges what all know of them."""
         kept = all_gather(gatherer.kept)
         self.group = [site for site in self.group if all(site in theirs for theirs in kept)]
         everywhere = all_gather(list(self._sites.values()))
@@ -335,8 +314,8 @@ class Pass:
             self._sites.merge(met)
 
 
-class Telling:
-    """Counts the batches of all passes for whoever wants to know.
+class PassProgress:
+    """Counts the batches of all passes and reports them.
 
     Attributes:
         passes: that are done.

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import distributed, nn
 
 from vlp_plugins.calibration.hooks import check_reached
 from vlp_plugins.calibration.statistic import Site
-from vlp_plugins.dimension.data_pass import Pass, Progress, Reader, Telling
+from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
 from vlp_plugins.dimension.outputs import OutputProbe, Padding
-from vlp_plugins.dimension.points import Met, Points, Sites
+from vlp_plugins.dimension.points import Points, Sites
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.dimension.state import Found, State, file_of, pack, resumed
 from vlp_plugins.dimension.twonn import Estimator, estimate
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.distributed import (
     all_gather,
     all_reduce_min,
@@ -62,7 +62,7 @@ def compute(
         estimator: how.
         device: of the points.
         complete: each process has all samples (one process, or a sharded model); else those of its
-            batches, and the processes take turns in being sent all points of a layer.
+            batches, and the processes take turns in receiving all points of a layer.
 
     Raises:
         VlpError: if a dimension cannot be estimated; names the layer.
@@ -81,18 +81,17 @@ def compute(
             if process == rank:
                 mine = together
             del own, together
+        result = None
         with failing_together():
-            result = None if mine is None else _found(mine, sites[group[rank]], estimator)
+            if mine is not None:
+                layer = sites[group[rank]]
+                estimated = estimate(mine, estimator, what=f"points of {layer}")
+                result = Found(estimated, layer.ambient, len(mine))
         mine = None
         found |= {
             site: value for site, value in zip(group, all_gather(result), strict=False) if value
         }
     return found
-
-
-def _found(points: torch.Tensor, met: Met, estimator: Estimator) -> Found:
-    found = estimate(points, estimator, what=f"points of {met}")
-    return Found(found, points.shape[1], len(points))
 
 
 def _together(own: Points | None, receiver: int, device: torch.device) -> torch.Tensor | None:
@@ -154,7 +153,7 @@ def measure(
     batches: Iterable[Batch],
     *,
     estimator: Estimator | None = None,
-    padding: Padding = "real",
+    padding: Padding | None = None,
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     published: bool = False,
@@ -163,38 +162,38 @@ def measure(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> IdProfile:
-    """Estimates the dimension of what every prunable layer gives out. The model is left as it was.
+    """Estimates the dimension of the outputs of every prunable layer. The model is left as it was.
 
-    A point is what a layer gives out for one sample, its tokens one after the other; if its module
+    A point is the output of a layer for one sample, its tokens one after the other; if its module
     is called several times in a stream, the calls are side by side. Points of as many layers as the
     budget allows are gathered in one pass over the batches; the others in further passes, which run
     the streams up to their last layer only. The result depends neither on the budget nor on how
     samples are put into batches.
 
     In a process group every process must be given the same batches in the same order; process r
-    runs those whose index is r modulo the number of processes, the layers are shared out for the
-    estimation, and all return the same profile. A model under `fully_shard` runs every batch in
-    all processes at once.
+    runs those whose index is r modulo the number of processes, the layers are divided among them
+    for the estimation, and all return the same profile. A model under `fully_shard` runs every
+    batch in all processes at once.
 
     Args:
         model: a model that `adapter` claims; batches are moved to the device of its parameters.
         adapter: what it is described by.
         weights: `WeightMap.of(model, adapter)`.
         batches: any iterable; read once per pass, up to `limit`.
-        estimator: how a dimension is made of points; None: TwoNN on all of them.
-        padding: `real`, the default: a point holds the sample's real tokens (as the adapter tells
+        estimator: how a dimension is made of points; None: that of `default_settings`.
+        padding: `real`: a point holds the sample's real tokens (as the adapter gives
             them) in their order, then zeros up to the longest sample. `published`: it holds what
             the layer gives out at the positions of padding, too, and only batches are filled up
             with zeros to the longest, as in the published code; there the same text is another
-            point in another batch, which is why it is not the default.
+            point in another batch. None: that of `default_settings`.
         dtype: that points are kept in; None: that of the outputs. bfloat16 takes half of the memory
             of float32 and loses digits.
-        memory_budget: bytes that points and the search for neighbours may take, per process, beside
-            the model and its forward pass; None: three quarters of what is free.
+        memory_budget: bytes that points and the search for neighbours may take, per process, in
+            addition to the model and its forward pass; None: three quarters of what is free.
         published: run the streams as the published code does where it departs from the idea.
         limit: number of batches to use; None uses all.
         workplace: folder for a file with what is known after every pass; it stays when all is done.
-        resume: go on from that file: an interruption costs the pass at work.
+        resume: resume from that file: an interruption costs the pass at work.
         progress: called after every batch with (batches read in all passes, how many there will be,
             or None).
 
@@ -207,11 +206,17 @@ def measure(
             file in the workplace is damaged or of another run.
         OutputError: if it cannot be written.
     """
-    check_padding(padding)
+    usual = default_settings(published=published)
+    estimator, padding = estimator or usual[0], padding or usual[1]
+    if padding not in get_args(Padding):
+        raise UnsupportedError(
+            f"padding={padding!r} is unknown{suggest(str(padding), list(get_args(Padding)))}"
+        )
     at_rest(model)
-    estimator = estimator or Estimator()
+    sharded = is_sharded(model.parameters())
+    device = next(model.parameters()).device
     settings = {
-        "estimator": estimator.settings(),
+        "estimator": asdict(estimator),
         "padding": padding,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "published": published,
@@ -219,66 +224,37 @@ def measure(
     file = file_of(workplace, weights, settings, resume=resume)
     state = resumed(file, resume=resume)
     if memory_budget is None:
-        memory_budget = all_reduce_min(usable_bytes(next(model.parameters()).device, 0))
+        memory_budget = all_reduce_min(usable_bytes(device, 0))
     reader = Reader(batches, limit, state.hashes, state.sizes)
     probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
+    counter = PassProgress(progress, reader.total)
+    # A pass that had to give up all of its layers knows more about their sizes than the one before,
+    # so there is an end.
     with probe.attached():
-        _go_on(state, probe, reader, estimator, memory_budget, dtype, file, progress)
+        while not state.hashes or state.left:
+            turn = batch_shard(sharded=sharded)
+            this = Pass(probe, state.sites, state.left, memory_budget, dtype, turn)
+            points = this.run(reader, counter)
+            if not state.hashes:
+                check_same(reader.hashes[-1], f"{len(reader.hashes)} batches")
+            state.hashes, state.sizes = reader.hashes, reader.sizes
+            logger.info("a pass gathered points of %d layers", len(this.group))
+            complete = sharded or rank_and_size()[1] == 1
+            state.found |= compute(
+                this.group, points, state.sites, estimator, device, complete=complete
+            )
+            counter.passes += 1
+            if file is not None:
+                file.save(lambda: pack(state))
+        if not counter.passes:  # all was known; make sure that it is about these batches
+            for _ in reader:
+                pass
     check_reached(adapter, weights, {site.weight for site in state.sites})
     return _profile(state, weights, settings)
 
 
-def _go_on(
-    state: State,
-    probe: OutputProbe,
-    reader: Reader,
-    estimator: Estimator,
-    budget: int,
-    dtype: torch.dtype | None,
-    file: Checkpoint | None,
-    progress: Progress | None,
-) -> None:
-    """Passes over the batches until every layer has a dimension; changes `state`.
-
-    A pass that had to give up all of its layers knows more about their sizes than the one before,
-    so there is an end.
-    """
-    sharded = is_sharded(probe.model.parameters())
-    device = next(probe.model.parameters()).device
-    tell = Telling(progress, reader.total)
-    while not state.hashes or state.left:
-        this = Pass(probe, state.sites, state.left, budget, dtype, batch_shard(sharded=sharded))
-        points = this.run(reader, tell)
-        if not state.hashes:
-            check_same(reader.hashes[-1], f"{len(reader.hashes)} batches")
-        state.hashes, state.sizes = reader.hashes, reader.sizes
-        logger.info("a pass gathered points of %d layers", len(this.group))
-        state.found |= compute(
-            this.group,
-            points,
-            state.sites,
-            estimator,
-            device,
-            complete=sharded or rank_and_size()[1] == 1,
-        )
-        tell.passes += 1
-        if file is not None:
-            file.save(lambda: pack(state))
-    if not tell.passes:  # all was known; make sure that it is about these batches
-        for _ in reader:
-            pass
-
-
-def check_padding(padding: str) -> None:
-    """Raises `UnsupportedError` for anything but `real` and `published`."""
-    if padding not in ("real", "published"):
-        raise UnsupportedError(
-            f"padding={padding!r} is unknown{suggest(str(padding), ['real', 'published'])}"
-        )
-
-
 def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> IdProfile:
-    order = {name: rank_and_size for rank_and_size, name in enumerate(weights)}
+    order = {name: place for place, name in enumerate(weights)}
     sites = sorted(state.found, key=lambda site: order[site.weight])  # stable: streams in order
     layers = []
     for site in sites:

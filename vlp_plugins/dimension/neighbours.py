@@ -120,7 +120,7 @@ def product_error(points: torch.Tensor, dtype: torch.dtype) -> float:
 
 
 def products_bytes(n: int, coordinates: int, threads: int) -> int:
-    """The most memory that `centred_gram` and `squared_distances` take beside the points.
+    """The most memory that `centred_gram` and `squared_distances` take in addition to the points.
 
     Args:
         n: number of points.
@@ -140,20 +140,14 @@ def _width(n: int, coordinates: int) -> int:
 
 
 def _shares(total_bytes: int, threads: int) -> int:
-    """Among how many threads the chunks are shared out, each with a partial sum of its own."""
+    """Among how many threads the chunks are divided, each with a partial sum of its own."""
     return threads if threads * total_bytes <= _PARTIAL else 1
 
 
 def _sum_over_chunks(
     points: torch.Tensor, shape: tuple[int, ...], begin: Callable[[], _Add]
 ) -> torch.Tensor:
-    """float64 sums of that shape over chunks of coordinates, several threads at a time.
-
-    Args:
-        points: `[n, D]`.
-        shape: of the sums.
-        begin: called once by every thread; returns what adds a chunk to its sums.
-    """
+    """float64 sums over chunks of coordinates; each thread adds chunks by its own `begin()`."""
     chunks = points.detach().split(_width(*points.shape), dim=1)
     device = points.device
     total = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -234,7 +228,7 @@ class DistanceBounds:
         Args:
             blocks: each int64 `[b, m]`: positions of the points of b blocks of m points.
             most: candidates per point; where there are more the nearest come first, and a later
-                call, which knows more, tells what is still missing.
+                call, which knows more, returns what is still missing.
 
         Returns:
             int64 `[p, 2]`, every pair once, the smaller position first.
@@ -305,36 +299,16 @@ _WORTH_MEASURING = 4
 _RANGE = (1e-30, 1e36)
 
 
-def nearest_two(points: torch.Tensor, *, what: str = "points") -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances to the two nearest other points.
-
-    Gram distances of centred float32 points cancel: their error is a share of the norms, not of
-    the distance. They only choose the candidates, with a bound of that error; the distances
-    themselves are measured from the differences of the coordinates.
-
-    Args:
-        points: `[n, D]`, floating; n at least 3.
-        what: names the points in errors.
-
-    Returns:
-        `r1 <= r2`, float64 `[n]`, on the device of the points; 0 exactly for equal points.
-
-    Raises:
-        StatisticsError: if these are not at least 3 points.
-        NonFiniteError: if a coordinate is NaN or infinite.
-    """
-    everything = torch.arange(len(points), device=points.device).unsqueeze(0)
-    (found,) = nearest_in_blocks(points, [everything], what=what)
-    return found.r1[0], found.r2[0]
-
-
 def nearest_in_blocks(
     points: torch.Tensor, blocks: Sequence[torch.Tensor], *, what: str = "points"
 ) -> list[Neighbours]:
     """The two nearest neighbours of every point within each of several blocks of the points.
 
-    All blocks share one Gram matrix, and no pair is measured twice. The points are read twice as a
-    rule, and more often where distances are tiny beside the spread of the points.
+    Gram distances of centred float32 points cancel: their error is a share of the norms, not of
+    the distance. They only choose the candidates, with a bound of that error; the distances
+    themselves are measured from the differences of the coordinates, and are 0 exactly for equal
+    points. All blocks share one Gram matrix, and no pair is measured twice. The points are read
+    twice as a rule, and more often where distances are tiny compared with the spread of the points.
 
     Args:
         points: `[n, D]`, floating.
@@ -423,7 +397,7 @@ def rounding_of(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def working_bytes(n: int, coordinates: int = 1 << 20, threads: int | None = None) -> int:
-    """The most memory that a search takes beside the points themselves.
+    """The most memory that a search takes in addition to the points.
 
     Partial Gram matrices of the threads, bounds of all distances, and chunks of at most 4,096
     coordinates: about `(4 + threads) 8 n^2` bytes, and 16 to 50 MiB a thread for many coordinates.

@@ -1,4 +1,4 @@
-"""What prunable layers give out while an adapter's streams run, real tokens first."""
+"""Outputs of prunable layers while an adapter's streams run, real tokens first."""
 
 from __future__ import annotations
 
@@ -26,18 +26,15 @@ from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 
 class RealTokens:
-    """What a mask of real tokens makes of the outputs of a layer.
+    """Brings the real tokens of a layer's outputs to the front.
 
     Padding on the right (what `Adapter.collate` makes) is cut down to the longest text; where it is
     elsewhere, real tokens are moved to the front in their order. So a sample's tokens are at the
-    same positions whatever it shares its batch with.
+    same positions in every batch. The mask is read once (a transfer, on a GPU) for all layers.
     """
 
     def __init__(self, real: torch.Tensor) -> None:
-        """Looks at a mask once (a transfer, on a GPU), for all layers that it is for.
-
-        Args:
-            real: bool `[batch, ...tokens]`, true where a token is real.
+        """Reads a mask, bool `[batch, ...tokens]`, true where a token is real.
 
         Raises:
             UnsupportedError: if it is not bool.
@@ -84,12 +81,12 @@ class RealTokens:
 
 
 Padding = Literal["real", "published"]
-"""What stands at the positions of padding: zeros (`real`), or what the layer gives out there."""
+"""At the positions of padding: zeros (`real`), or the outputs of the layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one call of one layer gave out.
+    """The output of one call of one layer.
 
     Attributes:
         site: weight, stream and owner.
@@ -123,14 +120,14 @@ class OutputProbe:
         padding: Padding = "real",
         published: bool = False,
     ) -> None:
-        """Says what will be watched, and changes nothing yet.
+        """Changes nothing yet.
 
         Args:
             model: a model that `adapter` claims.
-            adapter: what it is described by.
+            adapter: of the model.
             weights: `WeightMap.of(model, adapter)`.
             padding: `real`: a point holds the real tokens of its sample in their order, then zeros;
-                `published`: whatever the layer gives out for the padding of the batch.
+                `published`: the outputs for the padding of the batch, too.
             published: run the published streams.
         """
         self.model = model
@@ -163,14 +160,14 @@ class OutputProbe:
         Args:
             batch: tensors on the model's device.
             take: called with every output, which lives no longer than the call.
-            wanted: asked with the name of each stream; at the first that is not wanted, the batch
-                is left.
+            wanted: whether a stream of that name runs; no stream runs after the first that does
+                not.
 
         Raises:
             BatchError: if an output does not fit the samples of the batch or the mask of its
                 tokens.
-            UnsupportedError: if a stream does not say which tokens are real, or a layer gives out
-                no tensor.
+            UnsupportedError: if a stream does not say which tokens are real, or an output is no
+                tensor.
         """
         self._size, self._take = batch_size(batch), take
         try:
@@ -230,12 +227,8 @@ class OutputProbe:
         if self._padding == "real":
             real = real_of(self._adapter, self._stream, use.owner)
             if real is not None:
-                return self._seen(real.to(tokens.device)).select(tokens, path)
+                real = real.to(tokens.device)
+                if id(real) not in self._masks:  # the same mask is for many layers
+                    self._masks[id(real)] = (real, RealTokens(real))
+                return self._masks[id(real)][1].select(tokens, path)
         return (tokens.unsqueeze(1) if tokens.ndim == 2 else tokens.flatten(1, -2)), None
-
-    def _seen(self, real: torch.Tensor) -> RealTokens:
-        """The same mask is for many layers."""
-        known = self._masks.get(id(real))
-        if known is None:
-            known = self._masks[id(real)] = (real, RealTokens(real))
-        return known[1]

@@ -28,7 +28,7 @@ class PlannedPass:
         layers: whose points are gathered, in the order of execution.
         streams: that run.
         held_bytes: of the points.
-        work_bytes: of the search for neighbours beside them.
+        work_bytes: of the search for neighbours, in addition.
     """
 
     layers: tuple[Met, ...]
@@ -38,7 +38,7 @@ class PlannedPass:
 
     @property
     def peak_bytes(self) -> int:
-        """At the worst moment, beside the model and its forward pass."""
+        """At the worst moment, in addition to the model and its forward pass."""
         return self.held_bytes + self.work_bytes
 
 
@@ -51,7 +51,7 @@ class IdPlan:
         batches: in every pass.
         budget_bytes: that points and the search for neighbours may take.
         passes: over the batches.
-        lines: the same for a person.
+        lines: the same as text.
     """
 
     samples: int
@@ -102,9 +102,13 @@ def plan(
     at_rest(model)
     device = next(model.parameters()).device
     sites = Sites()
+
+    def note(output: Output) -> None:
+        sites.see(output, (dtype or output.tokens.dtype).itemsize)
+
     probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
     with probe.attached():
-        probe.run(to_device(batch, device), lambda output: _note(sites, output, dtype))
+        probe.run(to_device(batch, device), note)
     check_reached(adapter, weights, {site.weight for site in sites})
     budget = all_reduce_min(usable_bytes(device, 0)) if memory_budget is None else memory_budget
     processes = batch_shard(sharded=is_sharded(model.parameters()))[1]
@@ -119,10 +123,6 @@ def plan(
     )
     lines = _lines(passes, samples, batches, budget, processes)
     return IdPlan(samples, batches, budget, passes, lines)
-
-
-def _note(sites: Sites, output: Output, dtype: torch.dtype | None) -> None:
-    sites.see(output, (dtype or output.tokens.dtype).itemsize)
 
 
 def _pass(sites: Sites, layers: Sequence[Met], needs: Sequence[Need]) -> PlannedPass:

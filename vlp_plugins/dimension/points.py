@@ -30,14 +30,7 @@ class Points:
     def __init__(
         self, widths: Sequence[int], rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Takes its memory.
-
-        Args:
-            widths: of the blocks, as far as they are known.
-            rows: that are expected.
-            dtype: of the points.
-            device: where they are kept.
-        """
+        """Takes memory for so many rows with blocks of such widths."""
         self.widths = tuple(widths)
         self.count = 0
         self.batches: list[tuple[int, int]] = []
@@ -85,12 +78,7 @@ class Points:
         return wide and self.count + size <= self.rows
 
     def grow(self, widths: Sequence[int], rows: int) -> None:
-        """Moves to a larger tensor; both exist for a moment.
-
-        Args:
-            widths: of the blocks; none smaller than before.
-            rows: not fewer than before.
-        """
+        """Moves to a larger tensor, with no fewer rows or columns; both exist for a moment."""
         old = self._values[: self.count + self._size]
         new = self._values.new_empty(rows, sum(widths))
         _spread(old, self.widths, widths, new[: len(old)])
@@ -99,7 +87,7 @@ class Points:
     def write(
         self, call: int, tokens: torch.Tensor, padding: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Writes what a call gave out for the batch in work.
+        """Writes the output of a call for the current batch.
 
         Args:
             call: index of the call in its stream.
@@ -124,11 +112,7 @@ class Points:
         return block
 
     def finish(self, batch: int) -> None:
-        """Ends a batch; calls that it lacked are zeros.
-
-        Args:
-            batch: its index.
-        """
+        """Ends the batch of that index; calls that it lacked are zeros."""
         if not self._size:
             return
         rows = self._values[self.count : self.count + self._size]
@@ -157,7 +141,7 @@ def _spread(
     wider: Sequence[int],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Rows with wider blocks, zeros behind what they had; written into `out` if it is given."""
+    """Rows with wider blocks, padded with zeros; written into `out` if it is given."""
     new = rows.new_empty(len(rows), sum(wider)) if out is None else out
     old_starts = _starts(widths)
     for call, (start, width) in enumerate(zip(_starts(wider), wider, strict=True)):
@@ -202,10 +186,10 @@ class Met:
 
 
 class Sites(dict[Site, Met]):
-    """What was met, in the order of execution."""
+    """The layers that have run, in the order of execution."""
 
     def see(self, output: Output, itemsize: int) -> Met:
-        """Notes an output; what is known of its site then."""
+        """Notes an output; returns what is known of its layer then."""
         widths = (0,) * output.call + (output.width,)
         met = self.get(output.site) or Met(output.site, output.module, (), itemsize)
         if len(met.widths) <= output.call or met.widths[output.call] < output.width:
@@ -213,7 +197,7 @@ class Sites(dict[Site, Met]):
         return met
 
     def merge(self, others: Iterable[Met]) -> None:
-        """Adds what another process has met."""
+        """Adds the layers of another process."""
         for met in others:
             self[met.site] = self[met.site].wider(met.widths) if met.site in self else met
 
@@ -230,7 +214,7 @@ class Need:
         name: for messages.
         stream: in which it runs.
         held: its points, until its dimension is computed.
-        work: beside all points, while that happens.
+        work: in addition to all points, while that happens.
     """
 
     name: str
@@ -248,9 +232,9 @@ def fits(needs: Sequence[Need], budget: int) -> bool:
 def pack(needs: Sequence[Need], budget: int) -> list[tuple[int, int]]:
     """The fewest passes, each over neighbours in the order of execution.
 
-    Among those, every pass but the last ends as early as may be, or at the end of the stream it has
-    begun: streams after its last layer need not run, and what is gathered in a stream that runs
-    anyway leaves room in the later passes.
+    Among those, every pass but the last ends as early as possible, or at the end of the stream that
+    it has begun: streams after its last layer need not run, and what is gathered in a stream that
+    runs anyway leaves room in the later passes.
 
     Args:
         needs: in the order of execution.
@@ -296,7 +280,7 @@ def _earliest_ends(needs: Sequence[Need], budget: int) -> list[int]:
 
 
 _GUESS = 8
-"""Batches of a process, if nobody knows; memory grows where there are more."""
+"""Batches of a process, if their number is unknown; memory grows where there are more."""
 
 
 @dataclass(frozen=True)
@@ -307,8 +291,8 @@ class Room:
         budget: bytes for points and the search for neighbours.
         rows: samples of this process.
         samples: of all processes.
-        scattered: whether the samples are shared out, so that whoever computes a dimension must be
-            sent all points of a layer.
+        scattered: whether the samples are divided among processes, so that the one that computes
+            a dimension must receive all points of a layer.
         dtype: of the points; None: that of the outputs.
     """
 
@@ -336,7 +320,7 @@ def expected(
 
     Args:
         sizes: of all batches; empty if they were not read yet.
-        total: number of batches at most; None if nobody knows.
+        total: number of batches at most; None if that is unknown.
         size: of the first batch.
         processes: that share the batches.
     """

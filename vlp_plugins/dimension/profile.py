@@ -27,7 +27,7 @@ _SOUND = (0, 2, 0)
 
 @dataclass(frozen=True, slots=True)
 class LayerDimension:
-    """The intrinsic dimension of what one layer gives out, in one stream.
+    """The intrinsic dimension of the outputs of one layer, in one stream.
 
     Attributes:
         weight: canonical name of the layer's weight.
@@ -74,8 +74,8 @@ class IdProfile:
     settings: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def factors(self, weights: WeightMap, *, owners: Owners = "all") -> dict[str, float]:
-        """By canonical name of every weight the factor of its importance.
+    def factors(self, weights: WeightMap, owners: Owners = "all") -> Factors:
+        """By canonical name the intrinsic dimension of every weight, a factor of its importance.
 
         The mean over the streams of each owner, then over the owners (`all`), or the first owner
         that was reached (`first`). A weight of a tower that reads a modality in two streams counts
@@ -91,7 +91,11 @@ class IdProfile:
             StatisticsError: if the profile is of another adapter, or of a deeper or wider model;
                 if a weight was not measured, or a dimension is no positive number.
         """
-        self._check_family(weights)
+        if self.adapter and self.adapter != weights.adapter_name:
+            raise StatisticsError(
+                f"the profile is of a model of adapter {self.adapter!r}, and this one is of "
+                f"adapter {weights.adapter_name!r}, whose names mean other weights; {_MEASURE}"
+            )
         measured: dict[str, dict[int, list[float]]] = {}
         for layer in self.layers:
             by_owner = measured.setdefault(layer.weight, {})
@@ -108,14 +112,7 @@ class IdProfile:
         for name in weights:
             means = [fmean(values) for _, values in sorted(measured[name].items())]
             found[name] = means[0] if owners == "first" else fmean(means)
-        return found
-
-    def _check_family(self, weights: WeightMap) -> None:
-        if self.adapter and self.adapter != weights.adapter_name:
-            raise StatisticsError(
-                f"the profile is of a model of adapter {self.adapter!r}, and this one is of "
-                f"adapter {weights.adapter_name!r}, whose names mean other weights; {_MEASURE}"
-            )
+        return Factors(found, {"owners": owners, **self.settings})
 
     def _check_shapes(self, weights: WeightMap, measured: Sequence[str]) -> None:
         """Raises `StatisticsError` for a model of other widths, or of fewer layers."""
@@ -132,26 +129,6 @@ class IdProfile:
                 f"the profile is of another model: it has {found[0]!r}, which this one lacks "
                 f"although it has {found[1]!r}, the same in another layer; {_MEASURE}"
             )
-
-    def importance(self, weights: WeightMap, owners: Owners) -> Factors:
-        """The intrinsic dimension of every weight's layer as a factor of its importance.
-
-        Args:
-            weights: of the model.
-            owners: of a weight that several modules share; see `factors`.
-
-        Raises:
-            StatisticsError: if the profile is of another model, whose layers may have the same
-                names.
-        """
-        if self.adapter != weights.adapter_name:
-            raise StatisticsError(
-                f"the profile is of a model of adapter {self.adapter!r}, and this one is of "
-                f"adapter {weights.adapter_name!r}; measure the dimensions of this model, or of "
-                "the pre-training model of its family"
-            )
-        source = {"owners": owners, **self.settings}
-        return Factors(self.factors(weights, owners=owners), source)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all; a file that is there is replaced.
@@ -187,13 +164,8 @@ class IdProfile:
             layers = tuple(_layer(record) for record in content["layers"])
             settings = dict(content["settings"])
             shapes = {name: tuple(shape) for name, shape in content.get("shapes", {}).items()}
-            return cls(
-                layers,
-                str(content["structure"]),
-                str(content.get("adapter", "")),
-                settings,
-                shapes,
-            )
+            structure, adapter = str(content["structure"]), str(content.get("adapter", ""))
+            return cls(layers, structure, adapter, settings, shapes)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StatisticsError(
                 f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"

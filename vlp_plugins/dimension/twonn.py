@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -47,11 +47,6 @@ class Estimator:
     duplicates: Duplicates = "rounding"
 
     def __post_init__(self) -> None:
-        """Refuses what no estimator can do.
-
-        Raises:
-            UnsupportedError: for an unknown fit, or a number out of its range.
-        """
         if self.fit not in get_args(Fit):
             raise UnsupportedError(
                 f"fit {self.fit!r} is unknown{suggest(self.fit, [*get_args(Fit)])}"
@@ -69,10 +64,6 @@ class Estimator:
             raise UnsupportedError(f"blocks is 1 (all points) or more, not {self.blocks}")
         if not 0 <= self.seed < 2**32:
             raise UnsupportedError(f"seed is a number from 0 to 2**32 - 1, not {self.seed}")
-
-    def settings(self) -> dict[str, Any]:
-        """What JSON can keep."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +139,6 @@ class DimensionFit:
     influence: torch.Tensor
 
 
-def fit_dimension(logs: torch.Tensor, estimator: Estimator) -> DimensionFit:
-    """The fit that the estimator names.
-
-    Args:
-        logs: float64 `[N]`, the logarithms of r2 / r1, all above 0; at least 4.
-        estimator: its `fit` and `drop`.
-    """
-    fit = slope if estimator.fit == "slope" else likelihood
-    return fit(logs, estimator.drop)
-
-
 def slope(logs: torch.Tensor, drop: float | None = None) -> DimensionFit:
     """The slope of -log(1 - F) on the sorted log ratios, through the origin (Facco et al. 2017).
 
@@ -166,7 +146,7 @@ def slope(logs: torch.Tensor, drop: float | None = None) -> DimensionFit:
     of the fit.
 
     Args:
-        logs: float64 `[N]`.
+        logs: float64 `[N]`, the logarithms of r2 / r1, all above 0; at least 4.
         drop: fraction of the largest ratios left out; None leaves out the last two.
     """
     n = len(logs)
@@ -194,7 +174,7 @@ def likelihood(logs: torch.Tensor, drop: float | None = None) -> DimensionFit:
     be at least as large as the largest that is kept: the likelihood of a censored sample.
 
     Args:
-        logs: float64 `[N]`.
+        logs: float64 `[N]`, the logarithms of r2 / r1, all above 0; at least 4.
         drop: fraction of the largest ratios left out; None for none.
     """
     n = len(logs)
@@ -230,7 +210,7 @@ def estimate(
 
     The standard error says how much the estimate varies from one sample of as many points to
     another: the squared influences of all points on it, summed, times what neighbours have in
-    common (`sharing.inflation`). On tori of 1 to 10 dimensions and 50 to 400 points it was within
+    common (`inflation`). On tori of 1 to 10 dimensions and 50 to 400 points it was within
     an eighth of the spread of many estimates. It does not say how far the estimate is from the
     truth: TwoNN falls short of high dimensions (a cube of dimension 30 gives 20 with 1,000 points)
     and sees the scale of the nearest neighbours only.
@@ -299,26 +279,21 @@ def disjoint_blocks(n: int, estimator: Estimator) -> list[torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The estimate from b blocks.
-
-    Attributes:
-        dimension: mean over the blocks.
-        deviation: population standard deviation over them.
-        kept: ratios that entered the fits.
-        influence: float64 `[n]`, how far each point moved the mean; their squares add up to its
-            variance, if ratios are independent.
-    """
+    """The estimate from b blocks, with the population standard deviation over them."""
 
     dimension: float
     deviation: float
-    kept: int
+    kept: int  # ratios that entered the fits
     influence: torch.Tensor
+    """float64 `[n]`, how far each point moved the mean; their squares add up to its variance, if
+    ratios are independent."""
 
 
 def _within(
     block: torch.Tensor, near: Neighbours, n: int, estimator: Estimator, what: str
 ) -> _Part:
     influence = torch.zeros(n, dtype=torch.float64)
+    fit_logs = slope if estimator.fit == "slope" else likelihood
     fits = []
     for number, positions in enumerate(block):
         r1, r2 = near.r1[number], near.r2[number]
@@ -326,7 +301,7 @@ def _within(
         if int(usable.sum()) < MINIMUM:
             where = f"block {number + 1} of {len(block)} of the {what}" if len(block) > 1 else what
             raise StatisticsError(_unusable(r1, usable, where))
-        fits.append(fit := fit_dimension((r2[usable] / r1[usable]).log(), estimator))
+        fits.append(fit := fit_logs((r2[usable] / r1[usable]).log(), estimator.drop))
         influence[positions[usable]] = fit.influence / (len(fit.influence) * len(block))
     dimensions = [fit.dimension for fit in fits]
     return _Part(

@@ -219,7 +219,7 @@ def measure_sensitivity(
         profile = None if request.profile is None else IdProfile.load(request.profile)
         watch = StopWatch()
         loaded = load()
-        dimensions = None if profile is None else profile.importance(loaded.weights, "all")
+        dimensions = None if profile is None else profile.factors(loaded.weights, "all")
         calibration, measured = _batches(loaded, request)
         watch.lap("loading")
         with working(results, resume=resume) as work:

@@ -14,8 +14,7 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import pack
-from vlp_plugins.methods.method import Context, Method
-from vlp_plugins.models.request import Owners, Target, resolve_owners
+from vlp_plugins.methods.method import Context, Factored, Method
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
@@ -27,7 +26,7 @@ from vlp_plugins.scoring.threshold import Cut
 
 
 @dataclass(frozen=True)
-class Composition(Method):
+class Composition(Factored):
     """score x allocation.
 
     Attributes:
@@ -61,6 +60,10 @@ class Composition(Method):
     @property
     def reads_data(self) -> bool:
         return bool(self.needs)
+
+    def statistics_bytes(self, weights: WeightMap) -> int:
+        """What the sums of `needs` take, in float64."""
+        return 8 * sum(s.size(w) for s in self.needs for w in weights.values())
 
     def run(self, context: Context) -> list[Masks]:
         return self.masks(context, self.gather(context))
@@ -104,38 +107,93 @@ class Composition(Method):
         )
 
     def masks(
-        self, context: Context, statistics: Statistics | None, *, half: int | None = None
+        self, context: Context, statistics: Statistics | None = None, *, half: int | None = None
     ) -> list[Masks]:
-        """Masks for every target of the context from statistics; see `make_masks`."""
-        return make_masks(
-            context.weights,
-            self,
-            context.targets,
-            statistics,
-            floor=context.floor,
-            owners=context.owners,
-            published=context.published,
-            seed=context.seed,
-            half=half,
-        )
+        """Masks for every target of the context; reads no batches.
 
-    def with_allocation(self, allocation: Allocation | None) -> Composition:
-        if allocation is None:
-            return self
+        Args:
+            context: of the run.
+            statistics: what the scores read; None if they read nothing.
+            half: 0 or 1 uses the statistics of every other batch only; comparing the two masks
+                tells whether the data was enough.
+
+        Raises:
+            StatisticsError: if a statistic is missing or is of another model.
+            SparsityError: if a target cannot be met.
+            NonFiniteError: if weights or scores hold NaN or infinity.
+        """
+        weights, published = context.weights, context.published
+        weights.check_finite()
+        evidence = self._evidence(context, statistics, half)
+        ranked = Scored(self.score, weights, evidence, published)
+        allocated = Scored(self.allocation_score or self.score, weights, evidence, published)
         if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
+            self.factors.check(weights)
+            allocated = replace(allocated, scorer=Scaled(allocated.scorer, self.factors))
+        if self.allocation_score is None:
+            ranked = allocated
+        with in_turn(weights.sharded):
+            selections = self.allocation.select(allocated, context.targets, floor=context.floor)
+        ranked = ranked.ranking()
+
+        def bits_of(weight: Weight) -> list[torch.Tensor]:
+            scores = ranked.scores(weight.name)
+            chosen = [selection[weight.name] for selection in selections]
+            if self.allocation_score is not None:
+                chosen = _recut(ranked, scores, chosen, weight)
+            return [pack(selection.mask(scores).view(weight.shape)) for selection in chosen]
+
+        with in_turn(weights.sharded):
+            bits = over_tensors(bits_of, weights.values(), ranked.device)
+        packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
+        manifest = Manifest.for_weights(
+            weights,
+            method=self.name,
+            parameters={
+                **self.parameters,
+                **self.allocation.record(),
+                "floor": context.floor,
+                "owners": context.resolved_owners,
+                "variant": context.variant,
+            },
+            seed=context.seed,
+            calibration=_calibration(statistics if self.needs else None),
+        )
+        asked = [dict(t) if isinstance(t, Mapping) else t for t in context.targets]
+        return [
+            Masks(bits, replace(manifest, sparsity=sparsity))
+            for bits, sparsity in zip(packed, asked, strict=True)
+        ]
+
+    def _evidence(
+        self, context: Context, statistics: Statistics | None, half: int | None
+    ) -> dict[str, Evidence]:
+        weights, seed, owners = context.weights, context.seed, context.resolved_owners
+        if not self.needs:
+            return {name: Evidence(name, seed) for name in weights}
+        if statistics is None:
+            raise StatisticsError(f"method {self.name!r} needs statistics; run the data pass first")
+        statistics.check(weights, published=context.published)
+        missing = [s.name for s in self.needs if s.name not in statistics.names()]
+        if missing:
+            raise StatisticsError(
+                f"method {self.name!r} needs {', '.join(missing)}; the statistics hold "
+                f"{', '.join(sorted(statistics.names()))}: repeat the data pass for this method"
+            )
+
+        def means(name: str) -> dict[str, torch.Tensor]:
+            return {
+                s.name: statistics.mean(s.name, name, owners=owners, half=half) for s in self.needs
+            }
+
+        return {name: Evidence(name, seed, means(name)) for name in weights}
 
     def with_factors(self, factors: Mapping[str, float]) -> Composition:
-        if self.factors is not None:
-            raise UnsupportedError(f"method {self.name!r} has factors already")
         factors = Factors.of(factors)
         return replace(
-            self,
+            super().with_factors(factors),
             name=guided_name(self.name),
-            allocation=self.allocation.with_factors(factors),
             parameters={**self.parameters, **factors.record()},
-            factors=factors,
         )
 
 
@@ -154,108 +212,6 @@ def composed(method: Method) -> Composition:
     )
 
 
-def make_masks(
-    weights: WeightMap,
-    method: Composition,
-    targets: Sequence[Target],
-    statistics: Statistics | None = None,
-    *,
-    floor: float = 0.0,
-    owners: Owners | None = None,
-    published: bool = False,
-    seed: int = 0,
-    half: int | None = None,
-) -> list[Masks]:
-    """Masks for every target from statistics that exist already; reads no data.
-
-    Args:
-        weights: the prunable weights.
-        method: what to apply.
-        targets: sparsities.
-        statistics: what the method needs, None if it needs nothing.
-        floor: least fraction that every tensor keeps.
-        owners: see `prune`.
-        published: see `prune`.
-        seed: see `prune`.
-        half: 0 or 1 uses the statistics of every other batch only; comparing the two masks tells
-            whether the data was enough.
-
-    Raises:
-        StatisticsError: if a statistic is missing or is of another model.
-        SparsityError: if a target cannot be met.
-        NonFiniteError: if weights or scores hold NaN or infinity.
-    """
-    weights.check_finite()
-    source = resolve_owners(owners, published=published)
-    evidence = _evidence(
-        weights, method, statistics, owners=source, published=published, seed=seed, half=half
-    )
-    ranked = Scored(method.score, weights, evidence, published)
-    allocated = Scored(method.allocation_score or method.score, weights, evidence, published)
-    if method.factors is not None:
-        method.factors.check(weights)
-        allocated = replace(allocated, scorer=Scaled(allocated.scorer, method.factors))
-    if method.allocation_score is None:
-        ranked = allocated
-    with in_turn(weights.sharded):
-        selections = method.allocation.select(allocated, targets, floor=floor)
-    ranked = ranked.ranking()
-
-    def bits_of(weight: Weight) -> list[torch.Tensor]:
-        scores = ranked.scores(weight.name)
-        chosen = [selection[weight.name] for selection in selections]
-        if method.allocation_score is not None:
-            chosen = _recut(ranked, scores, chosen, weight)
-        return [pack(selection.mask(scores).view(weight.shape)) for selection in chosen]
-
-    with in_turn(weights.sharded):
-        bits = over_tensors(bits_of, weights.values(), ranked.device)
-    packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
-    manifest = Manifest.for_weights(
-        weights,
-        method=method.name,
-        parameters=_parameters(method, floor=floor, owners=source, published=published),
-        seed=seed,
-        calibration=_calibration(statistics if method.needs else None),
-    )
-    asked = [dict(target) if isinstance(target, Mapping) else target for target in targets]
-    return [
-        Masks(bits, replace(manifest, sparsity=sparsity))
-        for bits, sparsity in zip(packed, asked, strict=True)
-    ]
-
-
-def _evidence(
-    weights: WeightMap,
-    method: Composition,
-    statistics: Statistics | None,
-    *,
-    owners: Owners,
-    published: bool,
-    seed: int,
-    half: int | None,
-) -> dict[str, Evidence]:
-    if not method.needs:
-        return {name: Evidence(name, seed) for name in weights}
-    if statistics is None:
-        raise StatisticsError(f"method {method.name!r} needs statistics; run the data pass first")
-    statistics.check(weights, published=published)
-    missing = [s.name for s in method.needs if s.name not in statistics.names()]
-    if missing:
-        raise StatisticsError(
-            f"method {method.name!r} needs {', '.join(missing)}; the statistics hold "
-            f"{', '.join(sorted(statistics.names()))}: repeat the data pass for this method"
-        )
-    return {
-        name: Evidence(
-            name,
-            seed,
-            {s.name: statistics.mean(s.name, name, owners=owners, half=half) for s in method.needs},
-        )
-        for name in weights
-    }
-
-
 def _recut(
     ranked: Scored, scores: torch.Tensor, selections: Sequence[Selection], weight: Weight
 ) -> list[Selection]:
@@ -271,18 +227,6 @@ def _recut(
 def _published_count(removed: int, numel: int) -> int:
     """Quirk multiflow-M6: the published code passes the count through a fraction."""
     return int((1 - (numel - removed) / numel) * numel)
-
-
-def _parameters(
-    method: Composition, *, floor: float, owners: Owners, published: bool
-) -> dict[str, Any]:
-    return {
-        **method.parameters,
-        **method.allocation.record(),
-        "floor": floor,
-        "owners": owners,
-        "variant": "published" if published else "default",
-    }
 
 
 def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:

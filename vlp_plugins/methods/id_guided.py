@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlp_plugins.dimension.measure import default_settings, measure
+from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
-from vlp_plugins.models.request import Owners, resolve_owners
+from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, IdAllocation
@@ -74,26 +74,19 @@ class IdGuided(Procedure):
         Raises:
             StatisticsError: if the profile lacks a weight.
         """
-        factors = profile.importance(weights, owners)
+        factors = profile.factors(weights, owners)
         method = self.method
         if isinstance(method.allocation, IdAllocation):
             method = method.with_allocation(method.allocation.with_factors(factors))
         return method.with_factors(factors) if self.scaled else method
 
     def measured(self, context: Context) -> IdProfile:
-        """The dimensions of the model; in the published variant as in the published code.
-
-        Raises:
-            VlpError: see `vlp_plugins.dimension.measure.measure`.
-        """
-        estimator, padding = default_settings(published=context.published)
+        """The dimensions of the model; see `vlp_plugins.dimension.measure.measure`."""
         return measure(
             context.model,
             context.adapter,
             context.weights,
             context.batches,
-            estimator=estimator,
-            padding=padding,
             memory_budget=context.memory_budget,
             published=context.published,
             limit=context.limit,
@@ -118,8 +111,7 @@ class IdGuided(Procedure):
                 "of batches or a loader, or the id_profile that measure_id returns"
             )
         profile = self.measured(context)
-        owners = resolve_owners(context.owners, published=context.published)
-        method = self.guided(profile, context.weights, owners)
+        method = self.guided(profile, context.weights, context.resolved_owners)
         if isinstance(method, Composition) and context.checkpoint is None:
             context = replace(context, resume=False)  # what was measured is kept, its pass is not
         return method.run(context)
@@ -133,6 +125,5 @@ class IdGuided(Procedure):
         if isinstance(self.method, Procedure):
             cost = self.method.with_allocation(self.allocation).cost(context)
         elif isinstance(self.method, Composition):
-            sizes = [s.size(w) for s in self.method.needs for w in context.weights.values()]
-            cost = replace(cost, ram_bytes=8 * sum(sizes))
+            cost = replace(cost, ram_bytes=self.method.statistics_bytes(context.weights))
         return replace(cost, passes=cost.passes + 1)

@@ -22,11 +22,9 @@ from vlp_plugins.methods.rounds import (
     FreshBatches,
     InRounds,
     Progress,
+    RecordedBatches,
     RunInRounds,
-    Seen,
     Survivors,
-    number_of_batches,
-    share_of,
 )
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
@@ -65,12 +63,14 @@ class IterativeRun(RunInRounds[Pruned]):
     method: Iterative
     fresh: FreshBatches
 
-    def batches(self, index: int) -> Seen:
+    def batches(self, index: int) -> RecordedBatches:
         if index == 0:
             self.fresh.restart()
-        return Seen(lambda: self.fresh.take(self.per_round))
+        return RecordedBatches(lambda: self.fresh.take(self.per_round))
 
-    def round(self, index: int, level: Target, batches: Seen, before: Pruned | None) -> Pruned:
+    def round(
+        self, index: int, level: Target, batches: RecordedBatches, before: Pruned | None
+    ) -> Pruned:
         context, method = self.context, self.method
         statistics = self._statistics(index, batches)
         composition = method.composition
@@ -123,7 +123,7 @@ class IterativeRun(RunInRounds[Pruned]):
         more = {"floor": context.floor, "owners": context.owners, "seed": context.seed}
         return {**super().identity(), **more}
 
-    def _statistics(self, index: int, batches: Seen) -> Statistics | None:
+    def _statistics(self, index: int, batches: RecordedBatches) -> Statistics | None:
         context = replace(
             self.context,
             batches=batches(),
@@ -141,7 +141,7 @@ class IterativeRun(RunInRounds[Pruned]):
 
 
 def surviving(composition: Composition, masks: Masks, *, published: bool) -> Composition:
-    """The composition with what is dead at the lower end of its scores."""
+    """The composition with removed elements at the lower end of its scores."""
     dead = 0.0 if published else LEAST
     allocated = composition.allocation_score
     return replace(
@@ -170,7 +170,7 @@ def itersnip(
     Args:
         rounds: number of rounds.
         schedule: `exp`, `linear`, `const` or `cubic`.
-        batches_per_round: fresh batches of every round; None: all batches, shared out.
+        batches_per_round: fresh batches of every round; None: all batches, divided evenly.
     """
     snip = Composition("snip", Snip())
     return Iterative(snip, rounds=rounds, schedule=schedule, batches_per_round=batches_per_round)
@@ -183,7 +183,7 @@ class Iterative(InRounds):
     Every round gathers the statistics of the composition on the pruned model, from batches that
     no round before has seen, and prunes to the sparsity of its schedule. What was removed stays
     removed. Every target starts from the dense model and the first batch; what the losses change
-    (BLIP's queues and momentum copies) goes on from round to round.
+    (BLIP's queues and momentum copies) is kept from round to round.
 
     Example:
         prune(model, batches, method=Iterative(Composition("wanda", Wanda()), rounds=5), ...)
@@ -192,7 +192,7 @@ class Iterative(InRounds):
         composition: what is done in every round.
         rounds: number of rounds.
         schedule: name of what leads from 0 to the target; see `vlp_plugins.scoring.schedules`.
-        batches_per_round: number of fresh batches; None shares all batches out among the rounds.
+        batches_per_round: number of fresh batches; None divides all batches among the rounds.
     """
 
     composition: Composition
@@ -239,7 +239,13 @@ class Iterative(InRounds):
         return replace(self, composition=self.composition.with_factors(factors))
 
     def run(self, context: Context) -> list[Masks]:
-        self._check(context)
+        for target in context.targets:
+            levels = levels_of(target, self.schedule, self.rounds)
+            if isinstance(self.allocation, Pattern) and any(level != target for level in levels):
+                raise SparsityError(
+                    f"pattern {self.allocation.name} fixes the sparsity, so it cannot rise over "
+                    f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
+                )
         per_round = self._batches_of_a_round(context)
         fresh = FreshBatches(context.batches, context.limit)
         dense = context.weights.content_hash()
@@ -252,14 +258,14 @@ class Iterative(InRounds):
         per_round = self._batches_of_a_round(context)
         of_a_target = self.rounds * per_round
         runs = len(context.targets)
-        total = number_of_batches(context) or of_a_target
+        total = context.number_of_batches() or of_a_target
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
         by_loss = any(isinstance(statistic, LossStatistic) for statistic in self.composition.needs)
-        sizes = [s.size(w) for s in self.composition.needs for w in context.weights.values()]
+        sums = self.composition.statistics_bytes(context.weights)
         gradients = 4 * context.weights.numel if by_loss else 0
         return Cost(
-            ram_bytes=copies + state + gradients + 2 * 8 * sum(sizes),
+            ram_bytes=copies + state + gradients + 2 * sums,
             disk_bytes=0 if context.workplace is None else runs * state,
             passes=runs * -(-of_a_target // total) if of_a_target else 0,
             gradient_batches=runs * of_a_target if by_loss else 0,
@@ -272,14 +278,9 @@ class Iterative(InRounds):
     def _batches_of_a_round(self, context: Context) -> int:
         if not self.reads_data:
             return 0
-        return self.batches_per_round or share_of(context, self.rounds)
-
-    def _check(self, context: Context) -> None:
-        """Raises `SparsityError` where the schedule cannot be followed."""
-        for target in context.targets:
-            steps = levels_of(target, self.schedule, self.rounds)
-            if isinstance(self.allocation, Pattern) and any(step != target for step in steps):
-                raise SparsityError(
-                    f"pattern {self.allocation.name} fixes the sparsity, so it cannot rise over "
-                    f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
-                )
+        if self.batches_per_round is not None:
+            return self.batches_per_round
+        total = context.known_number_of_batches(
+            "batches_per_round", "they are divided among the rounds"
+        )
+        return max(1, total // self.rounds)

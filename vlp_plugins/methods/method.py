@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.batches import check_batches, warn_if_fewer
+from vlp_plugins.calibration.batches import check_batches, number_of_batches, warn_if_fewer
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.request import Owners, Target
+from vlp_plugins.models.request import Owners, Target, Variant, resolve_owners
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
+from vlp_plugins.runtime.errors import DataError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Context:
         limit: number of batches to read; None reads all.
         autocast: dtype of the forward passes under `torch.autocast`; None runs as the model is.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
-        memory_budget: bytes that gradients may take beside the model; None: what is free.
+        memory_budget: bytes that gradients may take, besides the model; None: what is free.
         workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
             checkpoints.
         checkpoint: file that keeps the state of a composition's data pass; None keeps none.
@@ -75,6 +76,55 @@ class Context:
         """Whether there is anything to read; an iterable that turns out empty has its own error."""
         return not (isinstance(self.batches, tuple) and not self.batches)
 
+    @property
+    def variant(self) -> Variant:
+        """`published`, as manifests and checkpoints record it."""
+        return "published" if self.published else "default"
+
+    @property
+    def resolved_owners(self) -> Owners:
+        """`owners`, or the default of the variant."""
+        return resolve_owners(self.owners, published=self.published)
+
+    def number_of_batches(self) -> int | None:
+        """How many batches a pass over the data has; None if that is unknown.
+
+        A plan has no batches yet: the limit says how many there will be.
+        """
+        return number_of_batches(self.batches, self.limit) if self.has_batches else self.limit
+
+    def known_number_of_batches(self, option: str, reason: str) -> int:
+        """`number_of_batches`, for a method that cannot do without.
+
+        Args:
+            option: of the method, that makes the number unnecessary; for the error message.
+            reason: what the number is needed for; for the error message.
+
+        Raises:
+            DataError: if it is unknown.
+        """
+        number = self.number_of_batches()
+        if number is None:
+            raise DataError(
+                f"the number of batches is unknown (an iterator?), and {reason}; give {option}, a "
+                "limit, or a list of batches"
+            )
+        return number
+
+    def identity(self, dense: str) -> dict[str, Any]:
+        """What a run must have in common with the one that it resumes, whatever the method.
+
+        Args:
+            dense: hash of the weights before the run.
+        """
+        return {
+            "variant": self.variant,
+            "autocast": str(self.autocast),
+            "adapter": self.adapter.name,
+            "structure": self.weights.structure,
+            "weights": dense,
+        }
+
     def loss_probe(self) -> LossProbe:
         """A probe of the model's loss, as the run asks for it."""
         return LossProbe(
@@ -89,14 +139,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a procedure will need beside the model, for `vlp plan`.
+    """What a procedure will need in addition to the model, for `vlp plan`.
 
     Attributes:
         ram_bytes: of gradients, solvers and copies of weights at their peak.
         disk_bytes: of temporary files.
         passes: over the calibration batches, all targets together.
         gradient_batches: forward and backward passes in all, one batch each.
-        seconds: beside those passes (solving, reading the disk); 0 if that is negligible.
+        seconds: besides those passes (solving, reading the disk); 0 if that is negligible.
         notes: lines that explain the figures.
     """
 
@@ -113,7 +163,7 @@ class Method(ABC):
 
     Attributes:
         name: the name that masks and reports carry.
-        allocation: where sparsity is shared out.
+        allocation: how many elements each tensor keeps.
         parameters: what the user set, for the manifest.
     """
 
@@ -182,6 +232,30 @@ class Method(ABC):
         )
 
 
+class Factored(Method):
+    """A method that is a dataclass, with its allocation and factors for fields.
+
+    Attributes:
+        factors: what multiplies the score that the allocation reads; None: nothing.
+    """
+
+    factors: Factors | None
+
+    def with_allocation(self, allocation: Allocation | None) -> Self:
+        if allocation is None:
+            return self
+        if self.factors is not None:
+            allocation = allocation.with_factors(self.factors)
+        return replace(self, allocation=allocation)  # type: ignore[type-var]
+
+    def with_factors(self, factors: Mapping[str, float]) -> Self:
+        if self.factors is not None:
+            raise UnsupportedError(f"method {self.name!r} has factors already")
+        factors = Factors.of(factors)
+        allocation = self.allocation.with_factors(factors)
+        return replace(self, allocation=allocation, factors=factors)  # type: ignore[type-var]
+
+
 class Procedure(Method):
     """A method that is more than a score and an allocation: it runs the model as it goes."""
 
@@ -199,6 +273,6 @@ class Procedure(Method):
         if allocation is None or allocation == self.allocation:
             return self
         raise UnsupportedError(
-            f"method {self.name!r} shares out sparsity in its own way and takes no other "
+            f"method {self.name!r} allocates sparsity in its own way and takes no other "
             f"allocation than {self.allocation.name!r}; leave --allocation out"
         )

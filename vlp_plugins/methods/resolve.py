@@ -33,10 +33,10 @@ from vlp_plugins.scoring.score import Scorer
 
 @takes_model
 def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
-    """The adapter meant by an instance, a name (`module` for any module), or None (who claims it?).
+    """The adapter meant by an instance, a name (`module` for any module), or None: it claims it.
 
     Raises:
-        UnclaimedModelError: if nobody claims the model.
+        UnclaimedModelError: if no adapter claims the model.
         UnknownNameError: if there is no adapter of that name.
     """
     if adapter is None:
@@ -73,7 +73,7 @@ def resolve_method(
         composition: Method = make_method(registry(), method.removeprefix(GUIDED), **parameters)
     elif parameters:
         raise UnsupportedError(
-            f"{', '.join(parameters)}: parameters go to the method itself, not beside it"
+            f"{', '.join(parameters)}: parameters go to the method itself, not next to it"
         )
     elif isinstance(method, Scorer):
         composition = Composition(type(method).name, method)
@@ -96,7 +96,7 @@ def resolve_method(
 
 def with_profile(
     method: Method,
-    profile: IdProfile | None,
+    profile: IdProfile | str | os.PathLike[str] | None,
     weights: WeightMap,
     owners: Owners | None,
     *,
@@ -106,15 +106,17 @@ def with_profile(
 
     Args:
         method: of `resolve_method`.
-        profile: of the model; None leaves the method as it is, and it will measure one.
+        profile: of the model, or its file; None leaves the method as it is, and it will measure
+            one.
         weights: of the model.
         owners: see `prune`.
         published: see `prune`.
 
     Raises:
         UnsupportedError: if the method has no use for a profile.
-        StatisticsError: if the profile is of another model.
+        StatisticsError: if the profile is of another model, or its file is missing or damaged.
     """
+    profile = resolve_profile(profile)
     if profile is None:
         return method
     if not isinstance(method, IdGuided):
@@ -163,17 +165,6 @@ def with_pattern(targets: list[Target], allocation: Allocation) -> list[Target]:
     raise SparsityError("no sparsity given; give for instance 0.75")
 
 
-def make_scorer(registry: Registry, name: str, /, **parameters: Any) -> Scorer:
-    """A new scorer by its registered name.
-
-    Raises:
-        UnknownNameError: if there is no such scorer, or it has no such parameter.
-        UnsupportedError: if it cannot be made with these parameters.
-    """
-    # mypy takes a class with abstract methods for a mistake here; it only serves isinstance.
-    return make(registry.find(name, "scorers"), parameters, Scorer)  # type: ignore[type-abstract]
-
-
 def make_method(registry: Registry, name: str, /, **parameters: Any) -> Method:
     """A new method: a registered one, or a scorer of that name with global allocation.
 
@@ -182,6 +173,7 @@ def make_method(registry: Registry, name: str, /, **parameters: Any) -> Method:
         UnsupportedError: if it cannot be made with these parameters.
     """
     offer = registry.find(name, "methods", "scorers")
+    # mypy takes a class with abstract methods for a mistake here; it only serves isinstance.
     if offer.kind == "methods":
         return make(offer, parameters, Method)  # type: ignore[type-abstract]
     score = make(offer, parameters, Scorer)  # type: ignore[type-abstract]

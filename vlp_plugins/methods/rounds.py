@@ -1,4 +1,4 @@
-"""Methods in rounds: the loop and its checkpoint, fresh batches per round, survivors."""
+"""Methods in rounds and steps: their loops, checkpoints and fresh batches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import torch
 from vlp_plugins.calibration.batches import batch_size, batches_again, chain_hash
 from vlp_plugins.calibration.loss import loss_state_kept, write_state
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.method import Context, Procedure
+from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.schedules import levels_of
 from vlp_plugins.scoring.score import Evidence, Scorer
 
@@ -31,9 +32,9 @@ LEAST = torch.finfo(torch.float32).min
 
 
 class Survivors(Scorer):
-    """Another score, with dead elements below everything that is alive.
+    """Another score, with removed elements below all others.
 
-    A score of a dead weight, |g * 0| say, may be no less than that of a weight that lives.
+    The score of a removed element, |g * 0| say, may be no less than that of one that is kept.
     """
 
     name = "survivors"
@@ -45,10 +46,9 @@ class Survivors(Scorer):
         """Wraps a scorer.
 
         Args:
-            scorer: ranks what is alive.
-            alive: by canonical name a bool mask of the weight's shape, true where it is kept so
-                far.
-            dead: score of what is not; the published code's are 0 wherever the weight is.
+            scorer: ranks what is kept so far.
+            alive: by canonical name a bool mask of the weight's shape, true where it is kept.
+            dead: score of the rest; 0 in the published code.
         """
         self.name = scorer.name  # type: ignore[misc]
         self.needs = scorer.needs  # type: ignore[misc]
@@ -65,15 +65,9 @@ logger = logging.getLogger("vlp_plugins.methods")
 
 
 class FreshBatches:
-    """Hands out the batches one after another; after the last comes the first again."""
+    """The batches one after another, up to `limit` of them; after the last the first again."""
 
     def __init__(self, batches: Iterable[Batch], limit: int | None = None) -> None:
-        """Reads nothing yet.
-
-        Args:
-            batches: see `batches_again`.
-            limit: number of batches after which the first comes again; None for all.
-        """
         self._again = batches_again(batches, limit)
         self._running: Iterator[Batch] | None = None
         self._warned = False
@@ -83,32 +77,25 @@ class FreshBatches:
         self._running = None
 
     def take(self, count: int) -> Iterator[Batch]:
-        """The next batches.
-
-        Raises:
-            DataError: if there are none, or if they end and cannot be read again.
-        """
+        """The next batches; `DataError` if there are none, or they cannot be read again."""
         for _ in range(count):
             if self._running is None:
                 self._running = self._again()
             batch = next(self._running, None)
             if batch is None:
-                self._start_over()
+                if not self._warned:
+                    logger.warning(
+                        "the calibration data is shorter than all rounds or steps together: after "
+                        "its last batch comes the first again"
+                    )
+                self._warned = True
+                self._running = self._again()
                 batch = next(self._running)
             yield batch
 
-    def _start_over(self) -> None:
-        self._running = self._again()
-        if not self._warned:
-            logger.warning(
-                "the calibration data is shorter than all rounds or steps together: after its last "
-                "batch comes the first again"
-            )
-            self._warned = True
 
-
-class Seen:
-    """Batches that may be iterated again; notes what they were when they went by first.
+class RecordedBatches:
+    """Batches that can be iterated again, recorded when they are first read.
 
     Attributes:
         sizes: number of samples of each so far.
@@ -128,11 +115,11 @@ class Seen:
 
     @property
     def digest(self) -> str:
-        """Hash of all of them so far, in their order, hexadecimal."""
+        """Hash of all batches so far, in their order, hexadecimal."""
         return self._digest.hex()
 
     def calibration(self) -> dict[str, Any]:
-        """What the manifest of masks says about them."""
+        """For the manifest of masks."""
         return {
             "fingerprint": self.digest[:16],
             "batches": len(self.sizes),
@@ -140,33 +127,59 @@ class Seen:
         }
 
 
-def number_of_batches(context: Context) -> int | None:
-    """How many batches a pass over the data has; None if nobody can say.
+class Stepwise(Factored, Procedure):
+    """A procedure of one step per batch; every target starts from the dense model and first batch.
 
-    A plan has no batches yet: the limit says how many there will be.
+    Attributes:
+        steps: number of steps; None: one per batch of the data.
+        lr: learning rate of the first step, which falls linearly to zero; None: a default.
     """
-    if isinstance(context.batches, tuple) and not context.batches:
-        return context.limit
-    try:
-        length = len(context.batches)  # type: ignore[arg-type]
-    except TypeError:  # a generator, or a DataLoader over an iterable data set
-        return context.limit
-    return length if context.limit is None else min(length, context.limit)
 
+    steps: int | None
+    lr: float | None
 
-def share_of(context: Context, rounds: int) -> int:
-    """How many batches each round gets if all together go over the data once; at least one.
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
+        if self.lr is not None and not self.lr > 0:
+            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
 
-    Raises:
-        DataError: if nobody can say how many batches there are.
-    """
-    total = number_of_batches(context)
-    if total is None:
-        raise DataError(
-            "nobody can say how many batches there are (an iterator?), so they cannot be shared "
-            "out among rounds; give batches_per_round, a limit, or a list of batches"
+    def run(self, context: Context) -> list[Masks]:
+        if is_sharded(context.model.parameters()):
+            raise UnsupportedError(
+                f"{self.name} keeps whole weights on every process and does not run on a model "
+                "that fully_shard has divided; give the model as it was loaded"
+            )
+        batches = FreshBatches(context.batches, context.limit)
+        return [
+            self._masks(context, target, batches, number)
+            for number, target in enumerate(context.targets)
+        ]
+
+    @abstractmethod
+    def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
+        """Masks of the target with that number."""
+
+    def _steps(self, context: Context) -> int:
+        return self.steps or context.known_number_of_batches(
+            "steps", "sparsity or learning rate depend on the last step"
         )
-    return max(1, total // rounds)
+
+    def _report(self, context: Context, number: int, done: int) -> None:
+        """Progress after so many steps for the target with that number."""
+        if context.progress is not None:
+            steps = self._steps(context)
+            context.progress(number * steps + done, len(context.targets) * steps)
+
+    def _cost(self, context: Context, ram_bytes: int, disk_bytes: int = 0) -> Cost:
+        steps, runs = self._steps(context), len(context.targets)
+        return Cost(
+            ram_bytes=ram_bytes,
+            disk_bytes=disk_bytes,
+            passes=runs * -(-steps // (context.number_of_batches() or steps)),
+            gradient_batches=runs * steps,
+            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
+        )
 
 
 class InRounds(Procedure):
@@ -200,7 +213,7 @@ class Progress(Generic[Found]):
         """Number of rounds done."""
         return len(self.digests)
 
-    def after(self, found: Found, batches: Seen) -> Progress[Found]:
+    def after(self, found: Found, batches: RecordedBatches) -> Progress[Found]:
         """After one more round, which has read these batches."""
         return Progress(found, (*self.digests, batches.digest), (*self.sizes, tuple(batches.sizes)))
 
@@ -230,11 +243,13 @@ class RunInRounds(ABC, Generic[Found]):
     dense: str
 
     @abstractmethod
-    def batches(self, index: int) -> Seen:
+    def batches(self, index: int) -> RecordedBatches:
         """The batches of a round; rounds are asked for in their order."""
 
     @abstractmethod
-    def round(self, index: int, level: Target, batches: Seen, before: Found | None) -> Found:
+    def round(
+        self, index: int, level: Target, batches: RecordedBatches, before: Found | None
+    ) -> Found:
         """What a round finds in the model as the one before left it.
 
         Args:
@@ -267,13 +282,9 @@ class RunInRounds(ABC, Generic[Found]):
             "method": method.name,
             "parameters": method.parameters,
             **method.allocation.record(),
-            "variant": "published" if context.published else "default",
             "target": self.target,
             "batches of a round": self.per_round,
-            "autocast": str(context.autocast),
-            "adapter": context.adapter.name,
-            "structure": context.weights.structure,
-            "weights": self.dense,
+            **context.identity(self.dense),
         }
 
     @property
@@ -312,13 +323,13 @@ class RunInRounds(ABC, Generic[Found]):
         return self.result(progress.found, progress)
 
     def progress(self, index: int) -> Callable[[int, int | None], None] | None:
-        """What a round calls with (batches of it done, in all); tells of those of the whole run."""
-        told = self.context.progress
-        if told is None:
+        """Called by a round with (batches of it done, in all); reports those of the whole run."""
+        progress = self.context.progress
+        if progress is None:
             return None
         before = (self.number * self.method.rounds + index) * self.per_round
         total = len(self.context.targets) * self.method.rounds * self.per_round
-        return lambda done, _: told(before + done, total)
+        return lambda done, _: progress(before + done, total)
 
     def _packed(
         self, found: Found, progress: Progress[Found]
@@ -356,5 +367,5 @@ class RunInRounds(ABC, Generic[Found]):
         assert progress.found is not None  # it was saved after a round
         self.write(progress.found)
         write_state(self.context.model, self.context.adapter, state)
-        logger.info("%s goes on after round %d", self.method.name, progress.rounds)
+        logger.info("%s resumes after round %d", self.method.name, progress.rounds)
         return progress

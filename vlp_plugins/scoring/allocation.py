@@ -27,18 +27,12 @@ def shares(
 ) -> list[int]:
     """Whole numbers that sum to `total`, as near to the proportions as the bounds allow.
 
-    Each is `level * proportion`, no less than its least and no more than its most, with one level
-    for all. Fractions are rounded down; what is missing then goes to the largest of them, among
-    equals to the first.
-
-    Args:
-        total: from the sum of `least` to the sum of `most`.
-        proportions: above 0.
-        least: lower bounds.
-        most: upper bounds, no smaller.
+    Each is `level * proportion` (above 0), no less than its least and no more than its most, with
+    one level for all. Fractions are rounded down; what is missing then goes to the largest of them,
+    among equals to the first.
 
     Raises:
-        ValueError: if the total is outside these sums.
+        ValueError: if the total is below the sum of `least` or above that of `most`.
     """
     low_bounds, high_bounds = np.array(least, dtype=np.int64), np.array(most, dtype=np.int64)
     if not low_bounds.sum() <= total <= high_bounds.sum():
@@ -64,15 +58,27 @@ def shares(
     return whole.tolist()
 
 
+def _proportional(
+    keep: int,
+    proportions: Mapping[str, float],
+    least: Mapping[str, int],
+    sizes: Mapping[str, int],
+    floor: float,
+) -> dict[str, int]:
+    """How many elements each keeps, in proportion and within its bounds; `keep` together."""
+    if keep < sum(least.values()):
+        raise SparsityError(
+            f"{keep} of {sum(sizes.values())} elements shall stay, and a floor of {floor:g} keeps "
+            f"at least {sum(least.values())}; lower the sparsity or the floor"
+        )
+    bounds = list(least.values()), list(sizes.values())
+    return dict(zip(sizes, shares(keep, list(proportions.values()), *bounds), strict=True))
+
+
 def under_floor(
     scored: Scored, removals: Sequence[int], floor: float
 ) -> list[dict[str, Selection]]:
-    """Global cuts over the given weights in which every tensor keeps its floor.
-
-    Args:
-        scored: weights and their scores.
-        removals: so many elements go, floor or not.
-        floor: least fraction that each tensor keeps; 0 for none.
+    """Global cuts that remove so many elements, while every tensor keeps its floor.
 
     Raises:
         SparsityError: if both cannot be had.
@@ -102,19 +108,24 @@ def most_removed(scored: Scored, floor: float) -> dict[str, int]:
     """How many elements each tensor may lose.
 
     Raises:
-        SparsityError: if the floor makes no sense, or in the published variant.
+        SparsityError: see `_least_kept`.
     """
+    least = _least_kept(scored.weights, floor, published=scored.published)
+    return {name: weight.numel - least[name] for name, weight in scored.weights.items()}
+
+
+def _least_kept(
+    weights: Mapping[str, Weight], floor: float, *, published: bool = False
+) -> dict[str, int]:
+    """How many elements each tensor keeps; `SparsityError` for a floor that is no fraction."""
     if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 <= floor < 1:
         raise SparsityError(f"a floor is the least fraction kept, in [0, 1), not {floor!r}")
-    if scored.published:
+    if published and floor:
         raise SparsityError(
             "the published methods have no floor; leave out the floor or variant='published'"
         )
-    # The least count kept is rounded up; the margin absorbs the error of 1 - floor.
-    return {
-        name: weight.numel - math.ceil(floor * weight.numel - 1e-9)
-        for name, weight in scored.weights.items()
-    }
+    # Rounded up; the margin absorbs the error of 1 - floor.
+    return {name: math.ceil(floor * w.numel - 1e-9) for name, w in weights.items()}
 
 
 def _under_caps(
@@ -171,7 +182,7 @@ class Allocation(ABC):
         """
 
     def with_factors(self, factors: Factors) -> Allocation:
-        """What shares sparsity out where every weight has a factor of its importance.
+        """The allocation where every weight has a factor of its importance.
 
         The scores that `select` reads are multiplied by the factors already: an allocation that
         compares tensors by them stays as it is.
@@ -182,7 +193,7 @@ class Allocation(ABC):
         return self
 
     def record(self) -> dict[str, Any]:
-        """What the manifest of masks says about it, and a run that is resumed must have alike."""
+        """For the manifest of masks and the identity of a run that can be resumed."""
         return {"allocation": self.name}
 
 
@@ -247,10 +258,7 @@ def within_modalities(
     Args:
         scored: weights and their scores.
         removals: by modality how many elements go, one count per target.
-        floor: least fraction that each tensor keeps.
-
-    Raises:
-        SparsityError: if both cannot be had.
+        floor: see `under_floor`.
     """
     results: list[dict[str, Selection]] = [{} for _ in next(iter(removals.values()))]
     for modality, names in modalities_of(scored).items():
@@ -321,11 +329,7 @@ class EvenAllocation(Allocation):
     def selections(
         self, scored: Scored, name: str, removals: Sequence[int], floor: float
     ) -> Sequence[Selection]:
-        """What chooses the elements of one tensor, one per count of removed ones.
-
-        Raises:
-            SparsityError: if the tensor would keep less than its floor.
-        """
+        """Of one tensor, for every count of removed elements; `SparsityError` below the floor."""
 
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
@@ -333,11 +337,7 @@ class EvenAllocation(Allocation):
         return self.selected(scored, [self.counts(scored, target) for target in targets], floor)
 
     def counts(self, scored: Scored, target: Target) -> dict[str, int]:
-        """How many elements every tensor loses.
-
-        Raises:
-            SparsityError: if the target does not fit the modalities.
-        """
+        """How many elements every tensor loses."""
         budget = budget_of(target, list(modalities_of(scored)))
         return {
             name: self.removed(weight, budget[weight.modality])
@@ -347,11 +347,7 @@ class EvenAllocation(Allocation):
     def selected(
         self, scored: Scored, counts: Sequence[Mapping[str, int]], floor: float
     ) -> list[dict[str, Selection]]:
-        """Selections of every tensor with these counts.
-
-        Raises:
-            SparsityError: if a tensor would keep less than its floor.
-        """
+        """Selections that remove so many elements of every tensor, one dict per target."""
         results: list[dict[str, Selection]] = [{} for _ in counts]
         for name in scored.weights:
             removals = [count[name] for count in counts]
@@ -439,22 +435,12 @@ class ByFactor(Allocation):
 
     def _removed(self, scored: Scored, even: Mapping[str, int], floor: float) -> dict[str, int]:
         weights = scored.weights
-        sizes = [weight.numel for weight in weights.values()]
-        least = [0] * len(sizes)
-        if floor:
-            caps = most_removed(scored, floor)
-            least = [weights[name].numel - caps[name] for name in weights]
-        kept = [weights[name].numel - even[name] for name in weights]
-        if sum(kept) < sum(least):
-            raise SparsityError(
-                f"{sum(kept)} of {sum(sizes)} elements shall stay, and a floor of {floor:g} keeps "
-                f"at least {sum(least)}; lower the sparsity or the floor"
-            )
-        proportions = [
-            count * self.factors[name] for name, count in zip(weights, kept, strict=True)
-        ]
-        found = shares(sum(kept), proportions, least, sizes)
-        return {name: size - keep for name, size, keep in zip(weights, sizes, found, strict=True)}
+        sizes = {name: weight.numel for name, weight in weights.items()}
+        kept = {name: size - even[name] for name, size in sizes.items()}
+        proportions = {name: count * self.factors[name] for name, count in kept.items()}
+        least = _least_kept(weights, floor, published=scored.published)
+        found = _proportional(sum(kept.values()), proportions, least, sizes, floor)
+        return {name: size - found[name] for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)
@@ -492,28 +478,26 @@ class IdAllocation(Allocation):
     ) -> list[dict[str, Selection]]:
         total = sum(weight.numel for weight in scored.weights.values())
         keeps = [total - int(overall(target, self.name) * total) for target in targets]
-        caps = most_removed(scored, floor) if floor else None
-        found = [self.kept(scored.weights, keep, caps) for keep in keeps]
+        _least_kept(scored.weights, floor, published=scored.published)  # says what is wrong
+        found = [self.kept(scored.weights, keep, floor) for keep in keeps]
         removals = {}
         for modality, names in modalities_of(scored).items():
             size = sum(scored.weights[name].numel for name in names)
             removals[modality] = [size - kept[modality] for kept in found]
         return within_modalities(scored, removals, floor)
 
-    def kept(
-        self, weights: Mapping[str, Weight], keep: int, caps: Mapping[str, int] | None = None
-    ) -> dict[str, int]:
+    def kept(self, weights: Mapping[str, Weight], keep: int, floor: float = 0.0) -> dict[str, int]:
         """How many elements each modality keeps.
 
         Args:
             weights: of the model, by canonical name.
             keep: how many of all elements stay.
-            caps: by canonical name how many may go at most; None: all.
+            floor: least fraction that each tensor keeps.
 
         Raises:
             UnsupportedError: if nothing was measured.
             StatisticsError: if a weight has no factor.
-            SparsityError: if the caps let too few go.
+            SparsityError: if the floor keeps more.
         """
         if self.factors is None:
             raise UnsupportedError(
@@ -521,23 +505,17 @@ class IdAllocation(Allocation):
                 "prune by name (allocation='id') with batches to measure them"
             )
         self.factors.check(weights)
+        kept = _least_kept(weights, floor)
         sizes: dict[str, int] = {}
         least: dict[str, int] = {}
         proportions: dict[str, float] = {}
         for name, weight in weights.items():
-            floor = 0 if caps is None else weight.numel - caps[name]
             group = weight.modality
             sizes[group] = sizes.get(group, 0) + weight.numel
-            least[group] = least.get(group, 0) + floor
+            least[group] = least.get(group, 0) + kept[name]
             share = weight.numel * self.factors[name]
             proportions[group] = proportions.get(group, 0.0) + share
-        if keep < sum(least.values()):
-            raise SparsityError(
-                f"{keep} of {sum(sizes.values())} elements shall stay, and the floor keeps at "
-                f"least {sum(least.values())}; lower the sparsity or the floor"
-            )
-        found = shares(keep, *(list(d.values()) for d in (proportions, least, sizes)))  # type: ignore[arg-type]
-        return dict(zip(sizes, found, strict=True))
+        return _proportional(keep, proportions, least, sizes, floor)
 
 
 ALLOCATIONS: dict[str, Callable[[], Allocation]] = {

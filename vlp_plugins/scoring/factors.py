@@ -17,7 +17,7 @@ from vlp_plugins.scoring.score import Evidence, Scorer
 from vlp_plugins.scoring.threshold import Cut
 
 GUIDED = "id*"
-"""What stands before the name of a method whose importance is multiplied by factors."""
+"""Before the name of a method whose importance is multiplied by factors."""
 
 
 class Factors(Mapping[str, float]):
@@ -30,10 +30,10 @@ class Factors(Mapping[str, float]):
     def __init__(
         self, values: Mapping[str, float], source: Mapping[str, Any] | None = None
     ) -> None:
-        """Checks the factors.
+        """Checks that the factors are finite and above 0.
 
         Args:
-            values: by canonical name; finite and above 0.
+            values: by canonical name.
             source: where they come from, as JSON can keep it; None: unknown.
 
         Raises:
@@ -78,7 +78,7 @@ class Factors(Mapping[str, float]):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def record(self) -> dict[str, Any]:
-        """What the manifest of masks says about them."""
+        """For the manifest of masks."""
         known = {"id_profile": self._source} if self._source else {}
         return {"id_factors": self.fingerprint, **known}
 
@@ -114,12 +114,6 @@ class Scaled(Scorer):
     name = "scaled"
 
     def __init__(self, scorer: Scorer, factors: Factors) -> None:
-        """Wraps a scorer.
-
-        Args:
-            scorer: ranks the elements of a tensor.
-            factors: of all weights that it will be asked about.
-        """
         self.name = scorer.name  # type: ignore[misc]
         self.needs = scorer.needs  # type: ignore[misc]
         self.elementwise = scorer.elementwise  # type: ignore[misc]
@@ -129,8 +123,8 @@ class Scaled(Scorer):
     def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
         scores = self.scorer.score(weight, evidence)
         factor = self.factors.relative(evidence.name)
-        # A second tensor of this size costs more time than the product; those of other scorers may
-        # be somebody's.
+        # A second tensor of this size costs more time than the product; other scorers may return
+        # a tensor that is kept elsewhere.
         return scores.mul_(factor) if type(self.scorer) is Magnitude else scores * factor
 
 

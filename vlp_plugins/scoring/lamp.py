@@ -85,11 +85,9 @@ class _Buckets:
 def _cuts(
     weights: Mapping[str, torch.Tensor], buckets: Mapping[str, _Buckets], removal: int
 ) -> dict[str, Cut]:
-    """Cuts of |w| where the LAMP scores have their `removal`-th smallest.
-
-    The bounds of the buckets enclose the threshold; only the elements of buckets that reach into
-    the enclosure are looked at one by one.
-    """
+    """Cuts of |w| where the LAMP scores have their `removal`-th smallest."""
+    # The bounds of the buckets enclose the threshold; only the elements of buckets that reach into
+    # the enclosure are looked at one by one.
     if removal == 0:
         return dict.fromkeys(weights, KEEP_ALL)
     counts = torch.cat([b.counts for b in buckets.values()])
@@ -105,7 +103,7 @@ def _cuts(
         certain[name] = int(b.counts[gone].sum())
         open_values[name], open_scores[name] = _scores_of(weight, b, unsure)
     scores = torch.cat(list(open_scores.values()))
-    # At least one uncertain element goes: whatever is certain to go lies below the threshold.
+    # At least one uncertain element goes: what is certain to go lies below the threshold.
     rank = removal - sum(certain.values())
     threshold = float(torch.kthvalue(scores, rank).values)
     quota = rank - int((scores < threshold).sum())

@@ -33,7 +33,7 @@ def linear(index: int, rounds: int, target: float) -> float:
 
 
 def constant(index: int, rounds: int, target: float) -> float:  # noqa: ARG001 - a Schedule
-    """All at once, s; later rounds change only what a method changes beside its masks."""
+    """All at once, s; later rounds change only what a method changes besides masks."""
     return target
 
 
@@ -117,9 +117,15 @@ def levels_of(target: Target, schedule: str, rounds: int) -> list[Target]:
     rise = schedule_by_name(schedule)
     if rounds < 1:
         raise SparsityError(f"rounds={rounds}; a schedule has 1 round or more")
+
+    def after(index: int) -> Target:
+        return level_of(target, lambda value: rise(index, rounds, value))
+
+    return [after(index) for index in range(rounds)]
+
+
+def level_of(target: Target, level: Callable[[float], float]) -> Target:
+    """The level of a sparsity, or of each if there is one per modality."""
     if isinstance(target, Mapping):
-        return [
-            {name: rise(index, rounds, value) for name, value in target.items()}
-            for index in range(rounds)
-        ]
-    return [rise(index, rounds, target) for index in range(rounds)]
+        return {name: level(value) for name, value in target.items()}
+    return level(target)

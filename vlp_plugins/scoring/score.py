@@ -18,7 +18,7 @@ _SAFE = (2.0**-20, 2.0**20)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a scorer may know about one weight beside its values.
+    """What a scorer may know about one weight besides its values.
 
     Attributes:
         name: canonical name of the weight.

@@ -2,7 +2,7 @@
 
 The sorted sample gives a narrow bracket around each threshold. The sweep counts what lies below it
 and picks what lies inside, about one element in a hundred, among which the threshold is found
-exactly. If a guess was wrong the counts show it, and the histograms of `thresholds` decide.
+exactly. If a bracket missed the counts show it, and histograms decide.
 
 float32 values are mapped to integers of the same order. One sweep counts the upper 16 bits, a
 second one the lower 16 bits inside the bucket that holds the k-th value, so the threshold is exact
@@ -88,7 +88,7 @@ class Sampled:
     every: Callable[[int], torch.Tensor]
 
 
-def bracketed_cuts(
+def _bracketed_cuts(
     sources: Mapping[str, ScoreSource],
     samples: Mapping[str, Sampled],
     removals: Sequence[int],
@@ -96,15 +96,7 @@ def bracketed_cuts(
     all_ties: bool,
     device: torch.device,
 ) -> dict[int, dict[str, Cut]]:
-    """Cuts by removal, for those removals whose bracket held the threshold.
-
-    Args:
-        sources: as in `find_cuts`.
-        samples: of the same tensors.
-        removals: each above 0 and below the number of elements.
-        all_ties: as in `find_cuts`.
-        device: where the scores are.
-    """
+    """Cuts by removal, for those removals whose bracket held the threshold."""
     total = sum(sample.numel for sample in samples.values())
     stride = spread(total // min(_DRAWS, max(1024, total // 128)))
     drawn = torch.cat([sample.every(stride).flatten().cpu() for sample in samples.values()])
@@ -126,11 +118,9 @@ def bracketed_cuts(
 
 
 def _below_and_inside(scores: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
-    """How many scores are below `low`, and those from `low` to `high`.
-
-    By NumPy, whose comparisons are faster than torch's on a CPU, in blocks that stay in a core's
-    cache: fresh memory costs more time than comparing.
-    """
+    """How many scores are below `low`, and those from `low` to `high`."""
+    # NumPy's comparisons are faster than torch's on a CPU. Blocks stay in a core's cache: fresh
+    # memory costs more time than comparing.
     values = scores.numpy()
     below = 0
     inside = []
@@ -149,7 +139,7 @@ def _on_device(scores: torch.Tensor, low: float, high: float) -> tuple[int, np.n
 
 
 def spread(stride: int) -> int:
-    """The next stride without the factors of usual layer widths, so that all columns are met."""
+    """The next stride without the factors of usual layer widths, so that it meets all columns."""
     while any(stride % factor == 0 for factor in (2, 3, 5, 7)) and stride > 1:
         stride += 1
     return max(1, stride)
@@ -233,7 +223,7 @@ def find_cuts(
         removals: for every cut how many elements to remove, each from 0 to the total number.
         all_ties: remove every element equal to the threshold, as published code does (quirk
             general-G1).
-        device: where the scores are; on a CPU the tensors are shared out among its cores.
+        device: where the scores are; on a CPU the tensors are divided among its cores.
         samples: cheap samples of the scores of all tensors; they save one of the two sweeps.
 
     Returns:
@@ -244,7 +234,7 @@ def find_cuts(
     found: dict[int, dict[str, Cut]] = {0: dict.fromkeys(sources, KEEP_ALL)}
     if samples is not None and (size := sum(s.numel for s in samples.values())) >= SAMPLED_FROM:
         inner = [removal for removal in dict.fromkeys(removals) if 0 < removal < size]
-        found |= bracketed_cuts(sources, samples, inner, all_ties=all_ties, device=device)
+        found |= _bracketed_cuts(sources, samples, inner, all_ties=all_ties, device=device)
     if missing := [removal for removal in removals if removal not in found]:
         found |= _cuts_by_histogram(sources, missing, all_ties, device)
     return [found[removal] for removal in removals]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.papers.compositions.joint import JointTraining
-from benchmarks.papers.compositions.refit import ROW, Refit, masks_of, pieces_of
+from benchmarks.papers.compositions.refit import ROW, Refit, pieces_of
 from benchmarks.papers.ways import LAMBDA
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
@@ -63,10 +63,10 @@ class Staged(Procedure):
         halfway = 1 - (1 - target) ** 0.5
         pieces = [piece for batch in context.batches for piece in pieces_of(batch, ROW)]
         there = replace(context, batches=pieces, targets=[halfway], limit=None)
-        before = masks_of(self.first, there)[0]
+        before = self.first.run(there)[0]
         with restored(weights):
             before.apply(context.model, context.adapter)
-            after = masks_of(self.second, replace(context, targets=[target]))[0]
+            after = self.second.run(replace(context, targets=[target]))[0]
             kept = {name: after[name] for name in weights}
             values = {
                 name: weight.parameter.detach().clone() * kept[name]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.pruner import Pruner
 from vlp_plugins.methods.chita.settings import Settings
@@ -17,9 +16,8 @@ from vlp_plugins.methods.chita.setup import Setup
 from vlp_plugins.methods.chita.solver.blocks import edges_of
 from vlp_plugins.methods.chita.solver.dual import Dual
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
-from vlp_plugins.methods.composition import Composition, make_masks
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
-from vlp_plugins.methods.rounds import Seen
+from vlp_plugins.methods.rounds import RecordedBatches
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.scoring.allocation import GlobalAllocation
 
@@ -47,13 +45,13 @@ class Refit(Procedure):
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def run(self, context: Context) -> list[Masks]:
-        found = masks_of(self.base, context)
+        found = self.base.run(context)
         pieces = [p for b in list(context.batches)[: self.rows] for p in pieces_of(b, ROW)]
         context = replace(context, batches=pieces, limit=None)
         settings = Settings(lambda_=self.ridge).for_variant(published=False)
         setup = Setup.of(context, settings, GlobalAllocation())
         count = setup.calibration.available
-        batches = Seen(setup.calibration.from_(0, count))
+        batches = RecordedBatches(setup.calibration.from_(0, count))
         with setup.pruner(batches, count) as pruner:
             return [self._refitted(setup, pruner, masks) for masks in found]
 
@@ -77,27 +75,6 @@ class Refit(Procedure):
                 dual = Dual.of(problem, inside)
                 values[whole][inside] = dual.refit(block[:, inside], dense[inside])
         return Masks.from_dense(kept, masks.manifest, setup.columns.split(values))
-
-
-def masks_of(method: Method, context: Context) -> list[Masks]:
-    """What `prune` would find."""
-    if isinstance(method, Procedure):
-        return method.run(context)
-    assert isinstance(method, Composition)
-    statistics = None
-    if method.needs:
-        statistics = calibrate(
-            context.model, context.adapter, context.weights, context.batches, method.needs
-        )
-    return make_masks(
-        context.weights,
-        method,
-        context.targets,
-        statistics,
-        floor=context.floor,
-        owners=context.owners,
-        seed=context.seed,
-    )
 
 
 def pieces_of(batch: Batch, size: int) -> Iterator[dict[str, Any]]:

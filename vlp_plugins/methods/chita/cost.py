@@ -18,7 +18,6 @@ from vlp_plugins.methods.chita.setup import row_plan
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.solve import Effort, solve
 from vlp_plugins.methods.method import Context, Cost
-from vlp_plugins.methods.rounds import number_of_batches
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.scoring.allocation import Allocation
@@ -64,7 +63,7 @@ def cost_of(
         OutputError: if they cannot be kept on the disk.
     """
     p = context.weights.numel
-    known = number_of_batches(context)
+    known = context.number_of_batches()
     if known is not None:
         check_enough(known, settings, rounds or 1)
     batches = known or settings.rows

@@ -28,7 +28,7 @@ from vlp_plugins.methods.chita.setup import Pruned, Setup
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
 from vlp_plugins.methods.method import Context, Cost, Procedure
-from vlp_plugins.methods.rounds import InRounds, Progress, RunInRounds, Seen
+from vlp_plugins.methods.rounds import InRounds, Progress, RecordedBatches, RunInRounds
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
@@ -82,7 +82,7 @@ class Chita(Procedure):
         groups = [groups_of_weights(context, target, self.allocation) for target in context.targets]
         setup = Setup.of(context, settings, self.allocation, factors=self.factors)
         count = settings.rows or setup.calibration.available
-        batches = Seen(setup.calibration.from_(0, count))
+        batches = RecordedBatches(setup.calibration.from_(0, count))
         masks = []
         with setup.pruner(batches, count, progress=context.progress) as pruner:
             for target, each in zip(context.targets, groups, strict=True):
@@ -188,10 +188,12 @@ class ChitaRun(RunInRounds[Stage]):
     method: ChitaInRounds
     setup: Setup
 
-    def batches(self, index: int) -> Seen:
-        return Seen(self.setup.calibration.from_(index * self.per_round, self.per_round))
+    def batches(self, index: int) -> RecordedBatches:
+        return RecordedBatches(self.setup.calibration.from_(index * self.per_round, self.per_round))
 
-    def round(self, index: int, level: Target, batches: Seen, before: Stage | None) -> Stage:
+    def round(
+        self, index: int, level: Target, batches: RecordedBatches, before: Stage | None
+    ) -> Stage:
         setup, context = self.setup, self.context
         groups = groups_of_weights(context, level, setup.allocation)
         alive = None if before is None else setup.columns.split(before.support)
@@ -228,7 +230,7 @@ class ChitaRun(RunInRounds[Stage]):
         parameters = {**self.method.parameters, **self.setup.settings.parameters()}
         return {**super().identity(), "parameters": parameters}
 
-    def _pass_over(self, batches: Seen) -> None:
+    def _pass_over(self, batches: RecordedBatches) -> None:
         """Leaves the loss state as the losses of a round do, at the weights of its gradients.
 
         Gathering rows puts it back, because it may take several passes over the batches.

@@ -30,7 +30,7 @@ from vlp_plugins.methods.chita.rows.stores import GradientRows
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.method import Context
-from vlp_plugins.methods.rounds import Seen
+from vlp_plugins.methods.rounds import RecordedBatches
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.distributed import check_same
 from vlp_plugins.runtime.sharding import OnDemand, whole
@@ -136,7 +136,7 @@ class Setup:
     @contextmanager
     def pruner(
         self,
-        batches: Seen,
+        batches: RecordedBatches,
         count: int,
         alive: Mapping[str, torch.Tensor] | None = None,
         progress: Progress | None = None,

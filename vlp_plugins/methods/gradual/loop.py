@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import nn
 
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.gradual.rising_masks import RisingMasks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
@@ -48,58 +48,35 @@ class Masters:
                 write(weight.parameter, self.weights[name].parameter)
 
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-WEIGHT_DECAY = 0.01
-
-
-class Gradients(Protocol):
-    """Gives the gradients of a batch; see `LossProbe.measure`."""
-
-    def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
-        """By canonical name; None if the batch was left out."""
-
-
 class Training:
     """Weights, their optimizer and their masks.
 
     Attributes:
         masters: what is trained.
         rising: their masks, which count the steps.
-        optimizer: AdamW; of the weights alone, as nothing else of the model is in masks.
+        optimizer: AdamW, of the prunable weights alone: masks hold nothing else.
     """
 
     def __init__(self, masters: Masters, rising: RisingMasks, lr: float) -> None:
-        """Starts with fresh moments.
-
-        Args:
-            masters: of the model.
-            rising: of the masters' weights.
-            lr: learning rate of the first step; it falls to zero on a straight line.
-        """
+        """Starts with fresh moments; the learning rate falls linearly from `lr` to zero."""
         self.masters = masters
         self.rising = rising
         self._lr = lr
-        self.optimizer = torch.optim.AdamW(
-            masters.parameters.values(),
-            lr=lr,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=WEIGHT_DECAY,
-        )
+        # PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
+        self.optimizer = torch.optim.AdamW(masters.parameters.values(), lr=lr)
 
     def run(
         self,
-        probe: Gradients,
+        probe: LossProbe,
         batches: Iterable[Batch],
-        told: Callable[[int], None],
+        stepped: Callable[[int], None],
     ) -> None:
-        """Takes a step with every batch.
+        """A step with every batch.
 
         Args:
             probe: attached to the model.
             batches: those from the next step on.
-            told: called after every step with the number of steps done.
+            stepped: called after every step with the number of steps done.
         """
         for batch in batches:
             gradients = probe.measure(batch, self.rising.step)
@@ -109,7 +86,7 @@ class Training:
             if chosen or self.rising.held:
                 self._zero()
             self.masters.write()
-            told(self.rising.step)
+            stepped(self.rising.step)
 
     def _step(self, gradients: dict[str, torch.Tensor]) -> None:
         self.rising.observe(gradients)

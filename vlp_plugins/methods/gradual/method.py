@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from vlp_plugins.methods.gradual.loop import Masters, Training
 from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetable, default_warmup
 from vlp_plugins.methods.gradual.scores import BETA1, BETA2, Platon, Taylor, TrainingScore
 from vlp_plugins.methods.gradual.state import dump, restore
-from vlp_plugins.methods.method import Context, Cost, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, Seen, number_of_batches
+from vlp_plugins.methods.method import Context, Cost
+from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches, Stepwise
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
@@ -27,7 +28,6 @@ from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, pack_moments, restore_moments
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
@@ -39,7 +39,7 @@ _RISING, _MASTER, _STATE = "rising|", "master|", "state|"
 
 
 def pack_training(
-    training: Training, state: Iterable[torch.Tensor], seen: Seen
+    training: Training, state: Iterable[torch.Tensor], seen: RecordedBatches
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A training after some steps, as a checkpoint keeps it.
 
@@ -84,7 +84,7 @@ CHECKPOINTS = 8
 
 
 @dataclass(frozen=True)
-class PruningWhileTraining(Procedure):
+class PruningWhileTraining(Stepwise):
     """Trains the weights with the pre-training loss and removes more and more of them.
 
     Wang et al., "Exploring Intrinsic Dimension for Vision-Language Model Pruning" (ICML 2024),
@@ -108,7 +108,7 @@ class PruningWhileTraining(Procedure):
             here fewer are better (48 on the demo BLIP: 1, 4 and 8 for PLATON, 1 and 4 for Taylor).
         revive: whether removed weights may come back; see `GradualPruning`.
         schedule: how the sparsity rises.
-        allocation: how it is shared out among tensors.
+        allocation: how many elements each tensor keeps.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
     """
 
@@ -123,10 +123,7 @@ class PruningWhileTraining(Procedure):
     factors: Factors | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
-        if not self.lr > 0:
-            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        super().__post_init__()
         if self.every < 1:
             raise UnsupportedError(f"every={self.every}; use 1 or more")
         warmup = (0.0, 0.0) if self.warmup is None else self.warmup
@@ -152,60 +149,21 @@ class PruningWhileTraining(Procedure):
             **({} if self.factors is None else self.factors.record()),
         }
 
-    def with_allocation(self, allocation: Allocation | None) -> PruningWhileTraining:
-        if allocation is None:
-            return self
-        if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
-
-    def with_factors(self, factors: Mapping[str, float]) -> PruningWhileTraining:
-        if self.factors is not None:
-            raise UnsupportedError(f"method {self.name!r} has factors already")
-        factors = Factors.of(factors)
-        allocation = self.allocation.with_factors(factors)
-        return replace(self, allocation=allocation, factors=factors)
-
-    def run(self, context: Context) -> list[Masks]:
-        if is_sharded(context.model.parameters()):
-            raise UnsupportedError(
-                f"{self.name} remembers whole weights on every process and does not run on a model "
-                "that fully_shard has divided; give the model as it was loaded"
-            )
-        batches = FreshBatches(context.batches, context.limit)
-        return [
-            self._masks(context, target, batches, number)
-            for number, target in enumerate(context.targets)
-        ]
-
     def cost(self, context: Context) -> Cost:
-        steps = self._steps(context)
         for target in context.targets:
             self._rise(context, target)  # says what cannot be
         runs, size = len(context.targets), context.weights.numel
-        total = number_of_batches(context) or steps
         stored = context.weights.stored_bytes
         copies = stored + (4 * size if stored < 4 * size else 0)  # masters of half precision
         state = bytes_of_state(context.model, context.adapter)
         # Gradients, two moments, the samples of a window and one in the making.
         tensors = 5 + len(self.score.remembers)
         saved = 4 * (3 + 1 + len(self.score.remembers)) * size + state
-        return Cost(
+        return self._cost(
+            context,
             ram_bytes=copies + 2 * state + (4 * tensors + 1) * size,
             disk_bytes=0 if context.workplace is None else saved * runs,
-            passes=runs * -(-steps // total),
-            gradient_batches=runs * steps,
-            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
         )
-
-    def _steps(self, context: Context) -> int:
-        steps = self.steps or number_of_batches(context)
-        if steps is None:
-            raise DataError(
-                "nobody can say how many batches there are (an iterator?), and the sparsity rises "
-                "over all steps; give steps, a limit, or a list of batches"
-            )
-        return steps
 
     def _rise(self, context: Context, target: Target) -> Rise:
         steps = self._steps(context)
@@ -224,16 +182,15 @@ class PruningWhileTraining(Procedure):
         identity = self._identity(context, rise, dense)
         file = Checkpoint.of_run(context.workplace, "training", _FORM, identity, unit="step")
         batches.restart()
-        seen = Seen(lambda: batches.take(steps))
+        seen = RecordedBatches(lambda: batches.take(steps))
         probe = context.loss_probe()
 
-        def told(done: int) -> None:
+        def stepped(done: int) -> None:
             due = done % max(1, steps // CHECKPOINTS) == 0 or done == steps
             if due:
                 state = context.adapter.loss_state(context.model)
                 file.save(lambda: pack_training(training, state, seen))
-            if context.progress is not None:
-                context.progress(number * steps + done, len(context.targets) * steps)
+            self._report(context, number, done)
 
         with (
             torch.inference_mode(False),
@@ -246,8 +203,15 @@ class PruningWhileTraining(Procedure):
             stream = seen()
             if context.resume:
                 self._resume(context, file, training, stream, seen)
-            training.run(probe, stream, told)
-            return broadcast(self._result(context, training, seen, dense))
+            training.run(probe, stream, stepped)
+            masks = training.rising.masks(
+                weights_hash=dense,
+                parameters={**rise.record(), "lr": self.lr, "variant": context.variant},
+                seed=context.seed,
+                calibration=seen.calibration(),
+                values={name: m.detach() for name, m in masters.parameters.items()},
+            )
+            return broadcast(masks)
 
     def _resume(
         self,
@@ -255,13 +219,9 @@ class PruningWhileTraining(Procedure):
         file: Checkpoint,
         training: Training,
         stream: Iterator[Batch],
-        seen: Seen,
+        seen: RecordedBatches,
     ) -> None:
-        """Brings training and model to where the file stands, past the batches before that.
-
-        Raises:
-            DataError: if the batches before are not those of the file.
-        """
+        """Brings training, model and stream to where the file stands."""
         found = file.load(
             lambda tensors, content: (
                 restore_training(training, tensors),
@@ -272,7 +232,8 @@ class PruningWhileTraining(Procedure):
         if found is None:
             return
         state, digest, count = found
-        _skip(stream, count)
+        for _ in islice(stream, count):
+            pass
         if seen.digest != digest:
             raise DataError(
                 f"the first {count} batches are not those that checkpoint {file.path} has "
@@ -281,39 +242,15 @@ class PruningWhileTraining(Procedure):
             )
         write_state(context.model, context.adapter, state)
 
-    def _result(self, context: Context, training: Training, seen: Seen, dense: str) -> Masks:
-        values = {name: m.detach() for name, m in training.masters.parameters.items()}
-        return training.rising.masks(
-            self.name,
-            weights_hash=dense,
-            parameters={
-                **training.rising.rise.record(),
-                "lr": self.lr,
-                "variant": "published" if context.published else "default",
-            },
-            seed=context.seed,
-            calibration=seen.calibration(),
-            values=values,
-        )
-
     def _identity(self, context: Context, rise: Rise, dense: str) -> dict[str, Any]:
         return {
             "method": self.name,
             **rise.record(),
             "lr": self.lr,
-            "variant": "published" if context.published else "default",
             "target": rise.target,
             "seed": context.seed,
-            "autocast": str(context.autocast),
-            "adapter": context.adapter.name,
-            "structure": context.weights.structure,
-            "weights": dense,
+            **context.identity(dense),
         }
-
-
-def _skip(stream: Iterable[Batch], count: int) -> None:
-    for _, _batch in zip(range(count), stream, strict=False):
-        pass
 
 
 TAYLOR_EVERY = 4
@@ -333,15 +270,7 @@ def platon(
 ) -> PruningWhileTraining:
     """PLATON (Zhang et al., ICML 2022) with a training loop of its own.
 
-    Args:
-        steps: see `PruningWhileTraining`, as all but the last two.
-        lr: learning rate of the first step.
-        warmup: fractions of the steps at the start and at the end.
-        every: steps from one choice of masks to the next.
-        revive: whether removed weights may come back.
-        schedule: how the sparsity rises.
-        beta1: of the smoothed sensitivity.
-        beta2: of the smoothed uncertainty.
+    `beta1` and `beta2` are those of `Platon`, the others those of `PruningWhileTraining`.
     """
     score = Platon(beta1, beta2)
     return PruningWhileTraining(score, steps, lr, warmup, every, revive, schedule)
@@ -358,14 +287,7 @@ def taylor(
 ) -> PruningWhileTraining:
     """First-order Taylor pruning (Molchanov et al., CVPR 2019) with a training loop of its own.
 
-    The score of a model that is not trained, in one shot, is the method `snip`.
-
-    Args:
-        steps: see `PruningWhileTraining`, as all.
-        lr: learning rate of the first step.
-        warmup: fractions of the steps at the start and at the end.
-        every: steps from one choice of masks to the next.
-        revive: whether removed weights may come back.
-        schedule: how the sparsity rises.
+    The score of a model that is not trained, in one shot, is the method `snip`. The parameters are
+    those of `PruningWhileTraining`.
     """
     return PruningWhileTraining(Taylor(), steps, lr, warmup, every, revive, schedule)

@@ -35,25 +35,10 @@ from vlp_plugins.scoring.allocation import Allocation, allocation_by_name
 from vlp_plugins.scoring.factors import Factors
 
 
-def is_skipped(optimizer: Optimizer) -> bool:
-    """Whether the optimizer will leave this step out, because a gradient is infinite."""
-    found: torch.Tensor | None = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.sum())
-
-
-def gradients_of(
+def _gradients_of(
     uses: Mapping[str, Sequence[nn.Parameter]], optimizer: Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The gradients of a step; for the time of one of its hooks.
-
-    Args:
-        uses: by canonical name every `Parameter` that is the weight.
-        optimizer: about to step.
-
-    Returns:
-        By canonical name float32 of the weight's shape, summed over the uses, perhaps `.grad`
-        itself; a weight without any is absent.
-    """
+    """Float32 gradients of a step, summed over the uses; weights without any are absent."""
     scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
     found: dict[str, torch.Tensor] = {}
     for name, parameters in uses.items():
@@ -129,13 +114,13 @@ class GradualPruning:
                 None: a twentieth and a quarter of the steps.
             every: steps from one choice of masks to the next. 10 is the published value.
             schedule: how the sparsity rises between the warm-ups.
-            allocation: how it is shared out among tensors. `id` needs an `id_profile`.
+            allocation: how many elements each tensor keeps. `id` needs an `id_profile`.
             floor: least fraction that every tensor keeps.
             revive: whether removed weights may come back before the final warm-up.
             factors: by canonical name of every weight what multiplies its importance where tensors
                 are compared.
             id_profile: of `measure_id`, or its file: the intrinsic dimensions are the factors.
-            adapter: None: whichever claims the model.
+            adapter: None: the one that claims the model.
 
         Raises:
             SparsityError: if the numbers do not fit together.
@@ -227,7 +212,7 @@ class GradualPruning:
         """Counts a step that the optimizer did not take.
 
         `GradScaler` leaves steps out whose gradients are infinite. They are not counted by
-        themselves: who counts them among `steps` calls this. The final warm-up is there for the
+        themselves: call this if they count among `steps`. The final warm-up is there for the
         others.
         """
         self._advance()
@@ -243,7 +228,7 @@ class GradualPruning:
                 self.sparsity,
                 last,
             )
-        return self._rising.masks(self._rising.rise.name, weights_hash=self._dense)
+        return self._rising.masks(weights_hash=self._dense)
 
     def check(self) -> None:
         """Raises `MaskError` if something that shall be zero by now is not."""
@@ -251,14 +236,14 @@ class GradualPruning:
             self._lock.check()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a resumed run needs beside model and optimizer: tensors alone.
+        """What a resumed run needs besides model and optimizer: tensors alone.
 
         They are those in use, not copies: save them before the next step.
         """
         return dump(self._rising, self._dense)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Goes on where another run stopped, with its model and optimizer.
+        """Resumes where another run stopped, with its model and optimizer.
 
         Raises:
             MaskError: if the state is of another run, or damaged.
@@ -282,11 +267,12 @@ class GradualPruning:
         self.detach()
 
     def _before_update(self, optimizer: Optimizer, first: bool) -> None:
-        self._skipped = is_skipped(optimizer)
+        infinite: torch.Tensor | None = getattr(optimizer, "found_inf", None)
+        self._skipped = infinite is not None and bool(infinite.sum())
         if self._skipped:
             return
         if first and self._rising.rise.score.reads_gradients and not self.finished:
-            self._rising.observe(gradients_of(self._uses, optimizer))
+            self._rising.observe(_gradients_of(self._uses, optimizer))
         if self._lock is not None:
             self._lock.mask_gradients()
 
@@ -307,7 +293,7 @@ class GradualPruning:
     def _hold(self) -> None:
         """Locks the masks as they are."""
         if self._lock is None:
-            masks = self._rising.masks(self._rising.rise.name, weights_hash=self._dense)
+            masks = self._rising.masks(weights_hash=self._dense)
             self._lock = SparsityLock(self._model, masks, self._adapter)
         else:
             self._lock.update(self._rising.keep)
@@ -338,4 +324,4 @@ def _factors(
         raise UnsupportedError("give factors or an id_profile, not both")
     if not isinstance(profile, IdProfile):
         profile = IdProfile.load(profile)
-    return profile.importance(weights, "all")
+    return profile.factors(weights, "all")

@@ -19,7 +19,7 @@ from vlp_plugins.runtime.errors import SparsityError
 from vlp_plugins.runtime.model_state import neutral_state
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, Pattern
 from vlp_plugins.scoring.factors import Factors, Scaled, guided_name
-from vlp_plugins.scoring.schedules import at_step, schedule_by_name
+from vlp_plugins.scoring.schedules import at_step, level_of, schedule_by_name
 from vlp_plugins.scoring.score import Evidence, Scorer
 from vlp_plugins.scoring.selection import Scored
 
@@ -28,9 +28,9 @@ from vlp_plugins.scoring.selection import Scored
 class Timetable:
     """Steps of an optimizer, counted from 1.
 
-    For the first `before` steps nothing is removed, while the scores look on. Then masks are chosen
-    after every step that `every` divides, the last time after step `steps - after`, when they have
-    the target sparsity exactly; for the rest of the steps they stay as they are.
+    For the first `before` steps nothing is removed, while scores are gathered. Then masks are
+    chosen after every step that `every` divides, the last time after step `steps - after`, when
+    they have the target sparsity exactly; for the rest of the steps they stay as they are.
 
     Attributes:
         steps: number of steps.
@@ -59,7 +59,7 @@ class Timetable:
         return self.steps - self.after
 
     def window_ends(self, step: int) -> bool:
-        """Whether what was seen since the last window is folded into the scores after a step."""
+        """Whether the samples since the last window are folded into the scores after a step."""
         return step <= self.last and (step % self.every == 0 or step == self.last)
 
     def chooses(self, step: int) -> bool:
@@ -72,20 +72,13 @@ class Timetable:
 
         def reached(value: float) -> float:
             return at_step(
-                step,
-                self.steps,
-                value,
-                before=self.before,
-                after=self.after,
-                schedule=rise,
+                step, self.steps, value, before=self.before, after=self.after, schedule=rise
             )
 
-        if isinstance(target, Mapping):
-            return {name: reached(value) for name, value in target.items()}
-        return reached(target)
+        return level_of(target, reached)
 
     def record(self) -> dict[str, Any]:
-        """What the manifest of masks says about it."""
+        """For the manifest of masks."""
         return {
             "steps": self.steps,
             "warmup": [self.before, self.after],
@@ -107,13 +100,13 @@ logger = logging.getLogger("vlp_plugins.methods")
 
 @dataclass(frozen=True)
 class Rise:
-    """How masks come about.
+    """How masks are chosen.
 
     Attributes:
         score: ranks what is removed.
         target: sparsity at the end.
         timetable: when masks are chosen.
-        allocation: how sparsity is shared out among tensors.
+        allocation: how many elements each tensor keeps.
         floor: least fraction that every tensor keeps.
         revive: whether removed weights train on between two choices, and may come back.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
@@ -140,7 +133,7 @@ class Rise:
         return self.score.name if self.factors is None else guided_name(self.score.name)
 
     def record(self) -> dict[str, Any]:
-        """What the manifest of masks says about it."""
+        """For the manifest of masks."""
         return {
             **self.score.parameters,
             **self.timetable.record(),
@@ -155,15 +148,15 @@ _AT_ONCE = ("const", "constant")
 
 
 class RisingMasks:
-    """The masks of weights that somebody trains: told what happens, they say what is removed.
+    """The masks of weights in training.
 
-    Before every step `observe`, after it `advance`. With `revive`, as published, removed weights
-    are zeroed when masks are chosen and train on until the next choice: one that grows an
+    Call `observe` before every step and `advance` after it. With `revive`, as published, removed
+    weights are zeroed when masks are chosen and train on until the next choice: one that grows an
     importance again comes back. From the last choice on they stay zero; without `revive` from the
     first on.
 
     Attributes:
-        rise: how they come about.
+        rise: how they are chosen.
         weights: what they are of.
         step: number of steps so far.
         keep: by canonical name a bool mask on the weight's device, True = kept; empty before the
@@ -208,7 +201,7 @@ class RisingMasks:
     @neutral_state()
     @torch.no_grad()
     def observe(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """Takes note of the weights as they are and of the gradients of this step.
+        """Records the samples of this step.
 
         Args:
             gradients: by canonical name, float32, of the weight's shape; a weight without one has
@@ -245,18 +238,23 @@ class RisingMasks:
             self.state, self.sums, self.samples = {}, {}, 0  # several times the model's size
         return chosen
 
-    def masks(self, method: str, *, weights_hash: str | None = None, **facts: Any) -> Masks:
+    def masks(
+        self,
+        *,
+        weights_hash: str | None = None,
+        values: Mapping[str, torch.Tensor] | None = None,
+        **facts: Any,
+    ) -> Masks:
         """The masks as they are now.
 
         Args:
-            method: its name, for the manifest.
             weights_hash: of the model before.
-            facts: other fields of the manifest (`seed`, `calibration`, and `values` of the kept).
+            values: new values of the weights, by canonical name.
+            facts: other fields of the manifest (`parameters`, `seed`, `calibration`).
         """
-        values = facts.pop("values", None)
         manifest = Manifest.for_weights(
             self.weights,
-            method=method,
+            method=self.rise.name,
             sparsity=self.rise.target,
             weights_hash=weights_hash,
             **{"parameters": self.rise.record(), **facts},
@@ -301,7 +299,7 @@ class RisingMasks:
         return {name: Evidence(name, 0, self._remembered(name)) for name in self.weights}
 
     def _remembered(self, name: str) -> State:
-        """The state of a weight; zeros where no step has told anything (all were skipped)."""
+        """The state of a weight; zeros if all steps so far were skipped."""
         known = self.state.get(name)
         if known is not None:
             return known

@@ -1,25 +1,21 @@
-"""Task-agnostic mask training (TAMT): masks trained by gradient descent.
-
-`procedure` is the method, `training` the loop that all variants share, `scores` what is trained by
-default, `published` what the published code trains.
-"""
+"""Task-agnostic mask training (TAMT): masks trained by gradient descent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vlp_plugins.calibration.loss import LossProbe, bytes_of_state
+from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.method import Context, Cost, Procedure
-from vlp_plugins.methods.rounds import FreshBatches, Seen, number_of_batches
+from vlp_plugins.methods.method import Context, Cost
+from vlp_plugins.methods.rounds import FreshBatches, RecordedBatches, Stepwise
 from vlp_plugins.methods.tamt.scores import (
     LEARNING_RATE,
     MAGNITUDE,
@@ -29,12 +25,11 @@ from vlp_plugins.methods.tamt.scores import (
     SignedScores,
 )
 from vlp_plugins.methods.tamt.scores import PUBLISHED_LEARNING_RATE as PUBLISHED_RATE
-from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import broadcast
-from vlp_plugins.runtime.errors import DataError, UnsupportedError, suggest
-from vlp_plugins.runtime.sharding import is_sharded, whole, write, zero_outside
+from vlp_plugins.runtime.errors import UnsupportedError, suggest
+from vlp_plugins.runtime.sharding import whole, write, zero_outside
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, ModalityAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.selection import Selection
@@ -47,41 +42,13 @@ class Scores(Protocol):
         """What stays now, and the scores that say so."""
 
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step.
+        """One step of the optimizer.
 
         Args:
-            gradients: of the loss by the weights as they were under the mask, by canonical name;
-                may be overwritten.
+            gradients: of the loss with respect to the masked weights, by canonical name; may be
+                overwritten.
             factor: of the learning rate.
         """
-
-
-def train(
-    scores: Scores,
-    dense: Mapping[str, torch.Tensor],
-    weights: WeightMap,
-    probe: LossProbe,
-    batches: Iterable[Batch],
-    steps: int,
-    told: Callable[[int], None],
-) -> None:
-    """Runs all steps, one batch each; the learning rate falls to zero on a straight line.
-
-    Args:
-        scores: changed in place.
-        dense: values of the weights, by canonical name.
-        weights: of the model; what they hold is overwritten.
-        probe: attached to the model.
-        batches: one for every step.
-        steps: number of steps.
-        told: called after every step with the number of steps done.
-    """
-    for step, batch in enumerate(batches):
-        write_masked(weights, dense, scores)
-        gradients = probe.measure(batch, step)
-        if gradients is not None:  # else the batch was skipped, which costs a step
-            scores.step({n: whole(g) for n, g in gradients.items()}, 1 - step / steps)
-        told(step + 1)
 
 
 def write_masked(weights: WeightMap, dense: Mapping[str, torch.Tensor], scores: Scores) -> None:
@@ -113,7 +80,7 @@ def dense_values(weights: WeightMap) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @dataclass(frozen=True)
-class Tamt(Procedure):
+class Tamt(Stepwise):
     """Task-agnostic mask training, with a fixed budget of steps.
 
     Liu et al., "Learning to Win Lottery Tickets in BERT Transfer via Task-agnostic Mask Training"
@@ -133,7 +100,7 @@ class Tamt(Procedure):
     Attributes:
         steps: number of steps, one batch each; None: one per batch of the data.
         lr: learning rate of the first step; None: that of the variant.
-        allocation: how the target is shared out among tensors.
+        allocation: how many elements each tensor keeps.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
         start: what the first mask is made by, a key of `STARTS`. Only from magnitudes there is a
             published variant.
@@ -148,10 +115,7 @@ class Tamt(Procedure):
     called: str = "tamt"
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise DataError(f"steps={self.steps}; use 1 or more, or None for one per batch")
-        if self.lr is not None and not self.lr > 0:
-            raise UnsupportedError(f"lr={self.lr}; a learning rate is above 0")
+        super().__post_init__()
         if self.start not in STARTS:
             raise UnsupportedError(
                 f"mask training cannot start from {self.start!r}{suggest(self.start, list(STARTS))}"
@@ -170,26 +134,7 @@ class Tamt(Procedure):
         start = {} if self.start == MAGNITUDE else {"start": self.start}
         return start if self.factors is None else {**start, **self.factors.record()}
 
-    def with_allocation(self, allocation: Allocation | None) -> Tamt:
-        if allocation is None:
-            return self
-        if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
-
-    def with_factors(self, factors: Mapping[str, float]) -> Tamt:
-        if self.factors is not None:
-            raise UnsupportedError(f"method {self.name!r} has factors already")
-        factors = Factors.of(factors)
-        allocation = self.allocation.with_factors(factors)
-        return replace(self, allocation=allocation, factors=factors)
-
     def run(self, context: Context) -> list[Masks]:
-        if is_sharded(context.model.parameters()):
-            raise UnsupportedError(
-                "mask training keeps scores of whole weights on every process and does not run on "
-                "a model that fully_shard has divided; give the model as it was loaded"
-            )
         if context.published and self.start != MAGNITUDE:
             raise UnsupportedError(
                 f"the published mask training starts from magnitudes, {self.called!r} from "
@@ -203,40 +148,21 @@ class Tamt(Procedure):
             )
         if self.factors is not None:
             self.factors.check(context.weights)
-        batches = FreshBatches(context.batches, context.limit)
-        return [
-            self._masks(context, target, batches, number)
-            for number, target in enumerate(context.targets)
-        ]
+        return super().run(context)
 
     def cost(self, context: Context) -> Cost:
-        steps = self._steps(context)
-        runs = len(context.targets)
         size = context.weights.numel
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
         tensors = 5 if context.published else 2  # scores (with moments and |M|) and gradients
-        total = number_of_batches(context) or steps
-        return Cost(
-            ram_bytes=copies + state + tensors * 4 * size,
-            passes=runs * -(-steps // total),
-            gradient_batches=runs * steps,
-            notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
-        )
-
-    def _steps(self, context: Context) -> int:
-        steps = self.steps or number_of_batches(context)
-        if steps is None:
-            raise DataError(
-                "nobody can say how many batches there are (an iterator?), and the learning rate "
-                "falls to zero at the last; give steps, a limit, or a list of batches"
-            )
-        return steps
+        return self._cost(context, ram_bytes=copies + state + tensors * 4 * size)
 
     def train(
         self, context: Context, target: Target, batches: FreshBatches, number: int = 0
-    ) -> tuple[Scores, Seen]:
-        """Trains for one target, from the dense model and the first batch on.
+    ) -> tuple[Scores, RecordedBatches]:
+        """Trains for one target, from the dense model and the first batch on, a batch each step.
+
+        The learning rate falls linearly to zero.
 
         Args:
             context: of the run; the model is as before at the end, and after an error too.
@@ -249,13 +175,8 @@ class Tamt(Procedure):
         """
         steps = self._steps(context)
         batches.restart()
-        seen = Seen(lambda: batches.take(steps))
+        seen = RecordedBatches(lambda: batches.take(steps))
         probe = context.loss_probe()
-
-        def told(done: int) -> None:
-            if context.progress is not None:
-                context.progress(number * steps + done, len(context.targets) * steps)
-
         with (
             torch.inference_mode(False),
             dense_values(context.weights) as dense,
@@ -264,7 +185,12 @@ class Tamt(Procedure):
             if context.published:
                 _train_mode(context.model)
             scores = self._scores(context, dense, target)
-            train(scores, dense, context.weights, probe, seen(), steps, told)
+            for step, batch in enumerate(seen()):
+                write_masked(context.weights, dense, scores)
+                gradients = probe.measure(batch, step)
+                if gradients is not None:  # else the batch was skipped, which costs a step
+                    scores.step({n: whole(g) for n, g in gradients.items()}, 1 - step / steps)
+                self._report(context, number, step + 1)
         return scores, seen
 
     def _masks(self, context: Context, target: Target, batches: FreshBatches, number: int) -> Masks:
@@ -277,7 +203,7 @@ class Tamt(Procedure):
                 "lr": self._rate(context),
                 **self.allocation.record(),
                 "floor": context.floor,
-                "variant": "published" if context.published else "default",
+                "variant": context.variant,
                 **self._record(),
             },
             seed=context.seed,
@@ -291,28 +217,21 @@ class Tamt(Procedure):
         return self.lr or (PUBLISHED_RATE if context.published else LEARNING_RATE)
 
     def _scores(self, context: Context, dense: dict[str, torch.Tensor], target: Target) -> Scores:
-        cutting = MaskRule(
-            context.weights, self.allocation, target, context.floor, context.published
-        )
+        rule = MaskRule(context.weights, self.allocation, target, context.floor, context.published)
         rate = self._rate(context)
         if context.published and not isinstance(target, Mapping):
-            return PublishedScores(dense, cutting, float(target), rate, self.factors)
-        return SignedScores(dense, cutting, rate, self.factors, self.start)
+            return PublishedScores(dense, rule, float(target), rate, self.factors)
+        return SignedScores(dense, rule, rate, self.factors, self.start)
 
 
 def _train_mode(model: nn.Module) -> None:
-    """Dropout on; batch norms keep their running averages, which nobody would restore."""
+    """Dropout on; batch norms keep their running averages, which would not be restored."""
     for module in model.modules():
         module.training = not isinstance(module, _NormBase)
 
 
 def tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
-    """Task-agnostic mask training (Liu et al., NAACL 2022).
-
-    Args:
-        steps: number of steps, one batch each; None: one per batch of the data.
-        lr: learning rate of the first step; None: that of the variant.
-    """
+    """Task-agnostic mask training (Liu et al., NAACL 2022); see `Tamt`."""
     return Tamt(steps, lr)
 
 
@@ -323,8 +242,6 @@ def lamp_tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
     step, and every modality is pruned to the target as in MULTIFLOW. How it was found, and what
     each of its parts brings: `python -m benchmarks.papers search better --render`.
 
-    Args:
-        steps: see `tamt`.
-        lr: see `tamt`.
+    `steps` and `lr` are those of `Tamt`.
     """
     return Tamt(steps, lr, ModalityAllocation(), start="lamp", called="lamp-tamt")

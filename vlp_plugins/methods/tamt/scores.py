@@ -22,7 +22,7 @@ _SCORE = "trained"
 
 
 class Trained(Scorer):
-    """The scores themselves, handed over as what is known about the weights."""
+    """The trained scores themselves, which the evidence holds."""
 
     name: ClassVar[str] = "tamt"
     elementwise: ClassVar[bool] = True
@@ -37,7 +37,7 @@ class MaskRule:
 
     Attributes:
         weights: what the scores are of.
-        allocation: how the target is shared out among tensors.
+        allocation: how many elements each tensor keeps.
         target: sparsity.
         floor: least fraction that every tensor keeps.
         published: remove all elements that are equal to the threshold.
@@ -66,9 +66,6 @@ class MaskRule:
 
 
 PUBLISHED_LEARNING_RATE = 5e-5
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-WEIGHT_DECAY = 0.01
 ALPHA = 2.0
 """Masks start at this multiple of the threshold."""
 
@@ -86,7 +83,7 @@ class PublishedScores:
     def __init__(
         self,
         dense: Mapping[str, torch.Tensor],
-        cutting: MaskRule,
+        rule: MaskRule,
         sparsity: float,
         learning_rate: float = PUBLISHED_LEARNING_RATE,
         factors: Factors | None = None,
@@ -95,23 +92,18 @@ class PublishedScores:
 
         Args:
             dense: the weights by canonical name.
-            cutting: what removes the smallest scores.
+            rule: removes the smallest scores.
             sparsity: of the whole, and of every tensor's mask at the start.
             learning_rate: of the first step.
             factors: what multiplies |M| where tensors are compared; None: nothing.
         """
         self._dense = dense
         self._factors = factors
-        self._cutting = cutting
+        self._rule = rule
         self._rate = learning_rate
         self.values = initial_masks(dense, sparsity)
-        self._optimizer = torch.optim.AdamW(
-            self.values.values(),
-            lr=learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=WEIGHT_DECAY,
-        )
+        # PyTorch's defaults, as published: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
+        self._optimizer = torch.optim.AdamW(self.values.values(), lr=learning_rate)
 
     def scores(self) -> dict[str, torch.Tensor]:
         """|M| by canonical name, times the factors."""
@@ -122,17 +114,12 @@ class PublishedScores:
         return sizes
 
     def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
-        """What stays now, and the scores that say so."""
+        """See `Scores`."""
         scores = self.scores()
-        return self._cutting.select(scores), scores
+        return self._rule.select(scores), scores
 
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step of AdamW.
-
-        Args:
-            gradients: of the loss by the weights as they were under the mask, by canonical name.
-            factor: of the learning rate.
-        """
+        """One step of AdamW; see `Scores`."""
         for name, value in self.values.items():
             gradient = gradients.get(name)
             if gradient is None:
@@ -220,7 +207,7 @@ class SignedScores:
     def __init__(
         self,
         dense: Mapping[str, torch.Tensor],
-        cutting: MaskRule,
+        rule: MaskRule,
         learning_rate: float = LEARNING_RATE,
         factors: Factors | None = None,
         start: str = MAGNITUDE,
@@ -229,14 +216,14 @@ class SignedScores:
 
         Args:
             dense: the weights by canonical name.
-            cutting: what removes the smallest scores.
+            rule: removes the smallest scores.
             learning_rate: how far an element whose gradient is the root mean square moves in the
                 first step.
             factors: by canonical name; None: 1.
             start: a key of `STARTS`.
         """
         self._dense = dense
-        self._cutting = cutting
+        self._rule = rule
         self._rate = learning_rate
         self.values = {name: STARTS[start](weight) for name, weight in dense.items()}
         if factors is not None:
@@ -244,17 +231,11 @@ class SignedScores:
                 values.add_(math.log(factors.relative(name)))
 
     def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
-        """What stays now, and the scores that say so."""
-        return self._cutting.select(self.values), self.values
+        """See `Scores`."""
+        return self._rule.select(self.values), self.values
 
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step of gradient descent.
-
-        Args:
-            gradients: of the loss by the weights as they were under the mask, by canonical name;
-                overwritten.
-            factor: of the learning rate.
-        """
+        """One step of gradient descent; see `Scores`. It overwrites the gradients."""
         squares = 0.0
         for name, gradient in gradients.items():
             gradient.mul_(self._dense[name])
