@@ -29,6 +29,7 @@ def blocks_of(model: nn.Module, adapter: Adapter) -> list[Block]:
     return [_block(model, group) for group in survey(model, adapter)[0]]
 
 
+@takes_model
 def uncut(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """What looks like a block and is not among `blocks_of`: module path -> reason."""
     return survey(model, adapter)[1]
