@@ -12,9 +12,10 @@ import pytest
 import torch
 from outsiders import ADAPTER, SCORER, report_of
 
-from vlp_plugins import hookspecs, plugins
+from vlp_plugins import hookspecs
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.resolve import make_method
+from vlp_plugins.models import discovery as plugins
 from vlp_plugins.models.registry import KINDS, plugins_table
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scoring.score import Evidence
