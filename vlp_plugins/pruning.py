@@ -34,7 +34,13 @@ from vlp_plugins.models.request import Owners, Target, Variant, checked_argument
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError, no_exit
 from vlp_plugins.runtime.memory import bytes_of
-from vlp_plugins.runtime.model_state import autocast_of, dtype_of, neutral_state, takes_model
+from vlp_plugins.runtime.model_state import (
+    autocast_of,
+    buffers_kept,
+    dtype_of,
+    neutral_state,
+    takes_model,
+)
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.score import Scorer
 
@@ -166,7 +172,7 @@ def prune(
         progress=progress,
     )
     resolved.check(context)
-    with no_exit(f"method {resolved.name!r}"):
+    with no_exit(f"method {resolved.name!r}"), buffers_kept(model):
         masks = resolved.run(context)
     for each in masks:
         if not each.removed:
@@ -231,7 +237,8 @@ def gather(
         resume=resume,
         progress=progress,
     )
-    statistics = composition.gather(context)
+    with buffers_kept(model):
+        statistics = composition.gather(context)
     assert statistics is not None  # _reading makes sure that there is something to gather
     return statistics
 
@@ -361,18 +368,19 @@ def measure_id(
         VlpError: see `vlp_plugins.dimension.measure.measure`.
     """
     adapter = resolve_adapter(model, adapter)
-    return measure(
-        model,
-        adapter,
-        WeightMap.of(model, adapter),
-        batches,
-        estimator=estimator,
-        padding=padding,
-        dtype=dtype_of(dtype),
-        memory_budget=None if memory_budget is None else bytes_of(memory_budget),
-        published=is_published(variant),
-        limit=limit,
-        workplace=None if workplace is None else Path(workplace),
-        resume=resume,
-        progress=progress,
-    )
+    with buffers_kept(model):
+        return measure(
+            model,
+            adapter,
+            WeightMap.of(model, adapter),
+            batches,
+            estimator=estimator,
+            padding=padding,
+            dtype=dtype_of(dtype),
+            memory_budget=None if memory_budget is None else bytes_of(memory_budget),
+            published=is_published(variant),
+            limit=limit,
+            workplace=None if workplace is None else Path(workplace),
+            resume=resume,
+            progress=progress,
+        )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bad_world
+import click
 import pytest
 import torch
 from click.testing import Result
@@ -158,6 +159,16 @@ def test_a_scorer_that_ends_the_program_is_named(vlp, world, tmp_path, monkeypat
         found = vlp(*words, "--allocation", allocation, "--out", tmp_path / "out", code=2)
         assert "scorer 'magnitude' calls sys.exit(0)" in found.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scorer_that_exits_as_commands_do_is_named(vlp, world, tmp_path, monkeypatch) -> None:
+    def score(*_: object) -> None:
+        raise click.exceptions.Exit(0)
+
+    monkeypatch.setattr(Magnitude, "score", score)
+    words = ("prune", "--model", world["xvlm"], "--method", "omp", "--sparsity", "0.5")
+    found = vlp(*words, "--allocation", "layer", "--out", tmp_path / "out", code=2)
+    assert "scorer 'magnitude' calls Exit(0)" in found.stderr
 
 
 def test_other_code_that_ends_the_program_is_named(vlp, world, monkeypatch) -> None:

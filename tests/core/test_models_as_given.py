@@ -339,3 +339,37 @@ def test_padding_in_torch_s_own_encoder_gives_what_its_layers_give(exclude: Any)
         torch.backends.mha.set_fastpath_enabled(True)
 
     assert same(fast, slow)
+
+
+class Counting(nn.Module):
+    """Whose forward updates a buffer, and depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.register_buffer("average", torch.zeros(6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.average.mul_(0.5).add_(images.mean(0))
+        logits: Tensor = self.second(self.first(images - self.average).relu())
+        return logits
+
+
+@pytest.mark.parametrize("method", ["multiflow", "snip", "itersnip"])
+def test_a_forward_that_updates_a_buffer_leaves_it_as_it_was(method: str) -> None:
+    torch.manual_seed(0)
+    model = Counting().eval()
+    batches = [(torch.randn(4, 6), torch.randint(4, (4,))) for _ in range(3)]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    adapter = ModuleAdapter(model, loss=loss)
+    parameters = {"rounds": 2} if method == "itersnip" else {}
+    once, again = (
+        prune(model, batches, method=method, sparsity=0.5, adapter=adapter, **parameters)
+        for _ in range(2)
+    )
+
+    assert once == again
+    assert not model.average.any()

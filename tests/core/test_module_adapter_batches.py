@@ -238,3 +238,21 @@ def test_features_of_models_that_embed_images_and_texts() -> None:
     torch.testing.assert_close(texts, output.text_embeds)
     with pytest.raises(UnsupportedError, match="BertModel has no get_text_features"):
         adapter.text_features(BertModel(BERT), batch)
+
+
+def test_labels_are_no_optional_input_of_a_peft_model_either() -> None:
+    peft = pytest.importorskip("peft")
+    given: list[object] = []
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, images: Tensor, scale: Tensor | None = None) -> Tensor:
+            given.append(scale)
+            return self.layer(images)
+
+    model = peft.get_peft_model(Scaled(), peft.LoraConfig(target_modules=["layer"]))
+    only_stream(ModuleAdapter(model), model, (torch.rand(2, 4), torch.rand(2))).run()
+    assert given == [None]

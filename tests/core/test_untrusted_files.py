@@ -26,6 +26,7 @@ from vlp_plugins.masks.published_files import SUFFIX, import_published
 from vlp_plugins.models.architecture import bounded, meta_model, unfilled_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, MaskError, RecipeError, UnsupportedError
+from vlp_plugins.runtime.untrusted import check_inside
 
 ROOT = Path(__file__).parents[2]
 EVIL = "from pathlib import Path\nPath({touched!r}).touch()\nclass Evil: pass\n"
@@ -285,3 +286,15 @@ def test_the_name_of_a_member_is_not_read_beyond_the_limit(tmp_path: Path) -> No
     path.write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     with pytest.raises(DataError, match=r"the name of a member would take 4.0 GiB"):
         open_source(str(path))
+
+
+@pytest.mark.parametrize("value", ["", "0", "no", "false"])
+def test_a_variable_that_says_no_allows_no_path_outside(value, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VLP_READ_OUTSIDE", value)
+    with pytest.raises(DataError, match="outside of"):
+        check_inside(tmp_path / "other" / "x.png", tmp_path / "data", "metadata.jsonl")
+    monkeypatch.setenv("VLP_READ_OUTSIDE", "yes")
+    check_inside(tmp_path / "other" / "x.png", tmp_path / "data", "metadata.jsonl")
+    monkeypatch.setenv("VLP_READ_OUTSIDE", "perhaps")
+    with pytest.raises(UnsupportedError, match="set it to 1 or 0"):
+        check_inside(tmp_path / "other" / "x.png", tmp_path / "data", "metadata.jsonl")

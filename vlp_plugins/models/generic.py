@@ -45,9 +45,11 @@ def _bind(
     """The arguments of a bound method or function, from a batch as `ModuleAdapter` describes it.
 
     A mapping gives all its items where `forward` states no name and takes `**kwargs`. A tuple or
-    list gives one item to a forward without required parameters, all if it takes `*args` alone.
+    list gives one item to a forward without required parameters, all if it takes `*args` alone. The
+    forward of a PEFT model takes anything: what it requires, its base model says.
     """
-    signature = inspect.signature(forward)
+    base = getattr(getattr(forward, "__self__", None), "get_base_model", None)
+    signature = inspect.signature(forward if base is None else base().forward)
     parameters = signature.parameters.values()
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

@@ -64,19 +64,27 @@ class OutputError(VlpError):
 
 @contextmanager
 def no_exit(what: str) -> Iterator[None]:
-    """Makes an error of `sys.exit` in what others wrote: the program would end as if all were well.
+    """Makes an error of an exit in what others wrote: the program would end as if all were well.
+
+    An exit is `sys.exit`, and an error that carries an `exit_code`, as those of click do.
 
     Args:
         what: whose code runs, for the message.
 
     Raises:
-        UnsupportedError: in place of `SystemExit`.
+        UnsupportedError: in place of the exit.
     """
     try:
         yield
-    except SystemExit as error:
+    except (SystemExit, Exception) as error:
+        if isinstance(error, VlpError) or not (
+            isinstance(error, SystemExit) or hasattr(error, "exit_code")
+        ):
+            raise
+        call = "sys.exit" if isinstance(error, SystemExit) else type(error).__name__
+        code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", None)
         raise UnsupportedError(
-            f"{what} calls sys.exit({error.code!r}), which would end the program; a plug-in raises "
+            f"{what} calls {call}({code!r}), which would end the program; a plug-in raises "
             "an error instead"
         ) from error
 

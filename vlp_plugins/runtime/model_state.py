@@ -181,6 +181,25 @@ class _FastPath:
 _FAST_PATH = _FastPath()
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Restores the buffers of a model afterwards: a forward may change its own state."""
+    kept = [
+        (module, name, buffer, None if buffer.is_meta else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in kept:
+                if value is not None and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                module._buffers[name] = buffer
+
+
 def random_state_kept(device: torch.device) -> AbstractContextManager[Any]:
     """Restores the random state of the CPU and of this device afterwards."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])

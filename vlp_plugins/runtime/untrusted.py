@@ -58,7 +58,7 @@ def check_inside(
 ) -> None:
     """Checks that a path which a file names lies in a folder; links in the folder may lead out.
 
-    `VLP_READ_OUTSIDE=1` in the environment allows any path.
+    `VLP_READ_OUTSIDE=1` (or `true`, `yes`) in the environment allows any path.
 
     Args:
         path: absolute, or relative to the working directory as the folders are.
@@ -68,8 +68,9 @@ def check_inside(
 
     Raises:
         Exception: of type `error`, if it lies elsewhere.
+        UnsupportedError: if the variable says neither yes nor no.
     """
-    if os.environ.get(OUTSIDE_VARIABLE, "0") not in ("", "0"):
+    if _outside_allowed():
         return
     # Without resolving links: a link that the user put into the folder is the user's choice.
     places = [folders] if isinstance(folders, Path) else folders
@@ -80,3 +81,12 @@ def check_inside(
             f"{' and '.join(map(str, places))}; link its folder there, or set "
             f"{OUTSIDE_VARIABLE}=1 if you trust the file"
         )
+
+
+def _outside_allowed() -> bool:
+    value = os.environ.get(OUTSIDE_VARIABLE, "").strip().lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise UnsupportedError(f"{OUTSIDE_VARIABLE}={value!r}; set it to 1 or 0")
