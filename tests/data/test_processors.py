@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -120,3 +121,13 @@ class TestLengthOfCaptions:
         assert self.limit(tmp_path, max_length=100) == 24
         with pytest.raises(DataError, match="at least 3, not 2"):
             load_processor(str(tmp_path), max_length=2)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_replaced_by_another(tmp_path: Path) -> None:
+    folder = save_side_by_side(tmp_path)
+    load_processor(str(folder))
+    file = folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    with pytest.raises(DataError, match=r"needs code of its own \(the tokenizer Evil\)"):
+        load_processor(str(folder))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp_plugins.models.architecture import load_config, loading_failure
+from vlp_plugins.models.architecture import code_refused, load_config, loading_failure
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
@@ -115,6 +116,7 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
             reasons.append(loading_failure(folder, error))
             return None
 
+    _check_tokenizer(folder)
     whole = attempt("AutoProcessor", backend="pil")
     if getattr(whole, "image_processor", None):
         _check_sizes(whole.image_processor, folder)
@@ -126,6 +128,19 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
     _check_sizes(images, folder)
     tokenizer = attempt("AutoTokenizer")
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
+
+
+def _check_tokenizer(folder: str) -> None:
+    """Raises `DataError` if only code of the folder has its class: another would be taken."""
+    import transformers
+
+    try:
+        named = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):  # on the hub, not there, or damaged, which loading says
+        return
+    name = named.get("tokenizer_class") if isinstance(named, dict) else None
+    if isinstance(name, str) and "auto_map" in named and not hasattr(transformers, name):
+        raise DataError(code_refused(folder, f"the tokenizer {name}"))
 
 
 def _check_sizes(images: Any, folder: str) -> None:

@@ -56,9 +56,7 @@ def load_config(source: str | os.PathLike[str]) -> Any:
     own = raw.get("auto_map")
     kind = raw.get("model_type")
     if isinstance(own, dict) and "AutoConfig" in own and kind not in transformers.CONFIG_MAPPING:
-        raise UnsupportedError(
-            _code_refused(source, f"{own['AutoConfig']} for model type {kind!r}")
-        )
+        raise UnsupportedError(code_refused(source, f"{own['AutoConfig']} for model type {kind!r}"))
     # None, the default, would ask on the terminal whether the code may run.
     return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
 
@@ -125,7 +123,7 @@ def _raw_config(source: str) -> dict[str, Any]:
     raw: dict[str, Any] = transformers.PreTrainedConfig.get_config_dict(source)[0]
     for name, value in _values(raw, ""):
         if name.endswith(_ATTENTION) and "/" in str(value):  # a kernel of the hub
-            raise UnsupportedError(_code_refused(source, f"{name} {value}"))
+            raise UnsupportedError(code_refused(source, f"{name} {value}"))
         if not isinstance(value, int):
             continue
         most = _MOST_LAYERS if _LAYERS.search(name) else _MOST_SIZE
@@ -163,11 +161,17 @@ def transformers_class(config: Any) -> Any:
 def loading_failure(source: str, error: BaseException) -> str:
     """Why transformers could not load something, in one line."""
     if "trust_remote_code" in str(error):
-        return _code_refused(source, "auto_map in its files")
+        return code_refused(source, "auto_map in its files")
     return first_line(error)
 
 
-def _code_refused(source: str, what: str) -> str:
+def code_refused(source: str, what: str) -> str:
+    """The sentence for a folder that brings code.
+
+    Args:
+        source: the folder.
+        what: needs it.
+    """
     import transformers
 
     return (
