@@ -17,6 +17,7 @@ Every process has the whole model (DistributedDataParallel), so the masks are lo
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -130,6 +131,11 @@ class AccelerateEngine:
     def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
         self._loss, self._optimizer = self.accelerator.prepare(loss, optimizer)
 
+    def release(self) -> None:
+        """Lets go of what was prepared."""
+        vars(self).pop("_loss", None)
+        vars(self).pop("_optimizer", None)
+
     def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
         waiting = nullcontext() if last else self.accelerator.no_sync(self._loss)
         with waiting:
@@ -175,6 +181,12 @@ def launched(autocast: str | None = None, *, cpu: bool = False) -> Iterator[Acce
     )
     before_joining()
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[handler], **options)
-    yield AccelerateEngine(accelerator)
+    engine = AccelerateEngine(accelerator)
+    yield engine
     accelerator.wait_for_everyone()  # gloo may abort a process whose peer is still at work
+    # What DistributedDataParallel keeps of the process group goes first: freed later, with the
+    # interpreter's lock held, it waits for gloo's threads, and they for the lock.
+    engine.release()
+    accelerator.free_memory()
+    gc.collect()
     accelerator.end_training()
