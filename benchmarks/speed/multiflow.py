@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from benchmarks.results import recorded
-from benchmarks.speed.workload import bare_forward, best_in_turns, full_size, random_batches
+from benchmarks.speed.workload import (
+    bare_forward,
+    best_in_turns,
+    full_size,
+    print_costs,
+    random_batches,
+)
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
@@ -84,11 +90,7 @@ def run(options: argparse.Namespace) -> None:
     for family in options.models:
         f = measure(family, device, options.batches, options.batch_size, options.rounds)
         figures[family] = f
-        print(f"{family}: {f['elements']:,} prunable weights, {options.batches} batches of "
-              f"{options.batch_size}, best of {options.rounds}, {device}")  # fmt: skip
-        for name, seconds in f["seconds"].items():
-            extra = f["extra_peak_bytes"][name] / 1e6
-            print(f"  {name:12} {seconds:8.2f} s   extra peak {extra:8.0f} MB")
+        print_costs(family, f, options)
         for name, target in TARGETS.items():
             verdict = "ok" if f[name] <= target else "ABOVE"
             print(f"  {name:36} {f[name]:12.4g}  target {target:g}  {verdict}")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.results import recorded
-from benchmarks.speed.workload import best_in_turns, full_size, random_batches
+from benchmarks.speed.workload import best_in_turns, full_size, print_costs, random_batches
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
@@ -70,11 +70,7 @@ def run(options: argparse.Namespace) -> None:
     for family in options.models:
         f = measure(family, device, options.batches, options.batch_size, options.rounds)
         figures[family] = f
-        print(f"{family}: {f['elements']:,} prunable weights, {options.batches} batches of "
-              f"{options.batch_size}, best of {options.rounds}, {device}")  # fmt: skip
-        for name, seconds in f["seconds"].items():
-            extra = f["extra_peak_bytes"][name] / 1e6
-            print(f"  {name:12} {seconds:8.2f} s   extra peak {extra:8.0f} MB")
+        print_costs(family, f, options)
         ratio = f["snip_over_gradients"]
         verdict = "ok" if ratio <= TARGET else "ABOVE"
         print(f"  snip_over_gradients {ratio:.3f}  target {TARGET:g}  {verdict}", flush=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -89,3 +90,12 @@ def best_in_turns(
         for name, run in runs.items():
             samples[name].append(timed(model, run, device))
     return {name: (min(s for s, _ in v), max(b for _, b in v)) for name, v in samples.items()}
+
+
+def print_costs(family: str, figures: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """What was measured of a model: seconds and extra peak memory of every part."""
+    print(f"{family}: {figures['elements']:,} prunable weights, {options.batches} batches of "
+          f"{options.batch_size}, best of {options.rounds}, {options.device}")  # fmt: skip
+    for name, seconds in figures["seconds"].items():
+        extra = figures["extra_peak_bytes"][name] / 1e6
+        print(f"  {name:12} {seconds:8.2f} s   extra peak {extra:8.0f} MB")

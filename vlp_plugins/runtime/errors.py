@@ -77,12 +77,12 @@ def no_exit(what: str) -> Iterator[None]:
     try:
         yield
     except (SystemExit, Exception) as error:
-        if isinstance(error, VlpError) or not (
-            isinstance(error, SystemExit) or hasattr(error, "exit_code")
-        ):
+        if isinstance(error, SystemExit):
+            call, code = "sys.exit", error.code
+        elif hasattr(error, "exit_code"):  # no error of ours has one
+            call, code = type(error).__name__, error.exit_code
+        else:
             raise
-        call = "sys.exit" if isinstance(error, SystemExit) else type(error).__name__
-        code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", None)
         raise UnsupportedError(
             f"{what} calls {call}({code!r}), which would end the program; a plug-in raises "
             "an error instead"
