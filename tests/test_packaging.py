@@ -76,6 +76,7 @@ def test_importing_the_package_imports_neither_torch_nor_a_host() -> None:
         ("vlp_plugins.allocation", "Allocation"),
         ("vlp_plugins.statistics.second_moment", "InputSecondMoment"),
         ("vlp_plugins.methods.base", "Composition"),
+        ("vlp_plugins.calibration.statistic", "InputSecondMoment"),
         ("vlp_plugins.solvers.problem", "Problem"),
         ("vlp_plugins.training", "GradualPruning"),
         ("vlp_plugins.lora", "merge"),

@@ -13,7 +13,7 @@ from toy import FEED, WIDTH, Counting, Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.batches import interleave
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import (
+from vlp_plugins.calibration.moments import (
     INPUT_SECOND_MOMENT,
     InputSecondMoment,
     Site,
@@ -224,7 +224,7 @@ def test_large_convolution_inputs_are_unfolded_in_parts(monkeypatch):
     layer = nn.Sequential(nn.Conv2d(3, 2, 3))
     adapter = Lambda({"t": None}, w=Owner("0", "t"))
     whole = run(layer, adapter, [{"x": images}])
-    monkeypatch.setattr("vlp_plugins.calibration.hooks._UNFOLDED", 2 * 9 * images[0].numel())
+    monkeypatch.setattr("vlp_plugins.calibration.tokens._UNFOLDED", 2 * 9 * images[0].numel())
     counting = Counting()
     parts = run(layer, adapter, [{"x": images}], statistics=[counting])
     assert counting.tokens == [72, 72, 36]

@@ -14,7 +14,7 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.checkpoint import FORM, unpack_state
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import InputSecondMoment, MeanGradient
+from vlp_plugins.calibration.moments import InputSecondMoment, MeanGradient
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.distributed import before_joining
-from vlp_plugins.calibration.statistic import MeanGradient
+from vlp_plugins.calibration.moments import MeanGradient
 from vlp_plugins.models.weights import WeightMap
 
 folder = Path(sys.argv[1])

@@ -16,7 +16,7 @@ import torch
 from toy import Counting, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import InputSecondMoment
+from vlp_plugins.calibration.moments import InputSecondMoment
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
@@ -193,7 +193,7 @@ import sys, time
 from pathlib import Path
 from toy import ToyAdapter, toy_batches, toy_model
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import InputSecondMoment
+from vlp_plugins.calibration.moments import InputSecondMoment
 from vlp_plugins.models.weights import WeightMap
 
 folder, stop = Path(sys.argv[1]), int(sys.argv[2])

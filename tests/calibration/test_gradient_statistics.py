@@ -14,7 +14,7 @@ from toy_loss import LosingAdapter, losing_toy, spoilt
 
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.calibration.statistic import (
+from vlp_plugins.calibration.moments import (
     INPUT_SECOND_MOMENT,
     MEAN_GRADIENT,
     InputSecondMoment,

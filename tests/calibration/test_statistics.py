@@ -14,7 +14,7 @@ from torch import nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import ActivationStatistic, InputSecondMoment, Site
+from vlp_plugins.calibration.moments import ActivationStatistic, InputSecondMoment, Site
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.generic import ModuleAdapter

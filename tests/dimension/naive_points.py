@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension import measure as computing
 from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.profile import IdProfile

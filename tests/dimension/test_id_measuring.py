@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.family import Family
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension.measure import measure
 from vlp_plugins.models.adapter import Stream
 from vlp_plugins.models.discovery import registry

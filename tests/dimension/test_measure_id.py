@@ -10,7 +10,7 @@ from naive_points import naive_points
 from toy import ToyAdapter, toy_batches, toy_model
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension.twonn import Estimator, estimate
 from vlp_plugins.pruning import measure_id
 from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp_plugins.calibration.statistic import InputSecondMoment
+from vlp_plugins.calibration.moments import InputSecondMoment
 from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream, WeightSpec, need
 
 WIDTH, FEED = 6, 10

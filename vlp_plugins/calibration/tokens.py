@@ -1,4 +1,4 @@
-"""Hooks on the modules that use prunable weights, and the real tokens that enter them."""
+"""Which tokens enter the modules that use prunable weights, and the hooks that read them."""
 
 from __future__ import annotations
 
