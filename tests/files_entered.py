@@ -40,7 +40,7 @@ def entered(function: Callable[[], object]) -> list[str]:
 
 def main() -> None:
     """Runs the three calls on the recorded BLIP and on tiny models."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cli")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "toys")]
     import tiny_models
     from click.testing import CliRunner
 

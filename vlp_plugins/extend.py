@@ -8,7 +8,7 @@ what it makes.
 
 from __future__ import annotations
 
-from vlp_plugins.calibration.statistic import (
+from vlp_plugins.calibration.moments import (
     INPUT_SECOND_MOMENT,
     MEAN_GRADIENT,
     ActivationStatistic,

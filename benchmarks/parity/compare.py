@@ -15,7 +15,7 @@ from benchmarks.parity.family import Family, Line, recorded_names
 from benchmarks.parity.gradients import compare_rows, compare_snip
 from benchmarks.parity.iterative import compare_iterative
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT, InputSecondMoment, LossStatistic
+from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment, LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition

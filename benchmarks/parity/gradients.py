@@ -17,7 +17,7 @@ from benchmarks.parity.family import (
 from benchmarks.parity.negatives import RecordedNegatives
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient
+from vlp_plugins.calibration.moments import MEAN_GRADIENT, MeanGradient
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT, InputSecondMoment
+from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError
 

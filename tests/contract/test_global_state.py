@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -292,8 +291,6 @@ def test_structured_pruning_by_torch_pruning(model, batches):
 
 def test_an_importance_in_a_pruner_of_torch_pruning(model, batches):
     host = pytest.importorskip("vlp_plugins.hosts.torch_pruning", reason="the host is an extra")
-    sys.path.append(str(Path(__file__).parents[1] / "structured"))
-    sys.path.append(str(Path(__file__).parents[1] / "hosts"))
     examples = importlib.import_module("torch_pruning_examples")
     smaller = copy.deepcopy(model)
     adapter = registry().adapter_for(smaller)

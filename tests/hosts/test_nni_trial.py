@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vlp_adapters.blip import BlipForPretraining
 from vlp_plugins.hosts.nni.best import TrialRecord
-from vlp_plugins.hosts.nni.settings import DRAWN, TrialSettings, overlay
+from vlp_plugins.hosts.nni.drawn_settings import DRAWN, TrialSettings, overlay
 from vlp_plugins.hosts.nni.trial import run_trial
 from vlp_plugins.jobs.preparation import resolve_names
 from vlp_plugins.jobs.prune import run

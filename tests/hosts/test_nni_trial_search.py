@@ -23,8 +23,8 @@ from nni_trial_examples import Told, command, recipe_in, save_world, tiny_models
 
 from vlp_plugins.hosts.nni import trial as experiment
 from vlp_plugins.hosts.nni import tuners
+from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 from vlp_plugins.hosts.nni.search import check_experiment, draws
-from vlp_plugins.hosts.nni.settings import TrialSettings
 from vlp_plugins.hosts.nni.trial import run_trial
 from vlp_plugins.jobs.preparation import prepare
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_pruning_examples import GOLDEN, golden, golden_batches, named, stock_pruner
 
 from benchmarks.parity.blip import batches_from_golden
-from vlp_plugins.calibration.statistic import INPUT_SECOND_MOMENT
+from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.recorder import Recorder

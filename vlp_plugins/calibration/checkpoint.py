@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.batches import DIGEST_BYTES
-from vlp_plugins.calibration.statistic import LOSS_STREAM, Key, Statistic
+from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Statistic
 from vlp_plugins.calibration.statistics import pack_sums, unpack_sums
 from vlp_plugins.calibration.sums import Tally
 from vlp_plugins.models.weights import WeightMap

@@ -26,8 +26,8 @@ from vlp_plugins.calibration.checkpoint import (
     pack_state,
     unpack_state,
 )
+from vlp_plugins.calibration.moments import Key, Statistic
 from vlp_plugins.calibration.probes import Probes
-from vlp_plugins.calibration.statistic import Key, Statistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.calibration.sums import LargeSums, Tally, sum_over_processes, sum_tally
 from vlp_plugins.models.adapter import Adapter, Batch

@@ -12,7 +12,18 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.calibration.hooks import (
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.moments import (
+    LOSS_STREAM,
+    ActivationStatistic,
+    Key,
+    LossStatistic,
+    Site,
+    Statistic,
+    distinct,
+)
+from vlp_plugins.calibration.sums import LargeSums
+from vlp_plugins.calibration.tokens import (
     TokenReader,
     Use,
     check_reached,
@@ -23,17 +34,6 @@ from vlp_plugins.calibration.hooks import (
     real_of,
     run_without_gradients,
 )
-from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.calibration.statistic import (
-    LOSS_STREAM,
-    ActivationStatistic,
-    Key,
-    LossStatistic,
-    Site,
-    Statistic,
-    distinct,
-)
-from vlp_plugins.calibration.sums import LargeSums
 from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlp_plugins.calibration.statistic import LOSS_STREAM, Key, Site
+from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Site
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from vlp_plugins.calibration.statistic import Key
+from vlp_plugins.calibration.moments import Key
 from vlp_plugins.runtime.distributed import all_gather, rank_and_size
 
 

@@ -62,7 +62,7 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
     of an experiment, nothing is drawn.
     """
     with _needing_nni():
-        from vlp_plugins.hosts.nni.settings import TrialSettings
+        from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 
         if experiment is not None:
             options = _as_trials_run(experiment, options)
@@ -88,7 +88,7 @@ def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
     """
     with _needing_nni():
         from vlp_plugins.hosts.nni.best import best_trial, export_trial, finished_trials
-        from vlp_plugins.hosts.nni.settings import flattened
+        from vlp_plugins.hosts.nni.drawn_settings import flattened
 
         trials = finished_trials(folder)
         best = best_trial(trials, min_sparsity=min_sparsity)

@@ -15,7 +15,7 @@ from vlp_plugins.calibration.batches import (
     to_device,
     warn_if_fewer,
 )
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension.outputs import Output, OutputProbe
 from vlp_plugins.dimension.points import Met, Need, Points, Room, Sites, expected, fits, pack
 from vlp_plugins.models.adapter import Batch

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import torch
 from torch import distributed, nn
 
-from vlp_plugins.calibration.hooks import check_reached
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
+from vlp_plugins.calibration.tokens import check_reached
 from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
 from vlp_plugins.dimension.outputs import OutputProbe, Padding
 from vlp_plugins.dimension.points import Points, Sites

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size
-from vlp_plugins.calibration.hooks import (
+from vlp_plugins.calibration.moments import Site
+from vlp_plugins.calibration.tokens import (
     Use,
     hooked,
     modules_using,
     real_of,
     run_without_gradients,
 )
-from vlp_plugins.calibration.statistic import Site
 from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError

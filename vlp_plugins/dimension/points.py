@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import torch
 
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension.neighbours import working_bytes
 from vlp_plugins.dimension.outputs import Output
 from vlp_plugins.runtime.errors import UnsupportedError

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vlp_plugins.calibration.statistic import Site
+from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension.points import Met, Sites
 from vlp_plugins.dimension.twonn import Estimate
 from vlp_plugins.models.weights import WeightMap

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.statistic import Statistic, distinct
+from vlp_plugins.calibration.moments import Statistic, distinct
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks

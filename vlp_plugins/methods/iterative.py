@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.loss import bytes_of_state
-from vlp_plugins.calibration.statistic import LossStatistic
+from vlp_plugins.calibration.moments import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.calibration.statistic import (
+from vlp_plugins.calibration.moments import (
     INPUT_SECOND_MOMENT,
     ActivationStatistic,
     InputSecondMoment,

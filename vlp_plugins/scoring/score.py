@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.calibration.statistic import Statistic
+from vlp_plugins.calibration.moments import Statistic
 from vlp_plugins.runtime.errors import no_exit
 from vlp_plugins.scoring.threshold import Cut
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from vlp_plugins.calibration.statistic import MEAN_GRADIENT, MeanGradient, Statistic
+from vlp_plugins.calibration.moments import MEAN_GRADIENT, MeanGradient, Statistic
 from vlp_plugins.scoring.score import Evidence, Scorer
 
 

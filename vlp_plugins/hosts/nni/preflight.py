@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.calibration.statistic import LossStatistic
+from vlp_plugins.calibration.moments import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
-from vlp_plugins.hosts.nni.settings import TrialSettings
+from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 from vlp_plugins.hosts.nni.trial import check_test, source_of
 from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.preparation import Prepared, resolve_names

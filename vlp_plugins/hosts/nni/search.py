@@ -17,8 +17,8 @@ from typing import Any
 
 from nni.experiment.config import ExperimentConfig
 
+from vlp_plugins.hosts.nni.drawn_settings import NAME, TrialSettings, flattened, overlay
 from vlp_plugins.hosts.nni.preflight import Preflight
-from vlp_plugins.hosts.nni.settings import NAME, TrialSettings, flattened, overlay
 from vlp_plugins.hosts.nni.trial import check_finetuning, warn_of_portal
 from vlp_plugins.hosts.nni.tuners import check_algorithms
 from vlp_plugins.jobs.preparation import resolve_names

@@ -20,7 +20,7 @@ from vlp_plugins.calibration.loss import LossProbe, check_loss, total
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.hosts.nni.best import TrialRecord
-from vlp_plugins.hosts.nni.settings import PAIRS, Metric, TrialSettings, overlay
+from vlp_plugins.hosts.nni.drawn_settings import PAIRS, Metric, TrialSettings, overlay
 from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.jobs.prune import delete_checkpoints, run

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.calibration.statistic import ActivationStatistic, Statistic
+from vlp_plugins.calibration.moments import ActivationStatistic, Statistic
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed

@@ -1,0 +1,91 @@
+"""A model under fully_shard in two processes is pruned like the whole model in one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sharded_runs import CHITA, GOLDEN, RUNS
+
+from benchmarks.parity.family import Family
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.pruning import prune
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("sharded_runs.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where two processes under torchrun left what they found."""
+    folder = tmp_path_factory.mktemp("sharded")
+    paths = [str(ROOT), *(path for path in sys.path if path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    done = subprocess.run(
+        [*launch, "2", str(SCRIPT), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def assert_same_masks(path: Path, expected: Masks) -> None:
+    found = Masks.load(path)
+    assert all(torch.equal(found.packed[name], bits) for name, bits in expected.packed.items())
+    assert found.manifest.calibration == expected.manifest.calibration
+    assert found.manifest.weights_hash == expected.manifest.weights_hash
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_masks_and_new_values_are_those_of_one_process(folder, name):
+    kind, method, options = RUNS[name]
+    family = Family(GOLDEN / kind)
+    model = family.model()
+    masks = prune(model, family.batches()[:3], method=method, sparsity=0.75, **options)
+    masks.apply(model)
+    for rank in (0, 1):
+        assert_same_masks(folder / f"{name}{rank}.safetensors", masks)
+        state = torch.load(folder / f"{name}{rank}.pt")
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(state[key], value, atol=1e-5, rtol=0)
+
+
+def test_a_pass_goes_on_from_the_checkpoint_of_the_first_process(folder):
+    family = Family(GOLDEN / "vit")
+    expected = prune(family.model(), family.batches()[:3], method="snip", sparsity=0.75)
+    for rank in (0, 1):
+        assert_same_masks(folder / f"resumed{rank}.safetensors", expected)
+    assert [path.name for path in folder.glob("pass.ckpt*")] == ["pass.ckpt"]
+
+
+def test_a_batch_that_is_not_finite_is_left_out_by_both(folder):
+    family = Family(GOLDEN / "vit")
+    expected = prune(family.model(), family.batches()[:1], method="chita", sparsity=0.5, **CHITA)
+    for rank in (0, 1):
+        found = Masks.load(folder / f"skipped{rank}.safetensors")
+        assert all(torch.equal(found.packed[name], bits) for name, bits in expected.packed.items())
+        assert "the loss 'ce' of batch 1 is nan" in (folder / f"nan{rank}").read_text()
+
+
+def test_gradients_and_frozen_parameters_of_the_user_stay(folder):
+    for rank in (0, 1):
+        assert (folder / f"found{rank}").read_text() == "True False True"
+
+
+def test_sharded_momentum_copies_are_rejected_with_what_to_do(folder):
+    for rank in (0, 1):
+        assert "fully_shard(model, ignored_params=" in (folder / f"twins{rank}").read_text()
+
+
+def test_processes_that_read_different_data_are_told(folder):
+    for rank in (0, 1):
+        assert "process 1 read other data" in (folder / f"data{rank}").read_text()

@@ -1,0 +1,101 @@
+"""What setup.cfg lists is what there is: a package it forgets works here and nowhere else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOMES = {"vlp_plugins": ROOT / "vlp_plugins", "vlp_adapters": ROOT / "adapters" / "vlp_adapters"}
+
+
+@pytest.fixture(scope="module")
+def setup() -> ConfigParser:
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def test_every_package_is_listed(setup: ConfigParser) -> None:
+    found = {
+        ".".join((name, *path.parent.relative_to(home).parts))
+        for name, home in HOMES.items()
+        for path in home.rglob("__init__.py")
+    }
+    assert sorted(lines(setup["options"]["packages"])) == sorted(found)
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    for home in HOMES.values():
+        for path in home.rglob("*.py"):
+            assert (path.parent / "__init__.py").is_file(), path
+
+
+def test_types_and_the_template_are_installed(setup: ConfigParser) -> None:
+    patterns = [p.strip() for p in setup["options.package_data"]["*"].split(",")]
+    data = [HOMES["vlp_plugins"] / "report" / "page.html.j2"]
+    data += [home / "py.typed" for home in HOMES.values()]
+    for path in data:
+        assert path.is_file()
+        assert any(path.match(pattern) for pattern in patterns), path
+
+
+def test_other_files_beside_the_code_are_installed_too(setup: ConfigParser) -> None:
+    patterns = [p.strip() for p in setup["options.package_data"]["*"].split(",")]
+    for home in HOMES.values():
+        for path in home.rglob("*"):
+            is_code = path.suffix in (".py", ".pyc") or path.is_dir() or ".mypy" in str(path)
+            assert is_code or any(path.match(pattern) for pattern in patterns), path
+
+
+def test_the_command_is_the_entry_point(setup: ConfigParser) -> None:
+    assert "vlp = vlp_plugins.cli:main" in lines(setup["options.entry_points"]["console_scripts"])
+
+
+def test_importing_the_package_imports_neither_torch_nor_a_host() -> None:
+    code = (
+        "import sys, vlp_plugins; "
+        "print([m for m in ('torch', 'transformers', 'nni', 'torch_pruning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("vlp_plugins.scorers.base", "Scorer"),
+        ("vlp_plugins.allocation", "Allocation"),
+        ("vlp_plugins.statistics.second_moment", "InputSecondMoment"),
+        ("vlp_plugins.methods.base", "Composition"),
+        ("vlp_plugins.calibration.statistic", "InputSecondMoment"),
+        ("vlp_plugins.solvers.problem", "Problem"),
+        ("vlp_plugins.training", "GradualPruning"),
+        ("vlp_plugins.lora", "merge"),
+        ("vlp_plugins.adapter", "Adapter"),
+    ],
+)
+def test_former_module_names_forward_with_a_warning(former, name):
+    """A process of its own: what is imported once warns no more."""
+    code = (
+        "import importlib, warnings\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    module = importlib.import_module({former!r})\n"
+        f"print(getattr(module, {name!r}).__module__)\n"
+        "print([str(each.message) for each in said if each.category is FutureWarning][-1])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    where, said = run.stdout.splitlines()
+    assert where.startswith("vlp_plugins.")
+    assert where != former
+    assert f"{former} is now " in said

@@ -1,0 +1,231 @@
+"""Which tokens enter the modules that use prunable weights, and the hooks that read them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from vlp_plugins.models.adapter import Adapter, Owner, Stream
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import BatchError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.model_state import (
+    callers_defaults,
+    fast_path_off,
+    flags_kept,
+    random_state_kept,
+)
+from vlp_plugins.runtime.sharding import as_forward, at_rest
+
+# Elements of an unfolded convolution input that exist at a time: 64 MiB of float32.
+_UNFOLDED = 1 << 24
+
+
+class TokenReader(ABC):
+    """Makes `[tokens, in_features]` of the input of one module.
+
+    Attributes:
+        key: equal for readers that make the same rows of the same input.
+    """
+
+    key: tuple[object, ...] = ()
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @abstractmethod
+    def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        """The rows, in one or several parts.
+
+        Args:
+            inputs: what entered the module.
+            real: bool, true where a token is real; None where all are.
+
+        Raises:
+            BatchError: if `real` does not fit the input.
+        """
+
+    def _select(self, tokens: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        """`[..., features]` and a mask of its leading dimensions to `[real tokens, features]`."""
+        if real is not None:
+            if real.dtype != torch.bool:
+                raise UnsupportedError(
+                    f"the token mask of {self._path} is {real.dtype}; an adapter must give bool"
+                )
+            if tokens.shape[:-1] != real.shape:
+                raise self._misfit(tokens, real)
+            real = real.to(tokens.device)
+            if not bool(real.all()):
+                return tokens[real]
+        return tokens.reshape(-1, tokens.shape[-1])
+
+    def _misfit(self, tokens: torch.Tensor, real: torch.Tensor) -> BatchError:
+        return BatchError(
+            f"the input of {self._path} is {list(tokens.shape)}, but the mask of its tokens is "
+            f"{list(real.shape)}; if the layer sees other tokens than those, the adapter must give "
+            "it a token space of its own: with ModuleAdapter, tokens={regular expression: None}"
+        )
+
+
+class _Rows(TokenReader):
+    """The last dimension holds the features, as `nn.Linear` reads them.
+
+    One vector per sample (a pooler's input) has no tokens to leave out. It is recognised by its
+    rank: it has no dimension for the tokens of the mask.
+    """
+
+    def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        pooled = real is not None and inputs.ndim == 2 == real.ndim and len(inputs) == len(real)
+        yield self._select(inputs, None if pooled else real)
+
+
+class _Patches(TokenReader):
+    """Every position of a convolution is a token; its features are the patch under the kernel."""
+
+    def __init__(self, path: str, module: nn.Conv2d) -> None:
+        super().__init__(path)
+        if module.groups != 1:
+            raise UnsupportedError(
+                f"{path} is a convolution in {module.groups} groups, whose outputs do not all "
+                "read the same inputs; exclude it (ModuleAdapter(exclude=...))"
+            )
+        self._kernel, self._stride = module.kernel_size, module.stride
+        self._dilation = module.dilation
+        # What the module pads by itself, also for padding='same': left, right, top, bottom.
+        self._padding = list(module._reversed_padding_repeated_twice)
+        self._mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        geometry = (self._kernel, self._stride, self._dilation, *self._padding, self._mode)
+        self.key = ("patches", *geometry)
+
+    def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        if inputs.ndim == 3:
+            inputs = inputs.unsqueeze(0)
+        if real is not None and len(real) != len(inputs):
+            raise self._misfit(inputs, real)
+        if any(self._padding):
+            inputs = F.pad(inputs, self._padding, mode=self._mode)
+        # Unfolding repeats every element; samples are taken a few at a time to bound that.
+        count = max(1, _UNFOLDED // max(1, inputs[0].numel() * math.prod(self._kernel)))
+        for start in range(0, len(inputs), count):
+            some = slice(start, start + count)
+            patches = F.unfold(
+                inputs[some], self._kernel, dilation=self._dilation, stride=self._stride
+            )
+            yield self._select(patches.transpose(1, 2), None if real is None else real[some])
+
+
+def reader_of(path: str, module: nn.Module) -> TokenReader:
+    """How the input of a module is read.
+
+    Raises:
+        UnsupportedError: if it is a convolution in groups.
+    """
+    return _Patches(path, module) if isinstance(module, nn.Conv2d) else _Rows(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One module as the user of one weight.
+
+    Attributes:
+        weight: canonical name.
+        index: of the module among the weight's owners.
+        owner: the module.
+    """
+
+    weight: str
+    index: int
+    owner: Owner
+
+
+def modules_using(
+    model: nn.Module, weights: WeightMap
+) -> Iterator[tuple[str, nn.Module, list[Use]]]:
+    """Every module that uses weights, once: its path, itself, and what it uses.
+
+    A call of a module that has two paths does not show which one was meant: the module counts as
+    the first of its owners, or each call would count twice.
+    """
+    found: dict[nn.Module, tuple[str, dict[str, Use]]] = {}
+    for name, weight in weights.items():
+        for index, owner in enumerate(weight.owners):
+            module = model.get_submodule(owner.module)
+            _, uses = found.setdefault(module, (owner.module, {}))
+            uses.setdefault(f"{name}.{owner.parameter}", Use(name, index, owner))
+    for module, (path, uses) in found.items():
+        yield path, module, list(uses.values())
+
+
+@contextmanager
+def hooked(model: nn.Module) -> Iterator[list[RemovableHandle]]:
+    """The model in evaluation mode, with hooks.
+
+    Yields:
+        A list for the handles of the hooks. On leaving they are removed, and training flags (of
+        every single module) are as they were.
+    """
+    hooks: list[RemovableHandle] = []
+    with flags_kept(model), fast_path_off():
+        try:
+            model.eval()
+            yield hooks
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+
+def run_without_gradients(model: nn.Module, run: Callable[[], None]) -> None:
+    """Runs parts of a model as if by its forward; the caller's random state is kept.
+
+    Inference mode is left: its tensors have no version counter, which shows whether a tensor was
+    changed.
+    """
+    device = next(model.parameters()).device
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        random_state_kept(device),
+        callers_defaults(model),
+    ):
+        as_forward(model, run)
+        at_rest(model)
+
+
+def check_reached(adapter: Adapter, weights: WeightMap, reached: Collection[str]) -> None:
+    """Raises `StatisticsError` if a weight is not among the canonical names `reached`."""
+    if missed := [name for name in weights if name not in reached]:
+        raise StatisticsError(
+            f"no stream of adapter {adapter.name!r} ran {named(weights, missed)}; the "
+            "adapter must run it or exclude it (with ModuleAdapter: exclude=..., or batches "
+            "that use the whole model)"
+        )
+
+
+def named(weights: WeightMap, missed: Sequence[str]) -> str:
+    """The first of some weights, with its modules, and how many there are."""
+    owners = ", ".join(owner.module for owner in weights[missed[0]].owners)
+    return f"weight {missed[0]!r} at {owners} ({len(missed)} weights in all)"
+
+
+def real_of(adapter: Adapter, stream: Stream, owner: Owner) -> torch.Tensor | None:
+    """Which tokens of a module's input are real in a stream; None: all.
+
+    Raises:
+        UnsupportedError: if the stream does not say.
+    """
+    try:
+        return stream.real[owner.tokens]
+    except KeyError:
+        raise UnsupportedError(
+            f"adapter {adapter.name!r}: stream {stream.name!r} does not say which "
+            f"tokens of {owner.tokens!r} are real, which {owner.module} reads (it says: "
+            f"{', '.join(stream.real) or 'nothing'}); add {owner.tokens!r} to "
+            "Stream.real, with None if all are"
+        ) from None
