@@ -1,10 +1,14 @@
 """Pruning methods made for vision-language models, as plug-ins for the frameworks people use.
 
-    from vlp_plugins import prune
+    import vlp_plugins as vlp
 
-    masks = prune(model, batches, method="multiflow", sparsity=0.75)
+    model = vlp.load("model-folder")
+    data = vlp.batches("photos", model, batch_size=32)
+    masks = vlp.prune(model, data, method="multiflow", sparsity=0.75)
     masks.apply(model)
+    print(vlp.evaluate(model, "photos-test", task="retrieval"))
     masks.save("masks.safetensors")
+    model.save_pretrained("pruned")
 
 To read the data once for many masks: `gather`, then `prune(model, statistics=...)`; `split_half`
 shows whether the data was enough.
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from vlp_plugins.calibration.batches import interleave
     from vlp_plugins.calibration.statistics import Statistics
     from vlp_plugins.dimension.profile import IdProfile
+    from vlp_plugins.jobs.tasks import evaluate
+    from vlp_plugins.loading import batches, load
     from vlp_plugins.masks.lock import SparsityLock
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.methods.gradual.pruning import GradualPruning
@@ -38,9 +44,12 @@ __all__ = [
     "SparsityLock",
     "Statistics",
     "__version__",
+    "batches",
+    "evaluate",
     "gather",
     "hookimpl",
     "interleave",
+    "load",
     "measure_id",
     "prune",
     "split_half",
@@ -54,8 +63,11 @@ _HOMES = {
     "Pattern": "vlp_plugins.scoring.allocation",
     "SparsityLock": "vlp_plugins.masks.lock",
     "Statistics": "vlp_plugins.calibration.statistics",
+    "batches": "vlp_plugins.loading",
+    "evaluate": "vlp_plugins.jobs.tasks",
     "gather": "vlp_plugins.pruning",
     "interleave": "vlp_plugins.calibration.batches",
+    "load": "vlp_plugins.loading",
     "measure_id": "vlp_plugins.pruning",
     "prune": "vlp_plugins.pruning",
     "split_half": "vlp_plugins.pruning",

@@ -1,19 +1,25 @@
-"""Loads a model and its adapter from a path or hub id."""
+"""Loads a model and its adapter from a path or hub id, its processor, and batches for it."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
 
+from vlp_plugins.data.batches import CaptionedBatches, open_batches
+from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.masks.sparse import is_sparse, sparse_model
+from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.architecture import (
     bounded,
@@ -26,9 +32,10 @@ from vlp_plugins.models.architecture import (
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.registry import Registry
+from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError, VlpError
-from vlp_plugins.runtime.model_state import default_device, neutral_state
+from vlp_plugins.runtime.errors import DataError, UnclaimedModelError, UnsupportedError, VlpError
+from vlp_plugins.runtime.model_state import default_device, neutral_state, takes_model
 from vlp_plugins.structured.files import is_structured, rebuild
 
 _log = logging.getLogger(__name__)
@@ -39,6 +46,158 @@ MODULE = "module"
 """In place of the name of an adapter: `ModuleAdapter`, which takes any model."""
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    adapter: str | None = None,
+    dtype: torch.dtype | str = "float32",
+    device: str | None = None,
+) -> nn.Module:
+    """Loads a model to prune, in evaluation mode, from whatever `vlp prune --model` takes.
+
+    A model of transformers is the one that its own `from_pretrained` loads. The model remembers
+    where it came from (`name_or_path`), so that `batches` and `evaluate` find its processor.
+
+    Example:
+        model = vlp_plugins.load("model-folder")
+
+    Args:
+        source: local folder (also one of `vlp masks apply --sparse` or of a model that was cut),
+            original checkpoint file of BLIP, X-VLM or CLIP, or hub id.
+        adapter: name of the adapter that loads it; None asks all; `module` takes any model.
+        dtype: `float32`, `bfloat16` or `float16`, or torch's.
+        device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
+
+    Raises:
+        UnsupportedError: if the source cannot be loaded, it lacks weights that would be pruned, or
+            there is no such device.
+        UnclaimedModelError: if no adapter claims the model.
+    """
+    name = str(dtype).removeprefix("torch.")
+    return load_model(os.fspath(source), adapter=adapter, dtype=name, device=device)[0]
+
+
+@checked_arguments
+@takes_model
+def batches(
+    data: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    batch_size: int = 32,
+    count: int | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    max_length: int | None = None,
+    processor: Processor | str | os.PathLike[str] | None = None,
+    adapter: Adapter | str | None = None,
+) -> CaptionedBatches:
+    """Calibration batches of captioned images for a model, the same ones as those of `vlp prune`.
+
+    They can be iterated over as often as you like and are the same every time. Nothing is read
+    before the first time; images are decoded as they are needed.
+
+    Example:
+        data = vlp_plugins.batches("photos", model, batch_size=32)
+        masks = vlp_plugins.prune(model, data, method="multiflow", sparsity=0.75)
+
+    Args:
+        data: folder of images with `metadata.jsonl` or `.csv` (`file_name` and a caption), COCO or
+            Flickr30k, WebDataset tar shards, or anything that `datasets` reads.
+        model: that the batches are for. One of images only needs no captions.
+        batch_size: pairs of image and caption in a batch.
+        count: number of batches; None takes all.
+        seed: shuffles the pairs; None keeps the stored order.
+        split: of the data; None takes the only one, or `train`.
+        image_column: of the images; None finds it.
+        caption_column: of the captions; None finds it.
+        max_length: most tokens of a caption, longer ones are cut; None asks the tokenizer.
+        processor: the model's, as transformers makes it, or the folder or hub id that has it; None
+            looks where the model came from.
+        adapter: see `prune`.
+
+    Returns:
+        An iterable of dicts of tensors on the CPU. `len` is the number of batches, where the data
+        knows how many images it has.
+
+    Raises:
+        DataError: if there is no such data, or no processor.
+        UnclaimedModelError: if no adapter claims the model.
+    """
+    adapter = resolve_adapter(model, adapter)
+    return open_batches(
+        os.fspath(data),
+        processor_for(model, adapter, processor, max_length=max_length),
+        adapter,
+        batch_size,
+        limit=count,
+        shuffle_seed=seed,
+        split=split,
+        image_column=image_column,
+        caption_column=caption_column,
+    )
+
+
+class _ImagesOnly:
+    """A processor without texts: `ModuleAdapter` passes images and texts to any model."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
+        return self._processor(images=inputs["images"], return_tensors="pt")
+
+
+def processor_for(
+    model: nn.Module,
+    adapter: Adapter,
+    processor: Processor | str | os.PathLike[str] | None = None,
+    *,
+    max_length: int | None = None,
+) -> Processor:
+    """The processor of a model; one of images only for a model that takes no text.
+
+    Args:
+        model: that it makes batches for.
+        adapter: claims the model.
+        processor: itself, or where it is: path or hub id; None looks where the model came from.
+        max_length: most tokens of a caption; None asks the tokenizer.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if processor is None:
+        source = getattr(model, "name_or_path", "")
+        if not source:
+            raise DataError(
+                f"this {type(model).__name__} does not say where it was loaded from, so its "
+                "processor cannot be found; pass processor= with the folder or hub id that has "
+                "it, or the processor itself"
+            )
+        try:
+            processor = load_processor(source, max_length=max_length)
+        except DataError as error:
+            raise DataError(f"{error}; in Python pass processor=") from error
+    elif isinstance(processor, (str, os.PathLike)):
+        processor = load_processor(os.fspath(processor), max_length=max_length)
+    elif max_length is not None:
+        raise DataError(
+            f"max_length={max_length} does not reach a processor that is given itself; set "
+            "processor.tokenizer.model_max_length instead"
+        )
+    if not reads_text(processor) and _takes_no_text(model, adapter):
+        return _ImagesOnly(processor)
+    return processor
+
+
+def _takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
+    """True for a model that `ModuleAdapter` describes and that has no input of words."""
+    if not isinstance(adapter, ModuleAdapter):
+        return False
+    return "input_ids" not in inspect.signature(model.forward).parameters
 
 
 @neutral_state()
@@ -74,7 +233,7 @@ def load_model(
     if is_structured(source):
         model, saved = rebuild(source)
         chosen = saved if adapter in (None, saved.name) else _adapter_of(model, known, adapter)
-        return model.to(target, DTYPES[dtype]), chosen
+        return _named(model, source).to(target, DTYPES[dtype]), chosen
     if is_sparse(source):
         model = sparse_model(source)
     else:
@@ -85,7 +244,7 @@ def load_model(
         model = first
     chosen = _adapter_of(model, known, adapter)
     _report_missing(source, model, chosen, missing)
-    return model.to(target, DTYPES[dtype]).eval(), chosen
+    return _named(model, source).to(target, DTYPES[dtype]).eval(), chosen
 
 
 @neutral_state()
@@ -154,6 +313,12 @@ def _checked(source: str, adapter: str | None) -> tuple[str, Registry]:
     if not Path(source).exists() and not _HUB_ID.fullmatch(source):
         raise UnsupportedError(f"model {source} does not exist; check the path")
     return source, known
+
+
+def _named(model: nn.Module, source: str) -> nn.Module:
+    """The model, which says where it came from as `from_pretrained` has it."""
+    model.name_or_path = source  # type: ignore[assignment]
+    return model
 
 
 def _names(known: Registry, adapter: str | None) -> Iterable[str]:

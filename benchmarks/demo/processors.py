@@ -35,14 +35,15 @@ def build_tokenizer(family: Family) -> BertTokenizer:
 
 def tokenizer_of(family: Family, vocabulary: dict[str, int]) -> BertTokenizer:
     """The family's tokenizer with a vocabulary of one's own, numbers by token."""
-    if family == "xvlm":
-        return BertTokenizer(vocab=vocabulary, model_max_length=MAX_TOKENS)
-    return BertTokenizer(
+    special = {"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]}
+    tokenizer = BertTokenizer(
         vocab=vocabulary,
         model_max_length=MAX_TOKENS,
-        bos_token="[DEC]",
-        additional_special_tokens=["[ENC]"],
+        **(special if family == "blip" else {}),
     )
+    # Saved with an image processor it is one processor, which `AutoProcessor` loads.
+    tokenizer._set_processor_class("BlipProcessor" if family == "blip" else "CLIPProcessor")
+    return tokenizer
 
 
 def build_image_processor(family: Family) -> BlipImageProcessorPil | CLIPImageProcessorPil:
@@ -55,7 +56,7 @@ def build_image_processor(family: Family) -> BlipImageProcessorPil | CLIPImagePr
 
 
 def save_processors(family: Family, folder: Path) -> None:
-    """Write tokenizer and image processor so that `AutoTokenizer` and the processor load them."""
+    """Write tokenizer and image processor so that `AutoProcessor` loads them."""
     build_tokenizer(family).save_pretrained(folder)
     build_image_processor(family).save_pretrained(folder)
 

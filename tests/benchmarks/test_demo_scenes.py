@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from transformers import AutoProcessor
 
 from benchmarks.demo import captions
 from benchmarks.demo.build_data import build, write_folder
@@ -15,10 +17,13 @@ from benchmarks.demo.captions import CELLS, COLOURS, DIGITS, PATTERNS, Fact
 from benchmarks.demo.processors import (
     FAMILIES,
     MAX_TOKENS,
-    build_image_processor,
+    Family,
     build_tokenizer,
     normalise,
+    save_processors,
+    tokenize,
 )
+from benchmarks.demo.run import MODELS
 from benchmarks.demo.samples import (
     calibration_sample,
     draw_sample,
@@ -187,8 +192,18 @@ def test_the_datasets_library_reads_the_folders(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_sees_what_the_image_processor_gives(family: str) -> None:
-    images = calibration_sample(4).images
-    processor = build_image_processor(family)  # type: ignore[arg-type]
-    processed = processor(list(images), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(processed, normalise(images))
+def test_training_sees_what_the_processor_of_the_shipped_model_gives(
+    family: Family, tmp_path: Path
+) -> None:
+    sample = calibration_sample(4)
+    processor = AutoProcessor.from_pretrained(MODELS / family)
+    options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    processed = processor(images=list(sample.images), text=sample.captions, **options)
+    torch.testing.assert_close(processed["pixel_values"], normalise(sample.images))
+    tokens, mask = tokenize(build_tokenizer(family), sample.captions)
+    assert torch.equal(processed["input_ids"], tokens)
+    assert torch.equal(processed["attention_mask"], mask)
+
+    save_processors(family, tmp_path)
+    for path in tmp_path.iterdir():
+        assert json.loads(path.read_text()) == json.loads((MODELS / family / path.name).read_text())

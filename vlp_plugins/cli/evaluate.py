@@ -75,12 +75,9 @@ def evaluate(
     from vlp_plugins.jobs.evaluate import metrics_table, sentences
     from vlp_plugins.jobs.inputs import Loaded
     from vlp_plugins.jobs.tasks import TaskRequest
-    from vlp_plugins.runtime.errors import RecipeError
 
     source = model_source(values)
     request = TaskRequest(**values)
-    if request.written and request.answers is not None:
-        raise RecipeError("--written and --answers contradict each other; give one of them")
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(
             lambda: Loaded.of(source, max_length=max_length),

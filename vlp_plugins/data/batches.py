@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.processors import Processor, reads_text
 from vlp_plugins.data.records import CaptionSource, Record, texts_of, upright_rgb
+from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError, first_line
 
@@ -109,6 +110,52 @@ class CaptionedBatches:
         whole, rest = divmod(pairs, self.batch_size)
         batches = whole + (rest > 1)
         return batches if self.limit is None else min(batches, self.limit)
+
+    def __repr__(self) -> str:
+        pairs = self.source.length
+        known = "" if pairs is None else f"{len(self):,} "
+        size = f"{known}batches of {self.batch_size}"
+        return f"CaptionedBatches({size} from {self.source.description})"
+
+
+def open_batches(
+    data: str,
+    processor: Processor,
+    adapter: Adapter,
+    batch_size: int,
+    *,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> CaptionedBatches:
+    """Batches of what a user names as data; a model of images only gets them without captions.
+
+    Args:
+        data: see `open_source`.
+        processor: of the model.
+        adapter: its `collate` makes the batches.
+        batch_size: pairs in a batch.
+        limit: number of batches; None takes all.
+        shuffle_seed: seed of the order of the pairs; None keeps them as stored.
+        split: of the data; None takes the only one, or `train`.
+        image_column: None finds it.
+        caption_column: None finds it.
+
+    Raises:
+        DataError: if there is no data.
+    """
+    source = open_source(
+        data,
+        split=split,
+        image_column=image_column,
+        caption_column=caption_column,
+        captions="first" if reads_text(processor) else "none",
+    )
+    return CaptionedBatches(
+        source, processor, adapter, batch_size, limit=limit, shuffle_seed=shuffle_seed
+    )
 
 
 T = TypeVar("T")

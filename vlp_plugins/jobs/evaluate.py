@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +13,21 @@ from typing import Any
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
 from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskMetrics, TaskRequest
+from vlp_plugins.jobs.tasks import (
+    TASK_CLASSES,
+    Task,
+    TaskMetrics,
+    TaskRequest,
+    Tracker,
+    shown,
+    title_of,
+    titles_of,
+)
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.page import Findings, Table, render_findings
 from vlp_plugins.runtime.files import atomic_folder
 
-_TITLES = {
-    "mean": "mean recall",
-    **{f"bleu{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR",
-    "spice": "SPICE",
-    "top1": "top-1",
-    "top5": "top-5",
-}
 _NOTES = {
     "retrieval": "Per cent of queries that find a partner among the first k.",
     "captioning": "Times 100. Higher is better.",
@@ -38,41 +35,20 @@ _NOTES = {
     "classification": "Per cent of images whose class is among the first k.",
 }
 _SHOWN_EXAMPLES = 20
-_FEATURES = "features_"
-
-
-def title_of(metric: str) -> str:
-    """How a metric is called: `image_to_text_r1` is `image to text R@1`."""
-    if metric in _TITLES:
-        return _TITLES[metric]
-    name, _, rank = metric.rpartition("_r")
-    return f"{name.replace('_', ' ')} R@{rank}" if name and rank.isdecimal() else metric
 
 
 def metrics_table(found: Evaluation) -> Table:
     """One row per metric: before, after, the difference."""
     header = ["metric", "model"] if found.after is None else ["metric", "before", "after", "change"]
     rows = []
-    for name, title in _titles(found.before.metrics).items():
+    for name, title in titles_of(found.before.metrics).items():
         value = found.before.metrics[name]
-        row = [title, _number(value)]
+        row = [title, shown(value)]
         if found.after is not None:
             pruned = found.after.metrics.get(name, math.nan)
-            row += [_number(pruned), f"{pruned - value:+.2f}"]
+            row += [shown(pruned), f"{pruned - value:+.2f}"]
         rows.append(row)
     return Table(f"{found.task} on {found.data}", header, rows, _NOTES.get(found.task, ""))
-
-
-def _titles(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Titles by name; of two stages of retrieval the ranking by features leads."""
-    by_features = [name for name in metrics if name.startswith(_FEATURES)]
-    titles = {
-        name: f"{title_of(name.removeprefix(_FEATURES))} (features alone)" for name in by_features
-    }
-    second = {name.removeprefix(_FEATURES) for name in by_features}
-    for name in metrics:
-        titles.setdefault(name, title_of(name) + (" (re-ranked)" if name in second else ""))
-    return titles
 
 
 def sentences(found: Evaluation) -> list[str]:
@@ -120,12 +96,6 @@ def findings_of(found: Evaluation, model: str, command: str) -> Findings:
 def _by_modality(sparsities: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in sparsities.items())
 
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "not finite"
-
-
-_log = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Of evaluation.json; a change that old code cannot read adds 1."""
@@ -191,11 +161,8 @@ def evaluate(
         if chosen is not None:
             chosen.match(loaded.weights)  # masks that do not fit show before the model is measured
         task = TASK_CLASSES[request.task](loaded, request)
-        data = task.data.description
-        if request.split is None and data.endswith("(train)"):
-            _log.warning("measured on %s; --split takes another part of the data", data)
         watch.lap("loading")
-        track = _Tracker(progress, passes=1 if chosen is None else 2)
+        track = Tracker(progress, passes=1 if chosen is None else 2)
         before = task.measure(track)
         watch.lap("measuring")
         after = None
@@ -207,7 +174,7 @@ def evaluate(
             watch.lap("measuring with masks")
         found = Evaluation(
             request.task,
-            data,
+            task.data.description,
             before,
             after,
             None if chosen is None else {"file": str(masks), **_about(chosen, new_weights)},
@@ -224,21 +191,6 @@ def evaluate(
                 model = loaded.source.model
                 write_report(folder, lambda: render_findings(findings_of(found, model, command)))
         return found
-
-
-class _Tracker:
-    """Reports how many batches of all passes are done."""
-
-    def __init__(self, progress: Progress | None, passes: int) -> None:
-        self._progress, self._passes, self._done = progress, passes, 0
-
-    def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        total = self._passes * len(batches)  # type: ignore[arg-type]
-        for batch in batches:
-            yield batch
-            self._done += 1
-            if self._progress is not None:
-                self._progress(min(self._done, total), total)
 
 
 def _about(masks: Masks, new_weights: bool | None) -> dict[str, Any]:

@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import Processor, load_processor, reads_text
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.data.batches import CaptionedBatches, open_batches
+from vlp_plugins.data.processors import Processor
 from vlp_plugins.jobs.recipes import DataRecipe
-from vlp_plugins.loading import load_model
+from vlp_plugins.loading import load_model, processor_for
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import made_by, versions
-
-
-class _ImagesOnly:
-    """A processor without texts: `ModuleAdapter` passes images and texts to any model."""
-
-    def __init__(self, processor: Processor) -> None:
-        self._processor = processor
-
-    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
-        return self._processor(images=inputs["images"], return_tensors="pt")
-
-
-def _takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
-    """True for a model that `ModuleAdapter` describes and that has no input of words."""
-    if not isinstance(adapter, ModuleAdapter):
-        return False
-    return "input_ids" not in inspect.signature(model.forward).parameters
-
-
-def processor_for(
-    source: str, model: nn.Module, adapter: Adapter, *, max_length: int | None = None
-) -> Processor:
-    """The processor of a model; one of images only for a model that takes no text.
-
-    Args:
-        source: where the processor is: path or hub id.
-        model: that it makes batches for.
-        adapter: claims the model.
-        max_length: most tokens of a caption; None asks the tokenizer.
-
-    Raises:
-        DataError: if there is none.
-    """
-    processor = load_processor(source, max_length=max_length)
-    if not reads_text(processor) and _takes_no_text(model, adapter):
-        return _ImagesOnly(processor)
-    return processor
 
 
 def batches_for(
     source: str, data: DataRecipe, processor: Processor, adapter: Adapter
 ) -> CaptionedBatches:
-    """The batches; a model of images only gets them without captions.
+    """The batches that a recipe describes.
 
     Args:
         source: of the pairs; see `open_source`.
@@ -72,19 +31,16 @@ def batches_for(
     Raises:
         DataError: if there is no data.
     """
-    return CaptionedBatches(
-        open_source(
-            source,
-            split=data.split,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            captions="first" if reads_text(processor) else "none",
-        ),
+    return open_batches(
+        source,
         processor,
         adapter,
         data.batch_size,
         limit=data.batches,
         shuffle_seed=data.seed,
+        split=data.split,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
     )
 
 
@@ -139,7 +95,7 @@ class Loaded:
         weights = WeightMap.of(model, adapter)
         weights.check_finite()
         place = source.processor or source.model
-        processor = processor_for(place, model, adapter, max_length=max_length)
+        processor = processor_for(model, adapter, place, max_length=max_length)
         return cls(source, model, adapter, weights, processor)
 
     def record(self, schema: int, command: str) -> dict[str, Any]:

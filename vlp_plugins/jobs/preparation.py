@@ -14,9 +14,9 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.inputs import batches_for, processor_for
+from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.recipes import Recipe, need
-from vlp_plugins.loading import load_model
+from vlp_plugins.loading import load_model, processor_for
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
@@ -79,7 +79,7 @@ class Prepared:
         """
         source = str(self.recipe.processor or self.recipe.model)
         length = self.recipe.data.max_length
-        return processor_for(source, self.model, self.adapter, max_length=length)
+        return processor_for(self.model, self.adapter, source, max_length=length)
 
     def batches(self) -> CaptionedBatches:
         """The calibration batches; a model of images only gets them without captions.

@@ -1,24 +1,42 @@
-"""Tasks: their data, read once, and a model measured on it as often as asked."""
+"""Tasks: their data, read once, and a model measured on it as often as asked; `evaluate`."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
 from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.models.adapter import Batch
-from vlp_plugins.runtime.errors import DataError, RecipeError
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.loading import processor_for
+from vlp_plugins.methods.resolve import resolve_adapter
+from vlp_plugins.models.adapter import (
+    Adapter,
+    AnsweringAdapter,
+    Batch,
+    CaptioningAdapter,
+    ClassifyingAdapter,
+    RetrievalAdapter,
+)
+from vlp_plugins.models.request import checked_arguments
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import DataError, RecipeError, suggest
+from vlp_plugins.runtime.model_state import neutral_state, takes_model
+from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
 from vlp_plugins.tasks.classification import classification
 from vlp_plugins.tasks.finetuning.samples import Sample
@@ -63,14 +81,27 @@ class TaskRequest:
         """Makes sure that every option concerns the task.
 
         Raises:
-            RecipeError: naming the first option that does not.
+            RecipeError: naming the first option that does not, or that makes no sense.
         """
+        if self.task not in TASKS:
+            raise RecipeError(f"no task is called {self.task!r}{suggest(self.task, [*TASKS])}")
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} must be at least 1, not {value}")
+        if self.written and self.answers is not None:
+            raise RecipeError(
+                "--written (the model writes its answers) and --answers (it chooses among them) "
+                "contradict each other; give one of them"
+            )
         for name, option, tasks in _OF_TASKS:
             if self.task not in tasks and getattr(self, name) != _DEFAULTS[name]:
                 raise RecipeError(
                     f"--{option} is of {' and '.join(tasks)}, not of {self.task}; leave it out"
                 )
 
+
+_log = logging.getLogger(__name__)
 
 _WRITING = ("captioning", "vqa")
 _OF_TASKS = (
@@ -84,23 +115,96 @@ _OF_TASKS = (
 _DEFAULTS = {one.name: one.default for one in fields(TaskRequest)}
 
 
-@dataclass(frozen=True)
-class TaskMetrics:
-    """Figures of one model.
+_TITLES = {
+    "mean": "mean recall",
+    **{f"bleu{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
+    "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
+    "spice": "SPICE",
+    "top1": "top-1",
+    "top5": "top-5",
+}
+_FEATURES = "features_"
+
+
+def title_of(metric: str) -> str:
+    """How a metric is called: `image_to_text_r1` is `image to text R@1`."""
+    if metric in _TITLES:
+        return _TITLES[metric]
+    name, _, rank = metric.rpartition("_r")
+    return f"{name.replace('_', ' ')} R@{rank}" if name and rank.isdecimal() else metric
+
+
+def titles_of(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Titles of metrics by name; of two stages of retrieval the ranking by features leads."""
+    by_features = [name for name in metrics if name.startswith(_FEATURES)]
+    titles = {
+        name: f"{title_of(name.removeprefix(_FEATURES))} (features alone)" for name in by_features
+    }
+    second = {name.removeprefix(_FEATURES) for name in by_features}
+    for name in metrics:
+        titles.setdefault(name, title_of(name) + (" (re-ranked)" if name in second else ""))
+    return titles
+
+
+def shown(value: float) -> str:
+    """A metric with two digits after the point."""
+    return f"{value:.2f}" if math.isfinite(value) else "not finite"
+
+
+@dataclass(frozen=True, repr=False)
+class TaskMetrics(Mapping[str, float]):
+    """Figures of one model: a mapping of the metrics, which prints as a table.
 
     Attributes:
         metrics: numbers by name.
         absent: by metric, why it is not there.
         texts: captions or answers, in the order of the examples; empty for other tasks.
+        title: task and data, the first line of what is printed.
     """
 
     metrics: Mapping[str, float]
     absent: Mapping[str, str] = field(default_factory=dict)
     texts: Sequence[str] = ()
+    title: str = ""
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    def __repr__(self) -> str:
+        titles = titles_of(self.metrics)
+        lines = [self.title] if self.title else []
+        width = max(map(len, titles.values()), default=0)
+        for name, title in titles.items():
+            lines.append(f"  {title:<{width}}  {shown(self.metrics[name]):>6}")
+        lines += [f"  {title_of(name)}: absent, as {why}" for name, why in self.absent.items()]
+        return "\n".join(lines)
 
 
 Track = Callable[[Iterable[Batch]], Iterable[Batch]]
 """Wraps the batches of a pass, to show how far it is."""
+
+
+class Tracker:
+    """Reports how many batches of all passes are done."""
+
+    def __init__(self, progress: Progress | None, passes: int) -> None:
+        self._progress, self._passes, self._done = progress, passes, 0
+
+    def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        total = self._passes * len(batches)  # type: ignore[arg-type]
+        for batch in batches:
+            yield batch
+            self._done += 1
+            if self._progress is not None:
+                self._progress(min(self._done, total), total)
 
 
 @dataclass(frozen=True)
@@ -190,6 +294,11 @@ class Task(ABC):
         """
         self.loaded, self.request = loaded, request
         self.data = self.read()
+        if request.split is None and self.data.description.endswith("(train)"):
+            _log.warning(
+                "measured on %s; --split takes another part of the data",
+                self.data.description,
+            )
         self.batches = ExampleBatches(
             self.examples(), loaded.processor, loaded.adapter, request.batch_size
         )
@@ -215,9 +324,6 @@ class Task(ABC):
     def settings(self) -> dict[str, Any]:
         """What decides the figures besides model and data."""
         return {}
-
-
-_log = logging.getLogger(__name__)
 
 
 class RetrievalTask(Task):
@@ -326,6 +432,118 @@ TASK_CLASSES: dict[str, type[Task]] = {
     "vqa": VqaTask,
     "classification": ClassificationTask,
 }
+
+
+_ABILITIES: dict[str, type] = {
+    "retrieval": RetrievalAdapter,
+    "captioning": CaptioningAdapter,
+    "vqa": AnsweringAdapter,
+    "classification": ClassifyingAdapter,
+}
+
+
+@checked_arguments
+@neutral_state()
+@takes_model
+def evaluate(
+    model: nn.Module,
+    data: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    rerank: int = 0,
+    beams: int = 3,
+    longest: int | None = None,
+    answers: str | os.PathLike[str] | None = None,
+    written: bool = False,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    max_length: int | None = None,
+    processor: Processor | str | os.PathLike[str] | None = None,
+    adapter: Adapter | str | None = None,
+    progress: Progress | None = None,
+) -> TaskMetrics:
+    """Measures a model on a task, as `vlp evaluate` does. The model is left as it is.
+
+    Example:
+        found = vlp_plugins.evaluate(model, "photos-test", task="retrieval")
+        print(found)
+        print(found["image_to_text_r1"])
+
+    Args:
+        model: as it is now: pruned, if masks were applied to it.
+        data: for `retrieval` and `captioning` captioned images, see `batches`; for `vqa` VQAv2 or
+            images with questions in `metadata.jsonl`; for `classification` CIFAR (binary),
+            Flowers-102, one folder per class, or a data set with labels.
+        task: one of these four; None takes the only one that model and data allow.
+        split: of the data; None takes the only one, or `train`.
+        limit: images (of `vqa` questions) to measure on, the first ones; None takes all.
+        batch_size: rows of a batch.
+        rerank: of `retrieval`: how many candidates of each query the matching head puts in order,
+            whose figures are then returned with those of the features; 0: features alone.
+        beams: of `captioning` and of `vqa`: beams of the search for a text.
+        longest: of the same: most tokens of a text that is written; None: 30, for answers 10.
+        answers: of `vqa`: file of the answers to choose among; None takes those of the data.
+        written: of `vqa`: answers are written even if there is a list to choose from.
+        image_column: of captioned images; None finds it.
+        caption_column: of captioned images; None finds it.
+        max_length: see `batches`, as are `processor` and `adapter`.
+        processor: see `batches`.
+        adapter: see `prune`.
+        progress: called with (batches done, batches in all).
+
+    Returns:
+        The metrics by name, all of them times 100; captions and answers are in `texts`.
+
+    Raises:
+        DataError: if there is no such data, it is none of the task, or no processor is found.
+        RecipeError: for an option that is not one of the task, or if several tasks are possible.
+        UnsupportedError: if models of this family do not do the task.
+    """
+    adapter = resolve_adapter(model, adapter)
+    request = TaskRequest(
+        task or _only_task(adapter, os.fspath(data), split),
+        os.fspath(data),
+        split=split,
+        limit=limit,
+        batch_size=batch_size,
+        image_column=image_column,
+        caption_column=caption_column,
+        rerank=rerank,
+        num_beams=beams,
+        length=longest,
+        answers=None if answers is None else Path(answers),
+        written=written,
+    )
+    request.check()
+    weights = WeightMap.of(model, adapter)
+    weights.check_finite()
+    found = processor_for(model, adapter, processor, max_length=max_length)
+    source = ModelSource(str(getattr(model, "name_or_path", "")))
+    measured = TASK_CLASSES[request.task](Loaded(source, model, adapter, weights, found), request)
+    figures = measured.measure(Tracker(progress, passes=1))
+    return replace(figures, title=f"{request.task} on {measured.data.description}")
+
+
+def _only_task(adapter: Adapter, data: str, split: str | None) -> str:
+    """The task that both a family of models and data are made for."""
+    able = [task for task, ability in _ABILITIES.items() if isinstance(adapter, ability)]
+    possible = []
+    for task in able:
+        with suppress(DataError):
+            read_samples(task, data, split=split, limit=1)
+            possible.append(task)
+    if len(possible) == 1:
+        return possible[0]
+    tasks = " or ".join(f"task={task!r}" for task in possible or able)
+    if possible:
+        raise RecipeError(f"several tasks can be measured on {data}; pass {tasks}")
+    raise RecipeError(
+        f"{data} does not look like data of any task that models of adapter {adapter.name!r} do"
+        + (f"; pass {tasks} to be told what it lacks" if tasks else "")
+    )
 
 
 def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:

@@ -1,0 +1,185 @@
+"""`load`, `batches` and `evaluate` of Python: what the commands do, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import task_models
+import torch
+from torch import nn
+from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+import vlp_plugins as vlp_api
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.runtime.errors import DataError, RecipeError, UnclaimedModelError
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    (tmp_path / "coco").mkdir()
+    return task_models.save_coco(tmp_path / "coco")
+
+
+@pytest.mark.parametrize("name", ["blip", "xvlm", "clip", "vit"])
+def test_masks_are_those_of_the_command(vlp, models, photos, tmp_path, name: str) -> None:
+    vlp("prune", "--model", models / name, "--method", "multiflow", "--sparsity", "0.5",
+        "--data", photos, "--batch-size", "5", "--batches", "2", "--shuffle-seed", "3",
+        "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+
+    model = vlp_api.load(models / name, device="cpu")
+    data = vlp_api.batches(photos, model, batch_size=5, count=2, seed=3)
+    masks = vlp_api.prune(model, data, method="multiflow", sparsity=0.5)
+
+    assert masks == Masks.load(tmp_path / "out" / "masks-0.5.safetensors")
+    assert len(data) == len(list(data)) == 2
+    assert 0.49 < masks.sparsity < 0.51
+
+
+def test_batches_are_the_same_in_every_iteration_and_in_stored_order(models, photos) -> None:
+    model = vlp_api.load(models / "clip", device="cpu")
+    data = vlp_api.batches(photos, model, batch_size=5)
+    first, second = list(data), list(data)
+    assert [len(batch["input_ids"]) for batch in first] == [5, 5, 2]
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    mixed = list(vlp_api.batches(photos, model, batch_size=5, seed=1))
+    assert not torch.equal(mixed[0]["pixel_values"], first[0]["pixel_values"])
+    assert repr(data) == f"CaptionedBatches(3 batches of 5 from {photos})"
+
+
+def test_a_model_of_from_pretrained_has_its_processor_too(models, photos) -> None:
+    model = CLIPModel.from_pretrained(models / "clip").eval()
+    loaded = vlp_api.load(models / "clip", device="cpu")
+    one, two = (next(iter(vlp_api.batches(photos, each))) for each in (model, loaded))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_wrapped_model_is_the_model_itself(models, photos) -> None:
+    model = vlp_api.load(models / "clip", device="cpu")
+    wrapped = nn.DataParallel(model)
+    assert len(vlp_api.batches(photos, wrapped, batch_size=6)) == 2
+    plain = vlp_api.evaluate(model, photos, task="retrieval")
+    assert vlp_api.evaluate(wrapped, photos, task="retrieval") == plain
+
+
+def test_a_model_of_one_s_own_needs_a_processor(models, photos) -> None:
+    model = BlipForImageTextRetrieval(
+        BlipConfig(
+            text_config={**task_models.TEXT, "pad_token_id": 0}, vision_config=task_models.VISION
+        )
+    )
+    with pytest.raises(DataError, match="BlipForImageTextRetrieval does not say where .* pass "
+                                        "processor="):  # fmt: skip
+        vlp_api.batches(photos, model)
+    model.name_or_path = str(photos)
+    with pytest.raises(DataError, match="no processor at .*; in Python pass processor="):
+        vlp_api.batches(photos, model)
+    data = vlp_api.batches(photos, model, processor=models / "blip", batch_size=12)
+    (batch,) = data
+    again = vlp_api.batches(photos, model, processor=data.processor, batch_size=12)
+    assert torch.equal(next(iter(again))["input_ids"], batch["input_ids"])
+    (short,) = vlp_api.batches(
+        photos, model, processor=models / "blip", batch_size=12, max_length=4
+    )
+    assert short["input_ids"].shape[1] == 4 < batch["input_ids"].shape[1]
+    with pytest.raises(DataError, match="max_length=4 does not reach a processor"):
+        vlp_api.batches(photos, model, processor=data.processor, max_length=4)
+
+
+def test_any_module_takes_batches_of_images(models, photos, tmp_path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 8)
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.layer(pixel_values)
+
+    model = Net()
+    with pytest.raises(UnclaimedModelError, match="ModuleAdapter"):
+        vlp_api.batches(photos, model, processor=models / "vit")
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    data = vlp_api.batches(photos, model, processor=processor, adapter="module", batch_size=4)
+    masks = vlp_api.prune(model, data, adapter="module", method="wanda", sparsity=0.5)
+    assert masks.removed == 64
+    assert [list(batch) for batch in data] == [["pixel_values"]] * 3
+
+
+def test_mistakes_are_said_before_anything_is_read(models, photos, tmp_path) -> None:
+    model = vlp_api.load(models / "clip", device="cpu")
+    with pytest.raises(DataError, match="does not exist"):
+        vlp_api.batches(tmp_path / "nowhere", model)
+    with pytest.raises(DataError, match="batch size must be at least 1, not 0"):
+        vlp_api.batches(photos, model, batch_size=0)
+    with pytest.raises(DataError, match="number of batches must be at least 1, not 0"):
+        vlp_api.batches(photos, model, count=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "options", "words"),
+    [
+        ("xvlm", "retrieval", {"rerank": 3, "split": "test"}, ("--rerank", 3, "--split", "test")),
+        ("clip", None, {"split": "test", "limit": 2}, ("--limit", 2, "--split", "test")),
+    ],
+)
+def test_figures_of_retrieval_are_those_of_the_command(
+    vlp, models, coco, tmp_path, name, task, options, words
+) -> None:
+    vlp("evaluate", models / name, "--task", "retrieval", "--data", coco, "--device", "cpu",
+        "--batch-size", "4", "--out", tmp_path / "out", *words)  # fmt: skip
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+
+    model = vlp_api.load(models / name, device="cpu").train()
+    steps = []
+    found = vlp_api.evaluate(
+        model, coco, task=task, batch_size=4, progress=lambda *step: steps.append(step), **options
+    )
+
+    assert dict(found) == record["before"]["metrics"]
+    assert model.training
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    lines = repr(found).splitlines()
+    assert lines[0] == f"retrieval on {coco} (test)"
+    assert f"{found['image_to_text_r1']:.2f}" in lines[1]
+    assert len(lines) == 1 + len(found)
+
+
+def test_the_other_tasks_and_how_a_task_is_guessed(
+    vlp, models, photos, coco, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", lambda: None)
+    (tmp_path / "vqa").mkdir()
+    questions = task_models.save_questions(tmp_path / "vqa")
+    classes = task_models.save_classes(tmp_path / "classes")
+    task_models.save_blip_task(tmp_path / "answering", task_models.BlipForQuestionAnswering)
+    answering = vlp_api.load(tmp_path / "answering", device="cpu")
+    classifier = vlp_api.load(task_models.save_classifier(tmp_path / "classifier"), device="cpu")
+
+    found = vlp_api.evaluate(answering, questions, split="val")
+    assert repr(found).startswith(f"vqa on {questions}")
+    assert len(found.texts) == 5
+    with pytest.raises(RecipeError, match="contradict each other"):
+        vlp_api.evaluate(
+            answering, questions, task="vqa", split="val", written=True, answers=questions / "a"
+        )
+    found = vlp_api.evaluate(classifier, classes)
+    assert list(found) == ["top1", "top5"]
+    assert repr(found).startswith(f"classification on {classes} (test)\n  top-1 ")
+
+    blip = vlp_api.load(models / "blip", device="cpu")
+    with pytest.raises(RecipeError, match="pass task='retrieval' or task='captioning'$"):
+        vlp_api.evaluate(blip, photos)
+    with pytest.raises(RecipeError, match="no task is called 'retrival'.*'retrieval'"):
+        vlp_api.evaluate(blip, photos, task="retrival")
+    with pytest.raises(RecipeError, match="rerank is of retrieval"):
+        vlp_api.evaluate(blip, photos, task="captioning", rerank=2)
+    with pytest.raises(RecipeError, match="does not look like data of any task"):
+        vlp_api.evaluate(classifier, photos)
+    written = vlp_api.evaluate(blip, coco, task="captioning", split="test", beams=1, limit=2)
+    assert "METEOR: absent, as " in repr(written)
+    assert len(written.texts) == 2
