@@ -156,7 +156,7 @@ def test_the_make_targets_exist(target):
 
 # The search space of an experiment and recipes of `vlp finetune` name no method.
 RECIPES = sorted(
-    path for path in (ROOT / "recipes").rglob("*.yaml")
+    path for path in (ROOT / "vlp_plugins" / "recipes").rglob("*.yaml")
     if path.name != "search.yaml" and not path.name.startswith("finetune-")
 )  # fmt: skip
 
