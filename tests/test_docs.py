@@ -149,7 +149,10 @@ def test_every_benchmark_that_is_mentioned_exists():
         assert module != "benchmarks.speed" or word in ("", *TIMINGS), word
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "install", "test-all", "parity", "speed"])
+@pytest.mark.parametrize(
+    "target",
+    ["demo", "test", "install", "test-all", "test-wheel", "test-oldest", "parity", "speed"],
+)
 def test_the_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
