@@ -192,7 +192,7 @@ SOURCES = {
 }
 PAGES = {
     name: (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for name in ("architecture.md", "quirks.md")
+    for name in ("architecture.md", "decisions.md", "quirks.md")
 }
 
 
