@@ -109,3 +109,24 @@ def test_former_module_names_forward_with_a_warning(former, name):
     assert where.startswith("vlp_plugins.")
     assert where != former
     assert f"{former} is now " in said
+
+
+def test_nothing_needs_what_only_posix_has_to_be_imported() -> None:
+    """Windows is not tested; that its users get as far as a sentence is."""
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ("runtime", "masks", "data", "methods", "jobs", "cli")
+        for path in (ROOT / "vlp_plugins" / room).rglob("*.py")
+    )
+    code = (
+        "import os, sys, importlib, torch, transformers\n"
+        "sys.modules.update(resource=None, fcntl=None)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "del os.sysconf\n"
+        "from pathlib import Path\n"
+        "from vlp_plugins.runtime import memory\n"
+        "memory._MEMINFO = memory._STATM = memory._STATUS = memory._CGROUP = Path('none')\n"
+        "print(memory.free_ram(), memory.peak_resident_bytes(), memory.resident_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, check=True)
+    assert done.stdout == f"{2**31} 0 0\n"
