@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo test test-all lint parity speed clean
+.PHONY: install demo test test-all test-wheel test-oldest lint parity speed clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,32 @@ test: install lint
 test-all: test
 	$(BIN)/python -m pytest -m long
 
+# Wheel and sdist, in an environment without extras and a folder without the sources.
+test-wheel: install
+	rm -rf build dist .venv-wheel
+	$(BIN)/python -m build --no-isolation > /dev/null
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(BIN)/python -m benchmarks.demo.build_data dist/photos --calibration 64 --downstream 0 --test 0
+	cp -r benchmarks/demo/models/blip dist/blip
+	cd dist && ../.venv-wheel/bin/vlp prune paper/multiflow-blip --model blip --data photos/calibration \
+		--batch-size 16 --batches 4 --save-model --out pruned
+	cd dist && ../.venv-wheel/bin/vlp masks verify pruned/masks-0.75.safetensors pruned/model-0.75
+	.venv-wheel/bin/python -m pip uninstall --quiet --yes vlp-plugins
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.tar.gz
+	cd dist && ../.venv-wheel/bin/vlp plan paper/multiflow-blip --model blip --batch-size 16 --batches 4
+
+# What setup.cfg names as the lowest torch and transformers, and a part of the tests with them.
+OLDEST := $(shell sed -n 's/^    \(torch\|transformers\)>=/\1==/p' setup.cfg)
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet $(filter torch==%,$(OLDEST))
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) --editable . \
+		hypothesis psutil pytest scikit-learn
+	.venv-oldest/bin/python -m pytest -m "not long" tests/contract tests/adapters tests/calibration \
+		tests/masks tests/models tests/scoring tests/cli/test_prune_command.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +72,4 @@ speed: install
 	$(BIN)/python -m benchmarks.speed multiflow
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) .venv-* build dist *.egg-info demo-out

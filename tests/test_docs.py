@@ -149,14 +149,17 @@ def test_every_benchmark_that_is_mentioned_exists():
         assert module != "benchmarks.speed" or word in ("", *TIMINGS), word
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "install", "test-all", "parity", "speed"])
+@pytest.mark.parametrize(
+    "target",
+    ["demo", "test", "install", "test-all", "test-wheel", "test-oldest", "parity", "speed"],
+)
 def test_the_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 # The search space of an experiment and recipes of `vlp finetune` name no method.
 RECIPES = sorted(
-    path for path in (ROOT / "recipes").rglob("*.yaml")
+    path for path in (ROOT / "vlp_plugins" / "recipes").rglob("*.yaml")
     if path.name != "search.yaml" and not path.name.startswith("finetune-")
 )  # fmt: skip
 
@@ -189,7 +192,7 @@ SOURCES = {
 }
 PAGES = {
     name: (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for name in ("architecture.md", "quirks.md")
+    for name in ("architecture.md", "decisions.md", "quirks.md")
 }
 
 

@@ -24,13 +24,19 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def test_every_package_is_listed(setup: ConfigParser) -> None:
-    found = {
+def test_every_package_is_found() -> None:
+    there = {
         ".".join((name, *path.parent.relative_to(home).parts))
         for name, home in HOMES.items()
         for path in home.rglob("__init__.py")
     }
-    assert sorted(lines(setup["options"]["packages"])) == sorted(found)
+    code = (
+        "from setuptools import Distribution; made = Distribution(); made.parse_config_files(); "
+        "made.set_defaults(); print(*made.packages)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=-1, text=True, check=True)
+    assert there - set(done.stdout.split()) == set()
+    assert len(there) > 20
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -39,8 +45,13 @@ def test_every_folder_with_code_is_a_package() -> None:
             assert (path.parent / "__init__.py").is_file(), path
 
 
-def test_types_and_the_template_are_installed(setup: ConfigParser) -> None:
-    patterns = [p.strip() for p in setup["options.package_data"]["*"].split(",")]
+@pytest.fixture
+def patterns(setup: ConfigParser) -> list[str]:
+    """Of the files that are installed with the code."""
+    return [p.strip() for each in setup["options.package_data"].values() for p in each.split(",")]
+
+
+def test_types_and_the_template_are_installed(patterns: list[str]) -> None:
     data = [HOMES["vlp_plugins"] / "report" / "page.html.j2"]
     data += [home / "py.typed" for home in HOMES.values()]
     for path in data:
@@ -48,8 +59,7 @@ def test_types_and_the_template_are_installed(setup: ConfigParser) -> None:
         assert any(path.match(pattern) for pattern in patterns), path
 
 
-def test_other_files_beside_the_code_are_installed_too(setup: ConfigParser) -> None:
-    patterns = [p.strip() for p in setup["options.package_data"]["*"].split(",")]
+def test_other_files_beside_the_code_are_installed_too(patterns: list[str]) -> None:
     for home in HOMES.values():
         for path in home.rglob("*"):
             is_code = path.suffix in (".py", ".pyc") or path.is_dir() or ".mypy" in str(path)
@@ -99,3 +109,24 @@ def test_former_module_names_forward_with_a_warning(former, name):
     assert where.startswith("vlp_plugins.")
     assert where != former
     assert f"{former} is now " in said
+
+
+def test_nothing_needs_what_only_posix_has_to_be_imported() -> None:
+    """Windows is not tested; that its users get as far as a sentence is."""
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ("runtime", "masks", "data", "methods", "jobs", "cli")
+        for path in (ROOT / "vlp_plugins" / room).rglob("*.py")
+    )
+    code = (
+        "import os, sys, importlib, torch, transformers\n"
+        "sys.modules.update(resource=None, fcntl=None)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "del os.sysconf\n"
+        "from pathlib import Path\n"
+        "from vlp_plugins.runtime import memory\n"
+        "memory._MEMINFO = memory._STATM = memory._STATUS = memory._CGROUP = Path('none')\n"
+        "print(memory.free_ram(), memory.peak_resident_bytes(), memory.resident_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, check=True)
+    assert done.stdout == f"{2**31} 0 0\n"

@@ -41,6 +41,7 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.parts import Attention, Block, FeedForward, Part
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.restricted import DelegatingAdapter
+from vlp_plugins.models.saving import restored
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import (
     BatchError,
@@ -63,6 +64,7 @@ from vlp_plugins.scoring.allocation import (
     ModalityAllocation,
     Pattern,
     RowAllocation,
+    shares,
 )
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.magnitude import Magnitude
@@ -132,4 +134,6 @@ __all__ = [
     "WeightSpec",
     "hookimpl",
     "need",
+    "restored",
+    "shares",
 ]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.ways import LAMBDA, SIZED, Way
 from vlp_plugins.jobs.finetune import rows_of_a_batch
 from vlp_plugins.jobs.finetune_recipe import load_finetune_recipe, with_finetune_options
-from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe, packaged_recipes
 from vlp_plugins.scoring.factors import GUIDED
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "paper"
 RERANK = 256
 """Candidates that the published BLIP and X-VLM order on COCO."""
 DIMENSION_SAMPLES = 2000
@@ -77,7 +75,7 @@ def tuning_of(model: str, task: str, changed: Mapping[str, Any]) -> Tuning:
     measured = settings.pop("measured", 0)
     rerank = settings.pop("rerank", RERANK if task == "retrieval" else 0)
     name = "finetune-dino" if model == "vit" else f"finetune-{model}-{task}"
-    found = with_finetune_options(load_finetune_recipe(RECIPES / f"{name}.yaml"), **settings)
+    found = with_finetune_options(load_finetune_recipe(f"paper/{name}"), **settings)
     rows_of_a_batch(found)  # refuses what cannot be shared out, before anything is run
     made = found.settings
     return Tuning(
@@ -101,9 +99,8 @@ def _recipe(model: str, way: Way) -> tuple[Recipe, DataRecipe]:
     """The paper's, and the data that it reads."""
     method = way.method.removeprefix(GUIDED)
     name = _OF_IMAGES.get(way.name, f"{method}-{'dino' if model == 'vit' else model}")
-    path = RECIPES / f"{name}.yaml"
-    like = load_recipe(RECIPES / f"{_LIKE[model]}.yaml")
-    recipe = load_recipe(path) if path.exists() else like
+    like = load_recipe(f"paper/{_LIKE[model]}")
+    recipe = load_recipe(f"paper/{name}") if f"paper/{name}" in packaged_recipes() else like
     return recipe, recipe.data if recipe.data.batches else like.data  # allocations read some, too
 
 

@@ -15,8 +15,8 @@ A YAML file says where they are:
     device: cuda                           # a GPU, if there is one, if left out
     memory_budget: 40GiB                   # of gradients (CHITA); what is free if left out
     accumulate: 8                          # parts of a step of fine-tuning; else 1
-    prune: {batches: 500, batch_size: 32}  # at most; else those of recipes/paper
-    finetune:                              # else those of recipes/paper
+    prune: {batches: 500, batch_size: 32}  # at most; else those of the paper's recipes
+    finetune:                              # else those of the paper's recipes
       vqa: {epochs: 2, measured: 5000}
 
 `python -m benchmarks.papers main --world FILE.yaml --cells FOLDER`. Methods are the default

@@ -119,8 +119,7 @@ def test_the_reports_command_repeats_the_run_bit_for_bit(vlp, pruned, tmp_path) 
 
 
 def test_a_recipe_of_the_paper(vlp, xvlm, photos, tmp_path) -> None:
-    recipe = Path(__file__).parents[2] / "recipes" / "paper" / "multiflow-xvlm.yaml"
-    vlp("prune", recipe, "--model", xvlm, "--data", photos, "--out", tmp_path / "o")
+    vlp("prune", "paper/multiflow-xvlm", "--model", xvlm, "--data", photos, "--out", tmp_path / "o")
     found = masks_in(tmp_path / "o")
     assert list(found) == [f"masks-{s}.safetensors" for s in SPARSITIES]
     assert found["masks-0.9.safetensors"].manifest.parameters["variant"] == "published"

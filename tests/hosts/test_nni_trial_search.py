@@ -27,11 +27,11 @@ from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 from vlp_plugins.hosts.nni.search import check_experiment, draws
 from vlp_plugins.hosts.nni.trial import run_trial
 from vlp_plugins.jobs.preparation import prepare
-from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe, packaged_recipes
 from vlp_plugins.pruning import gather
 from vlp_plugins.runtime.errors import RecipeError, VlpError
 
-EXAMPLES = Path(__file__).parents[2] / "recipes" / "nni"
+EXAMPLES = packaged_recipes()["nni/trial"].parent
 RECIPE = Recipe(model="m", sparsity=(0.75,), data=DataRecipe("photos", batches=2), out="o")
 SETTINGS = TrialSettings()
 MAXIMIZE = {"optimize_mode": "maximize"}

@@ -28,7 +28,7 @@ from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.runtime.errors import RecipeError, SparsityError
 
-PAPER = Path(__file__).parents[2] / "recipes" / "paper"
+PAPER = Path(__file__).parents[2] / "vlp_plugins" / "recipes" / "paper"
 PRUNING = sorted(path for path in PAPER.glob("*.yaml") if not path.name.startswith("finetune-"))
 
 WHOLE = """
@@ -186,8 +186,25 @@ def test_what_is_refused_and_where(read: Any, text: str, message: str) -> None:
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot read recipe .*: No such file"):
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*: No such file$"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_recipes_of_the_package_by_name(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = load_recipe("paper/multiflow-blip")
+    assert named == load_recipe(PAPER / "multiflow-blip.yaml")
+    assert load_recipe("recipes/paper/multiflow-blip.yaml") == named  # from a former clone
+    assert load_finetune_recipe("paper/finetune-blip-vqa").task == "vqa"
+    with pytest.raises(RecipeError, match="no recipe of this name .did you mean 'paper/omp-xvlm'"):
+        load_recipe("paper/omp-xvml")
+    with pytest.raises(RecipeError, match="known: .*nni/trial, .*paper/tamt-xvlm"):
+        load_recipe("zzz")
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "multiflow-blip").write_text("seed: 7")
+    assert load_recipe("paper/multiflow-blip").seed == 7  # a file of one's own wins
 
 
 def test_numbers_that_yaml_takes_for_text(read: Any, caplog: pytest.LogCaptureFixture) -> None:

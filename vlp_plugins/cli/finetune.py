@@ -66,7 +66,10 @@ _recipe_options = grouped(
 
 @click.command()
 @click.argument("model")
-@click.option("--recipe", type=PATH, help="YAML; options win over it.")
+@click.option(
+    "--recipe", type=PATH,
+    help="YAML file, or a name such as paper/finetune-blip-vqa; options win over it.",
+)  # fmt: skip
 @click.option("--masks", type=PATH, help="Mask file; all train without.")
 @click.option("--out", type=PATH, required=True, help="New folder.")
 @_recipe_options

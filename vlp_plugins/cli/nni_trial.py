@@ -113,6 +113,7 @@ def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
 def _as_trials_run(experiment: Path, options: dict[str, Any]) -> dict[str, Any]:
     """The options of the experiment's own trialCommand, and above them those given here."""
     from vlp_plugins.hosts.nni.search import trial_words
+    from vlp_plugins.jobs.recipes import find_recipe
 
     found = trial_words(experiment)
     if found is None:
@@ -123,7 +124,7 @@ def _as_trials_run(experiment: Path, options: dict[str, Any]) -> dict[str, Any]:
     except click.ClickException as error:
         raise RecipeError(f"{experiment.name}: trialCommand: {error.format_message()}") from error
     if of_trials["recipe"] is not None:
-        of_trials["recipe"] = folder / of_trials["recipe"]
+        of_trials["recipe"] = find_recipe(of_trials["recipe"], folder)
     here = click.get_current_context()
     given = (name for name in options if here.get_parameter_source(name) is _GIVEN)
     return {name: of_trials[name] for name in options} | {name: options[name] for name in given}

@@ -21,6 +21,11 @@ _NUMBER = re.compile(r"-\.?\d")
 _RECIPE = (".yaml", ".yml")
 
 
+def _names_recipe(arg: str) -> bool:
+    """Whether it can only be RECIPE: a file, or a packaged one such as paper/multiflow-blip."""
+    return arg.endswith(_RECIPE) or ("/" in arg and "=" not in arg)
+
+
 class ManyValues(click.Command):
     """Lets `--sparsity` and `--parameter` take several values: `--sparsity 0.63 0.75 0.9`."""
 
@@ -38,7 +43,7 @@ class ManyValues(click.Command):
                 current, waiting = option, not sign
                 if sign:
                     spread.append(arg)
-            elif is_option or not current or (arg.endswith(_RECIPE) and not waiting):
+            elif is_option or not current or (_names_recipe(arg) and not waiting):
                 current = ""
                 spread.append(arg)
             else:

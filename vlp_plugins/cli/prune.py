@@ -19,7 +19,9 @@ from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
 def prune(resume: bool, **options: Any) -> None:
     """Prunes as RECIPE and options say: masks, layers.csv and report.html in --out.
 
-    An option wins over the recipe's key. Under torchrun the processes share the data pass:
+    RECIPE is a YAML file, or the name of a recipe of this package, such as paper/multiflow-blip (a
+    name that does not exist lists them all). An option wins over the recipe's key.
+    Under torchrun the processes share the data pass:
     torchrun --nproc-per-node 2 -m vlp_plugins prune ...
     """
     from vlp_plugins.jobs.prune import leftovers, run

@@ -11,7 +11,6 @@ from functools import partial
 from glob import glob
 from itertools import product
 from pathlib import Path
-from typing import Self
 
 from PIL import Image
 
@@ -173,12 +172,12 @@ class _Member(tarfile.TarInfo):
         tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
     )  # fmt: skip
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in cls._NAMES:
-            check_read("the name of a member", member.size, tarfile.ReadError)
-        return member
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        # Meant to be overridden, as tarfile says, and called in every version of Python; newer
+        # ones call frombuf no more.
+        if self.type in self._NAMES:
+            check_read("the name of a member", self.size, tarfile.ReadError)
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, Fields]]:

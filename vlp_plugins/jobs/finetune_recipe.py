@@ -26,7 +26,7 @@ from vlp_plugins.jobs.recipe_values import (
     read_yaml,
     text,
 )
-from vlp_plugins.jobs.recipes import AUTOCASTS
+from vlp_plugins.jobs.recipes import AUTOCASTS, find_recipe
 from vlp_plugins.runtime.errors import RecipeError, suggest
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.settings import RATES, FinetuneSettings
@@ -72,12 +72,15 @@ class FinetuneRecipe:
 def load_finetune_recipe(path: str | Path) -> FinetuneRecipe:
     """Reads a recipe of fine-tuning.
 
+    Args:
+        path: of a file, or the name of a recipe of the package; see `find_recipe`.
+
     Raises:
         RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
             found), with the line.
     """
     found = read_section(
-        read_yaml(Path(path)),
+        read_yaml(find_recipe(path)),
         _READERS,
         lambda key: f" of fine-tuning{suggest(key, list(_READERS))}",
     )

@@ -119,14 +119,53 @@ DTYPES = ("float32", "bfloat16", "float16")
 AUTOCASTS = DTYPES[1:]
 
 
+_PACKAGED = Path(__file__).parents[1] / "recipes"
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that the package brings, by name: `paper/multiflow-blip`, `nni/trial`, ..."""
+    return {
+        path.relative_to(_PACKAGED).with_suffix("").as_posix(): path
+        for path in sorted(_PACKAGED.glob("*/*.yaml"))
+    }
+
+
+def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
+    """The file of a recipe: a path, or the name of one that the package brings.
+
+    A file that exists wins over a name.
+
+    Args:
+        name: path of a YAML file, or a name such as `paper/multiflow-blip`.
+        folder: that a path is relative to.
+
+    Raises:
+        RecipeError: if it is neither; suggests the nearest name, or lists them all.
+    """
+    path = folder / name
+    if path.exists():
+        return path
+    packaged = packaged_recipes()
+    wanted = Path(name).as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    if wanted in packaged:
+        return packaged[wanted]
+    hint = ""
+    if not path.suffix:
+        hint = f", and the package has no recipe of this name{suggest(wanted, list(packaged))}"
+    raise RecipeError(f"cannot read recipe {path}: No such file{hint}")
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Reads a recipe.
+
+    Args:
+        path: of a file, or the name of a recipe of the package; see `find_recipe`.
 
     Raises:
         RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
             found), with the line.
     """
-    return Recipe(**_found(read_yaml(Path(path))))
+    return Recipe(**_found(read_yaml(find_recipe(path))))
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:

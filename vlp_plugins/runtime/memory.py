@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,11 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.runtime.errors import UnsupportedError
+
+try:
+    import resource
+except ImportError:  # Windows, which says neither what is free nor what was the peak
+    resource = None  # type: ignore[assignment]
 
 _UNITS = {
     "": 1, "B": 1,
@@ -53,6 +57,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _LASTING = Path("/var/tmp")
 _SHARE = 0.75
 _DISK_SHARE = 0.9
+_UNKNOWN = 2**31
+"""Bytes of RAM that are taken for free where the system says nothing."""
 
 
 def usable_bytes(device: torch.device, reserved: int) -> int:
@@ -103,8 +109,9 @@ def local_processes() -> int:
 def _free_of_machine() -> int:
     free = _field(_MEMINFO, "MemAvailable")
     # Other systems do not say what is free; half of all RAM is a guess on the safe side.
-    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return half if free is None else free
+    if free is not None or not hasattr(os, "sysconf"):
+        return free or _UNKNOWN
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _free_of_group() -> int:
@@ -137,18 +144,20 @@ _STATUS = Path("/proc/self/status")
 def resident_bytes() -> int:
     """Bytes of this process that are in RAM; its peak where the system tells only that."""
     if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:
-    """The most bytes of this process that ever were in RAM.
+    """The most bytes of this process that ever were in RAM; 0 where the system does not tell.
 
     Linux counts in `ru_maxrss` what the parent held before it started this program; `VmHWM` is
     of this program alone.
     """
     if peak := _field(_STATUS, "VmHWM"):
         return peak
+    if resource is None:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

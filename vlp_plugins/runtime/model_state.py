@@ -266,6 +266,8 @@ def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _accelerators() -> list[str]:
+    if not torch.accelerator.is_available():  # torch 2.6 has an error then, later ones None
+        return []
     found = torch.accelerator.current_accelerator()
     return [] if found is None else [found.type]
 
