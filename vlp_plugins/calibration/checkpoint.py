@@ -10,7 +10,7 @@ import torch
 
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Statistic
-from vlp_plugins.calibration.statistics import pack_sums, unpack_sums
+from vlp_plugins.calibration.statistics import pack_sums, pair, unpack_sums
 from vlp_plugins.calibration.sums import Tally
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format
@@ -102,16 +102,11 @@ def unpack_state(
     """Inverse of `pack_state`."""
     hashes = tuple(bytes(row.tolist()) for row in tensors.pop(_HASHES))
     batches = ((len(hashes) + 1) // 2, len(hashes) // 2)
-    read = Tally(batches, _pair(content["samples"]))
-    skipped = Tally(*map(_pair, content.get("skipped", [(0, 0), (0, 0)])))
+    read = Tally(batches, pair(content["samples"]))
+    skipped = Tally(*map(pair, content.get("skipped", [(0, 0), (0, 0)])))
     sums = unpack_sums(tensors)
     large = {key: sums.pop(key) for key in list(sums) if key[1].stream == LOSS_STREAM}
     return PassState(sums, read, skipped, hashes), large
-
-
-def _pair(values: Sequence[Any]) -> tuple[int, int]:
-    even, odd = values
-    return int(even), int(odd)
 
 
 def identity_of(

@@ -220,7 +220,7 @@ class Statistics:
         try:
             return cls(
                 sums=unpack_sums(tensors),
-                samples=_pair(header["samples"]),
+                samples=pair(header["samples"]),
                 batches=int(header["batches"]),
                 fingerprint=str(header["fingerprint"]),
                 structure=str(header["structure"]),
@@ -228,7 +228,7 @@ class Statistics:
                 published=bool(header["published"]),
                 shapes={name: tuple(shape) for name, shape in header["shapes"]},
                 weights_hash=str(header.get("weights", "")),
-                counted=_pair(header["counted"]) if "counted" in header else None,
+                counted=pair(header["counted"]) if "counted" in header else None,
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StatisticsError(
@@ -236,7 +236,8 @@ class Statistics:
             ) from error
 
 
-def _pair(values: Sequence[Any]) -> tuple[int, int]:
+def pair(values: Sequence[Any]) -> tuple[int, int]:
+    """Counts of even and odd batches, from a file."""
     even, odd = values
     return int(even), int(odd)
 

@@ -6,10 +6,8 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +24,9 @@ from vlp_plugins.masks.sparse_files import (
     write_sparse,
 )
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.models.architecture import unfilled_model
+from vlp_plugins.models.architecture import fill, unfilled_model
 from vlp_plugins.models.discovery import recall_adapter, registry
-from vlp_plugins.models.saving import check_not_rebuilt, copy_companions
+from vlp_plugins.models.saving import check_not_rebuilt, copy_companions, write_configuration
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
@@ -87,7 +85,8 @@ def save_sparse(
     bits = _worth_packing(model, adapter, state)
     place = _next_to(target) if replaces else target
     with atomic_folder(place) as temporary:
-        _write_configuration(model, temporary)
+        if hasattr(getattr(model, "config", None), "save_pretrained"):
+            write_configuration(model, temporary, dtype=getattr(model, "dtype", None))
         size = write_sparse(temporary / SPARSE_FILE, state, bits, header)
         copy_companions(source, temporary)
     if replaces:
@@ -148,18 +147,6 @@ def _worth_packing(
             if packed_bytes(state[path], bits) < weight.numel * weight.parameter.element_size():
                 found[path] = bits
     return found
-
-
-def _write_configuration(model: nn.Module, folder: Path) -> None:
-    config: Any = deepcopy(getattr(model, "config", None))
-    if not hasattr(config, "save_pretrained"):
-        return
-    config.architectures = [type(model).__name__]
-    config.dtype = getattr(model, "dtype", None)
-    config.save_pretrained(folder)
-    generation: Any = getattr(model, "generation_config", None)
-    if generation is not None:
-        generation.save_pretrained(folder)
 
 
 def _next_to(target: Path) -> Path:
@@ -235,12 +222,7 @@ def _rebuilt(folder: Path, stored: Stored) -> nn.Module:
     known = registry()
     model = unfilled_model(str(folder), map(known.adapter, known.adapter_names()))
     _check_fits(model, stored, folder)
-    _fill(model, stored)
-    if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        owner: Any = model
-        owner.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
+    fill(model, ((name, stored.dense(name)) for name in stored.shapes_of_all()))
     return model
 
 
@@ -263,17 +245,6 @@ def _check_fits(model: nn.Module, stored: Stored, folder: Path) -> None:
                 f"{folder / SPARSE_FILE}: {name} is {list(found[name])}, but {list(shape)} in the "
                 f"{kind}; {other}"
             )
-
-
-def _fill(model: nn.Module, stored: Stored) -> None:
-    """Puts the tensors in place of those that were never set; tied parameters stay one object."""
-    parameters = dict(model.named_parameters())
-    for name in stored.shapes_of_all():
-        if name in parameters:
-            parameters[name].data = stored.dense(name)
-        else:
-            module, _, buffer = name.rpartition(".")
-            model.get_submodule(module)._buffers[buffer] = stored.dense(name)
 
 
 @torch.no_grad()

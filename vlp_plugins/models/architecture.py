@@ -190,8 +190,8 @@ def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
 def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
     """Makes the model that a configuration describes on the CPU, with ties.
 
-    Its weights hold whatever was in memory: nothing is drawn. What the configuration alone decides,
-    such as tables of positions, is there.
+    Its weights hold whatever was in memory until `fill`: nothing is drawn. What the configuration
+    alone decides, such as tables of positions, is there.
 
     Args:
         source: folder with a `config.json`.
@@ -206,7 +206,23 @@ def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
         model = _made(source, adapters, no_init_weights(), bounded(source))
     if callable(tie := getattr(model, "tie_weights", None)):
         tie()  # left out together with the drawing
+    if (Path(source) / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        owner: Any = model
+        owner.generation_config = GenerationConfig.from_pretrained(source, trust_remote_code=False)
     return model
+
+
+def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Puts values in place of those that were never set; tied parameters stay one object."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors:
+        if name in parameters:
+            parameters[name].data = tensor
+        else:
+            module, _, buffer = name.rpartition(".")
+            model.get_submodule(module)._buffers[buffer] = tensor
 
 
 def _made(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     for weights in folder.glob("*.safetensors"):  # safetensors makes them private
         shutil.copymode(config, weights)
     copy_companions(source, folder)
+
+
+def write_configuration(model: nn.Module, folder: Path, **changed: Any) -> None:
+    """Writes the configuration that makes the model's class, some entries changed."""
+    config: Any = deepcopy(model.config)
+    for name, value in {"architectures": [type(model).__name__], **changed}.items():
+        setattr(config, name, value)
+    config.save_pretrained(folder)
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
 
 
 def copy_companions(source: str | None, folder: Path) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.models.architecture import meta_model, unfilled_model
+from vlp_plugins.models.architecture import fill, meta_model, unfilled_model
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
-from vlp_plugins.models.saving import copy_companions
+from vlp_plugins.models.saving import copy_companions, write_configuration
 from vlp_plugins.runtime.artifacts import Format, made_by, read_artifact, versions, write_artifact
 from vlp_plugins.runtime.errors import StructureError, UnsupportedError, first_line
 from vlp_plugins.runtime.files import atomic_folder, write_text
@@ -147,17 +146,13 @@ def rebuild(folder: str | os.PathLike[str]) -> tuple[nn.Module, Adapter]:
     model = unfilled_model(str(folder), _candidates(structure.adapter))
     adapter = _cut(model, structure)
     tensors, header = read_artifact(folder / WEIGHTS_FILE, WEIGHTS)
-    _fill(model, tensors, folder / WEIGHTS_FILE)
+    _check_shapes(model, tensors, str(folder / WEIGHTS_FILE))
+    fill(model, tensors.items())
     if header.get("structure") != structure.digest(folder):
         raise StructureError(
             f"{folder / WEIGHTS_FILE} was written with another {STRUCTURE_FILE} or config.json "
             f"than lie next to it; {WEIGHTS.remedy}"
         )
-    if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        owner: Any = model
-        owner.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
     return model.eval(), adapter
 
 
@@ -185,19 +180,6 @@ def _adapter_for(model: nn.Module, structure: Structure) -> Adapter:
         raise UnsupportedError(
             f"no ModuleAdapter has these settings ({error}); {WEIGHTS.remedy}"
         ) from error
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Puts values in place of those that were never set; tied parameters stay one object."""
-    _check_shapes(model, tensors, str(path))
-    own = state_of(model)
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        if name in parameters:
-            parameters[name].data = tensor
-        elif name in own:
-            module, _, buffer = name.rpartition(".")
-            model.get_submodule(module)._buffers[buffer] = tensor
 
 
 def _check_shapes(made: nn.Module, found: Mapping[str, Tensor], what: str) -> None:
@@ -248,8 +230,7 @@ def save_structured(
         UnclaimedModelError: without an adapter, if none claims the model.
         OutputError: if the folder exists or cannot be written.
     """
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "save_pretrained"):
+    if not hasattr(getattr(model, "config", None), "save_pretrained"):
         raise UnsupportedError(
             f"{type(model).__name__} has no configuration of transformers to rebuild it from; "
             "save the record (Record.to_json) and the state in your own code"
@@ -259,12 +240,7 @@ def save_structured(
         type(model).__name__, adapter.name, adapter.settings(), Record(record), history
     )
     with atomic_folder(folder) as temporary:
-        dense = deepcopy(config)
-        dense.architectures = [structure.model]
-        dense.save_pretrained(temporary)
-        generation: Any = getattr(model, "generation_config", None)
-        if generation is not None:
-            generation.save_pretrained(temporary)
+        write_configuration(model, temporary)
         made = meta_model(str(temporary), _candidates(structure.adapter))
         _cut(made, structure)
         _check_shapes(made, state_of(model), "the model")

@@ -27,7 +27,7 @@ from vlp_plugins.methods.chita.settings import (
 from vlp_plugins.methods.chita.setup import Pruned, Setup
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
-from vlp_plugins.methods.method import Context, Cost, Procedure
+from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
 from vlp_plugins.methods.rounds import InRounds, Progress, RecordedBatches, RunInRounds
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
@@ -39,7 +39,7 @@ logger = logging.getLogger("vlp_plugins.methods")
 
 
 @dataclass(frozen=True)
-class Chita(Procedure):
+class Chita(Factored, Procedure):
     """CHITA (Benbaki et al., ICML 2023): prunes by a quadratic model of the loss, updates the rest.
 
     Attributes:
@@ -59,23 +59,12 @@ class Chita(Procedure):
         return {**self.settings.parameters(), **(self.factors.record() if self.factors else {})}
 
     def with_allocation(self, allocation: Allocation | None) -> Self:
-        if allocation is None:
-            return self
-        check_allocation(allocation, self.name)
-        if self.factors is not None:
-            allocation = allocation.with_factors(self.factors)
-        return replace(self, allocation=allocation)
+        if allocation is not None:
+            check_allocation(allocation, self.name)
+        return super().with_allocation(allocation)
 
     def with_factors(self, factors: Mapping[str, float]) -> Self:
-        if self.factors is not None:
-            raise UnsupportedError(f"method {self.name!r} has factors already")
-        factors = Factors.of(factors)
-        return replace(
-            self,
-            name=guided_name(self.name),
-            factors=factors,
-            allocation=self.allocation.with_factors(factors),
-        )
+        return replace(super().with_factors(factors), name=guided_name(self.name))
 
     def run(self, context: Context) -> list[Masks]:
         settings = self.settings_for(context)
