@@ -108,10 +108,12 @@ def test_a_file_says_what_made_it(statistics, tmp_path):
     assert "transformers" in header["versions"]
 
 
-def test_saving_again_replaces_the_file(statistics, by_hand, tmp_path):
+def test_saving_again_replaces_the_file_only_if_asked_to(statistics, by_hand, tmp_path):
     path = tmp_path / "statistics.safetensors"
     by_hand.save(path)
-    statistics.save(path)
+    with pytest.raises(OutputError, match="exists already; .* overwrite=True"):
+        statistics.save(path)
+    statistics.save(path, overwrite=True)
     assert Statistics.load(path).batches == 3
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import task_models
 import torch
+from tiny_models import save_photos
 from torch import nn
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vlp_plugins as vlp_api
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.runtime.errors import DataError, RecipeError, UnclaimedModelError
+from vlp_plugins.runtime.errors import DataError, OutputError, RecipeError, UnclaimedModelError
 
 
 @pytest.fixture
@@ -183,3 +185,37 @@ def test_the_other_tasks_and_how_a_task_is_guessed(
     written = vlp_api.evaluate(blip, coco, task="captioning", split="test", beams=1, limit=2)
     assert "METEOR: absent, as " in repr(written)
     assert len(written.texts) == 2
+
+
+def test_what_python_shows_is_short_and_files_are_replaced_only_if_asked_to(
+    models, tmp_path
+) -> None:
+    model = vlp_api.load(models / "blip", device="cpu")
+    data = vlp_api.batches(save_photos(tmp_path / "photos", 24), model, batch_size=8)
+    statistics = vlp_api.gather(model, data)
+    masks = vlp_api.prune(model, statistics=statistics, sparsity=0.63)
+    profile = vlp_api.measure_id(model, data)
+    count = f"{masks.total:,}"
+
+    assert repr(masks) == f"Masks(multiflow, 63.0% of {count} elements removed, 36 weights)"
+    assert repr(statistics) == (
+        "Statistics(input_second_moment of 36 weights, 24 samples in 3 batches, adapter blip)"
+    )
+    assert re.fullmatch(
+        r"IdProfile\(\d+ layer outputs, mean dimensions: vision \d+\.\d, text \d+\.\d; "
+        r"24 samples, adapter blip\)",
+        repr(profile),
+    )
+    halves = vlp_api.split_half(model, statistics, sparsity=0.63)
+    assert re.fullmatch(
+        rf"Overlap\(\d+\.\d% of {count} elements agree, IoU of what is kept \d+\.\d%\)",
+        repr(halves["all"]),
+    )
+    assert repr(masks.compare(masks)["all"]).startswith("Overlap(100.0% of ")
+    for number, found in enumerate((masks, statistics, profile)):
+        path = tmp_path / str(number)
+        found.save(path)
+        with pytest.raises(OutputError, match=r"exists already; .* overwrite=True"):
+            found.save(path)
+        found.save(path, overwrite=True)
+        assert repr(type(found).load(path)) == repr(found)

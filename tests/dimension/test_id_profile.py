@@ -11,7 +11,7 @@ from toy import ToyAdapter, toy_model
 
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.errors import OutputError, StatisticsError
 
 
 def layer(weight: str, stream: str, owner: int, dimension: float) -> LayerDimension:
@@ -74,7 +74,9 @@ def test_a_file_holds_the_profile_to_the_last_bit(tmp_path):
     profile = profile_of(*TIED, layer("vision.q", "vision", 0, 1 / 3))
     file = tmp_path / "new" / "dimensions.json"
     profile.save(file)
-    profile.save(file)
+    with pytest.raises(OutputError, match="overwrite=True"):
+        profile.save(file)
+    profile.save(file, overwrite=True)
     assert IdProfile.load(file) == profile
     content = json.loads(file.read_text())
     assert content["schema"] == 1

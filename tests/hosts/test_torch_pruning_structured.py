@@ -89,6 +89,8 @@ def test_ratios_by_modality_and_kind_are_exact() -> None:
         ("vision", "ffn"): (48, 192),
         ("text", "ffn"): (96, 128),
     }
+    removed = "vision heads 25.0%, vision ffn 25.0%, text ffn 75.0%"
+    assert repr(result).startswith(f"StructuredResult(removed: {removed}; parameters ")
     for block in blocks_of(model, adapter):
         if block.modality == "text" and isinstance(block, Attention):
             assert block.heads == 4

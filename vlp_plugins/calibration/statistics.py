@@ -14,6 +14,7 @@ from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Site
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.numbers import count
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     return sums
 
 
-@dataclass
+@dataclass(repr=False)
 class Statistics:
     """Sums over the samples of a data pass, for every statistic and site.
 
@@ -76,6 +77,14 @@ class Statistics:
     weights_hash: str = ""
     counted: tuple[int, int] | None = None
     _warned: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        weights = len({site.weight for _, site in self.sums})
+        names = " and ".join(sorted(self.names())) or "nothing"
+        return (
+            f"Statistics({names} of {weights} weights, {count(sum(self.samples))} samples in "
+            f"{count(self.batches)} batches, adapter {self.adapter or 'unknown'})"
+        )
 
     def mean(
         self,
@@ -182,11 +191,15 @@ class Statistics:
             f"{weights.structure}): {different}; repeat the data pass"
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, whole or not at all, over any other.
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Writes one safetensors file, whole or not at all.
+
+        Args:
+            path: the file; missing folders above it are made.
+            overwrite: replace a file that is there.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
         header = {
             "samples": list(self.samples),
@@ -199,7 +212,7 @@ class Statistics:
             "weights": self.weights_hash,
             "counted": self._counted(),
         }
-        write_artifact(path, _FORM, pack_sums(self.sums), header, overwrite=True)
+        write_artifact(path, _FORM, pack_sums(self.sums), header, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:

@@ -14,6 +14,7 @@ from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap, surplus_layer
 from vlp_plugins.runtime.artifacts import made_before, read_json, write_json
 from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.numbers import count
 from vlp_plugins.scoring.factors import Factors
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class LayerDimension:
     duplicates: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IdProfile:
     """The intrinsic dimensions of a model.
 
@@ -73,6 +74,17 @@ class IdProfile:
     adapter: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        by_modality: dict[str, list[float]] = {}
+        for layer in self.layers:
+            by_modality.setdefault(layer.modality, []).append(layer.dimension)
+        means = ", ".join(f"{name} {fmean(found):.1f}" for name, found in by_modality.items())
+        samples = max((layer.points for layer in self.layers), default=0)
+        return (
+            f"IdProfile({len(self.layers)} layer outputs, mean dimensions: {means or 'none'}; "
+            f"{count(samples)} samples, adapter {self.adapter or 'unknown'})"
+        )
 
     def factors(self, weights: WeightMap, owners: Owners = "all") -> Factors:
         """By canonical name the intrinsic dimension of every weight, a factor of its importance.
@@ -130,11 +142,15 @@ class IdProfile:
                 f"although it has {found[1]!r}, the same in another layer; {_MEASURE}"
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, whole or not at all; a file that is there is replaced.
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Writes one JSON file, whole or not at all.
+
+        Args:
+            path: the file; missing folders above it are made.
+            overwrite: replace a file that is there.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
         content = {
             "adapter": self.adapter,
@@ -143,7 +159,7 @@ class IdProfile:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "layers": [asdict(layer) for layer in self.layers],
         }
-        write_json(path, _KIND, content)
+        write_json(path, _KIND, content, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IdProfile:

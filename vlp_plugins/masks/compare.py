@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.packed import count_ones
 from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.numbers import count, percent
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Overlap:
     """How alike two masks are.
 
@@ -42,6 +43,12 @@ class Overlap:
     def iou(self) -> float:
         """Intersection over union of the kept elements; 1 if neither keeps any."""
         return self.both / self.either if self.either else 1.0
+
+    def __repr__(self) -> str:
+        return (
+            f"Overlap({percent(self.agreement)} of {count(self.total)} elements agree, "
+            f"IoU of what is kept {percent(self.iou)})"
+        )
 
     def __add__(self, other: Overlap) -> Overlap:
         return Overlap(self.both + other.both, self.either + other.either, self.total + other.total)

@@ -26,6 +26,7 @@ from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.numbers import count, percent
 
 _INVERTED = "inverted"
 
@@ -94,10 +95,11 @@ class Masks(Mapping[str, torch.Tensor]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
+        counts = self.counts().all
         values = f", {text_of(self.values_bytes)} of new weights" if self._values else ""
         return (
-            f"Masks({self.manifest.method}, {len(self)} weights, "
-            f"{self.removed:,} of {self.total:,} removed = {self.sparsity:.4%}{values})"
+            f"Masks({self.manifest.method}, {percent(counts.sparsity)} of "
+            f"{count(counts.total)} elements removed, {len(self)} weights{values})"
         )
 
     @classmethod
@@ -233,7 +235,11 @@ class Masks(Mapping[str, torch.Tensor]):
         return Masks(bits, replace(self.manifest, note="; ".join(parts) or None))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Writes one safetensors file; see `masks.files` for the format.
+        """Writes one safetensors file, whole or not at all; see `masks.files` for the format.
+
+        Args:
+            path: the file; missing folders above it are made.
+            overwrite: replace a file that is there.
 
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.

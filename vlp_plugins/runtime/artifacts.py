@@ -287,20 +287,27 @@ SCHEMA = 1
 """Version of the format; a change that old code cannot read adds 1."""
 
 
-def write_json(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> None:
-    """Writes a file; one that is there is replaced.
+def write_json(
+    path: str | os.PathLike[str],
+    kind: str,
+    content: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a file, whole or not at all.
 
     Args:
         path: the file.
         kind: what it holds.
         content: what JSON can say.
+        overwrite: replace an existing file.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the file exists and is not to be overwritten, or cannot be written.
     """
     header = {"kind": kind, "schema": SCHEMA, "made_by": made_by(), "versions": versions()}
     text = json.dumps({**header, **content}, indent=1, allow_nan=False)
-    write_text(path, text + "\n", overwrite=True)
+    write_text(path, text + "\n", overwrite=overwrite)
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:

@@ -159,7 +159,9 @@ def check_new(target: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         kind = "a folder" if target.is_dir() else "not a regular file"
         raise OutputError(f"{target} is {kind}; give the path of a file")
     if not overwrite:
-        raise OutputError(f"{target} exists already; give another path or ask to overwrite it")
+        raise OutputError(
+            f"{target} exists already; give another path, or replace it with overwrite=True"
+        )
 
 
 def check_new_folder(target: str | os.PathLike[str]) -> None:

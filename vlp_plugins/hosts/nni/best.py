@@ -57,7 +57,7 @@ class TrialRecord:
         Raises:
             OutputError: if it cannot be written.
         """
-        write_json(folder / FILE, _KIND, asdict(self))
+        write_json(folder / FILE, _KIND, asdict(self), overwrite=True)
 
     @classmethod
     def load(cls, folder: Path) -> TrialRecord:

@@ -24,6 +24,7 @@ from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
+from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error
@@ -35,7 +36,7 @@ from vlp_plugins.structured.survey import blocks_of
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StructuredResult:
     """A model that was cut in place, and how.
 
@@ -61,6 +62,17 @@ class StructuredResult:
     removed: Mapping[tuple[str, str], tuple[int, int]]
     error: float | None
     made_by: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(
+            f"{modality} {cut} {percent(gone / total if total else 0)}"
+            for (modality, cut), (gone, total) in self.removed.items()
+        )
+        before, after = self.parameters_before, self.parameters_after
+        return (
+            f"StructuredResult(removed: {parts or 'nothing'}; parameters {count(before)} -> "
+            f"{count(after)}, {percent(1 - after / before)} fewer)"
+        )
 
     def save(
         self,

@@ -139,7 +139,7 @@ def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
     Raises:
         OutputError: if it cannot be written.
     """
-    write_json(path, KIND, record_of_analysis(analysis))
+    write_json(path, KIND, record_of_analysis(analysis), overwrite=True)
 
 
 def record_of_analysis(analysis: Analysis) -> dict[str, Any]:
