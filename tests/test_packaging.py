@@ -8,6 +8,9 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
+
+from vlp_plugins.runtime.version import __version__
 
 ROOT = Path(__file__).parents[1]
 HOMES = {"vlp_plugins": ROOT / "vlp_plugins", "vlp_adapters": ROOT / "adapters" / "vlp_adapters"}
@@ -130,3 +133,13 @@ def test_nothing_needs_what_only_posix_has_to_be_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=-1, text=True, check=True)
     assert done.stdout == f"{2**31} 0 0\n"
+
+
+def test_the_citation_is_valid_and_of_this_version() -> None:
+    """As the Citation File Format 1.2.0 wants it."""
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(found)
+    assert __version__.partition(".dev")[0] == found["version"]
+    for reference in found["references"]:
+        assert {"type", "title", "authors"} <= set(reference)

@@ -2,7 +2,7 @@
 
 No scan is shared by two splits, so a model is always tested on handwriting that neither its
 pre-training nor its downstream training has seen. Source of the scans: E. Alpaydin, C. Kaynak,
-"Optical Recognition of Handwritten Digits", UCI machine learning repository, 1998.
+"Optical Recognition of Handwritten Digits", UCI machine learning repository, 1998, CC BY 4.0.
 """
 
 from __future__ import annotations
