@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
+from vlp_plugins.cli.help import Command
+from vlp_plugins.cli.options import read_recipe, recipe_options
 from vlp_plugins.cli.tables import duration, print_counts, print_table
 
 if TYPE_CHECKING:
@@ -14,12 +15,19 @@ if TYPE_CHECKING:
     from vlp_plugins.jobs.preparation import Prepared
 
 
-@click.command(cls=ManyValues)
+@click.command(
+    cls=Command,
+    short_help="Say what `vlp prune` would remove and cost.",
+    examples=[
+        "vlp plan --model model --data photos --sparsity 0.75",
+        "vlp plan --model model --method itersnip --data photos --sparsity 0.5 0.75",
+    ],
+)
 @recipe_options
 def plan(**options: Any) -> None:
-    """What RECIPE and options would do and cost, before any data is read.
+    """Say how much `vlp prune` would remove, and how much memory and time it would take.
 
-    Takes what `vlp prune` takes; the data is not touched, and nothing is written.
+    It takes the options of `vlp prune`, reads no images and writes nothing.
     """
     from vlp_plugins.jobs.plan import plan_run
     from vlp_plugins.jobs.preparation import prepare

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vlp_plugins.cli.terminal import verbosity, visible
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.manifest import Count
     from vlp_plugins.masks.masks import Masks
 
 
-# A terminal obeys control characters, and those of the writing direction reorder what is read.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    """The text with control characters as escapes: names and notes of files may hold any.
-
-    Line ends and tabs stay.
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 def print_lines(lines: Iterable[object], *, err: bool = False) -> None:
-    """Sentences, one a line."""
+    """Sentences, one a line; with `--quiet` none on standard error, where warnings go."""
+    if err and verbosity() < 0:
+        return
     for line in lines:
         click.echo(visible(str(line)), err=err)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Facts with their names, one a line."""
+    """Facts of a run with their names, one a line; with `--quiet` none."""
+    if verbosity() < 0:
+        return
     print_lines(f"{name}: {fact}" for name, fact in facts.items())
 
 
