@@ -35,7 +35,7 @@ OWN = [(name, o) for name, each in ALL.items() for o in each.params if isinstanc
 
 @pytest.mark.parametrize("name", ALL)
 def test_help_fits_a_terminal_and_says_what_it_is(name) -> None:
-    text = command(*name.split(), "--help").stdout
+    text = command(*name.split(), "--help", columns=80).stdout
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("\nExamples:\n  vlp ") == 1
     assert "\n  -q, --quiet" in text
@@ -47,7 +47,7 @@ def test_help_fits_a_terminal_and_says_what_it_is(name) -> None:
 
 @pytest.mark.parametrize("name", [name for name, each in ALL.items() if hasattr(each, "commands")])
 def test_no_line_of_a_list_of_commands_is_cut(name) -> None:
-    text = command(*name.split(), "--help").stdout
+    text = command(*name.split(), "--help", columns=80).stdout
     rows = text.split("\nCommands:\n")[1].splitlines()
     assert len(rows) == len(ALL[name].commands)  # none is wrapped
     assert not any(row.endswith("...") for row in rows)
@@ -159,4 +159,6 @@ def test_examples_run(name, world, tmp_path, monkeypatch) -> None:
         words = shlex.split(example.replace("\\\n", ""))
         assert words[0] == "vlp"
         assert words[1 : 1 + len(name.split())] == name.split()
-        command(*words[1:])
+        shown = command(*words[1:], columns=80).stdout.splitlines()
+        wide = [line for line in shown if len(line) > 80 and not line.startswith("written: /")]
+        assert wide == [], example

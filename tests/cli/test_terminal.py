@@ -16,6 +16,7 @@ from rich.console import Console
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import recipe_options
+from vlp_plugins.cli.tables import print_table
 from vlp_plugins.cli.terminal import data_progress, quiet_libraries, show_log
 
 
@@ -167,3 +168,24 @@ def test_verbose_shows_every_step_and_only_that_command(vlp, xvlm, photos, tmp_p
     assert len(re.findall("^itersnip: round . of 2: ", plain, re.MULTILINE)) == 2
     assert "info: " not in plain
     assert vlp("-q", *words, tmp_path / "d").stderr == ""
+
+
+# --- tables ---
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_nothing_is_cut(capsys, monkeypatch) -> None:
+    header = ["name", "elements", "of them shared by others", "path"]
+    row = ["two words", "1,234,567", "8", "encoder.layer.0.attention.self.query.weight"]
+    monkeypatch.setenv("COLUMNS", "50")
+    print_table("", header, [row])
+    narrow = capsys.readouterr().out.splitlines()
+    assert max(map(len, narrow)) <= 50
+    shown = "".join("".join(narrow).split())
+    assert sorted(shown) == sorted("".join([*header, *row]).replace(" ", ""))
+    assert any(line.endswith("  encoder.layer.0.") for line in narrow)  # broken after a dot
+    monkeypatch.setenv("COLUMNS", "100")
+    print_table("", header, [row])
+    assert capsys.readouterr().out.splitlines()[1] == f"two words  1,234,567{'8':>26}  {row[-1]}"
+    monkeypatch.setenv("COLUMNS", "20")  # numbers and narrow columns stay as they are
+    print_table("", ["n", "m"], [["1" * 15, "2" * 15]])
+    assert capsys.readouterr().out.splitlines()[1] == f"{'1' * 15}  {'2' * 15}"

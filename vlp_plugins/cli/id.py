@@ -20,7 +20,7 @@ from vlp_plugins.cli.options import (
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
-from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table
+from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table, say
 from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def id_(
     layers = result.profile.layers
     print_table("By modality", MODALITY_HEADER, modality_rows(layers))
     print_table("Layers", LAYER_HEADER, layer_rows(layers))
-    click.echo()
+    say()
     print_lines(summary_of(result.profile))
-    click.echo()
+    say()
     print_facts(result.facts)
     if result.out is not None:
         click.echo(f"written: {result.out}")
@@ -145,6 +145,6 @@ def _print_plan(source: ModelSource, data: DataRecipe, options: dict[str, Any]) 
 
     planned = plan_dimensions(source, data, options)
     for sentence in planned.plan.lines:
-        click.echo(sentence)
-    click.echo(f"forward passes: about {duration(planned.forward_seconds)}, without the images")
-    click.echo(f"search for neighbours: about {duration(planned.neighbour_seconds)}")
+        say(sentence)
+    say(f"forward passes: about {duration(planned.forward_seconds)}, without the images")
+    say(f"search for neighbours: about {duration(planned.neighbour_seconds)}")

@@ -6,7 +6,7 @@ import click
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import adapter_option, option
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.tables import print_table, say
 
 
 @click.command(
@@ -25,7 +25,7 @@ def plugins() -> None:
 
     rows = plugins_table(registry().plugins())
     print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])
-    click.echo("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
+    say("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
 
 
 @click.command(
@@ -49,7 +49,7 @@ def inspect(model: str, weights: bool, adapter: str | None) -> None:
     from vlp_plugins.models.inspection import inspect_model
 
     found = inspect_model(*load_structure(model, adapter=adapter))
-    click.echo(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
+    say(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
     print_table(
         "Prunable weights (each shared one counted once)",
         ["modality", "layers", "weights", "of them shared", "elements"],

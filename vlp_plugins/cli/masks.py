@@ -10,7 +10,7 @@ import click
 
 from vlp_plugins.cli.help import Group
 from vlp_plugins.cli.options import PATH, model_options, option, target_option
-from vlp_plugins.cli.tables import print_lines, print_table
+from vlp_plugins.cli.tables import print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -56,7 +56,7 @@ def show(file: Path) -> None:
         ]
     )
     if found.new_values is not None:
-        click.echo(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
+        say(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
     counts = found.counts()
     print_table(
         "",
@@ -115,11 +115,9 @@ def apply(
             save_model(loaded, target, source=model)
         click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
         if found.new_values is not None:
-            click.echo(
-                f"the others were {'left as they are' if keep_weights else 'given new values'}"
-            )
+            say(f"the others were {'left as they are' if keep_weights else 'given new values'}")
         if sparse:
-            click.echo(str(size))
+            say(str(size))
 
 
 @masks.command(
@@ -139,7 +137,7 @@ def verify(file: Path, model: str, **loading: Any) -> None:
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
     for sentence in _doubts(file, found):
-        click.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}", err=True)
     violations = found.verify(loaded, adapter if loading["adapter"] else None)
     if not violations:
         click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
@@ -178,7 +176,7 @@ def diff(one: Path, other: Path) -> None:
             rows[name].append(f"{distance:.4%}")
     print_table("", header, list(rows.values()))
     if len(valued) == 1:
-        click.echo(f"only {valued[0]} brings new weights of what it keeps")
+        say(f"only {valued[0]} brings new weights of what it keeps")
 
 
 @masks.command(
@@ -197,7 +195,7 @@ def invert(file: Path, target: Path) -> None:
     inverted = found.invert()
     inverted.save(target)
     if found.new_values is not None:
-        click.echo(f"left out: {_new_weights(found)}", err=True)
+        say(f"left out: {_new_weights(found)}", err=True)
     click.echo(f"{target}: sparsity {inverted.sparsity:.4%}")
 
 
@@ -253,7 +251,7 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     export_published(found, target, WeightMap.of(loaded, adapter), adapter)
     click.echo(f"{target}: {len(found)} masks, sparsity {found.sparsity:.4%}")
     if found.new_values is not None:
-        click.echo(
+        say(
             f"warning: left out {_new_weights(found)}: published files hold masks alone, under "
             "which the dense weights are another model; `vlp masks apply` writes a whole one",
             err=True,

@@ -20,7 +20,7 @@ from vlp_plugins.cli.options import (
     recipe_options,
     target_option,
 )
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.tables import print_table, say
 from vlp_plugins.cli.terminal import data_progress, steps_shown
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 
@@ -158,7 +158,7 @@ def _check(experiment: Path, recipe: Any, settings: Any) -> None:
     from vlp_plugins.hosts.nni.search import check_experiment
 
     found = check_experiment(experiment, recipe, settings)
-    click.echo(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
+    say(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
 
 
 def _run(recipe: Any, settings: Any) -> None:
@@ -166,7 +166,7 @@ def _run(recipe: Any, settings: Any) -> None:
 
     trial = NniTrial.current()
     if trial.alone:
-        click.echo("no NNI experiment: nothing is drawn, RECIPE and options decide", err=True)
+        say("no NNI experiment: nothing is drawn, RECIPE and options decide", err=True)
     with data_progress(shown=sys.stderr.isatty()) as progress, steps_shown():
         record = run_trial(recipe, settings, trial, progress=progress)
     print_table(
@@ -177,7 +177,7 @@ def _run(recipe: Any, settings: Any) -> None:
             for step, figures in record.results.items()
         ],
     )
-    click.echo(f"\n{record.method}: {record.sparsity:.4%} of the prunable weights are removed")
+    say(f"\n{record.method}: {record.sparsity:.4%} of the prunable weights are removed")
     click.echo(f"written: {folder_of(recipe, trial)}")
 
 
