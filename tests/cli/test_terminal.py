@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vlp_plugins.cli.options import ManyValues, recipe_options
-from vlp_plugins.cli.program import data_progress, quiet_libraries, show_log
+from vlp_plugins.cli.help import Command
+from vlp_plugins.cli.options import recipe_options
+from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.terminal import data_progress, quiet_libraries, show_log
 
 
 def parsed(*words: str) -> dict[str, object]:
     """The parameters that click makes of the words of `vlp prune`."""
-    command = recipe_options(ManyValues("prune", params=[]))
+    command = recipe_options(Command("prune", params=[]))
     return command.make_context("prune", list(words)).params
 
 
@@ -136,3 +138,54 @@ def test_handlers_of_signals_are_those_of_before_after_a_command(vlp) -> None:
     before = [signal.getsignal(number) for number in numbers]
     vlp("plugins")
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+# --- how much is said ---
+
+
+def test_quiet_leaves_results_and_errors(vlp, xvlm, photos, tmp_path) -> None:
+    """Layers of the tiny model lose everything at 99.9%, which is a warning."""
+    words = ["prune", "--model", xvlm, "--method", "omp", "--sparsity", "0.999", "--out"]
+    loud = vlp(*words, tmp_path / "loud")
+    quiet = vlp(*words, tmp_path / "quiet", "-q")
+    assert "warning: " in loud.stderr
+    assert re.search("^loading: ", loud.stdout, re.MULTILINE)
+    assert quiet.stderr == ""
+    assert not re.search("^loading: ", quiet.stdout, re.MULTILINE)
+    table = loud.stdout.split("\n\n")[0]
+    assert quiet.stdout == f"{table}\n\nwritten: {tmp_path / 'quiet'}\n"
+    assert vlp("--quiet", *words, tmp_path / "before").stderr == ""
+    assert vlp(*words, tmp_path / "quiet", "--quiet", code=2).stderr.startswith("error: folder ")
+
+
+def test_verbose_shows_every_step_and_only_that_command(vlp, xvlm, photos, tmp_path) -> None:
+    words = ["prune", "--model", xvlm, "--method", "itersnip", "--parameter", "rounds=2",
+             "--sparsity", "0.5", "--data", photos, "--batch-size", "3", "--out"]  # fmt: skip
+    found = vlp(*words, tmp_path / "a", "-v").stderr
+    assert len(re.findall("^info: itersnip: round . of 2: ", found, re.MULTILINE)) == 2
+    assert vlp("-v", *words, tmp_path / "b").stderr == found
+    plain = vlp(*words, tmp_path / "c").stderr
+    assert len(re.findall("^itersnip: round . of 2: ", plain, re.MULTILINE)) == 2
+    assert "info: " not in plain
+    assert vlp("-q", *words, tmp_path / "d").stderr == ""
+
+
+# --- tables ---
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_nothing_is_cut(capsys, monkeypatch) -> None:
+    header = ["name", "elements", "of them shared by others", "path"]
+    row = ["two words", "1,234,567", "8", "encoder.layer.0.attention.self.query.weight"]
+    monkeypatch.setenv("COLUMNS", "50")
+    print_table("", header, [row])
+    narrow = capsys.readouterr().out.splitlines()
+    assert max(map(len, narrow)) <= 50
+    shown = "".join("".join(narrow).split())
+    assert sorted(shown) == sorted("".join([*header, *row]).replace(" ", ""))
+    assert any(line.endswith("  encoder.layer.0.") for line in narrow)  # broken after a dot
+    monkeypatch.setenv("COLUMNS", "100")
+    print_table("", header, [row])
+    assert capsys.readouterr().out.splitlines()[1] == f"two words  1,234,567{'8':>26}  {row[-1]}"
+    monkeypatch.setenv("COLUMNS", "20")  # numbers and narrow columns stay as they are
+    print_table("", ["n", "m"], [["1" * 15, "2" * 15]])
+    assert capsys.readouterr().out.splitlines()[1] == f"{'1' * 15}  {'2' * 15}"

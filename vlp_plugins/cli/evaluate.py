@@ -7,53 +7,84 @@ from typing import Any
 
 import click
 
+from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     COUNT,
     PATH,
     column_options,
+    length_option,
+    limit_option,
     model_options,
     model_source,
+    option,
     processor_option,
     split_option,
 )
-from vlp_plugins.cli.program import command_line, data_progress
+from vlp_plugins.cli.program import command_line
 from vlp_plugins.cli.tables import print_facts, print_lines, print_table
+from vlp_plugins.cli.terminal import data_progress
 from vlp_plugins.tasks import TASKS
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Measure what a model can do, before and after pruning.",
+    examples=[
+        "vlp evaluate model --task retrieval --data photos --masks masks.safetensors",
+        "vlp evaluate model --task retrieval --data photos --split test --out measured",
+    ],
+)
 @click.argument("model")
-@click.option("--task", type=click.Choice(TASKS), required=True)
-@click.option("--data", required=True, help="Folder of a data set (see below), file or id.")
+@option(
+    "Task", "--task", type=click.Choice(TASKS), required=True,
+    help="What the model shall do: find the caption of an image and the reverse (retrieval), write "
+    "captions, answer questions (vqa), or name the class of an image.",
+)  # fmt: skip
+@option(
+    "Data", "--data", metavar="PATH_OR_ID", required=True,
+    help="Data to measure on; see above which kinds.",
+)  # fmt: skip
 @split_option
-@click.option("--masks", type=PATH, help="Mask file: measure before and after it.")
-@click.option(
-    "--new-weights/--keep-weights", "new_weights", default=None,
-    help="Whether new weights of the masks (CHITA) are written; if left out, where they were "
-    "computed from MODEL's, so that what MODEL has learned since stays.",
+@option(
+    "Model", "--masks", type=PATH, metavar="FILE",
+    help="Masks to apply: the model is measured before and after.",
 )  # fmt: skip
-@click.option("--limit", type=COUNT, help="First images (questions) only.")
-@click.option("--out", type=PATH, help="New folder for JSON and report.")
-@click.option("--batch-size", type=COUNT, default=32, show_default=True)
-@click.option(
-    "--rerank", type=click.IntRange(min=0), default=0, show_default=True,
-    help="Retrieval: also with so many candidates of every query in the matching head's order.",
+@option(
+    "Model", "--new-weights/--keep-weights", "new_weights", default=None,
+    standard="write them if they were made from the weights of MODEL",
+    help="Whether the new weights that some masks bring (those of chita, say) are written, or "
+    "only zeros.",
 )  # fmt: skip
-@click.option(
-    "--beams", "num_beams", type=COUNT, default=3, show_default=True,
-    help="Of the search for captions and answers.",
+@limit_option
+@option(
+    "Output", "--out", type=PATH, metavar="FOLDER",
+    help="New folder for the metrics (evaluation.json) and the report.",
 )  # fmt: skip
-@click.option(
-    "--longest", "length", type=click.IntRange(min=2),
-    help="Most tokens of a text that is written: 30 for captions, 10 for answers if left out.",
+@option("Data", "--batch-size", type=COUNT, metavar="N", default=32, help="Samples in a batch.")
+@option(
+    "Task", "--rerank", type=click.IntRange(min=0), metavar="N", default=0,
+    help="Retrieval: also order the best N candidates of each query by the matching head of the "
+    "model, if it has one (BLIP, X-VLM), such as 32.",
 )  # fmt: skip
-@click.option(
-    "--answers", type=PATH,
-    help="VQA: file of answers to choose among; answer_list.json of the data if left out.",
+@option(
+    "Task", "--beams", "num_beams", type=COUNT, metavar="N", default=3,
+    help="Captioning and vqa: number of beams in the search for a text.",
 )  # fmt: skip
-@click.option("--written", is_flag=True, help="VQA: answers are written, not chosen.")
+@option(
+    "Task", "--longest", "length", type=click.IntRange(min=2), metavar="TOKENS",
+    standard="30 for captions, 10 for answers",
+    help="Captioning and vqa: most tokens of a text that the model writes.",
+)  # fmt: skip
+@option(
+    "Task", "--answers", type=PATH, metavar="FILE", standard="answer_list.json of the data",
+    help="Vqa: JSON file with the answers that the model chooses among.",
+)  # fmt: skip
+@option(
+    "Task", "--written", is_flag=True,
+    help="Vqa: the model writes its answers, rather than choose among those of a list.",
+)  # fmt: skip
 @column_options
-@click.option("--max-length", type=COUNT, help="Most tokens of a text read.")
+@length_option
 @processor_option
 @model_options
 @click.pass_context
@@ -65,7 +96,7 @@ def evaluate(
     max_length: int | None,
     **values: Any,
 ) -> None:
-    """Measures MODEL on a task: its metrics, and those after --masks.
+    """Measure MODEL on a task: its metrics, and those after --masks.
 
     Retrieval and captioning read an image folder with captions, shards, COCO or Flickr30k in
     Karpathy's splits; VQA reads VQAv2 or images with questions in metadata.jsonl; classification

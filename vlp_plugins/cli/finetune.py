@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     COUNT,
     PATH,
@@ -18,12 +19,16 @@ from vlp_plugins.cli.options import (
     column_options,
     device_option,
     grouped,
+    length_option,
+    limit_option,
+    option,
     processor_option,
     resume_option,
     split_option,
 )
-from vlp_plugins.cli.program import command_line, data_progress, explained_interruption
+from vlp_plugins.cli.program import command_line, explained_interruption
 from vlp_plugins.cli.tables import print_facts
+from vlp_plugins.cli.terminal import data_progress
 from vlp_plugins.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -31,47 +36,105 @@ if TYPE_CHECKING:
     from vlp_plugins.tasks.finetuning.engine import Engine
 
 _recipe_options = grouped(
-    click.option("--task", type=click.Choice(TASKS)),
-    click.option("--data", help="Folder of a data set (as of `vlp evaluate`), file or id."),
+    option(
+        "Task", "--task", type=click.Choice(TASKS),
+        help="What the model learns. Needed here or in the recipe.",
+    ),
+    option(
+        "Data", "--data", metavar="PATH_OR_ID",
+        help="Data to train on, of the kinds that `vlp evaluate` reads.",
+    ),
     split_option,
-    click.option("--limit", type=COUNT, help="First images (questions) only."),
-    click.option(
-        "--batch-size", type=COUNT, help="Rows of a step, of all processes; 32 if left out."
+    limit_option,
+    option(
+        "Training", "--batch-size", type=COUNT, metavar="N", standard="32",
+        help="Samples of one step of the optimizer, all processes together.",
     ),
-    click.option("--epochs", type=COUNT, help="1 if left out."),
-    click.option("--steps", type=COUNT, help="Of the optimizer, instead of epochs."),
-    click.option("--learning-rate", type=float, help="The highest; 1e-5 if left out."),
-    click.option("--weight-decay", type=float, help="Of matrices; 0.05 if left out."),
-    click.option(
-        "--schedule", type=click.Choice(["cosine", "linear", "constant"]),
-        help="Of the learning rate; cosine if left out.",
+    option(
+        "Training", "--epochs", type=COUNT, metavar="N", standard="1",
+        help="How often the data is read.",
     ),
-    click.option("--warmup", type=float, help="Fraction of the steps; 0 if left out."),
-    click.option("--betas", type=float, nargs=2, help="Of AdamW; 0.9 0.999 if left out."),
-    click.option("--accumulate", type=COUNT, help="Parts that a step is computed in."),
-    click.option("--clip", type=float, help="Largest norm of a gradient."),
-    click.option("--autocast", type=click.Choice(["bfloat16", "float16"])),
-    click.option("--seed", type=SEED, help="Of mixture, dropout, new heads."),
+    option(
+        "Training", "--steps", type=COUNT, metavar="N", standard="as the epochs have",
+        help="Number of steps of the optimizer, in place of epochs.",
+    ),
+    option(
+        "Training", "--learning-rate", type=float, metavar="NUMBER", standard="1e-5",
+        help="The highest learning rate (AdamW).",
+    ),
+    option(
+        "Training", "--weight-decay", type=float, metavar="NUMBER", standard="0.05",
+        help="Weight decay of matrices; biases and norms have none.",
+    ),
+    option(
+        "Training", "--schedule", type=click.Choice(["cosine", "linear", "constant"]),
+        standard="cosine", help="How the learning rate falls to zero.",
+    ),
+    option(
+        "Training", "--warmup", type=float, metavar="FRACTION", standard="0",
+        help="Fraction of the steps in which the learning rate rises, such as 0.1.",
+    ),
+    option(
+        "Training", "--betas", type=float, nargs=2, metavar="NUMBER NUMBER", standard="0.9 0.999",
+        help="The two betas of AdamW.",
+    ),
+    option(
+        "Training", "--accumulate", type=COUNT, metavar="N", standard="1",
+        help="Number of parts in which the batch of a step is computed: more take less memory.",
+    ),
+    option(
+        "Training", "--clip", type=float, metavar="NUMBER", standard="not clipped",
+        help="Largest norm of the gradient of a step, such as 1.",
+    ),
+    option(
+        "Computing", "--autocast", type=click.Choice(["bfloat16", "float16"]),
+        standard="float32", help="Number format in which the loss is computed.",
+    ),
+    option(
+        "Training", "--seed", type=SEED, metavar="N", standard="0",
+        help="Seed of the order of the data, of dropout and of new layers.",
+    ),
     column_options,
-    click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text."),
-    click.option("--checkpoint-every", type=COUNT, help="Steps between; 500 if left out."),
-    click.option(
-        "--workers", type=click.IntRange(min=0),
-        help="Threads that decode images ahead; 1 if left out.",
+    length_option,
+    option(
+        "Computing", "--checkpoint-every", type=COUNT, metavar="N", standard="500",
+        help="Number of steps between two checkpoints, from which --resume continues.",
     ),
-    click.option("--log-every", type=COUNT, help="Steps of a line; 10 if left out."),
+    option(
+        "Computing", "--workers", type=click.IntRange(min=0), metavar="N", standard="1",
+        help="Number of threads that decode images ahead.",
+    ),
+    option(
+        "Output", "--log-every", type=COUNT, metavar="N", standard="10",
+        help="Number of steps that a line of losses.jsonl is the mean of.",
+    ),
 )  # fmt: skip
 """The keys of `FinetuneRecipe`; each overrides the recipe's."""
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Train a pruned model on a task; zeros stay zero.",
+    examples=[
+        "vlp finetune model --task retrieval --masks masks.safetensors --data photos \\\n"
+        "    --epochs 6 --out tuned",
+        "vlp finetune model --recipe finetune.yaml --data photos --steps 10 --out short",
+    ],
+)
 @click.argument("model")
-@click.option(
-    "--recipe", type=PATH,
-    help="YAML file, or a name such as paper/finetune-blip-vqa; options win over it.",
+@option(
+    "Training", "--recipe", type=PATH, metavar="FILE",
+    help="YAML file with settings of training, or the name of a packaged one, such as "
+    "paper/finetune-blip-vqa; options win over it.",
 )  # fmt: skip
-@click.option("--masks", type=PATH, help="Mask file; all train without.")
-@click.option("--out", type=PATH, required=True, help="New folder.")
+@option(
+    "Model", "--masks", type=PATH, metavar="FILE", standard="every weight is trained",
+    help="Masks to apply first; what they remove stays zero.",
+)  # fmt: skip
+@option(
+    "Output", "--out", type=PATH, metavar="FOLDER", required=True,
+    help="New folder for the trained model and its log.",
+)  # fmt: skip
 @_recipe_options
 @processor_option
 @device_option
@@ -89,9 +152,9 @@ def finetune(
     resume: bool,
     **values: Any,
 ) -> None:
-    """Fine-tunes MODEL on a task with what --masks removes kept at zero.
+    """Train MODEL on a task, and keep what --masks removes at zero.
 
-    MODEL is of pre-training, or of the task already. The folder --out holds the model, its masks,
+    MODEL is a pre-trained model or one of the task. The folder --out holds the model, its masks,
     losses.jsonl and finetuning.json. On several GPUs: accelerate launch -m vlp_plugins finetune ...
     """
     from vlp_plugins.jobs.finetune import run_finetuning

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     COUNT,
     PATH,
-    data_options,
+    calibration_options,
     data_recipe,
     model_source,
+    option,
     resume_option,
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
-from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table
+from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table, say
 from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -26,37 +28,63 @@ if TYPE_CHECKING:
     from vlp_plugins.jobs.recipes import DataRecipe
 
 
-@click.command("id")
-@data_options(batches="Batches to read; all if left out.")
-@click.option("--out", type=PATH, help="New folder for profile and report.")
-@click.option("--memory-budget", help="What points may take next to the model, as in 8GiB.")
-@click.option("--points-dtype", help="That points are kept in: float32, bfloat16 or float16.")
-@click.option(
-    "--fit", type=click.Choice(["slope", "likelihood"]), default="slope", show_default=True,
-    help="Line through the origin, or maximum likelihood.",
+@click.command(
+    "id",
+    cls=Command,
+    short_help="Measure the intrinsic dimension of every layer.",
+    examples=[
+        "vlp id model --data photos --out dimensions",
+        "vlp id model --data photos --memory-budget 8GiB --plan",
+    ],
+)
+@calibration_options
+@option(
+    "Output", "--out", type=PATH, metavar="FOLDER",
+    help="New folder for the profile (id-profile.json) and the report.",
 )  # fmt: skip
-@click.option(
-    "--drop",
-    type=click.FloatRange(0, 0.9),
-    help="Fraction of the largest ratios left out; two points if not given.",
-)
-@click.option("--blocks", type=COUNT, help="Mean over 1 to so many blocks.")
-@click.option(
-    "--padding",
-    type=click.Choice(["real", "published"]),
-    help="Points of real tokens, or with what layers give out for padding.",
-)
+@option(
+    "Computing", "--memory-budget", metavar="SIZE", standard="what is free",
+    help="Most memory to use for layer outputs, such as 8GiB. Less memory means more passes over "
+    "the data, with the same result.",
+)  # fmt: skip
+@option(
+    "Computing", "--points-dtype", metavar="NAME", standard="as the layer gives them",
+    help="Number format in which layer outputs are kept: float32, bfloat16 or float16.",
+)  # fmt: skip
+@option(
+    "Measuring", "--fit", type=click.Choice(["slope", "likelihood"]), default="slope",
+    help="How TwoNN turns distances into a dimension: slope of a line through the origin, or "
+    "maximum likelihood.",
+)  # fmt: skip
+@option(
+    "Measuring", "--drop", type=click.FloatRange(0, 0.9), metavar="FRACTION",
+    standard="two points of a slope, none of a likelihood",
+    help="Fraction of the largest distance ratios to leave out of the fit, such as 0.1.",
+)  # fmt: skip
+@option(
+    "Measuring", "--blocks", type=COUNT, metavar="N", standard="1; published: 20",
+    help="Average over estimates from 1 to N disjoint parts of the data.",
+)  # fmt: skip
+@option(
+    "Measuring", "--padding", type=click.Choice(["real", "published"]),
+    standard="as the variant",
+    help="Measure outputs of real tokens only, or also what layers give out for padding, as "
+    "published.",
+)  # fmt: skip
 @variant_option
 @resume_option
-@click.option("--plan", "planned", is_flag=True, help="Say bytes, passes and time, and stop.")
+@option(
+    "Output", "--plan", "planned", is_flag=True,
+    help="Only say how much memory, how many passes and how much time it would take.",
+)  # fmt: skip
 @click.pass_context
 def id_(
     context: click.Context, out: Path | None, resume: bool, planned: bool, **values: Any
 ) -> None:
-    """The intrinsic dimension (TwoNN) of what every prunable layer of MODEL outputs.
+    """Measure the intrinsic dimension (TwoNN) of the outputs of every prunable layer of MODEL.
 
-    Points are samples, some hundred or more; layers are taken in as many passes over the data as
-    the memory budget asks for. The folder --out holds id-profile.json (for --id-profile),
+    It is the number of dimensions on which the outputs for some hundred samples lie, and says how
+    rich a layer is. The folder --out holds id-profile.json (for --id-profile),
     layers.csv and report.html. Under torchrun the processes share the work:
     torchrun --nproc-per-node 2 -m vlp_plugins id ...
     """
@@ -88,9 +116,9 @@ def id_(
     layers = result.profile.layers
     print_table("By modality", MODALITY_HEADER, modality_rows(layers))
     print_table("Layers", LAYER_HEADER, layer_rows(layers))
-    click.echo()
+    say()
     print_lines(summary_of(result.profile))
-    click.echo()
+    say()
     print_facts(result.facts)
     if result.out is not None:
         click.echo(f"written: {result.out}")
@@ -117,6 +145,6 @@ def _print_plan(source: ModelSource, data: DataRecipe, options: dict[str, Any]) 
 
     planned = plan_dimensions(source, data, options)
     for sentence in planned.plan.lines:
-        click.echo(sentence)
-    click.echo(f"forward passes: about {duration(planned.forward_seconds)}, without the images")
-    click.echo(f"search for neighbours: about {duration(planned.neighbour_seconds)}")
+        say(sentence)
+    say(f"forward passes: about {duration(planned.forward_seconds)}, without the images")
+    say(f"search for neighbours: about {duration(planned.neighbour_seconds)}")

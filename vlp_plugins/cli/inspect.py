@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import click
 
-from vlp_plugins.cli.options import adapter_option
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.help import Command
+from vlp_plugins.cli.options import adapter_option, option
+from vlp_plugins.cli.tables import print_table, say
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="List plug-ins, and why one failed.",
+    examples=["vlp plugins"],
+)
 def plugins() -> None:
-    """Every plug-in: what it registered, or why it failed."""
+    """List the installed plug-ins: what each adds, or why it failed.
+
+    VLP_PLUGINS_BLOCK=NAME,NAME in the environment leaves plug-ins out; `all` leaves out all but
+    those of this project.
+    """
     from vlp_plugins.models.discovery import registry
     from vlp_plugins.models.registry import plugins_table
 
     rows = plugins_table(registry().plugins())
     print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])
-    click.echo("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
+    say("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Show what can be pruned in a model, and what not.",
+    examples=["vlp inspect model", "vlp inspect model --weights"],
+)
 @click.argument("model")
-@click.option("--weights", is_flag=True, help="One row per weight, with all its names.")
+@option(
+    "Output", "--weights", is_flag=True,
+    help="Also list every weight, with its shape and all its names.",
+)  # fmt: skip
 @adapter_option
 def inspect(model: str, weights: bool, adapter: str | None) -> None:
-    """What is pruned in MODEL, what is not and why, and what is tied.
+    """Show which weights of MODEL can be pruned, which not and why, and which are shared.
 
-    MODEL is a folder, a checkpoint file or a hub id. A folder with a config.json is enough, the
-    weights need not be there.
+    MODEL is a folder, a checkpoint file or an id of the Hugging Face hub. A folder with a
+    config.json is enough; the weights need not be there.
     """
     from vlp_plugins.loading import load_structure
     from vlp_plugins.models.inspection import inspect_model
 
     found = inspect_model(*load_structure(model, adapter=adapter))
-    click.echo(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
+    say(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
     print_table(
         "Prunable weights (each shared one counted once)",
         ["modality", "layers", "weights", "of them shared", "elements"],

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlp_plugins.cli.options import PATH, model_options, target_option
-from vlp_plugins.cli.tables import print_lines, print_table
+from vlp_plugins.cli.help import Group
+from vlp_plugins.cli.options import PATH, model_options, option, target_option
+from vlp_plugins.cli.tables import print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -20,15 +21,27 @@ NOT_SPARSE = 1
 """Exit code of `vlp masks verify` if the model is not as sparse as the masks."""
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    short_help="Apply, verify, compare and convert masks.",
+    examples=[
+        "vlp masks show masks.safetensors",
+        "vlp masks apply masks.safetensors model --out pruned-model",
+    ],
+)
 def masks() -> None:
-    """Apply, verify, compare and convert mask files."""
+    """Work with mask files, which say of each weight whether it stays."""
 
 
-@masks.command()
+@masks.command(
+    short_help="Say what a mask file is.",
+    examples=[
+        "vlp masks show masks.safetensors",
+    ],
+)
 @_file
 def show(file: Path) -> None:
-    """What a mask FILE is: method, sparsity per modality, where it comes from."""
+    """Say what a mask FILE is: method, sparsity of each modality, where it comes from."""
     from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
@@ -43,7 +56,7 @@ def show(file: Path) -> None:
         ]
     )
     if found.new_values is not None:
-        click.echo(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
+        say(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
     counts = found.counts()
     print_table(
         "",
@@ -55,25 +68,35 @@ def show(file: Path) -> None:
     )
 
 
-@masks.command()
+@masks.command(
+    short_help="Write a pruned model.",
+    examples=[
+        "vlp masks apply masks.safetensors model --out pruned-model",
+        "vlp masks apply masks.safetensors model --sparse --out small",
+    ],
+)
 @_file
 @click.argument("model")
 @target_option
-@click.option(
-    "--keep-weights", is_flag=True, help="Zero what is removed, but write no new weights."
-)
-@click.option(
-    "--sparse", is_flag=True, help="Save bits and values instead of zeros, in less space."
-)
+@option(
+    "Model", "--keep-weights", is_flag=True,
+    help="Write zeros only, not the new weights that some masks bring (those of chita, say).",
+)  # fmt: skip
+@option(
+    "Output", "--sparse", is_flag=True,
+    help="Save one bit for each weight and the values that stay, which takes less space. The "
+    "commands of vlp read such a folder, and vlp_plugins.masks.sparse.load_sparse in Python; "
+    "transformers alone does not.",
+)  # fmt: skip
 @model_options
 def apply(
     file: Path, model: str, target: Path, keep_weights: bool, sparse: bool, **loading: Any
 ) -> None:
-    """Applies a mask FILE to MODEL (any of its structure) and saves the pruned model.
+    """Set the weights of MODEL that a mask FILE removes to zero, and save the pruned model.
 
+    MODEL is the one that was pruned, or another with the same layers, fine-tuned for example.
     Masks of methods that change what they keep, such as CHITA, bring new weights, which are
-    written, too. With --sparse other commands read the folder as usual, and Python reads it by
-    vlp_plugins.masks.sparse.load_sparse; transformers alone does not.
+    written too.
     """
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
@@ -92,26 +115,29 @@ def apply(
             save_model(loaded, target, source=model)
         click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
         if found.new_values is not None:
-            click.echo(
-                f"the others were {'left as they are' if keep_weights else 'given new values'}"
-            )
+            say(f"the others were {'left as they are' if keep_weights else 'given new values'}")
         if sparse:
-            click.echo(str(size))
+            say(str(size))
 
 
-@masks.command()
+@masks.command(
+    short_help="Check that a model is as sparse as its masks.",
+    examples=[
+        "vlp masks verify masks.safetensors pruned-model",
+    ],
+)
 @_file
 @click.argument("model")
 @model_options
 def verify(file: Path, model: str, **loading: Any) -> None:
-    """Is MODEL really as sparse as the mask FILE says? Exit code 1 if not."""
+    """Check that every weight of MODEL that a mask FILE removes is zero; exit code 1 if not."""
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
     for sentence in _doubts(file, found):
-        click.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}", err=True)
     violations = found.verify(loaded, adapter if loading["adapter"] else None)
     if not violations:
         click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
@@ -124,11 +150,16 @@ def verify(file: Path, model: str, **loading: Any) -> None:
     sys.exit(NOT_SPARSE)
 
 
-@masks.command()
+@masks.command(
+    short_help="Compare two mask files.",
+    examples=[
+        "vlp masks diff masks.safetensors other.safetensors",
+    ],
+)
 @click.argument("one", type=PATH)
 @click.argument("other", type=PATH)
 def diff(one: Path, other: Path) -> None:
-    """How alike two mask files are, per modality."""
+    """Compare mask files ONE and OTHER of the same model, by modality."""
     from vlp_plugins.masks.compare import distances
     from vlp_plugins.masks.masks import Masks
 
@@ -145,31 +176,45 @@ def diff(one: Path, other: Path) -> None:
             rows[name].append(f"{distance:.4%}")
     print_table("", header, list(rows.values()))
     if len(valued) == 1:
-        click.echo(f"only {valued[0]} brings new weights of what it keeps")
+        say(f"only {valued[0]} brings new weights of what it keeps")
 
 
-@masks.command()
+@masks.command(
+    short_help="Keep what a mask file removes, to test a method.",
+    examples=[
+        "vlp masks invert masks.safetensors --out inverted.safetensors",
+    ],
+)
 @_file
 @target_option
 def invert(file: Path, target: Path) -> None:
-    """Keeps what FILE removes: a sanity check of a method."""
+    """Make masks that keep what FILE removes: they should ruin a model, if FILE is any good."""
     from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
     inverted = found.invert()
     inverted.save(target)
     if found.new_values is not None:
-        click.echo(f"left out: {_new_weights(found)}", err=True)
+        say(f"left out: {_new_weights(found)}", err=True)
     click.echo(f"{target}: sparsity {inverted.sparsity:.4%}")
 
 
-@masks.command("import")
+@masks.command(
+    "import",
+    short_help="Read a mask file of the published code.",
+    examples=[
+        "vlp masks import published.pth model --out imported.safetensors",
+    ],
+)
 @_file
 @click.argument("model")
 @target_option
 @model_options
 def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
-    """Reads a published .pth FILE (`*_pruning_mask` keys) made for MODEL."""
+    """Read a .pth FILE of masks for MODEL that the published MULTIFLOW code has written.
+
+    No code in it runs. Its keys end in _pruning_mask.
+    """
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.published_files import import_published
     from vlp_plugins.models.weights import WeightMap
@@ -182,13 +227,18 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
     click.echo(f"{target}: sparsity {found.sparsity:.4%}")
 
 
-@masks.command()
+@masks.command(
+    short_help="Write a mask file for the published code.",
+    examples=[
+        "vlp masks export masks.safetensors model --out published.pth",
+    ],
+)
 @_file
 @click.argument("model")
 @target_option
 @model_options
 def export(file: Path, model: str, target: Path, **loading: Any) -> None:
-    """Writes FILE as a published .pth file, for the original code of MODEL."""
+    """Write a mask FILE of MODEL as a .pth file that the published MULTIFLOW code reads."""
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.masks.published_files import export_published
@@ -201,7 +251,7 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     export_published(found, target, WeightMap.of(loaded, adapter), adapter)
     click.echo(f"{target}: {len(found)} masks, sparsity {found.sparsity:.4%}")
     if found.new_values is not None:
-        click.echo(
+        say(
             f"warning: left out {_new_weights(found)}: published files hold masks alone, under "
             "which the dense weights are another model; `vlp masks apply` writes a whole one",
             err=True,

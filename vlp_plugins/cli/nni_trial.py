@@ -11,55 +11,73 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     COUNT,
     PATH,
-    ManyValues,
+    option,
     read_recipe,
     recipe_options,
     target_option,
 )
-from vlp_plugins.cli.program import data_progress, steps_shown
-from vlp_plugins.cli.tables import print_table
+from vlp_plugins.cli.tables import print_table, say
+from vlp_plugins.cli.terminal import data_progress, steps_shown
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 
 _GIVEN = ParameterSource.COMMANDLINE
 _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "report_every")
 
 
-@click.command("nni-trial", cls=ManyValues)
+@click.command(
+    "nni-trial",
+    cls=Command,
+    short_help="Run one trial of an NNI experiment.",
+    examples=[
+        "vlp nni-trial trial.yaml --check search.yaml",
+        "vlp nni-trial trial.yaml --pairs 4 --batch-size 4",
+    ],
+)
 @recipe_options
-@click.option("--test", help="Data to measure on; pairs of --data that are not read if left out.")
-@click.option(
-    "--pairs", type=click.IntRange(min=2),
-    help="How many pairs are measured on, in whole batches.  [default: 512, or all that are left]",
+@option(
+    "Data", "--test", metavar="PATH_OR_ID",
+    standard="pairs of --data that the method does not read",
+    help="Images with captions to measure on.",
 )  # fmt: skip
-@click.option(
-    "--metric", type=click.Choice(["auto", "recall", "loss"]), default="auto", show_default=True,
-    help="Of retrieval, or of pre-training; auto: recall if the model embeds images and texts.",
+@option(
+    "Data", "--pairs", type=click.IntRange(min=2), metavar="N",
+    standard="512, or all that are left",
+    help="Number of images with captions to measure on, in whole batches.",
 )  # fmt: skip
-@click.option(
-    "--finetune-steps", type=click.IntRange(min=0), default=0, show_default=True,
-    help="On the pre-training loss after pruning, zeros kept.",
+@option(
+    "Measuring", "--metric", type=click.Choice(["auto", "recall", "loss"]), default="auto",
+    help="What is reported: recall of retrieval, the negative pre-training loss, or 'auto': recall "
+    "if the model embeds images and texts.",
 )  # fmt: skip
-@click.option("--learning-rate", type=float, default=1e-5, show_default=True)
-@click.option(
-    "--report-every", type=COUNT, default=50, show_default=True,
-    help="Steps of fine-tuning between two intermediate results.",
+@option(
+    "Training", "--finetune-steps", type=click.IntRange(min=0), metavar="N", default=0,
+    help="Number of steps of training on the pre-training loss after pruning; zeros stay zero.",
 )  # fmt: skip
-@click.option(
-    "--check", "experiment", type=PATH,
-    help="Check this experiment's YAML and what its trials will need, and do nothing else; options "
-    "are those of its trialCommand.",
+@option(
+    "Training", "--learning-rate", type=float, metavar="NUMBER", default=1e-5,
+    help="Highest learning rate of these steps.",
+)  # fmt: skip
+@option(
+    "Training", "--report-every", type=COUNT, metavar="N", default=50,
+    help="Number of such steps between two results that NNI is told.",
+)  # fmt: skip
+@option(
+    "Computing", "--check", "experiment", type=PATH, metavar="FILE",
+    help="Only check the experiment of this YAML file and what its trials will need. Options are "
+    "taken from its trialCommand.",
 )  # fmt: skip
 def nni_trial(experiment: Path | None, **options: Any) -> None:
-    """One trial of an NNI experiment: prunes RECIPE as the tuner drew, measures, reports.
+    """Run one trial of an NNI experiment: prune as the tuner says, measure, and report to NNI.
 
-    To be written as trialCommand. What is drawn wins over options, and they over RECIPE: `pruner`
-    names the method, `id` (true or false) guides it by intrinsic dimensions, other keys are numbers
-    and names of a recipe (sparsity, allocation, data.batches, ...; no paths), finetune_steps and
-    learning_rate, or parameters of the method. Results go to OUT/EXPERIMENT/TRIAL. By hand, outside
-    of an experiment, nothing is drawn.
+    This is the trialCommand of an experiment. What the tuner draws wins over options, and options
+    win over RECIPE: `pruner` names the method, `id` (true or false) weighs layers by intrinsic
+    dimension, other keys are numbers and names of a recipe (sparsity, allocation, data.batches,
+    ...; no paths), finetune_steps and learning_rate, or parameters of the method. Results go to
+    OUT/EXPERIMENT/TRIAL. Run by hand, outside of an experiment, it takes RECIPE and options.
     """
     with _needing_nni():
         from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
@@ -74,17 +92,23 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
             _run(recipe, settings)
 
 
-@click.command("nni-best")
+@click.command(
+    "nni-best",
+    cls=Command,
+    short_help="Copy the best trial of an NNI experiment.",
+    examples=["vlp nni-best trials --min-sparsity 0.7 --out best"],
+)
 @click.argument("folder", type=PATH)
 @target_option
-@click.option(
-    "--min-sparsity", type=click.FloatRange(0, 1), help="Leave out trials that remove less."
-)
+@option(
+    "Measuring", "--min-sparsity", type=click.FloatRange(0, 1), metavar="FRACTION", standard="0",
+    help="Leave out trials that remove less than this fraction of the weights, such as 0.7.",
+)  # fmt: skip
 def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
-    """Copies the best trial's masks, recipe and report to --out.
+    """Copy masks, recipe and report of the best trial to --out.
 
-    FOLDER is the experiment's: OUT/EXPERIMENT, where the recipe of its trials says OUT; OUT itself
-    will do if there is one experiment in it. NNI need not run.
+    FOLDER is that of the experiment: OUT/EXPERIMENT, where the recipe of its trials says OUT, or
+    OUT itself if it holds one experiment. NNI need not run.
     """
     with _needing_nni():
         from vlp_plugins.hosts.nni.best import best_trial, export_trial, finished_trials
@@ -134,7 +158,7 @@ def _check(experiment: Path, recipe: Any, settings: Any) -> None:
     from vlp_plugins.hosts.nni.search import check_experiment
 
     found = check_experiment(experiment, recipe, settings)
-    click.echo(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
+    say(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
 
 
 def _run(recipe: Any, settings: Any) -> None:
@@ -142,7 +166,7 @@ def _run(recipe: Any, settings: Any) -> None:
 
     trial = NniTrial.current()
     if trial.alone:
-        click.echo("no NNI experiment: nothing is drawn, RECIPE and options decide", err=True)
+        say("no NNI experiment: nothing is drawn, RECIPE and options decide", err=True)
     with data_progress(shown=sys.stderr.isatty()) as progress, steps_shown():
         record = run_trial(recipe, settings, trial, progress=progress)
     print_table(
@@ -153,7 +177,7 @@ def _run(recipe: Any, settings: Any) -> None:
             for step, figures in record.results.items()
         ],
     )
-    click.echo(f"\n{record.method}: {record.sparsity:.4%} of the prunable weights are removed")
+    say(f"\n{record.method}: {record.sparsity:.4%} of the prunable weights are removed")
     click.echo(f"written: {folder_of(recipe, trial)}")
 
 

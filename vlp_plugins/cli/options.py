@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlp_plugins.cli.help import Option
+
 if TYPE_CHECKING:
     from vlp_plugins.jobs.inputs import ModelSource
     from vlp_plugins.jobs.recipes import DataRecipe, Recipe
 
 
-Command = Callable[..., Any]
-Option = Callable[[Command], Command]
-
-_NUMBER = re.compile(r"-\.?\d")
-_RECIPE = (".yaml", ".yml")
+Decorator = Callable[[Any], Any]
 
 
-def _names_recipe(arg: str) -> bool:
-    """Whether it can only be RECIPE: a file, or a packaged one such as paper/multiflow-blip."""
-    return arg.endswith(_RECIPE) or ("/" in arg and "=" not in arg)
+def grouped(*options: Decorator) -> Decorator:
+    """One decorator of several options."""
 
-
-class ManyValues(click.Command):
-    """Lets `--sparsity` and `--parameter` take several values: `--sparsity 0.63 0.75 0.9`."""
-
-    many: tuple[str, ...] = ("--sparsity", "--parameter")
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeats the option before each of its values; a recipe is never one of them."""
-        spread: list[str] = []
-        current = ""
-        waiting = False  # for the first value, whatever it looks like
-        for arg in args:
-            option, sign, _ = arg.partition("=")
-            is_option = arg.startswith("-") and not _NUMBER.match(arg)
-            if option in self.many:
-                current, waiting = option, not sign
-                if sign:
-                    spread.append(arg)
-            elif is_option or not current or (_names_recipe(arg) and not waiting):
-                current = ""
-                spread.append(arg)
-            else:
-                spread.append(f"{current}={arg}")
-                waiting = False
-        if waiting:
-            raise click.BadOptionUsage(current, f"Option {current!r} requires a value.", ctx)
-        return super().parse_args(ctx, spread)
-
-
-def grouped(*options: Option) -> Option:
-    """One decorator of several options, which the help shows in this order."""
-
-    def decorate(command: Command) -> Command:
+    def decorate(command: Any) -> Any:
         for option in reversed(options):
             command = option(command)
         return command
@@ -69,80 +33,190 @@ PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(min=0)
 
-adapter_option = click.option(
-    "--adapter", help="Name of the adapter, found by itself if left out; 'module' takes all."
-)
-device_option = click.option("--device", help="cpu, cuda, ...; a GPU if there is one.")
-model_options = grouped(
-    adapter_option, click.option("--dtype", default="float32", show_default=True), device_option
-)
-processor_option = click.option("--processor", help="Where the processor is, if not at the model.")
-data_option = click.option("--data", help="Image folder with captions, tar shards, data set.")
-split_option = click.option("--split", help="Of the data; the only one or train if left out.")
-shuffle_option = click.option(
-    "--shuffle-seed", type=SEED, help="Mixes the data; stored order if left out."
-)
-column_options = grouped(
-    click.option("--image-column", help="Of the data; found if left out."),
-    click.option("--caption-column", help="Of the data; found if left out."),
-)
-length_option = click.option("--max-length", type=COUNT, help="Most tokens of a caption.")
-variant_option = click.option(
-    "--variant", type=click.Choice(["default", "published"]), default="default", show_default=True,
-    help="Follow the published code in all of this, or not.",
+
+def option(heading: str, *names: str, **settings: Any) -> Decorator:
+    """An option under a heading; see `vlp_plugins.cli.help.Option`."""
+    return click.option(*names, cls=Option, heading=heading, **settings)
+
+
+_FOUND = "found by itself"
+
+adapter_option = option(
+    "Model", "--adapter", metavar="NAME", standard=_FOUND,
+    help="The adapter, which says what the parts of the model are: blip, xvlm, clip, siglip, vit, "
+    "or one of a plug-in (`vlp plugins`). 'module' takes any model, layer by layer.",
 )  # fmt: skip
-parameter_option = click.option(
-    "--parameter", multiple=True, help="name=value, of the method; several."
+processor_option = option(
+    "Model", "--processor", metavar="PATH_OR_ID", standard="the model's",
+    help="Folder or hub id of the tokenizer and the image processor.",
+)  # fmt: skip
+_dtype = {
+    "metavar": "NAME",
+    "help": "Number format of the weights while they are in memory: float32, bfloat16 or float16.",
+}
+device_option = option(
+    "Computing", "--device", metavar="NAME", standard="a GPU if there is one",
+    help="Where to compute: cpu, cuda, cuda:1.",
+)  # fmt: skip
+model_options = grouped(
+    adapter_option, option("Computing", "--dtype", default="float32", **_dtype), device_option
 )
-resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
-target_option = click.option("--out", "target", type=PATH, required=True)
+CALIBRATION = (
+    "Images with captions, a few hundred or more: the calibration data, from which the method "
+    "learns which weights matter. A folder with metadata.jsonl or metadata.csv, tar shards "
+    "(WebDataset), or a data set that the library `datasets` reads."
+)
+calibration_option = option("Data", "--data", metavar="PATH_OR_ID", help=CALIBRATION)
+split_option = option(
+    "Data", "--split", metavar="NAME", standard="the only one, or train",
+    help="Part of the data set, such as train, val or test.",
+)  # fmt: skip
+shuffle_option = option(
+    "Data", "--shuffle-seed", type=SEED, metavar="SEED", standard="stored order",
+    help="Shuffle the data, so that the first batches are a random sample of it; for instance 0.",
+)  # fmt: skip
+column_options = grouped(
+    option(
+        "Data", "--image-column", metavar="NAME", standard=_FOUND,
+        help="Column of the data set that holds the images (in a folder: their file names), such "
+        "as image.",
+    ),
+    option(
+        "Data", "--caption-column", metavar="NAME", standard=_FOUND,
+        help="Column of the data set that holds the captions, such as caption.",
+    ),
+)  # fmt: skip
+limit_option = option(
+    "Data", "--limit", type=COUNT, metavar="N", standard="all of the data",
+    help="Number of images (or questions) to read, from the first one on.",
+)  # fmt: skip
+length_option = option(
+    "Data", "--max-length", type=click.IntRange(min=3), metavar="TOKENS",
+    standard="as the tokenizer says",
+    help="Length at which texts are cut off, in tokens.",
+)  # fmt: skip
+batches_option = option(
+    "Data", "--batches", type=COUNT, metavar="N", standard="all of the data",
+    help="Number of batches to read.",
+)  # fmt: skip
+_batch_size = {"type": COUNT, "metavar": "N", "help": "Images, each with its caption, in a batch."}
+_VARIANT = click.Choice(["default", "published"])
+_variant = {
+    "help": "'published' computes as the code of the authors does, with its known defects; "
+    "'default' without them. docs/quirks.md lists the differences.",
+}
+variant_option = option("Method", "--variant", type=_VARIANT, default="default", **_variant)
+parameter_option = option(
+    "Method", "--parameter", several=True, metavar="NAME=VALUE...",
+    help="Settings of the method, such as rounds=20. `vlp methods NAME` lists them.",
+)  # fmt: skip
+_SEED = {
+    "type": SEED,
+    "metavar": "N",
+    "help": "Seed of what is drawn at random, as by the method random.",
+}
+seed_option = option("Method", "--seed", default=0, **_SEED)
+_PROFILE = "File id-profile.json of `vlp id`: the intrinsic dimension of each layer"
+resume_option = option(
+    "Computing", "--resume", is_flag=True, help="Continue this command where it was interrupted."
+)
+target_option = option(
+    "Output",
+    "--out",
+    "target",
+    type=PATH,
+    metavar="PATH",
+    required=True,
+    help="New file or folder.",
+)
 
 recipe_options = grouped(
     click.argument("recipe", required=False, type=PATH),
-    click.option("--model", help="Local folder, checkpoint file or hub id."),
-    click.option("--method", help="Name of a method (see `vlp plugins`), or id*NAME."),
-    click.option("--sparsity", multiple=True, help="0.75, or vision=0.5,text=0.8; several."),
-    data_option,
-    click.option("--out", help="New folder for masks and report."),
-    click.option("--batches", type=COUNT, help="Calibration batches; all if left out."),
-    click.option("--batch-size", type=COUNT, help="Pairs in a batch; 32 if left out."),
+    option(
+        "Model", "--model", metavar="PATH_OR_ID",
+        help="Model to prune: its folder, a checkpoint file, or an id of the Hugging Face hub.",
+    ),
+    option(
+        "Method", "--method", metavar="NAME", standard="multiflow",
+        help="Pruning method, such as omp or wanda; `vlp methods` lists all. With id*NAME, layers "
+        "of higher intrinsic dimension keep more.",
+    ),
+    option(
+        "Method", "--sparsity", several=True, metavar="FRACTION...",
+        help="Fraction of the weights to remove, such as 0.75. Several make several sets of masks. "
+        "Modalities, the vision, text and fusion part of a model, may have one each: "
+        "vision=0.5,text=0.8.",
+    ),
+    calibration_option,
+    option("Output", "--out", metavar="FOLDER", help="New folder for masks and report."),
+    batches_option,
+    option("Data", "--batch-size", standard="32", **_batch_size),
     parameter_option,
-    click.option("--lambda", help="Ridge penalty of CHITA and CHITA++, or auto."),
-    click.option("--allocation", help="global, modality, layer, row, id, keep=2,of=4."),
-    click.option("--floor", type=float, help="Least fraction each layer keeps."),
-    click.option(
-        "--owners", type=click.Choice(["all", "first"]),
-        help="Whose inputs count for a weight that several layers share.",
+    option(
+        "Method", "--lambda", metavar="NUMBER", standard="auto",
+        help="Of chita and chita++: ridge penalty, such as 1e-3; 'auto' tries several on "
+        "batches that are kept apart.",
     ),
-    click.option(
-        "--variant", type=click.Choice(["default", "published"]),
-        help="Reproduce the published code's counts and quirks, or not.",
+    option(
+        "Method", "--allocation", metavar="NAME", standard="the method's own",
+        help="What the sparsity holds for: the model as a whole (global), each modality, layer or "
+        "row (output neuron), modalities by intrinsic dimension (id), or 2 of each 4 inputs "
+        "(keep=2,of=4).",
     ),
-    click.option("--statistics", help="Statistics of an earlier run instead of data."),
-    click.option("--id-profile", help="Intrinsic dimensions of an earlier run."),
-    click.option("--seed", type=SEED, help="For scores that draw random numbers."),
+    option(
+        "Method", "--floor", type=float, metavar="FRACTION", standard="0",
+        help="Fraction of its weights that every layer keeps at least, such as 0.05.",
+    ),
+    option(
+        "Method", "--owners", type=click.Choice(["all", "first"]),
+        standard="first if published, else all",
+        help="The owners of a weight are the layers that share it, as in BLIP's text encoder and "
+        "decoder: judge it by the inputs of 'all' or of the 'first'.",
+    ),
+    option("Method", "--variant", type=_VARIANT, standard="default", **_variant),
+    option(
+        "Data", "--statistics", metavar="FILE",
+        help="File statistics.safetensors of an earlier run, to be used in place of data: other "
+        "sparsities within seconds.",
+    ),
+    option(
+        "Method", "--id-profile", metavar="FILE", standard="measured from the data",
+        help=f"{_PROFILE}, for id*NAME and --allocation id.",
+    ),
+    option("Method", "--seed", standard="0", **_SEED),
     split_option,
     shuffle_option,
     column_options,
     length_option,
     processor_option,
     adapter_option,
-    click.option("--dtype", help="float32 (if left out), bfloat16 or float16."),
+    option("Computing", "--dtype", standard="float32", **_dtype),
     device_option,
-    click.option("--save-model", is_flag=True, default=None, help="Write pruned models too."),
-    click.option("--checkpoint-every", type=COUNT, help="Batches between two; 50 if left out."),
-    click.option("--memory-budget", help="Of gradients, or points of id*, as in 8GiB."),
-    click.option(
-        "--autocast", type=click.Choice(["bfloat16", "float16"]),
-        help="Precision of the loss, whose gradients stay in float32.",
+    option(
+        "Output", "--save-model", is_flag=True, default=None,
+        help="Write the pruned models too, each to a folder model-SPARSITY.",
     ),
-    click.option(
-        "--skip-nonfinite", is_flag=True, default=None,
-        help="Leave out batches whose loss or gradients are NaN or infinite.",
+    option(
+        "Computing", "--checkpoint-every", type=COUNT, metavar="N", standard="50",
+        help="Number of batches between two checkpoints, from which --resume continues.",
     ),
-    click.option(
-        "--keep-statistics", is_flag=True, default=None,
-        help="Write statistics of more than 1 GB, too.",
+    option(
+        "Computing", "--memory-budget", metavar="SIZE", standard="what is free",
+        help="Most memory to use for gradients (chita) or layer outputs (id*), such as 8GiB.",
+    ),
+    option(
+        "Computing", "--autocast", type=click.Choice(["bfloat16", "float16"]),
+        standard="as --dtype",
+        help="Number format in which methods with gradients compute the loss. The gradients "
+        "themselves stay in float32.",
+    ),
+    option(
+        "Computing", "--skip-nonfinite", is_flag=True, default=None,
+        help="Leave out batches whose loss or gradients are infinite or NaN, rather than stop.",
+    ),
+    option(
+        "Output", "--keep-statistics", is_flag=True, default=None,
+        help="Write the statistics of the data even if they take more than 1 GB.",
     ),
 )  # fmt: skip
 """The options of `jobs.recipes.OPTIONS`; each overrides the recipe's key."""
@@ -173,26 +247,19 @@ def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
     return with_options(load_recipe(recipe) if recipe else Recipe(), **options)
 
 
-def data_options(*, batches: str) -> Option:
-    """MODEL, how it is loaded, and how data is read.
-
-    Args:
-        batches: help of `--batches`.
-    """
-    return grouped(
-        click.argument("model"),
-        data_option,
-        click.option("--batches", type=COUNT, help=batches),
-        click.option(
-            "--batch-size", type=COUNT, default=32, show_default=True, help="Pairs in a batch."
-        ),
-        split_option,
-        shuffle_option,
-        column_options,
-        length_option,
-        processor_option,
-        model_options,
-    )
+calibration_options = grouped(
+    click.argument("model"),
+    calibration_option,
+    batches_option,
+    option("Data", "--batch-size", default=32, **_batch_size),
+    split_option,
+    shuffle_option,
+    column_options,
+    length_option,
+    processor_option,
+    model_options,
+)
+"""MODEL, how it is loaded, and how calibration data is read."""
 
 
 def model_source(values: dict[str, Any]) -> ModelSource:

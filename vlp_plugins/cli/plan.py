@@ -6,20 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options
-from vlp_plugins.cli.tables import duration, print_counts, print_table
+from vlp_plugins.cli.help import Command
+from vlp_plugins.cli.options import read_recipe, recipe_options
+from vlp_plugins.cli.tables import duration, print_counts, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.jobs.plan import Plan, PlannedDimensions
     from vlp_plugins.jobs.preparation import Prepared
 
 
-@click.command(cls=ManyValues)
+@click.command(
+    cls=Command,
+    short_help="Say what `vlp prune` would remove and cost.",
+    examples=[
+        "vlp plan --model model --data photos --sparsity 0.75",
+        "vlp plan --model model --method itersnip --data photos --sparsity 0.5 0.75",
+    ],
+)
 @recipe_options
 def plan(**options: Any) -> None:
-    """What RECIPE and options would do and cost, before any data is read.
+    """Say how much `vlp prune` would remove, and how much memory and time it would take.
 
-    Takes what `vlp prune` takes; the data is not touched, and nothing is written.
+    It takes the options of `vlp prune`, reads no images and writes nothing.
     """
     from vlp_plugins.jobs.plan import plan_run
     from vlp_plugins.jobs.preparation import prepare
@@ -33,7 +41,7 @@ def plan(**options: Any) -> None:
         processor=job.processor() if job.method.reads_data else None,
         batch_size=recipe.data.batch_size if reads_data else 1,
     )
-    click.echo(f"{recipe.method} on {recipe.model}: {job.weights.numel:,} prunable weights")
+    say(f"{recipe.method} on {recipe.model}: {job.weights.numel:,} prunable weights")
     print_table(
         "Groups",
         ["modality", "layers", "weights", "elements"],
@@ -42,14 +50,14 @@ def plan(**options: Any) -> None:
     _print_counts(job, planned)
     _print_memory(job, planned)
     click.secho("\nData", bold=True)
-    click.echo(f"passes over the data: {planned.passes if reads_data else 0}")
+    say(f"passes over the data: {planned.passes if reads_data else 0}")
     if reads_data and (planned.seconds_per_batch is not None or planned.dimensions is None):
         _print_time(job, planned)
     _print_dimensions(planned.dimensions)
     if planned.cost is not None and planned.cost.notes:
         click.secho("\nHow", bold=True)
         for note in planned.cost.notes:
-            click.echo(note)
+            say(note)
 
 
 def _print_counts(job: Prepared, planned: Plan) -> None:
@@ -58,9 +66,9 @@ def _print_counts(job: Prepared, planned: Plan) -> None:
     click.secho("\nCounts", bold=True)
     print_counts({title_of(t): c for t, c in zip(job.targets, planned.counts, strict=True)})
     if all(len(counts) == 1 for counts in planned.counts):
-        click.echo("how modalities and layers share it depends on the data: known after the run")
+        say("how modalities and layers share it depends on the data: known after the run")
     if job.published and planned.cost is not None:
-        click.echo("the published variant may remove a few elements more or fewer")
+        say("the published variant may remove a few elements more or fewer")
 
 
 def _print_memory(job: Prepared, planned: Plan) -> None:
@@ -90,27 +98,27 @@ def _print_dimensions(planned: PlannedDimensions | None) -> None:
         return
     click.secho("\nIntrinsic dimensions, first", bold=True)
     for line in planned.plan.lines:
-        click.echo(line)
-    click.echo(
+        say(line)
+    say(
         f"forward passes: about {duration(planned.forward_seconds)}, "
         f"{planned.seconds_per_batch:.2f} s a batch; the search for neighbours comes on top"
     )
-    click.echo("--id-profile takes the dimensions of an earlier run (its id-profile.json)")
+    say("--id-profile takes the dimensions of an earlier run (its id-profile.json)")
 
 
 def _print_time(job: Prepared, planned: Plan) -> None:
     each, cost = planned.seconds_per_batch, planned.cost
     if each is None:
-        click.echo("a batch: its time is unknown until the method runs")
+        say("a batch: its time is unknown until the method runs")
         return
     size, total = job.recipe.data.batch_size, job.recipe.data.batches
     if cost is None:
-        click.echo(f"a batch of {size}: about {each:.2f} s")
+        say(f"a batch of {size}: about {each:.2f} s")
         if total:
-            click.echo(f"{total:,} batches: about {duration(total * each)}")
+            say(f"{total:,} batches: about {duration(total * each)}")
         return
-    click.echo(f"a batch of {size}, forward and backward: about {each:.2f} s")
-    click.echo(
+    say(f"a batch of {size}, forward and backward: about {each:.2f} s")
+    say(
         f"{cost.gradient_batches:,} of them in all: about "
         f"{duration(cost.gradient_batches * each)}, and {duration(cost.seconds)} besides; "
         f"together about {duration(planned.seconds or 0)}"

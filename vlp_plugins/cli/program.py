@@ -1,14 +1,12 @@
-"""The program around the commands: progress, one line for every error, and the exit code."""
+"""The program around the commands: one line for every error, exit codes, how to resume."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,72 +14,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from vlp_plugins.cli.tables import visible
+from vlp_plugins.cli.help import Group
+from vlp_plugins.cli.terminal import (
+    Progress,
+    data_progress,
+    quiet_libraries,
+    show_log,
+    visible,
+)
 from vlp_plugins.runtime.errors import VlpError
 from vlp_plugins.runtime.version import __version__
-
-_SILENCE = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bar for the weights obeys it as well
-    "TRANSFORMERS_VERBOSITY": "error",  # advice to install torchvision; tables of missing keys
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "DATASETS_VERBOSITY": "error",
-    "HF_HUB_VERBOSITY": "error",  # a line for every try to reach the hub without a network
-    "TOKENIZERS_PARALLELISM": "false",
-}
-_OURS = ("vlp_plugins", "vlp_adapters")
-
-
-def quiet_libraries() -> None:
-    """To be called before transformers is imported. What the user has set stays."""
-    for name, value in _SILENCE.items():
-        os.environ.setdefault(name, value)
-    if "transformers" in sys.modules:  # the command is run from Python
-        from transformers.utils import logging as transformers_log
-
-        transformers_log.set_verbosity_error()
-        transformers_log.disable_progress_bar()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-class _LineHandler(logging.Handler):
-    """One line per record, on whatever standard error is at that moment (a progress bar's)."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = visible(" ".join(record.getMessage().split()))
-        click.echo(f"{record.levelname.lower()}: {text}", err=True)
-
-
-class _StepHandler(logging.Handler):
-    """What methods log of their rounds and choices, as it is."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING:  # the others are shown as warnings
-            click.echo(visible(record.getMessage()), err=True)
-
-
-@contextmanager
-def steps_shown() -> Iterator[None]:
-    """Shows what the method logs meanwhile: rounds, and the curve that it chose lambda from."""
-    logger = logging.getLogger("vlp_plugins.methods")
-    level, handler = logger.level, _StepHandler(logging.INFO)
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def show_log() -> None:
-    """Warnings of ours, of plug-ins and of libraries go to standard error."""
-    for logger in (logging.getLogger(), *map(logging.getLogger, _OURS)):
-        for handler in [h for h in logger.handlers if isinstance(h, _LineHandler)]:
-            logger.removeHandler(handler)
-    root = logging.getLogger()
-    root.addHandler(_LineHandler(logging.WARNING))
-
 
 MENDABLE = 2
 """Exit code of errors that the user can mend; 1 is the answer "no" of `vlp masks verify`."""
@@ -97,7 +39,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: what `kill` and batch systems send."""
 
 
-class Program(click.Group):
+class Program(Group):
     """Prints errors on one line. With `VLP_TRACEBACK=1` they show where they come from."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
@@ -225,58 +167,23 @@ def _who() -> str:
     return f"process {os.environ.get('RANK', '?')} of {world}: " if world > 1 else ""
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples=[
+        "vlp prune --model model --data photos --sparsity 0.75 --out pruned",
+        "vlp masks apply pruned/masks-0.75.safetensors model --out pruned-model",
+    ],
+)
 @click.version_option(__version__, prog_name="vlp")
 def main() -> None:
-    """Pruning methods made for vision-language models."""
+    """Prune vision-language models, and others, by the methods made for them.
+
+    Usual order: inspect, plan, prune, evaluate, masks apply, finetune. Every command has a --help
+    with examples.
+    """
     quiet_libraries()
     show_log()
-
-
-Progress = Callable[[int, int | None], None]
-
-
-@contextmanager
-def data_progress(
-    *, shown: bool, what: str = "reading data", units: str = "batches"
-) -> Iterator[Progress]:
-    """A progress bar with the time left, on standard error; silent unless that is a terminal.
-
-    Args:
-        shown: whether this process shows it.
-        what: what is done.
-        units: what is counted.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{units}, passed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    silent = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, disable=silent) as bar:
-        task = bar.add_task("", total=None, visible=False, start=False)
-
-        def show(done: int, total: int | None) -> None:
-            if not bar.tasks[0].started:
-                bar.start_task(task)  # not before: loading the model says nothing about batches
-            bar.update(task, completed=done, total=total, visible=True)
-
-        yield show
 
 
 @contextmanager

@@ -8,20 +8,31 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.options import ManyValues, read_recipe, recipe_options, resume_option
-from vlp_plugins.cli.program import distributed_run, steps_shown
+from vlp_plugins.cli.help import Command
+from vlp_plugins.cli.options import read_recipe, recipe_options, resume_option
+from vlp_plugins.cli.program import distributed_run
 from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
+from vlp_plugins.cli.terminal import steps_shown
 
 
-@click.command(cls=ManyValues)
+@click.command(
+    cls=Command,
+    short_help="Prune a model: make masks and a report.",
+    examples=[
+        "vlp prune --model model --data photos --sparsity 0.63 0.75 0.9 --out pruned",
+        "vlp prune --model model --method omp --sparsity 0.5 --save-model --out halved",
+        "vlp prune recipe.yaml --sparsity 0.8 --out pruned-80",
+    ],
+)
 @recipe_options
 @resume_option
 def prune(resume: bool, **options: Any) -> None:
-    """Prunes as RECIPE and options say: masks, layers.csv and report.html in --out.
+    """Prune a model: decide which weights to remove, and write masks and a report to --out.
 
-    RECIPE is a YAML file, or the name of a recipe of this package, such as paper/multiflow-blip (a
-    name that does not exist lists them all). An option wins over the recipe's key.
-    Under torchrun the processes share the data pass:
+    Masks say which weights stay; `vlp masks apply` makes a pruned model of them. RECIPE is a YAML
+    file with the same settings (`vlp init` writes one), or the name of a recipe of this package,
+    such as paper/multiflow-blip (a name that does not exist lists them all); options win over it.
+    Several processes share the work under torchrun:
     torchrun --nproc-per-node 2 -m vlp_plugins prune ...
     """
     from vlp_plugins.jobs.prune import leftovers, run

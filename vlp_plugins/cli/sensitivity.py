@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
+from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     PATH,
-    SEED,
-    ManyValues,
-    data_options,
+    calibration_options,
     data_recipe,
     model_source,
+    option,
     parameter_option,
     resume_option,
+    seed_option,
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
@@ -25,53 +26,73 @@ from vlp_plugins.runtime.errors import RecipeError
 DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
 
 
-class ManyParts(ManyValues):
-    """Lets `--by` and `--modality` take several values, too."""
-
-    many = (*ManyValues.many, "--by", "--modality")
-
-
-@click.command(cls=ManyParts)
-@data_options(batches="Batches that the method reads, if it reads data; all if left out.")
-@click.option("--out", type=PATH, required=True, help="New folder.")
-@click.option("--test", help="Data to measure on; pairs of --data that were not read if left out.")
-@click.option(
-    "--pairs", type=click.IntRange(min=2), default=512, show_default=True,
-    help="How many pairs are measured on, in whole batches.",
-)  # fmt: skip
-@click.option("--method", default="omp", show_default=True, help="See `vlp plugins`.")
-@parameter_option
-@click.option("--allocation", help="Within a group: global, layer, row, keep=2,of=4.")
-@click.option(
-    "--sparsity", multiple=True, type=float, default=DEFAULT, show_default=True,
-    help="Of the group that is pruned; several.",
-)  # fmt: skip
-@click.option(
-    "--by", multiple=True, type=click.Choice(["modality", "block", "weight"]),
-    default=("modality", "block"), show_default=True,
-    help="What is pruned alone; several. A block is one modality at one depth.",
-)  # fmt: skip
-@click.option("--modality", multiple=True, help="Prune these only; several. All if left out.")
-@click.option(
-    "--id-profile",
-    type=PATH,
-    help="id-profile.json of `vlp id`: does the ID tell what can be pruned?",
+@click.command(
+    cls=Command,
+    short_help="Find out which parts of a model can be pruned.",
+    examples=[
+        "vlp sensitivity model --data photos --out curves",
+        "vlp sensitivity model --data photos --by modality --sparsity 0.5 0.9 \\\n"
+        "    --batch-size 8 --pairs 16 --out quick",
+    ],
 )
-@click.option(
-    "--tolerance", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True,
-    help="Rise of the loss, as a fraction of the dense one, that is taken for harmless.",
+@calibration_options
+@option(
+    "Output", "--out", type=PATH, metavar="FOLDER", required=True,
+    help="New folder for the curves (sensitivity.json, points.csv) and the report.",
+)  # fmt: skip
+@option(
+    "Data", "--test", metavar="PATH_OR_ID",
+    standard="pairs of --data that the method does not read",
+    help="Images with captions to measure on.",
+)  # fmt: skip
+@option(
+    "Data", "--pairs", type=click.IntRange(min=2), metavar="N", default=512,
+    help="Number of images with captions to measure on, in whole batches.",
+)  # fmt: skip
+@option(
+    "Method", "--method", metavar="NAME", default="omp",
+    help="Method that prunes; `vlp methods` lists all.",
+)  # fmt: skip
+@parameter_option
+@option(
+    "Method", "--allocation", metavar="NAME", standard="the method's own",
+    help="How the sparsity of a part is divided within it: global, layer, row, keep=2,of=4.",
+)  # fmt: skip
+@option(
+    "Method", "--sparsity", several=True, type=float, metavar="FRACTION...", default=DEFAULT,
+    help="Fractions of a part to remove.",
+)  # fmt: skip
+@option(
+    "Measuring", "--by", several=True, type=click.Choice(["modality", "block", "weight"]),
+    default=("modality", "block"),
+    help="The parts, each of which is pruned alone: modalities (vision, text, fusion), blocks (one "
+    "depth of a modality), single weights. Several may follow.",
+)  # fmt: skip
+@option(
+    "Measuring", "--modality", several=True, metavar="NAME...", standard="all",
+    help="Prune these modalities only, such as vision.",
+)  # fmt: skip
+@option(
+    "Measuring", "--id-profile", type=PATH, metavar="FILE",
+    help="File id-profile.json of `vlp id`: is a part of low dimension easier to prune?",
+)  # fmt: skip
+@option(
+    "Measuring", "--tolerance", type=click.FloatRange(min=0, min_open=True), metavar="FRACTION",
+    default=0.05,
+    help="Rise of the loss that counts as harmless, as a fraction of the loss before.",
 )  # fmt: skip
 @variant_option
-@click.option("--seed", type=SEED, default=0, help="For random scores.")
+@seed_option
 @resume_option
 @click.pass_context
 def sensitivity(
     context: click.Context, out: Path, test: str | None, resume: bool, **values: Any
 ) -> None:
-    """How much of MODEL can be pruned where: one modality, then one block of layers at a time.
+    """Find out which parts of MODEL can be pruned, and how far.
 
-    Each is pruned alone at rising sparsity, by the method within it; the pre-training loss and R@1
-    are measured on pairs that the method does not read. The folder --out holds sensitivity.json,
+    One modality, then one block of layers at a time is pruned at rising sparsity, while the rest
+    stays dense. The pre-training loss and R@1 of retrieval are measured on images that the method
+    does not read. The folder --out holds sensitivity.json,
     points.csv and report.html.
     """
     from vlp_plugins.jobs.inputs import Loaded

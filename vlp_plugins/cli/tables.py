@@ -1,54 +1,116 @@
-"""Text and tables on standard output. Nothing is cut, so that programs can read them too."""
+"""Text and tables on standard output, as wide as the terminal. Nothing is cut."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vlp_plugins.cli.terminal import verbosity, visible
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.manifest import Count
     from vlp_plugins.masks.masks import Masks
 
-
-# A terminal obeys control characters, and those of the writing direction reorder what is read.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    """The text with control characters as escapes: names and notes of files may hold any.
-
-    Line ends and tabs stay.
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+_NARROWEST = 12
+"""Columns of text are not made narrower to fit."""
 
 
 def print_lines(lines: Iterable[object], *, err: bool = False) -> None:
-    """Sentences, one a line."""
+    """Sentences; with `--quiet` none on standard error, where warnings go."""
+    if err and verbosity() < 0:
+        return
     for line in lines:
-        click.echo(visible(str(line)), err=err)
+        text = visible(str(line))
+        # One line each on standard error, where programs look for it.
+        parts = [text] if err else [part for each in text.splitlines() for part in _fitting(each)]
+        for part in parts or [""]:
+            click.echo(part, err=err)
+
+
+def say(sentence: object = "", *, err: bool = False) -> None:
+    """One of `print_lines`."""
+    print_lines((sentence,), err=err)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Facts with their names, one a line."""
+    """Facts of a run with their names, one a line; with `--quiet` none."""
+    if verbosity() < 0:
+        return
     print_lines(f"{name}: {fact}" for name, fact in facts.items())
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as they need; those of numbers are flush right."""
+    """Columns as wide as they need; those of numbers are flush right.
+
+    Text is broken into several lines where the table would be wider than the terminal; nothing is
+    cut.
+    """
     cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+    widths = _widths(cells, numbers)
     if title:
         click.secho(f"\n{visible(title)}", bold=True)
     for row in cells:
-        texts = (
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
+        parts = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for line in zip_longest(*parts, fillvalue=""):
+            texts = (
+                text.rjust(width) if number else text.ljust(width)
+                for text, width, number in zip(line, widths, numbers, strict=True)
+            )
+            click.echo("  ".join(texts).rstrip())
+
+
+def columns() -> int:
+    """Width of the terminal, or what COLUMNS says; 80 where neither is known."""
+    return shutil.get_terminal_size().columns
+
+
+def _widths(cells: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[int]:
+    """What each column needs; titles over numbers, then the widest get narrower until all fit."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    least = [
+        max(map(len, (*head.split(), *column))) if number else min(width, _NARROWEST)
+        for (head, *column), width, number in zip(
+            zip(*cells, strict=True), widths, numbers, strict=True
         )
-        click.echo("  ".join(texts).rstrip())
+    ]
+    while sum(widths) + 2 * (len(widths) - 1) > columns():
+        spare = [i for i, width in enumerate(widths) if width > least[i]]
+        if not spare:
+            break
+        widths[max(spare, key=lambda i: (numbers[i], widths[i]))] -= 1
+    return widths
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """The text in lines: broken after a space, and in longer words after a dot, slash or hyphen."""
+    pieces = [text]
+    for ends in " ", "[./_,-]":
+        pieces = [
+            part
+            for piece in pieces
+            for part in (re.split(f"(?<={ends})", piece) if len(piece) > width else [piece])
+        ]
+    lines = [""]
+    for piece in pieces:
+        if len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines if line] or [""]
+
+
+def _fitting(line: str) -> list[str]:
+    """A sentence in lines no wider than the terminal; words are kept whole."""
+    return textwrap.wrap(
+        line, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False, drop_whitespace=True,
+    ) or [""]  # fmt: skip
 
 
 def print_masks(masks: Mapping[str, Masks]) -> None:
