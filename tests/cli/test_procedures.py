@@ -70,9 +70,9 @@ def test_the_report_shows_what_the_method_says(vlp, words, tmp_path):
     vlp("prune", *words, "--out", tmp_path / "out", "--lambda", "1e-5")
 
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert re.search(r'<td>lambda</td><td class="text">1e-05</td><td class="text">1e-05</td>', page)
-    assert '<td>curve</td><td class="text">0.1: 2; 1: 0.25</td>' in page
-    assert re.search(r'<td>new weights</td><td class="text">of the [\d,]+ kept elements,', page)
+    assert re.search(r">lambda</td><td[^>]*>1e-05</td>", page)
+    assert ">0.1: 2; 1: 0.25</td>" in page
+    assert re.search(r">new weights</td><td[^>]*>of the [\d,]+ kept elements,", page)
     assert "doubling runs the model as it goes: there are no statistics of either half" in page
     assert "--lambda 1e-05" in page
 
