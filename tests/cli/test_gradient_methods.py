@@ -92,7 +92,7 @@ def test_large_statistics_are_written_on_request_only(vlp, words, tmp_path, monk
     kept = vlp("prune", *words, "--out", tmp_path / "kept", "--keep-statistics").stdout
 
     assert not (tmp_path / "o" / "statistics.safetensors").exists()
-    assert re.search(r"statistics: [\d.]+ KiB, not written \(--keep-statistics", text)
+    assert re.search(r"statistics: [\d.]+ kB, not written \(--keep-statistics", text)
     assert (tmp_path / "kept" / "statistics.safetensors").exists()
     assert "not written" not in kept
     assert "the statistics are not written: --keep-statistics" in vlp("plan", *words).stdout

@@ -46,7 +46,7 @@ def test_a_run_writes_masks_with_new_weights_and_no_statistics(vlp: Command, wor
         "model-0.75", "recipe.yaml", "report.html",
     ]  # fmt: skip
     assert "calibration data: 12 samples in 4 batches" in result.stdout
-    assert re.search(r"new weights in the mask files: .* KiB at 0\.5, .* at 0\.75", result.stdout)
+    assert re.search(r"new weights in the mask files: .* kB at 0\.5, .* at 0\.75", result.stdout)
     assert "images that could not be used: 0 of 12" in result.stdout
     assert "stage 0 of 3\nstage 1 of 3\nstage 2 of 3\n" in result.stderr
     assert "warning" not in result.stderr

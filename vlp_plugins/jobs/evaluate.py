@@ -18,7 +18,6 @@ from vlp_plugins.jobs.facts import (
     mask_steps,
     memory_facts,
     size_tile,
-    whole_sparsity,
     write_report,
 )
 from vlp_plugins.jobs.inputs import Loaded
@@ -34,6 +33,7 @@ from vlp_plugins.jobs.tasks import (
 )
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.report.layers import whole_sparsity
 from vlp_plugins.report.page import Page, Section, Step, Table, Tile
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
@@ -264,7 +264,7 @@ def _about(masks: Masks, loaded: Loaded, new_weights: bool | None) -> dict[str, 
     return {
         "method": manifest.method,
         "sparsity": counts.all.sparsity,
-        "sparsity of the whole model": whole_sparsity(loaded.model, masks),
+        "sparsity of the whole model": whole_sparsity(loaded.model, loaded.weights, masks),
         "by modality": {name: count.sparsity for name, count in counts.by_modality.items()},
         "note": manifest.note,
         "new weights": None if masks.new_values is None else new_weights,

@@ -31,7 +31,7 @@ from vlp_plugins.report.page import (
 )
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes
+from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
 from vlp_plugins.runtime.numbers import percent, size
 
 _log = logging.getLogger(__name__)
@@ -105,11 +105,6 @@ def size_tile(model: nn.Module, weights: WeightMap, masks: Sequence[Masks]) -> T
 SPEED = Tile("Speed", "as before", "zeros alone save space, not time, on usual hardware")
 
 
-def whole_sparsity(model: nn.Module, masks: Masks) -> float:
-    """The fraction of all parameters of a model that masks remove; a shared one counts once."""
-    return masks.removed / sum(each.numel() for each in model.parameters())
-
-
 class StopWatch:
     """Seconds between laps, by what was done meanwhile."""
 
@@ -130,9 +125,9 @@ class StopWatch:
 
 def memory_facts(device: torch.device) -> dict[str, str]:
     """Peak memory until now."""
-    facts = {"peak memory of the process": size(peak_resident_bytes())}
+    facts = {"peak memory of the process": text_of(peak_resident_bytes())}
     if (on_device := peak_device_bytes(device)) is not None:
-        facts["peak memory of the GPU"] = size(on_device)
+        facts["peak memory of the GPU"] = text_of(on_device)
     return facts
 
 

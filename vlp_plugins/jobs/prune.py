@@ -27,7 +27,6 @@ from vlp_plugins.jobs.facts import (
     memory_facts,
     size_facts,
     size_tile,
-    whole_sparsity,
     write_report,
 )
 from vlp_plugins.jobs.preparation import Prepared, prepare, title_of
@@ -45,6 +44,7 @@ from vlp_plugins.report.layers import (
     parameters_table,
     pruned_sections,
     to_csv,
+    whole_sparsity,
 )
 from vlp_plugins.report.page import Page, Section, Table, Tile, span
 from vlp_plugins.runtime.artifacts import is_of
@@ -277,7 +277,7 @@ def page_of(
     recipe, name = job.recipe, Path(str(job.recipe.model)).name
     sets = list(masks.values())
     prunable = span([percent(each.sparsity) for each in sets])
-    whole = span([percent(whole_sparsity(job.model, each)) for each in sets])
+    whole = span([percent(whole_sparsity(job.model, job.weights, each)) for each in sets])
     new = any(each.new_values is not None for each in sets)
     options = [] if recipe.dtype == Recipe().dtype else ["--dtype", recipe.dtype]
     options += [] if recipe.adapter is None else ["--adapter", recipe.adapter]

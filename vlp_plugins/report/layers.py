@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
@@ -275,6 +277,16 @@ def masks_table(inspection: Inspection, masks: Mapping[str, Masks]) -> Table:
     return Table("", header, rows, "Sparsity: the fraction that is removed.")
 
 
+def whole_sparsity(model: nn.Module, weights: WeightMap, masks: Masks) -> float:
+    """The fraction of all parameters of a model, each shared one counted once, that masks remove.
+
+    A model that copied weights since (a decoder from the encoder) loses them in both places.
+    """
+    counts = masks.counts().by_weight
+    removed = sum(counts[name].removed for name in masks.match(weights).values())
+    return removed / sum(parameter.numel() for parameter in model.parameters())
+
+
 def sparse_bytes(weights: WeightMap, masks: Masks, dense: int) -> int:
     """Bytes of a sparse checkpoint (`vlp masks apply --sparse`): bits, and values that are kept.
 
@@ -283,10 +295,10 @@ def sparse_bytes(weights: WeightMap, masks: Masks, dense: int) -> int:
         masks: that are applied.
         dense: bytes of the dense checkpoint.
     """
-    counts = masks.counts().by_weight
+    counts, matched = masks.counts().by_weight, masks.match(weights)
     for name, weight in weights.items():
         each = weight.parameter.element_size()
-        packed = packed_size(weight.numel) + counts[name].kept * each
+        packed = packed_size(weight.numel) + counts[matched[name]].kept * each
         dense -= max(0, weight.numel * each - packed)
     return dense
 
