@@ -33,8 +33,8 @@ def _three_digits(value: float, units: Sequence[str]) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """`63.0%` of 0.63; more digits where these would make 0% or 100% of what is neither."""
-    for digits in range(digits, 10):
-        text = f"{share:.{digits}%}"
+    for more in range(digits, 10):
+        text = f"{share:.{more}%}"
         if share in (0, 1) or float(text[:-1]) not in (0, 100):
             break
     return text
