@@ -166,6 +166,17 @@ def test_one_batch_has_no_halves(vlp, xvlm, photos, tmp_path) -> None:
     assert "no two halves to compare" in (tmp_path / "o" / "report.html").read_text()
 
 
+def test_missing_data_and_a_published_variant_are_said_on_the_first_screen(
+    vlp, xvlm, photos, tmp_path
+) -> None:
+    vlp("prune", "--model", xvlm, "--sparsity", "0.5", "--data", photos, "--batches", 50,
+        "--variant", "published", "--out", tmp_path / "o")  # fmt: skip
+    text = (tmp_path / "o" / "report.html").read_text()
+    top = text[: text.index("What to do next")]
+    assert re.search(r"less data than asked for: \d+ batches of the 50 asked for", top)
+    assert "as published; leaves what stays as it is" in top
+
+
 def test_without_its_packages_the_rest_is_written(vlp, xvlm, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)  # importing it fails now
     words = ("--model", xvlm, "--method", "omp", "--sparsity", "0.5")

@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 LARGE_STATISTICS = 10**9
 """Bytes beyond which statistics are written on request only."""
+LACKING = "data that is lacking"
 _ENOUGH = "Was that enough data?"
 _OVERLAPS = ("sparsity", "modality", "equal elements", "kept by both / by either")
 
@@ -139,7 +140,7 @@ def source_facts(batches: CaptionedBatches) -> dict[str, str]:
         "images that could not be used": f"{source.skipped:,} of {source.seen:,}",
     }
     if batches.shortfalls:
-        facts["data that is lacking"] = "; ".join(batches.shortfalls)
+        facts[LACKING] = "; ".join(batches.shortfalls)
     return facts
 
 

@@ -17,6 +17,7 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.jobs.dimensions import PROFILE
 from vlp_plugins.jobs.facts import (
+    LACKING,
     SPEED,
     StopWatch,
     agreement,
@@ -279,6 +280,8 @@ def page_of(
     prunable = span([percent(each.sparsity) for each in sets])
     whole = span([percent(whole_sparsity(job.model, job.weights, each)) for each in sets])
     new = any(each.new_values is not None for each in sets)
+    values = "gives the weights that stay new values" if new else "leaves what stays as it is"
+    variant = "as published; " if job.published else ""
     options = [] if recipe.dtype == Recipe().dtype else ["--dtype", recipe.dtype]
     options += [] if recipe.adapter is None else ["--adapter", recipe.adapter]
     rows = layer_rows(inspection.weights, sets)
@@ -304,18 +307,20 @@ def page_of(
             Tile(
                 "Method",
                 recipe.method,
-                "gives the weights that stay new values"
-                if new
-                else "leaves the weights that stay as they are",
+                f"{variant}{values}",
             ),
             Tile("Sparsity of the prunable part", prunable, f"asked for: {span(list(masks))}"),
             Tile("Sparsity of the whole model", whole, "what is not pruned counts as well"),
             Tile("Calibration", read, facts.get("data", "")),
             Tile("Quality", "not measured", "vlp evaluate measures it: the first step below"),
             size_tile(job.model, inspection.weights, sets),
+            LACKING,
             SPEED,
         ],
-        collapse_warnings(rows, list(masks), sets),
+        [
+            *collapse_warnings(rows, list(masks), sets),
+            *([f"less data than asked for: {facts[LACKING]}"] if LACKING in facts else []),
+        ],
         [],
         steps,
         [

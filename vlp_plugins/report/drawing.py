@@ -231,7 +231,7 @@ def _ticks(axis: Axis, low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A table of fractions, 0 to 1, each on a ground that is the darker the higher it is.
+    """A table of fractions, 0 to 1, each on a ground whose colour is the stronger the higher it is.
 
     Attributes:
         title: heading.

@@ -234,7 +234,7 @@ def pruned_sections(inspection: Inspection, masks: Mapping[str, Masks]) -> list[
     maps = [
         Section(
             f"Sparsity per layer and kind of weight, {percent(masks[title].sparsity)} in all",
-            "The fraction of each weight that is removed; the darker, the more.",
+            "The fraction of each weight that is removed; the stronger the colour, the more.",
             maps=heat_maps(rows, place),
             folded=title != highest,
         )

@@ -22,6 +22,7 @@ from vlp_plugins.runtime.version import __version__
 
 _FILES = {
     "masks*.safetensors": "masks: which weights stay; for vlp masks, evaluate and finetune",
+    "config.json": "what the model is made of",
     "model-*": "pruned model",
     "model*.safetensors": "weights of the model",
     "recipe.yaml": "all settings; vlp prune runs it again",
