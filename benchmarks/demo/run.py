@@ -12,7 +12,7 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.compare import METHODS, SPARSITIES, Comparison, Subject, compare
 from benchmarks.demo.own_files import replacing
 from benchmarks.demo.processors import FAMILIES
-from benchmarks.demo.table import results_table, sections, text_of
+from benchmarks.demo.table import page_of, results_table, text_of
 from benchmarks.results import write_results
 from vlp_plugins.report.page import render
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -70,10 +70,8 @@ def run(settings: Settings, *, tell: Callable[[str], None] = print) -> Path:
             _save_masks(found, folder / found.name)
             comparisons.append(found)
         tables = [results_table(found, settings.pairs) for found in comparisons]
-        calibration = out / "data" / "calibration"
-        runs = [section for found in comparisons for section in sections(found, calibration)]
-        page = render("Demo: pruning two small vision-language models", runs, tables)
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        page = page_of(comparisons, tables, out / "data" / "calibration")
+        (folder / "report.html").write_text(render(page), encoding="utf-8")
         figures = results_of(comparisons, settings, time.perf_counter() - begin)
         write_results("demo", figures, folder).rename(folder / "results.json")
     for table in tables:

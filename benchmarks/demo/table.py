@@ -9,7 +9,9 @@ from pathlib import Path
 from benchmarks.demo.compare import CALIBRATION_BATCH, Comparison, Outcome
 from benchmarks.demo.measure import Figures
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, command_of
-from vlp_plugins.report.page import Run, Table
+from vlp_plugins.report.drawing import Axis, line_chart
+from vlp_plugins.report.layers import collapse_warnings, heat_maps, layer_rows, parameters_table
+from vlp_plugins.report.page import Page, Section, Table
 
 _NOTE = (
     "Pruned in one shot, not fine-tuned. R@1 (%): how often the own partner ranks first among all "
@@ -54,28 +56,61 @@ def text_of(table: Table) -> str:
     return "\n".join(text)
 
 
-def sections(comparison: Comparison, data: Path) -> list[Run]:
-    """The report's sections about one model: one per method, with the command that repeats it.
+def page_of(comparisons: Sequence[Comparison], tables: Sequence[Table], data: Path) -> Page:
+    """The report: a picture and a table of each model, then a section per method.
 
     Args:
-        comparison: of one model.
-        data: the calibration folder, as the command names it.
+        comparisons: one per model.
+        tables: their results.
+        data: the calibration folder, as the commands name it.
     """
-    runs = []
-    for method in dict.fromkeys(outcome.method for outcome in comparison.outcomes):
-        outcomes = comparison.of(method)
-        seconds = comparison.pruning_seconds[method]
-        facts = {"pruning, all sparsities": f"{seconds:.1f} s", **_data_facts(outcomes[0])}
-        runs.append(
-            Run(
-                f"{method} on {comparison.name}",
-                command_of(recipe_of(comparison, outcomes, data)),
-                comparison.inspection,
-                {f"{outcome.sparsity:.0%}": outcome.masks for outcome in outcomes},
-                facts,
-            )
+    sections = []
+    for comparison, table in zip(comparisons, tables, strict=True):
+        chart = line_chart(
+            "",
+            {
+                method: [(o.sparsity, o.figures.recall) for o in comparison.of(method)]
+                for method in dict.fromkeys(o.method for o in comparison.outcomes)
+            },
+            y=Axis("R@1, mean of both ways (%)", low=0.0),
+            reference=(comparison.dense.recall, "dense"),
         )
-    return runs
+        sections.append(Section(table.title, charts=[chart], tables=[replace(table, title="")]))
+    for comparison in comparisons:
+        for method in dict.fromkeys(outcome.method for outcome in comparison.outcomes):
+            sections += _run(comparison, method, data)
+    return Page(
+        "Demo: pruning two small vision-language models",
+        "python -m benchmarks.demo",
+        "Two small models were pruned in one shot by several methods, and measured.",
+        sections=sections,
+    )
+
+
+def _run(comparison: Comparison, method: str, data: Path) -> list[Section]:
+    """What one method did to one model, and the command that repeats it."""
+    outcomes = comparison.of(method)
+    masks = {f"{outcome.sparsity:.0%}": outcome.masks for outcome in outcomes}
+    rows = layer_rows(comparison.inspection.weights, list(masks.values()))
+    facts = {
+        "command": command_of(recipe_of(comparison, outcomes, data)),
+        "pruning, all sparsities": f"{comparison.pruning_seconds[method]:.1f} s",
+        **_data_facts(outcomes[0]),
+    }
+    highest = len(masks) - 1
+    title = f"{method} on {comparison.name}"
+    return [
+        Section(
+            f"{title}: sparsity per layer at {list(masks)[highest]}",
+            " ".join(collapse_warnings(rows, list(masks), list(masks.values()))),
+            maps=heat_maps(rows, highest),
+            tables=[
+                parameters_table(masks),
+                Table("", ("fact", "value"), [list(item) for item in facts.items()]),
+            ],
+            folded=True,
+        )
+    ]
 
 
 def recipe_of(comparison: Comparison, outcomes: Sequence[Outcome], data: Path) -> Recipe:

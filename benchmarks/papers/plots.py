@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,41 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.papers.findings import DENSE, Entry, Found
 from benchmarks.papers.layout import title_of
 from benchmarks.papers.measures import Measure
-from vlp_plugins.report.drawing import COLOURS, colour, empty_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Okabe-Ito colours: colour-blind readers can distinguish them.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def colour(index: int) -> str:
+    """The colour of a line by its place; colours repeat after seven."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of that many inches; no display is needed."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def svg_of(figure: Figure) -> str:
+    """The figure as an `<svg>` element that refers to nothing outside itself."""
+    import matplotlib as mpl
+
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "vlp-plugins"}):  # same data, same file
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # links to its format
+
 
 WIDTH, HEIGHT = 3.1, 2.8  # inches of a panel
 _LEGEND = 1.5  # inches

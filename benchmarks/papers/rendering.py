@@ -14,12 +14,12 @@ from benchmarks.papers.comparing import SEED_SPREAD, standard_error
 from benchmarks.papers.findings import Found
 from benchmarks.papers.layout import title_of
 from benchmarks.papers.measures import FAILED_BELOW
+from benchmarks.papers.plots import svg_of
 from benchmarks.papers.tuning import LONGER, LONGER_STEPS, Tuning, part_of
 from benchmarks.papers.views import Rendered, whole
 from benchmarks.papers.ways import Way
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.report.drawing import svg_of
 from vlp_plugins.runtime.files import write_text
 from vlp_plugins.scoring.factors import GUIDED
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.papers import kept
 from benchmarks.papers.layout import markdown
-from benchmarks.papers.plots import draw_bars, panels
+from benchmarks.papers.plots import colour, draw_bars, panels, svg_of
 from benchmarks.papers.runtimes import BATCHES, METHODS, PAIRS, SPARSITY, Runtime
-from vlp_plugins.report.drawing import colour, svg_of
 from vlp_plugins.runtime.files import write_text
 from vlp_plugins.runtime.memory import text_of
 

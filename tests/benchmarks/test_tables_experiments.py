@@ -21,6 +21,7 @@ from benchmarks.papers.experiments import trial as nni_trial
 from benchmarks.papers.experiments.continued_tpe import ContinuedTpe
 from benchmarks.papers.experiments.searches import LAMBDA_GRID, SEARCHES, TPE, result_of
 from benchmarks.papers.findings import Entry, Found
+from benchmarks.papers.plots import svg_of
 from benchmarks.papers.table10 import listed
 from benchmarks.papers.views import penalties
 from benchmarks.papers.views.penalties import as_good
@@ -28,7 +29,6 @@ from benchmarks.papers.ways import LAMBDA, WAYS
 from benchmarks.papers.world import World
 from vlp_plugins.hosts.nni.search import draws
 from vlp_plugins.methods.resolve import resolve_method
-from vlp_plugins.report.drawing import svg_of
 from vlp_plugins.runtime.errors import OutputError
 
 ROOT = Path(__file__).parents[2]

@@ -90,6 +90,12 @@ def test_the_folder_is_a_model_of_the_task_and_its_masks(
     assert record["masks"]["sparsity"] == pytest.approx(0.75, abs=1e-3)
     (line,) = map(json.loads, (out / "losses.jsonl").read_text().splitlines())
     assert line["step"] == 4
+    page = (out / "report.html").read_text()
+    assert f"fine-tuned for {task} in 4 steps; what omp had removed stayed at zero." in page
+    assert 'role="img"' in page
+    next_step, repeated = re.findall(r"<pre>(.*?)</pre>", page)
+    assert next_step.startswith(f"vlp evaluate {out} --task {task} --data TEST_DATA")
+    assert repeated.startswith(f"vlp finetune {models / family} --masks ")
     evaluated = vlp("evaluate", out, "--task", task, "--data", data[task], "--device", "cpu",
                     "--limit", "4") if task != "captioning" else None  # fmt: skip
     assert evaluated is None or evaluated.exit_code == 0

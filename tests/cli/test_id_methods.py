@@ -53,7 +53,7 @@ def test_a_run_writes_the_dimensions_beside_what_the_method_writes(guided: Path)
     assert manifest.method == "id*multiflow"
     assert manifest.parameters["id_profile"]["fingerprint"] == profile.settings["fingerprint"]
     page = (guided / "report.html").read_text(encoding="utf-8")
-    assert "vlp prune: id*multiflow" in page
+    assert "<h1>id*multiflow on " in page
     assert "--method &#39;id*multiflow&#39;" in page
     assert "Was that enough data?" in page
 

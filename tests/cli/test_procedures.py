@@ -46,7 +46,7 @@ def test_a_run_writes_masks_with_new_weights_and_no_statistics(vlp: Command, wor
         "model-0.75", "recipe.yaml", "report.html",
     ]  # fmt: skip
     assert "calibration data: 12 samples in 4 batches" in result.stdout
-    assert re.search(r"new weights in the mask files: .* KiB at 0\.5, .* at 0\.75", result.stdout)
+    assert re.search(r"new weights in the mask files: .* kB at 0\.5, .* at 0\.75", result.stdout)
     assert "images that could not be used: 0 of 12" in result.stdout
     assert "stage 0 of 3\nstage 1 of 3\nstage 2 of 3\n" in result.stderr
     assert "warning" not in result.stderr
@@ -70,9 +70,9 @@ def test_the_report_shows_what_the_method_says(vlp, words, tmp_path):
     vlp("prune", *words, "--out", tmp_path / "out", "--lambda", "1e-5")
 
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert re.search(r'<td>lambda</td><td class="text">1e-05</td><td class="text">1e-05</td>', page)
-    assert '<td>curve</td><td class="text">0.1: 2; 1: 0.25</td>' in page
-    assert re.search(r'<td>new weights</td><td class="text">of the [\d,]+ kept elements,', page)
+    assert re.search(r">lambda</td><td[^>]*>1e-05</td>", page)
+    assert ">0.1: 2; 1: 0.25</td>" in page
+    assert re.search(r">new weights</td><td[^>]*>of the [\d,]+ kept elements,", page)
     assert "doubling runs the model as it goes: there are no statistics of either half" in page
     assert "--lambda 1e-05" in page
 

@@ -20,8 +20,9 @@ from vlp_plugins.pruning import prune
 from vlp_plugins.report.layers import (
     LayerRow,
     collapse_warnings,
+    heat_maps,
+    kind_of,
     layer_rows,
-    sparsity_by_depth,
     to_csv,
 )
 from vlp_plugins.runtime.errors import SparsityError
@@ -61,7 +62,7 @@ def test_empty_and_nearly_empty_layers_are_told_apart() -> None:
     rows = [row("a", 0, 1000), row("b", 9, 1000), row("c", 10, 1000), row("d", 500, 1000)]
     empty, thin = collapse_warnings(rows, ["0.9"])
     assert empty.startswith("sparsity 0.9: 1 of 4 weights removed entirely: a;")
-    assert thin.startswith("sparsity 0.9: 1 of 4 weights all but removed (over 99 %): b;")
+    assert thin.startswith("sparsity 0.9: 1 of 4 weights all but removed (over 99%): b;")
     assert collapse_warnings(rows[2:], ["0.9"]) == []
 
 
@@ -128,9 +129,33 @@ def test_the_remedy_says_why_there_is_no_floor(weights: WeightMap) -> None:
                                                         "this sparsity: lower it")  # fmt: skip
 
 
-def test_the_chart_is_the_same_text_for_the_same_masks(weights: WeightMap) -> None:
-    rows = layer_rows(weights, [masks_of(weights, vision_ffn=3)])
-    chart = sparsity_by_depth(rows, ["0.5"])
-    assert chart.startswith("<svg")
-    assert chart == sparsity_by_depth(rows, ["0.5"])
-    assert "http" not in chart.replace('"http://www.w3.org/', "")  # names of formats
+def test_a_heat_map_has_a_row_per_depth_and_a_column_per_kind() -> None:
+    def row(name: str, depth: int, kept: int) -> LayerRow:
+        return LayerRow(name, name.partition(".")[0], depth, (10,), 1, (1 - kept / 10,), (kept,))
+
+    rows = [
+        row("vision.0.attention.query", 0, 10),
+        row("vision.0.mlp.experts.0.fc1", 0, 2),
+        row("vision.0.mlp.experts.1.fc1", 0, 4),
+        row("vision.1.mlp.experts.0.fc1", 1, 0),
+        row("text.0.attention.query", 0, 5),
+    ]
+    vision, text = heat_maps(rows, 0)
+    assert (vision.title, text.title) == ("vision", "text")
+    assert vision.columns == ["attention.query", "mlp.experts.fc1"]
+    assert vision.rows == [("0", [0.0, pytest.approx(0.7)]), ("1", [None, 1.0])]
+    assert text.rows == [("0", [0.5])]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vision.3.attention.query", "attention.query"),
+        ("model.visual.blocks.11.mlp.fc1", "mlp.fc1"),
+        ("visual_projection", "visual_projection"),
+        ("encoder.pooler.dense.weight", "pooler.dense"),
+        ("layers.0.weight", "text"),
+    ],
+)
+def test_the_kind_of_a_weight(name: str, kind: str) -> None:
+    assert kind_of(LayerRow(name, "text", 0, (1,), 1, (0.0,), (1,))) == kind

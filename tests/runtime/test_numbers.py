@@ -1,10 +1,10 @@
-"""Counts and shares as people write them."""
+"""Counts, shares and sizes as people write them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.runtime.numbers import count, percent, size
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,20 @@ def test_three_digits_are_right(number):
 )  # fmt: skip
 def test_a_share(share, text):
     assert percent(share) == text
+
+
+def test_a_whole_share():
+    assert [percent(s, 0) for s in (0.5, 0.994, 0.996, 1.0, 0)] == [
+        "50%", "99%", "99.6%", "100%", "0%"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0 bytes"), (999, "999 bytes"), (1000, "1.00 kB"), (12_345_678, "12.3 MB"),
+        (9_999_999, "10.0 MB"), (999_600, "1.00 MB"), (3 * 10**15, "3,000 TB"),
+    ],
+)  # fmt: skip
+def test_a_size(amount, text):
+    assert size(amount) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts, write_report
-from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.pruning import measure_id
 from vlp_plugins.report.dimensions import (
+    by_modality,
     dimension_by_depth,
     dimension_sentences,
     duplicate_sentences,
@@ -24,7 +26,7 @@ from vlp_plugins.report.dimensions import (
     modality_rows,
     vision_sentences,
 )
-from vlp_plugins.report.page import Chart, Findings, Table, render_findings, value_text
+from vlp_plugins.report.page import Page, Section, Step, Table, Tile, value_text
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import atomic_folder
@@ -109,7 +111,9 @@ def measure_dimensions(
                 profile.save(folder / PROFILE)
                 csv = layers_csv(profile.layers)
                 (folder / "layers.csv").write_text(csv, encoding="utf-8")
-                write_report(folder, lambda: render_findings(findings_of(profile, command, facts)))
+                write_report(
+                    folder, lambda: page_of(profile, loaded.source, Path(str(out)), command, facts)
+                )
         return IdResult(profile, facts, results)
 
 
@@ -122,28 +126,63 @@ def summary_of(profile: IdProfile) -> list[str]:
     ]
 
 
-def findings_of(profile: IdProfile, command: str, facts: Mapping[str, str]) -> Findings:
-    """The page."""
-    layers = profile.layers
-    chart = Chart(
-        "Intrinsic dimension by depth",
-        dimension_by_depth(layers),
-        "Lines: mean of the layers at a depth, with its standard error. Faint dots: the layers.",
-    )
-    modalities = Table(
-        "By modality",
-        MODALITY_HEADER,
-        modality_rows(layers),
-        "Mean over the layers' outputs, with the mean of their standard errors: all come from the "
-        "same samples, so the errors do not average out.",
-    )
-    every = Table("Layers", LAYER_HEADER, layer_rows(layers))
-    return Findings(
-        "vlp id: intrinsic dimensions",
+def page_of(
+    profile: IdProfile, source: ModelSource, out: Path, command: str, facts: Mapping[str, str]
+) -> Page:
+    """The page.
+
+    Args:
+        profile: what was measured.
+        source: of the model.
+        out: the folder of results.
+        command: repeats the run.
+        facts: time, memory and data.
+    """
+    layers, name = profile.layers, Path(source.model).name
+    samples = max(layer.points for layer in layers)
+    groups = by_modality(layers)
+    words = ["vlp", "prune", "--model", source.model, "--method", "id*omp", "--sparsity", "0.5"]
+    words += ["--id-profile", str(out / PROFILE), "--out", f"{out}-pruned"]
+    return Page(
+        f"Intrinsic dimensions of {name}",
         command,
+        f"The outputs of {len(layers)} layers were measured on {samples:,} samples.",
+        [
+            Tile(
+                f"Mean ID, {group.modality}",
+                f"{group.mean:.1f} ± {group.error:.1f}",
+                f"{group.layers} layers, from {group.lowest:.1f} to {group.highest:.1f}",
+            )
+            for group in groups
+        ],
+        [],
         summary_of(profile),
-        [chart],
-        [modalities],
-        [every],
+        [
+            Step(
+                "Let the dimensions guide how much each layer loses; id*NAME does it for any "
+                "method.",
+                shlex.join(words),
+            )
+        ],
+        [
+            Section("Intrinsic dimension by depth", charts=[dimension_by_depth(layers)]),
+            Section(
+                "By modality",
+                tables=[
+                    Table(
+                        "",
+                        MODALITY_HEADER,
+                        modality_rows(layers),
+                        "Mean over the layers' outputs, with the mean of their standard errors: "
+                        "all come from the same samples, so the errors do not average out.",
+                    )
+                ],
+            ),
+            Section(
+                f"All {len(layers)} layers",
+                tables=[Table("", LAYER_HEADER, layer_rows(layers))],
+                folded=True,
+            ),
+        ],
         facts,
     )

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.calibration.data_pass import Progress
-from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
+from vlp_plugins.jobs.facts import (
+    SPEED,
+    StopWatch,
+    mask_steps,
+    memory_facts,
+    size_tile,
+    write_report,
+)
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.tasks import (
     TASK_CLASSES,
@@ -25,8 +33,10 @@ from vlp_plugins.jobs.tasks import (
 )
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.report.page import Findings, Table, render_findings
+from vlp_plugins.report.layers import whole_sparsity
+from vlp_plugins.report.page import Page, Section, Step, Table, Tile
 from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.numbers import count, percent
 
 _NOTES = {
     "retrieval": "Per cent of queries that find a partner among the first k.",
@@ -34,7 +44,8 @@ _NOTES = {
     "vqa": "Per cent: an answer is right if three people gave it, min(n/3, 1) over all but one.",
     "classification": "Per cent of images whose class is among the first k.",
 }
-_SHOWN_EXAMPLES = 20
+_LEADING = ("image_to_text_r1", "text_to_image_r1", "accuracy", "top1", "cider", "bleu4")
+_SHOWN_EXAMPLES, _SHOWN_TILES = 20, 3
 
 
 def metrics_table(found: Evaluation) -> Table:
@@ -69,10 +80,18 @@ def sentences(found: Evaluation) -> list[str]:
     return texts
 
 
-def findings_of(found: Evaluation, model: str, command: str) -> Findings:
-    """The page."""
-    tables = [metrics_table(found)]
-    long_tables = []
+def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str) -> Page:
+    """The page.
+
+    Args:
+        found: what was measured.
+        loaded: the model.
+        masks: that were applied.
+        command: repeats the run.
+    """
+    source = loaded.source.model
+    name, task = Path(source).name, "VQA" if found.task == "vqa" else found.task
+    sections = [Section("All metrics", tables=[replace(metrics_table(found), title="")])]
     if found.before.texts:
         after = found.after.texts if found.after is not None else None
         rows = [
@@ -80,17 +99,64 @@ def findings_of(found: Evaluation, model: str, command: str) -> Findings:
             for number, text in enumerate(found.before.texts[:_SHOWN_EXAMPLES])
         ]
         header = ["model"] if after is None else ["before", "after"]
-        long_tables.append(Table("What the model says", header, rows, "The first examples."))
-    settings = {name: str(value) for name, value in found.settings.items()}
-    return Findings(
-        f"vlp evaluate: {found.task} of {model}",
+        shown = Table("", header, rows, "The first examples; all of them are in said.jsonl.")
+        sections.append(Section("What the model says", tables=[shown]))
+    elements = sum(each.numel() for each in loaded.model.parameters())
+    tiles = [
+        *_metric_tiles(found),
+        Tile("Model", name, f"{count(elements)} parameters"),
+    ]
+    pruned = ""
+    if masks is None or found.masks is None:
+        words = ["vlp", "prune", "--model", source, "--sparsity", "0.5", "--data"]
+        words += ["TRAINING_DATA", "--out", "pruned"]
+        steps = [Step("Prune the model, and measure it again with --masks.", shlex.join(words))]
+    else:
+        pruned = f", before and after pruning by {masks.manifest.method}"
+        by_modality = _by_modality(found.masks["by modality"])
+        whole = percent(found.masks["sparsity of the whole model"])
+        tiles += [
+            Tile("Method", masks.manifest.method),
+            Tile("Sparsity of the prunable part", percent(masks.sparsity), by_modality),
+            Tile("Sparsity of the whole model", whole, "what is not pruned counts as well"),
+            size_tile(loaded.model, loaded.weights, [masks]),
+            SPEED,
+        ]
+        file = str(found.masks["file"])
+        steps = mask_steps(source, file, loaded.adapter, measured=found.task)
+    return Page(
+        f"{name}: {task}{pruned}",
         command,
-        sentences(found),
-        (),
-        tables,
-        long_tables,
-        {**settings, **found.facts},
+        f"{name} was measured by {task} on {found.data}{pruned}.",
+        tiles,
+        [],
+        sentences(found)[found.masks is not None :],  # the tiles say what the masks are
+        steps,
+        sections,
+        {**{key: str(value) for key, value in found.settings.items()}, **found.facts},
     )
+
+
+def _metric_tiles(found: Evaluation) -> list[Tile]:
+    """The metrics that matter most, before and after."""
+    titles, tiles = titles_of(found.before.metrics), []
+    for name in [each for each in titles if each in _LEADING] or list(titles)[:_SHOWN_TILES]:
+        value = found.before.metrics[name]
+        text = _short(found.task, value)
+        note = ""
+        if found.after is not None:
+            pruned = found.after.metrics.get(name, math.nan)
+            text += f" \u2192 {_short(found.task, pruned)}"
+            note = f"{pruned - value:+.1f} points by pruning"
+        tiles.append(Tile(titles[name], text, note))
+    return tiles
+
+
+def _short(task: str, value: float) -> str:
+    """A metric with one digit; scores of captions are no fractions."""
+    if not math.isfinite(value):
+        return shown(value)
+    return f"{value:.1f}" if task == "captioning" else percent(value / 100)
 
 
 def _by_modality(sparsities: Mapping[str, Any]) -> str:
@@ -177,7 +243,7 @@ def evaluate(
             task.data.description,
             before,
             after,
-            None if chosen is None else {"file": str(masks), **_about(chosen, new_weights)},
+            None if chosen is None else {"file": str(masks), **_about(chosen, loaded, new_weights)},
             task.settings(),
             {**watch.texts(), **memory_facts(loaded.device)},
             results,
@@ -188,17 +254,17 @@ def evaluate(
                 (folder / "evaluation.json").write_text(record, encoding="utf-8")
                 if task.truth:
                     (folder / "said.jsonl").write_text(_texts(found, task), encoding="utf-8")
-                model = loaded.source.model
-                write_report(folder, lambda: render_findings(findings_of(found, model, command)))
+                write_report(folder, lambda: page_of(found, loaded, chosen, command))
         return found
 
 
-def _about(masks: Masks, new_weights: bool | None) -> dict[str, Any]:
+def _about(masks: Masks, loaded: Loaded, new_weights: bool | None) -> dict[str, Any]:
     manifest = masks.manifest
     counts = masks.counts()
     return {
         "method": manifest.method,
         "sparsity": counts.all.sparsity,
+        "sparsity of the whole model": whole_sparsity(loaded.model, loaded.weights, masks),
         "by modality": {name: count.sparsity for name, count in counts.by_modality.items()},
         "note": manifest.note,
         "new weights": None if masks.new_values is None else new_weights,

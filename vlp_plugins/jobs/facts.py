@@ -3,38 +3,107 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.tasks import able_tasks
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.report.page import Table, check_can_render
+from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.report.layers import sparse_bytes
+from vlp_plugins.report.page import (
+    Page,
+    Step,
+    Table,
+    Tile,
+    check_can_render,
+    span,
+    write_page,
+)
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
+from vlp_plugins.runtime.numbers import percent, size
 
 _log = logging.getLogger(__name__)
 
 LARGE_STATISTICS = 10**9
 """Bytes beyond which statistics are written on request only."""
+LACKING = "data that is lacking"
 _ENOUGH = "Was that enough data?"
 _OVERLAPS = ("sparsity", "modality", "equal elements", "kept by both / by either")
 
 
-def write_report(folder: Path, page: Callable[[], str]) -> None:
-    """Writes report.html; without the packages of the extra `report` it warns instead."""
+def write_report(folder: Path, page: Callable[[], Page]) -> None:
+    """Writes report.html; without the package of the extra `report` it warns instead."""
     try:
         check_can_render()
     except UnsupportedError as error:
         _log.warning("%s", error)
         return
-    (folder / "report.html").write_text(page(), encoding="utf-8")
+    write_page(page(), folder)
+
+
+def mask_steps(
+    model: str, masks: str, adapter: Adapter, options: Sequence[str] = (), measured: str = ""
+) -> list[Step]:
+    """What can be done with a mask file: measured, applied, fine-tuned.
+
+    Args:
+        model: where it is.
+        masks: the file.
+        adapter: of the model; says which task it can do.
+        options: of loading, as the command line has them.
+        measured: the task that it was measured on already.
+    """
+    file = Path(masks)
+    stem = f"{file.parent}-{file.stem.removeprefix('masks-')}" if file.parent.name else file.stem
+    steps = []
+    task = measured or next(iter(able_tasks(adapter)), None)
+    if task is not None and not measured:
+        words = ["vlp", "evaluate", model, "--task", task, "--data", "TEST_DATA"]
+        steps.append(
+            Step(
+                "Measure what was lost, before and after. TEST_DATA is a folder that the pruning "
+                "has not seen.",
+                shlex.join([*words, "--masks", masks, *options, "--out", f"{stem}-evaluated"]),
+            )
+        )
+    steps.append(
+        Step(
+            "Save the pruned model, with zeros in place. Add --sparse to take less space.",
+            shlex.join(["vlp", "masks", "apply", masks, model, *options, "--out", f"{stem}-model"]),
+        )
+    )
+    if task is not None and type(adapter).downstream_model is not Adapter.downstream_model:
+        words = ["vlp", "finetune", model, "--task", task, "--data", "TRAINING_DATA"]
+        steps.append(
+            Step(
+                "Fine-tune it with the zeros kept: this wins back much of what was lost.",
+                shlex.join([*words, "--masks", masks, "--out", f"{stem}-tuned"]),
+            )
+        )
+    return steps
+
+
+def size_tile(model: nn.Module, weights: WeightMap, masks: Sequence[Masks]) -> Tile:
+    """What a model takes on a disk with each of some mask sets, dense and sparse."""
+    dense = sum(each.numel() * each.element_size() for each in model.parameters())
+    sparse = span([size(sparse_bytes(weights, each, dense)) for each in masks])
+    note = f"saved with --sparse; {size(dense)} dense, or with zeros in place"
+    return Tile("Size on disk", sparse, note)
+
+
+SPEED = Tile("Speed", "as before", "zeros alone save space, not time, on usual hardware")
 
 
 class StopWatch:
@@ -57,9 +126,9 @@ class StopWatch:
 
 def memory_facts(device: torch.device) -> dict[str, str]:
     """Peak memory until now."""
-    facts = {"peak memory of the process": f"{peak_resident_bytes() / 1e9:.2f} GB"}
+    facts = {"peak memory of the process": text_of(peak_resident_bytes())}
     if (on_device := peak_device_bytes(device)) is not None:
-        facts["peak memory of the GPU"] = f"{on_device / 1e9:.2f} GB"
+        facts["peak memory of the GPU"] = text_of(on_device)
     return facts
 
 
@@ -71,7 +140,7 @@ def source_facts(batches: CaptionedBatches) -> dict[str, str]:
         "images that could not be used": f"{source.skipped:,} of {source.seen:,}",
     }
     if batches.shortfalls:
-        facts["data that is lacking"] = "; ".join(batches.shortfalls)
+        facts[LACKING] = "; ".join(batches.shortfalls)
     return facts
 
 
@@ -113,11 +182,11 @@ def size_facts(
     """What is large: statistics that are not written, and new weights that are."""
     facts = {}
     if statistics is not None and not keeps_statistics(job, statistics):
-        size = text_of(bytes_of_statistics(statistics))
-        facts["statistics"] = f"{size}, not written (--keep-statistics writes them)"
+        amount = size(bytes_of_statistics(statistics))
+        facts["statistics"] = f"{amount}, not written (--keep-statistics writes them)"
     sizes = {title: each.values_bytes for title, each in masks.items() if each.values_bytes}
     if sizes:
-        listed = ", ".join(f"{text_of(size)} at {title}" for title, size in sizes.items())
+        listed = ", ".join(f"{size(amount)} at {title}" for title, amount in sizes.items())
         facts["new weights in the mask files"] = listed
     return facts
 
@@ -149,11 +218,11 @@ def agreement(
         for title, one, other in zip(masks, *halves, strict=True):
             overlaps = one.compare(other)
             rows += [
-                [title, name, f"{o.agreement:.3%}", f"{o.iou:.4f}"] for name, o in overlaps.items()
+                [title, name, percent(o.agreement), f"{o.iou:.3f}"] for name, o in overlaps.items()
             ]
     note = (
         "Masks from the even and the odd batches alone, compared: the split-half agreement. The "
-        "closer to 100 %, the less more data would change."
+        "closer to 100%, the less more data would change."
         if rows
         else "There was a single batch, so there are no two halves to compare. Give more batches."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.jobs.facts import StopWatch, memory_facts
+from vlp_plugins.jobs.facts import SPEED, StopWatch, memory_facts, size_tile, write_report
 from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import need
@@ -20,8 +21,12 @@ from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.report.drawing import Axis, line_chart
+from vlp_plugins.report.layers import whole_sparsity
+from vlp_plugins.report.page import Page, Section, Step, Tile
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice
 from vlp_plugins.tasks.finetuning.files import LOSSES_FILE as LOG
 from vlp_plugins.tasks.finetuning.finetune import Finetuned, downstream, finetune
@@ -62,8 +67,9 @@ def run_finetuning(
     """Fine-tunes as the recipe says and writes `out` whole or not at all.
 
     The folder is a checkpoint of the task's model with the processor of the pre-training model;
-    next to them are `masks.safetensors` (those that were given, without new values), `losses.jsonl`
-    and `finetuning.json`. Meanwhile `OUT.work` keeps the state and the loss log.
+    next to them are `masks.safetensors` (those that were given, without new values),
+    `losses.jsonl`, `finetuning.json` and `report.html`. Meanwhile `OUT.work` keeps the state and the
+    loss log.
 
     Args:
         load: gives the pre-training model, after the folder was found to be free.
@@ -141,7 +147,79 @@ def run_finetuning(
                     record = _record(recipe, loaded, done, chosen, command, facts)
                     text = json.dumps(record, indent=1)
                     (folder / RECORD).write_text(text, encoding="utf-8")
+                    result = TunedResult(results, done, facts)
+                    write_report(
+                        folder,
+                        lambda: page_of(result, recipe, loaded, model, chosen, out, command),
+                    )
         return TunedResult(results, done, facts)
+
+
+def page_of(
+    result: TunedResult,
+    recipe: FinetuneRecipe,
+    loaded: Loaded,
+    model: nn.Module,
+    masks: Masks | None,
+    out: Path,
+    command: str,
+) -> Page:
+    """The page.
+
+    Args:
+        result: what the run made.
+        recipe: what was asked for.
+        loaded: the pre-training model.
+        model: that of the task.
+        masks: whose zeros were kept; None if all weights were trained.
+        out: the folder, as the command names it.
+        command: repeats the run.
+    """
+    name, task, log = Path(loaded.source.model).name, str(recipe.task), result.done.log
+    losses = {"loss": [(float(line["step"]), float(line["loss"])) for line in log]}
+    terms = dict.fromkeys(term for line in log for term in line["losses"])
+    if len(terms) > 1:
+        for term in terms:
+            losses[term] = [
+                (float(line["step"]), line["losses"][term])
+                for line in log
+                if term in line["losses"]
+            ]
+    elements = sum(each.numel() for each in model.parameters())
+    tiles = [
+        Tile("Model", name, f"{type(model).__name__}, {count(elements)} parameters"),
+        Tile("Task", task, result.facts["data"]),
+        Tile("Steps", f"{result.done.steps:,}", f"of {recipe.batch_size:,} rows"),
+    ]
+    if log:
+        first, last = (f"{line['loss']:.2f}" for line in (log[0], log[-1]))
+        tiles.append(Tile("Training loss", f"{first} \u2192 {last}", "means of the logged steps"))
+    kept = "all weights were trained"
+    if masks is not None:
+        kept = f"what {masks.manifest.method} had removed stayed at zero"
+        weights = WeightMap.of(model, loaded.adapter)
+        tiles += [
+            Tile("Sparsity of the prunable part", percent(masks.sparsity)),
+            Tile("Sparsity of the whole model", percent(whole_sparsity(model, weights, masks))),
+            size_tile(model, weights, [masks]),
+            SPEED,
+        ]
+    words = ["vlp", "evaluate", str(out), "--task", task, "--data", "TEST_DATA"]
+    measured = Step(
+        "Measure it. TEST_DATA is a folder that the training has not seen.",
+        shlex.join([*words, "--out", f"{out}-evaluated"]),
+    )
+    return Page(
+        f"{name}, fine-tuned for {task}",
+        command,
+        f"{name} was fine-tuned for {task} in {result.done.steps:,} steps; {kept}.",
+        tiles,
+        steps=[measured],
+        sections=[
+            Section("Training loss", charts=[line_chart("", losses, x=Axis("step", whole=True))])
+        ],
+        facts=result.facts,
+    )
 
 
 def rows_of_a_batch(recipe: FinetuneRecipe, processes: int = 1) -> int:

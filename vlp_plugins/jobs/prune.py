@@ -17,13 +17,17 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.jobs.dimensions import PROFILE
 from vlp_plugins.jobs.facts import (
+    LACKING,
+    SPEED,
     StopWatch,
     agreement,
     data_facts,
     dimension_facts,
     keeps_statistics,
+    mask_steps,
     memory_facts,
     size_facts,
+    size_tile,
     write_report,
 )
 from vlp_plugins.jobs.preparation import Prepared, prepare, title_of
@@ -33,14 +37,22 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Procedure
-from vlp_plugins.models.inspection import inspect_model
+from vlp_plugins.models.inspection import Inspection, inspect_model
 from vlp_plugins.models.saving import check_can_save, restored, write_model
-from vlp_plugins.report.layers import collapse_warnings, layer_rows, to_csv
-from vlp_plugins.report.page import Run, render
+from vlp_plugins.report.layers import (
+    collapse_warnings,
+    layer_rows,
+    parameters_table,
+    pruned_sections,
+    to_csv,
+    whole_sparsity,
+)
+from vlp_plugins.report.page import Page, Section, Table, Tile, span
 from vlp_plugins.runtime.artifacts import is_of
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, VlpError, no_exit
 from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -226,11 +238,9 @@ def run(
                 **size_facts(job, statistics, masks),
             }
 
-        def page() -> str:
-            title = f"{recipe.method} on {Path(str(recipe.model)).name}"
+        def page() -> Page:
             found = inspect_model(job.model, job.adapter)
-            section = Run(title, command_of(recipe), found, masks, facts(), tables)
-            return render(f"vlp prune: {recipe.method}", [section])
+            return page_of(job, found, masks, facts(), tables)
 
         if writes:
             with atomic_folder(out) as folder:
@@ -247,6 +257,79 @@ def run(
         wait_for_all()
         delete_checkpoints(out)
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
+
+
+def page_of(
+    job: Prepared,
+    inspection: Inspection,
+    masks: Mapping[str, Masks],
+    facts: Mapping[str, str],
+    agreement: Sequence[Table],
+) -> Page:
+    """The page.
+
+    Args:
+        job: what was run.
+        inspection: of the model.
+        masks: by title.
+        facts: time, memory and data.
+        agreement: of the halves of the data.
+    """
+    recipe, name = job.recipe, Path(str(job.recipe.model)).name
+    sets = list(masks.values())
+    prunable = span([percent(each.sparsity) for each in sets])
+    whole = span([percent(whole_sparsity(job.model, job.weights, each)) for each in sets])
+    new = any(each.new_values is not None for each in sets)
+    values = "gives the weights that stay new values" if new else "leaves what stays as it is"
+    variant = "as published; " if job.published else ""
+    options = [] if recipe.dtype == Recipe().dtype else ["--dtype", recipe.dtype]
+    options += [] if recipe.adapter is None else ["--adapter", recipe.adapter]
+    rows = layer_rows(inspection.weights, sets)
+    first = f"masks-{next(iter(masks))}.safetensors"
+    steps = mask_steps(str(recipe.model), f"{recipe.out}/{first}", job.adapter, options)
+    if len(sets) > 1:
+        text = f"{steps[0].text} Here for {first}; it is the same for the others."
+        steps[0] = replace(steps[0], text=text)
+    made = f"made {len(sets)} sets of masks, which remove" if len(sets) > 1 else "removed"
+    read = facts["calibration data"].partition(" in ")[0]
+    return Page(
+        f"{recipe.method} on {name}",
+        command_of(recipe),
+        f"{recipe.method} {made} {prunable} of the prunable weights of {name}, or {whole} of the "
+        "whole model.",
+        [
+            Tile(
+                "Model",
+                name,
+                f"{inspection.model}, {count(inspection.parameters)} parameters, "
+                f"{percent(inspection.prunable / inspection.parameters)} of them prunable",
+            ),
+            Tile(
+                "Method",
+                recipe.method,
+                f"{variant}{values}",
+            ),
+            Tile("Sparsity of the prunable part", prunable, f"asked for: {span(list(masks))}"),
+            Tile("Sparsity of the whole model", whole, "what is not pruned counts as well"),
+            Tile("Calibration", read, facts.get("data", "")),
+            Tile("Quality", "not measured", "vlp evaluate measures it: the first step below"),
+            size_tile(job.model, inspection.weights, sets),
+            LACKING,
+            SPEED,
+        ],
+        [
+            *collapse_warnings(rows, list(masks), sets),
+            *([f"less data than asked for: {facts[LACKING]}"] if LACKING in facts else []),
+        ],
+        [],
+        steps,
+        [
+            *pruned_sections(inspection, masks),
+            *(Section(table.title, tables=[replace(table, title="")]) for table in agreement),
+            Section("Method", tables=[parameters_table(masks)]),
+        ],
+        facts,
+    )
 
 
 def _write_masks(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> None:

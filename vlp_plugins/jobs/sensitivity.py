@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,27 +14,26 @@ from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
-from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.jobs.recipes import DataRecipe
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.recipes import DataRecipe, sparsity_text
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.report.page import Chart, Findings, Table, render_findings, value_text
+from vlp_plugins.report.drawing import Chart
+from vlp_plugins.report.page import Page, Section, Step, Table, Tile, value_text
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import DataError, RecipeError
 from vlp_plugins.runtime.files import atomic_folder
-from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse, curves_chart, relation_chart
+from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.tasks.sensitivity.analysis import Analysis, analyse, curves_charts, relation_chart
 from vlp_plugins.tasks.sensitivity.curves import Point
 from vlp_plugins.tasks.sensitivity.files import to_csv, write_analysis
 from vlp_plugins.tasks.sensitivity.measure import sensitivity
 from vlp_plugins.tasks.sensitivity.relations import dimensions_of
 
-_CURVES = (
-    "Left: loss over the dense loss (log scale), with standard errors over the batches. "
-    "Right: R@1. Sparsity is a fraction of the group's own weights; all others are dense."
-)
+_CURVES = "Sparsity is a fraction of the group's own weights; all others are dense."
 
 
 def summary_table(analysis: Analysis, level: str) -> Table:
@@ -106,48 +106,12 @@ def relation_table(analysis: Analysis) -> Table:
     return Table("Rank correlation with prunability", header, rows, note)
 
 
-def findings_of(analysis: Analysis, command: str, facts: Mapping[str, str]) -> Findings:
-    """The page."""
-    found = analysis.found
-    charts: list[Chart] = []
-    tables: list[Table] = []
-    long_tables: list[Table] = []
-    for level in found.levels:
-        curves = found.of(level)
-        if level == "modality":
-            charts.append(Chart("By modality", curves_chart(found, curves), _CURVES))
-        elif level == "block":
-            for modality in dict.fromkeys(curve.group.modality for curve in curves):
-                here = [curve for curve in curves if curve.group.modality == modality]
-                charts.append(Chart(f"Blocks of {modality}", curves_chart(found, here), _CURVES))
-        (long_tables if level == "weight" else tables).append(summary_table(analysis, level))
-        long_tables.append(points_table(analysis, level))
-    if analysis.dimensions is not None and analysis.relations:
-        charts += _relation_charts(analysis)
-        tables.append(relation_table(analysis))
-    return Findings(
-        "vlp sensitivity: how much to prune where",
-        command,
-        analysis.sentences,
-        charts,
-        tables,
-        long_tables,
-        facts,
-    )
-
-
 def _relation_charts(analysis: Analysis) -> Sequence[Chart]:
     charts = []
     for level in dict.fromkeys(relation.level for relation in analysis.relations):
         members = [p for p in analysis.prunabilities if p.group.level == level]
         dimensions = dimensions_of([p.group for p in members], analysis.dimensions or {})
-        charts.append(
-            Chart(
-                f"ID and prunability of {level}s",
-                relation_chart(members, dimensions),
-                "If a higher ID meant less prunable, the dots would fall from left to right.",
-            )
-        )
+        charts.append(relation_chart(members, dimensions, f"{level}s"))
     return charts
 
 
@@ -188,6 +152,76 @@ class SensitivityResult:
     analysis: Analysis
     facts: Mapping[str, str]
     out: Path
+
+
+def page_of(
+    analysis: Analysis,
+    source: ModelSource,
+    request: SensitivityRequest,
+    command: str,
+    facts: Mapping[str, str],
+) -> Page:
+    """The page.
+
+    Args:
+        analysis: what was found.
+        source: of the model.
+        request: what was asked for.
+        command: repeats the run.
+        facts: time, memory and data.
+    """
+    found, name = analysis.found, Path(source.model).name
+    sections = []
+    for level in found.levels:
+        curves = found.of(level)
+        charts: list[Chart] = []
+        if level == "modality":
+            charts += curves_charts(found, curves, "By modality")
+        elif level == "block":
+            for modality in dict.fromkeys(curve.group.modality for curve in curves):
+                here = [curve for curve in curves if curve.group.modality == modality]
+                charts += curves_charts(found, here, f"Blocks of {modality}")
+        summary = replace(summary_table(analysis, level), title="")
+        folded = level == "weight"
+        sections.append(
+            Section(f"By {level}", _CURVES if charts else "", charts, (), [summary], folded)
+        )
+        table = points_table(analysis, level)
+        sections.append(
+            Section(f"Every point, by {level}", tables=[replace(table, title="")], folded=True)
+        )
+    if analysis.dimensions is not None and analysis.relations:
+        table = replace(relation_table(analysis), title="")
+        title = "Does the intrinsic dimension tell what can be pruned?"
+        sections.append(Section(title, charts=_relation_charts(analysis), tables=[table]))
+    by_modality = [p for p in analysis.prunabilities if p.group.level == "modality"]
+    budgets = {p.group.modality: math.floor(100 * p.tolerated) / 100 for p in by_modality}
+    tiles = [
+        Tile(
+            f"{p.group.modality}: removed at little loss",
+            percent(budgets[p.group.modality], 0),
+            f"of {count(p.group.elements)} weights, with the loss at most "
+            f"{percent(analysis.tolerance, 0)} higher",
+        )
+        for p in by_modality
+    ]
+    words = ["vlp", "prune", "--model", source.model, "--method", request.method.name]
+    words += ["--sparsity", sparsity_text(budgets), "--out", "pruned"]
+    if request.method.reads_data:
+        words += ["--data", request.data.source or "TRAINING_DATA"]
+    steps = [Step("Prune each modality as far as it takes by itself.", shlex.join(words))]
+    return Page(
+        f"How much of {name} can be pruned where",
+        command,
+        f"One part of the model at a time was pruned by {request.method.name} at rising sparsity, "
+        "and the loss was measured.",
+        tiles,
+        [],
+        analysis.sentences,
+        steps if any(budgets.values()) else [],
+        sections,
+        facts,
+    )
 
 
 def measure_sensitivity(
@@ -249,7 +283,9 @@ def measure_sensitivity(
             with atomic_folder(results) as folder:
                 write_analysis(folder / "sensitivity.json", analysis)
                 (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
-                write_report(folder, lambda: render_findings(findings_of(analysis, command, facts)))
+                write_report(
+                    folder, lambda: page_of(analysis, loaded.source, request, command, facts)
+                )
         return SensitivityResult(analysis, facts, results)
 
 

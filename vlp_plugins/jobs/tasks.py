@@ -442,6 +442,11 @@ _ABILITIES: dict[str, type] = {
 }
 
 
+def able_tasks(adapter: Adapter) -> list[str]:
+    """The tasks that models of a family can be measured on."""
+    return [task for task, ability in _ABILITIES.items() if isinstance(adapter, ability)]
+
+
 @checked_arguments
 @neutral_state()
 @takes_model
@@ -529,7 +534,7 @@ def evaluate(
 
 def _only_task(adapter: Adapter, data: str, split: str | None) -> str:
     """The task that both a family of models and data are made for."""
-    able = [task for task, ability in _ABILITIES.items() if isinstance(adapter, ability)]
+    able = able_tasks(adapter)
     possible = []
     for task in able:
         with suppress(DataError):

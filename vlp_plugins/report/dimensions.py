@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlp_plugins.dimension.profile import LayerDimension
-from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
+from vlp_plugins.report.drawing import Axis, Chart, Point, line_chart
 from vlp_plugins.report.layers import csv_text
 
 _ERRORS = 2.0
@@ -179,34 +179,27 @@ def layer_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def dimension_by_depth(layers: Sequence[LayerDimension]) -> str:
-    """Depth on x, ID on y; per modality the mean of the layers at a depth, with its error.
-
-    Faint dots are the layers themselves.
-    """
-    figure = empty_figure(6.4, 3.6)
-    axis = figure.subplots()
+def dimension_by_depth(layers: Sequence[LayerDimension]) -> Chart:
+    """Depth on x, ID on y; per modality the mean of the layers at a depth, with its error."""
     modalities = list(dict.fromkeys(layer.modality for layer in layers))
-    shift = 0.12
+    lines: dict[str, list[Point]] = {}
+    dots: dict[str, list[tuple[float, float]]] = {}
     for place, modality in enumerate(modalities):
         here = [layer for layer in layers if layer.modality == modality]
-        aside = shift * (place - (len(modalities) - 1) / 2)  # error bars must not hide each other
-        depths = sorted({layer.depth for layer in here})
-        at = [_modality("", [x for x in here if x.depth == depth]) for depth in depths]
-        axis.scatter(
-            [layer.depth + aside for layer in here], [layer.dimension for layer in here],
-            s=8, alpha=0.35, linewidths=0, color=colour(place),
-        )  # fmt: skip
-        axis.errorbar(
-            [depth + aside for depth in depths], [group.mean for group in at],
-            yerr=[group.error for group in at], color=colour(place), label=modality,
-            marker="o", markersize=4, capsize=3, linewidth=1.3,
-        )  # fmt: skip
-    depth_axis(axis)
-    axis.set_ylabel("intrinsic dimension")
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8)
-    return svg_of(figure)
+        aside = 0.12 * (place - (len(modalities) - 1) / 2)  # error bars must not hide each other
+        dots[modality] = [(layer.depth + aside, layer.dimension) for layer in here]
+        for depth in sorted({layer.depth for layer in here}):
+            group = _modality("", [layer for layer in here if layer.depth == depth])
+            lines.setdefault(modality, []).append((depth + aside, group.mean, group.error))
+    return line_chart(
+        "",
+        lines,
+        x=Axis("depth", whole=True),
+        y=Axis("intrinsic dimension", low=0.0),
+        dots=dots,
+        note="Lines: mean of the layers at a depth, with its standard error. Faint dots: the "
+        "layers.",
+    )
 
 
 def _value(group: ModalityDimension) -> str:

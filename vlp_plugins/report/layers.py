@@ -6,13 +6,19 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import nn
 
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import packed_size
+from vlp_plugins.models.inspection import Inspection
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.report.drawing import colour, depth_axis, empty_figure, svg_of
+from vlp_plugins.report.drawing import HeatMap
+from vlp_plugins.report.page import FileLink, Section, Table, value_text
+from vlp_plugins.runtime.numbers import count, percent, size
 from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pattern, RowAllocation
 
 _FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
@@ -62,7 +68,7 @@ class LayerRow:
 
 def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
     """The rows of all weights, in the adapter's order."""
-    counts = [m.counts().by_weight for m in masks]
+    counted = [m.counts().by_weight for m in masks]
     return [
         LayerRow(
             weight.name,
@@ -70,8 +76,8 @@ def layer_rows(weights: WeightMap, masks: Sequence[Masks]) -> list[LayerRow]:
             weight.depth,
             weight.shape,
             len(weight.owners),
-            tuple(count[weight.name].sparsity for count in counts),
-            tuple(count[weight.name].kept for count in counts),
+            tuple(each[weight.name].sparsity for each in counted),
+            tuple(each[weight.name].kept for each in counted),
         )
         for weight in weights.values()
     ]
@@ -93,7 +99,7 @@ def collapse_warnings(
             warnings.append(f"sparsity {title}: nothing is removed; the model stays dense")
         empty = [row.name for row in rows if row.kept[i] == 0]
         thin = [row.name for row in rows if row.kept[i] and row.sparsities[i] > 1 - _COLLAPSED]
-        for names, what in ((empty, "removed entirely"), (thin, "all but removed (over 99 %)")):
+        for names, what in ((empty, "removed entirely"), (thin, "all but removed (over 99%)")):
             if names:
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
                 remedy = _remedy(rows, i, masks[i].manifest if masks else None)
@@ -149,31 +155,170 @@ def to_csv(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
     return csv_text(lines)
 
 
-def sparsity_by_depth(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
-    """One panel per mask set: depth on x, sparsity on y, one line per modality.
+def layer_table(rows: Sequence[LayerRow], titles: Sequence[str]) -> Table:
+    """One row per weight, one column of sparsities per mask set."""
+    return Table(
+        "",
+        ("weight", "modality", "depth", "shape", "uses", *titles),
+        [
+            [row.name, row.modality, str(row.depth), " x ".join(map(str, row.shape)),
+             str(row.uses), *map(percent, row.sparsities)]
+            for row in rows
+        ],
+        "Uses: how many modules share the weight.",
+    )  # fmt: skip
 
-    A point is the sparsity of all weights of one modality at one depth together.
+
+def excluded_table(inspection: Inspection) -> Table:
+    """What is not pruned, and why."""
+    return Table(
+        "",
+        ("reason", "tensors", "elements", "for example"),
+        [
+            [each.reason, str(each.tensors), count(each.elements), each.example]
+            for each in inspection.excluded
+        ],
+    )
+
+
+def heat_maps(rows: Sequence[LayerRow], place: int) -> list[HeatMap]:
+    """Sparsity per layer and kind of weight, one map per modality.
+
+    Args:
+        rows: of all weights.
+        place: of the mask set among those of the rows.
     """
-    figure = empty_figure(4.2 * len(titles), 2.8)
-    axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-    modalities = list(dict.fromkeys(row.modality for row in rows))
-    for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
-        for place, modality in enumerate(modalities):
-            depths, values = _mean_by_depth([r for r in rows if r.modality == modality], i)
-            style = {"marker": "o", "markersize": 3, "color": colour(place)}
-            axis.plot(depths, values, label=modality, **style)
-        axis.set_title(title, fontsize=9)
-        depth_axis(axis)
-        axis.set_ylim(-0.02, 1.02)
-    axes[0].set_ylabel("sparsity")
-    axes[0].legend(fontsize=8)
-    return svg_of(figure)
+    maps = []
+    for modality in dict.fromkeys(row.modality for row in rows):
+        here = [row for row in rows if row.modality == modality]
+        kinds = list(dict.fromkeys(kind_of(row) for row in here))
+        kept, total = Counter[tuple[int, str]](), Counter[tuple[int, str]]()
+        for row in here:
+            kept[row.depth, kind_of(row)] += row.kept[place]
+            total[row.depth, kind_of(row)] += row.elements
+        cells = [
+            (
+                str(depth),
+                [
+                    1 - kept[depth, kind] / total[depth, kind] if total[depth, kind] else None
+                    for kind in kinds
+                ],
+            )
+            for depth in sorted({row.depth for row in here})
+        ]
+        maps.append(HeatMap(modality, "depth", kinds, cells))
+    return maps
 
 
-def _mean_by_depth(rows: Sequence[LayerRow], mask: int) -> tuple[list[int], list[float]]:
-    kept, total = Counter[int](), Counter[int]()
-    for row in rows:
-        kept[row.depth] += row.kept[mask]
-        total[row.depth] += row.elements
-    depths = sorted(total)
-    return depths, [1 - kept[depth] / total[depth] for depth in depths]
+def kind_of(row: LayerRow) -> str:
+    """What a weight is in its layer: `vision.3.attention.query` is `attention.query`.
+
+    The name without what leads to the number of the layer, and without further numbers (experts).
+    """
+    words = row.name.removesuffix(".weight").split(".")
+    numbered = [place for place, word in enumerate(words) if word.isdigit()]
+    words = words[numbered[0] + 1 :] if numbered else words[-2:]
+    return ".".join(word for word in words if not word.isdigit()) or row.modality
+
+
+def pruned_sections(inspection: Inspection, masks: Mapping[str, Masks]) -> list[Section]:
+    """What the masks of one run remove: by modality, layer and kind; and what is not pruned.
+
+    Args:
+        inspection: of the model.
+        masks: by the title of their sparsity.
+    """
+    titles = list(masks)
+    rows = layer_rows(inspection.weights, list(masks.values()))
+    highest = max(titles, key=lambda title: masks[title].sparsity)
+    maps = [
+        Section(
+            f"Sparsity per layer and kind of weight, {percent(masks[title].sparsity)} in all",
+            "The fraction of each weight that is removed; the stronger the colour, the more.",
+            maps=heat_maps(rows, place),
+            folded=title != highest,
+        )
+        for place, title in enumerate(titles)
+    ]
+    dense = count(inspection.parameters - inspection.prunable)
+    return [
+        Section("Masks", tables=[masks_table(inspection, masks)]),
+        *sorted(maps, key=lambda section: section.folded),
+        Section(
+            f"Sparsity of each of the {len(rows)} weights",
+            tables=[layer_table(rows, titles)],
+            folded=True,
+        ),
+        Section(
+            f"What is not pruned ({dense} of {count(inspection.parameters)} parameters), and why",
+            tables=[excluded_table(inspection)],
+            folded=True,
+        ),
+    ]
+
+
+def masks_table(inspection: Inspection, masks: Mapping[str, Masks]) -> Table:
+    """One row per mask set: its sparsity, of the whole model and by modality, and sizes."""
+    modalities = [group.modality for group in inspection.groups]
+    rows = []
+    for title, each in masks.items():
+        counts = each.counts()
+        by_modality = [counts.by_modality[name] for name in modalities]
+        rows.append(
+            [
+                FileLink(f"masks-{title}.safetensors"),
+                percent(counts.all.sparsity),
+                percent(each.removed / inspection.parameters),
+                *(percent(found.sparsity) for found in by_modality),
+                f"{counts.all.kept:,} of {counts.all.total:,}",
+            ]
+        )
+    header = ("file", "prunable part", "whole model", *modalities, "weights kept")
+    return Table("", header, rows, "Sparsity: the fraction that is removed.")
+
+
+def whole_sparsity(model: nn.Module, weights: WeightMap, masks: Masks) -> float:
+    """The fraction of all parameters of a model, each shared one counted once, that masks remove.
+
+    A model that copied weights since (a decoder from the encoder) loses them in both places.
+    """
+    counts = masks.counts().by_weight
+    removed = sum(counts[name].removed for name in masks.match(weights).values())
+    return removed / sum(parameter.numel() for parameter in model.parameters())
+
+
+def sparse_bytes(weights: WeightMap, masks: Masks, dense: int) -> int:
+    """Bytes of a sparse checkpoint (`vlp masks apply --sparse`): bits, and values that are kept.
+
+    Args:
+        weights: of the model.
+        masks: that are applied.
+        dense: bytes of the dense checkpoint.
+    """
+    counts, matched = masks.counts().by_weight, masks.match(weights)
+    for name, weight in weights.items():
+        each = weight.parameter.element_size()
+        packed = packed_size(weight.numel) + counts[matched[name]].kept * each
+        dense -= max(0, weight.numel * each - packed)
+    return dense
+
+
+def parameters_table(masks: Mapping[str, Masks]) -> Table:
+    """The parameters that the manifests record, one column per mask set; last, new weights."""
+    recorded = [each.manifest.parameters for each in masks.values()]
+    names = dict.fromkeys(name for parameters in recorded for name in parameters)
+    rows = [
+        [name, *(value_text(each[name]) if name in each else "" for each in recorded)]
+        for name in names
+    ]
+    if any(each.new_values is not None for each in masks.values()):
+        rows.append(["new weights", *map(_new_weights, masks.values())])
+    if all(len(set(row[1:])) == 1 for row in rows):
+        return Table("", ("parameter", "value"), [row[:2] for row in rows])
+    return Table("", ("parameter", *masks), rows)
+
+
+def _new_weights(masks: Masks) -> str:
+    if masks.new_values is None:
+        return "none"
+    return f"of the {masks.kept:,} kept elements, {size(masks.values_bytes)}"

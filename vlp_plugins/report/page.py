@@ -1,56 +1,227 @@
-"""report.html: a single file that needs neither a network nor other files."""
+"""report.html: a single file that needs neither a network nor other files.
+
+Every page has the same order: what was done, the figures that matter, warnings, what to do next;
+then pictures and tables, the command that repeats it, the files next to it, and facts of the run.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.inspection import Inspection
-from vlp_plugins.report.layers import collapse_warnings, layer_rows, sparsity_by_depth
+from vlp_plugins.report.drawing import HEIGHT, WIDTH, Chart, HeatMap
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.numbers import percent, size
 from vlp_plugins.runtime.version import __version__
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+_FILES = {
+    "masks*.safetensors": "masks: which weights stay; for vlp masks, evaluate and finetune",
+    "config.json": "what the model is made of",
+    "model-*": "pruned model",
+    "model*.safetensors": "weights of the model",
+    "recipe.yaml": "all settings; vlp prune runs it again",
+    "layers.csv": "the table of layers, for a spreadsheet",
+    "statistics.safetensors": "what was gathered from the data; --statistics reuses it",
+    "id-profile.json": "intrinsic dimensions; --id-profile reuses them",
+    "evaluation.json": "all metrics and settings",
+    "said.jsonl": "what the model wrote, example by example",
+    "sensitivity.json": "all results and settings",
+    "points.csv": "every point that was measured, for a spreadsheet",
+    "finetuning.json": "all settings and results",
+    "losses.jsonl": "the loss, step by step",
+}
+"""What the files next to a page are, by the pattern of their names."""
 
 
-def _template(name: str) -> Template:
-    """A template of this package, which may extend and import the others."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the first screen: what it is, its value, a short remark."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do next: what it does, and the exact command."""
+
+    text: str
+    command: str
+
+
+class FileLink(str):
+    """A cell of a table that links to a file or folder next to the page, by its name."""
+
+    __slots__ = ()
+    is_link = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title and a sentence that says how to read it; a click on a heading sorts."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    @property
+    def numbers(self) -> set[int]:
+        """The columns that are flush right: every cell is a number, or empty."""
+        return {
+            column
+            for column in range(len(self.header))
+            if self.rows and all(_is_number(row[column]) for row in self.rows)
+        }
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip().lstrip("+-").replace(".", "", 1)[:1].isdigit()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: charts, heat maps and tables under one heading.
+
+    Attributes:
+        title: heading.
+        note: how to read it.
+        charts: in order.
+        maps: in order, next to each other where there is room.
+        tables: in order.
+        folded: only the heading is shown until a click opens it.
+    """
+
+    title: str
+    note: str = ""
+    charts: Sequence[Chart] = ()
+    maps: Sequence[HeatMap] = ()
+    tables: Sequence[Table] = ()
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
+
+    Attributes:
+        title: heading.
+        command: the exact command that repeats the run.
+        lead: what was done, in one sentence.
+        tiles: the figures that matter.
+        warnings: what should not be missed.
+        findings: what the figures say, a sentence each.
+        steps: what to do next.
+        sections: pictures and tables.
+        facts: short facts by name: data, time, memory.
+    """
+
+    title: str
+    command: str
+    lead: str
+    tiles: Sequence[Tile] = ()
+    warnings: Sequence[str] = ()
+    findings: Sequence[str] = ()
+    steps: Sequence[Step] = ()
+    sections: Sequence[Section] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def made_by(self) -> str:
+        """The first two words of the command, and the version."""
+        return f"Report of {' '.join(self.command.split()[:2])} \u00b7 vlp-plugins {__version__}"
+
+
+def write_page(page: Page, folder: Path) -> None:
+    """Writes `report.html` into a folder, with links to what is in the folder already.
+
+    Raises:
+        UnsupportedError: if the package of the extra `report` is missing.
+    """
+    text = render(page, folder)
+    (folder / "report.html").write_text(text, encoding="utf-8")
+
+
+def render(page: Page, folder: Path | None = None) -> str:
+    """A page as text.
+
+    Args:
+        page: what it shows.
+        folder: whose files it links to, which are next to it; None for none.
+
+    Raises:
+        UnsupportedError: if the package of the extra `report` is missing.
+    """
+    check_can_render()
+    from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(
-            lambda wanted: files("vlp_plugins.report").joinpath(wanted).read_text(encoding="utf-8")
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(name)
+    style, script = _text("page.css"), _text("page.js")
+    # The browser runs and applies exactly these texts, whatever a name or a note may smuggle in.
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    facts = Table("About this run", ("fact", "value"), [list(item) for item in page.facts.items()])
+    return environment.from_string(_text("page.html.j2")).render(
+        page=page, facts=facts, files=_files(folder), policy=policy, style=style, script=script,
+        version=__version__, width=WIDTH, height=HEIGHT, percent=percent,
+    )  # fmt: skip
 
 
-def _parameter_rows(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
-    """The parameters that the manifests record, one text per mask set; last, new weights."""
-    recorded = [each.manifest.parameters for each in masks.values()]
-    names = dict.fromkeys(name for parameters in recorded for name in parameters)
+def check_can_render() -> None:
+    """Raises `UnsupportedError` if the package of the extra `report` is missing."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            "report.html is left out: it needs jinja2 (pip install 'vlp-plugins[report]')"
+        ) from error
+
+
+def _text(name: str) -> str:
+    return files("vlp_plugins.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _files(folder: Path | None) -> Table:
+    """Name, kind and size of what is in the folder, hidden and temporary files left out."""
+    found = [] if folder is None else sorted(folder.iterdir())
     rows = [
-        (name, [value_text(each[name]) if name in each else "" for each in recorded])
-        for name in names
+        [
+            FileLink(path.name),
+            next((what for pattern, what in _FILES.items() if fnmatch(path.name, pattern)), ""),
+            size(_bytes(path)),
+        ]
+        for path in found
+        if not path.name.startswith(".") and path.name != "report.html"
     ]
-    if any(each.new_values is not None for each in masks.values()):
-        rows.append(("new weights", [_new_weights(each) for each in masks.values()]))
-    return rows
+    return Table("Files", ("file", "what it is", "size"), rows)
 
 
-def _new_weights(masks: Masks) -> str:
-    if masks.new_values is None:
-        return "none"
-    return f"of the {masks.kept:,} kept elements, {text_of(masks.values_bytes)}"
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+
+
+def span(values: Sequence[str]) -> str:
+    """Values of several mask sets in little room: the first and the last, if they differ."""
+    return values[0] if len(set(values)) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def value_text(value: Any) -> str:
@@ -76,127 +247,3 @@ def value_text(value: Any) -> str:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells with a title and a sentence that says how to read it."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart, an `<svg>` element, with a title and a sentence that says how to read it."""
-
-    title: str
-    svg: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One pruned model as the page shows it.
-
-    Attributes:
-        title: heading.
-        command: the exact command that repeats it.
-        inspection: what the model is to the pruner.
-        masks: mask sets by title (`75%`).
-        facts: short facts by name: timing, memory, data.
-        tables: further tables: metrics before and after, agreement of the halves of the data.
-    """
-
-    title: str
-    command: str
-    inspection: Inspection
-    masks: Mapping[str, Masks]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    tables: Sequence[Table] = ()
-
-
-def render(title: str, runs: Sequence[Run], tables: Sequence[Table] = ()) -> str:
-    """A page of pruned models as text: tables, then a section for each run.
-
-    Raises:
-        UnsupportedError: if the packages of the extra `report` are missing.
-    """
-    check_can_render()
-    sections = []
-    for run in runs:
-        titles, masks = list(run.masks), list(run.masks.values())
-        rows = layer_rows(run.inspection.weights, masks)
-        sections.append(
-            {
-                "run": run,
-                "titles": titles,
-                "rows": rows,
-                "modalities": _modalities(run.masks),
-                "parameters": _parameter_rows(run.masks),
-                "warnings": collapse_warnings(rows, titles, masks),
-                "chart": sparsity_by_depth(rows, titles) if titles else "",
-            }
-        )
-    return _template("page.html.j2").render(
-        title=title, sections=sections, tables=tables, version=__version__
-    )
-
-
-def check_can_render() -> None:
-    """Raises `UnsupportedError` if the packages of the extra `report` are missing."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError(
-            "report.html is left out: it needs jinja2 and matplotlib "
-            "(pip install 'vlp-plugins[report]')"
-        ) from error
-
-
-def _modalities(masks: Mapping[str, Masks]) -> list[tuple[str, list[str]]]:
-    """For every modality and the whole: kept elements and sparsity in each mask set."""
-    rows: dict[str, list[str]] = {}
-    for each in masks.values():
-        counts = each.counts()
-        for name, count in [*counts.by_modality.items(), ("all", counts.all)]:
-            rows.setdefault(name, []).append(f"{count.sparsity:.4%} ({count.kept:,} kept)")
-    return list(rows.items())
-
-
-@dataclass(frozen=True)
-class Findings:
-    """The results of a measurement as the page shows them.
-
-    Attributes:
-        title: heading.
-        command: the exact command that repeats it.
-        sentences: the summary.
-        charts: in order.
-        tables: in order.
-        long_tables: folded; a click opens them.
-        facts: short facts by name: data, time, memory.
-    """
-
-    title: str
-    command: str
-    sentences: Sequence[str]
-    charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
-    long_tables: Sequence[Table] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
-def render_findings(findings: Findings) -> str:
-    """A page of the results of a measurement as text.
-
-    Raises:
-        UnsupportedError: if the packages of the extra `report` are missing.
-    """
-    check_can_render()
-    return _template("findings.html.j2").render(
-        title=findings.title, findings=findings, version=__version__
-    )

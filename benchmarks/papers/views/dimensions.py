@@ -8,9 +8,8 @@ from benchmarks.papers.comparing import margin
 from benchmarks.papers.findings import Entry, Found
 from benchmarks.papers.layout import markdown, percent, title_of
 from benchmarks.papers.measures import AVERAGE, AVERAGE_FEATURES, Measure
-from benchmarks.papers.plots import draw_bars, panels
+from benchmarks.papers.plots import COLOURS, draw_bars, panels
 from benchmarks.papers.views.view import Rendered
-from vlp_plugins.report.drawing import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

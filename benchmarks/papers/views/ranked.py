@@ -11,9 +11,8 @@ from benchmarks.papers.comparing import Margin, margin
 from benchmarks.papers.findings import Entry, Found
 from benchmarks.papers.layout import markdown, percent, title_of, with_best
 from benchmarks.papers.measures import AVERAGE, AVERAGE_FEATURES, Measure
-from benchmarks.papers.plots import HEIGHT, panels
+from benchmarks.papers.plots import COLOURS, HEIGHT, panels
 from benchmarks.papers.views.view import Rendered
-from vlp_plugins.report.drawing import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
