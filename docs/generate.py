@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -59,25 +59,36 @@ def commands(command: click.Command, name: str, parent: click.Context | None) ->
             yield from commands(inner, f"{name} {each}", context)
 
 
-def said_of(kind: type) -> dict[str, str]:
-    """What the docstring of a class says of each attribute."""
-    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
-def keys(kind: type, prefix: str = "", *without: str) -> str:
-    """The keys that a class keeps, with their defaults."""
-    said = said_of(kind)
+def keys(kind: type, command: str, prefix: str = "", without: Sequence[str] = ()) -> str:
+    """The keys that a class keeps, as the options of a command explain them."""
+    options = {each.name: each for each in main.commands[command].params}
+    context = click.Context(main.commands[command])
     rows = []
     for each in fields(kind):
         if each.name in without:
             continue
-        value = each.default if each.default is not MISSING else None
-        default = "" if value is None or value == () else f"`{str(value).lower()}`"
-        text = said[each.name]
-        rows.append([f"`{prefix}{each.name}`", default, text[0].upper() + text[1:]])
-    return table(["key", "default", "meaning"], rows)
+        option = options.get(OPTIONS.get(prefix + each.name, each.name))
+        if option is None:  # a key without an option
+            meaning, default = said_of(kind, each.name), f"`{each.default}`"
+        else:
+            text = (option.get_help_record(context) or ("", ""))[1]
+            meaning, _, default = text.partition("  [")
+            default = default.rstrip("]").removeprefix("default: ")
+        rows.append([f"`{prefix}{each.name}`", meaning.replace("|", "\\|").replace("*", "\\*"), default])
+    return table(["key", "meaning", "default"], rows)
+
+
+OPTIONS = {"data.source": "data", "data.seed": "shuffle_seed", "parameters": "parameter"}
+
+
+def said_of(kind: type, name: str) -> str:
+    """What the docstring of a class says of an attribute."""
+    found = re.search(
+        rf"^ {{4}}{name}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(kind) or "", re.MULTILINE
+    )
+    assert found is not None, f"{kind.__name__}.{name} is not documented"
+    text = " ".join(found[1].split())
+    return text[0].upper() + text[1:]
 
 
 def model_classes() -> Iterator[type[torch.nn.Module]]:
@@ -138,10 +149,10 @@ def write(name: str, text: str) -> None:
 
 if __name__ == "__main__":
     write("commands.md", "\n".join(commands(main, "vlp", None)))
-    write("recipe.md", keys(Recipe, "", "data"))
-    write("recipe-data.md", keys(DataRecipe, "data."))
-    write("finetune-recipe.md", keys(FinetuneRecipe, "", "settings"))
-    write("finetune-settings.md", keys(FinetuneSettings))
+    write("recipe.md", keys(Recipe, "prune", without=["data"]))
+    write("recipe-data.md", keys(DataRecipe, "prune", "data."))
+    write("finetune-recipe.md", keys(FinetuneRecipe, "finetune", without=["settings"]))
+    write("finetune-settings.md", keys(FinetuneSettings, "finetune"))
     write("models.md", models())
     write("api.md", public_names(vlp_plugins))
     write("api-extend.md", public_names(vlp_plugins.extend))
