@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo test test-all test-wheel test-oldest lint parity speed clean
+.PHONY: install demo test test-all test-wheel test-oldest lint docs parity speed clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		"setuptools<81" wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-		--editable ".[nni,torch-pruning,data,report,eval,dev]"
+		--editable ".[nni,torch-pruning,data,report,eval,docs,dev]"
 	touch $@
 
 demo: install
@@ -65,6 +65,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in site/: site/index.html opens without a server. Any dead link stops it.
+docs: install
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m zensical build --strict --clean
+
 parity: install
 	$(BIN)/python -m benchmarks.parity tests/golden
 
@@ -72,4 +77,4 @@ speed: install
 	$(BIN)/python -m benchmarks.speed multiflow
 
 clean:
-	rm -rf $(VENV) .venv-* build dist *.egg-info demo-out
+	rm -rf $(VENV) .venv-* build dist site *.egg-info demo-out

@@ -1,6 +1,10 @@
 """The documentation says what is there: its code runs, its commands, methods and files exist."""
 
 import re
+import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +16,34 @@ from vlp_plugins.models.discovery import registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+BUILDERS = ("architecture.md", "decisions.md", "quirks.md")  # pages for those who change the code
+GUIDES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.name not in BUILDERS
+}
+USERS = "\n".join([README, *GUIDES.values()])
 
 
-def python_block(word):
-    """The Python code of the README that has the word."""
-    (found,) = [code for language, code in BLOCKS if language == "python" and word in code]
+def python_block(page, word):
+    """The Python code of a page that has the word."""
+    (found,) = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if word in code
+    ]
     return found
+
+
+def in_code(page):
+    """What stands in code font, and the lines of blocks."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return [*"\n".join(blocks).splitlines(), *re.findall(r"`([^`\n]+)`", page)]
+
+
+def commands(command, *names):
+    """The words that call a command, and those of the commands below it."""
+    yield names
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, *names, name)
 
 
 def test_the_three_lines_run(tmp_path, monkeypatch):
@@ -28,69 +53,14 @@ def test_the_three_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"model": model_from_golden(golden), "batches": batches_from_golden(golden)}
 
-    exec(python_block("masks.save"), names)
+    exec(python_block(README, "masks.save"), names)
 
     assert names["masks"].verify(names["model"]) == []
     assert (tmp_path / "masks.safetensors").is_file()
 
 
-def test_the_example_of_a_scorer_is_a_scorer():
-    import torch
-
-    from vlp_plugins.scoring.score import Evidence
-
-    names = {}
-    exec(python_block("vlp_scorers"), names)
-
-    scores = names["vlp_scorers"]()["square"]().score(torch.tensor([[-2.0]]), Evidence("w"))
-    assert scores.tolist() == [[4.0]]
-
-
-def test_the_example_of_pruning_while_training_prunes():
-    import torch
-
-    from benchmarks.parity.blip import batches_from_golden, model_from_golden
-
-    golden = ROOT / "tests" / "golden" / "blip"
-    model = model_from_golden(golden)
-    batch = batches_from_golden(golden)[0]
-    names = {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
-    exec(python_block("GradualPruning").replace("10_000", "4"), names)
-
-    adapter = registry().adapter_for(model)
-    for _ in range(4):
-        names["optimizer"].zero_grad()
-        sum(adapter.losses(model, batch).values()).backward()
-        names["optimizer"].step()
-
-    masks = names["pruning"].masks()
-    assert masks.removed == int(0.75 * (masks.kept + masks.removed))
-    assert masks.verify(model) == []
-
-
-def test_the_examples_of_structured_pruning_cut_and_save(tmp_path, monkeypatch):
-    from benchmarks.parity.blip import batches_from_golden, model_from_golden
-    from vlp_plugins.loading import load_model
-
-    golden = ROOT / "tests" / "golden" / "blip"
-    monkeypatch.chdir(tmp_path)
-    for word in ("prune_structured", "Recorder"):
-        model = model_from_golden(golden)
-        names = {
-            "model": model,
-            "batches": batches_from_golden(golden),
-            "adapter": registry().adapter_for(model),
-        }
-        before = sum(parameter.numel() for parameter in model.parameters())
-        exec(python_block(word), names)
-        assert sum(parameter.numel() for parameter in model.parameters()) < before
-
-    rebuilt, _ = load_model("smaller")
-    assert rebuilt.num_parameters() < before
-
-
 def test_every_method_is_in_the_table_and_every_row_is_a_method():
-    rows = re.findall(r"^\| `([\w+-]+)` \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w+-]+)` \|", GUIDES["choosing.md"], re.MULTILINE)
 
     assert set(rows) == {
         "multiflow", "omp", "lamp", "l2", "wanda", "random",
@@ -99,30 +69,21 @@ def test_every_method_is_in_the_table_and_every_row_is_a_method():
     assert set(rows) <= set(registry().method_names())
 
 
-def test_every_command_that_is_mentioned_exists():
+OF_OTHERS = {"--nproc-per-node", "--config", "--render", "--seeds"}  # of torchrun, nnictl, tables
+
+
+def test_every_command_and_option_that_is_mentioned_exists():
     from vlp_plugins.cli.program import main
 
-    mentioned = set(re.findall(r"`?vlp (?!masks|plugins`)([\w-]+)", README)) - {"plugins"}
-    for command in sorted(mentioned):
-        result = CliRunner().invoke(main, [command, "--help"])
-        assert result.exit_code == 0, f"vlp {command}: {result.output}"
-    for command in ("apply", "verify", "diff", "invert", "show", "import", "export"):
-        assert CliRunner().invoke(main, ["masks", command, "--help"]).exit_code == 0
-
-
-def test_every_option_that_is_mentioned_exists():
-    from vlp_plugins.cli.program import main
-
-    shown = "".join(
-        CliRunner().invoke(main, [*command.split(), "--help"]).output
-        for command in (
-            "prune", "id", "sensitivity", "nni-trial", "nni-best", "evaluate", "finetune",
-            "masks apply", "masks verify",
-        )
-    )  # fmt: skip
-    readme = re.sub(r"python -m benchmarks[^`\n]*", "", README)  # have their own options
-    ours = set(re.findall(r"(--[a-z][a-z-]+)", readme)) - {"--nproc-per-node", "--config"}
-    assert {option for option in ours if option not in shown} == set()
+    shown = {
+        " ".join(names): CliRunner().invoke(main, [*names, "--help"]).output
+        for names in commands(main)
+    }
+    for command in set(re.findall(r"\bvlp ((?:masks )?[a-z][a-z-]*)", "\n".join(in_code(USERS)))):
+        assert command in shown, command
+    text = re.sub(r"python -m benchmarks[^`\n]*", "", USERS)  # have their own options
+    ours = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", text)) - OF_OTHERS
+    assert {option for option in ours if option not in "".join(shown.values())} == set()
 
 
 PLACES = [
@@ -170,9 +131,10 @@ def test_every_recipe_names_a_registered_method(path):
     make_method(registry(), recipe["method"], **recipe.get("parameters", {}))
 
 
-def test_every_link_of_the_readme_leads_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=str)
+def test_every_link_leads_somewhere(path):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
 
 
 def test_every_hook_is_documented():
@@ -190,10 +152,7 @@ SOURCES = {
     for folder in ("vlp_plugins", "adapters", "benchmarks", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-PAGES = {
-    name: (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for name in ("architecture.md", "decisions.md", "quirks.md")
-}
+PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in BUILDERS}
 
 
 def in_code_font(page):
@@ -206,7 +165,7 @@ def paths_in(page):
     return {text for text in in_code_font(page) if path.fullmatch(text)}
 
 
-@pytest.mark.parametrize("page", [README, *PAGES.values()], ids=["README.md", *PAGES])
+@pytest.mark.parametrize("page", [USERS, *PAGES.values()], ids=["users", *PAGES])
 def test_every_path_exists(page):
     named = paths_in(page)
     assert named
@@ -245,3 +204,57 @@ def test_every_quirk_that_is_cited_is_in_the_catalogue():
         assert {*cited} - {*listed} == set(), path
     cited = re.findall(of_a_kind, PAGES["quirks.md"])
     assert {*cited} - {*listed} == set()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; what Zensical warns of stops it."""
+    pytest.importorskip("zensical", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    home = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", home / "docs")
+    shutil.copy(ROOT / "zensical.toml", home)
+    (home / "vlp_plugins").symlink_to(ROOT / "vlp_plugins")
+    runpy.run_path(str(home / "docs" / "generate.py"), run_name="__main__")
+    built = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict"],
+        cwd=home, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    return home / "site"
+
+
+def test_every_page_of_the_navigation_is_in_the_site(site):
+    listed = re.findall(r'= "([\w/-]+)\.md"', (ROOT / "zensical.toml").read_text())
+    pages = {str(path.relative_to(ROOT / "docs"))[:-3] for path in (ROOT / "docs").rglob("*.md")}
+
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= pages
+    assert [page for page in listed if not (site / f"{page}.html").is_file()] == []
+
+
+def test_what_the_pages_take_from_the_code_is_in_them(site):
+    for page, text in (
+        ("commands", "vlp masks verify"),
+        ("recipes", "data.batch_size"),
+        ("models", "Siglip2ForImageClassification"),
+        ("api", "GradualPruning"),
+    ):
+        assert text in (site / f"{page}.html").read_text(encoding="utf-8"), page
+
+
+def test_the_site_loads_nothing_from_a_network(site):
+    loading = re.compile(
+        r"""<(?:script|img|iframe|source|video|audio)[^>]*\ssrc=["']?(?:https?:)?//"""
+        r"""|<link(?=[^>]*rel=["']?(?:stylesheet|preload|preconnect|icon|dns-prefetch))"""
+        r"""[^>]*href=["']?(?:https?:)?//"""
+        r"""|(?:url\(|@import )\s*["']?(?:https?:)?//"""
+        r"""|class=["']?[^"'>]*\b(?:mermaid|pyodide)\b"""  # what the theme's script fetches for
+    )
+    pages = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
+    assert len(pages) > 10
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert loading.findall(text) == [], page
+        if page.suffix == ".html":
+            assert "default-src 'self'; script-src 'self' 'unsafe-inline'" in text, page

@@ -229,8 +229,8 @@ def test_what_may_be_drawn_is_a_closed_list() -> None:
         with pytest.raises(RecipeError, match=f"search space: {key} is for the recipe to say"):
             overlay(BASE, TrialSettings(), {key: 1})
     assert set(DRAWN) - keys == {"pruner", "id", "finetune_steps", "learning_rate"}
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    listed = readme.split("What may be drawn is a closed list:")[1].split(";")[0]
+    page = (Path(__file__).parents[2] / "docs" / "nni.md").read_text(encoding="utf-8")
+    listed = page.split("What may be drawn is a closed list:")[1].split(";")[0]
     assert set(re.findall(r"`([^`]+)`", listed)) == set(DRAWN)
 
 

@@ -102,7 +102,7 @@ def warn_of_portal() -> None:
     _log.warning(
         "NNI's portal listens on all network interfaces and asks for no password: anyone who "
         "reaches its port can read and change the experiment; keep others from it by a firewall or "
-        "a network namespace (see README, In NNI)"
+        "a network namespace (see docs/nni.md)"
     )
 
 
