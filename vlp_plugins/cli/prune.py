@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from vlp_plugins.cli.help import Command, Option
-from vlp_plugins.cli.options import read_recipe, recipe_options, resume_option
+from vlp_plugins.cli.help import Command
+from vlp_plugins.cli.options import option, read_recipe, recipe_options, resume_option
 from vlp_plugins.cli.program import distributed_run
 from vlp_plugins.cli.tables import print_facts, print_lines, print_masks, print_table
 from vlp_plugins.cli.terminal import steps_shown
@@ -43,10 +43,10 @@ def _list_recipes(context: click.Context, _option: click.Parameter, given: bool)
 )
 @recipe_options
 @resume_option
-@click.option(
-    "--recipes", cls=Option, is_flag=True, is_eager=True, expose_value=False,
+@option(
+    "Output", "--recipes", is_flag=True, is_eager=True, expose_value=False,
     callback=_list_recipes,
-    help="List the recipes of this package, say where their files are, and stop.",
+    help="Print the recipes of this package and where their files are, and stop.",
 )  # fmt: skip
 def prune(resume: bool, **options: Any) -> None:
     """Prune a model: decide which weights to remove, and write masks and a report to --out.
