@@ -49,15 +49,17 @@ test-wheel: install
 	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.tar.gz
 	cd dist && ../.venv-wheel/bin/vlp plan paper/multiflow-blip --model blip --batch-size 16 --batches 4
 
-# What setup.cfg names as the lowest torch and transformers, and a part of the tests with them.
+# What setup.cfg names as the lowest torch and transformers, and a part of the tests with them. The
+# file left out takes a default device back, after which torch 2.6 has none and cannot say so.
 OLDEST := $(shell sed -n 's/^    \(torch\|transformers\)>=/\1==/p' setup.cfg)
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet $(filter torch==%,$(OLDEST))
-	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) --editable . \
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) --editable ".[report,torch-pruning]" \
 		hypothesis psutil pytest scikit-learn
 	.venv-oldest/bin/python -m pytest -m "not long" tests/contract tests/adapters tests/calibration \
-		tests/masks tests/models tests/scoring tests/cli/test_prune_command.py
+		tests/masks tests/models tests/scoring tests/cli/test_prune_command.py \
+		--ignore tests/contract/test_global_state.py
 
 lint: install
 	$(BIN)/ruff check .

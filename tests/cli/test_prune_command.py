@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from vlp_adapters.xvlm import XvlmForPretraining
-from vlp_plugins.jobs.recipes import load_recipe
+from vlp_plugins.jobs.recipes import load_recipe, packaged_recipes
 from vlp_plugins.masks.masks import Masks
 
 SPARSITIES = ("0.63", "0.75", "0.9")
@@ -123,6 +123,14 @@ def test_a_recipe_of_the_paper(vlp, xvlm, photos, tmp_path) -> None:
     found = masks_in(tmp_path / "o")
     assert list(found) == [f"masks-{s}.safetensors" for s in SPARSITIES]
     assert found["masks-0.9.safetensors"].manifest.parameters["variant"] == "published"
+
+
+def test_recipes_of_the_package_are_listed(vlp) -> None:
+    listed = vlp("prune", "--recipes").output
+    for name, path in packaged_recipes().items():
+        assert f"{name} " in listed
+        assert str(path).startswith(listed.splitlines()[-1].removeprefix("files: "))
+    assert re.search(r"paper/omp-xvlm +One-shot magnitude pruning \(OMP\) on X-VLM\n", listed)
 
 
 def test_budgets_per_modality_and_parameters(vlp, xvlm, photos, tmp_path) -> None:

@@ -198,7 +198,9 @@ def test_recipes_of_the_package_by_name(
     assert named == load_recipe(PAPER / "multiflow-blip.yaml")
     assert load_recipe("recipes/paper/multiflow-blip.yaml") == named  # from a former clone
     assert load_finetune_recipe("paper/finetune-blip-vqa").task == "vqa"
-    with pytest.raises(RecipeError, match="no recipe of this name .did you mean 'paper/omp-xvlm'"):
+    with pytest.raises(
+        RecipeError, match="nor a recipe of the package .did you mean 'paper/omp-xvlm'"
+    ):
         load_recipe("paper/omp-xvml")
     with pytest.raises(RecipeError, match="known: .*nni/trial, .*paper/tamt-xvlm"):
         load_recipe("zzz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,26 @@ from typing import Any
 import click
 
 from vlp_plugins.cli.help import Command
-from vlp_plugins.cli.options import read_recipe, recipe_options, resume_option
+from vlp_plugins.cli.options import option, read_recipe, recipe_options, resume_option
 from vlp_plugins.cli.program import distributed_run
-from vlp_plugins.cli.tables import print_facts, print_lines, print_masks
+from vlp_plugins.cli.tables import print_facts, print_lines, print_masks, print_table
 from vlp_plugins.cli.terminal import steps_shown
+
+
+def _list_recipes(context: click.Context, _option: click.Parameter, given: bool) -> None:
+    if not given or context.resilient_parsing:
+        return
+    from vlp_plugins.jobs.recipes import packaged_recipes
+
+    found = packaged_recipes()
+    about = {
+        name: re.split(r", as in|[;:]|\.$", path.read_text(encoding="utf-8").partition("\n")[0])[0]
+        for name, path in found.items()
+    }
+    rows = [[name, text.removeprefix("# ")] for name, text in about.items()]
+    print_table("", ["recipe", "what it is"], rows)
+    click.echo(f"files: {next(iter(found.values())).parents[1]}")
+    context.exit()
 
 
 @click.command(
@@ -26,12 +43,17 @@ from vlp_plugins.cli.terminal import steps_shown
 )
 @recipe_options
 @resume_option
+@option(
+    "Output", "--recipes", is_flag=True, is_eager=True, expose_value=False,
+    callback=_list_recipes,
+    help="Print the recipes of this package and where their files are, and stop.",
+)  # fmt: skip
 def prune(resume: bool, **options: Any) -> None:
     """Prune a model: decide which weights to remove, and write masks and a report to --out.
 
     Masks say which weights stay; `vlp masks apply` makes a pruned model of them. RECIPE is a YAML
     file with the same settings (`vlp init` writes one), or the name of a recipe of this package,
-    such as paper/multiflow-blip (a name that does not exist lists them all); options win over it.
+    such as paper/multiflow-blip (--recipes lists them); options win over it.
     Several processes share the work under torchrun:
     torchrun --nproc-per-node 2 -m vlp_plugins prune ...
     """

@@ -151,7 +151,8 @@ def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
         return packaged[wanted]
     hint = ""
     if not path.suffix:
-        hint = f", and the package has no recipe of this name{suggest(wanted, list(packaged))}"
+        near = suggest(wanted, list(packaged))
+        hint = f", nor a recipe of the package{near}; vlp prune --recipes lists them"
     raise RecipeError(f"cannot read recipe {path}: No such file{hint}")
 
 
