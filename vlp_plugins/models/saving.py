@@ -88,6 +88,7 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     copy_companions(source, folder)
 
 
+@takes_model
 def write_configuration(model: nn.Module, folder: Path, **changed: Any) -> None:
     """Writes the configuration that makes the model's class, some entries changed."""
     config: Any = deepcopy(model.config)

@@ -30,6 +30,7 @@ from vlp_plugins.scoring.allocation import (
     IdAllocation,
     LayerAllocation,
     ModalityAllocation,
+    modalities_of,
     under_floor,
 )
 from vlp_plugins.scoring.selection import Scored, Selection
@@ -84,10 +85,7 @@ class PerScope(Allocation):
         if isinstance(self.inner, LayerAllocation):
             return [[name] for name in scored.weights]
         if isinstance(self.inner, ModalityAllocation):
-            groups: dict[str, list[str]] = {}
-            for weight in scored.weights.values():
-                groups.setdefault(weight.modality, []).append(weight.name)
-            return list(groups.values())
+            return list(modalities_of(scored).values())
         raise SparsityError(
             f"min_sparse_ratio cannot be kept by allocation {self.inner.name!r}; leave it out, or "
             "give allocation='global', 'modality' or 'layer'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import nni
 import torch
+from torch import nn
 
-from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.calibration.loss import LossProbe, check_loss, total
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.hosts.nni.best import TrialRecord
@@ -26,12 +26,13 @@ from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.jobs.prune import delete_checkpoints, run
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.jobs.work_dir import delete_work
-from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
+from vlp_plugins.models.restricted import DelegatingAdapter
 from vlp_plugins.models.saving import check_can_save, write_model
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError, UnsupportedError
-from vlp_plugins.runtime.model_state import autocast_of, flags_kept, precision, random_state_kept
+from vlp_plugins.tasks.finetuning.finetune import finetune
+from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 from vlp_plugins.tasks.retrieval import retrieval
 
 _log = logging.getLogger(__name__)
@@ -233,65 +234,44 @@ def check_finetuning(recipe: Recipe, settings: TrialSettings) -> None:
         )
 
 
-def finetune(
-    job: Prepared,
-    masks: Masks,
-    batches: Iterable[Batch],
-    settings: TrialSettings,
-    report: Callable[[int], None],
-) -> None:
-    """Trains every parameter with `requires_grad` by AdamW, with torch's other default values.
+class _OwnLosses(DelegatingAdapter):
+    """Trains a model on its own losses, whatever task it is of."""
 
-    Random state and training flags are restored.
+    def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        return self.losses(model, batch)
+
+
+def fine_tuned(
+    job: Prepared, masks: Masks, settings: TrialSettings, report: Callable[[int], None]
+) -> None:
+    """Trains a job's model by `finetune`, at one rate, on the batches that the recipe reads.
 
     Args:
-        job: of the model, in which the masks are applied already.
+        job: of the model.
         masks: whose zeros stay.
-        batches: of the calibration data; begun again as often as needed.
         settings: number of steps, learning rate.
         report: called with the number of steps done after every `report_every` and the last.
 
     Raises:
-        NonFiniteError: if the loss becomes NaN or infinite.
-        MaskError: if a removed weight is not zero at the end.
-        DataError: if there are no batches.
+        VlpError: see `vlp_plugins.tasks.finetuning.finetune.finetune`.
     """
-    model, adapter = job.model, job.adapter
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
-    device = parameters[0].device
-    dtype = autocast_of(job.recipe.autocast)
-    with (
-        SparsityLock(model, masks, adapter).attach(optimizer) as lock,
-        random_state_kept(device),
-    ):
-        torch.manual_seed(job.recipe.seed)
-        with flags_kept(model):
-            model.train()
-            for step, batch in zip(
-                range(1, settings.finetune_steps + 1), _again_and_again(batches), strict=False
-            ):
-                with precision(device, dtype):
-                    terms = adapter.losses(model, to_device(batch, device))
-                check_loss(terms, step - 1)
-                total(terms).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                if step % settings.report_every == 0 or step == settings.finetune_steps:
-                    report(step)
-        lock.check()
+
+    def stepped(step: int, steps: int) -> None:
+        if step % settings.report_every == 0 or step == steps:
+            report(step)
+
+    how = FinetuneSettings(
+        settings.learning_rate, weight_decay=_WEIGHT_DECAY, schedule="constant",
+        steps=settings.finetune_steps, autocast=job.recipe.autocast, seed=job.recipe.seed,
+    )  # fmt: skip
+    finetune(
+        job.model, _OwnLosses(job.adapter), job.batches(), task="pretraining", masks=masks,
+        settings=how, log_every=1, progress=stepped,
+    )  # fmt: skip
 
 
-def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
-    while True:
-        one = False
-        for batch in batches:
-            one = True
-            yield batch
-        if not one:
-            raise DataError("there are no batches to fine-tune on")
-
-
+_WEIGHT_DECAY = 0.01
+"""That of torch's AdamW."""
 FINETUNED = "model-finetuned"
 """The folder of the fine-tuned model, next to those of a recipe with `save_model`."""
 
@@ -368,7 +348,7 @@ def _finish(
     each.apply(job.model, job.adapter)
     report(0)
     if settings.finetune_steps:
-        finetune(job, each, job.batches(), settings, report)
+        fine_tuned(job, each, settings, report)
         if job.recipe.save_model:
             check_can_save(job.model)
             write_model(job.model, folder / FINETUNED, source=job.recipe.model)

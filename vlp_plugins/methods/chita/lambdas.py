@@ -13,11 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from torch import distributed
-
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.runtime.distributed import batch_shard
+from vlp_plugins.runtime.distributed import all_gather, batch_shard
 from vlp_plugins.runtime.errors import NonFiniteError
 
 logger = logging.getLogger("vlp_plugins.methods")
@@ -74,11 +72,7 @@ class HeldOut:
                     mine[index] = probe.loss(batch, self._first + index)
                 else:
                     probe.advance(batch, self._first + index)
-        found = [mine]
-        if world > 1:
-            found = [{} for _ in range(world)]
-            distributed.all_gather_object(found, mine)
-        together = {index: loss for part in found for index, loss in part.items()}
+        together = {index: loss for part in all_gather(mine) for index, loss in part.items()}
         return [together[index] for index in range(len(self._batches))]
 
 

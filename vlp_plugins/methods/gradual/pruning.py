@@ -24,6 +24,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.gradual.rising_masks import Rise, RisingMasks, Timetable, default_warmup
 from vlp_plugins.methods.gradual.scores import TrainingScore, training_score
 from vlp_plugins.methods.gradual.state import dump, restore
+from vlp_plugins.methods.resolve import resolve_adapter, resolve_profile
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.inspection import warn_of_dense
 from vlp_plugins.models.request import Target, checked_arguments, target_of
@@ -128,10 +129,7 @@ class GradualPruning:
             UnsupportedError: if the model is sharded among processes.
         """
         model = bare(model)
-        if adapter is None:
-            from vlp_plugins.models.discovery import registry  # above training; a default
-
-            adapter = registry().adapter_for(model)
+        adapter = resolve_adapter(model, adapter)
         weights = WeightMap.of(model, adapter)
         if weights.sharded:
             raise UnsupportedError(
@@ -139,7 +137,7 @@ class GradualPruning:
                 "fully_shard has divided; SparsityLock does: prune first, then train under the lock"
             )
         warn_of_dense(model, adapter, weights)
-        known = _factors(factors, id_profile, weights)
+        known = _factors(factors, resolve_profile(id_profile), weights)
         if isinstance(allocation, str):
             allocation = allocation_by_name(allocation)
         before, after = default_warmup(steps) if warmup is None else warmup
@@ -316,12 +314,10 @@ class GradualPruning:
 
 
 def _factors(
-    factors: Mapping[str, float] | None, profile: Profile | None, weights: WeightMap
+    factors: Mapping[str, float] | None, profile: IdProfile | None, weights: WeightMap
 ) -> Factors | None:
     if profile is None:
         return None if factors is None else Factors.of(factors)
     if factors is not None:
         raise UnsupportedError("give factors or an id_profile, not both")
-    if not isinstance(profile, IdProfile):
-        profile = IdProfile.load(profile)
     return profile.factors(weights, "all")
