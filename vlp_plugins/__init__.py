@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlp_plugins.methods.gradual.pruning import GradualPruning
     from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import gather, measure_id, prune, split_half
+    from vlp_plugins.runtime.errors import VlpError
     from vlp_plugins.scoring.allocation import Pattern
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Pattern",
     "SparsityLock",
     "Statistics",
+    "VlpError",
     "__version__",
     "batches",
     "evaluate",
@@ -63,6 +65,7 @@ _HOMES = {
     "Pattern": "vlp_plugins.scoring.allocation",
     "SparsityLock": "vlp_plugins.masks.lock",
     "Statistics": "vlp_plugins.calibration.statistics",
+    "VlpError": "vlp_plugins.runtime.errors",
     "batches": "vlp_plugins.loading",
     "evaluate": "vlp_plugins.jobs.tasks",
     "gather": "vlp_plugins.pruning",

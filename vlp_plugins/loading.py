@@ -61,7 +61,7 @@ def load(
     where it came from (`name_or_path`), so that `batches` and `evaluate` find its processor.
 
     Example:
-        model = vlp_plugins.load("model-folder")
+        model = vlp.load("model-folder")
 
     Args:
         source: local folder (also one of `vlp masks apply --sparse` or of a model that was cut),
@@ -101,8 +101,8 @@ def batches(
     before the first time; images are decoded as they are needed.
 
     Example:
-        data = vlp_plugins.batches("photos", model, batch_size=32)
-        masks = vlp_plugins.prune(model, data, method="multiflow", sparsity=0.75)
+        data = vlp.batches("photos", model, batch_size=32)
+        masks = vlp.prune(model, data, method="multiflow", sparsity=0.75)
 
     Args:
         data: folder of images with `metadata.jsonl` or `.csv` (`file_name` and a caption), COCO or

@@ -468,7 +468,7 @@ def evaluate(
     """Measures a model on a task, as `vlp evaluate` does. The model is left as it is.
 
     Example:
-        found = vlp_plugins.evaluate(model, "photos-test", task="retrieval")
+        found = vlp.evaluate(model, "photos-test", task="retrieval")
         print(found)
         print(found["image_to_text_r1"])
 
