@@ -120,6 +120,12 @@ def test_the_example_of_every_public_name_runs(name, models, tmp_path, monkeypat
     exec(textwrap.dedent(found[2]).replace("10_000", "10"), names)
 
 
+def test_the_package_lists_its_public_names() -> None:
+    assert dir(vlp_plugins) == sorted(vlp_plugins.__all__)
+    for name in vlp_plugins.__all__:
+        assert name == "__version__" or f"`{name}`" in vlp_plugins.__doc__, name
+
+
 def test_the_example_of_the_package_runs(folders, capsys) -> None:
     (code,) = re.findall(r"\n((?:    .*\n|\n)+)", vlp_plugins.__doc__)
     exec(textwrap.dedent(code), {})

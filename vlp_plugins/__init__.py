@@ -10,8 +10,15 @@
     masks.save("masks.safetensors")
     model.save_pretrained("pruned")
 
-To read the data once for many masks: `gather`, then `prune(model, statistics=...)`; `split_half`
-shows whether the data was enough.
+- `load`, `batches`: a model, and calibration batches of captioned images for it.
+- `prune`: which elements of its weights to remove, as `Masks`.
+- `evaluate`: what the model can do: retrieval, captioning, question answering, classification.
+- `gather`: one pass over the data, kept as `Statistics`, for many masks; `split_half` shows whether
+  the data was enough; `interleave` mixes batches of several kinds.
+- `measure_id`: the intrinsic dimension of every layer, as an `IdProfile`.
+- `SparsityLock`: training that keeps the zeros. `GradualPruning`: pruning while a model is trained.
+- `ModuleAdapter`: describes a model of any other kind. `Pattern`: 2 of 4 elements, and the like.
+- `VlpError`: every error that you can do something about. `hookimpl`: marks what a plug-in offers.
 """
 
 from __future__ import annotations
@@ -86,3 +93,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for `help` and for completion."""
+    return __all__

@@ -18,6 +18,7 @@ from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches, open_batches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
+from vlp_plugins.data.sources import checked_source
 from vlp_plugins.masks.sparse import is_sparse, sparse_model
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter
@@ -129,7 +130,7 @@ def batches(
     """
     adapter = resolve_adapter(model, adapter)
     return open_batches(
-        os.fspath(data),
+        checked_source(data),
         processor_for(model, adapter, processor, max_length=max_length),
         adapter,
         batch_size,

@@ -116,6 +116,9 @@ def test_mistakes_are_said_before_anything_is_read(models, photos, tmp_path) -> 
     model = vlp_api.load(models / "clip", device="cpu")
     with pytest.raises(DataError, match="does not exist"):
         vlp_api.batches(tmp_path / "nowhere", model)
+    for take in (vlp_api.batches, lambda data, model: vlp_api.evaluate(model, data)):
+        with pytest.raises(DataError, match="data is a list, not the path .* goes to prune"):
+            take([{}], model)
     with pytest.raises(DataError, match="batch size must be at least 1, not 0"):
         vlp_api.batches(photos, model, batch_size=0)
     with pytest.raises(DataError, match="number of batches must be at least 1, not 0"):

@@ -20,7 +20,7 @@ from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.questions import open_questions
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.data.sources import checked_source, open_source
 from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.loading import processor_for
 from vlp_plugins.methods.resolve import resolve_adapter
@@ -503,9 +503,10 @@ def evaluate(
         UnsupportedError: if models of this family do not do the task.
     """
     adapter = resolve_adapter(model, adapter)
+    source = checked_source(data)
     request = TaskRequest(
-        task or _only_task(adapter, os.fspath(data), split),
-        os.fspath(data),
+        task or _only_task(adapter, source, split),
+        source,
         split=split,
         limit=limit,
         batch_size=batch_size,
@@ -521,8 +522,8 @@ def evaluate(
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
     found = processor_for(model, adapter, processor, max_length=max_length)
-    source = ModelSource(str(getattr(model, "name_or_path", "")))
-    measured = TASK_CLASSES[request.task](Loaded(source, model, adapter, weights, found), request)
+    origin = ModelSource(str(getattr(model, "name_or_path", "")))
+    measured = TASK_CLASSES[request.task](Loaded(origin, model, adapter, weights, found), request)
     figures = measured.measure(Tracker(progress, passes=1))
     return replace(figures, title=f"{request.task} on {measured.data.description}")
 
