@@ -183,7 +183,8 @@ def processor_for(
         except DataError as error:
             raise DataError(f"{error}; in Python pass processor=") from error
     elif isinstance(processor, (str, os.PathLike)):
-        processor = load_processor(os.fspath(processor), max_length=max_length)
+        place = str(Path(processor).expanduser()) if "~" in str(processor) else str(processor)
+        processor = load_processor(place, max_length=max_length)
     elif max_length is not None:
         raise DataError(
             f"max_length={max_length} does not reach a processor that is given itself; set "
@@ -352,7 +353,7 @@ def _adapter_of(model: nn.Module, known: Registry, adapter: str | None) -> Adapt
         return known.adapter_for(model)
     except UnclaimedModelError as error:
         raise UnclaimedModelError(
-            f"{error}, on the command line with --adapter {MODULE}"
+            f"{error}, or take all its layers with adapter={MODULE!r} (--adapter {MODULE})"
         ) from error
 
 

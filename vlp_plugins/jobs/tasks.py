@@ -35,7 +35,7 @@ from vlp_plugins.models.adapter import (
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, RecipeError, suggest
-from vlp_plugins.runtime.model_state import neutral_state, takes_model
+from vlp_plugins.runtime.model_state import buffers_kept, neutral_state, takes_model
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
 from vlp_plugins.tasks.classification import classification
@@ -524,7 +524,8 @@ def evaluate(
     found = processor_for(model, adapter, processor, max_length=max_length)
     origin = ModelSource(str(getattr(model, "name_or_path", "")))
     measured = TASK_CLASSES[request.task](Loaded(origin, model, adapter, weights, found), request)
-    figures = measured.measure(Tracker(progress, passes=1))
+    with buffers_kept(model):
+        figures = measured.measure(Tracker(progress, passes=1))
     return replace(figures, title=f"{request.task} on {measured.data.description}")
 
 
