@@ -10,8 +10,15 @@
     masks.save("masks.safetensors")
     model.save_pretrained("pruned")
 
-To read the data once for many masks: `gather`, then `prune(model, statistics=...)`; `split_half`
-shows whether the data was enough.
+- `load`, `batches`: a model, and calibration batches of captioned images for it.
+- `prune`: which elements of its weights to remove, as `Masks`.
+- `evaluate`: what the model can do: retrieval, captioning, question answering, classification.
+- `gather`: one pass over the data, kept as `Statistics`, for many masks; `split_half` shows whether
+  the data was enough; `interleave` mixes batches of several kinds.
+- `measure_id`: the intrinsic dimension of every layer, as an `IdProfile`.
+- `SparsityLock`: training that keeps the zeros. `GradualPruning`: pruning while a model is trained.
+- `ModuleAdapter`: describes a model of any other kind. `Pattern`: 2 of 4 elements, and the like.
+- `VlpError`: every error that you can do something about. `hookimpl`: marks what a plug-in offers.
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from vlp_plugins.methods.gradual.pruning import GradualPruning
     from vlp_plugins.models.generic import ModuleAdapter
     from vlp_plugins.pruning import gather, measure_id, prune, split_half
+    from vlp_plugins.runtime.errors import VlpError
     from vlp_plugins.scoring.allocation import Pattern
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "Pattern",
     "SparsityLock",
     "Statistics",
+    "VlpError",
     "__version__",
     "batches",
     "evaluate",
@@ -63,6 +72,7 @@ _HOMES = {
     "Pattern": "vlp_plugins.scoring.allocation",
     "SparsityLock": "vlp_plugins.masks.lock",
     "Statistics": "vlp_plugins.calibration.statistics",
+    "VlpError": "vlp_plugins.runtime.errors",
     "batches": "vlp_plugins.loading",
     "evaluate": "vlp_plugins.jobs.tasks",
     "gather": "vlp_plugins.pruning",
@@ -83,3 +93,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for `help` and for completion."""
+    return __all__

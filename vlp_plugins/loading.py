@@ -18,6 +18,7 @@ from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches, open_batches
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
+from vlp_plugins.data.sources import checked_source
 from vlp_plugins.masks.sparse import is_sparse, sparse_model
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter
@@ -61,7 +62,7 @@ def load(
     where it came from (`name_or_path`), so that `batches` and `evaluate` find its processor.
 
     Example:
-        model = vlp_plugins.load("model-folder")
+        model = vlp.load("model-folder")
 
     Args:
         source: local folder (also one of `vlp masks apply --sparse` or of a model that was cut),
@@ -101,8 +102,8 @@ def batches(
     before the first time; images are decoded as they are needed.
 
     Example:
-        data = vlp_plugins.batches("photos", model, batch_size=32)
-        masks = vlp_plugins.prune(model, data, method="multiflow", sparsity=0.75)
+        data = vlp.batches("photos", model, batch_size=32)
+        masks = vlp.prune(model, data, method="multiflow", sparsity=0.75)
 
     Args:
         data: folder of images with `metadata.jsonl` or `.csv` (`file_name` and a caption), COCO or
@@ -129,7 +130,7 @@ def batches(
     """
     adapter = resolve_adapter(model, adapter)
     return open_batches(
-        os.fspath(data),
+        checked_source(data),
         processor_for(model, adapter, processor, max_length=max_length),
         adapter,
         batch_size,
@@ -182,7 +183,8 @@ def processor_for(
         except DataError as error:
             raise DataError(f"{error}; in Python pass processor=") from error
     elif isinstance(processor, (str, os.PathLike)):
-        processor = load_processor(os.fspath(processor), max_length=max_length)
+        place = str(Path(processor).expanduser()) if "~" in str(processor) else str(processor)
+        processor = load_processor(place, max_length=max_length)
     elif max_length is not None:
         raise DataError(
             f"max_length={max_length} does not reach a processor that is given itself; set "
@@ -351,7 +353,7 @@ def _adapter_of(model: nn.Module, known: Registry, adapter: str | None) -> Adapt
         return known.adapter_for(model)
     except UnclaimedModelError as error:
         raise UnclaimedModelError(
-            f"{error}, on the command line with --adapter {MODULE}"
+            f"{error}, or take all its layers with adapter={MODULE!r} (--adapter {MODULE})"
         ) from error
 
 

@@ -99,6 +99,10 @@ def prune(
 ) -> Masks | list[Masks]:
     """Finds which weights of a model to remove. The model itself is left as it is.
 
+    Example:
+        masks = vlp.prune(model, data, method="multiflow", sparsity=0.75)
+        masks.apply(model)
+
     Args:
         model: any module that an adapter claims; see `ModuleAdapter` for others.
             Under `torchrun` it may be sharded by `fully_shard`: call `prune` in every process with
@@ -205,9 +209,9 @@ def gather(
     """Runs the data pass of a method and makes no masks; `prune` takes the result for batches.
 
     Example:
-        statistics = gather(model, interleave(photos, captions), limit=100)
+        statistics = vlp.gather(model, data)
         statistics.save("statistics.safetensors")
-        masks = prune(model, sparsity=[0.63, 0.75, 0.9], statistics=statistics)
+        masks = vlp.prune(model, sparsity=[0.63, 0.75, 0.9], statistics=statistics)
 
     Arguments are those of `prune`. `method` is a registered name, a `Scorer` or a `Composition`;
     statistics for `id*NAME` are those for NAME, and those of one variant do not serve the other.
@@ -263,8 +267,8 @@ def split_half(
     """Compares the masks that the even and the odd batches give alone: was that enough data?
 
     Example:
-        statistics = gather(model, batches)
-        for modality, overlap in split_half(model, statistics, sparsity=0.75).items():
+        statistics = vlp.gather(model, data)
+        for modality, overlap in vlp.split_half(model, statistics, sparsity=0.75).items():
             print(f"{modality}: {overlap.agreement:.1%} of the elements agree")
 
     Arguments are those of `prune`, with one sparsity. `statistics`, which know their variant, are
@@ -339,9 +343,9 @@ def measure_id(
     """Measures the intrinsic dimension of every layer that can be pruned, in every stream.
 
     Example:
-        profile = measure_id(model, batches, memory_budget="8GiB")
+        profile = vlp.measure_id(model, data)
         profile.save("dimensions.json")
-        masks = prune(model, batches, method="id*multiflow", sparsity=0.75, id_profile=profile)
+        masks = vlp.prune(model, data, method="id*multiflow", sparsity=0.75, id_profile=profile)
 
     Args:
         model: see `prune`. It is left as it is.

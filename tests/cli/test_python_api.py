@@ -112,10 +112,22 @@ def test_any_module_takes_batches_of_images(models, photos, tmp_path) -> None:
     assert [list(batch) for batch in data] == [["pixel_values"]] * 3
 
 
+def test_a_family_that_no_adapter_knows_is_taken_by_its_layers(models, photos) -> None:
+    with pytest.raises(UnclaimedModelError, match="take all its layers with adapter='module'"):
+        vlp_api.load(models / "chinese_clip")
+    model = vlp_api.load(models / "chinese_clip", adapter="module", device="cpu")
+    data = vlp_api.batches(photos, model, batch_size=6, adapter="module")
+    masks = vlp_api.prune(model, data, method="wanda", sparsity=0.5, adapter="module")
+    assert masks.removed == masks.total // 2
+
+
 def test_mistakes_are_said_before_anything_is_read(models, photos, tmp_path) -> None:
     model = vlp_api.load(models / "clip", device="cpu")
     with pytest.raises(DataError, match="does not exist"):
         vlp_api.batches(tmp_path / "nowhere", model)
+    for take in (vlp_api.batches, lambda data, model: vlp_api.evaluate(model, data)):
+        with pytest.raises(DataError, match="data is a list, not the path .* goes to prune"):
+            take([{}], model)
     with pytest.raises(DataError, match="batch size must be at least 1, not 0"):
         vlp_api.batches(photos, model, batch_size=0)
     with pytest.raises(DataError, match="number of batches must be at least 1, not 0"):

@@ -24,6 +24,10 @@ DIGEST_BYTES = 32
 def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
     """One batch of each loader in turn, until all are exhausted.
 
+    Example:
+        photos, drawings = vlp.batches("photos", model), vlp.batches("drawings", model)
+        statistics = vlp.gather(model, vlp.interleave(photos, drawings))
+
     Raises:
         DataError: if a loader is a single batch.
     """

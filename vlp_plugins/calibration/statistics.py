@@ -51,6 +51,11 @@ class Statistics:
     The even and the odd batches are summed apart: whether the masks of both halves agree shows
     whether the data was enough.
 
+    Example:
+        vlp.gather(model, data).save("statistics.safetensors")
+        statistics = vlp.Statistics.load("statistics.safetensors")
+        masks = vlp.prune(model, statistics=statistics, sparsity=0.8)
+
     Attributes:
         sums: by statistic name and site float64 `[2, size]` on CPU; row 0 holds the batches with
             an even index, row 1 those with an odd one.

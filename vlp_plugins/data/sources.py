@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TypedDict
@@ -81,6 +82,20 @@ def open_source(
         if source.count("/") == 1 and path.parent.is_dir():
             raise DataError(f"folder {source} does not exist, and as a hub id: {error}") from error
         raise
+
+
+def checked_source(data: object) -> str:
+    """What a Python user names as data, as text.
+
+    Raises:
+        DataError: if it is no path, pattern or id.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return str(data)
+    raise DataError(
+        f"data is a {type(data).__name__}, not the path of a folder or file or the id of a data "
+        "set; a list of batches or a loader goes to prune as it is"
+    )
 
 
 class _Options(TypedDict):

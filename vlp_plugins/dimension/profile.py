@@ -61,6 +61,11 @@ class LayerDimension:
 class IdProfile:
     """The intrinsic dimensions of a model.
 
+    Example:
+        profile = vlp.measure_id(model, data)
+        for layer in profile.layers:
+            print(f"{layer.module}: {layer.dimension:.1f} ± {layer.error:.1f}")
+
     Attributes:
         layers: in the order of the weights.
         structure: hash of the model's prunable structure (`WeightMap.structure`).

@@ -20,7 +20,7 @@ from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.questions import open_questions
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.data.sources import checked_source, open_source
 from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.loading import processor_for
 from vlp_plugins.methods.resolve import resolve_adapter
@@ -35,7 +35,7 @@ from vlp_plugins.models.adapter import (
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, RecipeError, suggest
-from vlp_plugins.runtime.model_state import neutral_state, takes_model
+from vlp_plugins.runtime.model_state import buffers_kept, neutral_state, takes_model
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
 from vlp_plugins.tasks.classification import classification
@@ -473,7 +473,7 @@ def evaluate(
     """Measures a model on a task, as `vlp evaluate` does. The model is left as it is.
 
     Example:
-        found = vlp_plugins.evaluate(model, "photos-test", task="retrieval")
+        found = vlp.evaluate(model, "photos-test", task="retrieval")
         print(found)
         print(found["image_to_text_r1"])
 
@@ -508,9 +508,10 @@ def evaluate(
         UnsupportedError: if models of this family do not do the task.
     """
     adapter = resolve_adapter(model, adapter)
+    source = checked_source(data)
     request = TaskRequest(
-        task or _only_task(adapter, os.fspath(data), split),
-        os.fspath(data),
+        task or _only_task(adapter, source, split),
+        source,
         split=split,
         limit=limit,
         batch_size=batch_size,
@@ -526,9 +527,10 @@ def evaluate(
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
     found = processor_for(model, adapter, processor, max_length=max_length)
-    source = ModelSource(str(getattr(model, "name_or_path", "")))
-    measured = TASK_CLASSES[request.task](Loaded(source, model, adapter, weights, found), request)
-    figures = measured.measure(Tracker(progress, passes=1))
+    origin = ModelSource(str(getattr(model, "name_or_path", "")))
+    measured = TASK_CLASSES[request.task](Loaded(origin, model, adapter, weights, found), request)
+    with buffers_kept(model):
+        figures = measured.measure(Tracker(progress, passes=1))
     return replace(figures, title=f"{request.task} on {measured.data.description}")
 
 

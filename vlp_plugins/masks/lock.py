@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 class SparsityLock(AbstractContextManager["SparsityLock"]):
     """Masks that hold while a model is trained: what they remove is exactly zero after every step.
 
-        lock = SparsityLock(model, masks).attach(optimizer)
+    Example:
+        lock = vlp.SparsityLock(model, masks).attach(optimizer)
 
     Weights are zeroed after each step of the optimizer, so that neither momentum nor weight decay
     nor anything else that an optimizer does moves them. Gradients are zeroed as soon as they are

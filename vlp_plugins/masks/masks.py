@@ -37,6 +37,13 @@ class Masks(Mapping[str, torch.Tensor]):
     Masks are held as bits, an eighth of a byte per element, and unpacked on access. Two sets are
     equal if they have the same names, shapes, bits and new values, whatever made them.
 
+    Example:
+        masks.save("masks.safetensors")
+        masks = vlp.Masks.load("masks.safetensors")
+        for modality, count in masks.counts().by_modality.items():
+            print(f"{modality}: {count.removed:,} of {count.total:,} elements removed")
+        masks.apply(model)
+
     Args:
         packed: what `pack` returns, by canonical name.
         manifest: describes the same names; its `kept` counts are replaced by those of the bits.

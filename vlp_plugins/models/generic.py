@@ -236,6 +236,11 @@ _INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 class ModuleAdapter(Adapter):
     """Every `Linear` and `Conv2d` weight of a model, named by the path of its module.
 
+    Example:
+        net = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        adapter = vlp.ModuleAdapter(net, exclude=["^2$"])
+        masks = vlp.prune(net, adapter=adapter, method="omp", sparsity=0.5)
+
     Not pruned: embeddings and what is tied to them (language-model heads), normalisation, biases
     and other vectors, grouped convolutions, `exclude`. Linears that share a weight are one.
 

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 
 class VlpError(Exception):
-    """Base of every error that a user can mend. The command line prints it on one line."""
+    """Base of every error that a user can mend. The command line prints it on one line.
+
+    Example:
+        try:
+            masks = vlp.prune(model, method="multiflow", sparsity=0.75)
+        except vlp.VlpError as error:
+            print(error)
+    """
 
 
 class UnknownNameError(VlpError):

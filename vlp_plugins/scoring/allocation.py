@@ -270,7 +270,12 @@ def within_modalities(
 
 @dataclass(frozen=True)
 class Pattern(Allocation):
-    """`keep` of every `of` consecutive elements of a row stay, e.g. Pattern(keep=2, of=4)."""
+    """`keep` of every `of` consecutive elements of a row stay.
+
+    Example:
+        pattern = vlp.Pattern(keep=2, of=4)
+        masks = vlp.prune(model, data, method="wanda", allocation=pattern)
+    """
 
     keep: int
     of: int

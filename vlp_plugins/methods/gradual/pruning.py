@@ -61,10 +61,11 @@ Profile = IdProfile | str | os.PathLike[str]
 class GradualPruning:
     """Prunes a model while it is trained, with weights and gradients as they come along.
 
-    pruning = GradualPruning(model, score="platon", sparsity=0.75, steps=10_000)
-    pruning.attach(optimizer)
-    ...                          # the training loop, as it is
-    masks = pruning.masks()
+    Example:
+        pruning = vlp.GradualPruning(model, score="platon", sparsity=0.75, steps=10_000)
+        pruning.attach(optimizer)
+        train(model, optimizer, steps=10_000)  # your training loop, as it is
+        masks = pruning.masks()
 
     Before the optimizer moves the weights it reads the gradients (once per step, however many
     mini-batches were accumulated; `GradScaler`'s scale is taken out), after it it chooses masks if
