@@ -5,6 +5,7 @@ Importing it stays cheap: what a command works with is imported when the command
 
 from __future__ import annotations
 
+from vlp_plugins.cli.compare import compare
 from vlp_plugins.cli.evaluate import evaluate
 from vlp_plugins.cli.finetune import finetune
 from vlp_plugins.cli.id import id_
@@ -19,7 +20,7 @@ from vlp_plugins.cli.sensitivity import sensitivity
 __all__ = ["main"]
 
 COMMANDS = (
-    prune, plan, id_, sensitivity, finetune, evaluate, inspect, masks, nni_trial, nni_best,
+    prune, compare, plan, id_, sensitivity, finetune, evaluate, inspect, masks, nni_trial, nni_best,
     plugins,
 )  # fmt: skip
 

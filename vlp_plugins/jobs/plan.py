@@ -28,7 +28,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
-from vlp_plugins.methods.method import Cost, Method, Procedure
+from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import is_published
 from vlp_plugins.models.weights import WeightMap
@@ -215,7 +215,7 @@ def _plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] |
     cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
     seconds = None
     if batches is not None and cost.gradient_batches:
-        seconds = _seconds_per_gradient(job, batches)
+        seconds = seconds_per_gradient(job.context(), batches)
     peak = peak_resident_bytes() + cost.ram_bytes
     # Masks by magnitude in the method's allocation: their counts are the method's.
     counting = Composition("counts", Magnitude(), method.allocation)
@@ -224,10 +224,14 @@ def _plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] |
     return _plan(job, masks, peak, passes=passes, seconds=seconds, cost=cost)
 
 
-def _seconds_per_gradient(job: Prepared, batches: Iterable[Batch]) -> float:
-    """Seconds of the forward and backward pass of a batch, the fastest of those given."""
+def seconds_per_gradient(context: Context, batches: Iterable[Batch]) -> float:
+    """Seconds of the forward and backward pass of a batch, the fastest of those given.
+
+    Raises:
+        UnsupportedError: if the model has no loss.
+    """
     # Blank images may be too much for an untrained model.
-    probe = replace(job.context(), skip_nonfinite=True).loss_probe()
+    probe = replace(context, skip_nonfinite=True).loss_probe()
     times = []
     with probe.attached():
         for index, batch in enumerate(batches):

@@ -7,11 +7,11 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -162,12 +162,15 @@ class TaskMetrics(Mapping[str, float]):
         absent: by metric, why it is not there.
         texts: captions or answers, in the order of the examples; empty for other tasks.
         title: task and data, the first line of what is printed.
+        by_sample: of the metrics in `Task.score` a value for every sample, whose mean is the
+            metric: so that two models can be compared sample by sample.
     """
 
     metrics: Mapping[str, float]
     absent: Mapping[str, str] = field(default_factory=dict)
     texts: Sequence[str] = ()
     title: str = ""
+    by_sample: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]
@@ -284,17 +287,33 @@ def read_samples(
 
 
 class Task(ABC):
-    """Data of a task, read for one model and its pruned version."""
+    """Data of a task, read for one model and its pruned version.
 
-    def __init__(self, loaded: Loaded, request: TaskRequest) -> None:
+    Attributes:
+        score: the metrics whose mean ranks models.
+        lower_is_better: whether a lower score is the better one.
+    """
+
+    score: ClassVar[tuple[str, ...]]
+    lower_is_better: ClassVar[bool] = False
+    batches: Collection[Batch] | ExampleBatches
+
+    def __init__(
+        self, loaded: Loaded, request: TaskRequest, data: TaskSamples | None = None
+    ) -> None:
         """Opens the data; images are decoded when they are needed.
+
+        Args:
+            loaded: the model.
+            request: what is measured, and how.
+            data: samples to take in place of those that the request names.
 
         Raises:
             DataError: if it is not there or not of this kind.
         """
         self.loaded, self.request = loaded, request
-        self.data = self.read()
-        if request.split is None and self.data.description.endswith("(train)"):
+        self.data = self.read() if data is None else data
+        if data is None and request.split is None and self.data.description.endswith("(train)"):
             _log.warning(
                 "measured on %s; --split takes another part of the data",
                 self.data.description,
@@ -329,6 +348,8 @@ class Task(ABC):
 class RetrievalTask(Task):
     """Every image with each of its captions."""
 
+    score = ("image_to_text_r1", "text_to_image_r1")
+
     def examples(self) -> list[Example]:
         samples = self.data.samples
         self._images = [number for number, each in enumerate(samples) for _ in each.texts]
@@ -339,7 +360,8 @@ class RetrievalTask(Task):
             self.loaded.model, self.loaded.adapter, track(self.batches),
             rerank=self.request.rerank or None, image_ids=self._images,
         )  # fmt: skip
-        return TaskMetrics(found.as_dict())
+        values = found.final.by_image(self._images)
+        return TaskMetrics(found.as_dict(), by_sample=dict(zip(self.score, values, strict=True)))
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -351,6 +373,8 @@ class RetrievalTask(Task):
 
 class CaptioningTask(Task):
     """Every image once; its captions are the references."""
+
+    score = ("cider",)
 
     @property
     def truth(self) -> list[tuple[str, Sequence[str]]]:
@@ -366,7 +390,8 @@ class CaptioningTask(Task):
         )  # fmt: skip
         found = caption_scores(texts, [each.texts for each in self.data.samples])
         self._words = found.words
-        return TaskMetrics(found.scores, found.absent, texts)
+        by_sample = {"cider": found.cider_by_image}
+        return TaskMetrics(found.scores, found.absent, texts, by_sample=by_sample)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -379,6 +404,8 @@ class CaptioningTask(Task):
 
 class VqaTask(Task):
     """Every question once."""
+
+    score = ("accuracy",)
 
     @property
     def truth(self) -> list[tuple[str, Sequence[str]]]:
@@ -397,7 +424,8 @@ class VqaTask(Task):
             num_beams=self.request.num_beams,
         )  # fmt: skip
         found = vqa_accuracy(texts, [each.answers for each in self.data.samples])
-        return TaskMetrics({"accuracy": found.accuracy}, texts=texts)
+        by_sample = {"accuracy": found.by_question}
+        return TaskMetrics({"accuracy": found.accuracy}, texts=texts, by_sample=by_sample)
 
     def settings(self) -> dict[str, Any]:
         how: dict[str, Any] = {"questions": len(self.data.samples)}
@@ -408,6 +436,8 @@ class VqaTask(Task):
 
 class ClassificationTask(Task):
     """Every image with its class; where model and data name theirs, names decide."""
+
+    score = ("top1",)
 
     def examples(self) -> list[Example]:
         numbers = class_numbers(self.loaded.model, self.data.classes)
@@ -420,7 +450,8 @@ class ClassificationTask(Task):
 
     def measure(self, track: Track) -> TaskMetrics:
         found = classification(self.loaded.model, self.loaded.adapter, track(self.batches))
-        return TaskMetrics({f"top{k}": value for k, value in found.top.items()})
+        by_sample = {"top1": [100.0 * (ahead < 1) for ahead in found.ahead]}
+        return TaskMetrics({f"top{k}": v for k, v in found.top.items()}, by_sample=by_sample)
 
     def settings(self) -> dict[str, Any]:
         return {"images": len(self.data.samples)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,22 +89,7 @@ class Composition(Factored):
         """
         if not self.needs or context.statistics is not None:
             return context.statistics if self.needs else None
-        return calibrate(
-            context.model,
-            context.adapter,
-            context.weights,
-            context.batches,
-            self.needs,
-            published=context.published,
-            autocast=context.autocast,
-            skip_nonfinite=context.skip_nonfinite,
-            keep_state=keep_state,
-            limit=context.limit,
-            checkpoint=context.checkpoint,
-            checkpoint_every=context.checkpoint_every,
-            resume=context.resume,
-            progress=context.progress,
-        )
+        return gather(self.needs, context, keep_state=keep_state)
 
     def masks(
         self, context: Context, statistics: Statistics | None = None, *, half: int | None = None
@@ -195,6 +180,35 @@ class Composition(Factored):
             name=guided_name(self.name),
             parameters={**self.parameters, **factors.record()},
         )
+
+
+def gather(needs: Iterable[Statistic], context: Context, *, keep_state: bool = False) -> Statistics:
+    """One pass over the batches of the context, for the scores of one method or of several.
+
+    Args:
+        needs: what is gathered.
+        context: of the run.
+        keep_state: see `calibrate`.
+
+    Raises:
+        VlpError: see `calibrate`.
+    """
+    return calibrate(
+        context.model,
+        context.adapter,
+        context.weights,
+        context.batches,
+        distinct(needs),
+        published=context.published,
+        autocast=context.autocast,
+        skip_nonfinite=context.skip_nonfinite,
+        keep_state=keep_state,
+        limit=context.limit,
+        checkpoint=context.checkpoint,
+        checkpoint_every=context.checkpoint_every,
+        resume=context.resume,
+        progress=context.progress,
+    )
 
 
 def composed(method: Method) -> Composition:

@@ -120,12 +120,14 @@ class CaptionScores:
         absent: by metric, why it is not among the scores.
         captions: how many were measured.
         words: how they were cut: `ptb` or `plain`.
+        cider_by_image: of every caption; `cider` is their mean.
     """
 
     scores: Mapping[str, float]
     absent: Mapping[str, str] = field(default_factory=dict)
     captions: int = 0
     words: str = "ptb"
+    cider_by_image: tuple[float, ...] = ()
 
 
 def caption_scores(
@@ -163,7 +165,7 @@ def caption_scores(
     if words == "ptb" and java is None:
         raise UnsupportedError(f"words='ptb': {_NO_JAVA}")
     found, truth, cut = _cut(captions, references, None if words == "plain" else java)
-    scores = _in_python(truth, found)
+    scores, cider = _in_python(truth, found)
     absent: dict[str, str] = {}
     programs: dict[str, Callable[[Texts, Texts, Path], float]] = {}
     if meteor:
@@ -178,7 +180,7 @@ def caption_scores(
         except (UnsupportedError, OSError, ValueError, subprocess.SubprocessError) as error:
             absent[name] = first_line(error)
             _log.info("%s is absent: %s", name, absent[name])
-    return CaptionScores(scores, absent, len(captions), cut)
+    return CaptionScores(scores, absent, len(captions), cut, cider)
 
 
 def _cut(
@@ -193,7 +195,8 @@ def _cut(
     return found, truth, "plain" if java is None else "ptb"
 
 
-def _in_python(truth: Texts, found: Texts) -> dict[str, float]:
+def _in_python(truth: Texts, found: Texts) -> tuple[dict[str, float], tuple[float, ...]]:
+    """BLEU, CIDEr and ROUGE-L, and CIDEr of every image."""
     bleu = import_module("pycocoevalcap.bleu.bleu").Bleu(4)
     by_length, _ = bleu.compute_score(truth, found, verbose=0)
     scores = {f"bleu{n}": 100 * float(value) for n, value in enumerate(by_length, 1)}
@@ -201,9 +204,11 @@ def _in_python(truth: Texts, found: Texts) -> dict[str, float]:
         ("cider", "pycocoevalcap.cider.cider", "Cider"),
         ("rouge_l", "pycocoevalcap.rouge.rouge", "Rouge"),
     ):
-        value, _ = getattr(import_module(module), scorer)().compute_score(truth, found)
+        value, by_image = getattr(import_module(module), scorer)().compute_score(truth, found)
         scores[name] = 100 * float(value)
-    return scores
+        if name == "cider":
+            cider = tuple(100 * float(each) for each in by_image)
+    return scores, cider
 
 
 def _meteor(truth: Texts, found: Texts, java: Path) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -20,10 +20,12 @@ class Accuracy:
     Attributes:
         top: by k, the share of images whose class is among the first k.
         images: how many were measured.
+        ahead: of every image, how many classes come before the right one.
     """
 
     top: dict[int, float]
     images: int
+    ahead: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 @takes_model
@@ -52,7 +54,7 @@ def classification(
         )
     if not ks or min(ks) < 1:
         raise DataError(f"accuracy at k needs cut-offs from 1 on, not {list(ks)}")
-    images, right = 0, dict.fromkeys(ks, 0)
+    ahead_of: list[int] = []
     check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
@@ -70,9 +72,9 @@ def classification(
             # The right class itself is never below itself.
             ahead = (~(logits < own)).sum(dim=1) - 1
             ahead = ahead + own[:, 0].isnan() * classes
-            images += rows
-            for k in ks:
-                right[k] += int((ahead < k).sum())
-    if not images:
+            ahead_of += ahead.tolist()
+    if not ahead_of:
         raise DataError("there are no batches to measure classification on")
-    return Accuracy({k: 100 * count / images for k, count in right.items()}, images)
+    images = len(ahead_of)
+    top = {k: 100 * sum(ahead < k for ahead in ahead_of) / images for k in ks}
+    return Accuracy(top, images, tuple(ahead_of))

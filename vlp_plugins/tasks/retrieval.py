@@ -36,16 +36,39 @@ class Recall:
     Attributes:
         image_to_text: by k, the share of images that find one of their texts among the first k.
         text_to_image: by k, the share of texts that find their image among the first k.
+        ahead_of_image: of every image, how many texts of others come before its own; int64 `[I]`.
+        ahead_of_text: of every text, how many other images come before its own; int64 `[T]`.
     """
 
     image_to_text: dict[int, float]
     text_to_image: dict[int, float]
+    ahead_of_image: Tensor | None = field(default=None, compare=False, repr=False)
+    ahead_of_text: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def mean(self) -> float:
         """Mean over both directions and every k."""
         values = [*self.image_to_text.values(), *self.text_to_image.values()]
         return sum(values) / len(values)
+
+    def by_image(self, image_of: Sequence[int]) -> tuple[list[float], list[float]]:
+        """R@1 both ways in per cent, a value for each image, whose mean is the R@1.
+
+        Texts of one image are no independent samples, so that the error of the mean comes from
+        images. Where they have one text each, its value is 0 or 100; else the mean over texts is a
+        ratio of two sums over images, and an image stands for what it adds to it (delta method).
+
+        Args:
+            image_of: of every text, the number of its image, from 0 without gaps.
+        """
+        assert self.ahead_of_image is not None  # `recall_at_k` gives both
+        assert self.ahead_of_text is not None
+        image = torch.tensor(image_of, device="cpu")
+        hits = 100 * (self.ahead_of_text.cpu() < 1).double()
+        mean, texts = hits.mean(), torch.bincount(image).double()
+        by_text = mean + torch.bincount(image, weights=hits - mean) / texts.mean()
+        by_image = 100 * (self.ahead_of_image.cpu() < 1).double()
+        return by_image.tolist(), by_text.tolist()
 
     def as_dict(self) -> dict[str, float]:
         """`image_to_text_r1`, ..., `text_to_image_r10`, `mean`; per cent."""
@@ -91,6 +114,8 @@ def recall_at_k(
     return Recall(
         {k: 100 * float((ahead_of_image < k).double().mean()) for k in ks},
         {k: 100 * float((ahead_of_text < k).double().mean()) for k in ks},
+        ahead_of_image,
+        ahead_of_text,
     )
 
 
@@ -365,7 +390,10 @@ def two_stage_retrieval(
             return TwoStages(by_features)
         scores = match_scores(model, matching, inputs, similarity, first, rerank)
     ways = [recall_at_k(matrix, targets, ks) for matrix in reranked(similarity, *scores)]
-    return TwoStages(by_features, Recall(ways[0].image_to_text, ways[1].text_to_image))
+    found = Recall(
+        ways[0].image_to_text, ways[1].text_to_image, ways[0].ahead_of_image, ways[1].ahead_of_text
+    )
+    return TwoStages(by_features, found)
 
 
 def _rows_of(batch: Batch, chosen: Sequence[int], rows: int) -> dict[str, Any]:

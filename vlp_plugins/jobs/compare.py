@@ -1,0 +1,507 @@
+"""`vlp compare` from end to end: every method at every sparsity, measured, in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlp_plugins.calibration.data_pass import Progress
+from vlp_plugins.calibration.moments import distinct
+from vlp_plugins.data.batches import ExampleBatches
+from vlp_plugins.jobs.comparison import Cell, Comparison, record_of, to_csv
+from vlp_plugins.jobs.facts import StopWatch, memory_facts
+from vlp_plugins.jobs.held_out import CompareRequest, held, open_data, task_of
+from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.plan import seconds_per_gradient
+from vlp_plugins.jobs.preparation import title_of
+from vlp_plugins.jobs.tasks import Task, TaskMetrics, TaskSamples
+from vlp_plugins.jobs.work_dir import claimed, working
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.composition import Composition, gather
+from vlp_plugins.methods.method import Context, Method, Procedure
+from vlp_plugins.methods.resolve import resolve_method, resolve_targets
+from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.saving import restored
+from vlp_plugins.runtime.artifacts import Format
+from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
+from vlp_plugins.runtime.errors import (
+    OutputError,
+    RecipeError,
+    UnsupportedError,
+    VlpError,
+    no_exit,
+)
+from vlp_plugins.runtime.files import atomic_folder
+
+SCHEMA = 1
+"""Of compare.json; a change that old code cannot read adds 1."""
+METHODS = ("omp", "lamp", "l2", "wanda", "multiflow", "snip")
+"""Compared if none are named: one pass over the data at most, no training."""
+BATCHES = 16
+"""Calibration batches, if their number is not given."""
+
+_FORM = Format(
+    "comparison",
+    "vlp_comparison",
+    1,
+    OutputError,
+    "start again without --resume, or give another --out",
+)
+
+
+@dataclass(frozen=True)
+class Outset:
+    """What a comparison is about to do.
+
+    Attributes:
+        facts: task and data.
+        left_out: by method, why it cannot be compared, as far as two batches show.
+        cells: mask sets to make and to measure.
+        done: how many of them an earlier run has measured.
+        pruning_seconds: estimated; None if a method cannot say.
+        measuring_seconds: estimated, from the dense model.
+    """
+
+    facts: Mapping[str, str]
+    left_out: Mapping[str, str]
+    cells: int
+    done: int
+    pruning_seconds: float | None
+    measuring_seconds: float
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What a run found.
+
+    Attributes:
+        comparison: figures and verdicts.
+        facts: data, time and memory.
+        apply: by sparsity, the command that applies the masks of the best method.
+        out: the folder.
+    """
+
+    comparison: Comparison
+    facts: Mapping[str, str]
+    apply: Mapping[str, str]
+    out: Path
+
+
+def compare(
+    load: Callable[[], Loaded],
+    request: CompareRequest,
+    out: Path,
+    *,
+    command: str = "",
+    resume: bool = False,
+    progress: Progress | None = None,
+    begin: Callable[[Outset], None] | None = None,
+) -> CompareResult:
+    """Prunes with every method at every sparsity, measures, and writes `out` whole or not at all.
+
+    While it works, the folder `OUT.work` next to it keeps every mask set that is made and every
+    cell that is measured.
+
+    Args:
+        load: gives the model, after the folder of results was found to be free.
+        request: what to do.
+        out: new folder for compare.csv, compare.json, report.html and the folder masks.
+        command: repeats the run, for the report.
+        resume: continue from `OUT.work`; methods, sparsities and seeds may be others.
+        progress: called with (cells done, cells in all).
+        begin: called once the dense model is measured.
+
+    Raises:
+        VlpError: with one line that says what to do; nothing is written then.
+    """
+    with claimed(out, writes=True) as results:
+        targets, _ = resolve_targets(list(request.sparsity))
+        titles = [title_of(target) for target in targets]
+        if len(set(titles)) < len(titles):
+            raise RecipeError(f"a sparsity is given twice: {', '.join(titles)}")
+        methods, left_out = _resolved(request, targets)
+        watch = StopWatch()
+        loaded = load()
+        task, pool = open_data(loaded, request)
+        task.batches = held(task.batches)
+        watch.lap("loading")
+        with working(results, resume=resume) as work:
+            run = _Run(
+                loaded, request, task, pool, methods, left_out, work=work, resume=resume
+            )  # fmt: skip
+            found = run.compare(progress, begin)
+            watch.lap("pruning and measuring")
+            facts = {**run.facts(), **watch.texts(), **memory_facts(loaded.device)}
+            apply = {
+                sparsity: _apply_command(results, found.winner(sparsity), loaded.source)
+                for sparsity in found.sparsities
+            }
+            with atomic_folder(results) as folder:
+                (folder / MASKS).mkdir()
+                for cell in found.cells:
+                    target = folder / cell.masks
+                    if not target.exists():
+                        shutil.copy2(work / Path(cell.masks).name, target)
+                record = {
+                    **loaded.record(SCHEMA, command),
+                    **record_of(found),
+                    "data": run.facts(),
+                }
+                text = json.dumps(record, indent=1, ensure_ascii=False)
+                (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
+                (folder / "compare.csv").write_text(to_csv(found), encoding="utf-8")
+        return CompareResult(found, facts, apply, results)
+
+
+MASKS = "masks"
+_ODD = r"[^\w.+-]"
+"""Characters that names of files should not have, as in `id*omp`."""
+
+
+def _apply_command(out: Path, cell: Cell, source: ModelSource) -> str:
+    here = Path.cwd()
+    file = out / cell.masks
+    shown = file.relative_to(here) if file.is_relative_to(here) else file
+    words = ["vlp", "masks", "apply", str(shown), source.model, "--out", "pruned"]
+    if source.adapter is not None:
+        words += ["--adapter", source.adapter]
+    return shlex.join(words)
+
+
+def _resolved(
+    request: CompareRequest, targets: Sequence[Target]
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods by name, and why some cannot be made; an unknown name is an error."""
+    methods, left_out = {}, {}
+    for name in request.methods or METHODS:
+        try:
+            methods[name] = resolve_method(name, None, targets, {})
+        except UnsupportedError as error:
+            left_out[name] = str(error)
+    return methods, left_out
+
+
+class _Run:
+    """One comparison at work.
+
+    What is done lies in the folder of work: a file of each mask set, and the state, a checkpoint of
+    all cells that are measured.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        request: CompareRequest,
+        task: Task,
+        pool: TaskSamples,
+        methods: dict[str, Method],
+        left_out: dict[str, str],
+        *,
+        work: Path,
+        resume: bool,
+    ) -> None:
+        self.loaded, self.request, self.task, self.pool = loaded, request, task, pool
+        self.targets = {title_of(target): target for target in request.sparsity}
+        self.methods, self.left_out = methods, left_out
+        self.work, self.resume = work, resume
+        self.seeds = [request.seed + index for index in range(request.seeds)]
+        size = request.data.batch_size
+        # Several sets must differ, so that each has half of the samples at most.
+        most = len(pool.samples) // (2 if request.seeds > 1 else 1)
+        self.count = _without_single(min((request.data.batches or BATCHES) * size, most), size)
+        self.dense: TaskMetrics | None = None
+        self.cells: dict[tuple[str, str, int], Cell] = {}
+        self.seconds: dict[str, float] = {}
+        file = work / "comparison.safetensors"
+        self.state = Checkpoint(file, _FORM, self._identity(), unit="cell")
+        if resume and file.exists():
+            self.state.load(self._unpack)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for cells to be used again."""
+        weights, task = self.loaded.weights, self.task
+        samples = [(s.place, *s.texts, *s.answers, s.label)
+                   for part in (task.data, self.pool) for s in part.samples]  # fmt: skip
+        return {
+            "model": [weights.structure, weights.content_hash()],
+            "adapter": self.loaded.adapter.name,
+            "task": task.request.task,
+            "data": [task.data.description, self.pool.description],
+            "samples": hashlib.sha256(repr(samples).encode()).hexdigest()[:16],
+            "calibration samples": self.count,
+            "batch size": self.request.data.batch_size,
+            "seed": self.request.seed,
+        }
+
+    def facts(self) -> dict[str, str]:
+        """What was calibrated with and measured on."""
+        test, pool = self.task.data, self.pool
+        what = "questions" if self.task.request.task == "vqa" else "images"
+        several = f", {len(self.seeds)} times other ones" if len(self.seeds) > 1 else ""
+        return {
+            "task": self.task.request.task,
+            "measured on": f"{len(test.samples):,} {what} of {test.description}",
+            "calibrated with": f"{self.count:,} {what} of {pool.description}{several}",
+        }
+
+    def compare(
+        self, progress: Progress | None, begin: Callable[[Outset], None] | None
+    ) -> Comparison:
+        """Makes and measures what is missing."""
+        start = time.perf_counter()
+        if self.dense is None:
+            self.dense = self._measured()
+            self._save()
+        measuring = time.perf_counter() - start
+        pruning = self._try_methods()
+        todo = sum(key not in self.cells for key in self._keys())
+        if begin is not None:
+            cells = len(self._keys())
+            begin(
+                Outset(
+                    self.facts(),
+                    dict(self.left_out),
+                    cells,
+                    cells - todo,
+                    pruning if todo else 0.0,
+                    todo * measuring,
+                )
+            )
+        for seed in self.seeds:
+            self._prune_at_once(seed)
+            for name in list(self.methods):
+                with self._or_left_out(name):
+                    self._prune_alone(name, seed)
+                    for title in self.targets:
+                        self._measure(name, title, seed)
+                        if progress is not None:
+                            keys = self._keys()
+                            progress(sum(key in self.cells for key in keys), len(keys))
+        self._check_any()
+        return Comparison(
+            self.task.request.task,
+            self.task.score,
+            self.task.lower_is_better,
+            sum(parameter.numel() for parameter in self.loaded.model.parameters()),
+            self.dense,
+            tuple(self.cells[key] for key in self._keys()),
+            dict(self.left_out),
+        )
+
+    def _keys(self) -> list[tuple[str, str, int]]:
+        """Of all cells, in order of sparsity, method and seed."""
+        return [(m, title, s) for title in self.targets for m in self.methods for s in self.seeds]
+
+    def _check_any(self) -> None:
+        if not self.methods:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
+            raise UnsupportedError(f"no method can be compared: {reasons}")
+
+    @contextmanager
+    def _or_left_out(self, name: str) -> Iterator[None]:
+        """Leaves a method out, with the reason, if it cannot do what is asked."""
+        try:
+            with no_exit(f"method {name!r}"):
+                yield
+        except OutputError:
+            raise
+        except VlpError as error:
+            del self.methods[name]
+            self.left_out[name] = str(error)
+
+    def _try_methods(self) -> float | None:
+        """Seconds of pruning, from two batches; methods that fail on them are left out.
+
+        None if a method cannot say how long it takes.
+        """
+        two = list(islice(self._batches(self.seeds[0]), 2))
+        batches = -(-self.count // self.request.data.batch_size)
+        context = self._context(two, self.seeds[0])
+        seconds: float | None = 0.0
+        for name, method in list(self.methods.items()):
+            with self._or_left_out(name):
+                method.check(context)
+                if isinstance(method, Composition):
+                    method.gather(replace(context, limit=1))
+                elif isinstance(method, Procedure):
+                    cost = method.cost(
+                        replace(context, batches=(), limit=batches, workplace=self.work)
+                    )
+                    each = seconds_per_gradient(context, two) if cost.gradient_batches else 0.0
+                    needed = cost.gradient_batches * each + cost.seconds
+                    seconds = None if seconds is None or not needed else seconds + needed
+        self._check_any()
+        ends = [time.perf_counter()]
+        needs = [need for method in self._reading() for need in method.needs]
+        if needs:
+            gather(needs, replace(context, progress=lambda *_: ends.append(time.perf_counter())))
+            per_batch = min(later - earlier for earlier, later in pairwise(ends))
+            seconds = None if seconds is None else seconds + batches * per_batch
+        return None if seconds is None else seconds * len(self.seeds)
+
+    def _reading(self, names: Iterable[str] | None = None) -> list[Composition]:
+        """The methods that read statistics of a pass over the data."""
+        chosen = [self.methods[name] for name in (self.methods if names is None else names)]
+        return [m for m in chosen if isinstance(m, Composition) and m.needs]
+
+    def _batches(self, seed: int) -> Collection[Batch] | ExampleBatches:
+        """The calibration samples of a seed, in stored order, each with one caption."""
+        pool = self.pool.samples
+        drawn = random.Random(f"calibration {seed}").sample(range(len(pool)), self.count)
+        samples = (pool[number] for number in sorted(drawn))
+        part = replace(self.pool, samples=tuple(replace(s, texts=s.texts[:1]) for s in samples))
+        task = task_of(self.loaded, self.request, self.task.request.task, part)
+        return held(task.batches)
+
+    def _context(self, batches: Iterable[Batch], seed: int) -> Context:
+        loaded, targets = self.loaded, list(self.targets.values())
+        return Context(
+            loaded.model,
+            loaded.adapter,
+            loaded.weights,
+            batches=batches,
+            targets=targets,
+            seed=seed,
+        )
+
+    def _masks_file(self, name: str, title: str, seed: int) -> Path:
+        run = "" if seed == self.seeds[0] else f"-seed{seed}"
+        return self.work / f"{re.sub(_ODD, '-', name)}-{title}{run}.safetensors"
+
+    def _is_pruned(self, name: str, seed: int) -> bool:
+        return all(self._masks_file(name, title, seed).exists() for title in self.targets)
+
+    def _keep(self, name: str, seed: int, made: Sequence[Masks], seconds: float) -> None:
+        """Writes mask sets."""
+        self.seconds[f"{name} {seed}"] = seconds
+        self._save()
+        for title, masks in zip(self.targets, made, strict=True):
+            masks.save(self._masks_file(name, title, seed), overwrite=True)
+
+    def _prune_at_once(self, seed: int) -> None:
+        """Mask sets of all compositions, from one pass over the data."""
+        todo = [name for name, method in self.methods.items()
+                if isinstance(method, Composition) and not self._is_pruned(name, seed)]  # fmt: skip
+        needs = distinct(need for method in self._reading(todo) for need in method.needs)
+        statistics = None
+        context = self._context((), seed)
+        if needs:
+            mark = hashlib.sha256(repr([need.name for need in needs]).encode()).hexdigest()[:8]
+            path = self.work / f"data-pass-{seed}-{mark}.checkpoint"
+            batches = self._batches(seed)
+            resume = self.resume and path.exists()
+            statistics = gather(
+                needs, replace(context, batches=batches, checkpoint=path, resume=resume)
+            )
+        for name in todo:
+            method = self.methods[name]
+            assert isinstance(method, Composition)
+            with self._or_left_out(name):
+                start = time.perf_counter()
+                made = method.masks(context, statistics if method.needs else None)
+                self._keep(name, seed, made, time.perf_counter() - start)
+
+    def _prune_alone(self, name: str, seed: int) -> None:
+        """Mask sets of a method that runs the model as it goes."""
+        if self._is_pruned(name, seed):
+            return
+        start = time.perf_counter()
+        place = self.work / f"{self._masks_file(name, 'work', seed).stem}"
+        place.mkdir(exist_ok=True)
+        context = self._context(self._batches(seed), seed)
+        made = self.methods[name].run(replace(context, workplace=place, resume=self.resume))
+        self._keep(name, seed, made, time.perf_counter() - start)
+        shutil.rmtree(place)
+
+    def _measure(self, name: str, title: str, seed: int) -> None:
+        """Measures one cell, unless it is known."""
+        if (name, title, seed) in self.cells:
+            return
+        file = self._masks_file(name, title, seed)
+        masks = Masks.load(file)
+        first = self.cells.get((name, title, self.seeds[0]))
+        start = time.perf_counter()
+        if first is not None and _same(masks, Masks.load(self.work / Path(first.masks).name)):
+            measured, kept = first.measured, first.masks  # as of methods that read no data
+        else:
+            with restored(self.loaded.weights):
+                masks.apply(self.loaded.model, self.loaded.adapter)
+                measured, kept = self._measured(), f"{MASKS}/{file.name}"
+        counts = masks.counts()
+        self.cells[name, title, seed] = Cell(
+            name,
+            title,
+            seed,
+            measured,
+            counts.all.removed,
+            counts.all.total,
+            {modality: count.sparsity for modality, count in counts.by_modality.items()},
+            self.seconds.get(f"{name} {seed}", 0.0),
+            time.perf_counter() - start,
+            kept,
+        )
+        self._save()
+
+    def _measured(self) -> TaskMetrics:
+        return self.task.measure(lambda batches: batches)
+
+    def _save(self) -> None:
+        self.state.save(self._pack)
+
+    def _pack(self) -> tuple[Tensors, Content]:
+        """The cells as JSON, the dense model first; their values by sample as tensors."""
+        assert self.dense is not None  # it is measured before anything else
+        tensors: Tensors = {}
+        records = []
+        for number, cell in enumerate((None, *self.cells.values())):
+            measured = self.dense if cell is None else cell.measured
+            for name, values in measured.by_sample.items():
+                tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
+                tensors[f"{number}|{name}"] = tensor
+            record: Content = {} if cell is None else {
+                field.name: getattr(cell, field.name) for field in fields(cell)
+            }  # fmt: skip
+            records.append({**record, "measured": dict(measured.metrics)})
+        return tensors, {"cells": records, "seconds": self.seconds}
+
+    def _unpack(self, tensors: Tensors, content: Content) -> None:
+        """Inverse of `_pack`."""
+        self.seconds = dict(content["seconds"])
+        for number, record in enumerate(content["cells"]):
+            by_sample = {
+                key.partition("|")[2]: values.tolist()
+                for key, values in tensors.items()
+                if key.partition("|")[0] == str(number)
+            }
+            measured = TaskMetrics(record.pop("measured"), by_sample=by_sample)
+            if number == 0:
+                self.dense = measured
+            else:
+                cell = Cell(**record, measured=measured)
+                self.cells[cell.key] = cell
+
+
+def _without_single(count: int, size: int) -> int:
+    """Not one sample more than whole batches: alone it has no negatives."""
+    return count - 1 if count > size > 1 and count % size == 1 else count
+
+
+def _same(masks: Masks, others: Masks) -> bool:
+    """Whether two mask sets keep the same elements, with the same values."""
+    if masks.new_values is not None or others.new_values is not None:
+        return False
+    return masks.compare(others)["all"].agreement == 1

@@ -1,0 +1,373 @@
+"""Methods compared at equal sparsity: scores with their errors, and which can be told apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from vlp_plugins.jobs.tasks import TaskMetrics, title_of
+from vlp_plugins.report.page import Table
+
+DENSE = "dense"
+_Z = 1.96
+"""Standard errors that a difference must exceed: 95% confidence, if errors are normal."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure with its standard error.
+
+    Attributes:
+        value: the mean of `runs`.
+        error: its standard error over test samples and, if there are several, over runs; NaN of a
+            single sample.
+        runs: float64 `[runs, samples]`; row i was pruned with calibration samples i.
+    """
+
+    value: float
+    error: float
+    runs: torch.Tensor
+
+    @classmethod
+    def of(cls, runs: torch.Tensor) -> Score:
+        """The score of values by run and sample."""
+        samples = runs.mean(dim=0)
+        variance = float(samples.var() / len(samples)) if len(samples) > 1 else math.nan
+        if len(runs) > 1:
+            variance += float(runs.mean(dim=1).var() / len(runs))
+        return cls(float(samples.mean()), math.sqrt(variance), runs)
+
+    def minus(self, other: Score) -> Score:
+        """The difference, sample by sample: its error is smaller than that of either score."""
+        return Score.of(self.runs - other.runs)
+
+    def differs_from(self, other: Score) -> bool:
+        """Whether chance alone would hardly explain the difference."""
+        if not (math.isfinite(self.value) and math.isfinite(other.value)):
+            return math.isfinite(self.value) != math.isfinite(other.value)
+        difference = self.minus(other)
+        return abs(difference.value) > _Z * difference.error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one sparsity with one set of calibration samples, measured.
+
+    Attributes:
+        method: its name.
+        sparsity: what was asked for, as text (`0.75`).
+        seed: of the calibration samples and of random scores.
+        measured: figures of the pruned model.
+        removed: elements that went.
+        total: prunable elements.
+        by_modality: sparsity of each modality.
+        pruning_seconds: of the method at all sparsities, without the pass over the data that
+            several methods share.
+        measuring_seconds: of the figures.
+        masks: name of the mask file.
+    """
+
+    method: str
+    sparsity: str
+    seed: int
+    measured: TaskMetrics
+    removed: int
+    total: int
+    by_modality: Mapping[str, float]
+    pruning_seconds: float
+    measuring_seconds: float
+    masks: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells cells apart."""
+        return self.method, self.sparsity, self.seed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer at one sparsity.
+
+    Attributes:
+        sparsity: as text.
+        best: the method with the best score.
+        as_good: methods that cannot be told apart from it.
+    """
+
+    sparsity: str
+    best: str
+    as_good: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        task: that was measured.
+        score: the metrics whose mean ranks the methods.
+        lower_is_better: whether a lower score is the better one.
+        model_elements: parameters of the whole model.
+        dense: figures of the model as it was loaded.
+        cells: in order of sparsity, method and seed.
+        left_out: by method, why it could not be compared.
+    """
+
+    task: str
+    score: tuple[str, ...]
+    lower_is_better: bool
+    model_elements: int
+    dense: TaskMetrics
+    cells: tuple[Cell, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def sparsities(self) -> list[str]:
+        """As text, in order."""
+        return list(dict.fromkeys(cell.sparsity for cell in self.cells))
+
+    @property
+    def score_title(self) -> str:
+        """What the methods are ranked by."""
+        if self.task == "retrieval":
+            return "mean R@1"
+        return title_of(self.score[0])
+
+    def of(self, sparsity: str, method: str) -> list[Cell]:
+        """The cells of one method at one sparsity, by seed."""
+        return [c for c in self.cells if (c.sparsity, c.method) == (sparsity, method)]
+
+    def methods(self, sparsity: str) -> list[str]:
+        """The methods that were measured at a sparsity, in order."""
+        return list(dict.fromkeys(c.method for c in self.cells if c.sparsity == sparsity))
+
+    def score_of(self, measured: Sequence[TaskMetrics]) -> Score:
+        """The score of runs that were measured on the same samples."""
+        return Score.of(torch.stack([self._by_sample(each) for each in measured]))
+
+    def _by_sample(self, measured: TaskMetrics) -> torch.Tensor:
+        values = [measured.by_sample[name] for name in self.score]
+        return torch.tensor(values, dtype=torch.float64, device="cpu").mean(dim=0)
+
+    @cached_property
+    def scores(self) -> Mapping[tuple[str, str], Score]:
+        """By sparsity and method."""
+        return {
+            (sparsity, method): self.score_of([c.measured for c in self.of(sparsity, method)])
+            for sparsity in self.sparsities
+            for method in self.methods(sparsity)
+        }
+
+    def verdict(self, sparsity: str) -> Verdict:
+        """Which method is the best at a sparsity, and which are as good as far as one can tell."""
+        scores = {method: self.scores[sparsity, method] for method in self.methods(sparsity)}
+
+        def rank(method: str) -> float:
+            value = scores[method].value
+            if not math.isfinite(value):
+                return -math.inf
+            return -value if self.lower_is_better else value
+
+        best = max(scores, key=rank)
+        others = (method for method in sorted(scores, key=rank, reverse=True) if method != best)
+        as_good = [m for m in others if not scores[m].differs_from(scores[best])]
+        return Verdict(sparsity, best, tuple(as_good))
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """One per sparsity."""
+        return [self.verdict(sparsity) for sparsity in self.sparsities]
+
+    def winner(self, sparsity: str) -> Cell:
+        """The first cell of the best method at a sparsity."""
+        return self.of(sparsity, self.verdict(sparsity).best)[0]
+
+
+def percent(sparsity: str) -> str:
+    """`0.75` as `75%`; budgets by modality stay as they are."""
+    try:
+        return f"{100 * float(sparsity):.4g}%"
+    except ValueError:
+        return sparsity
+
+
+def scored(score: Score, task: str) -> str:
+    """A score with its error, with as many digits as the task's figures have."""
+    digits = 4 if task == "loss" else 1
+    if not math.isfinite(score.value):
+        return "not finite"
+    error = "?" if math.isnan(score.error) else f"{score.error:.{digits}f}"
+    return f"{score.value:.{digits}f} ± {error}"
+
+
+_SHORT = {"image_to_text_r1": "image->text", "text_to_image_r1": "text->image"}
+
+
+def comparison_table(found: Comparison) -> Table:
+    """One row per sparsity and method, the dense model first; at most 80 columns wide."""
+    parts = found.score if len(found.score) > 1 else ()
+    header = ["sparsity", "method", *(_SHORT.get(n, title_of(n)) for n in parts)]
+    header += [found.score_title, "verdict"]
+    dense = scored(found.score_of([found.dense]), found.task)
+    rows = [["", DENSE, *(f"{found.dense.metrics[name]:.1f}" for name in parts), dense, ""]]
+    for verdict in found.verdicts:
+        title = percent(verdict.sparsity)
+        for method in found.methods(verdict.sparsity):
+            cells = found.of(verdict.sparsity, method)
+            means = (sum(c.measured.metrics[name] for c in cells) / len(cells) for name in parts)
+            word = "best" if method == verdict.best else ""
+            word = "as good" if method in verdict.as_good else word
+            score = scored(found.scores[verdict.sparsity, method], found.task)
+            rows.append([title, method, *(f"{mean:.1f}" for mean in means), score, word])
+            title = ""
+    unit = {"retrieval": "R@1 in per cent", "loss": "pre-training loss, lower is better"}
+    title = unit.get(found.task, found.score_title)
+    return Table(f"{found.task}: {title}", header, rows, _NOTE)
+
+
+_NOTE = (
+    "± is one standard error. `as good`: its difference from the best one is within what chance "
+    "alone explains (95%), compared sample by sample."
+)
+
+
+def sentences(found: Comparison) -> list[str]:
+    """The answer at every sparsity, and what its noise is."""
+    texts = []
+    dense = found.score_of([found.dense])
+    for verdict in found.verdicts:
+        best, title = found.scores[verdict.sparsity, verdict.best], percent(verdict.sparsity)
+        if not math.isfinite(best.value):
+            texts.append(f"At {title} no method has a finite {found.score_title}.")
+            continue
+        text = (
+            f"At {title} {verdict.best} is best: {found.score_title} {scored(best, found.task)}; "
+            f"dense {scored(dense, found.task)}"
+        )
+        if not best.differs_from(dense):
+            text += ", and the difference may be chance"
+        if verdict.as_good:
+            text += f". {_listed(verdict.as_good)} cannot be told apart from it with this data"
+        elif runner_up := _runner_up(found, verdict):
+            text += f". Next is {runner_up[0]}, {scored(runner_up[1], found.task)} worse"
+        texts.append(f"{text}.")
+    runs, samples = next(iter(found.scores.values())).runs.shape
+    unit = "batches" if found.task == "loss" else "test samples"
+    noise = f"± is one standard error over {samples:,} {unit}"
+    if runs > 1:
+        noise += f" and {runs} sets of calibration samples."
+    else:
+        noise += ". What other calibration samples would change is not in it: --seeds 3 adds that."
+    return [*texts, noise]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _runner_up(found: Comparison, verdict: Verdict) -> tuple[str, Score] | None:
+    """The method after the best one, and by how much it is worse."""
+    best = found.scores[verdict.sparsity, verdict.best]
+    gaps = []
+    for method in found.methods(verdict.sparsity):
+        other = found.scores[verdict.sparsity, method]
+        if method == verdict.best or not math.isfinite(other.value):
+            continue
+        gaps.append((method, other.minus(best) if found.lower_is_better else best.minus(other)))
+    return min(gaps, key=lambda gap: gap[1].value, default=None)
+
+
+def to_csv(found: Comparison) -> str:
+    """One row per cell, the dense model first."""
+    metrics, modalities = list(found.dense.metrics), list(found.cells[0].by_modality)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            *("sparsity", "method", "seed", *metrics, "score", "standard_error", "removed"),
+            *("sparsity_of_prunable", "sparsity_of_model"),
+            *(f"sparsity_{modality}" for modality in modalities),
+            *("pruning_seconds", "measuring_seconds", "masks"),
+        ]
+    )
+    dense = found.score_of([found.dense])
+    writer.writerow(
+        [
+            *("0", DENSE, "", *found.dense.metrics.values(), dense.value, dense.error, 0, 0, 0),
+            *(0 for _ in modalities),
+            *("", "", ""),
+        ]
+    )
+    for cell in found.cells:
+        score = found.score_of([cell.measured])
+        writer.writerow(
+            [
+                *(cell.sparsity, cell.method, cell.seed),
+                *(cell.measured.metrics.get(name, "") for name in metrics),
+                *(score.value, score.error, cell.removed, cell.removed / cell.total),
+                *(cell.removed / found.model_elements, *cell.by_modality.values()),
+                *(f"{cell.pruning_seconds:.2f}", f"{cell.measuring_seconds:.2f}", cell.masks),
+            ]
+        )
+    return text.getvalue()
+
+
+def record_of(found: Comparison) -> dict[str, Any]:
+    """What compare.json says about the figures."""
+    dense = found.score_of([found.dense])
+    return {
+        "task": found.task,
+        "score": {
+            "name": found.score_title,
+            "mean_of": list(found.score),
+            "lower_is_better": found.lower_is_better,
+        },
+        "dense": {"metrics": _finite(found.dense.metrics), **_score_record(dense)},
+        "verdicts": [
+            {
+                "sparsity": verdict.sparsity,
+                "best": verdict.best,
+                "as_good": list(verdict.as_good),
+                "masks": found.winner(verdict.sparsity).masks,
+            }
+            for verdict in found.verdicts
+        ],
+        "methods": [
+            {"sparsity": sparsity, "method": method, **_score_record(score)}
+            for (sparsity, method), score in found.scores.items()
+        ],
+        "cells": [
+            {
+                "sparsity": cell.sparsity,
+                "method": cell.method,
+                "seed": cell.seed,
+                "metrics": _finite(cell.measured.metrics),
+                **_score_record(found.score_of([cell.measured])),
+                "removed": cell.removed,
+                "sparsity_of_prunable": cell.removed / cell.total,
+                "sparsity_of_model": cell.removed / found.model_elements,
+                "by_modality": dict(cell.by_modality),
+                "pruning_seconds": round(cell.pruning_seconds, 2),
+                "measuring_seconds": round(cell.measuring_seconds, 2),
+                "masks": cell.masks,
+            }
+            for cell in found.cells
+        ],
+        "left_out": dict(found.left_out),
+    }
+
+
+def _score_record(score: Score) -> dict[str, float | None]:
+    return _finite({"score": score.value, "standard_error": score.error})
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

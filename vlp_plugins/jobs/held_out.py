@@ -1,0 +1,220 @@
+"""The data of a comparison: the task, samples to measure on, and others to calibrate with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.data.batches import Example, ExampleBatches
+from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.recipes import DataRecipe
+from vlp_plugins.jobs.tasks import (
+    TASK_CLASSES,
+    Task,
+    TaskMetrics,
+    TaskRequest,
+    TaskSamples,
+    Track,
+    read_samples,
+)
+from vlp_plugins.models.adapter import (
+    AnsweringAdapter,
+    Batch,
+    ClassifyingAdapter,
+    RetrievalAdapter,
+)
+from vlp_plugins.models.request import Target
+from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, VlpError
+from vlp_plugins.runtime.memory import usable_bytes
+from vlp_plugins.tasks import TASKS
+from vlp_plugins.tasks.finetuning.samples import Sample
+
+LOSS = "loss"
+COMPARED_TASKS = (*TASKS, LOSS)
+
+
+class LossTask(Task):
+    """The model's pre-training loss on images with their first captions, batch by batch."""
+
+    score = ("loss",)
+    lower_is_better = True
+
+    def read(self) -> TaskSamples:
+        names = ("data", "split", "limit", "image_column", "caption_column")
+        return read_samples("retrieval", **{name: getattr(self.request, name) for name in names})
+
+    def examples(self) -> list[Example]:
+        """Whole batches, as the contrastive loss depends on their size."""
+        samples, size = self.data.samples, self.request.batch_size
+        whole = len(samples) // size * size or len(samples)
+        return [Example(s.place, s.image, s.texts[0], s.label) for s in samples[:whole]]
+
+    def measure(self, track: Track) -> TaskMetrics:
+        loaded = self.loaded
+        with LossProbe(loaded.model, loaded.adapter, loaded.weights).attached(()) as probe:
+            losses = [probe.loss(batch, i) for i, batch in enumerate(track(self.batches))]
+        return TaskMetrics({"loss": sum(losses) / len(losses)}, by_sample={"loss": losses})
+
+    def settings(self) -> dict[str, Any]:
+        return {"images": len(self.examples()), "batches": len(self.batches)}
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What is compared, and on which data.
+
+    Attributes:
+        data: what calibration samples are drawn from: `batches` of them for each seed.
+        test: what is measured on; None: the part of `data` that is not calibrated with.
+        test_split: of `test`, or of `data` if there is no `test`.
+        task: one of `COMPARED_TASKS`; None takes the first that model and data can do.
+        methods: names; none: those of `METHODS` that the model can do.
+        sparsity: targets.
+        limit: test images (questions) at most.
+        seeds: how many sets of calibration samples.
+        seed: of the first set, and of what divides `data`.
+    """
+
+    data: DataRecipe
+    test: str | None = None
+    test_split: str | None = None
+    task: str | None = None
+    methods: tuple[str, ...] = ()
+    sparsity: tuple[Target, ...] = (0.5, 0.75)
+    limit: int = 1000
+    seeds: int = 1
+    seed: int = 0
+
+
+def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSamples]:
+    """The task with the samples that are measured on, and what calibration samples come from.
+
+    Raises:
+        DataError: if data is missing, or not enough.
+        UnsupportedError: if the model can do none of the tasks on this data.
+    """
+    if request.data.source is None:
+        raise RecipeError(
+            "`vlp compare` calibrates and measures on data: give --data FOLDER (images with "
+            "metadata.jsonl, or a folder of images for each class)"
+        )
+    names = [request.task] if request.task else _possible_tasks(loaded)
+    reasons = []
+    for name in names:
+        try:
+            test, pool = _samples(request, name)
+            if request.task is None:  # the class of an adapter does not know what a model lacks
+                task_of(loaded, request, name, _first(test, 2)).measure(lambda batches: batches)
+        except VlpError as error:
+            if request.task is not None:
+                raise
+            reasons.append(f"{name}: {error}")
+            continue
+        return task_of(loaded, request, name, test), pool
+    raise UnsupportedError(
+        f"adapter {loaded.adapter.name!r} can do no task on {request.data.source}: "
+        + "; ".join(reasons)
+    )
+
+
+def _possible_tasks(loaded: Loaded) -> list[str]:
+    """The tasks that are tried if none is named, in this order."""
+    asked: dict[str, Any] = {
+        "classification": ClassifyingAdapter,
+        "retrieval": RetrievalAdapter,
+        "vqa": AnsweringAdapter,
+    }
+    return [task for task, protocol in asked.items() if isinstance(loaded.adapter, protocol)] + [
+        LOSS
+    ]
+
+
+def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSamples) -> Task:
+    """The task with these samples."""
+    data = request.data
+    asked = TaskRequest(
+        name,
+        str(request.test or data.source),
+        batch_size=data.batch_size,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+    )
+    return (LossTask if name == LOSS else TASK_CLASSES[name])(loaded, asked, samples)
+
+
+def _first(samples: TaskSamples, count: int) -> TaskSamples:
+    return replace(samples, samples=samples.samples[:count])
+
+
+def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSamples]:
+    """What is measured on, and what calibration samples are drawn from; never the same images."""
+    data = request.data
+    kind = "retrieval" if task == LOSS else task
+
+    def read(source: str, split: str | None) -> TaskSamples:
+        return read_samples(
+            kind, source, split=split, image_column=data.image_column,
+            caption_column=data.caption_column,
+        )  # fmt: skip
+
+    source = str(data.source)
+    pool = read(source, data.split)
+    if request.test is None and request.test_split is None:
+        return _divided(pool, request.limit, request.seed)
+    test = read(request.test or source, request.test_split)
+    if test.description == pool.description:
+        raise RecipeError(
+            f"{test.description} would be calibrated with and measured on; name another --test or "
+            "--test-split, or leave both out: then the data is divided"
+        )
+    return _first(test, request.limit), pool
+
+
+def _divided(samples: TaskSamples, limit: int, seed: int) -> tuple[TaskSamples, TaskSamples]:
+    """Two parts that share no image: the first has `limit` images, at most half of them."""
+    by_image: dict[object, list[int]] = {}
+    for number, sample in enumerate(samples.samples):
+        by_image.setdefault(_image_of(sample, number), []).append(number)
+    if len(by_image) < 2:
+        raise DataError(
+            f"{samples.description} has a single image; two are the least that can be divided into "
+            "calibration and test: give --test FOLDER"
+        )
+    images = random.Random(f"vlp compare {seed}").sample(list(by_image), len(by_image))
+    count = min(limit, len(images) // 2)
+    parts = []
+    for title, chosen in (("test", images[:count]), ("calibration", images[count:])):
+        numbers = sorted(number for image in chosen for number in by_image[image])
+        parts.append(
+            replace(
+                samples,
+                description=f"{samples.description}, {title} part",
+                samples=tuple(samples.samples[number] for number in numbers),
+            )
+        )
+    return parts[0], parts[1]
+
+
+def _image_of(sample: Sample, number: int) -> object:
+    """What is the same for samples of one image: its file or its bytes."""
+    arguments = getattr(sample.image, "args", ())
+    image = arguments[-1] if arguments else None
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+        return number if image is None else image
+    return image if isinstance(image, Path) else number
+
+
+def held(batches: Collection[Batch] | ExampleBatches) -> Collection[Batch] | ExampleBatches:
+    """The batches in memory, if they take little of it: they are read for every cell."""
+    first = next(iter(batches))
+    size = sum(value.nbytes for value in first.values() if torch.is_tensor(value))
+    if len(batches) * size * 4 > usable_bytes(torch.device("cpu"), 0):
+        return batches
+    return list(batches)
