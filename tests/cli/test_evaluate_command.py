@@ -298,12 +298,19 @@ def test_masks_of_the_pretraining_model_fit_the_downstream_model(
         model, adapter = load_model(str(downstream / f"xvlm-{task}"), device="cpu")
         Masks.load(masks).apply(model, adapter)
         assert Masks.load(masks).verify(model, adapter) == []
+        page = (tmp_path / task / "report.html").read_text()
+        assert re.search(r'<dd class="note">[+-][\d.]+ ± [\d.]+ points by pruning', page)
+        zeros = sum(int((p == 0).sum()) for p in model.parameters())
+        whole = record["masks"]["sparsity of the whole model"]
+        assert whole == pytest.approx(zeros / sum(map(torch.numel, model.parameters())), abs=0.01)
 
 
 def test_the_page_repeats_the_run_and_loads_nothing(vlp, downstream, sets, tmp_path) -> None:
     out = tmp_path / "out"
     _, record = evaluate(vlp, downstream / "blip-vqa", "vqa", sets / "vqa", out, "--split", "val")
     page = (out / "report.html").read_text()
+    assert re.search(r'<dt>accuracy</dt><dd class="value">[\d.]+%</dd><dd class="note">± \d', page)
+    assert re.search(r"<p>± is one standard error over \d+ samples\.</p>", page)
     assert not re.search(r" src=|href=\"(/|[^\"]*:)", page)
     words = shlex.split(html.unescape(re.findall(r"<pre>(.*?)</pre>", page)[-1]))
     assert words[:2] == ["vlp", "evaluate"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.jobs.tasks import TaskMetrics, title_of
+from vlp_plugins.report.layers import csv_text
 from vlp_plugins.report.page import Table
 
 DENSE = "dense"
@@ -287,27 +286,23 @@ def _runner_up(found: Comparison, verdict: Verdict) -> tuple[str, Score] | None:
 def to_csv(found: Comparison) -> str:
     """One row per cell, the dense model first."""
     metrics, modalities = list(found.dense.metrics), list(found.cells[0].by_modality)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    dense = found.score_of([found.dense])
+    rows: list[list[object]] = [
         [
             *("sparsity", "method", "seed", *metrics, "score", "standard_error", "removed"),
             *("sparsity_of_prunable", "sparsity_of_model"),
             *(f"sparsity_{modality}" for modality in modalities),
             *("pruning_seconds", "measuring_seconds", "masks"),
-        ]
-    )
-    dense = found.score_of([found.dense])
-    writer.writerow(
+        ],
         [
             *("0", DENSE, "", *found.dense.metrics.values(), dense.value, dense.error, 0, 0, 0),
             *(0 for _ in modalities),
             *("", "", ""),
-        ]
-    )
+        ],
+    ]
     for cell in found.cells:
         score = found.score_of([cell.measured])
-        writer.writerow(
+        rows.append(
             [
                 *(cell.sparsity, cell.method, cell.seed),
                 *(cell.measured.metrics.get(name, "") for name in metrics),
@@ -316,7 +311,7 @@ def to_csv(found: Comparison) -> str:
                 *(f"{cell.pruning_seconds:.2f}", f"{cell.measuring_seconds:.2f}", cell.masks),
             ]
         )
-    return text.getvalue()
+    return csv_text(rows)
 
 
 def record_of(found: Comparison) -> dict[str, Any]:

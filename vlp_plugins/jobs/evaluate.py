@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlp_plugins.calibration.data_pass import Progress
+from vlp_plugins.jobs.comparison import Score
 from vlp_plugins.jobs.facts import (
     SPEED,
     StopWatch,
@@ -124,13 +127,17 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
         ]
         file = str(found.masks["file"])
         steps = mask_steps(source, file, loaded.adapter, measured=found.task)
+    said = sentences(found)[found.masks is not None :]  # the tiles say what the masks are
+    if found.before.by_sample:
+        samples = len(next(iter(found.before.by_sample.values())))
+        said.append(f"\u00b1 is one standard error over {samples:,} samples.")
     return Page(
         f"{name}: {task}{pruned}",
         command,
         f"{name} was measured by {task} on {found.data}{pruned}.",
         tiles,
         [],
-        sentences(found)[found.masks is not None :],  # the tiles say what the masks are
+        said,
         steps,
         sections,
         {**{key: str(value) for key, value in found.settings.items()}, **found.facts},
@@ -142,14 +149,25 @@ def _metric_tiles(found: Evaluation) -> list[Tile]:
     titles, tiles = titles_of(found.before.metrics), []
     for name in [each for each in titles if each in _LEADING] or list(titles)[:_SHOWN_TILES]:
         value = found.before.metrics[name]
-        text = _short(found.task, value)
-        note = ""
+        text, before = _short(found.task, value), _score(found.before, name)
+        note = "" if before is None else f"\u00b1 {before.error:.1f}"
         if found.after is not None:
-            pruned = found.after.metrics.get(name, math.nan)
+            pruned, after = found.after.metrics.get(name, math.nan), _score(found.after, name)
             text += f" \u2192 {_short(found.task, pruned)}"
-            note = f"{pruned - value:+.1f} points by pruning"
+            change = f"{pruned - value:+.1f}"
+            if before is not None and after is not None:
+                change += f" \u00b1 {after.minus(before).error:.1f}"
+            note = f"{change} points by pruning" if math.isfinite(pruned - value) else ""
+            if before is not None and after is not None and not after.differs_from(before):
+                note += ", which may be chance"
         tiles.append(Tile(titles[name], text, note))
     return tiles
+
+
+def _score(measured: TaskMetrics, metric: str) -> Score | None:
+    """A metric with its standard error over the samples; None if they are not known."""
+    values = measured.by_sample.get(metric)
+    return None if values is None else Score.of(torch.tensor([list(values)], dtype=torch.float64))
 
 
 def _short(task: str, value: float) -> str:

@@ -68,8 +68,7 @@ def run_finetuning(
 
     The folder is a checkpoint of the task's model with the processor of the pre-training model;
     next to them are `masks.safetensors` (those that were given, without new values),
-    `losses.jsonl`, `finetuning.json` and `report.html`. Meanwhile `OUT.work` keeps the state and the
-    loss log.
+    `losses.jsonl`, `finetuning.json` and `report.html`. Meanwhile `OUT.work` keeps the state.
 
     Args:
         load: gives the pre-training model, after the folder was found to be free.

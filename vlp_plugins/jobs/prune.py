@@ -304,17 +304,12 @@ def page_of(
                 f"{inspection.model}, {count(inspection.parameters)} parameters, "
                 f"{percent(inspection.prunable / inspection.parameters)} of them prunable",
             ),
-            Tile(
-                "Method",
-                recipe.method,
-                f"{variant}{values}",
-            ),
+            Tile("Method", recipe.method, f"{variant}{values}"),
             Tile("Sparsity of the prunable part", prunable, f"asked for: {span(list(masks))}"),
             Tile("Sparsity of the whole model", whole, "what is not pruned counts as well"),
             Tile("Calibration", read, facts.get("data", "")),
             Tile("Quality", "not measured", "vlp evaluate measures it: the first step below"),
             size_tile(job.model, inspection.weights, sets),
-            LACKING,
             SPEED,
         ],
         [
