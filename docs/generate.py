@@ -74,7 +74,9 @@ def keys(kind: type, command: str, prefix: str = "", without: Sequence[str] = ()
             text = (option.get_help_record(context) or ("", ""))[1]
             meaning, _, default = text.partition("  [")
             default = default.rstrip("]").removeprefix("default: ")
-        rows.append([f"`{prefix}{each.name}`", meaning.replace("|", "\\|").replace("*", "\\*"), default])
+        rows.append(
+            [f"`{prefix}{each.name}`", meaning.replace("|", "\\|").replace("*", "\\*"), default]
+        )
     return table(["key", "meaning", "default"], rows)
 
 

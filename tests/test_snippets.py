@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "cli"))
 
 # Pages whose blocks have tests of their own, and by which file.
-ELSEWHERE = {"docs/howto": "test_howto.py"}
+ELSEWHERE = {
+    "docs/howto": "test_howto.py",
+    "docs/python.md": "test_python_pages.py",
+    "docs/quickstart.md": "test_python_pages.py",
+}
 PAGES = [
     path
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
