@@ -314,7 +314,6 @@ def page_of(
             Tile("Calibration", read, facts.get("data", "")),
             Tile("Quality", "not measured", "vlp evaluate measures it: the first step below"),
             size_tile(job.model, inspection.weights, sets),
-            LACKING,
             SPEED,
         ],
         [
