@@ -24,7 +24,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,7 +32,7 @@ from vlp_plugins.masks.lock import SparsityLock
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import before_joining
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.tasks.finetuning.engine import TaskLoss
+from vlp_plugins.tasks.finetuning.engine import Engine, TaskLoss
 
 try:
     from accelerate import Accelerator
@@ -95,13 +94,10 @@ def _load_masked(lock: SparsityLock, load: Any, *args: Any, **options: Any) -> N
         lock.apply()
 
 
-class AccelerateEngine:
+class AccelerateEngine(Engine):
     """Computes the steps of `finetune` with an `Accelerator`.
 
     Attributes:
-        index: of this process.
-        processes: number of them.
-        device: of this process.
         accelerator: as it was given.
     """
 
@@ -126,7 +122,7 @@ class AccelerateEngine:
         self.accelerator = accelerator
         self.index = accelerator.process_index
         self.processes = accelerator.num_processes
-        self.device: torch.device = accelerator.device
+        self.device = accelerator.device
 
     def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
         self._loss, self._optimizer = self.accelerator.prepare(loss, optimizer)

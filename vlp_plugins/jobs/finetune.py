@@ -27,7 +27,7 @@ from vlp_plugins.report.page import Page, Section, Step, Tile
 from vlp_plugins.runtime.errors import RecipeError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
-from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice
+from vlp_plugins.tasks.finetuning.engine import Engine
 from vlp_plugins.tasks.finetuning.files import LOSSES_FILE as LOG
 from vlp_plugins.tasks.finetuning.finetune import Finetuned, downstream, finetune
 from vlp_plugins.tasks.finetuning.samples import SampleEpochs
@@ -103,7 +103,7 @@ def run_finetuning(
         )
         watch.lap("loading")
         if engine is None:
-            engine = OneDevice(next(model.parameters()).device, recipe.settings.autocast)
+            engine = Engine(next(model.parameters()).device, recipe.settings.autocast)
         with working(results, resume=resume) as work:
             done = finetune(
                 model,

@@ -13,10 +13,10 @@ from transformers.utils import logging
 
 from benchmarks.papers.experiments.searches import SEARCHES, Search, result_of
 from benchmarks.papers.world import World
-from vlp_plugins.hosts.nni.trial import NniTrial, Trial
+from vlp_plugins.hosts.nni.trial import NniTrial
 
 
-def run(search: Search, trial: Trial, seed: int, world: World, cells: Path) -> None:
+def run(search: Search, trial: NniTrial, seed: int, world: World, cells: Path) -> None:
     """Runs the cell if it is missing and tells the tuner."""
     cell = search.cell(trial.drawn, seed)
     if cell.content(cells) is None:

@@ -16,7 +16,7 @@ pytest.importorskip("accelerate")
 from finetune_in_processes import CLIPPED, TASKS, train
 from finetuning_examples import Case, assert_alike, batches, case
 
-from vlp_plugins.tasks.finetuning.engine import OneDevice
+from vlp_plugins.tasks.finetuning.engine import Engine
 from vlp_plugins.tasks.finetuning.finetune import finetune
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def close(made: Case, found: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(("family", "task"), TASKS)
 def test_two_processes_do_what_one_does_in_two_parts(place, family, task) -> None:
     made = case(family, task)
-    train(made, task, OneDevice("cpu"), replace(CLIPPED, accumulate=2))
+    train(made, task, Engine("cpu"), replace(CLIPPED, accumulate=2))
     close(made, torch.load(place / f"{family}-{task}.pt", weights_only=True))
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nni
 import torch
@@ -41,34 +41,18 @@ STANDALONE = "STANDALONE"
 """The id that NNI gives to the experiment and the trial of a script run by hand."""
 
 
-class Trial(Protocol):
-    """One trial of an experiment.
-
-    Attributes:
-        experiment: id.
-        name: id of the trial.
-        number: its place in the experiment, from 0.
-        drawn: by key what the tuner chose.
-    """
-
-    experiment: str
-    name: str
-    number: int
-    drawn: Mapping[str, Any]
-
-    def intermediate(self, result: Mapping[str, float]) -> None:
-        """Reports how good the model is so far; `default` is what tuners look at."""
-
-    def final(self, result: Mapping[str, float]) -> None:
-        """Reports how good the model is in the end."""
-
-
 @dataclass
 class NniTrial:
     """The trial that NNI started; outside of an experiment one to which nothing was given.
 
     Without an experiment NNI itself is in its stand-alone mode: it draws nothing, and shows results
     in the log.
+
+    Attributes:
+        experiment: id.
+        name: id of the trial.
+        number: its place in the experiment, from 0.
+        drawn: by key what the tuner chose.
     """
 
     experiment: str
@@ -91,9 +75,11 @@ class NniTrial:
         return self.name == STANDALONE
 
     def intermediate(self, result: Mapping[str, float]) -> None:
+        """Reports how good the model is so far; `default` is what tuners look at."""
         nni.report_intermediate_result(dict(result))
 
     def final(self, result: Mapping[str, float]) -> None:
+        """Reports how good the model is in the end."""
         nni.report_final_result(dict(result))
 
 
@@ -279,7 +265,7 @@ FINETUNED = "model-finetuned"
 def run_trial(
     recipe: Recipe,
     settings: TrialSettings,
-    trial: Trial,
+    trial: NniTrial,
     *,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> TrialRecord:
@@ -322,7 +308,7 @@ def run_trial(
     return record
 
 
-def folder_of(recipe: Recipe, trial: Trial) -> Path:
+def folder_of(recipe: Recipe, trial: NniTrial) -> Path:
     """Where a trial keeps what it makes."""
     out = os.path.abspath(str(recipe.out))  # noqa: PTH100  resolve() would follow links
     return Path(out) / trial.experiment / trial.name
@@ -333,7 +319,7 @@ def _finish(
     masks: Mapping[str, Masks],
     folder: Path,
     settings: TrialSettings,
-    trial: Trial,
+    trial: NniTrial,
 ) -> TrialRecord:
     """Measures and fine-tunes with the masks; writes to the folder that becomes the trial's."""
     ((title, each),) = masks.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ class TaskLoss(nn.Module):
         return self._adapter.task_losses(self._task, self.model, batch)
 
 
-class Engine(Protocol):
-    """Computes gradients and takes steps.
+class Engine:
+    """Computes gradients and takes steps: here in one process, on one device.
 
     Attributes:
         index: of this process, from 0.
@@ -37,53 +37,9 @@ class Engine(Protocol):
         device: of this process.
     """
 
-    index: int
-    processes: int
-    device: torch.device
-
-    def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
-        """Takes what is trained; parameters stay the same objects."""
-
-    def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
-        """Adds gradients of a batch to those that are there.
-
-        Args:
-            batch: on the device.
-            share: factor of the loss.
-            last: of the step; gradients of all processes are averaged then.
-
-        Returns:
-            The terms of the loss, by name.
-        """
-
-    def step(self, parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor | None:
-        """Takes a step with the gradients, and deletes them.
-
-        Returns:
-            Norm of the gradient before it was clipped, if it was to be.
-        """
-
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean over the processes."""
-
-    def state(self) -> dict[str, Any]:
-        """What the next step depends on besides model and optimizer, as JSON."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`."""
-
-
-class OneDevice:
-    """The device that the model is on, in one process.
-
-    Attributes:
-        index: 0.
-        processes: 1.
-        device: of the model.
-    """
-
     index = 0
     processes = 1
+    device: torch.device
 
     def __init__(self, device: torch.device | str, autocast: str | None = None) -> None:
         """Chooses where and in which precision.
@@ -100,15 +56,31 @@ class OneDevice:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype is torch.float16)
 
     def prepare(self, loss: TaskLoss, optimizer: Optimizer) -> None:
+        """Takes what is trained; parameters stay the same objects."""
         self._loss, self._optimizer = loss, optimizer
 
     def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
+        """Adds gradients of a batch to those that are there.
+
+        Args:
+            batch: on the device.
+            share: factor of the loss.
+            last: of the step; gradients of all processes are averaged then.
+
+        Returns:
+            The terms of the loss, by name.
+        """
         with precision(self.device, self._dtype):
             terms: dict[str, Tensor] = self._loss(batch)
         self._scaler.scale(total(terms) * share).backward()
         return terms
 
     def step(self, parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor | None:
+        """Takes a step with the gradients, and deletes them.
+
+        Returns:
+            Norm of the gradient before it was clipped, if it was to be.
+        """
         norm = None
         if clip is not None:
             self._scaler.unscale_(self._optimizer)
@@ -119,10 +91,13 @@ class OneDevice:
         return norm
 
     def mean(self, value: Tensor) -> Tensor:
+        """The mean over the processes."""
         return value
 
     def state(self) -> dict[str, Any]:
+        """What the next step depends on besides model and optimizer, as JSON."""
         return dict(self._scaler.state_dict())
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state`."""
         self._scaler.load_state_dict(dict(state))

@@ -25,7 +25,7 @@ from vlp_plugins.runtime.distributed import all_gather
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
 from vlp_plugins.tasks import TASKS
-from vlp_plugins.tasks.finetuning.engine import Engine, OneDevice, TaskLoss
+from vlp_plugins.tasks.finetuning.engine import Engine, TaskLoss
 from vlp_plugins.tasks.finetuning.files import (
     FORM,
     STATE_FILE,
@@ -209,7 +209,7 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     trained(model)
-    engine = engine or OneDevice(next(model.parameters()).device, settings.autocast)
+    engine = engine or Engine(next(model.parameters()).device, settings.autocast)
     epochs = Epochs(batches, settings.accumulate * engine.processes, seed=settings.seed)
     steps = settings.steps or settings.epochs * _known(epochs.steps())
     if masks is not None:

@@ -6,13 +6,12 @@ import errno
 import mmap
 import os
 import tempfile
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import distributed
@@ -117,12 +116,30 @@ def fill(vector: torch.Tensor, edges: Sequence[int]) -> torch.Tensor:
     return vector
 
 
-class MemoryStore:
-    """Parts in one tensor.
+class Store(ABC):
+    """Room for the rows of some columns, part by part.
 
     Attributes:
         layout: where a part lies.
     """
+
+    layout: Layout
+
+    @abstractmethod
+    def write(self, row: int, start: int, values: torch.Tensor) -> None:
+        """Writes entries of a row, `values` `[m]` from column `start` on.
+
+        Raises:
+            OutputError: if a disk is full or broken.
+        """
+
+    @abstractmethod
+    def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first `n` rows: first column of a part, and the part `[n, width]`."""
+
+
+class MemoryStore(Store):
+    """Parts in one tensor."""
 
     def __init__(self, layout: Layout, flat: torch.Tensor) -> None:
         """Takes what it needs of a tensor.
@@ -135,12 +152,10 @@ class MemoryStore:
         self._flat = flat
 
     def write(self, row: int, start: int, values: torch.Tensor) -> None:
-        """Writes entries of a row, `values` `[m]` from column `start` on."""
         for offset, piece in self.layout.places(row, start, values):
             self._flat[offset : offset + len(piece)].copy_(piece)
 
     def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first `n` rows: first column of a part, and the part `[n, width]`."""
         for start, width, offset in self.layout.parts():
             yield start, self._flat[offset : offset + n * width].view(n, width)
 
@@ -152,14 +167,11 @@ ELSEWHERE = (
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class FileStore:
+class FileStore(Store):
     """Parts in a file of a folder; the system's file cache is all the memory that it takes.
 
     The file has no name in the folder (or loses it as soon as it is made), so that not even
     `kill -9` leaves it there.
-
-    Attributes:
-        layout: where a part lies.
     """
 
     def __init__(self, layout: Layout, dtype: torch.dtype, folder: Path) -> None:
@@ -189,11 +201,6 @@ class FileStore:
             raise self._failure(error) from error
 
     def write(self, row: int, start: int, values: torch.Tensor) -> None:
-        """Writes entries of a row, `values` `[m]` from column `start` on.
-
-        Raises:
-            OutputError: if the disk is full or broken.
-        """
         values = values.to("cpu", self._dtype).contiguous()
         size = self._dtype.itemsize
         try:
@@ -203,7 +210,7 @@ class FileStore:
             raise self._failure(error) from error
 
     def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first `n` rows: first column of a part, and the part `[n, width]`, mapped.
+        """The first `n` rows, mapped.
 
         While one part is in work the system reads the next, and what was read leaves the memory of
         this process.
@@ -263,16 +270,6 @@ def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
     """Tells the system about a range of a file; it goes by whole pages."""
     first = start - start % mmap.PAGESIZE
     mapped.madvise(advice, first, start + length - first)
-
-
-class Store(Protocol):
-    """Room for the rows of some columns."""
-
-    def write(self, row: int, start: int, values: torch.Tensor) -> None:
-        """Writes entries of a row, `values` `[m]` from column `start` on."""
-
-    def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first `n` rows: first column of a part, and the part `[n, width]`."""
 
 
 class GradientRows(Rows):
