@@ -76,6 +76,8 @@ def load(
             there is no such device.
         UnclaimedModelError: if no adapter claims the model.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UnsupportedError(f"source is a {type(source).__name__}, not a path or hub id")
     name = str(dtype).removeprefix("torch.")
     return load_model(os.fspath(source), adapter=adapter, dtype=name, device=device)[0]
 

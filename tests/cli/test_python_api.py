@@ -16,7 +16,13 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import vlp_plugins as vlp_api
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.runtime.errors import DataError, OutputError, RecipeError, UnclaimedModelError
+from vlp_plugins.runtime.errors import (
+    DataError,
+    OutputError,
+    RecipeError,
+    UnclaimedModelError,
+    UnsupportedError,
+)
 
 
 @pytest.fixture
@@ -128,6 +134,13 @@ def test_mistakes_are_said_before_anything_is_read(models, photos, tmp_path) -> 
     for take in (vlp_api.batches, lambda data, model: vlp_api.evaluate(model, data)):
         with pytest.raises(DataError, match="data is a list, not the path .* goes to prune"):
             take([{}], model)
+    with pytest.raises(DataError, match=r"vlp_plugins.batches\('photos', model\) makes them"):
+        vlp_api.prune(model, "photos", sparsity=0.5)
+    for call in (lambda: vlp_api.batches(model, photos), lambda: vlp_api.evaluate(photos, model)):
+        with pytest.raises(UnsupportedError, match="model is a .*, not a torch.nn.Module"):
+            call()
+    with pytest.raises(UnsupportedError, match="source is a CLIPModel, not a path or hub id"):
+        vlp_api.load(model)
     with pytest.raises(DataError, match="batch size must be at least 1, not 0"):
         vlp_api.batches(photos, model, batch_size=0)
     with pytest.raises(DataError, match="number of batches must be at least 1, not 0"):
@@ -190,12 +203,12 @@ def test_the_other_tasks_and_how_a_task_is_guessed(
         vlp_api.evaluate(blip, photos)
     with pytest.raises(RecipeError, match="no task is called 'retrival'.*'retrieval'"):
         vlp_api.evaluate(blip, photos, task="retrival")
-    with pytest.raises(RecipeError, match="rerank is of retrieval"):
+    with pytest.raises(RecipeError, match=r"^rerank \(--rerank\) is of retrieval"):
         vlp_api.evaluate(blip, photos, task="captioning", rerank=2)
     with pytest.raises(RecipeError, match="does not look like data of any task"):
         vlp_api.evaluate(classifier, photos)
     written = vlp_api.evaluate(blip, coco, task="captioning", split="test", beams=1, limit=2)
-    assert "METEOR: absent, as " in repr(written)
+    assert "METEOR is absent: " in repr(written)
     assert len(written.texts) == 2
 
 

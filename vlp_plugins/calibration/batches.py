@@ -56,8 +56,10 @@ def check_batches(batches: Iterable[object], limit: int | None = None) -> None:
         )
     iterable = hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
     if isinstance(batches, str | bytes) or not iterable:
+        made = f": vlp_plugins.batches({batches!r}, model) makes them" if kind is str else ""
         raise DataError(
             f"{batches!r} is a {kind.__name__}, not batches; give a list of batches, or a loader"
+            + made
         )
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no batch; use 1 or more, or None for all")

@@ -97,7 +97,8 @@ class TaskRequest:
         for name, option, tasks in _OF_TASKS:
             if self.task not in tasks and getattr(self, name) != _DEFAULTS[name]:
                 raise RecipeError(
-                    f"--{option} is of {' and '.join(tasks)}, not of {self.task}; leave it out"
+                    f"{option.replace('-', '_')} (--{option}) is of {' and '.join(tasks)}, not of "
+                    f"{self.task}; leave it out"
                 )
 
 
@@ -187,7 +188,7 @@ class TaskMetrics(Mapping[str, float]):
         width = max(map(len, titles.values()), default=0)
         for name, title in titles.items():
             lines.append(f"  {title:<{width}}  {shown(self.metrics[name]):>6}")
-        lines += [f"  {title_of(name)}: absent, as {why}" for name, why in self.absent.items()]
+        lines += [f"  {title_of(name)} is absent: {why}" for name, why in self.absent.items()]
         return "\n".join(lines)
 
 
