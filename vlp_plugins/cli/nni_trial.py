@@ -163,6 +163,7 @@ def _check(experiment: Path, recipe: Any, settings: Any) -> None:
 
 def _run(recipe: Any, settings: Any) -> None:
     from vlp_plugins.hosts.nni.trial import NniTrial, folder_of, run_trial
+    from vlp_plugins.jobs.evaluate import title_of
 
     trial = NniTrial.current()
     if trial.alone:
@@ -171,7 +172,7 @@ def _run(recipe: Any, settings: Any) -> None:
         record = run_trial(recipe, settings, trial, progress=progress)
     print_table(
         "",
-        ["steps of fine-tuning", *record.final],
+        ["steps of fine-tuning", *map(title_of, record.final)],
         [
             [step, *(f"{figure:.4f}" for figure in figures.values())]
             for step, figures in record.results.items()
