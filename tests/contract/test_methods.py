@@ -8,6 +8,7 @@ from transformers import BatchEncoding
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.calibration.batches import interleave, to_device
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
@@ -70,6 +71,24 @@ def test_masks_are_exact_and_the_same_one_by_one(model, batches, method):
         assert each.removed == expected_removals(method, weights, asked)
         assert each == prune(model, batches, method=method, sparsity=asked)
         assert each.manifest.method == method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_what_it_declares(model, batches, monkeypatch, name):
+    gradients, measure = [], LossProbe.measure
+    monkeypatch.setattr(LossProbe, "measure", lambda *args: gradients.append(1) or measure(*args))
+    method = make_method(registry(), name, **QUICK.get(name, {}))
+
+    masks = prune(model, batches, method=method, sparsity=[0.5, 0.9])
+
+    assert all((each.new_values is not None) == method.changes_weights for each in masks)
+    assert bool(gradients) == method.takes_gradients
+    assert method.reads_data or not gradients
+    cost = method.relative_cost.removesuffix(", and a solver")
+    if method.takes_gradients:
+        assert cost == {4: "3", 8: "3 per sparsity"}[len(gradients)]
+    else:
+        assert cost == str(int(method.reads_data))
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,50 @@ def test_a_folder_with_something_in_it_is_refused_an_empty_one_is_filled(tmp_pat
     assert (target / "a").read_text() == "a"
 
 
+def test_a_folder_with_our_mark_is_replaced_when_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "run"
+
+    def write(text, **how):
+        with atomic_folder(target, mark="mark.json", **how) as temporary:
+            (temporary / "mark.json").write_text(f'{{"made_by": "vlp_plugins 1", "x": {text}}}')
+            (temporary / f"{text}.txt").touch()
+
+    write("1")
+    with pytest.raises(OutputError, match=r"not empty; .*overwrite=True \(--overwrite\)"):
+        write("2")
+    with (
+        pytest.raises(ZeroDivisionError),
+        atomic_folder(target, mark="mark.json", overwrite=True),
+    ):
+        _ = 1 / 0
+    assert sorted(path.name for path in target.iterdir()) == ["1.txt", "mark.json"]
+
+    write("2", overwrite=True)
+
+    assert sorted(path.name for path in target.iterdir()) == ["2.txt", "mark.json"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("kind", ["none", "foreign", "link", "late"])
+def test_a_folder_without_our_mark_is_never_replaced(tmp_path, kind):
+    target, ours = tmp_path / "run", tmp_path / "ours.json"
+    ours.write_text("vlp_plugins")
+    target.mkdir()
+    (target / "precious").write_text("precious")
+    if kind == "foreign":
+        (target / "mark.json").write_text("{}")
+    if kind == "link":
+        (target / "mark.json").symlink_to(ours)
+    if kind == "late":
+        (target / "mark.json").write_text(f"{' ' * 5000}vlp_plugins")
+    with (
+        pytest.raises(OutputError, match=r"has no mark.json of vlp_plugins"),
+        atomic_folder(target, mark="mark.json", overwrite=True),
+    ):
+        pytest.fail("the block must not run")
+    assert (target / "precious").read_text() == "precious"
+
+
 def test_no_space_in_a_folder_leaves_nothing(tmp_path):
     def fill():
         with atomic_folder(tmp_path / "run") as temporary:

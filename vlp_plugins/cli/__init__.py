@@ -11,6 +11,7 @@ from vlp_plugins.cli.finetune import finetune
 from vlp_plugins.cli.id import id_
 from vlp_plugins.cli.inspect import inspect, plugins
 from vlp_plugins.cli.masks import masks
+from vlp_plugins.cli.methods import methods
 from vlp_plugins.cli.nni_trial import nni_best, nni_trial
 from vlp_plugins.cli.plan import plan
 from vlp_plugins.cli.program import main
@@ -20,8 +21,8 @@ from vlp_plugins.cli.sensitivity import sensitivity
 __all__ = ["main"]
 
 COMMANDS = (
-    prune, compare, plan, id_, sensitivity, finetune, evaluate, inspect, masks, nni_trial, nni_best,
-    plugins,
+    prune, compare, plan, id_, sensitivity, finetune, evaluate, inspect, methods, masks, nni_trial,
+    nni_best, plugins,
 )  # fmt: skip
 
 for command in COMMANDS:

@@ -17,6 +17,7 @@ from vlp_plugins.cli.options import (
     model_options,
     model_source,
     option,
+    overwrite_option,
     processor_option,
     split_option,
 )
@@ -56,6 +57,7 @@ from vlp_plugins.tasks import TASKS
     "only zeros.",
 )  # fmt: skip
 @limit_option
+@overwrite_option
 @option(
     "Output", "--out", type=PATH, metavar="FOLDER",
     help="New folder for the metrics (evaluation.json) and the report.",
@@ -93,6 +95,7 @@ def evaluate(
     masks: Path | None,
     new_weights: bool | None,
     out: Path | None,
+    overwrite: bool,
     max_length: int | None,
     **values: Any,
 ) -> None:
@@ -112,7 +115,7 @@ def evaluate(
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(
             lambda: Loaded.of(source, max_length=max_length),
-            request, masks=masks, new_weights=new_weights, out=out,
+            request, masks=masks, new_weights=new_weights, out=out, overwrite=overwrite,
             command=command_line(context), progress=progress,
         )  # fmt: skip
     table = metrics_table(found)

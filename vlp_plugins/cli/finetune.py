@@ -22,6 +22,7 @@ from vlp_plugins.cli.options import (
     length_option,
     limit_option,
     option,
+    overwrite_option,
     processor_option,
     resume_option,
     split_option,
@@ -139,6 +140,7 @@ _recipe_options = grouped(
 @processor_option
 @device_option
 @adapter_option
+@overwrite_option
 @resume_option
 @click.pass_context
 def finetune(
@@ -150,6 +152,7 @@ def finetune(
     processor: str | None,
     device: str | None,
     resume: bool,
+    overwrite: bool,
     **values: Any,
 ) -> None:
     """Train MODEL on a task, and keep what --masks removes at zero.
@@ -174,7 +177,7 @@ def finetune(
             result = run_finetuning(
                 lambda: Loaded.of(source, max_length=wanted.max_length),
                 wanted, out, masks=masks, engine=engine, command=line, resume=resume,
-                progress=progress,
+                overwrite=overwrite, progress=progress,
             )  # fmt: skip
     if not rank_zero:
         return

@@ -16,6 +16,7 @@ from vlp_plugins.cli.options import (
     data_recipe,
     model_source,
     option,
+    overwrite_option,
     resume_option,
     variant_option,
 )
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     "published.",
 )  # fmt: skip
 @variant_option
+@overwrite_option
 @resume_option
 @option(
     "Output", "--plan", "planned", is_flag=True,
@@ -79,7 +81,12 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.pass_context
 def id_(
-    context: click.Context, out: Path | None, resume: bool, planned: bool, **values: Any
+    context: click.Context,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    planned: bool,
+    **values: Any,
 ) -> None:
     """Measure the intrinsic dimension (TwoNN) of the outputs of every prunable layer of MODEL.
 
@@ -106,7 +113,8 @@ def id_(
     ):
         result = measure_dimensions(
             lambda: Loaded.of(source, max_length=data.max_length),
-            data, options, out, command=line, resume=resume, progress=progress,
+            data, options, out, command=line, resume=resume, overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
     if not rank_zero:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlp_plugins.cli.help import Group
-from vlp_plugins.cli.options import PATH, model_options, option, target_option
+from vlp_plugins.cli.options import PATH, model_options, option, overwrite_option, target_option
 from vlp_plugins.cli.tables import print_lines, print_table, say
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def show(file: Path) -> None:
 @_file
 @click.argument("model")
 @target_option
+@overwrite_option
 @option(
     "Model", "--keep-weights", is_flag=True,
     help="Write zeros only, not the new weights that some masks bring (those of chita, say).",
@@ -90,7 +91,13 @@ def show(file: Path) -> None:
 )  # fmt: skip
 @model_options
 def apply(
-    file: Path, model: str, target: Path, keep_weights: bool, sparse: bool, **loading: Any
+    file: Path,
+    model: str,
+    target: Path,
+    overwrite: bool,
+    keep_weights: bool,
+    sparse: bool,
+    **loading: Any,
 ) -> None:
     """Set the weights of MODEL that a mask FILE removes to zero, and save the pruned model.
 
@@ -101,18 +108,29 @@ def apply(
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.masks.sparse import save_sparse
-    from vlp_plugins.models.saving import save_model
+    from vlp_plugins.masks.sparse_files import SPARSE_FILE
+    from vlp_plugins.models.saving import ORIGIN_FILE, save_model
     from vlp_plugins.runtime.files import check_new_folder, reserved
 
-    check_new_folder(target)
+    mark = SPARSE_FILE if sparse else ORIGIN_FILE
+    check_new_folder(target, mark=mark, overwrite=overwrite)
     with reserved(target):
         found = Masks.load(file)
         loaded, adapter = load_model(model, **_as_made(found, loading))
         found.apply(loaded, adapter if loading["adapter"] else None, values=not keep_weights)
         if sparse:
-            size = save_sparse(loaded, target, masks=found, adapter=adapter, source=model)
+            size = save_sparse(
+                loaded, target, masks=found, adapter=adapter, source=model, overwrite=overwrite
+            )
         else:
-            save_model(loaded, target, source=model)
+            origin = {
+                "model": model,
+                "masks": str(file),
+                "method": found.manifest.method,
+                "sparsity": found.sparsity,
+                "new_weights": found.new_values is not None and not keep_weights,
+            }
+            save_model(loaded, target, source=model, origin=origin, overwrite=overwrite)
         click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
         if found.new_values is not None:
             say(f"the others were {'left as they are' if keep_weights else 'given new values'}")
@@ -187,13 +205,14 @@ def diff(one: Path, other: Path) -> None:
 )
 @_file
 @target_option
-def invert(file: Path, target: Path) -> None:
+@overwrite_option
+def invert(file: Path, target: Path, overwrite: bool) -> None:
     """Make masks that keep what FILE removes: they should ruin a model, if FILE is any good."""
     from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
     inverted = found.invert()
-    inverted.save(target)
+    inverted.save(target, overwrite=overwrite)
     if found.new_values is not None:
         say(f"left out: {_new_weights(found)}", err=True)
     click.echo(f"{target}: sparsity {inverted.sparsity:.4%}")
@@ -209,8 +228,9 @@ def invert(file: Path, target: Path) -> None:
 @_file
 @click.argument("model")
 @target_option
+@overwrite_option
 @model_options
-def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
+def import_(file: Path, model: str, target: Path, overwrite: bool, **loading: Any) -> None:
     """Read a .pth FILE of masks for MODEL that the published MULTIFLOW code has written.
 
     No code in it runs. Its keys end in _pruning_mask.
@@ -220,10 +240,10 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
     from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
 
-    check_new(target)
+    check_new(target, overwrite=overwrite)
     loaded, adapter = load_model(model, **loading)
     found = import_published(file, WeightMap.of(loaded, adapter), adapter)
-    found.save(target)
+    found.save(target, overwrite=overwrite)
     click.echo(f"{target}: sparsity {found.sparsity:.4%}")
 
 
@@ -236,8 +256,9 @@ def import_(file: Path, model: str, target: Path, **loading: Any) -> None:
 @_file
 @click.argument("model")
 @target_option
+@overwrite_option
 @model_options
-def export(file: Path, model: str, target: Path, **loading: Any) -> None:
+def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any) -> None:
     """Write a mask FILE of MODEL as a .pth file that the published MULTIFLOW code reads."""
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
@@ -245,10 +266,10 @@ def export(file: Path, model: str, target: Path, **loading: Any) -> None:
     from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
 
-    check_new(target)
+    check_new(target, overwrite=overwrite)
     found = Masks.load(file)
     loaded, adapter = load_model(model, **loading)
-    export_published(found, target, WeightMap.of(loaded, adapter), adapter)
+    export_published(found, target, WeightMap.of(loaded, adapter), adapter, overwrite=overwrite)
     click.echo(f"{target}: {len(found)} masks, sparsity {found.sparsity:.4%}")
     if found.new_values is not None:
         say(

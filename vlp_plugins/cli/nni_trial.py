@@ -16,6 +16,7 @@ from vlp_plugins.cli.options import (
     COUNT,
     PATH,
     option,
+    overwrite_option,
     read_recipe,
     recipe_options,
     target_option,
@@ -100,11 +101,12 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
 )
 @click.argument("folder", type=PATH)
 @target_option
+@overwrite_option
 @option(
     "Measuring", "--min-sparsity", type=click.FloatRange(0, 1), metavar="FRACTION", standard="0",
     help="Leave out trials that remove less than this fraction of the weights, such as 0.7.",
 )  # fmt: skip
-def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
+def nni_best(folder: Path, target: Path, overwrite: bool, min_sparsity: float | None) -> None:
     """Copy masks, recipe and report of the best trial to --out.
 
     FOLDER is that of the experiment: OUT/EXPERIMENT, where the recipe of its trials says OUT, or
@@ -116,7 +118,7 @@ def nni_best(folder: Path, target: Path, min_sparsity: float | None) -> None:
 
         trials = finished_trials(folder)
         best = best_trial(trials, min_sparsity=min_sparsity)
-        export_trial(best, target)
+        export_trial(best, target, overwrite=overwrite)
     print_table(
         "",
         ["trial", "method", "sparsity", "drawn", f"result ({best.record.metric})"],
@@ -163,6 +165,7 @@ def _check(experiment: Path, recipe: Any, settings: Any) -> None:
 
 def _run(recipe: Any, settings: Any) -> None:
     from vlp_plugins.hosts.nni.trial import NniTrial, folder_of, run_trial
+    from vlp_plugins.jobs.evaluate import title_of
 
     trial = NniTrial.current()
     if trial.alone:
@@ -171,7 +174,7 @@ def _run(recipe: Any, settings: Any) -> None:
         record = run_trial(recipe, settings, trial, progress=progress)
     print_table(
         "",
-        ["steps of fine-tuning", *record.final],
+        ["steps of fine-tuning", *map(title_of, record.final)],
         [
             [step, *(f"{figure:.4f}" for figure in figures.values())]
             for step, figures in record.results.items()

@@ -120,15 +120,18 @@ _PROFILE = "File id-profile.json of `vlp id`: the intrinsic dimension of each la
 resume_option = option(
     "Computing", "--resume", is_flag=True, help="Continue this command where it was interrupted."
 )
+overwrite_option = option(
+    "Output", "--overwrite", is_flag=True,
+    help="Replace --out, with all that is in it, if this command wrote it before.",
+)  # fmt: skip
+json_option = option(
+    "Output", "--json", "as_json", is_flag=True,
+    help="Print one JSON document in place of text; docs/json.md lists its fields.",
+)  # fmt: skip
 target_option = option(
-    "Output",
-    "--out",
-    "target",
-    type=PATH,
-    metavar="PATH",
-    required=True,
-    help="New file or folder.",
-)
+    "Output", "--out", "target", type=PATH, metavar="PATH", required=True,
+    help="Name of what is written, a file or folder that does not exist yet.",
+)  # fmt: skip
 
 recipe_options = grouped(
     click.argument("recipe", required=False, type=PATH),

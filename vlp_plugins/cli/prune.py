@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from vlp_plugins.cli.help import Command
-from vlp_plugins.cli.options import option, read_recipe, recipe_options, resume_option
+from vlp_plugins.cli.options import (
+    option,
+    overwrite_option,
+    read_recipe,
+    recipe_options,
+    resume_option,
+)
 from vlp_plugins.cli.program import distributed_run
 from vlp_plugins.cli.tables import print_facts, print_lines, print_masks, print_table
 from vlp_plugins.cli.terminal import steps_shown
@@ -42,13 +48,14 @@ def _list_recipes(context: click.Context, _option: click.Parameter, given: bool)
     ],
 )
 @recipe_options
+@overwrite_option
 @resume_option
 @option(
     "Output", "--recipes", is_flag=True, is_eager=True, expose_value=False,
     callback=_list_recipes,
     help="Print the recipes of this package and where their files are, and stop.",
 )  # fmt: skip
-def prune(resume: bool, **options: Any) -> None:
+def prune(resume: bool, overwrite: bool, **options: Any) -> None:
     """Prune a model: decide which weights to remove, and write masks and a report to --out.
 
     Masks say which weights stay; `vlp masks apply` makes a pruned model of them. RECIPE is a YAML
@@ -61,14 +68,14 @@ def prune(resume: bool, **options: Any) -> None:
     from vlp_plugins.jobs.recipes import command_of
 
     recipe = read_recipe(**options)
-    line = command_of(recipe)
+    line = command_of(recipe) + (" --overwrite" if overwrite else "")
     with (
         distributed_run(
             recipe.device, line, lambda: recipe.out and leftovers(Path(recipe.out))
         ) as (progress, rank_zero),
         steps_shown() if rank_zero else nullcontext(),
     ):
-        result = run(recipe, progress=progress, resume=resume)
+        result = run(recipe, progress=progress, resume=resume, overwrite=overwrite)
     if not rank_zero:
         return
     print_masks(result.masks)

@@ -14,6 +14,7 @@ from vlp_plugins.cli.options import (
     data_recipe,
     model_source,
     option,
+    overwrite_option,
     parameter_option,
     resume_option,
     seed_option,
@@ -83,10 +84,16 @@ DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
 )  # fmt: skip
 @variant_option
 @seed_option
+@overwrite_option
 @resume_option
 @click.pass_context
 def sensitivity(
-    context: click.Context, out: Path, test: str | None, resume: bool, **values: Any
+    context: click.Context,
+    out: Path,
+    test: str | None,
+    resume: bool,
+    overwrite: bool,
+    **values: Any,
 ) -> None:
     """Find out which parts of MODEL can be pruned, and how far.
 
@@ -135,7 +142,7 @@ def sensitivity(
     ) as (progress, rank_zero):
         result = measure_sensitivity(
             lambda: Loaded.of(source, max_length=data.max_length),
-            request, out, command=line, resume=resume, progress=progress,
+            request, out, command=line, resume=resume, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if not rank_zero:
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 import textwrap
@@ -17,25 +19,36 @@ if TYPE_CHECKING:
     from vlp_plugins.masks.manifest import Count
     from vlp_plugins.masks.masks import Masks
 
+_NUMBER = re.compile(r"\d\S*( \S{1,3})?")  # perhaps with a unit
 _NARROWEST = 12
 """Columns of text are not made narrower to fit."""
 
 
-def print_lines(lines: Iterable[object], *, err: bool = False) -> None:
-    """Sentences; with `--quiet` none on standard error, where warnings go."""
+def print_lines(lines: Iterable[object], *, err: bool = False, indent: str = "  ") -> None:
+    """Sentences; with `--quiet` none on standard error, where warnings go.
+
+    Args:
+        lines: one sentence each.
+        err: on standard error, where each stays on one line, for programs to find it.
+        indent: of the lines that continue a sentence.
+    """
     if err and verbosity() < 0:
         return
     for line in lines:
         text = visible(str(line))
         # One line each on standard error, where programs look for it.
-        parts = [text] if err else [part for each in text.splitlines() for part in _fitting(each)]
+        parts = (
+            [text]
+            if err
+            else [part for each in text.splitlines() for part in _fitting(each, indent)]
+        )
         for part in parts or [""]:
             click.echo(part, err=err)
 
 
-def say(sentence: object = "", *, err: bool = False) -> None:
+def say(sentence: object = "", *, err: bool = False, indent: str = "  ") -> None:
     """One of `print_lines`."""
-    print_lines((sentence,), err=err)
+    print_lines((sentence,), err=err, indent=indent)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
@@ -66,13 +79,28 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
             click.echo("  ".join(texts).rstrip())
 
 
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document: what is not finite is null, what JSON does not know is text."""
+    text = json.dumps(_finite(document), indent=1, allow_nan=False, default=str)
+    click.echo(text.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def columns() -> int:
     """Width of the terminal, or what COLUMNS says; 80 where neither is known."""
     return shutil.get_terminal_size().columns
 
 
 def _widths(cells: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[int]:
-    """What each column needs; titles over numbers, then the widest get narrower until all fit."""
+    """What each column needs; titles over numbers and what few rows need give way until all fit."""
+    usual = [sum(map(len, column)) / len(column) for column in zip(*cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     least = [
         max(map(len, (*head.split(), *column))) if number else min(width, _NARROWEST)
@@ -84,7 +112,7 @@ def _widths(cells: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[int
         spare = [i for i, width in enumerate(widths) if width > least[i]]
         if not spare:
             break
-        widths[max(spare, key=lambda i: (numbers[i], widths[i]))] -= 1
+        widths[max(spare, key=lambda i: (numbers[i], widths[i] / (1 + usual[i])))] -= 1
     return widths
 
 
@@ -105,10 +133,10 @@ def _broken(text: str, width: int) -> list[str]:
     return [line.rstrip() for line in lines if line] or [""]
 
 
-def _fitting(line: str) -> list[str]:
+def _fitting(line: str, indent: str) -> list[str]:
     """A sentence in lines no wider than the terminal; words are kept whole."""
     return textwrap.wrap(
-        line, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False,
+        line, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
         replace_whitespace=False, drop_whitespace=True,
     ) or [""]  # fmt: skip
 
@@ -137,4 +165,4 @@ def duration(seconds: float) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return not text or text[0].isdigit()
+    return not text or _NUMBER.fullmatch(text) is not None

@@ -59,6 +59,7 @@ def measure_dimensions(
     *,
     command: str,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> IdResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
@@ -72,6 +73,7 @@ def measure_dimensions(
         out: new folder; None writes nothing and keeps nothing.
         command: repeats the run, for the report.
         resume: continue from `OUT.work`.
+        overwrite: replace what this command wrote there before, with all that is in the folder.
         progress: see `measure_id`.
 
     Raises:
@@ -84,7 +86,11 @@ def measure_dimensions(
             "--out of that run"
         )
     writes = rank_and_size()[0] == 0
-    with nullcontext() if out is None else claimed(out, writes=writes) as results:
+    with (
+        nullcontext()
+        if out is None
+        else claimed(out, writes=writes, mark=PROFILE, overwrite=overwrite) as results
+    ):
         watch = StopWatch()
         loaded = load()
         batches = loaded.batches(data)
@@ -107,7 +113,7 @@ def measure_dimensions(
             **{name: value_text(value) for name, value in profile.settings.items() if value},
         }
         if results is not None and writes:
-            with atomic_folder(results) as folder:
+            with atomic_folder(results, mark=PROFILE, overwrite=overwrite) as folder:
                 profile.save(folder / PROFILE)
                 csv = layers_csv(profile.layers)
                 (folder / "layers.csv").write_text(csv, encoding="utf-8")

@@ -181,8 +181,9 @@ def _by_modality(sparsities: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in sparsities.items())
 
 
+RECORD = "evaluation.json"
 SCHEMA = 1
-"""Of evaluation.json; a change that old code cannot read adds 1."""
+"""Of `RECORD`; a change that old code cannot read adds 1."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ def evaluate(
     masks: Path | None = None,
     new_weights: bool | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -231,13 +233,18 @@ def evaluate(
             from the weights of this model, as what a model has learned since is to be measured.
         out: new folder for evaluation.json, report.html and, where models say something,
             said.jsonl; None writes nothing.
+        overwrite: replace what this command wrote there before, with all that is in the folder.
         command: repeats the run, for the report.
         progress: called with (batches done, batches in all).
 
     Raises:
         VlpError: with one line that says what to do; nothing is written then.
     """
-    with nullcontext() if out is None else claimed(out, writes=True) as results:
+    with (
+        nullcontext()
+        if out is None
+        else claimed(out, writes=True, mark=RECORD, overwrite=overwrite) as results
+    ):
         request.check()
         chosen = None if masks is None else Masks.load(masks)
         watch = StopWatch()
@@ -267,9 +274,9 @@ def evaluate(
             results,
         )
         if results is not None:
-            with atomic_folder(results) as folder:
+            with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
                 record = json.dumps(_record(found, loaded, command), indent=1)
-                (folder / "evaluation.json").write_text(record, encoding="utf-8")
+                (folder / RECORD).write_text(record, encoding="utf-8")
                 if task.truth:
                     (folder / "said.jsonl").write_text(_texts(found, task), encoding="utf-8")
                 write_report(folder, lambda: page_of(found, loaded, chosen, command))

@@ -62,6 +62,7 @@ def run_finetuning(
     engine: Engine | None = None,
     command: str = "",
     resume: bool = False,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TunedResult:
     """Fine-tunes as the recipe says and writes `out` whole or not at all.
@@ -78,6 +79,7 @@ def run_finetuning(
         engine: computes the steps; None: in this process, on the model's device.
         command: repeats the run, for the record.
         resume: continue from `OUT.work`.
+        overwrite: replace what this command wrote there before, with all that is in the folder.
         progress: called with steps done and steps in all.
 
     Raises:
@@ -85,7 +87,7 @@ def run_finetuning(
     """
     need(recipe, "task", "data")
     writes = engine is None or engine.index == 0
-    with claimed(out, writes=writes) as results:
+    with claimed(out, writes=writes, mark=RECORD, overwrite=overwrite) as results:
         task = str(recipe.task)
         size = rows_of_a_batch(recipe, 1 if engine is None else engine.processes)
         chosen = None if masks is None else Masks.load(masks)
@@ -135,7 +137,7 @@ def run_finetuning(
                 **memory_facts(engine.device),
             }
             if writes:
-                with atomic_folder(results) as folder:
+                with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
                     write_model(model, folder, source=loaded.source.model)
                     copy_companions(loaded.source.processor, folder)
                     if chosen is not None:

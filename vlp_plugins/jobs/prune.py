@@ -56,6 +56,7 @@ from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
+RECIPE = "recipe.yaml"
 
 
 def _gathered(
@@ -164,6 +165,7 @@ def run(
     *,
     progress: Progress | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     finish: Finish | None = None,
 ) -> Result:
     """Prunes as the recipe says and writes `recipe.out` whole or not at all.
@@ -181,6 +183,7 @@ def run(
         recipe: what to do.
         progress: called with (batches done, batches in all or None).
         resume: continue from the checkpoint of an interrupted run.
+        overwrite: replace what this command wrote there before, with all that is in the folder.
         finish: called in process 0 with the job, the masks by title, and the folder before it gets
             its name: what it adds is there with the rest, or nothing is. It may change the model.
 
@@ -189,7 +192,7 @@ def run(
     """
     need(recipe, "model", "out")
     writes = rank_and_size()[0] == 0
-    with claimed(Path(str(recipe.out)), writes=writes) as out:
+    with claimed(Path(str(recipe.out)), writes=writes, mark=RECIPE, overwrite=overwrite) as out:
         known = Statistics.load(recipe.statistics) if recipe.statistics is not None else None
         watch = StopWatch()
         job = prepare(recipe)
@@ -243,7 +246,7 @@ def run(
             return page_of(job, found, masks, facts(), tables)
 
         if writes:
-            with atomic_folder(out) as folder:
+            with atomic_folder(out, mark=RECIPE, overwrite=overwrite) as folder:
                 _write_masks(job, masks, folder)
                 (folder / "layers.csv").write_text(to_csv(rows, list(masks)), encoding="utf-8")
                 if statistics is not None and keeps_statistics(job, statistics):
@@ -335,7 +338,7 @@ def _write_masks(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> Non
             with restored(job.weights):
                 each.apply(job.model, job.adapter)
                 write_model(job.model, folder / f"model-{title}", source=job.recipe.model)
-    (folder / "recipe.yaml").write_text(recipe_text(job.recipe), encoding="utf-8")
+    (folder / RECIPE).write_text(recipe_text(job.recipe), encoding="utf-8")
 
 
 def leftovers(out: Path) -> list[Path]:

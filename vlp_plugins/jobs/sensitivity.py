@@ -122,6 +122,9 @@ def _cell(point: Point) -> str:
     return f"{loss}, {point.image_to_text:.1f} / {point.text_to_image:.1f}"
 
 
+RECORD = "sensitivity.json"
+
+
 @dataclass(frozen=True)
 class SensitivityRequest:
     """What is asked for besides the model.
@@ -231,6 +234,7 @@ def measure_sensitivity(
     *,
     command: str,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SensitivityResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
@@ -243,13 +247,14 @@ def measure_sensitivity(
         out: new folder.
         command: repeats the run, for the report.
         resume: continue from `OUT.work`.
+        overwrite: replace what this command wrote there before, with all that is in the folder.
         progress: see `sensitivity`.
 
     Raises:
         VlpError: with one line that says what to do; nothing is written then.
     """
     writes = rank_and_size()[0] == 0
-    with claimed(out, writes=writes) as results:
+    with claimed(out, writes=writes, mark=RECORD, overwrite=overwrite) as results:
         profile = None if request.profile is None else IdProfile.load(request.profile)
         watch = StopWatch()
         loaded = load()
@@ -280,8 +285,8 @@ def measure_sensitivity(
             **{name: value_text(value) for name, value in found.settings.items() if value},
         }
         if writes:
-            with atomic_folder(results) as folder:
-                write_analysis(folder / "sensitivity.json", analysis)
+            with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
+                write_analysis(folder / RECORD, analysis)
                 (folder / "points.csv").write_text(to_csv(analysis.found), encoding="utf-8")
                 write_report(
                     folder, lambda: page_of(analysis, loaded.source, request, command, facts)

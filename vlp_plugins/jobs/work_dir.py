@@ -44,7 +44,9 @@ def delete_work(out: Path) -> None:
 
 
 @contextmanager
-def claimed(out: Path, *, writes: bool) -> Iterator[Path]:
+def claimed(
+    out: Path, *, writes: bool, mark: str | None = None, overwrite: bool = False
+) -> Iterator[Path]:
     """Makes sure that a folder of results is free, and keeps other runs from it and its work.
 
     After a run that ends well all processes wait for each other, and its work is deleted.
@@ -52,6 +54,8 @@ def claimed(out: Path, *, writes: bool) -> Iterator[Path]:
     Args:
         out: the folder.
         writes: whether this process is the one of several that writes.
+        mark: see `atomic_folder`.
+        overwrite: see `atomic_folder`.
 
     Yields:
         Its absolute path.
@@ -64,9 +68,11 @@ def claimed(out: Path, *, writes: bool) -> Iterator[Path]:
         yield out
         wait_for_all()
         return
-    check_new_folder(out)
+    check_new_folder(out, mark=mark, overwrite=overwrite)
     with reserved(out):
-        check_new_folder(out)  # another run may have ended meanwhile
+        check_new_folder(
+            out, mark=mark, overwrite=overwrite
+        )  # another run may have ended meanwhile
         remove_abandoned(work_of(out))
         yield out
         wait_for_all()

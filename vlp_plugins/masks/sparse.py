@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +26,7 @@ from vlp_plugins.models.architecture import fill, unfilled_model
 from vlp_plugins.models.discovery import recall_adapter, registry
 from vlp_plugins.models.saving import check_not_rebuilt, copy_companions, write_configuration
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import OutputError, UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
 from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.runtime.sharding import is_sharded
@@ -68,9 +66,7 @@ def save_sparse(
         OutputError: if the folder exists or cannot be written.
     """
     model, target = bare(model), Path(os.path.realpath(folder))
-    replaces = overwrite and is_sparse(target)
-    if not replaces:
-        check_new_folder(target)
+    check_new_folder(target, mark=SPARSE_FILE, overwrite=overwrite)
     state = state_of(model)
     _check_plain(model)
     adapter = adapter or _adapter_for(model, masks)
@@ -83,14 +79,11 @@ def save_sparse(
         "masks": None if masks is None else asdict(masks.manifest),
     }
     bits = _worth_packing(model, adapter, state)
-    place = _next_to(target) if replaces else target
-    with atomic_folder(place) as temporary:
+    with atomic_folder(target, mark=SPARSE_FILE, overwrite=overwrite) as temporary:
         if hasattr(getattr(model, "config", None), "save_pretrained"):
             write_configuration(model, temporary, dtype=getattr(model, "dtype", None))
         size = write_sparse(temporary / SPARSE_FILE, state, bits, header)
         copy_companions(source, temporary)
-    if replaces:
-        _replace(target, place)
     return size
 
 
@@ -147,25 +140,6 @@ def _worth_packing(
             if packed_bytes(state[path], bits) < weight.numel * weight.parameter.element_size():
                 found[path] = bits
     return found
-
-
-def _next_to(target: Path) -> Path:
-    # Not a name that `remove_abandoned` knows: after a crash it may be the only copy.
-    return target.with_name(f".unfinished-{secrets.token_hex(4)}")
-
-
-def _replace(target: Path, new: Path) -> None:
-    """Puts a folder in the place of another, which is there until the new one is whole."""
-    old = _next_to(target)
-    try:
-        target.rename(old)
-        new.rename(target)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(new, ignore_errors=True)
-        raise OutputError(f"cannot replace {target}: {error.strerror}; it is as before") from error
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def is_sparse(folder: str | os.PathLike[str]) -> bool:

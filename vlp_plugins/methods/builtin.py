@@ -23,12 +23,12 @@ from vlp_plugins.scoring.wanda import Wanda
 
 
 def omp() -> Composition:
-    """One-shot magnitude pruning: magnitude x global."""
+    """Magnitude pruning in one shot: remove the smallest weights of the whole model."""
     return Composition("omp", Magnitude())
 
 
 def multiflow(*, edges: bool = True, nodes: bool = True) -> Composition:
-    """MULTIFLOW (Farina et al., CVPR 2024): information flow within layers, magnitude between.
+    """MULTIFLOW (Farina et al., CVPR 2024): the information that flows through each weight.
 
     Each modality is pruned to the target; inside a modality, layers keep as many elements as
     global magnitude pruning of that modality would leave them; inside a layer the elements with
@@ -48,7 +48,7 @@ def multiflow(*, edges: bool = True, nodes: bool = True) -> Composition:
 
 
 def wanda() -> Composition:
-    """Wanda (Sun et al., ICLR 2024): |w| times input norm, compared per output neuron."""
+    """Wanda (Sun et al., ICLR 2024): magnitude times input norm, within each output neuron."""
     return Composition("wanda", Wanda(), RowAllocation())
 
 

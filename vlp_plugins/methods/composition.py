@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.moments import Statistic, distinct
+from vlp_plugins.calibration.moments import LossStatistic, Statistic, distinct
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
@@ -60,6 +60,14 @@ class Composition(Factored):
     @property
     def reads_data(self) -> bool:
         return bool(self.needs)
+
+    @property
+    def takes_gradients(self) -> bool:
+        return any(isinstance(statistic, LossStatistic) for statistic in self.needs)
+
+    @property
+    def relative_cost(self) -> str:
+        return "3" if self.takes_gradients else str(int(self.reads_data))
 
     def statistics_bytes(self, weights: WeightMap) -> int:
         """What the sums of `needs` take, in float64."""

@@ -60,6 +60,10 @@ class IdGuided(Procedure):
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
         return self.method.parameters
 
+    @property
+    def takes_gradients(self) -> bool:
+        return self.method.takes_gradients
+
     def with_allocation(self, allocation: Allocation | None) -> IdGuided:
         return replace(self, method=self.method.with_allocation(allocation))
 

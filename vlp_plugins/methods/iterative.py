@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.loss import bytes_of_state
-from vlp_plugins.calibration.moments import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
@@ -163,7 +162,7 @@ DEFAULT_ROUNDS = 8
 def itersnip(
     *, rounds: int = DEFAULT_ROUNDS, schedule: str = "exp", batches_per_round: int | None = None
 ) -> Iterative:
-    """IterSNIP (de Jorge et al., "Progressive Skeletonization", ICLR 2021): SNIP in rounds.
+    """IterSNIP (de Jorge et al., ICLR 2021): SNIP in rounds, with gradients of the pruned model.
 
     The MULTIFLOW paper takes 60 rounds of 50 batches and the exponential schedule.
 
@@ -232,6 +231,14 @@ class Iterative(InRounds):
     def reads_data(self) -> bool:
         return self.composition.reads_data
 
+    @property
+    def takes_gradients(self) -> bool:
+        return self.composition.takes_gradients
+
+    @property
+    def relative_cost(self) -> str:
+        return f"{self.composition.relative_cost} per sparsity"
+
     def with_allocation(self, allocation: Allocation | None) -> Iterative:
         return replace(self, composition=self.composition.with_allocation(allocation))
 
@@ -261,7 +268,7 @@ class Iterative(InRounds):
         total = context.number_of_batches() or of_a_target
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
-        by_loss = any(isinstance(statistic, LossStatistic) for statistic in self.composition.needs)
+        by_loss = self.takes_gradients
         sums = self.composition.statistics_bytes(context.weights)
         gradients = 4 * context.weights.numel if by_loss else 0
         return Cost(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -165,16 +165,35 @@ class Method(ABC):
         name: the name that masks and reports carry.
         allocation: how many elements each tensor keeps.
         parameters: what the user set, for the manifest.
+        trains: whether an optimizer makes steps; for `vlp methods`, as what follows.
+        changes_weights: whether masks bring new values of the weights that stay.
     """
 
     name: str
     allocation: Allocation
     parameters: dict[str, Any]
+    trains: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def reads_data(self) -> bool:
         """Whether masks cannot be made from the weights alone."""
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether the pre-training loss is run backward."""
+        return False
+
+    @property
+    def relative_cost(self) -> str:
+        """Time of a run, in forward passes over the calibration data; a backward pass counts as 2.
+
+        In words for `vlp methods`: `1`, or `3 per sparsity`.
+        """
+        if not self.reads_data:
+            return "0"
+        return "3 or more" if self.takes_gradients else "1 or more"
 
     @abstractmethod
     def run(self, context: Context) -> list[Masks]:

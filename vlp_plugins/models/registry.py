@@ -172,23 +172,23 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
             refused by the factory with a TypeError, or if the result is of another class.
     """
     what = f"{SINGULAR[offer.kind]} {offer.name!r}"
-    known = _parameters(offer.factory)
+    known = parameters_of(offer.factory)
     required = {n: p.default is p.empty for n, p in known.items() if p.kind in _NAMED}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     parameters = _for_python(parameters, required, what)
-    unknown = [_public(n) for n in parameters if n not in required and not open_ended]
+    unknown = [public_name(n) for n in parameters if n not in required and not open_ended]
     if unknown:
         raise UnknownNameError(
             f"{what} has no parameter {unknown[0]!r}; it takes {_list(required)}"
         )
-    missing = [_public(n) for n, needed in required.items() if needed and n not in parameters]
+    missing = [public_name(n) for n, needed in required.items() if needed and n not in parameters]
     if missing:
         raise UnsupportedError(
             f"{what} needs a value for {', '.join(missing)}; it takes {_list(required)}"
         )
     for name, value in parameters.items():
         if name in known:
-            parameters[name] = _checked(f"{what}: {_public(name)}", value, known[name])
+            parameters[name] = _checked(f"{what}: {public_name(name)}", value, known[name])
     try:
         made = offer.factory(**parameters)
     except TypeError as error:
@@ -203,7 +203,7 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
     return made
 
 
-def _parameters(factory: Factory) -> Mapping[str, inspect.Parameter]:
+def parameters_of(factory: Factory) -> Mapping[str, inspect.Parameter]:
     """The parameters of a factory; annotations that do not resolve stay text."""
     for resolve in (True, False):
         try:
@@ -221,7 +221,7 @@ def _for_python(
     for name, value in parameters.items():
         ours = f"{name}_" if keyword.iskeyword(name) and f"{name}_" in allowed else name
         if ours in renamed:
-            raise UnsupportedError(f"{what} is given {_public(ours)!r} twice; give it once")
+            raise UnsupportedError(f"{what} is given {public_name(ours)!r} twice; give it once")
         renamed[ours] = value
     return renamed
 
@@ -240,13 +240,13 @@ def _checked(what: str, value: Any, parameter: inspect.Parameter) -> Any:
     return value
 
 
-def _public(name: str) -> str:
+def public_name(name: str) -> str:
     """The name that users write: without the underscore that only Python needs."""
     return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
 
 
 def _list(allowed: Mapping[str, bool]) -> str:
-    return ", ".join(map(_public, allowed)) if allowed else "no parameters"
+    return ", ".join(map(public_name, allowed)) if allowed else "no parameters"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.model_state import takes_model
@@ -20,6 +21,9 @@ from vlp_plugins.runtime.sharding import here
 
 REBUILT = "vlp_rebuilt"
 """Attribute of a model that is true once its layers are not those that its configuration makes."""
+
+ORIGIN_FILE = "vlp_pruned.json"
+"""In the folder of a model that masks were applied to: which, and to what."""
 
 _COMPANIONS = (
     "tokenizer*",
@@ -34,21 +38,32 @@ _COMPANIONS = (
 
 
 @takes_model
-def save_model(model: nn.Module, target: Path, *, source: str | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    target: Path,
+    *,
+    source: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Saves with `save_pretrained`; ties are kept.
 
     Args:
         model: a transformers model or one of ours.
         target: a new folder.
         source: where the model came from; its tokenizer and processor files are copied.
+        origin: what was done to it, for `ORIGIN_FILE`; None writes no such file.
+        overwrite: replace a folder that has this file.
 
     Raises:
         UnsupportedError: if the model cannot save itself.
         OutputError: if the folder exists or cannot be written.
     """
     check_can_save(model)
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, mark=ORIGIN_FILE, overwrite=overwrite) as folder:
         write_model(model, folder, source=source)
+        if origin is not None:
+            write_json(folder / ORIGIN_FILE, "pruned model", origin)
 
 
 @takes_model

@@ -29,6 +29,7 @@ except ImportError:  # not on this system; runs are then not kept apart
 
 _LOCK = b"Held by a run of vlp that has not ended.\n"
 _TEMPORARY = re.compile(r"\.unfinished-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}(\.\w+)?")
+_BEGINNING = 4096  # bytes
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STORAGE = {*_FULL, errno.EROFS, errno.EIO}
@@ -74,8 +75,15 @@ def atomic_file(
 
 
 @contextmanager
-def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(
+    target: str | os.PathLike[str], *, mark: str | None = None, overwrite: bool = False
+) -> Iterator[Path]:
     """Gives a temporary folder to fill; it becomes `target` when the block ends well.
+
+    Args:
+        target: where the folder shall be. A symbolic link is followed, not replaced.
+        mark: name of a file that tells the folders that may be replaced; None: none may.
+        overwrite: replace such a folder, with all that is in it.
 
     Raises:
         OutputError: if the target exists (an empty folder may), or if it cannot be written.
@@ -83,16 +91,19 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = _real(target)
     temporary = _temporary(target)
     with _cleaned_up(temporary, target):
-        check_new_folder(target)
+        check_new_folder(target, mark=mark, overwrite=overwrite)
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
                 _sync(path)
-        check_new_folder(target)
-        if target.exists():
-            target.rmdir()  # it is empty; only POSIX renames onto an empty folder
-        temporary.rename(target)
+        check_new_folder(target, mark=mark, overwrite=overwrite)
+        if target.exists() and any(target.iterdir()):
+            _replace(target, temporary)
+        else:
+            if target.exists():
+                target.rmdir()  # it is empty; only POSIX renames onto an empty folder
+            temporary.rename(target)
         _sync_folder(target.parent)
 
 
@@ -160,22 +171,56 @@ def check_new(target: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         raise OutputError(f"{target} is {kind}; give the path of a file")
     if not overwrite:
         raise OutputError(
-            f"{target} exists already; give another path, or replace it with overwrite=True"
+            f"{target} exists already; give another path, or replace it with overwrite=True "
+            "(--overwrite)"
         )
 
 
-def check_new_folder(target: str | os.PathLike[str]) -> None:
+def check_new_folder(
+    target: str | os.PathLike[str], *, mark: str | None = None, overwrite: bool = False
+) -> None:
     """Asks before the work whether `atomic_folder` would accept a target.
 
     Raises:
-        OutputError: if the target is a file or a folder with something in it.
+        OutputError: if the target is a file, or a folder with something in it that is not to be,
+            or cannot be, replaced.
     """
     target = Path(target)
-    if target.is_dir():
-        if any(target.iterdir()):
-            raise OutputError(f"folder {target} exists and is not empty; give another one")
-    elif target.exists():
+    if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; give the path of a folder")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if mark is None or not overwrite:
+        more = "" if mark is None else ", or replace it with overwrite=True (--overwrite)"
+        raise OutputError(f"folder {target} exists and is not empty; give another one{more}")
+    if not _has_mark(target, mark):
+        raise OutputError(
+            f"folder {target} is not empty and has no {mark} of vlp_plugins in it, so that it is "
+            "not one to be overwritten; give another one, or delete it yourself"
+        )
+
+
+def _has_mark(folder: Path, mark: str) -> bool:
+    """Whether a folder has the file, and we wrote it: all our files say so at their beginning."""
+    path = folder / mark
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"vlp_plugins" in file.read(_BEGINNING)
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Puts a folder in the place of another, which is there until the new one is whole."""
+    # Not a name that `remove_abandoned` knows: after a crash it may be the only copy.
+    old = target.with_name(f".unfinished-{secrets.token_hex(4)}")
+    try:
+        target.rename(old)
+        new.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise OutputError(f"cannot replace {target}: {error.strerror}; it is as before") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _temporary(target: Path, suffix: str = "") -> Path:

@@ -64,9 +64,13 @@ def information_flow(
 
 
 class InformationFlow(Scorer):
-    """MULTIFLOW's score. `edges` and `nodes` switch its two factors (the paper's Table 8).
+    """The score of MULTIFLOW (Farina et al., CVPR 2024), to be compared within a layer.
 
-    The scale of a_j differs from layer to layer, so scores are compared within a tensor.
+    The scale of a_j differs from layer to layer.
+
+    Attributes:
+        edges: use the importance of connections (the paper's Table 8 leaves out either).
+        nodes: use the saliency of neurons.
     """
 
     name: ClassVar[str] = "information_flow"

@@ -38,7 +38,9 @@ def lamp(weight: torch.Tensor) -> torch.Tensor:
 
 
 class Lamp(MagnitudeRanked):
-    """LAMP. It grows with |w| within a tensor, so its global threshold needs no sort."""
+    """LAMP (Lee et al., ICLR 2021): magnitude over that of the larger weights of the layer."""
+
+    # It grows with |w| within a tensor, so its global threshold needs no sort.
 
     name: ClassVar[str] = "lamp"
 

@@ -11,7 +11,7 @@ from vlp_plugins.scoring.score import Evidence, Scorer, in_range
 
 
 class Magnitude(Scorer):
-    """|w|. With global allocation this is one-shot magnitude pruning (OMP)."""
+    """Magnitude: remove the smallest weights; the score of the method `omp`."""
 
     name: ClassVar[str] = "magnitude"
     elementwise: ClassVar[bool] = True
@@ -35,7 +35,7 @@ def layer_l2(weight: torch.Tensor) -> torch.Tensor:
 
 
 class LayerL2(Scorer):
-    """Layer-wise l2 normalisation, compared globally (MULTIFLOW supplementary, section A.1)."""
+    """Magnitude over the l2 norm of the layer (Farina et al., CVPR 2024, section A.1)."""
 
     name: ClassVar[str] = "l2"
 
@@ -44,7 +44,7 @@ class LayerL2(Scorer):
 
 
 class Random(Scorer):
-    """Independent uniform scores, drawn per weight from the seed and the canonical name.
+    """Random weights, for comparison: drawn from the seed and the name of the layer.
 
     The draw does not depend on the order of the weights, on the device or on the process. Factors
     multiply it like any score: `id*random` removes by the factors, at random inside a layer.

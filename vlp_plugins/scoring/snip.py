@@ -25,7 +25,7 @@ def snip(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 class Snip(Scorer):
-    """Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity" (ICLR 2019).
+    """SNIP (Lee et al., ICLR 2019): how much the loss would change without a weight.
 
     Equation 6 without its division by the sum over the model, which changes no mask. The published
     MULTIFLOW code takes it with the pre-training losses and compares over the whole model.

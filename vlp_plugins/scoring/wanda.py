@@ -29,7 +29,7 @@ def wanda(weight: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
 
 
 class Wanda(Scorer):
-    """Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024).
+    """Wanda (Sun et al., ICLR 2024): magnitude times the norm of the input.
 
     The paper compares the elements of one output neuron: use it with row-wise allocation, which
     the method `wanda` does.

@@ -156,17 +156,22 @@ def best_trial(
     return max(enough, key=lambda trial: trial.value)
 
 
-def export_trial(trial: FinishedTrial, out: str | Path) -> Path:
+def export_trial(trial: FinishedTrial, out: str | Path, *, overwrite: bool = False) -> Path:
     """Copies masks, recipe and report of a trial to a new folder, whole or not at all.
+
+    Args:
+        trial: one that has ended.
+        out: the new folder.
+        overwrite: replace a folder that a trial was copied to before.
 
     Raises:
         DataError: if there is a link in the trial's folder: trials write none.
         OutputError: if the folder exists or cannot be written.
     """
-    check_new_folder(out)
+    check_new_folder(out, mark=FILE, overwrite=overwrite)
     if link := next((path for path in trial.folder.rglob("*") if path.is_symlink()), None):
         raise DataError(f"{link} is a link and not what the trial wrote; remove it, or copy it")
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, mark=FILE, overwrite=overwrite) as folder:
         shutil.copytree(trial.folder, folder, dirs_exist_ok=True)
     return Path(out)
 

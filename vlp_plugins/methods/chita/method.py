@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -49,6 +49,8 @@ class Chita(Factored, Procedure):
         factors: multiply the magnitudes that decide how many weights each block keeps.
     """
 
+    changes_weights: ClassVar[bool] = True
+
     settings: Settings = field(default_factory=Settings)
     allocation: Allocation = field(default_factory=GlobalAllocation)
     name: str = "chita"
@@ -65,6 +67,14 @@ class Chita(Factored, Procedure):
 
     def with_factors(self, factors: Mapping[str, float]) -> Self:
         return replace(super().with_factors(factors), name=guided_name(self.name))
+
+    @property
+    def takes_gradients(self) -> bool:
+        return True
+
+    @property
+    def relative_cost(self) -> str:
+        return "3, and a solver"
 
     def run(self, context: Context) -> list[Masks]:
         settings = self.settings_for(context)
@@ -127,6 +137,10 @@ class ChitaInRounds(Chita, InRounds):
     @property
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
         return {**super().parameters, "rounds": self.rounds, "schedule": self.schedule}
+
+    @property
+    def relative_cost(self) -> str:
+        return "3 per sparsity, and a solver"
 
     def run(self, context: Context) -> list[Masks]:
         settings = self.settings_for(context)
@@ -257,11 +271,11 @@ def chita(
     row_dtype: str = "float32",
     held_out: float = DEFAULT_HELD_OUT,
 ) -> Chita:
-    """CHITA (Benbaki et al., ICML 2023): prunes by a quadratic model of the loss, updates the rest.
+    """CHITA (Benbaki et al., ICML 2023): remove by a quadratic model of the loss, update the rest.
 
     Args:
-        lambda_: ridge penalty above 0, or `auto`; users call it `lambda`. The result is very
-            sensitive to it.
+        lambda_: ridge penalty above 0, or `auto`: chosen on batches that are held out. The result
+            is very sensitive to it.
         effort: of the solver, `fast` or `best`; `published` is the support of the published one.
         block_size: columns of a block of the block-diagonal approximation; None for none.
         first_order: weight of the first-order term; True: 1 / (samples of the first batch), False:

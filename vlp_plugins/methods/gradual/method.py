@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -111,6 +111,8 @@ class PruningWhileTraining(Stepwise):
         allocation: how many elements each tensor keeps.
         factors: what multiplies the scores that tensors are compared by; None: nothing.
     """
+
+    changes_weights: ClassVar[bool] = True
 
     score: TrainingScore
     steps: int | None = None
@@ -268,9 +270,10 @@ def platon(
     beta1: float = BETA1,
     beta2: float = BETA2,
 ) -> PruningWhileTraining:
-    """PLATON (Zhang et al., ICML 2022) with a training loop of its own.
+    """PLATON (Zhang et al., ICML 2022): train, and remove by sensitivity times uncertainty.
 
-    `beta1` and `beta2` are those of `Platon`, the others those of `PruningWhileTraining`.
+    The model is trained with the pre-training loss on the calibration batches, and more and more
+    weights are removed meanwhile.
     """
     score = Platon(beta1, beta2)
     return PruningWhileTraining(score, steps, lr, warmup, every, revive, schedule)
@@ -285,9 +288,9 @@ def taylor(
     revive: bool = True,
     schedule: str = "cubic",
 ) -> PruningWhileTraining:
-    """First-order Taylor pruning (Molchanov et al., CVPR 2019) with a training loop of its own.
+    """Taylor pruning (Molchanov et al., CVPR 2019): train, and remove by |gradient x weight|.
 
-    The score of a model that is not trained, in one shot, is the method `snip`. The parameters are
-    those of `PruningWhileTraining`.
+    The model is trained with the pre-training loss on the calibration batches, and more and more
+    weights are removed meanwhile. The same score without training is the method `snip`.
     """
     return PruningWhileTraining(Taylor(), steps, lr, warmup, every, revive, schedule)

@@ -231,17 +231,15 @@ def _train_mode(model: nn.Module) -> None:
 
 
 def tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
-    """Task-agnostic mask training (Liu et al., NAACL 2022); see `Tamt`."""
+    """TAMT (Liu et al., NAACL 2022): train the masks by the pre-training loss, not the weights."""
     return Tamt(steps, lr)
 
 
 def lamp_tamt(*, steps: int | None = None, lr: float | None = None) -> Tamt:
-    """Mask training that starts from LAMP's mask of each modality; of this project, unpublished.
+    """TAMT from LAMP's masks of each modality on; of this project, not published.
 
     TAMT's signed scores, but tensors are compared by LAMP (Lee et al., ICLR 2021) at the first
     step, and every modality is pruned to the target as in MULTIFLOW. How it was found, and what
     each of its parts brings: `python -m benchmarks.papers search better --render`.
-
-    `steps` and `lr` are those of `Tamt`.
     """
     return Tamt(steps, lr, ModalityAllocation(), start="lamp", called="lamp-tamt")

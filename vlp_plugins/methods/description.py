@@ -1,0 +1,136 @@
+"""What every registered method is, for someone who has to choose one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.resolve import make_method
+from vlp_plugins.models.registry import Registry, parameters_of, public_name
+from vlp_plugins.runtime.errors import VlpError
+
+_PAPER = re.compile(r" ?\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
+_SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class MethodParameter:
+    """One setting of a method.
+
+    Attributes:
+        name: as users write it.
+        default: what is taken otherwise; None where there is none, too.
+        required: whether there is no default.
+        help: what it is, of a docstring; empty if none says it.
+    """
+
+    name: str
+    default: Any
+    required: bool
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodDescription:
+    """A method as `vlp methods` shows it.
+
+    The texts are those of the docstring of what is registered: its first line, in parentheses the
+    paper with its year; then paragraphs. What it needs, `Method` declares.
+
+    Attributes:
+        name: what users call it.
+        distribution: who brings it.
+        summary: one line.
+        details: paragraphs.
+        paper: where it was published; empty if the docstring does not say.
+        parameters: its settings.
+        method: made with its defaults; None if it cannot be.
+    """
+
+    name: str
+    distribution: str
+    summary: str
+    details: tuple[str, ...]
+    paper: str
+    parameters: tuple[MethodParameter, ...]
+    method: Method | None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Of `data`, `gradients` and `training`, what it needs; no method needs labels."""
+        method = self.method
+        if method is None:
+            return ()
+        found = {
+            "data": method.reads_data,
+            "gradients": method.takes_gradients,
+            "training": method.trains,
+        }
+        return tuple(name for name, needed in found.items() if needed)
+
+
+def describe_methods(registry: Registry) -> list[MethodDescription]:
+    """Every method, those of scores among them, by name."""
+    return [describe_method(registry, name) for name in registry.method_names()]
+
+
+def describe_method(registry: Registry, name: str) -> MethodDescription:
+    """One method.
+
+    Raises:
+        UnknownNameError: if there is no such method.
+    """
+    offer = registry.find(name, "methods", "scorers")
+    try:
+        method = make_method(registry, name)
+    except VlpError:  # a plug-in whose factory wants a parameter
+        method = None
+    text = inspect.getdoc(offer.factory) or ""
+    described = _SECTION.split(text)[0].strip()
+    summary, *details = (" ".join(part.split()) for part in described.split("\n\n"))
+    paper = _PAPER.search(summary)
+    helps = {**_helps(method), **_entries(text)}
+    return MethodDescription(
+        name,
+        offer.distribution,
+        _PAPER.sub("", summary).removesuffix("."),
+        tuple(details),
+        paper[1] if paper else "",
+        tuple(
+            MethodParameter(
+                public_name(each.name),
+                None if each.default is each.empty else each.default,
+                each.default is each.empty,
+                helps.get(each.name, ""),
+            )
+            for each in parameters_of(offer.factory).values()
+            if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+        ),
+        method,
+    )
+
+
+def _helps(method: Method | None) -> Mapping[str, str]:
+    """What the classes of a method and of its score say about their attributes."""
+    parts = [getattr(method, "score", None), method]
+    if isinstance(method, Composition):
+        parts = [method.score]
+    classes = (type(part) for part in parts if part is not None)
+    return {k: v for each in classes for k, v in _entries(inspect.getdoc(each) or "").items()}
+
+
+def _entries(text: str) -> dict[str, str]:
+    """What a docstring in Google style says about parameters or attributes, by name."""
+    _, *sections = _SECTION.split(text)
+    found = {}
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        if title in ("Args", "Attributes"):
+            for name, words in _ENTRY.findall(body):
+                found[name] = " ".join(words.split())
+    return found
