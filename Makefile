@@ -44,6 +44,7 @@ test-wheel: install
 	cp -r benchmarks/demo/models/blip dist/blip
 	cd dist && ../.venv-wheel/bin/vlp prune paper/multiflow-blip --model blip --data photos/calibration \
 		--batch-size 16 --batches 4 --save-model --out pruned
+	test -f dist/pruned/report.html
 	cd dist && ../.venv-wheel/bin/vlp masks verify pruned/masks-0.75.safetensors pruned/model-0.75
 	.venv-wheel/bin/python -m pip uninstall --quiet --yes vlp-plugins
 	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.tar.gz
