@@ -23,6 +23,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: install
+	rm -rf demo-out
 	$(BIN)/python -m benchmarks.demo
 
 # Tests run on one thread each, so two at a time; files stay whole, because fixtures are shared.

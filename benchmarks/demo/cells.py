@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.demo import MODELS
 from benchmarks.demo.build_data import build
-from benchmarks.demo.compare import Subject
-from benchmarks.demo.run import MODELS
+from benchmarks.demo.measure import Subject
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.sources import open_source

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as chatter
 
+from benchmarks.demo import MODELS, SPARSITIES
 from benchmarks.demo.build_data import build
-from benchmarks.demo.compare import SPARSITIES, Subject
-from benchmarks.demo.run import MODELS
+from benchmarks.demo.measure import Subject
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import load_processor

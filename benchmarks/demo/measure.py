@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from benchmarks.demo.captions import Fact, is_fully_right
 from benchmarks.demo.processors import MAX_TOKENS
 from benchmarks.demo.samples import read_folder
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.processors import Processor, load_processor
 from vlp_plugins.data.sources import open_source
+from vlp_plugins.loading import load_model
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.saving import restored
+from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.tasks.captioning import write_captions
 from vlp_plugins.tasks.retrieval import retrieval
 
+CALIBRATION_BATCH = 32
 BATCH_SIZE = 100
 
 
@@ -92,3 +98,41 @@ def measure(model: nn.Module, adapter: Adapter, pairs: Pairs) -> Figures:
         checks = [is_fully_right(*each) for each in zip(said, pairs.facts, strict=True)]
         right = 100 * sum(checks) / len(checks)
     return Figures(recall.image_to_text[1], recall.text_to_image[1], right)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A demo model with what pruning and measuring it takes."""
+
+    source: Path
+    model: nn.Module
+    adapter: Adapter
+    calibration: Iterable[Batch]
+    pairs: Pairs
+
+    @classmethod
+    def load(cls, source: Path, data: Path) -> Subject:
+        """Loads a model and the data, as its own processor makes them into batches.
+
+        Args:
+            source: the model's folder.
+            data: with the image folders `calibration` and `test`.
+
+        Raises:
+            VlpError: if one of them cannot be read.
+        """
+        model, adapter = load_model(str(source), device="cpu")
+        processor = load_processor(str(source))
+        pictures = open_source(str(data / "calibration"))
+        batches = CaptionedBatches(pictures, processor, adapter, CALIBRATION_BATCH)
+        return cls(source, model, adapter, batches, Pairs.read(data / "test", processor, adapter))
+
+    def measure(self) -> Figures:
+        """What the model can do as it is now."""
+        return measure(self.model, self.adapter, self.pairs)
+
+    def measure_under(self, masks: Masks) -> Figures:
+        """What the model can do with the masks applied; it has its weights back afterwards."""
+        with restored(WeightMap.of(self.model, self.adapter)):
+            masks.apply(self.model, self.adapter)
+            return self.measure()

@@ -18,9 +18,9 @@ from typing import Any, get_args
 import torch
 from transformers.utils import logging
 
+from benchmarks.demo import MODELS, SPARSITIES
 from benchmarks.demo.build_data import build
-from benchmarks.demo.compare import CALIBRATION_BATCH, SPARSITIES, Subject
-from benchmarks.demo.run import MODELS
+from benchmarks.demo.measure import CALIBRATION_BATCH, Subject
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.data.batches import CaptionedBatches

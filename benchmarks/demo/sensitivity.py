@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers.utils import logging as chatter
 
+from benchmarks.demo import MODELS
 from benchmarks.demo.build_data import build
-from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.inputs import Loaded, ModelSource

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from benchmarks.demo import MODELS, SPARSITIES
 from benchmarks.demo.build_data import build
-from benchmarks.demo.compare import SPARSITIES, Subject
+from benchmarks.demo.measure import Subject
 from benchmarks.demo.processors import FAMILIES
-from benchmarks.demo.run import MODELS
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.models.request import Variant
 from vlp_plugins.pruning import prune

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.demo import MODELS
 from benchmarks.demo.families import build
 from benchmarks.demo.processors import FAMILIES, Family, build_tokenizer
-from benchmarks.demo.run import MODELS
 from benchmarks.papers.catalogue import TABLES
 from benchmarks.papers.comparing import pooled_spread
 from benchmarks.papers.downstream.classes import SETS

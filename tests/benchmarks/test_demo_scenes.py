@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from transformers import AutoProcessor
 
-from benchmarks.demo import captions
+from benchmarks.demo import MODELS, captions
 from benchmarks.demo.build_data import build, write_folder
 from benchmarks.demo.captions import CELLS, COLOURS, DIGITS, PATTERNS, Fact
 from benchmarks.demo.processors import (
@@ -23,7 +23,6 @@ from benchmarks.demo.processors import (
     save_processors,
     tokenize,
 )
-from benchmarks.demo.run import MODELS
 from benchmarks.demo.samples import (
     calibration_sample,
     draw_sample,

@@ -13,8 +13,8 @@ from benchmarks.speed.__main__ import TIMINGS
 
 ROOT = Path(results.__file__).parent
 GOLDEN = ROOT.parent / "tests" / "golden"
-CELLS_OR_RUNS = {"benchmarks.papers.__main__", "benchmarks.demo.run"}
-"""They write what they are run for: the cells that are missing, a folder that is named."""
+CELLS_OR_RUNS = {"benchmarks.papers.__main__"}
+"""They write what they are run for: the cells that are missing."""
 SPEED = "benchmarks.speed.__main__"
 """One command, whose first word is what is timed."""
 RECORDING = [(SPEED, name) for name in TIMINGS] + sorted(

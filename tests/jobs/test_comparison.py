@@ -75,7 +75,7 @@ def test_the_verdict_names_the_best_and_those_that_are_as_good():
     assert (verdict.best, verdict.as_good) == ("best", ("near",))
     assert found.winner("0.5").masks == "best.st"
     first = sentences(found)[0]
-    assert "At 50% best is best: top-1 87.5 ± 12.5; dense 100.0 ± 0.0" in first
+    assert "At 50% best has the best top-1: 87.5 ± 12.5; the dense model has 100.0 ± 0.0" in first
     assert "near cannot be told apart from it" in first
 
     lower = compared({"far": [far], "near": [near], "best": [best]}, lower_is_better=True)

@@ -247,11 +247,11 @@ def sentences(found: Comparison) -> list[str]:
             texts.append(f"At {title} no method has a finite {found.score_title}.")
             continue
         text = (
-            f"At {title} {verdict.best} is best: {found.score_title} {scored(best, found.task)}; "
-            f"dense {scored(dense, found.task)}"
+            f"At {title} {verdict.best} has the best {found.score_title}: "
+            f"{scored(best, found.task)}; the dense model has {scored(dense, found.task)}"
         )
         if not best.differs_from(dense):
-            text += ", and the difference may be chance"
+            text += ", which may be chance"
         if verdict.as_good:
             text += f". {_listed(verdict.as_good)} cannot be told apart from it with this data"
         elif runner_up := _runner_up(found, verdict):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from benchmarks.demo import MODELS
 from benchmarks.demo.captions import DIGITS
 from benchmarks.demo.processors import FAMILIES
-from benchmarks.demo.run import MODELS
 from benchmarks.papers.downstream.class_files import write_cifar_10, write_cifar_100, write_flowers
 from benchmarks.papers.downstream.classes import SETS
 from benchmarks.papers.downstream.samples import draw_sample

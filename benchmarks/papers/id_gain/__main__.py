@@ -11,8 +11,8 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.papers.id_gain
+from benchmarks.demo import MODELS
 from benchmarks.demo.cells import Content, recorded_cells, run_cells
-from benchmarks.demo.run import MODELS
 from benchmarks.papers.id_gain.cells import Cell, IdBench, Settings, seconds_left
 from benchmarks.papers.id_gain.findings import (
     flat,

@@ -10,8 +10,8 @@ import torch
 from transformers.utils import logging
 
 import benchmarks.papers.structured
+from benchmarks.demo import MODELS
 from benchmarks.demo.cells import Bench, Content, recorded_cells, run_cells
-from benchmarks.demo.run import MODELS
 from benchmarks.papers.structured.cells import Cell, Settings
 from benchmarks.papers.structured.findings import rows_of, table, verdicts, worse_than_random
 from benchmarks.papers.structured.tuning import Tuning
