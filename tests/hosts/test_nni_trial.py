@@ -85,7 +85,12 @@ def test_what_is_reported(recipe, tmp_path) -> None:
     assert list(record.final) == ["default", *RECALLS]
     assert record.final["default"] == pytest.approx(sum(record.final[r] for r in RECALLS) / 6)
     assert (record.metric, record.number, record.sparsity) == ("recall", 3, 0.5)
-    assert TrialRecord.load(tmp_path / "trials" / "exp" / "one") == record
+    folder = tmp_path / "trials" / "exp" / "one"
+    assert TrialRecord.load(folder) == record
+    recalls = " → ".join(f"{record.results[step]['default']:.1f}%" for step in (0, 5))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f'<dt>Mean recall</dt><dd class="value">{recalls}</dd>' in page
+    assert '<a href="trial.json">' in page
 
 
 def test_fine_tuning_makes_the_loss_smaller_and_keeps_the_zeros(recipe, world, tmp_path) -> None:

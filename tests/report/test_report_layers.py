@@ -23,6 +23,7 @@ from vlp_plugins.report.layers import (
     heat_maps,
     kind_of,
     layer_rows,
+    layer_table,
     to_csv,
 )
 from vlp_plugins.runtime.errors import SparsityError
@@ -145,6 +146,13 @@ def test_a_heat_map_has_a_row_per_depth_and_a_column_per_kind() -> None:
     assert vision.columns == ["attention.query", "mlp.experts.fc1"]
     assert vision.rows == [("0", [0.0, pytest.approx(0.7)]), ("1", [None, 1.0])]
     assert text.rows == [("0", [0.5])]
+
+
+def test_a_page_shows_so_many_weights_and_says_where_the_others_are() -> None:
+    many = layer_table([row(f"w.{n}", 1, 2) for n in range(2001)], ["0.5"])
+    assert len(many.rows) == 2000
+    assert "The other 1 are in layers.csv." in many.note
+    assert "layers.csv" not in layer_table([row("w", 1, 2)], ["0.5"]).note
 
 
 @pytest.mark.parametrize(

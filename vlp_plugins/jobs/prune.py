@@ -114,8 +114,8 @@ def delete_checkpoints(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-Finish = Callable[[Prepared, Mapping[str, Masks], Path], None]
-"""Adds to a folder of results before it gets its name."""
+Finish = Callable[[Prepared, Mapping[str, Masks], Path], Sequence[Tile]]
+"""Adds to a folder of results before it gets its name; gives the quality that it has measured."""
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -241,10 +241,6 @@ def run(
                 **size_facts(job, statistics, masks),
             }
 
-        def page() -> Page:
-            found = inspect_model(job.model, job.adapter)
-            return page_of(job, found, masks, facts(), tables)
-
         if writes:
             with atomic_folder(out, mark=RECIPE, overwrite=overwrite) as folder:
                 _write_masks(job, masks, folder)
@@ -254,12 +250,16 @@ def run(
                 if profile is not None:
                     profile.save(folder / PROFILE)
                 watch.lap("writing")
-                write_report(folder, page)  # after the rest, so that it knows what that took
-                if finish is not None:
-                    finish(job, masks, folder)
+                quality = [] if finish is None else finish(job, masks, folder)
+                found = inspect_model(job.model, job.adapter)
+                # After the rest, so that it knows what that took.
+                write_report(folder, lambda: page_of(job, found, masks, facts(), tables, quality))
         wait_for_all()
         delete_checkpoints(out)
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
+
+
+_UNMEASURED = Tile("Quality", "not measured", "vlp evaluate measures it: the first step below")
 
 
 def page_of(
@@ -268,6 +268,7 @@ def page_of(
     masks: Mapping[str, Masks],
     facts: Mapping[str, str],
     agreement: Sequence[Table],
+    quality: Sequence[Tile] = (),
 ) -> Page:
     """The page.
 
@@ -277,6 +278,7 @@ def page_of(
         masks: by title.
         facts: time, memory and data.
         agreement: of the halves of the data.
+        quality: that was measured; empty if it was not.
     """
     recipe, name = job.recipe, Path(str(job.recipe.model)).name
     sets = list(masks.values())
@@ -311,7 +313,7 @@ def page_of(
             Tile("Sparsity of the prunable part", prunable, f"asked for: {span(list(masks))}"),
             Tile("Sparsity of the whole model", whole, "what is not pruned counts as well"),
             Tile("Calibration", read, facts.get("data", "")),
-            Tile("Quality", "not measured", "vlp evaluate measures it: the first step below"),
+            *(quality or [_UNMEASURED]),
             size_tile(job.model, inspection.weights, sets),
             SPEED,
         ],

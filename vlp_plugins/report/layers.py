@@ -23,6 +23,8 @@ from vlp_plugins.scoring.allocation import GlobalAllocation, LayerAllocation, Pa
 
 _FLOORS = tuple(step * 10.0**-power for power in range(2, 7) for step in (2, 1, 0.5))
 """Floors to recommend: the first for which there is room."""
+_SHOWN = 2000
+"""Rows of a page's table of weights: models of many experts have ten times as many."""
 _COLLAPSED = 0.01
 """A layer that keeps less than this fraction is reported as collapsed."""
 
@@ -156,16 +158,17 @@ def to_csv(rows: Sequence[LayerRow], titles: Sequence[str]) -> str:
 
 
 def layer_table(rows: Sequence[LayerRow], titles: Sequence[str]) -> Table:
-    """One row per weight, one column of sparsities per mask set."""
+    """One row per weight, one column of sparsities per mask set; of many weights the first."""
+    left = f" The other {len(rows) - _SHOWN:,} are in layers.csv." if len(rows) > _SHOWN else ""
     return Table(
         "",
         ("weight", "modality", "depth", "shape", "uses", *titles),
         [
             [row.name, row.modality, str(row.depth), " x ".join(map(str, row.shape)),
              str(row.uses), *map(percent, row.sparsities)]
-            for row in rows
+            for row in rows[:_SHOWN]
         ],
-        "Uses: how many modules share the weight.",
+        f"Uses: how many modules share the weight.{left}",
     )  # fmt: skip
 
 

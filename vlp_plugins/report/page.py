@@ -34,6 +34,7 @@ _FILES = {
     "sensitivity.json": "all results and settings",
     "points.csv": "every point that was measured, for a spreadsheet",
     "finetuning.json": "all settings and results",
+    "trial.json": "what was drawn and measured",
     "losses.jsonl": "the loss, step by step",
 }
 """What the files next to a page are, by the pattern of their names."""

@@ -30,6 +30,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
 from vlp_plugins.models.restricted import DelegatingAdapter
 from vlp_plugins.models.saving import check_can_save, write_model
+from vlp_plugins.report.page import Tile
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, RecipeError, UnsupportedError
 from vlp_plugins.tasks.finetuning.finetune import finetune
 from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
@@ -294,8 +295,9 @@ def run_trial(
     out = folder_of(recipe, trial)
     records = []
 
-    def finish(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> None:
+    def finish(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> list[Tile]:
         records.append(_finish(job, masks, folder, settings, trial))
+        return quality_of(records[0])
 
     try:
         run(replace(drawn, out=str(out)), progress=progress, finish=finish)
@@ -306,6 +308,17 @@ def run_trial(
     (record,) = records
     trial.final(record.final)
     return record
+
+
+def quality_of(record: TrialRecord) -> list[Tile]:
+    """What a trial has measured, after pruning and after fine-tuning, for its report."""
+    name, digits, unit = ("Loss", 4, "") if record.metric == "loss" else ("Mean recall", 1, "%")
+    values = [abs(record.results[step][DEFAULT]) for step in sorted(record.results)]
+    first, last = (f"{value:.{digits}f}{unit}" for value in (values[0], values[-1]))
+    if len(values) == 1:
+        return [Tile(name, first, "after pruning, not fine-tuned")]
+    note = f"after pruning, and after {max(record.results):,} steps of fine-tuning"
+    return [Tile(name, f"{first} \u2192 {last}", note)]
 
 
 def folder_of(recipe: Recipe, trial: NniTrial) -> Path:
