@@ -25,6 +25,7 @@ import vlp_plugins.extend
 from vlp_plugins.cli.program import main
 from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe
+from vlp_plugins.methods.description import describe_methods
 from vlp_plugins.models import adapter as abilities
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
@@ -74,9 +75,7 @@ def keys(kind: type, command: str, prefix: str = "", without: Sequence[str] = ()
             text = (option.get_help_record(context) or ("", ""))[1]
             meaning, _, default = text.partition("  [")
             default = default.rstrip("]").removeprefix("default: ")
-        rows.append(
-            [f"`{prefix}{each.name}`", meaning.replace("|", "\\|").replace("*", "\\*"), default]
-        )
+        rows.append([f"`{prefix}{each.name}`", cell(meaning), default])
     return table(["key", "meaning", "default"], rows)
 
 
@@ -133,6 +132,40 @@ def models() -> str:
     return table(["adapter", "classes", "tasks that can be measured"], rows)
 
 
+def methods() -> str:
+    """A section for each registered method."""
+    sections = []
+    for found in describe_methods(registry()):
+        method = found.method
+        assert method is not None, found.name
+        facts = [
+            f"{found.summary}.",
+            *found.details,
+            f"*Paper:* {found.paper}." if found.paper else "",
+            f"*Needs:* {', '.join(found.needs) or 'nothing but the model'}. "
+            f"*Cost:* {method.relative_cost}. "
+            f"*Weights that stay:* {'get new values' if method.changes_weights else 'are kept'}. "
+            f"*Allocation:* {method.allocation.name}.",
+        ]
+        rows = [
+            [
+                f"`{each.name}`",
+                cell(each.help),
+                "required" if each.required else f"`{each.default}`",
+            ]
+            for each in found.parameters
+        ]
+        if rows:
+            facts.append(table(["setting", "meaning", "default"], rows))
+        sections.append(f"## {found.name}\n\n" + "\n\n".join(filter(None, facts)) + "\n")
+    return "\n".join(sections)
+
+
+def cell(text: str) -> str:
+    """A text in a cell of a table, with no mark-up but code."""
+    return " ".join(text.replace("|", "\\|").replace("*", "\\*").split())
+
+
 def public_names(facade: ModuleType) -> str:
     """What mkdocstrings describes: each public name at its home."""
     found = {name: getattr(facade, name) for name in facade.__all__}
@@ -156,5 +189,6 @@ if __name__ == "__main__":
     write("finetune-recipe.md", keys(FinetuneRecipe, "finetune", without=["settings"]))
     write("finetune-settings.md", keys(FinetuneSettings, "finetune"))
     write("models.md", models())
+    write("methods.md", methods())
     write("api.md", public_names(vlp_plugins))
     write("api-extend.md", public_names(vlp_plugins.extend))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -32,6 +33,7 @@ PAGES = [
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if not any(str(path.relative_to(ROOT)).startswith(place) for place in ELSEWHERE)
 ]
+SHOWS_OUTPUT = {"README.md"}  # blocks of text are what the command before them printed
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"# not run by the tests: (\S.{10,})\n")
 FILE = re.compile(r"# ([\w./-]+\.(?:yaml|toml|py|jsonl))\n")
@@ -49,8 +51,6 @@ def given(page, world):
     if page == "nni.md":
         model, _ = load_model(str(world / "my-classifier"))
         return {"model": model, "batches": [classified] * 2, "train_dataset": rows}
-    if page == "README.md":
-        return {"model": load_model(str(world / "my-vit"))[0], "batches": [classified]}
     return {}
 
 
@@ -63,36 +63,60 @@ def blocks_of(path):
         yield language, re.sub(rf"^{indent}", "", code, flags=re.MULTILINE), line
 
 
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def check_shown(shown, printed, where):
+    """What a page shows was printed, with about the same figures: processors round differently."""
+    words, among = (re.sub(r"\bbest\b|\bas good\b", "", text).split() for text in (shown, printed))
+    bare = [NUMBER.sub("#", word) for word in words]
+    for start in range(len(among) - len(words) + 1):
+        found = among[start : start + len(words)]
+        if [NUMBER.sub("#", word) for word in found] == bare:
+            break
+    else:
+        pytest.fail(f"{where}: not printed:\n{shown}\nbut\n{printed}")
+    pairs = zip(NUMBER.findall(" ".join(words)), NUMBER.findall(" ".join(found)), strict=True)
+    assert all(abs(float(one) - float(other)) <= 1.5 for one, other in pairs), f"{where}: {found}"
+
+
 def run_shell(code, where):
-    """Runs lines that begin with `vlp`; any other needs a reason not to be run."""
+    """What lines of `vlp` and `python -m` print; any other needs a reason not to be run."""
     from vlp_plugins.cli.program import main
 
+    printed = ""
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words:
             continue
+        if words[:2] == ["python", "-m"]:
+            subprocess.run([sys.executable, *words[1:]], check=True)
+            continue
         assert words[0] == "vlp", f"{where}: only vlp is run, not {line!r}: give a reason"
         result = CliRunner().invoke(main, words[1:])
         assert result.exit_code == 0, f"{where}: {line}\n{result.output}\n{result.exception!r}"
+        printed = result.stdout
+    return printed
 
 
 def run_block(language, code, where, names):
     """Runs one block as its language asks; a first line with a file's name writes that file."""
     if NOT_RUN.match(code):
-        return
+        return ""
     if named := FILE.match(code):
         Path(named[1]).parent.mkdir(parents=True, exist_ok=True)
         Path(named[1]).write_text(code, encoding="utf-8")
     if language == "python":
         exec(compile(code, where, "exec"), names)
     elif language == "sh":
-        run_shell(code, where)
+        return run_shell(code, where)
     elif language == "yaml":
         assert yaml.safe_load(code), where
     elif language == "toml":
         assert tomllib.loads(code), where
     else:
         assert language == "text", f"{where}: a block of {language or 'no language'}"
+    return ""
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +165,17 @@ def check_plugins(names):
     assert names["masks"].sparsity == 0.5
 
 
+def check_readme(names):
+    from vlp_plugins import Masks
+
+    masks = names["masks"]
+    assert masks.removed == int(0.75 * (masks.kept + masks.removed))
+    assert Masks.load("masks.safetensors") == masks
+    assert names["result"].parameters_after < names["result"].parameters_before
+
+
 AFTER = {
+    "README.md": check_readme,
     "finetuning.md": check_finetuning,
     "structured.md": check_structured,
     "torch-pruning.md": check_torch_pruning,
@@ -160,8 +194,12 @@ def test_every_block_runs(path, world, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [str(here), *sys.path])
     names = {"__name__": "page", **given(path.name, here)}
+    printed = ""
     for language, code, line in blocks:
-        run_block(language, code, f"{path.relative_to(ROOT)}:{line}", names)
+        where = f"{path.relative_to(ROOT)}:{line}"
+        if language == "text" and path.name in SHOWS_OUTPUT:
+            check_shown(code, printed, where)
+        printed = run_block(language, code, where, names)
     if check := AFTER.get(path.name):
         check(names)
 
@@ -183,3 +221,7 @@ def test_a_block_that_fails_is_found(world, tmp_path, monkeypatch):
     ):
         with pytest.raises(error):
             run_block(language, code, "here", {})
+    check_shown("b  5.0 best\n", "a 1\nb  6.0\n", "here")
+    for shown in ("b 9.0\n", "c 5.0\n"):
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            check_shown(shown, "a 1\nb 5.0\n", "here")
