@@ -24,14 +24,15 @@ from torch_pruning_examples import (
 )
 from transformers import BertConfig, BertModel, BlipConfig, BlipForImageTextRetrieval
 
+import vlp_plugins
 from vlp_plugins.hosts.torch_pruning import structured
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.recorder import Recorder
-from vlp_plugins.hosts.torch_pruning.structured import prune_structured
+from vlp_plugins.hosts.torch_pruning.structured import parameters_of, prune_structured
 from vlp_plugins.loading import load_model
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention
-from vlp_plugins.runtime.errors import SparsityError, StructureError, UnsupportedError
+from vlp_plugins.runtime.errors import OutputError, SparsityError, StructureError, UnsupportedError
 from vlp_plugins.structured.check import check_equal, example_batch, outputs
 from vlp_plugins.structured.cuts import patch
 from vlp_plugins.structured.files import read_record
@@ -212,6 +213,25 @@ def test_a_saved_model_is_rebuilt_in_a_fresh_process(tmp_path: Path) -> None:
         check=True,
         timeout=120,
     )
+
+
+def test_a_saved_folder_has_the_processor_and_is_replaced_only_if_asked_to(
+    models: Path, photos: Path, tmp_path: Path
+) -> None:
+    model = vlp_plugins.load(models / "clip", device="cpu")
+    result = prune_structured(model, importance="magnitude", ratio=0.5)
+    result.save(tmp_path / "smaller")
+
+    smaller = vlp_plugins.load(tmp_path / "smaller", device="cpu")
+    assert len(list(vlp_plugins.batches(photos, smaller, batch_size=6))) == 2
+    with pytest.raises(OutputError, match="overwrite=True"):
+        result.save(tmp_path / "smaller")
+    (tmp_path / "smaller" / "vlp_structured.safetensors").write_bytes(b"damaged")
+    result.save(tmp_path / "smaller", overwrite=True)
+    assert parameters_of(vlp_plugins.load(tmp_path / "smaller")) == result.parameters_after
+    with pytest.raises(OutputError, match="has no vlp_structure.json of vlp_plugins"):
+        result.save(photos, overwrite=True)
+    assert (photos / "metadata.jsonl").is_file()
 
 
 def test_a_rebuilt_model_can_be_cut_further_and_saved(tmp_path: Path) -> None:

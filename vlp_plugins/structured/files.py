@@ -212,23 +212,26 @@ def save_structured(
     adapter: Adapter | None = None,
     source: str | None = None,
     history: Any = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes a cut model so that `rebuild` can load it. The folder appears whole or not at all.
 
     Args:
         model: of transformers or of ours, cut by `record`.
-        folder: a new one.
+        folder: a new one, or an earlier one of this function.
         record: all that was kept, in coordinates of the model of its configuration: of several
             steps their `Record.compose`.
         adapter: of the model; None takes the one that claims it.
-        source: where the uncut model came from; its tokenizer and processor files are copied.
+        source: where the uncut model came from, whose tokenizer and processor files are copied;
+            None: where it was loaded from, as far as the model says.
         history: how the record came about, for the reader; anything that JSON can keep.
+        overwrite: replace a folder that this function wrote; no other is ever replaced.
 
     Raises:
         StructureError: if the record does not lead from the configuration to this model.
         UnsupportedError: if the model has no configuration, or one that makes another class.
         UnclaimedModelError: without an adapter, if none claims the model.
-        OutputError: if the folder exists or cannot be written.
+        OutputError: if the folder exists and is not to be replaced, or cannot be written.
     """
     if not hasattr(getattr(model, "config", None), "save_pretrained"):
         raise UnsupportedError(
@@ -239,7 +242,7 @@ def save_structured(
     structure = Structure(
         type(model).__name__, adapter.name, adapter.settings(), Record(record), history
     )
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, mark=STRUCTURE_FILE, overwrite=overwrite) as temporary:
         write_configuration(model, temporary)
         made = meta_model(str(temporary), _candidates(structure.adapter))
         _cut(made, structure)
@@ -257,4 +260,4 @@ def save_structured(
         write_text(temporary / STRUCTURE_FILE, json.dumps(content) + "\n")
         header = {"structure": structure.digest(temporary)}
         write_artifact(temporary / WEIGHTS_FILE, WEIGHTS, state_of(model), header)
-        copy_companions(source, temporary)
+        copy_companions(source or getattr(model, "name_or_path", None) or None, temporary)

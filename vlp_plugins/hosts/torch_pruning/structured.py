@@ -80,14 +80,17 @@ class StructuredResult:
         *,
         source: str | None = None,
         earlier: Record | None = None,
+        overwrite: bool = False,
     ) -> None:
-        """Writes a folder that `vlp_plugins.loading.load_model` and `rebuild` read.
+        """Writes a folder that `vlp_plugins.load` and `rebuild` read.
 
         Args:
-            folder: a new one.
-            source: where the model came from; its tokenizer and processor files are copied.
+            folder: a new one, or an earlier one of this method.
+            source: where the model came from, whose tokenizer and processor files are copied; None:
+                where it was loaded from, as far as the model says.
             earlier: what was cut before this, such as `read_record` of the folder that the model
                 was rebuilt from.
+            overwrite: replace a folder that this method wrote; no other is ever replaced.
 
         Raises:
             VlpError: see `vlp_plugins.structured.save_structured`.
@@ -99,6 +102,7 @@ class StructuredResult:
             adapter=self.adapter,
             source=source,
             history={"made_by": self.made_by, "torch_pruning": self.history},
+            overwrite=overwrite,
         )
 
 
