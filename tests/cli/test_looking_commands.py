@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,36 @@ def test_help_is_quick() -> None:
 
 def test_as_a_module() -> None:
     assert run("-m", "vlp_plugins", "--version").startswith("vlp, version ")
+
+
+@pytest.mark.parametrize(
+    ("shell", "word"), [("bash", "complete -o nosort"), ("zsh", "compdef"), ("fish", "complete")]
+)
+def test_a_shell_gets_its_script_of_completion(shell, word) -> None:
+    assert word in completion(_VLP_COMPLETE=f"{shell}_source")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("vlp pr", "plain,prune"),
+        ("vlp masks ve", "plain,verify"),
+        ("vlp prune --stat", "plain,--statistics"),
+        ("vlp prune --sparsity 0.5 0.75 --variant pu", "plain,published"),
+        ("vlp prune --sparsity", "plain,--sparsity"),
+    ],
+)
+def test_words_are_completed(line, found) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    assert found in completion(_VLP_COMPLETE="bash_complete", **words).splitlines()
+
+
+def completion(**variables: str) -> str:
+    """What the command prints for a shell that completes words."""
+    script = "import sys; sys.argv = ['vlp']; from vlp_plugins.cli import main; main()"
+    words = [sys.executable, "-c", script]
+    environment = os.environ | variables
+    return subprocess.run(words, stdout=-1, text=True, check=True, env=environment).stdout
 
 
 def run(*words: str) -> str:

@@ -9,6 +9,7 @@ from vlp_plugins.cli.compare import compare
 from vlp_plugins.cli.evaluate import evaluate
 from vlp_plugins.cli.finetune import finetune
 from vlp_plugins.cli.id import id_
+from vlp_plugins.cli.init import init
 from vlp_plugins.cli.inspect import inspect, plugins
 from vlp_plugins.cli.masks import masks
 from vlp_plugins.cli.methods import methods
@@ -21,8 +22,8 @@ from vlp_plugins.cli.sensitivity import sensitivity
 __all__ = ["main"]
 
 COMMANDS = (
-    prune, compare, plan, id_, sensitivity, finetune, evaluate, inspect, methods, masks, nni_trial,
-    nni_best, plugins,
+    init, prune, compare, plan, id_, sensitivity, finetune, evaluate, inspect, methods, masks,
+    nni_trial, nni_best, plugins,
 )  # fmt: skip
 
 for command in COMMANDS:

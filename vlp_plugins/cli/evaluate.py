@@ -12,6 +12,7 @@ from vlp_plugins.cli.options import (
     COUNT,
     PATH,
     column_options,
+    json_option,
     length_option,
     limit_option,
     model_options,
@@ -22,7 +23,7 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line
-from vlp_plugins.cli.tables import print_facts, print_lines, print_table
+from vlp_plugins.cli.tables import print_facts, print_json, print_lines, print_table
 from vlp_plugins.cli.terminal import data_progress
 from vlp_plugins.tasks import TASKS
 
@@ -89,6 +90,7 @@ from vlp_plugins.tasks import TASKS
 @length_option
 @processor_option
 @model_options
+@json_option
 @click.pass_context
 def evaluate(
     context: click.Context,
@@ -97,6 +99,7 @@ def evaluate(
     out: Path | None,
     overwrite: bool,
     max_length: int | None,
+    as_json: bool,
     **values: Any,
 ) -> None:
     """Measure MODEL on a task: its metrics, and those after --masks.
@@ -118,6 +121,9 @@ def evaluate(
             request, masks=masks, new_weights=new_weights, out=out, overwrite=overwrite,
             command=command_line(context), progress=progress,
         )  # fmt: skip
+    if as_json:
+        print_json({**found.record, "facts": found.facts, "out": found.out})
+        return
     table = metrics_table(found)
     print_table(table.title, table.header, table.rows)
     click.echo()

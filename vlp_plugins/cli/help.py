@@ -123,7 +123,7 @@ class Command(_Readable, click.Command):
             else:
                 spread.append(f"{current}={arg}")
                 waiting = False
-        if waiting:
+        if waiting and not ctx.resilient_parsing:
             raise click.BadOptionUsage(current, f"Option {current!r} requires a value.", ctx)
         return super().parse_args(ctx, spread)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from vlp_plugins.cli.help import Command
-from vlp_plugins.cli.options import adapter_option, option
-from vlp_plugins.cli.tables import print_table, say
+from vlp_plugins.cli.options import adapter_option, json_option, option
+from vlp_plugins.cli.tables import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from vlp_plugins.models.inspection import Inspection
 
 
 @click.command(
@@ -14,7 +19,8 @@ from vlp_plugins.cli.tables import print_table, say
     short_help="List plug-ins, and why one failed.",
     examples=["vlp plugins"],
 )
-def plugins() -> None:
+@json_option
+def plugins(as_json: bool) -> None:
     """List the installed plug-ins: what each adds, or why it failed.
 
     VLP_PLUGINS_BLOCK=NAME,NAME in the environment leaves plug-ins out; `all` leaves out all but
@@ -23,7 +29,12 @@ def plugins() -> None:
     from vlp_plugins.models.discovery import registry
     from vlp_plugins.models.registry import plugins_table
 
-    rows = plugins_table(registry().plugins())
+    reports = registry().plugins()
+    if as_json:
+        names = ("name", "distribution", "version", "status", "registered", "error", "notes")
+        print_json({"plugins": [{n: getattr(each, n) for n in names} for each in reports]})
+        return
+    rows = plugins_table(reports)
     print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])
     say("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
 
@@ -39,7 +50,8 @@ def plugins() -> None:
     help="Also list every weight, with its shape and all its names.",
 )  # fmt: skip
 @adapter_option
-def inspect(model: str, weights: bool, adapter: str | None) -> None:
+@json_option
+def inspect(model: str, weights: bool, adapter: str | None, as_json: bool) -> None:
     """Show which weights of MODEL can be pruned, which not and why, and which are shared.
 
     MODEL is a folder, a checkpoint file or an id of the Hugging Face hub. A folder with a
@@ -49,6 +61,9 @@ def inspect(model: str, weights: bool, adapter: str | None) -> None:
     from vlp_plugins.models.inspection import inspect_model
 
     found = inspect_model(*load_structure(model, adapter=adapter))
+    if as_json:
+        print_json(_record(found))
+        return
     say(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
     print_table(
         "Prunable weights (each shared one counted once)",
@@ -72,3 +87,44 @@ def inspect(model: str, weights: bool, adapter: str | None) -> None:
                 for w in found.weights.values()
             ],
         )
+
+
+def _record(found: Inspection) -> dict[str, Any]:
+    """A model as JSON has it; see docs/json.md."""
+    return {
+        "model": found.model,
+        "adapter": found.adapter,
+        "structure": found.weights.structure,
+        "parameters": found.parameters,
+        "prunable": found.prunable,
+        "groups": [
+            {
+                "modality": g.modality,
+                "layers": g.layers,
+                "weights": g.tensors,
+                "shared": g.shared,
+                "elements": g.elements,
+            }
+            for g in found.groups
+        ],
+        "not_pruned": [
+            {
+                "reason": e.reason,
+                "parameters": e.tensors,
+                "elements": e.elements,
+                "example": e.example,
+                "by_design": e.by_design,
+            }
+            for e in found.excluded
+        ],
+        "weights": [
+            {
+                "name": w.name,
+                "modality": w.modality,
+                "depth": w.depth,
+                "shape": list(w.shape),
+                "parameters": w.aliases,
+            }
+            for w in found.weights.values()
+        ],
+    }

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlp_plugins.cli.help import Group
-from vlp_plugins.cli.options import PATH, model_options, option, overwrite_option, target_option
-from vlp_plugins.cli.tables import print_lines, print_table, say
+from vlp_plugins.cli.options import (
+    PATH,
+    json_option,
+    model_options,
+    option,
+    overwrite_option,
+    target_option,
+)
+from vlp_plugins.cli.tables import counts_record, print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -40,11 +47,15 @@ def masks() -> None:
     ],
 )
 @_file
-def show(file: Path) -> None:
+@json_option
+def show(file: Path, as_json: bool) -> None:
     """Say what a mask FILE is: method, sparsity of each modality, where it comes from."""
     from vlp_plugins.masks.masks import Masks
 
     found = Masks.load(file)
+    if as_json:
+        print_json(_record(file, found))
+        return
     m = found.manifest
     print_lines(
         [
@@ -147,7 +158,8 @@ def apply(
 @_file
 @click.argument("model")
 @model_options
-def verify(file: Path, model: str, **loading: Any) -> None:
+@json_option
+def verify(file: Path, model: str, as_json: bool, **loading: Any) -> None:
     """Check that every weight of MODEL that a mask FILE removes is zero; exit code 1 if not."""
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
@@ -157,6 +169,13 @@ def verify(file: Path, model: str, **loading: Any) -> None:
     for sentence in _doubts(file, found):
         say(f"warning: {sentence}", err=True)
     violations = found.verify(loaded, adapter if loading["adapter"] else None)
+    if as_json:
+        rows = [
+            {"weight": v.weight, "parameter": v.path, "not_zero": v.revived, "removed": v.removed}
+            for v in violations
+        ]
+        print_json({"ok": not violations, "removed": found.removed, "violations": rows})
+        sys.exit(NOT_SPARSE if violations else 0)
     if not violations:
         click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
         return
@@ -176,12 +195,16 @@ def verify(file: Path, model: str, **loading: Any) -> None:
 )
 @click.argument("one", type=PATH)
 @click.argument("other", type=PATH)
-def diff(one: Path, other: Path) -> None:
+@json_option
+def diff(one: Path, other: Path, as_json: bool) -> None:
     """Compare mask files ONE and OTHER of the same model, by modality."""
     from vlp_plugins.masks.compare import distances
     from vlp_plugins.masks.masks import Masks
 
     first, second = Masks.load(one), Masks.load(other)
+    if as_json:
+        print_json(_comparison(first, second))
+        return
     header = ["modality", "elements", "differing", "agreement", "kept by both / by either"]
     rows = {
         name: [name, f"{o.total:,}", f"{o.differing:,}", f"{o.agreement:.4%}", f"{o.iou:.4f}"]
@@ -277,6 +300,40 @@ def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any
             "which the dense weights are another model; `vlp masks apply` writes a whole one",
             err=True,
         )
+
+
+def _record(file: Path, found: Masks) -> dict[str, Any]:
+    """A mask file as JSON has it; see docs/json.md."""
+    m, counts = found.manifest, found.counts()
+    names = ("method", "parameters", "seed", "sparsity", "calibration", "adapter", "structure")
+    return {
+        "file": file,
+        **{name: getattr(m, name) for name in (*names, "made_by", "created", "note")},
+        "warnings": _doubts(file, found),
+        "new_weights_bytes": None if found.new_values is None else found.values_bytes,
+        **counts_record({**counts.by_modality, "all": counts.all}),
+    }
+
+
+def _comparison(first: Masks, second: Masks) -> dict[str, Any]:
+    """Two mask files as JSON has them; see docs/json.md."""
+    from vlp_plugins.masks.compare import distances
+
+    valued = first.new_values is not None and second.new_values is not None
+    apart = distances(first, second) if valued else {}
+    return {
+        "modalities": {
+            name: {
+                "elements": o.total,
+                "differing": o.differing,
+                "agreement": o.agreement,
+                "kept_by_both": o.both,
+                "kept_by_either": o.either,
+                "new_weights_distance": apart.get(name),
+            }
+            for name, o in first.compare(second).items()
+        }
+    }
 
 
 def _doubts(file: Path, found: Masks) -> list[str]:

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlp_plugins.cli.help import Command
-from vlp_plugins.cli.options import read_recipe, recipe_options
-from vlp_plugins.cli.tables import duration, print_counts, print_table, say
+from vlp_plugins.cli.options import json_option, read_recipe, recipe_options
+from vlp_plugins.cli.tables import (
+    counts_record,
+    duration,
+    print_counts,
+    print_json,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from vlp_plugins.jobs.plan import Plan, PlannedDimensions
@@ -24,7 +31,8 @@ if TYPE_CHECKING:
     ],
 )
 @recipe_options
-def plan(**options: Any) -> None:
+@json_option
+def plan(as_json: bool, **options: Any) -> None:
     """Say how much `vlp prune` would remove, and how much memory and time it would take.
 
     It takes the options of `vlp prune`, reads no images and writes nothing.
@@ -41,6 +49,9 @@ def plan(**options: Any) -> None:
         processor=job.processor() if job.method.reads_data else None,
         batch_size=recipe.data.batch_size if reads_data else 1,
     )
+    if as_json:
+        print_json(_record(job, planned, planned.passes if reads_data else 0))
+        return
     say(f"{recipe.method} on {recipe.model}: {job.weights.numel:,} prunable weights")
     print_table(
         "Groups",
@@ -58,6 +69,41 @@ def plan(**options: Any) -> None:
         click.secho("\nHow", bold=True)
         for note in planned.cost.notes:
             say(note)
+
+
+def _record(job: Prepared, planned: Plan, passes: int) -> dict[str, Any]:
+    """A plan as JSON has it; see docs/json.md."""
+    from vlp_plugins.jobs.preparation import title_of
+
+    cost, first = planned.cost, planned.dimensions
+    return {
+        "model": job.recipe.model,
+        "method": job.recipe.method,
+        "prunable": job.weights.numel,
+        "targets": [
+            {"target": title_of(target), **counts_record(counts)}
+            for target, counts in zip(job.targets, planned.counts, strict=True)
+        ],
+        "bytes": {
+            "model": planned.model_bytes,
+            "statistics": planned.statistics_bytes,
+            "method": None if cost is None else cost.ram_bytes,
+            "masks": planned.masks_bytes,
+            "peak": planned.peak_bytes,
+            "device_peak": planned.device_peak_bytes,
+            "disk": None if cost is None else cost.disk_bytes,
+        },
+        "passes": passes,
+        "seconds_per_batch": planned.seconds_per_batch,
+        "seconds": planned.seconds,
+        "dimensions": None if first is None else {
+            "passes": len(first.plan.passes),
+            "seconds_per_batch": first.seconds_per_batch,
+            "forward_seconds": first.forward_seconds,
+            "neighbour_seconds": first.neighbour_seconds,
+        },
+        "notes": () if cost is None else cost.notes,
+    }  # fmt: skip
 
 
 def _print_counts(job: Prepared, planned: Plan) -> None:

@@ -180,7 +180,8 @@ def main() -> None:
     """Prune vision-language models, and others, by the methods made for them.
 
     Usual order: inspect, plan, prune, evaluate, masks apply, finetune. Every command has a --help
-    with examples.
+    with examples. Names are completed by the Tab key after eval "$(_VLP_COMPLETE=bash_source vlp)";
+    for other shells, zsh_source and fish_source.
     """
     quiet_libraries()
     show_log()

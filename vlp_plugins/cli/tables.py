@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vlp_plugins.masks.manifest import Count
     from vlp_plugins.masks.masks import Masks
 
+SCHEMA = 1
+"""Of what `--json` prints; a field that goes or changes its meaning adds 1."""
 _NUMBER = re.compile(r"\d\S*( \S{1,3})?")  # perhaps with a unit
 _NARROWEST = 12
 """Columns of text are not made narrower to fit."""
@@ -81,6 +83,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document: what is not finite is null, what JSON does not know is text."""
+    document = {"schema": SCHEMA, **document}
     text = json.dumps(_finite(document), indent=1, allow_nan=False, default=str)
     click.echo(text.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves
 
@@ -155,6 +158,16 @@ def print_counts(counts: Mapping[str, Mapping[str, Count]]) -> None:
             removed, kept = f"{count.removed:,}", f"{count.kept:,}"
             rows.append([title, name, f"{count.sparsity:.4%}", removed, kept])
     print_table("", ["target", "modality", "sparsity", "removed", "kept"], rows)
+
+
+def counts_record(counts: Mapping[str, Count]) -> dict[str, Any]:
+    """Counts as JSON has them, by modality and under `all`."""
+    return {
+        "counts": {
+            name: {"sparsity": c.sparsity, "removed": c.removed, "kept": c.kept, "total": c.total}
+            for name, c in counts.items()
+        }
+    }
 
 
 def duration(seconds: float) -> str:

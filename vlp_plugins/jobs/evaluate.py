@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,7 @@ class Evaluation:
         settings: what decides the figures besides model and data.
         facts: time and memory.
         out: the folder; None if nothing was written.
+        record: what evaluation.json holds.
     """
 
     task: str
@@ -210,6 +211,7 @@ class Evaluation:
     settings: Mapping[str, Any]
     facts: Mapping[str, str]
     out: Path | None
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -273,9 +275,10 @@ def evaluate(
             {**watch.texts(), **memory_facts(loaded.device)},
             results,
         )
+        found = replace(found, record=_record(found, loaded, command))
         if results is not None:
             with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
-                record = json.dumps(_record(found, loaded, command), indent=1)
+                record = json.dumps(found.record, indent=1)
                 (folder / RECORD).write_text(record, encoding="utf-8")
                 if task.truth:
                     (folder / "said.jsonl").write_text(_texts(found, task), encoding="utf-8")
