@@ -35,6 +35,9 @@ _FILES = {
     "points.csv": "every point that was measured, for a spreadsheet",
     "finetuning.json": "all settings and results",
     "losses.jsonl": "the loss, step by step",
+    "masks": "the masks of every method at every sparsity",
+    "compare.csv": "all figures, for a spreadsheet",
+    "compare.json": "all figures and settings",
 }
 """What the files next to a page are, by the pattern of their names."""
 
