@@ -110,6 +110,12 @@ class Verdict:
     best: str
     as_good: tuple[str, ...]
 
+    def of(self, method: str) -> str:
+        """`best`, `as good` or nothing."""
+        if method == self.best:
+            return "best"
+        return "as good" if method in self.as_good else ""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -226,19 +232,20 @@ def comparison_table(found: Comparison) -> Table:
         for method in found.methods(verdict.sparsity):
             cells = found.of(verdict.sparsity, method)
             means = (sum(c.measured.metrics[name] for c in cells) / len(cells) for name in parts)
-            word = "best" if method == verdict.best else ""
-            word = "as good" if method in verdict.as_good else word
             score = scored(found.scores[verdict.sparsity, method], found.task)
-            rows.append([title, method, *(f"{mean:.1f}" for mean in means), score, word])
+            row = [title, method, *(f"{mean:.1f}" for mean in means), score, verdict.of(method)]
+            rows.append(row)
             title = ""
+    width = max(len(row[-2]) for row in rows)
+    rows = [[*row[:-2], row[-2].rjust(width), row[-1]] for row in rows]
     unit = {"retrieval": "R@1 in per cent", "loss": "pre-training loss, lower is better"}
     title = unit.get(found.task, found.score_title)
     return Table(f"{found.task}: {title}", header, rows, _NOTE)
 
 
 _NOTE = (
-    "± is one standard error. `as good`: its difference from the best one is within what chance "
-    "alone explains (95%), compared sample by sample."
+    "± is one standard error. A method is as good as the best one if chance alone may explain the "
+    "difference (95% confidence), compared sample by sample."
 )
 
 
@@ -257,6 +264,8 @@ def sentences(found: Comparison) -> list[str]:
         )
         if not best.differs_from(dense):
             text += ", which may be chance"
+        elif not found.lower_is_better and best.value < dense.value / 2:
+            text += ": more than half is lost, so remove less, or fine-tune"
         if verdict.as_good:
             text += f". {_listed(verdict.as_good)} cannot be told apart from it with this data"
         elif runner_up := _runner_up(found, verdict):
@@ -358,38 +367,36 @@ def _charts(found: Comparison) -> list[Chart]:
             point = (cell.removed / cell.total, score.value, score.error)
             series.setdefault(method, []).append(point)
         dense = part.score_of([part.dense]).value
-        low = None if found.task == "loss" else 0.0
-        charts.append(line_chart(title, series, y=Axis(title, low=low), reference=(dense, DENSE)))
+        low, unit = (None, "loss") if found.task == "loss" else (0.0, "per cent")
+        charts.append(line_chart(title, series, y=Axis(unit, low=low), reference=(dense, DENSE)))
     return charts
 
 
 def _figures_table(found: Comparison) -> Table:
     """One row per cell."""
+    parts = found.score if len(found.score) > 1 else ()
     modalities = list(found.cells[0].by_modality)
-    seeds = len({cell.seed for cell in found.cells}) > 1
-    header = ["sparsity", "method", *(["seed"] if seeds else []), *map(title_of, found.score)]
-    header += ["error", "whole model", *modalities, "pruned in", "measured in"]
+    seeds = ["seed"] if len({cell.seed for cell in found.cells}) > 1 else []
+    header = ["sparsity", "method", "verdict", *seeds, *(_SHORT[name] for name in parts)]
+    header += [found.score_title, "whole model", *modalities, "pruned in"]
     rows = []
     for cell in found.cells:
-        verdict = found.verdict(cell.sparsity)
-        score = found.score_of([cell.measured])
-        best = " (best)" if cell.method == verdict.best else ""
         rows.append(
             [
                 titled(cell.sparsity),
-                cell.method + best,
-                *([str(cell.seed)] if seeds else []),
-                *(_digits(cell.measured.metrics[name], found.task) for name in found.score),
-                _digits(score.error, found.task),
+                cell.method,
+                found.verdict(cell.sparsity).of(cell.method),
+                *(str(cell.seed) for _ in seeds),
+                *(_digits(cell.measured.metrics[name], found.task) for name in parts),
+                scored(found.score_of([cell.measured]), found.task),
                 percent(cell.removed / found.model_elements),
                 *map(percent, cell.by_modality.values()),
                 f"{cell.pruning_seconds:.1f} s",
-                f"{cell.measuring_seconds:.1f} s",
             ]
         )
     note = (
-        "error: standard error of the score over test samples. whole model, and the modalities: "
-        "fraction of their weights that is removed. A click on a heading sorts."
+        "Whole model, and the modalities after it: the fraction of their weights that is removed. "
+        "A click on a heading sorts."
     )
     return Table("", header, rows, note)
 
