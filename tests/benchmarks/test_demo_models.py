@@ -39,9 +39,9 @@ def compared(
 ) -> dict[str, Any]:
     """What the demo says about the model."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    command(*command_of(subject.source, data, out)[1:])
+    printed = command(*command_of(subject.source, data, out)[1:]).stdout
     found: dict[str, Any] = json.loads((out / "compare.json").read_text())
-    return found
+    return found | {"printed": printed}
 
 
 def figures_of(compared: dict[str, Any], method: str, sparsity: float) -> dict[str, float]:
@@ -70,6 +70,14 @@ def test_the_dense_model_works(subject: Subject, compared: dict[str, Any]) -> No
     if subject.source.name == "blip":
         assert found.captions is not None
         assert found.captions > 75
+
+
+def test_the_page_on_comparing_shows_what_is_printed(
+    subject: Subject, compared: dict[str, Any]
+) -> None:
+    if subject.source.name == "blip":
+        page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+        assert page.split("```text\n")[1].split("```")[0] in compared["printed"]
 
 
 def test_random_pruning_at_63_percent_loses_at_least_half_of_the_recall(

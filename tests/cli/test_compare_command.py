@@ -88,6 +88,31 @@ def test_the_table_fits_a_terminal_and_starts_with_the_dense_model(finished) -> 
     assert sum(line.endswith("best") for line in table) == 2
 
 
+def test_the_report_says_the_best_first_and_draws_every_method(finished, record) -> None:
+    page = (finished[0] / "report.html").read_text()
+    names = ["Best at 50%", "Best at 75%", "Quality against sparsity", "All figures", "Repeat it"]
+    places = [page.index(name) for name in names]
+    assert places == sorted(places)
+    assert page.count("<svg viewBox") == 3  # the mean, and either way
+    legend = page.split('class="legend"')[1].split("</ul>")[0]
+    assert all(f"<span>{method}</span>" in legend for method in METHODS)
+    for verdict in record["verdicts"]:
+        assert f'<dd class="value">{verdict["best"]}</dd>' in page
+        assert verdict["masks"] in page
+    assert '<a href="compare.csv">' in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_quiet_prints_the_result_alone(xvlm, many_photos, tmp_path) -> None:
+    result = command(
+        "compare", xvlm, "--data", many_photos, *WORDS, "--methods", "omp", "--sparsity", "0.5",
+        "--out", tmp_path / "out", "-q",
+    )  # fmt: skip
+    assert result.stdout.startswith("\nretrieval: R@1 in per cent\nsparsity")
+    assert "plan:" not in result.stdout
+    assert "peak memory" not in result.stdout
+
+
 def test_figures_are_those_of_the_commands_one_by_one(
     finished, xvlm, many_photos, tmp_path
 ) -> None:

@@ -250,6 +250,7 @@ def command_line(context: click.Context) -> str:
         name = str(parameter.name)
         if (
             name == "resume"
+            or not parameter.expose_value
             or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE
         ):
             continue

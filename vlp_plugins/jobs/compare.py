@@ -21,8 +21,8 @@ import torch
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.moments import distinct
 from vlp_plugins.data.batches import ExampleBatches
-from vlp_plugins.jobs.comparison import Cell, Comparison, record_of, to_csv
-from vlp_plugins.jobs.facts import StopWatch, memory_facts
+from vlp_plugins.jobs.comparison import Cell, Comparison, page_of, record_of, titled, to_csv
+from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, held, open_data, task_of
 from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.jobs.plan import seconds_per_gradient
@@ -36,6 +36,7 @@ from vlp_plugins.methods.resolve import resolve_method, resolve_targets
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
+from vlp_plugins.report.page import Step
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.errors import (
@@ -146,24 +147,19 @@ def compare(
             found = run.compare(progress, begin)
             watch.lap("pruning and measuring")
             facts = {**run.facts(), **watch.texts(), **memory_facts(loaded.device)}
-            apply = {
-                sparsity: _apply_command(results, found.winner(sparsity), loaded.source)
-                for sparsity in found.sparsities
-            }
+            files = {each: _shown(results / found.winner(each).masks) for each in found.sparsities}
+            apply = {each: _apply_command(file, loaded.source) for each, file in files.items()}
             with atomic_folder(results) as folder:
-                (folder / MASKS).mkdir()
-                for cell in found.cells:
-                    target = folder / cell.masks
-                    if not target.exists():
-                        shutil.copy2(work / Path(cell.masks).name, target)
-                record = {
-                    **loaded.record(SCHEMA, command),
-                    **record_of(found),
-                    "data": run.facts(),
-                }
+                _copy_masks(found.cells, work, folder)
+                record = {**loaded.record(SCHEMA, command), **record_of(found), "data": run.facts()}
                 text = json.dumps(record, indent=1, ensure_ascii=False)
                 (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
                 (folder / "compare.csv").write_text(to_csv(found), encoding="utf-8")
+                winners = [Masks.load(folder / found.winner(s).masks) for s in found.sparsities]
+                steps = _steps(found, loaded, files, apply)
+                write_report(
+                    folder, lambda: page_of(found, loaded, winners, steps, facts, command)
+                )  # fmt: skip
         return CompareResult(found, facts, apply, results)
 
 
@@ -172,14 +168,34 @@ _ODD = r"[^\w.+-]"
 """Characters that names of files should not have, as in `id*omp`."""
 
 
-def _apply_command(out: Path, cell: Cell, source: ModelSource) -> str:
+def _copy_masks(cells: Sequence[Cell], work: Path, folder: Path) -> None:
+    (folder / MASKS).mkdir()
+    for file in {cell.masks for cell in cells}:
+        shutil.copy2(work / Path(file).name, folder / file)
+
+
+def _steps(
+    found: Comparison, loaded: Loaded, files: Mapping[str, str], apply: Mapping[str, str]
+) -> list[Step]:
+    """What to do with the best masks."""
+    steps = [
+        Step(f"Save the model with the best masks at {titled(sparsity)}.", command)
+        for sparsity, command in apply.items()
+    ]
+    highest = files[found.sparsities[-1]]
+    others = mask_steps(loaded.source.model, highest, loaded.adapter, measured=found.task)
+    return [*steps, *others[1:]]  # without the first, which saves the model
+
+
+def _shown(path: Path) -> str:
+    """The path as one would write it from here."""
     here = Path.cwd()
-    file = out / cell.masks
-    shown = file.relative_to(here) if file.is_relative_to(here) else file
-    words = ["vlp", "masks", "apply", str(shown), source.model, "--out", "pruned"]
-    if source.adapter is not None:
-        words += ["--adapter", source.adapter]
-    return shlex.join(words)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _apply_command(file: str, source: ModelSource) -> str:
+    words = ["vlp", "masks", "apply", file, source.model, "--out", "pruned"]
+    return shlex.join([*words, *([] if source.adapter is None else ["--adapter", source.adapter])])
 
 
 def _resolved(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlp_plugins.jobs.facts import SPEED, size_tile
+from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.tasks import TaskMetrics, title_of
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.report.drawing import Axis, Chart, line_chart
 from vlp_plugins.report.layers import csv_text
-from vlp_plugins.report.page import Table
+from vlp_plugins.report.page import Page, Section, Step, Table, Tile, span
+from vlp_plugins.runtime.numbers import count, percent
 
 DENSE = "dense"
 _Z = 1.96
@@ -104,6 +110,12 @@ class Verdict:
     best: str
     as_good: tuple[str, ...]
 
+    def of(self, method: str) -> str:
+        """`best`, `as good` or nothing."""
+        if method == self.best:
+            return "best"
+        return "as good" if method in self.as_good else ""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -189,7 +201,7 @@ class Comparison:
         return self.of(sparsity, self.verdict(sparsity).best)[0]
 
 
-def percent(sparsity: str) -> str:
+def titled(sparsity: str) -> str:
     """`0.75` as `75%`; budgets by modality stay as they are."""
     try:
         return f"{100 * float(sparsity):.4g}%"
@@ -199,11 +211,10 @@ def percent(sparsity: str) -> str:
 
 def scored(score: Score, task: str) -> str:
     """A score with its error, with as many digits as the task's figures have."""
-    digits = 4 if task == "loss" else 1
     if not math.isfinite(score.value):
         return "not finite"
-    error = "?" if math.isnan(score.error) else f"{score.error:.{digits}f}"
-    return f"{score.value:.{digits}f} ± {error}"
+    error = "?" if math.isnan(score.error) else _digits(score.error, task)
+    return f"{_digits(score.value, task)} ± {error}"
 
 
 _SHORT = {"image_to_text_r1": "image->text", "text_to_image_r1": "text->image"}
@@ -217,23 +228,24 @@ def comparison_table(found: Comparison) -> Table:
     dense = scored(found.score_of([found.dense]), found.task)
     rows = [["", DENSE, *(f"{found.dense.metrics[name]:.1f}" for name in parts), dense, ""]]
     for verdict in found.verdicts:
-        title = percent(verdict.sparsity)
+        title = titled(verdict.sparsity)
         for method in found.methods(verdict.sparsity):
             cells = found.of(verdict.sparsity, method)
             means = (sum(c.measured.metrics[name] for c in cells) / len(cells) for name in parts)
-            word = "best" if method == verdict.best else ""
-            word = "as good" if method in verdict.as_good else word
             score = scored(found.scores[verdict.sparsity, method], found.task)
-            rows.append([title, method, *(f"{mean:.1f}" for mean in means), score, word])
+            row = [title, method, *(f"{mean:.1f}" for mean in means), score, verdict.of(method)]
+            rows.append(row)
             title = ""
+    width = max(len(row[-2]) for row in rows)
+    rows = [[*row[:-2], row[-2].rjust(width), row[-1]] for row in rows]
     unit = {"retrieval": "R@1 in per cent", "loss": "pre-training loss, lower is better"}
     title = unit.get(found.task, found.score_title)
     return Table(f"{found.task}: {title}", header, rows, _NOTE)
 
 
 _NOTE = (
-    "± is one standard error. `as good`: its difference from the best one is within what chance "
-    "alone explains (95%), compared sample by sample."
+    "± is one standard error. A method is as good as the best one if chance alone may explain the "
+    "difference (95% confidence), compared sample by sample."
 )
 
 
@@ -242,7 +254,7 @@ def sentences(found: Comparison) -> list[str]:
     texts = []
     dense = found.score_of([found.dense])
     for verdict in found.verdicts:
-        best, title = found.scores[verdict.sparsity, verdict.best], percent(verdict.sparsity)
+        best, title = found.scores[verdict.sparsity, verdict.best], titled(verdict.sparsity)
         if not math.isfinite(best.value):
             texts.append(f"At {title} no method has a finite {found.score_title}.")
             continue
@@ -252,6 +264,8 @@ def sentences(found: Comparison) -> list[str]:
         )
         if not best.differs_from(dense):
             text += ", which may be chance"
+        elif not found.lower_is_better and best.value < dense.value / 2:
+            text += ": more than half is lost, so remove less, or fine-tune"
         if verdict.as_good:
             text += f". {_listed(verdict.as_good)} cannot be told apart from it with this data"
         elif runner_up := _runner_up(found, verdict):
@@ -281,6 +295,114 @@ def _runner_up(found: Comparison, verdict: Verdict) -> tuple[str, Score] | None:
             continue
         gaps.append((method, other.minus(best) if found.lower_is_better else best.minus(other)))
     return min(gaps, key=lambda gap: gap[1].value, default=None)
+
+
+def page_of(
+    found: Comparison,
+    loaded: Loaded,
+    winners: Sequence[Masks],
+    steps: Sequence[Step],
+    facts: Mapping[str, str],
+    command: str,
+) -> Page:
+    """The page.
+
+    Args:
+        found: what was measured.
+        loaded: the model.
+        winners: the masks of the best method at each sparsity.
+        steps: what to do with them.
+        facts: data, time and memory.
+        command: repeats the run.
+    """
+    name = Path(loaded.source.model).name
+    dense, title = found.score_of([found.dense]), found.score_title
+    elements = sum(each.numel() for each in loaded.model.parameters())
+    sparsities = [titled(each) for each in found.sparsities]
+    methods = len({cell.method for cell in found.cells})
+    tiles = []
+    for verdict in found.verdicts:
+        score = scored(found.scores[verdict.sparsity, verdict.best], found.task)
+        note = f"{title} {score}"
+        if verdict.as_good:
+            note += f"; {_listed(verdict.as_good)} cannot be told apart from it"
+        tiles.append(Tile(f"Best at {titled(verdict.sparsity)}", verdict.best, note))
+    tiles += [
+        Tile("Dense", scored(dense, found.task), title),
+        Tile("Model", name, f"{count(elements)} parameters"),
+        Tile(
+            "Sparsity of the whole model",
+            span([percent(each.removed / elements) for each in winners]),
+            "what is not pruned counts as well",
+        ),
+        size_tile(loaded.model, loaded.weights, winners),
+        SPEED,
+    ]
+    return Page(
+        f"{methods} methods compared on {name}",
+        command,
+        f"{methods} methods pruned {name} to {_listed(sparsities)} sparsity, in one shot and "
+        f"without fine-tuning; {found.task} was measured on {facts['measured on']}.",
+        tiles,
+        [f"{method} is left out: {why}" for method, why in found.left_out.items()],
+        sentences(found),
+        steps,
+        [
+            Section("Quality against sparsity", _NOTE, charts=_charts(found)),
+            Section("All figures", tables=[_figures_table(found)]),
+        ],
+        facts,
+    )
+
+
+def _charts(found: Comparison) -> list[Chart]:
+    """The score against the sparsity of the prunable part, and the metrics that it is made of."""
+    charts = []
+    for names in [found.score, *((name,) for name in found.score if len(found.score) > 1)]:
+        part = replace(found, score=names)
+        title = found.score_title if names == found.score else title_of(names[0])
+        series: dict[str, list[tuple[float, float, float | None]]] = {}
+        for (sparsity, method), score in part.scores.items():
+            cell = part.of(sparsity, method)[0]
+            point = (cell.removed / cell.total, score.value, score.error)
+            series.setdefault(method, []).append(point)
+        dense = part.score_of([part.dense]).value
+        low, unit = (None, "loss") if found.task == "loss" else (0.0, "per cent")
+        charts.append(line_chart(title, series, y=Axis(unit, low=low), reference=(dense, DENSE)))
+    return charts
+
+
+def _figures_table(found: Comparison) -> Table:
+    """One row per cell."""
+    parts = found.score if len(found.score) > 1 else ()
+    modalities = list(found.cells[0].by_modality)
+    seeds = ["seed"] if len({cell.seed for cell in found.cells}) > 1 else []
+    header = ["sparsity", "method", "verdict", *seeds, *(_SHORT[name] for name in parts)]
+    header += [found.score_title, "whole model", *modalities, "pruned in"]
+    rows = []
+    for cell in found.cells:
+        rows.append(
+            [
+                titled(cell.sparsity),
+                cell.method,
+                found.verdict(cell.sparsity).of(cell.method),
+                *(str(cell.seed) for _ in seeds),
+                *(_digits(cell.measured.metrics[name], found.task) for name in parts),
+                scored(found.score_of([cell.measured]), found.task),
+                percent(cell.removed / found.model_elements),
+                *map(percent, cell.by_modality.values()),
+                f"{cell.pruning_seconds:.1f} s",
+            ]
+        )
+    note = (
+        "Whole model, and the modalities after it: the fraction of their weights that is removed. "
+        "A click on a heading sorts."
+    )
+    return Table("", header, rows, note)
+
+
+def _digits(value: float, task: str) -> str:
+    return f"{value:.{4 if task == 'loss' else 1}f}" if math.isfinite(value) else "not finite"
 
 
 def to_csv(found: Comparison) -> str:

@@ -36,6 +36,9 @@ _FILES = {
     "finetuning.json": "all settings and results",
     "trial.json": "what was drawn and measured",
     "losses.jsonl": "the loss, step by step",
+    "masks": "the masks of every method at every sparsity",
+    "compare.csv": "all figures, for a spreadsheet",
+    "compare.json": "all figures and settings",
 }
 """What the files next to a page are, by the pattern of their names."""
 
