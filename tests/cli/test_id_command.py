@@ -101,6 +101,14 @@ def test_the_command_on_the_page_repeats_the_run(measured, vlp, tmp_path) -> Non
     assert again.layers == IdProfile.load(measured[0] / "id-profile.json").layers
 
 
+def test_the_next_step_on_the_page_runs(measured, vlp, tmp_path) -> None:
+    page = (measured[0] / "report.html").read_text()
+    words = shlex.split(html.unescape(re.findall(r"<pre>(.*?)</pre>", page)[0]))
+    words[words.index("--out") + 1] = str(tmp_path / "pruned")
+    vlp(*words[1:])
+    assert (tmp_path / "pruned" / "masks-0.5.safetensors").exists()
+
+
 def small_budget(words: Sequence[object]) -> int:
     """Bytes in which the largest layer has room alone: refusals say what a layer takes.
 

@@ -14,6 +14,7 @@ from vlp_command import Command, command
 
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.loading import load_model
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 
 SPARSITIES = ("0.5", "0.9")
@@ -123,6 +124,21 @@ def test_the_command_on_the_page_repeats_the_run(measured, record, vlp: Command,
     vlp(*words[1:])
     again = json.loads((tmp_path / "again" / "sensitivity.json").read_text())
     assert again == record
+
+
+def test_the_next_step_on_the_page_prunes_each_modality_as_far_as_it_takes(
+    measured, record, vlp: Command, tmp_path
+) -> None:
+    page = (measured[0] / "report.html").read_text()
+    words = shlex.split(html.unescape(re.findall(r"<pre>(.*?)</pre>", page)[0]))
+    words[words.index("--out") + 1] = str(tmp_path / "pruned")
+    vlp(*words[1:])
+    (file,) = (tmp_path / "pruned").glob("masks-*.safetensors")
+    found = Masks.load(file).counts().by_modality
+    wanted = dict(part.split("=") for part in words[words.index("--sparsity") + 1].split(","))
+    assert wanted.keys() == found.keys()
+    for name, count in found.items():
+        assert count.removed == int(float(wanted[name]) * count.total)
 
 
 def test_single_weights_of_one_modality_by_another_method(vlp, xvlm, photos, tmp_path) -> None:

@@ -160,7 +160,8 @@ def page_of(
                 f"{group.layers} layers, from {group.lowest:.1f} to {group.highest:.1f}",
             )
             for group in groups
-        ],
+        ]
+        + [Tile("Model", name), Tile("Measured on", f"{samples:,} samples", facts.get("data", ""))],
         [],
         summary_of(profile),
         [

@@ -208,6 +208,7 @@ def page_of(
         )
         for p in by_modality
     ]
+    tiles += [Tile("Model", name), Tile("Method", request.method.name)]
     words = ["vlp", "prune", "--model", source.model, "--method", request.method.name]
     words += ["--sparsity", sparsity_text(budgets), "--out", "pruned"]
     if request.method.reads_data:
