@@ -236,7 +236,8 @@ def site(tmp_path_factory):
     pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
     home = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "docs", home / "docs")
-    shutil.copy(ROOT / "zensical.toml", home)
+    for name in ("zensical.toml", "SECURITY.md"):
+        shutil.copy(ROOT / name, home)
     (home / "vlp_plugins").symlink_to(ROOT / "vlp_plugins")
     runpy.run_path(str(home / "docs" / "generate.py"), run_name="__main__")
     built = subprocess.run(
