@@ -14,9 +14,7 @@ from typing import Any, TypeVar
 from benchmarks.demo import MODELS
 from benchmarks.demo.build_data import build
 from benchmarks.demo.measure import Subject
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import load_processor
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.loading import batches
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import write_text
@@ -44,14 +42,9 @@ class Bench:
 
     def batches(self, seed: int, size: int, samples: int | None = None) -> list[Batch]:
         """The calibration pairs of a seed, or the first ones of them."""
-        source = open_source(str(self.data / "calibration"))
-        processor = load_processor(str(self.subject.source))
         count = min(self.settings.samples, samples or self.settings.samples) // size
-        return list(
-            CaptionedBatches(
-                source, processor, self.subject.adapter, size, limit=count, shuffle_seed=seed
-            )
-        )
+        pairs = self.data / "calibration"
+        return list(batches(pairs, self.subject.model, batch_size=size, count=count, seed=seed))
 
 
 class KeptCell(ABC):

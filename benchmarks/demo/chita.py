@@ -11,7 +11,7 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from benchmarks.demo import MODELS, SPARSITIES
 from benchmarks.demo.build_data import build
 from benchmarks.demo.measure import Subject
 from benchmarks.results import add_record_options, recorded
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import load_processor
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.loading import batches
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.pruning import prune
 
 BATCH_SIZE = 4
@@ -68,13 +67,13 @@ EFFORTS = (
 
 
 def measured(
-    subject: Subject, batches: CaptionedBatches, run: Run, sparsities: Sequence[float]
+    subject: Subject, pairs: Iterable[Batch], run: Run, sparsities: Sequence[float]
 ) -> Iterator[Row]:
     """Prunes once and measures every sparsity."""
     start = time.perf_counter()
     found = prune(
         subject.model,
-        batches,
+        pairs,
         adapter=subject.adapter,
         method=run.method,
         sparsity=list(sparsities),
@@ -128,17 +127,12 @@ def main() -> None:
         build(data, calibration=BATCH_SIZE * options.batches, downstream=0, test=options.pairs)
         for name in options.models:
             subject = Subject.load(MODELS / name, data)
-            batches = CaptionedBatches(
-                open_source(str(data / "calibration")),
-                load_processor(str(subject.source)),
-                subject.adapter,
-                BATCH_SIZE,
-            )
+            pairs = batches(data / "calibration", subject.model, batch_size=BATCH_SIZE)
             print(f"{name}: dense {subject.measure().as_dict()}", flush=True)
             for run in runs:
                 if options.runs and run.title not in options.runs:
                     continue
-                for row in measured(subject, batches, run, options.sparsities):
+                for row in measured(subject, pairs, run, options.sparsities):
                     rows.append({"model": name, **row})
                     print(text_of(row), flush=True)
     title = "demo_chita_efforts" if options.efforts else "demo_chita"

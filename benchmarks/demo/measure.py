@@ -12,10 +12,7 @@ from torch import nn
 from benchmarks.demo.captions import Fact, is_fully_right
 from benchmarks.demo.processors import MAX_TOKENS
 from benchmarks.demo.samples import read_folder
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import Processor, load_processor
-from vlp_plugins.data.sources import open_source
-from vlp_plugins.loading import load_model
+from vlp_plugins.loading import batches, load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.saving import restored
@@ -67,20 +64,19 @@ class Pairs:
     tokenizer: Any
 
     @classmethod
-    def read(cls, folder: Path, processor: Processor, adapter: Adapter) -> Pairs:
+    def read(cls, folder: Path, model: nn.Module) -> Pairs:
         """Reads an image folder that `build_data` wrote.
 
         Args:
             folder: with `metadata.jsonl`.
-            processor: the model's own.
-            adapter: the model's.
+            model: whose processor makes the batches.
 
         Raises:
             DataError: if the folder cannot be read.
             ValueError: if a caption's truth cannot be checked.
         """
-        batches = CaptionedBatches(open_source(str(folder)), processor, adapter, BATCH_SIZE)
-        return cls(list(batches), read_folder(folder).facts, processor)
+        found = batches(folder, model, batch_size=BATCH_SIZE)
+        return cls(list(found), read_folder(folder).facts, found.processor)
 
 
 def measure(model: nn.Module, adapter: Adapter, pairs: Pairs) -> Figures:
@@ -122,10 +118,8 @@ class Subject:
             VlpError: if one of them cannot be read.
         """
         model, adapter = load_model(str(source), device="cpu")
-        processor = load_processor(str(source))
-        pictures = open_source(str(data / "calibration"))
-        batches = CaptionedBatches(pictures, processor, adapter, CALIBRATION_BATCH)
-        return cls(source, model, adapter, batches, Pairs.read(data / "test", processor, adapter))
+        calibration = batches(data / "calibration", model, batch_size=CALIBRATION_BATCH)
+        return cls(source, model, adapter, calibration, Pairs.read(data / "test", model))
 
     def measure(self) -> Figures:
         """What the model can do as it is now."""

@@ -23,9 +23,7 @@ from benchmarks.demo.build_data import build
 from benchmarks.demo.measure import CALIBRATION_BATCH, Subject
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.processors import load_processor
-from vlp_plugins.data.sources import open_source
+from vlp_plugins.loading import batches
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import make_method
@@ -54,15 +52,14 @@ def compare_owners(
     """
     weights = WeightMap.of(subject.model, subject.adapter)
     method = composed(make_method(registry(), "multiflow"))
-    batches = CaptionedBatches(
-        open_source(str(data)),
-        load_processor(str(subject.source)),
-        subject.adapter,
-        CALIBRATION_BATCH,
-        limit=samples // CALIBRATION_BATCH,
-        shuffle_seed=draw,
+    drawn = batches(
+        data,
+        subject.model,
+        batch_size=CALIBRATION_BATCH,
+        count=samples // CALIBRATION_BATCH,
+        seed=draw,
     )
-    statistics = calibrate(subject.model, subject.adapter, weights, batches, method.needs)
+    statistics = calibrate(subject.model, subject.adapter, weights, drawn, method.needs)
     rows = []
     context = Context(subject.model, subject.adapter, weights, targets=sparsities)
     by_owners = {
