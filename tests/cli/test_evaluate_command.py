@@ -17,6 +17,7 @@ from torch import nn
 from transformers import BlipModel, ViTConfig
 from vlp_command import Command, command
 
+from vlp_plugins.cli.compare import compare
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.records import upright_rgb
 from vlp_plugins.jobs.tasks import class_numbers
@@ -315,6 +316,10 @@ def test_the_page_repeats_the_run_and_loads_nothing(vlp, downstream, sets, tmp_p
     assert not re.search(r" src=|href=\"(/|[^\"]*:)", page)
     words = shlex.split(html.unescape(re.findall(r"<pre>(.*?)</pre>", page)[-1]))
     assert words[:2] == ["vlp", "evaluate"]
+    step = shlex.split(html.unescape(re.findall(r"<pre>(.*?)</pre>", page)[0]))
+    assert step[:3] == ["vlp", "compare", str(downstream / "blip-vqa")]
+    asked = compare.make_context("compare", step[2:]).params  # no option is unknown or missing
+    assert (asked["task"], asked["out"]) == ("vqa", Path("compared"))
     words[words.index("--out") + 1] = str(tmp_path / "again")
     vlp(*words[1:])
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())

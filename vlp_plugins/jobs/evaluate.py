@@ -111,9 +111,9 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
     ]
     pruned = ""
     if masks is None or found.masks is None:
-        words = ["vlp", "prune", "--model", source, "--sparsity", "0.5", "--data"]
-        words += ["TRAINING_DATA", "--out", "pruned"]
-        steps = [Step("Prune the model, and measure it again with --masks.", shlex.join(words))]
+        words = ["vlp", "compare", source, "--task", found.task, "--data", "TRAINING_DATA"]
+        text = "Find out which method prunes it best. TRAINING_DATA is a folder of its data."
+        steps = [Step(text, shlex.join([*words, "--out", "compared"]))]
     else:
         pruned = f", before and after pruning by {masks.manifest.method}"
         by_modality = _by_modality(found.masks["by modality"])
