@@ -248,12 +248,12 @@ def site(tmp_path_factory):
     return home / "site"
 
 
-def test_every_page_of_the_navigation_is_in_the_site(site):
+def test_every_page_is_in_the_navigation_and_in_the_site(site):
     listed = re.findall(r'= "([\w/-]+)\.md"', (ROOT / "zensical.toml").read_text())
     pages = {str(path.relative_to(ROOT / "docs"))[:-3] for path in (ROOT / "docs").rglob("*.md")}
 
     assert len(listed) == len(set(listed))
-    assert set(listed) <= pages
+    assert set(listed) == pages
     assert [page for page in listed if not (site / f"{page}.html").is_file()] == []
 
 
