@@ -7,18 +7,16 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import benchmarks.papers
-from benchmarks.papers.catalogue import TABLES, Table
-from benchmarks.papers.kept import counted, listed
-from benchmarks.papers.own import OwnWorld
-from benchmarks.papers.rendering import render
-from benchmarks.papers.running import run, unique
-from benchmarks.papers.runtimes import METHODS
-from benchmarks.papers.table7 import MODELS
-from benchmarks.papers.world import World
 from benchmarks.results import FOLDER
 from vlp_plugins.runtime.errors import VlpError, suggest
+
+if TYPE_CHECKING:
+    from benchmarks.papers.catalogue import Table
+    from benchmarks.papers.own import OwnWorld
+    from benchmarks.papers.world import World
 
 CELLS = FOLDER / "tables" / "cells"
 _YAML = (".yaml", ".yml")
@@ -31,7 +29,7 @@ def main() -> None:
         description=benchmarks.papers.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all if left out")
+    parser.add_argument("tables", nargs="*", help="as --list names them; all if left out")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--list",
@@ -59,9 +57,22 @@ def main() -> None:
         help="folder of models, data and masks, which are made; or FILE.yaml of one's own",
     )
     alone = parser.add_argument_group("table7 alone")
-    alone.add_argument("--models", nargs="+", choices=MODELS, help="blip if left out")
-    alone.add_argument("--methods", nargs="+", choices=[*METHODS], help="else all")
+    alone.add_argument("--models", nargs="+", help="blip, xvlm; blip if left out")
+    alone.add_argument("--methods", nargs="+", help="of its methods; all if left out")
     options = parser.parse_args()
+    # After --help, which does not wait for torch.
+    from benchmarks.papers.catalogue import TABLES
+    from benchmarks.papers.own import OwnWorld
+    from benchmarks.papers.runtimes import METHODS
+    from benchmarks.papers.table7 import MODELS
+    from benchmarks.papers.world import World
+
+    for option, given, known in (
+        ("--models", options.models, MODELS),
+        ("--methods", options.methods, METHODS),
+    ):
+        if unknown := [name for name in given or () if name not in known]:
+            parser.error(f"argument {option}: {unknown[0]!r} is none of {', '.join(known)}")
     if (options.models or options.methods) and options.tables != ["table7"]:
         parser.error("--models and --methods choose what table7 runs, and no other table")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # cells end with it
@@ -111,6 +122,10 @@ def _possible(
 
 def _cells(tables: list[Table], options: argparse.Namespace, world: World) -> int:
     """Does what the command line says with tables of cells; returns how many failed."""
+    from benchmarks.papers.kept import counted, listed
+    from benchmarks.papers.rendering import render
+    from benchmarks.papers.running import run, unique
+
     if options.render:
         for table in tables:
             print(render(table, options.seeds, options.cells, options.cells.parent), flush=True)

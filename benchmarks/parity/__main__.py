@@ -7,9 +7,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.parity.compare import compare_family, unknown_runs
-from benchmarks.parity.dimensions import compare_dimensions
-from benchmarks.parity.family import families
 from benchmarks.results import add_record_options, recorded
 
 
@@ -18,6 +15,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="one folder per model family, and id")
     add_record_options(parser)
     options = parser.parse_args()
+    # After --help, which does not wait for torch.
+    from benchmarks.parity.compare import compare_family, unknown_runs
+    from benchmarks.parity.dimensions import compare_dimensions
+    from benchmarks.parity.family import families
+
     found = families(options.folder)
     lines = []
     for family in found:

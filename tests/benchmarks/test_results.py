@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_every_benchmark_that_keeps_figures_takes_record(
     with pytest.raises(SystemExit):
         called(*command, "--help")
     assert "--record" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["demo", "papers", "parity", "speed"])
+def test_help_does_not_wait_for_torch(name: str) -> None:
+    script = (
+        "import contextlib, runpy, sys; sys.argv = ['x', '--help']\n"
+        f"with contextlib.suppress(SystemExit): runpy.run_module('benchmarks.{name}', "
+        "run_name='__main__')\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], stdout=-1, text=True, check=True)
+    assert ran.stdout.startswith("usage: ")
 
 
 @pytest.mark.parametrize("command", CHEAP, ids=" ".join)

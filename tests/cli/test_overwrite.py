@@ -13,6 +13,8 @@ FOLDERS = {
     "sensitivity": "sensitivity {xvlm} --data {photos} --batch-size 8 --pairs 8 --by modality "
     "--sparsity 0.5",
     "evaluate": "evaluate {xvlm} --task retrieval --data {photos}",
+    "compare": "compare {xvlm} --data {photos} --methods omp --sparsity 0.5 --batch-size 8 "
+    "--batches 1 --limit 8 --task retrieval",
     "finetune": "finetune {xvlm} --task retrieval --data {photos} --batch-size 8 --steps 1",
     "masks apply": "masks apply {masks} {xvlm}",
     "masks apply --sparse": "masks apply {masks} {xvlm} --sparse",

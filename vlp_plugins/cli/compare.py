@@ -18,6 +18,7 @@ from vlp_plugins.cli.options import (
     model_options,
     model_source,
     option,
+    overwrite_option,
     processor_option,
     resume_option,
     split_option,
@@ -96,10 +97,16 @@ if TYPE_CHECKING:
 @length_option
 @processor_option
 @model_options
+@overwrite_option
 @resume_option
 @click.pass_context
 def compare(
-    context: click.Context, out: Path, resume: bool, max_length: int | None, **values: Any
+    context: click.Context,
+    out: Path,
+    overwrite: bool,
+    resume: bool,
+    max_length: int | None,
+    **values: Any,
 ) -> None:
     """Find the method that is best for MODEL and its data.
 
@@ -135,7 +142,8 @@ def compare(
     ):
         result = run(
             lambda: Loaded.of(source, max_length=max_length),
-            request, out, command=line, resume=resume, progress=progress, begin=begin,
+            request, out, command=line, resume=resume, overwrite=overwrite,
+            progress=progress, begin=begin,
         )  # fmt: skip
     found = result.comparison
     table = comparison_table(found)

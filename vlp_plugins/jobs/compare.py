@@ -48,8 +48,9 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.runtime.files import atomic_folder
 
+RECORD = "compare.json"
 SCHEMA = 1
-"""Of compare.json; a change that old code cannot read adds 1."""
+"""Of `RECORD`; a change that old code cannot read adds 1."""
 METHODS = ("omp", "lamp", "l2", "wanda", "multiflow", "snip")
 """Compared if none are named: one pass over the data at most, no training."""
 BATCHES = 16
@@ -109,6 +110,7 @@ def compare(
     *,
     command: str = "",
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     begin: Callable[[Outset], None] | None = None,
 ) -> CompareResult:
@@ -123,13 +125,14 @@ def compare(
         out: new folder for compare.csv, compare.json, report.html and the folder masks.
         command: repeats the run, for the report.
         resume: continue from `OUT.work`; methods, sparsities and seeds may be others.
+        overwrite: replace what this command wrote there before, with all that is in the folder.
         progress: called with (cells done, cells in all).
         begin: called once the dense model is measured.
 
     Raises:
         VlpError: with one line that says what to do; nothing is written then.
     """
-    with claimed(out, writes=True) as results:
+    with claimed(out, writes=True, mark=RECORD, overwrite=overwrite) as results:
         targets, _ = resolve_targets(list(request.sparsity))
         titles = [title_of(target) for target in targets]
         if len(set(titles)) < len(titles):
@@ -149,11 +152,11 @@ def compare(
             facts = {**run.facts(), **watch.texts(), **memory_facts(loaded.device)}
             files = {each: _shown(results / found.winner(each).masks) for each in found.sparsities}
             apply = {each: _apply_command(file, loaded.source) for each, file in files.items()}
-            with atomic_folder(results) as folder:
+            with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
                 _copy_masks(found.cells, work, folder)
                 record = {**loaded.record(SCHEMA, command), **record_of(found), "data": run.facts()}
                 text = json.dumps(record, indent=1, ensure_ascii=False)
-                (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
+                (folder / RECORD).write_text(text + "\n", encoding="utf-8")
                 (folder / "compare.csv").write_text(to_csv(found), encoding="utf-8")
                 winners = [Masks.load(folder / found.winner(s).masks) for s in found.sparsities]
                 steps = _steps(found, loaded, files, apply)
