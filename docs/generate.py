@@ -167,12 +167,13 @@ def cell(text: str) -> str:
 
 
 def public_names(facade: ModuleType) -> str:
-    """What mkdocstrings describes: each public name at its home."""
+    """What mkdocstrings describes: each public name at its home, functions first."""
     found = {name: getattr(facade, name) for name in facade.__all__}
+    order = sorted(found, key=lambda name: inspect.isclass(found[name]))
     return "\n".join(
-        f"::: {value.__module__}.{name}\n"
-        for name, value in found.items()
-        if inspect.isclass(value) or inspect.isfunction(value)
+        f"::: {found[name].__module__}.{name}\n"
+        for name in order
+        if inspect.isclass(found[name]) or inspect.isfunction(found[name])
     )
 
 
