@@ -43,7 +43,8 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:  # type: ignore[empty-
     """Pruning methods by name.
 
     A `Composition` is `id*NAME` too, with intrinsic dimensions for factors of its importance; a
-    `Procedure` is if it implements `with_factors`.
+    `Procedure` is if it implements `with_factors`. `vlp methods` shows the docstring of what is
+    returned: its first line, with authors, venue and year of a paper in parentheses, and `Args`.
 
     Returns:
         name -> class or factory. Called with the method's parameters as keywords.

@@ -26,7 +26,7 @@ def test_show(vlp: Command, masks: Path) -> None:
     text = vlp("masks", "show", masks).stdout
     assert text.startswith("Masks(multiflow, ")
     assert "adapter 'xvlm'" in text
-    assert "'batches': 4, 'samples': 12" in text
+    assert "batches 4, samples 12" in text
     assert re.search(r"all +75.0000%", text)
 
 

@@ -78,7 +78,7 @@ def test_a_file_is_replaced(line, names, vlp, tmp_path) -> None:
     out = tmp_path / ("out.pth" if "export" in line else "out.safetensors")
     out.write_text("old")
     words = [*line.format(**names).split(), "--out", out]
-    assert "(--overwrite)" in vlp(*words, code=2).stderr
+    assert "--overwrite" in vlp(*words, code=2).stderr
     assert out.read_text() == "old"
     vlp(*words, "--overwrite")
     assert out.read_bytes() != b"old"

@@ -228,7 +228,9 @@ def test_a_folder_with_our_mark_is_replaced_when_the_new_one_is_whole(tmp_path):
             (temporary / f"{text}.txt").touch()
 
     write("1")
-    with pytest.raises(OutputError, match=r"not empty; .*overwrite=True \(--overwrite\)"):
+    with pytest.raises(
+        OutputError, match=r"not empty; .*--overwrite \(in Python: overwrite=True\)"
+    ):
         write("2")
     with (
         pytest.raises(ZeroDivisionError),

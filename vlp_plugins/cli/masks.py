@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,9 @@ def show(file: Path, as_json: bool) -> None:
         [
             repr(found),
             f"made by {m.made_by} with adapter {m.adapter!r}, structure {m.structure}",
-            f"parameters {m.parameters}, seed {m.seed}, calibration {m.calibration}",
+            f"parameters: {_items(m.parameters)}",
+            f"seed: {m.seed}",
+            f"calibration: {_items(m.calibration) if m.calibration else 'no data'}",
             *([m.note] if m.note else []),
             *[f"warning: {sentence}" for sentence in _doubts(file, found)],
         ]
@@ -300,6 +303,10 @@ def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any
             "which the dense weights are another model; `vlp masks apply` writes a whole one",
             err=True,
         )
+
+
+def _items(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _record(file: Path, found: Masks) -> dict[str, Any]:

@@ -30,6 +30,7 @@ except ImportError:  # not on this system; runs are then not kept apart
 _LOCK = b"Held by a run of vlp that has not ended.\n"
 _TEMPORARY = re.compile(r"\.unfinished-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}(\.\w+)?")
 _BEGINNING = 4096  # bytes
+_REPLACING = "--overwrite (in Python: overwrite=True)"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STORAGE = {*_FULL, errno.EROFS, errno.EIO}
@@ -171,8 +172,7 @@ def check_new(target: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         raise OutputError(f"{target} is {kind}; give the path of a file")
     if not overwrite:
         raise OutputError(
-            f"{target} exists already; give another path, or replace it with overwrite=True "
-            "(--overwrite)"
+            f"{target} exists already; give another path, or replace it with {_REPLACING}"
         )
 
 
@@ -191,7 +191,7 @@ def check_new_folder(
     if not target.exists() or not any(target.iterdir()):
         return
     if mark is None or not overwrite:
-        more = "" if mark is None else ", or replace it with overwrite=True (--overwrite)"
+        more = "" if mark is None else f", or replace it with {_REPLACING}"
         raise OutputError(f"folder {target} exists and is not empty; give another one{more}")
     if not _has_mark(target, mark):
         raise OutputError(
