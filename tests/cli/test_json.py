@@ -65,6 +65,7 @@ def names(tmp_path_factory, vlp, xvlm, pruned) -> dict[str, Any]:
         "sparse": pruned / "model-0.75",
         "revived": folder / "revived",
         "out": folder / "out",
+        "compared": folder / "compared",
     }
 
 
@@ -74,6 +75,10 @@ LINES = {
     "plan": [RUN, f"{RUN} --method itersnip", f"{RUN} --method id*omp"],
     "methods": ["methods"],
     "plugins": ["plugins"],
+    "compare": [
+        "compare {xvlm} --data {photos} --batch-size 4 --methods omp lamp id*omp "
+        "--sparsity 0.5 --out {compared}",
+    ],
     "evaluate": [
         "evaluate {xvlm} --task retrieval --data {photos}",
         "evaluate {xvlm} --task retrieval --data {photos} --masks {masks} --out {out}",

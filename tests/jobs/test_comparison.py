@@ -88,7 +88,7 @@ def test_what_is_not_finite_is_never_the_best():
     assert found.verdict("0.5").best == "fine"
     assert found.verdict("0.5").as_good == ()
     rows = comparison_table(found).rows
-    assert ["50%", "broken", "not finite", ""] in rows
+    assert ["50%", "broken", " not finite", ""] in rows
     assert len({len(row[2]) for row in rows}) == 1, "flush right"
 
 

@@ -14,6 +14,7 @@ from vlp_plugins.cli.options import (
     PATH,
     SEED,
     column_options,
+    json_option,
     length_option,
     model_options,
     model_source,
@@ -24,7 +25,7 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
-from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table, say
+from vlp_plugins.cli.tables import duration, print_facts, print_json, print_lines, print_table, say
 from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visible
 from vlp_plugins.tasks import TASKS
 
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     "Output", "--out", type=PATH, metavar="FOLDER", required=True,
     help="New folder for the figures (compare.csv, compare.json), the report and all masks.",
 )  # fmt: skip
+@json_option
 @column_options
 @length_option
 @processor_option
@@ -103,9 +105,10 @@ if TYPE_CHECKING:
 def compare(
     context: click.Context,
     out: Path,
-    overwrite: bool,
     resume: bool,
+    overwrite: bool,
     max_length: int | None,
+    as_json: bool,
     **values: Any,
 ) -> None:
     """Find the method that is best for MODEL and its data.
@@ -132,7 +135,8 @@ def compare(
     said: dict[str, str] = {}
 
     def begin(outset: Outset) -> None:
-        _print_outset(outset)
+        if not as_json:
+            _print_outset(outset)
         said.update({**outset.facts, **outset.left_out})
 
     with (
@@ -145,6 +149,9 @@ def compare(
             request, out, command=line, resume=resume, overwrite=overwrite,
             progress=progress, begin=begin,
         )  # fmt: skip
+    if as_json:
+        print_json({**result.record, "facts": result.facts, "out": result.out})
+        return
     found = result.comparison
     table = comparison_table(found)
     print_table(table.title, table.header, table.rows)

@@ -94,12 +94,14 @@ class CompareResult:
         comparison: figures and verdicts.
         facts: data, time and memory.
         apply: by sparsity, the command that applies the masks of the best method.
+        record: what compare.json says.
         out: the folder.
     """
 
     comparison: Comparison
     facts: Mapping[str, str]
     apply: Mapping[str, str]
+    record: Mapping[str, Any]
     out: Path
 
 
@@ -163,7 +165,7 @@ def compare(
                 write_report(
                     folder, lambda: page_of(found, loaded, winners, steps, facts, command)
                 )  # fmt: skip
-        return CompareResult(found, facts, apply, results)
+        return CompareResult(found, facts, apply, record, results)
 
 
 MASKS = "masks"

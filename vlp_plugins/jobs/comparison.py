@@ -236,8 +236,8 @@ def comparison_table(found: Comparison) -> Table:
             row = [title, method, *(f"{mean:.1f}" for mean in means), score, verdict.of(method)]
             rows.append(row)
             title = ""
-    width = max(len(row[-2]) for row in rows)
-    rows = [[*row[:-2], row[-2].rjust(width), row[-1]] for row in rows]
+    width = max(len(row[-2]) for row in (header, *rows))
+    header, *rows = ([*row[:-2], row[-2].rjust(width), row[-1]] for row in (header, *rows))
     unit = {"retrieval": "R@1 in per cent", "loss": "pre-training loss, lower is better"}
     title = unit.get(found.task, found.score_title)
     return Table(f"{found.task}: {title}", header, rows, _NOTE)
