@@ -13,6 +13,7 @@ import torch
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
+from vlp_plugins.runtime.memory import bytes_of
 
 
 def counts_of(text: str) -> list[str]:
@@ -59,7 +60,7 @@ def test_statistics_of_an_earlier_run_need_no_pass(vlp, xvlm, pruned) -> None:
 
 
 def peak_of(model: Path, *words: object) -> float:
-    """Gigabytes that `vlp plan` or `vlp prune` prints, in a process of its own."""
+    """Bytes that `vlp plan` (in GB) or `vlp prune` prints, in a process of its own."""
     command = [sys.executable, "-m", "vlp_plugins", *words, "--model", model, "--device", "cpu"]
     done = subprocess.run(
         list(map(str, command)),
@@ -68,7 +69,8 @@ def peak_of(model: Path, *words: object) -> float:
         text=True,
         check=True,
     )
-    return float(re.search(r"peak (?:memory )?of the process:? +([\d.]+)", done.stdout)[1])
+    found = re.search(r"peak (?:memory )?of the process:? +([\d.]+)(.*)", done.stdout)
+    return bytes_of(found[1] + (found[2] or " GB"))
 
 
 def test_the_predicted_peak_is_that_of_the_run(xvlm, photos, tmp_path) -> None:

@@ -208,7 +208,7 @@ def run(
                     job.context(read, workplace=work, resume=resume, progress=progress)
                 )
             job = job.guided(profile)
-            watch.lap("intrinsic dimensions")
+            watch.lap("measuring intrinsic dimensions")
         statistics = None
         if isinstance(job.method, Procedure):
             # What measuring has left in the folder of work stays for a resumed run.

@@ -265,6 +265,7 @@ class Iterative(InRounds):
         per_round = self._batches_of_a_round(context)
         of_a_target = self.rounds * per_round
         runs = len(context.targets)
+        batches = runs * of_a_target
         total = context.number_of_batches() or of_a_target
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
@@ -275,7 +276,9 @@ class Iterative(InRounds):
             ram_bytes=copies + state + gradients + 2 * sums,
             disk_bytes=0 if context.workplace is None else runs * state,
             passes=runs * -(-of_a_target // total) if of_a_target else 0,
-            gradient_batches=runs * of_a_target if by_loss else 0,
+            gradient_batches=batches if by_loss else 0,
+            forward_batches=0 if by_loss else batches,
+            choices=runs * self.rounds,
             notes=(
                 f"{self.rounds} rounds of {per_round} batches for each of {runs} sparsities: every "
                 "sparsity starts from the dense model",
