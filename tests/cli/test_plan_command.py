@@ -6,13 +6,26 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.probes import ActivationProbe
+from vlp_plugins.dimension.outputs import OutputProbe
+from vlp_plugins.jobs import facts
+from vlp_plugins.jobs.preparation import prepare
+from vlp_plugins.jobs.recipes import DataRecipe, Recipe
+from vlp_plugins.methods.method import Procedure
+from vlp_plugins.runtime.memory import bytes_of
+from vlp_plugins.scoring.allocation import GlobalAllocation
 
 
 def counts_of(text: str) -> list[str]:
@@ -59,7 +72,7 @@ def test_statistics_of_an_earlier_run_need_no_pass(vlp, xvlm, pruned) -> None:
 
 
 def peak_of(model: Path, *words: object) -> float:
-    """Gigabytes that `vlp plan` or `vlp prune` prints, in a process of its own."""
+    """Bytes that `vlp plan` (in GB) or `vlp prune` prints, in a process of its own."""
     command = [sys.executable, "-m", "vlp_plugins", *words, "--model", model, "--device", "cpu"]
     done = subprocess.run(
         list(map(str, command)),
@@ -68,7 +81,8 @@ def peak_of(model: Path, *words: object) -> float:
         text=True,
         check=True,
     )
-    return float(re.search(r"peak (?:memory )?of the process:? +([\d.]+)", done.stdout)[1])
+    found = re.search(r"peak (?:memory )?of the process:? +([\d.]+)(.*)", done.stdout)
+    return bytes_of(found[1] + (found[2] or " GB"))
 
 
 def test_the_predicted_peak_is_that_of_the_run(xvlm, photos, tmp_path) -> None:
@@ -76,6 +90,139 @@ def test_the_predicted_peak_is_that_of_the_run(xvlm, photos, tmp_path) -> None:
     planned = peak_of(xvlm, "plan", *words)
     measured = peak_of(xvlm, "prune", *words, "--out", tmp_path / "o")
     assert abs(planned - measured) <= 0.2 * measured
+
+
+METHODS = [
+    ("random", []),
+    ("omp", []),
+    ("lamp", []),
+    ("multiflow", []),
+    ("snip", []),
+    ("itersnip", ["--parameter", "rounds=2"]),
+    ("tamt", []),
+    ("lamp-tamt", []),
+    ("taylor", []),
+    ("platon", ["--parameter", "steps=6"]),
+    ("chita", ["--lambda", "0.1"]),
+    ("chita++", ["--lambda", "0.1", "--parameter", "rounds=2"]),
+    ("id*multiflow", []),
+    ("id*tamt", []),
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_photos(tmp_path_factory.mktemp("pictures") / "photos", 24)
+
+
+@pytest.fixture
+def words(xvlm, pictures) -> list[object]:
+    data = ("--data", pictures, "--batch-size", "6", "--device", "cpu")
+    return ["--model", xvlm, *data, "--sparsity", "0.5", "0.75"]
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_the_batches_are_counted_as_they_run(
+    vlp, words, tmp_path, monkeypatch, method, options
+) -> None:
+    runs: Counter[str] = Counter()
+    for kind in (LossProbe, ActivationProbe, OutputProbe):
+        name = "run" if kind is OutputProbe else "measure"
+        counted(monkeypatch, kind, name, runs)
+    vlp("prune", *words, "--method", method, *options, "--out", tmp_path / "o")
+    ran = dict(runs)
+    text = vlp("plan", *words, "--method", method, *options).stdout
+
+    found = re.search(r"^(\d+) (?:of them in all|batches): about", text, re.MULTILINE)
+    assert (0 if found is None else int(found[1])) == sum(
+        ran.get(kind, 0) for kind in ("LossProbe", "ActivationProbe")
+    )
+    first = re.search(r"(\d+) pass(?:es)? over 4 batches within", text)
+    assert (0 if first is None else 4 * int(first[1])) == ran.get("OutputProbe", 0)
+    assert re.search(r"\nIn all\nabout [\d.]+ s, peak memory about [\d.]+ GB\n", text)
+
+
+def counted(patch: pytest.MonkeyPatch, kind: type, name: str, runs: Counter[str]) -> None:
+    """Counts the calls of a method by the class's name."""
+    called = getattr(kind, name)
+
+    def counting(*given: Any, **named: Any) -> Any:
+        runs[kind.__name__] += 1
+        return called(*given, **named)
+
+    patch.setattr(kind, name, counting)
+
+
+@pytest.mark.parametrize("method", ["itersnip", "tamt", "taylor", "platon"])
+def test_the_choices_of_masks_are_about_those_of_the_run(
+    vlp, words, tmp_path, monkeypatch, method
+) -> None:
+    made: Counter[str] = Counter()
+    counted(monkeypatch, GlobalAllocation, "select", made)
+    given = [*words, "--method", method, "--batches", "4"]
+    vlp("prune", *given, "--out", tmp_path / "o")
+    ran = made["GlobalAllocation"]
+    recipe = Recipe(model=str(words[1]), method=method, sparsity=(0.5, 0.75), device="cpu")
+    job = prepare(replace(recipe, data=DataRecipe(batches=4)))
+    assert isinstance(job.method, Procedure)
+    assert job.method.cost(job.context()).choices == pytest.approx(ran, rel=0.7)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_the_time_is_about_that_of_the_run(vlp, tmp_path, method, options) -> None:
+    """By a model large enough for its work to take longer than getting ready for it."""
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
+    model = tiny_models.save_xvlm(tmp_path / "model", **sizes)
+    data = tiny_models.save_photos(tmp_path / "photos", 48)
+    given = ["--model", model, "--data", data, "--batch-size", "8", "--device", "cpu"]
+    given += ["--sparsity", "0.5", "0.75", "--method", method, *options]
+    text = vlp("plan", *given).stdout
+    done = vlp("prune", *given, "--out", tmp_path / "o").stdout
+
+    found = re.search(r"^about ([\d.]+) (s|min), peak", text, re.MULTILINE)
+    planned = float(found[1]) * {"s": 1, "min": 60}[found[2]]
+    laps = "data pass|pruning|masks|masks of either half of the data|measuring .*"
+    real = sum(map(float, re.findall(rf"^(?:{laps}): ([\d.]+) s$", done, re.MULTILINE)))
+    assert planned / 3 - 0.5 <= real <= 3 * planned + 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("multiflow", [], "for 4 batches; making masks comes on top"),
+        ("itersnip", ["--parameter", "rounds=2"], "for 8 batches"),
+        ("chita", ["--lambda", "0.1"], "for 4 batches"),
+        ("id*omp", [], "for 4 batches to measure dimensions; the search for neighbours comes on"),
+    ],
+)
+def test_a_long_run_says_after_its_first_batches_how_long_it_takes(
+    vlp, words, tmp_path, monkeypatch, method, options, said
+) -> None:
+    given = ["prune", *words, "--method", method, *options, "--out"]
+    assert " batches" not in vlp(*given, tmp_path / "short").stderr
+
+    monkeypatch.setattr(facts, "LONG", 0.0)
+    monkeypatch.setattr(facts, "_SAMPLE", 0.0)
+    (line,) = re.findall("^about .* batches.*$", vlp(*given, tmp_path / "o").stderr, re.MULTILINE)
+    assert re.match(rf"about \d+\.\d s {re.escape(said)}", line)
+    assert " batches" not in vlp("-q", *given, tmp_path / "quiet").stderr
+
+
+def test_a_forecast_leaves_out_the_first_batch(caplog, monkeypatch) -> None:
+    caplog.set_level("INFO", "vlp_plugins.methods")
+    times = iter([10.0, 10.5, 12.0, 14.0])
+    monkeypatch.setattr(facts.time, "perf_counter", lambda: next(times))
+    seen: list[tuple[int, int | None]] = []
+    ahead = facts.Forecast(lambda *at: seen.append(at), ", the rest to solve", 600)
+    for done in range(1, 6):
+        ahead(done, 1201)
+
+    assert seen == [(done, 1201) for done in range(1, 6)]
+    # A batch takes a second, from the end of the first to that of the third.
+    assert [record.message for record in caplog.records] == [
+        "about 30.0 min for 1,201 batches, the rest to solve"
+    ]
 
 
 @pytest.mark.long

@@ -82,7 +82,7 @@ def test_the_examples_are_right(world, tmp_path) -> None:
     shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
     shutil.copytree(world / "blip", tmp_path / "models" / "blip")
     shutil.copytree(world / "train", tmp_path / "photos")
-    words = ["--check", tmp_path / "search.yaml", "--batch-size", 4, "--batches", 3]
+    words = ["--check", tmp_path / "search.yaml", "--batch-size", 4, "--batches", 5]
     result = command("nni-trial", tmp_path / "trial.yaml", *words)
     assert result.stdout.startswith("ok: 8 draws tried, pruners id*multiflow, multiflow, wanda")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -98,7 +98,8 @@ def test_every_alternative_and_both_ends_are_tried(recipe, tmp_path) -> None:
     space = SPACE + (
         "sparsity: {_type: uniform, _value: [0.5, 0.9]}\nid: {_type: choice, _value: [true, false]}"
     )
-    assert check(tmp_path, space, recipe) == (("id*multiflow", "multiflow", "id*chita"), 5)
+    enough = replace(recipe, data=replace(recipe.data, batches=7))  # to measure dimensions
+    assert check(tmp_path, space, enough) == (("id*multiflow", "multiflow", "id*chita"), 5)
     drawn = list(draws(yaml.safe_load(space)))
     assert drawn[0] == {"pruner": {"_name": "multiflow"}, "sparsity": 0.5, "id": True}
     assert {"_name": "chita", "lambda": 1e-5} in [each["pruner"] for each in drawn]
@@ -444,6 +445,56 @@ def broken(world: Path) -> Path:
     batches = [{"pixel_values": torch.zeros(2, 3, 16, 16)}]
     gather(vit.model, batches, method="wanda").save(world / "vit-statistics")
     return world
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric", "message"),
+    [
+        ({"method": "chita", "floor": 0.01}, "loss", "method 'chita' has no floor"),
+        (
+            {"method": "omp", "allocation": "keep=3,of=7", "sparsity": ()},
+            "auto",
+            "pattern 3 of 7 does not divide the 16 inputs of 'vision.0",
+        ),
+        (
+            {"method": "omp", "allocation": "keep=2,of=4", "sparsity": (0.6,)},
+            "auto",
+            "pattern 2 of 4 makes sparsity 0.5, not 0.6",
+        ),
+        (
+            {"method": "tamt", "variant": "published", "allocation": "modality"},
+            "auto",
+            "one threshold for all tensors and no modality allocation",
+        ),
+        ({"method": "lamp-tamt", "variant": "published"}, "loss", "starts from magnitudes"),
+        (
+            {"method": "itersnip", "allocation": "keep=2,of=4", "sparsity": ()},
+            "auto",
+            "fixes the sparsity, so it cannot rise over 8 rounds",
+        ),
+        (
+            {"method": "id*omp"},
+            "auto",
+            "data.batches times data.batch_size: 6 are too few, an intrinsic dimension needs 20",
+        ),
+        ({"autocast": "bfloat99"}, "auto", "autocast 'bfloat99' is unknown"),
+    ],
+)
+def test_what_the_model_and_the_method_do_not_allow_is_found(
+    recipe, tmp_path, changes, metric, message
+) -> None:
+    """The check refuses what a trial fails at."""
+    recipe, of_trials = replace(recipe, **changes), TrialSettings(pairs=6, metric=metric)
+    with pytest.raises(RecipeError, match=f"^search.yaml: a trial with seed 0 fails: .*{message}"):
+        check(tmp_path, "seed: {_type: choice, _value: [0]}", recipe, of_trials)
+    with pytest.raises(VlpError):
+        run_trial(recipe, of_trials, Told({}))
+
+
+def test_measuring_on_what_is_read_is_warned_of(recipe, tmp_path, caplog) -> None:
+    same = TrialSettings(test=recipe.data.source, pairs=6)
+    check(tmp_path, "seed: {_type: choice, _value: [0]}", recipe, same)
+    assert "trials are measured on pairs that they were pruned by" in caplog.text
 
 
 def test_every_value_that_may_be_drawn_is_held_against_the_data(recipe, tmp_path) -> None:

@@ -25,7 +25,7 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
-from vlp_plugins.cli.tables import duration, print_facts, print_json, print_lines, print_table, say
+from vlp_plugins.cli.tables import print_facts, print_json, print_lines, print_table, say
 from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visible
 from vlp_plugins.tasks import TASKS
 
@@ -172,6 +172,8 @@ def _print_left_out(methods: Mapping[str, str]) -> None:
 
 def _print_outset(outset: Outset) -> None:
     """What is about to be done, and how long it takes; with `--quiet` nothing."""
+    from vlp_plugins.runtime.numbers import duration
+
     if verbosity() < 0:
         return
     print_facts(outset.facts)

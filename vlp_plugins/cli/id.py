@@ -21,7 +21,7 @@ from vlp_plugins.cli.options import (
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
-from vlp_plugins.cli.tables import duration, print_facts, print_lines, print_table, say
+from vlp_plugins.cli.tables import print_facts, print_lines, print_table, say
 from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def _options_of(values: dict[str, Any]) -> dict[str, Any]:
 
 def _print_plan(source: ModelSource, data: DataRecipe, options: dict[str, Any]) -> None:
     from vlp_plugins.jobs.plan import plan_dimensions
+    from vlp_plugins.runtime.numbers import duration
 
     planned = plan_dimensions(source, data, options)
     for sentence in planned.plan.lines:

@@ -8,14 +8,7 @@ import click
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import json_option, read_recipe, recipe_options
-from vlp_plugins.cli.tables import (
-    counts_record,
-    duration,
-    print_counts,
-    print_json,
-    print_table,
-    say,
-)
+from vlp_plugins.cli.tables import counts_record, print_counts, print_json, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.jobs.plan import Plan, PlannedDimensions
@@ -35,7 +28,8 @@ if TYPE_CHECKING:
 def plan(as_json: bool, **options: Any) -> None:
     """Say how much `vlp prune` would remove, and how much memory and time it would take.
 
-    It takes the options of `vlp prune`, reads no images and writes nothing.
+    It takes the options of `vlp prune`, reads no images and writes nothing. The time is that of
+    two batches of blank images, run and multiplied.
     """
     from vlp_plugins.jobs.plan import plan_run
     from vlp_plugins.jobs.preparation import prepare
@@ -62,13 +56,47 @@ def plan(as_json: bool, **options: Any) -> None:
     _print_memory(job, planned)
     click.secho("\nData", bold=True)
     say(f"passes over the data: {planned.passes if reads_data else 0}")
-    if reads_data and (planned.seconds_per_batch is not None or planned.dimensions is None):
+    if reads_data and (planned.timing.seconds_per_batch is not None or planned.dimensions is None):
         _print_time(job, planned)
     _print_dimensions(planned.dimensions)
     if planned.cost is not None and planned.cost.notes:
         click.secho("\nHow", bold=True)
         for note in planned.cost.notes:
             say(note)
+    click.secho("\nIn all", bold=True)
+    say(f"{_total_time(planned)}, {_total_memory(planned)}")
+    read = " and reading images come" if planned.passes and reads_data else " comes"
+    say(f"timed on this machine; loading the model{read} on top")
+
+
+def _total_time(planned: Plan) -> str:
+    from vlp_plugins.runtime.numbers import duration
+
+    timing = planned.timing
+    if planned.seconds is not None:
+        return f"about {duration(planned.seconds)}"
+    if timing.seconds_per_batch is None:
+        return "for a time that only the run will tell"
+    return (
+        f"about {duration(timing.seconds_per_batch)} for each batch, whose number is unknown "
+        f"(--batches, or --data that is there), and {duration(timing.other_seconds)} besides"
+    )
+
+
+def _total_memory(planned: Plan) -> str:
+    text = f"peak memory about {_gigabytes(planned.peak_bytes)}"
+    if planned.device_peak_bytes is not None:
+        text += f", of the GPU about {_gigabytes(planned.device_peak_bytes)}"
+    disk = 0 if planned.cost is None else planned.cost.disk_bytes
+    return f"{text} (+ {_gigabytes(disk)} on disk)" if disk >= _SHOWN_BYTES else text
+
+
+_SHOWN_BYTES = 10**8
+"""Less on the disk is not worth a word."""
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size < 1e10 else f"{size / 1e9:,.0f} GB"
 
 
 def _record(job: Prepared, planned: Plan, passes: int) -> dict[str, Any]:
@@ -94,7 +122,7 @@ def _record(job: Prepared, planned: Plan, passes: int) -> dict[str, Any]:
             "disk": None if cost is None else cost.disk_bytes,
         },
         "passes": passes,
-        "seconds_per_batch": planned.seconds_per_batch,
+        "seconds_per_batch": planned.timing.seconds_per_batch,
         "seconds": planned.seconds,
         "dimensions": None if first is None else {
             "passes": len(first.plan.passes),
@@ -142,30 +170,36 @@ def _print_memory(job: Prepared, planned: Plan) -> None:
 def _print_dimensions(planned: PlannedDimensions | None) -> None:
     if planned is None:
         return
+    from vlp_plugins.runtime.numbers import duration
+
     click.secho("\nIntrinsic dimensions, first", bold=True)
     for line in planned.plan.lines:
         say(line)
     say(
         f"forward passes: about {duration(planned.forward_seconds)}, "
-        f"{planned.seconds_per_batch:.2f} s a batch; the search for neighbours comes on top"
+        f"{planned.seconds_per_batch:.2f} s a batch; the search for neighbours: about "
+        f"{duration(planned.neighbour_seconds)}"
     )
     say("--id-profile takes the dimensions of an earlier run (its id-profile.json)")
 
 
 def _print_time(job: Prepared, planned: Plan) -> None:
-    each, cost = planned.seconds_per_batch, planned.cost
+    from vlp_plugins.runtime.numbers import duration
+
+    timing, cost = planned.timing, planned.cost
+    each = timing.seconds_per_batch
     if each is None:
         say("a batch: its time is unknown until the method runs")
         return
-    size, total = job.recipe.data.batch_size, job.recipe.data.batches
-    if cost is None:
-        say(f"a batch of {size}: about {each:.2f} s")
-        if total:
-            say(f"{total:,} batches: about {duration(total * each)}")
+    both = ", forward and backward" if cost is not None and cost.gradient_batches else ""
+    say(f"a batch of {job.recipe.data.batch_size}{both}: about {each:.2f} s")
+    if not timing.batches:
         return
-    say(f"a batch of {size}, forward and backward: about {each:.2f} s")
+    reading = f"about {duration(timing.batches * each)}"
+    if cost is None:
+        say(f"{timing.batches:,} batches: {reading}")
+        return
     say(
-        f"{cost.gradient_batches:,} of them in all: about "
-        f"{duration(cost.gradient_batches * each)}, and {duration(cost.seconds)} besides; "
-        f"together about {duration(planned.seconds or 0)}"
+        f"{timing.batches:,} of them in all: {reading}, and {duration(timing.other_seconds)} "
+        "besides, for masks and solving"
     )

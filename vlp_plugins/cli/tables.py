@@ -170,12 +170,5 @@ def counts_record(counts: Mapping[str, Count]) -> dict[str, Any]:
     }
 
 
-def duration(seconds: float) -> str:
-    """`4.2 s`, `12.5 min` or `3.1 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
 def _is_number(text: str) -> bool:
     return not text or _NUMBER.fullmatch(text) is not None

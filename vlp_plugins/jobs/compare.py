@@ -25,7 +25,7 @@ from vlp_plugins.jobs.comparison import Cell, Comparison, page_of, record_of, ti
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, held, open_data, task_of
 from vlp_plugins.jobs.inputs import Loaded, ModelSource
-from vlp_plugins.jobs.plan import seconds_per_gradient
+from vlp_plugins.jobs.plan import timing_of
 from vlp_plugins.jobs.preparation import title_of
 from vlp_plugins.jobs.tasks import Task, TaskMetrics, TaskSamples
 from vlp_plugins.jobs.work_dir import claimed, working
@@ -362,9 +362,8 @@ class _Run:
                     cost = method.cost(
                         replace(context, batches=(), limit=batches, workplace=self.work)
                     )
-                    each = seconds_per_gradient(context, two) if cost.gradient_batches else 0.0
-                    needed = cost.gradient_batches * each + cost.seconds
-                    seconds = None if seconds is None or not needed else seconds + needed
+                    needed = timing_of(method, cost, context, two).seconds
+                    seconds = None if seconds is None or needed is None else seconds + needed
         self._check_any()
         ends = [time.perf_counter()]
         needs = [need for method in self._reading() for need in method.needs]

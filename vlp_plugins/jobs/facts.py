@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
@@ -32,9 +33,11 @@ from vlp_plugins.report.page import (
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
-from vlp_plugins.runtime.numbers import percent, size
+from vlp_plugins.runtime.numbers import duration, percent, size
 
 _log = logging.getLogger(__name__)
+_steps = logging.getLogger("vlp_plugins.methods")
+"""Where methods say what they are at; the command shows it."""
 
 LARGE_STATISTICS = 10**9
 """Bytes beyond which statistics are written on request only."""
@@ -122,6 +125,48 @@ class StopWatch:
     def texts(self) -> dict[str, str]:
         """The laps in seconds."""
         return {name: f"{seconds:.1f} s" for name, seconds in self.laps.items()}
+
+
+LONG = 60.0
+"""Seconds from which a run says in advance how long it takes."""
+_SAMPLE = 1.0
+"""Seconds that batches are timed for, after the first, which is slower."""
+
+
+class Forecast:
+    """Progress that says once, after the first batches, how long all of them take if that is long.
+
+    Of several processes each runs its share of the batches, so all take part in the sample.
+    """
+
+    def __init__(self, progress: Progress | None, rest: str = "", besides: float = 0.0) -> None:
+        """Passes on to `progress`.
+
+        Args:
+            progress: called with (batches done, batches in all or None).
+            rest: what the time is without, or what else it is for; ends the sentence.
+            besides: seconds that are no batch's.
+        """
+        self._progress = progress
+        self._rest = rest
+        self._besides = besides
+        self._first: tuple[int, float] | None = None
+        self._said = False
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Notes that so many batches are done, of so many in all."""
+        if self._progress is not None:
+            self._progress(done, total)
+        if self._said or total is None:
+            return
+        now = time.perf_counter()
+        first, start = self._first = self._first or (done, now)
+        if now - start < _SAMPLE or done - first < rank_and_size()[1]:
+            return
+        self._said = True
+        seconds = (now - start) / (done - first) * total + self._besides
+        if seconds > LONG:
+            _steps.info("about %s for %s batches%s", duration(seconds), f"{total:,}", self._rest)
 
 
 def memory_facts(device: torch.device) -> dict[str, str]:

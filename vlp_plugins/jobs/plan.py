@@ -28,12 +28,13 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.iterative import Iterative
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import is_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.page import check_can_render
-from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.errors import DataError, UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import (
     bytes_of,
     peak_device_bytes,
@@ -64,6 +65,37 @@ class PlannedDimensions:
         """Of the forward passes, without reading images."""
         return len(self.plan.passes) * self.plan.batches * self.seconds_per_batch
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole work, without reading images."""
+        return self.forward_seconds + self.neighbour_seconds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long pruning takes, without loading the model and reading images.
+
+    Attributes:
+        batches: that run through the model in all; 0 for a method without data, None if their
+            number is unknown.
+        seconds_per_batch: the fastest of those that were timed; None for a method without data,
+            and for one whose batches cannot be timed without running it.
+        other_seconds: besides those batches, of making masks, solving and reading the disk.
+    """
+
+    batches: int | None
+    seconds_per_batch: float | None
+    other_seconds: float
+
+    @property
+    def seconds(self) -> float | None:
+        """In all; None if unknown."""
+        if self.batches == 0:
+            return self.other_seconds
+        if self.batches is None or self.seconds_per_batch is None:
+            return None
+        return self.batches * self.seconds_per_batch + self.other_seconds
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,8 +111,7 @@ class Plan:
         model_bytes: parameters of the model, each shared one counted once.
         statistics_bytes: accumulators; 0 for a method that gathers none.
         masks_bytes: packed masks of all sparsities.
-        seconds_per_batch: of a dummy batch; None for a method without data, and for one whose
-            batches cannot be timed without running it.
+        timing: of pruning, by dummy batches.
         cost: of a method that runs the model as it goes.
         dimensions: intrinsic dimensions that the method needs first; None for none.
     """
@@ -93,25 +124,28 @@ class Plan:
     model_bytes: int
     statistics_bytes: int
     masks_bytes: int
-    seconds_per_batch: float | None
+    timing: Timing
     cost: Cost | None = None
     dimensions: PlannedDimensions | None = None
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole work of a method that takes gradients as it goes; None for others."""
-        if self.cost is None or self.seconds_per_batch is None:
-            return None
-        return self.cost.gradient_batches * self.seconds_per_batch + self.cost.seconds
+        """Of the timing, and of measuring dimensions first; None if unknown."""
+        first = 0.0 if self.dimensions is None else self.dimensions.seconds
+        return None if self.timing.seconds is None else first + self.timing.seconds
 
 
 def _with_length(job: Prepared) -> Prepared:
     """The job with its number of batches in the recipe, where the index of its data has it."""
     data = job.recipe.data
-    # A composition reads its data once, so its cost is given per batch.
-    if isinstance(job.method, Composition) or data.source is None or data.batches is not None:
+    if not job.method.reads_data or data.source is None or data.batches is not None:
         return job
-    batches = job.batches()
+    try:
+        batches = job.batches()
+    except VlpError:
+        if isinstance(job.method, Composition):  # its cost can be given per batch
+            return job
+        raise
     if batches.source.length is None:
         return job
     counted = replace(data, batches=len(batches))
@@ -148,7 +182,7 @@ def _plan(
     peak: int,
     *,
     passes: int,
-    seconds: float | None,
+    timing: Timing,
     statistics: Statistics | None = None,
     cost: Cost | None = None,
 ) -> Plan:
@@ -175,7 +209,7 @@ def _plan(
         model_bytes=sum(p.numel() * p.element_size() for p in job.model.parameters()),
         statistics_bytes=0 if statistics is None else bytes_of_statistics(statistics),
         masks_bytes=len(job.targets) * mask_file,
-        seconds_per_batch=seconds,
+        timing=timing,
         cost=cost,
     )
 
@@ -194,42 +228,88 @@ def _plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
     statistics = None
     seconds = None
     if method.needs and batches is not None:
-        ends = [time.perf_counter()]
-        context = job.context(batches, progress=lambda *_: ends.append(time.perf_counter()))
-        statistics = method.gather(replace(context, limit=None))
-        seconds = min(later - earlier for earlier, later in pairwise(ends))
+        statistics, seconds = _gathered(job.context(), method, batches)
+    start = time.perf_counter()
     masks = job.masks(statistics)
     peak = peak_resident_bytes()
     if statistics is not None:
         halves = [job.masks(statistics, half=half) for half in (0, 1)]  # the run compares them
         peak = peak_resident_bytes()
         del halves
-    passes = 1 if method.needs else 0
-    return _plan(job, masks, peak, passes=passes, seconds=seconds, statistics=statistics)
+    other = time.perf_counter() - start
+    reads = bool(method.needs) and job.recipe.statistics is None
+    return _plan(
+        job,
+        masks,
+        peak,
+        passes=1 if method.needs else 0,
+        timing=Timing(job.recipe.data.batches if reads else 0, seconds, other),
+        statistics=statistics,
+    )
+
+
+def _gathered(
+    context: Context, method: Composition, batches: Iterable[Batch]
+) -> tuple[Statistics | None, float]:
+    """The statistics of a few batches, and the seconds of the fastest."""
+    ends = [time.perf_counter()]
+
+    def ended(*_: object) -> None:
+        ends.append(time.perf_counter())
+
+    statistics = method.gather(replace(context, batches=batches, limit=None, progress=ended))
+    return statistics, min(later - earlier for earlier, later in pairwise(ends))
 
 
 def _plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] | None) -> Plan:
-    """Asks the method for its cost and times the forward and backward pass of a batch."""
+    """Asks the method for its cost and times a batch and a choice of masks."""
     # The folder nearest to the results that is there already: it has the disk of the run.
     out = Path(job.recipe.out or ".").absolute()
     cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
-    seconds = None
-    if batches is not None and cost.gradient_batches:
-        seconds = seconds_per_gradient(job.context(), batches)
+    timing = timing_of(method, cost, job.context(), batches)
     peak = peak_resident_bytes() + cost.ram_bytes
-    # Masks by magnitude in the method's allocation: their counts are the method's.
-    counting = Composition("counts", Magnitude(), method.allocation)
-    masks = counting.run(replace(job.context(), published=False, owners=None, seed=0))
+    masks = _by_magnitude(method, job.context())
     passes = cost.passes if method.reads_data else 0
-    return _plan(job, masks, peak, passes=passes, seconds=seconds, cost=cost)
+    return _plan(job, masks, peak, passes=passes, timing=timing, cost=cost)
 
 
-def seconds_per_gradient(context: Context, batches: Iterable[Batch]) -> float:
-    """Seconds of the forward and backward pass of a batch, the fastest of those given.
+def timing_of(
+    method: Procedure, cost: Cost, context: Context, batches: Iterable[Batch] | None
+) -> Timing:
+    """Times what the cost counts, once.
+
+    Args:
+        method: whose cost it is.
+        cost: of the whole run.
+        context: of the run.
+        batches: two; the first is slower. None for a method without data.
 
     Raises:
-        UnsupportedError: if the model has no loss.
+        VlpError: if the model has no loss, or not what the method measures.
     """
+    seconds = None
+    if batches is not None and isinstance(method, Iterative):
+        seconds = _gathered(context, method.composition, batches)[1]
+    elif batches is not None and cost.gradient_batches:
+        seconds = _seconds_per_gradient(context, batches)
+    other = cost.seconds
+    if cost.choices:
+        one = replace(context, targets=context.targets[:1])
+        other += cost.choices * _seconds_of(lambda: _by_magnitude(method, one))
+    count = cost.gradient_batches + cost.forward_batches
+    # A plug-in that reads data may not say what it does with it.
+    known = count or cost.seconds or not method.reads_data
+    return Timing(count if known else None, seconds, other)
+
+
+def _by_magnitude(method: Method, context: Context) -> list[Masks]:
+    """Masks by magnitude in the method's allocation: their counts are the method's."""
+    counting = Composition("counts", Magnitude(), method.allocation)
+    return counting.run(replace(context, published=False, owners=None, seed=0))
+
+
+def _seconds_per_gradient(context: Context, batches: Iterable[Batch]) -> float:
+    """Seconds of the forward and backward pass of a batch, the fastest of those given."""
     # Blank images may be too much for an untrained model.
     probe = replace(context, skip_nonfinite=True).loss_probe()
     times = []

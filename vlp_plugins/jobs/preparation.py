@@ -162,7 +162,7 @@ def prepare(recipe: Recipe) -> Prepared:
     if profile is not None:
         job = job.guided(profile)
     if recipe.allocation or recipe.floor or any(isinstance(t, Mapping) for t in targets):
-        _try_allocation(job.method, targets, weights, recipe.floor)
+        try_allocation(job.method, targets, weights, recipe.floor)
     return job
 
 
@@ -198,7 +198,7 @@ def title_of(target: Target) -> str:
     return f"{target:.10g}"
 
 
-def _try_allocation(
+def try_allocation(
     method: Method, targets: Sequence[Target], weights: WeightMap, floor: float
 ) -> None:
     """Allocates by magnitude: what cannot be met shows here, not after hours of reading data."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vlp_plugins.jobs.dimensions import PROFILE
 from vlp_plugins.jobs.facts import (
     LACKING,
     SPEED,
+    Forecast,
     StopWatch,
     agreement,
     data_facts,
@@ -52,7 +54,7 @@ from vlp_plugins.runtime.artifacts import is_of
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, VlpError, no_exit
 from vlp_plugins.runtime.files import atomic_folder
-from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.runtime.numbers import count, duration, percent
 from vlp_plugins.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -192,6 +194,11 @@ def run(
     """
     need(recipe, "model", "out")
     writes = rank_and_size()[0] == 0
+
+    def ahead(rest: str, besides: float = 0.0) -> Progress | None:
+        # What a resumed run has seen already passes fast and says nothing about the rest.
+        return progress if resume else Forecast(progress, rest, besides)
+
     with claimed(Path(str(recipe.out)), writes=writes, mark=RECIPE, overwrite=overwrite) as out:
         known = Statistics.load(recipe.statistics) if recipe.statistics is not None else None
         watch = StopWatch()
@@ -204,22 +211,29 @@ def run(
         profile = None
         if isinstance(job.method, IdGuided):
             with working(out, resume=resume) as work:
+                shown = ahead(" to measure dimensions; the search for neighbours comes on top")
                 profile = job.method.measured(
-                    job.context(read, workplace=work, resume=resume, progress=progress)
+                    job.context(read, workplace=work, resume=resume, progress=shown)
                 )
             job = job.guided(profile)
-            watch.lap("intrinsic dimensions")
+            watch.lap("measuring intrinsic dimensions")
         statistics = None
         if isinstance(job.method, Procedure):
             # What measuring has left in the folder of work stays for a resumed run.
             with working(out, resume=resume or profile is not None) as work:
-                context = job.context(read, workplace=work, resume=resume, progress=progress)
+                shown = None
+                if batches is not None:
+                    solving = _solving_seconds(job, job.method, batches, work)
+                    part = f", {duration(solving)} of it to solve" if solving >= 1 else ""
+                    shown = ahead(part, solving)
+                context = job.context(read, workplace=work, resume=resume, progress=shown)
                 with no_exit(f"method {job.method.name!r}"):
                     made = job.method.run(context)
             watch.lap("pruning")
         else:
             if batches is not None:
-                statistics = _gathered(job, batches, out, progress=progress, resume=resume)
+                shown = ahead("; making masks comes on top")
+                statistics = _gathered(job, batches, out, progress=shown, resume=resume)
                 watch.lap("data pass")
             elif known is not None and composed(job.method).needs:
                 known.check(job.weights, published=job.published)
@@ -257,6 +271,20 @@ def run(
         wait_for_all()
         delete_checkpoints(out)
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
+
+
+def _solving_seconds(
+    job: Prepared, method: Procedure, batches: CaptionedBatches, work: Path
+) -> float:
+    """What the method takes besides its batches, as far as it can say."""
+    number = job.recipe.data.batches
+    if number is None and batches.source.length is not None:
+        number = len(batches)
+    if number is None:
+        return 0.0
+    with suppress(VlpError):  # running the method will say it
+        return method.cost(replace(job.context(workplace=work), limit=number)).seconds
+    return 0.0
 
 
 _UNMEASURED = Tile("Quality", "not measured", "vlp evaluate measures it: the first step below")

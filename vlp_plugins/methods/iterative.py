@@ -245,7 +245,7 @@ class Iterative(InRounds):
     def with_factors(self, factors: Mapping[str, float]) -> Iterative:
         return replace(self, composition=self.composition.with_factors(factors))
 
-    def run(self, context: Context) -> list[Masks]:
+    def _check_pattern(self, context: Context) -> None:
         for target in context.targets:
             levels = levels_of(target, self.schedule, self.rounds)
             if isinstance(self.allocation, Pattern) and any(level != target for level in levels):
@@ -253,6 +253,9 @@ class Iterative(InRounds):
                     f"pattern {self.allocation.name} fixes the sparsity, so it cannot rise over "
                     f"{self.rounds} rounds; use rounds=1 or schedule='const', or another allocation"
                 )
+
+    def run(self, context: Context) -> list[Masks]:
+        self._check_pattern(context)
         per_round = self._batches_of_a_round(context)
         fresh = FreshBatches(context.batches, context.limit)
         dense = context.weights.content_hash()
@@ -262,9 +265,11 @@ class Iterative(InRounds):
         ]
 
     def cost(self, context: Context) -> Cost:
+        self._check_pattern(context)
         per_round = self._batches_of_a_round(context)
         of_a_target = self.rounds * per_round
         runs = len(context.targets)
+        batches = runs * of_a_target
         total = context.number_of_batches() or of_a_target
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
@@ -275,7 +280,9 @@ class Iterative(InRounds):
             ram_bytes=copies + state + gradients + 2 * sums,
             disk_bytes=0 if context.workplace is None else runs * state,
             passes=runs * -(-of_a_target // total) if of_a_target else 0,
-            gradient_batches=runs * of_a_target if by_loss else 0,
+            gradient_batches=batches if by_loss else 0,
+            forward_batches=0 if by_loss else batches,
+            choices=runs * self.rounds,
             notes=(
                 f"{self.rounds} rounds of {per_round} batches for each of {runs} sparsities: every "
                 "sparsity starts from the dense model",

@@ -146,7 +146,9 @@ class Cost:
         disk_bytes: of temporary files.
         passes: over the calibration batches, all targets together.
         gradient_batches: forward and backward passes in all, one batch each.
-        seconds: besides those passes (solving, reading the disk); 0 if that is negligible.
+        forward_batches: forward passes in all that gather statistics, one batch each.
+        choices: of masks for the whole model, one each.
+        seconds: besides all of those (solving, reading the disk); 0 if that is negligible.
         notes: lines that explain the figures.
     """
 
@@ -154,6 +156,8 @@ class Cost:
     disk_bytes: int = 0
     passes: int = 1
     gradient_batches: int = 0
+    forward_batches: int = 0
+    choices: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 

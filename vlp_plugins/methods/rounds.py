@@ -180,13 +180,15 @@ class Stepwise(Factored, Procedure):
             steps = self._steps(context)
             context.progress(number * steps + done, len(context.targets) * steps)
 
-    def _cost(self, context: Context, ram_bytes: int, disk_bytes: int = 0) -> Cost:
+    def _cost(self, context: Context, ram_bytes: int, disk_bytes: int = 0, every: int = 1) -> Cost:
+        """The cost of a method that chooses masks after so many steps."""
         steps, runs = self._steps(context), len(context.targets)
         return Cost(
             ram_bytes=ram_bytes,
             disk_bytes=disk_bytes,
             passes=runs * -(-steps // (context.number_of_batches() or steps)),
             gradient_batches=runs * steps,
+            choices=runs * -(-steps // every),
             notes=(f"{steps} steps of one batch for each of {runs} sparsities",),
         )
 

@@ -1,4 +1,4 @@
-"""Counts, shares and sizes as people write them: `1.82 M`, `63.0%`, `12.3 MB`."""
+"""Counts, shares, sizes and times as people write them: `1.82 M`, `63.0%`, `12.3 MB`, `4.2 s`."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def percent(share: float, digits: int = 1) -> str:
         if share in (0, 1) or float(text[:-1]) not in (0, 100):
             break
     return text
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `12.5 min` or `3.1 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +17,12 @@ from vlp_plugins.calibration.moments import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
+from vlp_plugins.dimension.measure import default_settings
+from vlp_plugins.dimension.twonn import check_number
 from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 from vlp_plugins.hosts.nni.trial import check_test, source_of
 from vlp_plugins.jobs.inputs import batches_for
-from vlp_plugins.jobs.preparation import Prepared, resolve_names
+from vlp_plugins.jobs.preparation import Prepared, resolve_names, try_allocation
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.loading import load_outline
 from vlp_plugins.methods.composition import Composition
@@ -36,6 +40,8 @@ from vlp_plugins.runtime.errors import (
     VlpError,
 )
 from vlp_plugins.runtime.model_state import default_device, random_state_kept
+
+_log = logging.getLogger(__name__)
 
 _PAIRS = 2
 
@@ -78,6 +84,12 @@ class Preflight:
         if recipe.statistics is not None:
             # A model without values has no hash to compare with that of the statistics.
             statistics = replace(Statistics.load(recipe.statistics), weights_hash="")
+        if settings.test is not None and settings.test == recipe.data.source:
+            _log.warning(
+                "test and data.source are both %s: trials are measured on pairs that they were "
+                "pruned by; give other data, or leave test out for the pairs that are not read",
+                settings.test,
+            )
         processor = job.processor()
         batch: Batch = {}
         for source in dict.fromkeys((settings.test, recipe.data.source)):
@@ -105,6 +117,10 @@ class Preflight:
         elif job.method.reads_data:
             need(recipe, "data.source")
             self._check_batches(recipe.data)
+            _check_samples(job)
+        with _without_values():
+            try_allocation(job.method, targets, job.weights, recipe.floor)
+        needs_loss = _needs_loss(job, self.statistics)
         retrieves = isinstance(job.adapter, RetrievalAdapter)
         if settings.metric == "recall" and not retrieves:
             raise UnsupportedError(
@@ -112,7 +128,7 @@ class Preflight:
                 "give --metric loss"
             )
         by_loss = settings.metric == "loss" or not retrieves or settings.finetune_steps > 0
-        if (by_loss or _needs_loss(job, self.statistics)) and self._loss_error is not None:
+        if (by_loss or needs_loss) and self._loss_error is not None:
             raise self._loss_error
 
     def _opened(self, source: str, data: DataRecipe) -> CaptionSource:
@@ -140,12 +156,10 @@ class Preflight:
         job = self.prepared
         device = next(job.model.parameters()).device
         try:
-            with torch.no_grad(), random_state_kept(torch.device("cpu")):
+            with _without_values(), torch.no_grad(), random_state_kept(torch.device("cpu")):
                 job.adapter.losses(job.model, to_device(self.batch, device))
         except (UnsupportedError, BatchError) as error:
             return error
-        except Exception:  # tensors without values cannot be branched on
-            return None
         return None
 
 
@@ -155,17 +169,35 @@ def _first_batch(job: Prepared, source: str, processor: Processor) -> Batch:
 
 
 def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:
-    """Whether a method differentiates the loss; asks it for its cost, if it is a procedure."""
+    """Whether a method differentiates the loss; a procedure may refuse what it is to do."""
+    context = job.context()
     method: Method = job.method.method if isinstance(job.method, IdGuided) else job.method
     if isinstance(method, Composition):
         return statistics is None and any(isinstance(s, LossStatistic) for s in method.needs)
     assert isinstance(method, Procedure)
+    with _without_values():
+        return method.cost(context).gradient_batches > 0
+    return False
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Ends what needs the values of weights, which are not there; our own errors are raised."""
     try:
-        return method.cost(job.context()).gradient_batches > 0
+        yield
     except VlpError:
         raise
-    except Exception:  # it needs the values of the weights
-        return False
+    except Exception:  # tensors without values cannot be branched on
+        return
+
+
+def _check_samples(job: Prepared) -> None:
+    """Makes sure that the batches are enough to measure dimensions from, if the method does."""
+    data = job.recipe.data
+    if isinstance(job.method, IdGuided) and data.batches is not None:
+        estimator, _ = default_settings(published=job.published)
+        samples = data.batches * data.batch_size
+        check_number(samples, estimator, what="data.batches times data.batch_size")
 
 
 def _check_out(out: Path) -> None:

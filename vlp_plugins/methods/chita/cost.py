@@ -123,7 +123,7 @@ def _tries(settings: Settings, index: int) -> int:
 def solve_seconds(settings: Settings, plan: RowPlan, density: float) -> float:
     """Seconds of one solve, by a straight line through random problems of two smaller sizes.
 
-    They take about two and four megabytes, or one and two blocks.
+    They take at most about two and four megabytes, or one and two blocks.
 
     Args:
         settings: of the solver.
@@ -132,7 +132,7 @@ def solve_seconds(settings: Settings, plan: RowPlan, density: float) -> float:
     """
     block_size, n = settings.columns_of_block, plan.n
     block = block_size or 1
-    small = max(1, _ELEMENTS // n // block) * block
+    small = max(1, min(_ELEMENTS // n, plan.columns.p // 2) // block) * block
     times = []
     for p in (small, small, 2 * small):  # the first warms up
         draw = torch.Generator().manual_seed(0)

@@ -165,6 +165,7 @@ class PruningWhileTraining(Stepwise):
             context,
             ram_bytes=copies + 2 * state + (4 * tensors + 1) * size,
             disk_bytes=0 if context.workplace is None else saved * runs,
+            every=self.every,
         )
 
     def _rise(self, context: Context, target: Target) -> Rise:

@@ -135,6 +135,10 @@ class Tamt(Stepwise):
         return start if self.factors is None else {**start, **self.factors.record()}
 
     def run(self, context: Context) -> list[Masks]:
+        self._check_variant(context)
+        return super().run(context)
+
+    def _check_variant(self, context: Context) -> None:
         if context.published and self.start != MAGNITUDE:
             raise UnsupportedError(
                 f"the published mask training starts from magnitudes, {self.called!r} from "
@@ -148,9 +152,9 @@ class Tamt(Stepwise):
             )
         if self.factors is not None:
             self.factors.check(context.weights)
-        return super().run(context)
 
     def cost(self, context: Context) -> Cost:
+        self._check_variant(context)
         size = context.weights.numel
         copies = context.weights.stored_bytes
         state = bytes_of_state(context.model, context.adapter)
