@@ -263,7 +263,7 @@ def sentences(found: Comparison) -> list[str]:
             f"{scored(best, found.task)}; the dense model has {scored(dense, found.task)}"
         )
         if not best.differs_from(dense):
-            text += ", which may be chance"
+            text += ": the difference may be chance"
         elif not found.lower_is_better and best.value < dense.value / 2:
             text += ": more than half is lost, so remove less, or fine-tune"
         if verdict.as_good:
