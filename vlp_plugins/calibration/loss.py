@@ -108,11 +108,9 @@ def write_state(model: nn.Module, adapter: Adapter, state: Sequence[torch.Tensor
 def _sharded_grad(
     loss: torch.Tensor, leaves: Sequence[nn.Parameter], *, retain_graph: bool
 ) -> tuple[torch.Tensor | None, ...]:
-    """`torch.autograd.grad` for sharded parameters, in all processes with the same loss.
-
-    The graph ends in parameters that `fully_shard` has gathered, so only `.grad` receives the
-    gradients of the sharded ones: the mean over the processes, whose batch is the same.
-    """
+    """`torch.autograd.grad` for sharded parameters, in all processes with the same loss."""
+    # The graph ends in parameters that `fully_shard` has gathered: only `.grad` receives the
+    # gradients of the sharded ones, the mean over the processes, whose batch is the same.
     before = [parameter.grad for parameter in leaves]
     try:
         for parameter in leaves:

@@ -75,13 +75,10 @@ class TokenReader(ABC):
 
 
 class _Rows(TokenReader):
-    """The last dimension holds the features, as `nn.Linear` reads them.
-
-    One vector per sample (a pooler's input) has no tokens to leave out. It is recognised by its
-    rank: it has no dimension for the tokens of the mask.
-    """
+    """The last dimension holds the features, as `nn.Linear` reads them."""
 
     def read(self, inputs: torch.Tensor, real: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        # One vector per sample (a pooler's input) has no dimension for the tokens of the mask.
         pooled = real is not None and inputs.ndim == 2 == real.ndim and len(inputs) == len(real)
         yield self._select(inputs, None if pooled else real)
 

@@ -17,7 +17,7 @@ from vlp_plugins.calibration.batches import (
 )
 from vlp_plugins.calibration.moments import Site
 from vlp_plugins.dimension.outputs import Output, OutputProbe
-from vlp_plugins.dimension.points import Met, Need, Points, Room, Sites, expected, fits, pack
+from vlp_plugins.dimension.points import LayerUse, Need, Points, Room, Sites, expected, fits, pack
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import all_gather, broadcast, failing_together
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
@@ -130,11 +130,11 @@ class Gatherer:
     def take(self, output: Output) -> None:
         """Notes an output, and keeps it if its layer is gathered."""
         dtype = self.room.dtype or output.tokens.dtype
-        met = self.sites.see(output, dtype.itemsize)
-        points = self._place(output, met, dtype)
+        use = self.sites.see(output, dtype.itemsize)
+        points = self._place(output, use, dtype)
         if points is not None:
             block = points.write(output.call, output.tokens, output.padding)
-            self._sums.append((met.site, len(block), block.sum(dtype=torch.float32)))
+            self._sums.append((use.site, len(block), block.sum(dtype=torch.float32)))
 
     def finish(self, batch: int) -> None:
         """Ends a batch.
@@ -153,9 +153,9 @@ class Gatherer:
         found, self._points, self._held = self._points, {}, {}
         return {site: found[site] for site in group if site in found}
 
-    def _place(self, output: Output, met: Met, dtype: torch.dtype) -> Points | None:
+    def _place(self, output: Output, use: LayerUse, dtype: torch.dtype) -> Points | None:
         """The points of a layer with room for an output; None if they are not gathered."""
-        site, size = met.site, len(output.tokens)
+        site, size = use.site, len(output.tokens)
         if site not in self._held and not self._open:
             return None
         points = self._points.get(site)
@@ -165,15 +165,15 @@ class Gatherer:
         rows = self.room.rows if points is None else points.rows
         if count + size > rows:
             rows = max(count + size, int(_STEP * rows))
-        need = self.room.need(met, rows)
+        need = self.room.need(use, rows)
         if not self._has_room(site, need, 0 if points is None else points.nbytes):
             return None
         self._held[site] = need
         if points is None:
-            points = Points(met.widths, rows, dtype, output.tokens.device)
+            points = Points(use.widths, rows, dtype, output.tokens.device)
             self._points[site] = points
         else:
-            points.grow(met.widths, rows)
+            points.grow(use.widths, rows)
         return points
 
     def _has_room(self, site: Site, need: Need, old: int) -> bool:
@@ -225,7 +225,7 @@ class Pass:
         self,
         probe: OutputProbe,
         sites: Sites,
-        left: Sequence[Met],
+        left: Sequence[LayerUse],
         budget: int,
         dtype: torch.dtype | None,
         turn: tuple[int, int],
@@ -287,7 +287,7 @@ class Pass:
         if not self._left:
             self._sites.merge(broadcast(list(self._sites.values())))
         left = self._left or list(self._sites.values())
-        needs = [room.need(met) for met in left]
+        needs = [room.need(use) for use in left]
         plan = pack(needs, self._budget)
         if once and len(plan) > 1:
             everything = sum(need.held for need in needs) + max(need.work for need in needs)
@@ -297,7 +297,7 @@ class Pass:
                 f"{text_of(self._budget)}: give a list of batches or a loader, which is read "
                 f"{len(plan)} times, or more memory"
             )
-        self.group = [met.site for met in left[: plan[0][1] if plan else 0]]
+        self.group = [use.site for use in left[: plan[0][1] if plan else 0]]
         self.later = max(0, len(plan) - 1)
 
     def _run(self, gatherer: Gatherer, batch: Batch, index: int) -> None:
@@ -310,8 +310,8 @@ class Pass:
         self.group = [site for site in self.group if all(site in theirs for theirs in kept)]
         everywhere = all_gather(list(self._sites.values()))
         self._sites.clear()  # or the order would be another in every process
-        for met in everywhere:
-            self._sites.merge(met)
+        for use in everywhere:
+            self._sites.merge(use)
 
 
 class PassProgress:

@@ -17,7 +17,7 @@ from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
 from vlp_plugins.dimension.outputs import OutputProbe, Padding
 from vlp_plugins.dimension.points import Points, Sites
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
-from vlp_plugins.dimension.state import Found, State, file_of, pack, resumed
+from vlp_plugins.dimension.state import Dimension, State, file_of, pack, resumed
 from vlp_plugins.dimension.twonn import Estimator, estimate
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
@@ -51,7 +51,7 @@ def compute(
     device: torch.device,
     *,
     complete: bool,
-) -> dict[Site, Found]:
+) -> dict[Site, Dimension]:
     """The dimension of each of some layers; all processes return the same.
 
     Args:
@@ -68,7 +68,7 @@ def compute(
         VlpError: if a dimension cannot be estimated; names the layer.
     """
     rank, processes = rank_and_size()
-    found: dict[Site, Found] = {}
+    found: dict[Site, Dimension] = {}
     for first in range(0, len(chosen), processes):
         group = chosen[first : first + processes]
         mine: torch.Tensor | None = None
@@ -86,7 +86,7 @@ def compute(
             if mine is not None:
                 layer = sites[group[rank]]
                 estimated = estimate(mine, estimator, what=f"points of {layer}")
-                result = Found(estimated, layer.ambient, len(mine))
+                result = Dimension(estimated, layer.ambient, len(mine))
         mine = None
         found |= {
             site: value for site, value in zip(group, all_gather(result), strict=False) if value

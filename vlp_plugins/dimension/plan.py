@@ -11,7 +11,7 @@ from torch import nn
 from vlp_plugins.calibration.batches import batch_size, to_device
 from vlp_plugins.calibration.tokens import check_reached
 from vlp_plugins.dimension.outputs import Output, OutputProbe, Padding
-from vlp_plugins.dimension.points import Met, Need, Room, Sites, expected, pack
+from vlp_plugins.dimension.points import LayerUse, Need, Room, Sites, expected, pack
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import all_reduce_min, batch_shard
@@ -31,7 +31,7 @@ class PlannedPass:
         work_bytes: of the search for neighbours, in addition.
     """
 
-    layers: tuple[Met, ...]
+    layers: tuple[LayerUse, ...]
     streams: tuple[str, ...]
     held_bytes: int
     work_bytes: int
@@ -117,7 +117,7 @@ def plan(
     rows = min(samples, expected((), batches, size, processes)[0])
     room = Room(budget, rows, samples, processes > 1, dtype)
     layers = list(sites.values())
-    needs = [room.need(met) for met in layers]
+    needs = [room.need(use) for use in layers]
     passes = tuple(
         _pass(sites, layers[start:stop], needs[start:stop]) for start, stop in pack(needs, budget)
     )
@@ -125,9 +125,9 @@ def plan(
     return IdPlan(samples, batches, budget, passes, lines)
 
 
-def _pass(sites: Sites, layers: Sequence[Met], needs: Sequence[Need]) -> PlannedPass:
+def _pass(sites: Sites, layers: Sequence[LayerUse], needs: Sequence[Need]) -> PlannedPass:
     streams = sites.streams()
-    last = max(streams.index(met.site.stream) for met in layers)
+    last = max(streams.index(use.site.stream) for use in layers)
     return PlannedPass(
         tuple(layers),
         tuple(streams[: last + 1]),
@@ -157,7 +157,7 @@ def _lines(
     )
 
 
-def _range(layers: Sequence[Met]) -> str:
+def _range(layers: Sequence[LayerUse]) -> str:
     if len(layers) == 1:
         return layers[0].module
     return f"{len(layers)} layers from {layers[0].module} to {layers[-1].module}"

@@ -153,7 +153,7 @@ def _spread(
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class LayerUse:
     """One use of a weight, as far as it is known.
 
     Attributes:
@@ -177,7 +177,7 @@ class Met:
         """Numbers in a point."""
         return sum(self.widths)
 
-    def wider(self, widths: tuple[int, ...]) -> Met:
+    def wider(self, widths: tuple[int, ...]) -> LayerUse:
         """With blocks at least that wide."""
         if len(widths) < len(self.widths):
             widths += (0,) * (len(self.widths) - len(widths))
@@ -185,21 +185,21 @@ class Met:
         return replace(self, widths=tuple(map(max, own, widths)))
 
 
-class Sites(dict[Site, Met]):
+class Sites(dict[Site, LayerUse]):
     """The layers that have run, in the order of execution."""
 
-    def see(self, output: Output, itemsize: int) -> Met:
+    def see(self, output: Output, itemsize: int) -> LayerUse:
         """Notes an output; returns what is known of its layer then."""
         widths = (0,) * output.call + (output.width,)
-        met = self.get(output.site) or Met(output.site, output.module, (), itemsize)
-        if len(met.widths) <= output.call or met.widths[output.call] < output.width:
-            met = self[output.site] = met.wider(widths)
-        return met
+        use = self.get(output.site) or LayerUse(output.site, output.module, (), itemsize)
+        if len(use.widths) <= output.call or use.widths[output.call] < output.width:
+            use = self[output.site] = use.wider(widths)
+        return use
 
-    def merge(self, others: Iterable[Met]) -> None:
+    def merge(self, others: Iterable[LayerUse]) -> None:
         """Adds the layers of another process."""
-        for met in others:
-            self[met.site] = self[met.site].wider(met.widths) if met.site in self else met
+        for use in others:
+            self[use.site] = self[use.site].wider(use.widths) if use.site in self else use
 
     def streams(self) -> list[str]:
         """Names of the streams, in their order."""
@@ -302,15 +302,15 @@ class Room:
     scattered: bool = False
     dtype: torch.dtype | None = None
 
-    def need(self, met: Met, rows: int | None = None) -> Need:
+    def need(self, use: LayerUse, rows: int | None = None) -> Need:
         """Bytes of one use of a weight, with memory for so many rows; None: `rows`."""
         rows = self.rows if rows is None else rows
         samples = max(self.samples, rows)
-        work = working_bytes(samples, met.ambient)
+        work = working_bytes(samples, use.ambient)
         if self.scattered:
-            work += bytes_of_points(samples, met.widths, met.itemsize)
-        held = bytes_of_points(rows, met.widths, met.itemsize)
-        return Need(str(met), met.site.stream, held, work)
+            work += bytes_of_points(samples, use.widths, use.itemsize)
+        held = bytes_of_points(rows, use.widths, use.itemsize)
+        return Need(str(use), use.site.stream, held, work)
 
 
 def expected(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.moments import Site
-from vlp_plugins.dimension.points import Met, Sites
+from vlp_plugins.dimension.points import LayerUse, Sites
 from vlp_plugins.dimension.twonn import Estimate
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_by
@@ -30,7 +30,7 @@ FORM = Format(
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Dimension:
     """The dimension of one use of a weight.
 
     Attributes:
@@ -49,21 +49,21 @@ class State:
     """After some passes.
 
     Attributes:
-        sites: what was met; empty before the first pass.
+        sites: the uses seen so far; empty before the first pass.
         found: the dimensions so far.
         hashes: of the batches; empty before the first pass.
         sizes: of the batches, in samples.
     """
 
     sites: Sites = field(default_factory=Sites)
-    found: dict[Site, Found] = field(default_factory=dict)
+    found: dict[Site, Dimension] = field(default_factory=dict)
     hashes: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
 
     @property
-    def left(self) -> list[Met]:
+    def left(self) -> list[LayerUse]:
         """What has no dimension yet, in the order of execution."""
-        return [met for site, met in self.sites.items() if site not in self.found]
+        return [use for site, use in self.sites.items() if site not in self.found]
 
 
 def pack(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -71,7 +71,7 @@ def pack(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return {}, {
         "hashes": state.hashes,
         "sizes": state.sizes,
-        "sites": [{**asdict(met), "site": str(met.site)} for met in state.sites.values()],
+        "sites": [{**asdict(use), "site": str(use.site)} for use in state.sites.values()],
         "found": {str(site): asdict(found) for site, found in state.found.items()},
     }
 
@@ -79,8 +79,8 @@ def pack(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def unpack(_: Mapping[str, torch.Tensor], content: Mapping[str, Any]) -> State:
     """Inverse of `pack`."""
     return State(
-        Sites((met.site, met) for met in map(_met, content["sites"])),
-        {Site.parse(site): _found(value) for site, value in content["found"].items()},
+        Sites((use.site, use) for use in map(_use, content["sites"])),
+        {Site.parse(site): _dimension(value) for site, value in content["found"].items()},
         tuple(map(str, content["hashes"])),
         tuple(map(int, content["sizes"])),
     )
@@ -129,14 +129,16 @@ def resumed(file: Checkpoint | None, *, resume: bool) -> State:
     return state
 
 
-def _met(record: Mapping[str, Any]) -> Met:
+def _use(record: Mapping[str, Any]) -> LayerUse:
     widths = tuple(map(int, record["widths"]))
-    return Met(Site.parse(record["site"]), str(record["module"]), widths, int(record["itemsize"]))
+    return LayerUse(
+        Site.parse(record["site"]), str(record["module"]), widths, int(record["itemsize"])
+    )
 
 
-def _found(record: Mapping[str, Any]) -> Found:
+def _dimension(record: Mapping[str, Any]) -> Dimension:
     estimate = record["estimate"]
-    return Found(
+    return Dimension(
         Estimate(
             float(estimate["dimension"]),
             float(estimate["error"]),

@@ -117,7 +117,7 @@ class Composition(Factored):
         """
         weights, published = context.weights, context.published
         weights.check_finite()
-        evidence = self._evidence(context, statistics, half)
+        evidence = self.evidence(context, statistics, half)
         ranked = Scored(self.score, weights, evidence, published)
         allocated = Scored(self.allocation_score or self.score, weights, evidence, published)
         if self.factors is not None:
@@ -158,9 +158,10 @@ class Composition(Factored):
             for bits, sparsity in zip(packed, asked, strict=True)
         ]
 
-    def _evidence(
-        self, context: Context, statistics: Statistics | None, half: int | None
+    def evidence(
+        self, context: Context, statistics: Statistics | None, half: int | None = None
     ) -> dict[str, Evidence]:
+        """What the scores read, by canonical name; see `masks`."""
         weights, seed, owners = context.weights, context.seed, context.resolved_owners
         if not self.needs:
             return {name: Evidence(name, seed) for name in weights}

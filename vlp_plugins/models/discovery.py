@@ -200,11 +200,7 @@ def _public_name(offer: Offer, offers: Sequence[Offer]) -> str:
 
 
 def _rivals(offer: Offer, offers: Sequence[Offer]) -> list[Offer]:
-    """The offers that want the same name.
-
-    Scorers and methods share their names, because every scorer is also a method; a distribution
-    may use one name for both.
-    """
+    """The others of its name; a distribution may give one name to a scorer and a method."""
     return [
         other
         for other in offers

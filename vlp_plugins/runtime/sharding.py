@@ -141,8 +141,5 @@ class OnDemand(Mapping[str, torch.Tensor]):
 
 
 def _kind(module: str, name: str) -> Any:
-    """A class of torch, if its module was imported: without that no such object can exist.
-
-    Importing it here would slow down the start of every program.
-    """
+    """A class of torch, if its module was imported; importing it would slow down every start."""
     return getattr(sys.modules.get(module), name, None)

@@ -16,7 +16,6 @@ from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Context, Method, Procedure
 from vlp_plugins.methods.resolve import with_profile
-from vlp_plugins.models.request import resolve_owners
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import StatisticsError, StructureError, UnsupportedError
@@ -261,18 +260,13 @@ def vectors_of(
     composition = composed(method)
     weights.check_finite()
     composition.check(context)
-    statistics, needs = composition.gather(context), composition.needs
-    for each in (context.statistics, statistics):
-        if each is not None:
-            each.check(weights, published=published)
-    owners = resolve_owners(None, published=published)
-    found: dict[str, Vectors] = {}
-    for name in weights:
-        known = {}
-        if statistics is not None:
-            known = {n.name: statistics.mean(n.name, name, owners=owners) for n in needs}
-        evidence = Evidence(name, context.seed, known)
-        found[name] = ScoredVectors(composition.score, evidence, needs, neurons)
+    if context.statistics is not None:
+        context.statistics.check(weights, published=published)
+    evidence = composition.evidence(context, composition.gather(context))
+    score, needs = composition.score, composition.needs
+    found: dict[str, Vectors] = {
+        name: ScoredVectors(score, each, needs, neurons) for name, each in evidence.items()
+    }
     factors = composition.factors
     return found, {} if factors is None else {name: factors.relative(name) for name in weights}
 
