@@ -82,16 +82,8 @@ def plan(
 
     Texts that are longer than those of the batch take more than is said here: the work adapts.
 
-    Args:
-        model: see `measure`.
-        adapter: see `measure`.
-        weights: see `measure`.
-        batch: one like those to come.
-        samples: how many there will be.
-        padding: see `measure`.
-        dtype: see `measure`.
-        memory_budget: see `measure`.
-        published: see `measure`.
+    Arguments are those of `measure`; `batch` is one like those to come, `samples` how many samples
+    there will be.
 
     Raises:
         UnsupportedError: if a single layer does not fit into the budget.
