@@ -5,6 +5,7 @@ Tests run on one thread: their problems are tiny, and waking threads costs more 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ import torch
 from vlp_command import Command, command
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _as_at_the_start() -> None:
+    """A command that an earlier test ran in this process has set threads and levels of the log."""
+    torch.set_num_threads(1)
+    for name in ("vlp_plugins", "vlp_adapters"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

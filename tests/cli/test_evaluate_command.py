@@ -164,9 +164,9 @@ def test_the_command_says_so_if_it_measures_on_what_models_learn_from(
 @pytest.mark.parametrize(
     ("task", "words", "said"),
     [
-        ("captioning", ("--rerank", "4"), "--rerank is of retrieval, not of captioning"),
-        ("retrieval", ("--written",), "--written is of vqa, not of retrieval"),
-        ("classification", ("--beams", "2"), "--beams is of captioning and vqa, not of"),
+        ("captioning", ("--rerank", "4"), "rerank (--rerank) is of retrieval, not of captioning"),
+        ("retrieval", ("--written",), "written (--written) is of vqa, not of retrieval"),
+        ("classification", ("--beams", "2"), "beams (--beams) is of captioning and vqa, not of"),
     ],
 )
 def test_options_of_another_task_are_refused(vlp, models, sets, task, words, said) -> None:
