@@ -154,6 +154,8 @@ def test_the_printed_command_applies_the_masks_of_the_best(finished, record, xvl
     line = next(line for line in finished[1].stdout.splitlines() if best["masks"] in line)
     words = shlex.split(line)
     assert words[:3] == ["vlp", "masks", "apply"]
+    outs = [each.split()[-1] for each in finished[1].stdout.splitlines() if "masks apply" in each]
+    assert len(set(outs)) == 2, "one command does not stand in the way of the other"
     words[words.index("--out") + 1] = str(tmp_path / "pruned")
     command(*words[1:])
     model, adapter = load_model(str(tmp_path / "pruned"), device="cpu")
@@ -294,6 +296,8 @@ def test_classes_are_classified_and_a_model_without_task_has_its_loss(models, tm
     best = record["verdicts"][0]["best"]
     scores = {each["method"]: each["score"] for each in record["methods"]}
     assert scores[best] == min(scores.values())
+    page = (tmp_path / "loss" / "report.html").read_text()
+    assert f"vlp finetune {models / 'blip'} --task retrieval" in page, "a loss is no task"
 
 
 def test_all_captions_of_an_image_are_on_one_side(models, tmp_path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import re
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from vlp_plugins.data.batches import ExampleBatches
 from vlp_plugins.jobs.comparison import Cell, Comparison, page_of, record_of, titled, to_csv
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, held, open_data, task_of
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.plan import timing_of
 from vlp_plugins.jobs.preparation import title_of
 from vlp_plugins.jobs.tasks import Task, TaskMetrics, TaskSamples
@@ -153,7 +152,14 @@ def compare(
             watch.lap("pruning and measuring")
             facts = {**run.facts(), **watch.texts(), **memory_facts(loaded.device)}
             files = {each: _shown(results / found.winner(each).masks) for each in found.sparsities}
-            apply = {each: _apply_command(file, loaded.source) for each, file in files.items()}
+            then = {
+                each: mask_steps(
+                    loaded.source, file, loaded.adapter, measured=found.task,
+                    stem=f"{_shown(results)}-{Path(file).stem}",
+                )
+                for each, file in files.items()
+            }  # fmt: skip
+            apply = {each: steps[0].command for each, steps in then.items()}
             with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
                 _copy_masks(found.cells, work, folder)
                 record = {**loaded.record(SCHEMA, command), **record_of(found), "data": run.facts()}
@@ -161,7 +167,7 @@ def compare(
                 (folder / RECORD).write_text(text + "\n", encoding="utf-8")
                 (folder / "compare.csv").write_text(to_csv(found), encoding="utf-8")
                 winners = [Masks.load(folder / found.winner(s).masks) for s in found.sparsities]
-                steps = _steps(found, loaded, files, apply)
+                steps = _steps(then)
                 write_report(
                     folder, lambda: page_of(found, loaded, winners, steps, facts, command)
                 )  # fmt: skip
@@ -179,28 +185,19 @@ def _copy_masks(cells: Sequence[Cell], work: Path, folder: Path) -> None:
         shutil.copy2(work / Path(file).name, folder / file)
 
 
-def _steps(
-    found: Comparison, loaded: Loaded, files: Mapping[str, str], apply: Mapping[str, str]
-) -> list[Step]:
-    """What to do with the best masks."""
-    steps = [
-        Step(f"Save the model with the best masks at {titled(sparsity)}.", command)
-        for sparsity, command in apply.items()
+def _steps(then: Mapping[str, Sequence[Step]]) -> list[Step]:
+    """What to do with the best masks: save the model at each sparsity, and fine-tune the last."""
+    saved = [
+        Step(f"Save the model with the best masks at {titled(sparsity)}.", steps[0].command)
+        for sparsity, steps in then.items()
     ]
-    highest = files[found.sparsities[-1]]
-    others = mask_steps(loaded.source.model, highest, loaded.adapter, measured=found.task)
-    return [*steps, *others[1:]]  # without the first, which saves the model
+    return [*saved, *list(then.values())[-1][1:]]
 
 
 def _shown(path: Path) -> str:
     """The path as one would write it from here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _apply_command(file: str, source: ModelSource) -> str:
-    words = ["vlp", "masks", "apply", file, source.model, "--out", "pruned"]
-    return shlex.join([*words, *([] if source.adapter is None else ["--adapter", source.adapter])])
 
 
 def _resolved(
