@@ -21,14 +21,10 @@ from vlp_plugins.jobs.tasks import (
     TaskRequest,
     TaskSamples,
     Track,
+    able_tasks,
     read_samples,
 )
-from vlp_plugins.models.adapter import (
-    AnsweringAdapter,
-    Batch,
-    ClassifyingAdapter,
-    RetrievalAdapter,
-)
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import usable_bytes
@@ -125,14 +121,8 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
 
 def _possible_tasks(loaded: Loaded) -> list[str]:
     """The tasks that are tried if none is named, in this order."""
-    asked: dict[str, Any] = {
-        "classification": ClassifyingAdapter,
-        "retrieval": RetrievalAdapter,
-        "vqa": AnsweringAdapter,
-    }
-    return [task for task, protocol in asked.items() if isinstance(loaded.adapter, protocol)] + [
-        LOSS
-    ]
+    able = able_tasks(loaded.adapter)
+    return [*(task for task in ("classification", "retrieval", "vqa") if task in able), LOSS]
 
 
 def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSamples) -> Task:
