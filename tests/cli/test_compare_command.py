@@ -320,6 +320,23 @@ def test_all_captions_of_an_image_are_on_one_side(models, tmp_path) -> None:
     assert any(side != sides[0] for side in sides), "the seed divides"
 
 
+def test_of_other_data_a_random_part_is_measured(models, tmp_path) -> None:
+    """Data is often sorted, by class for instance."""
+    photos = tiny_models.save_photos(tmp_path / "photos", count=6)
+    test = tiny_models.save_photos(tmp_path / "test", count=30)
+    loaded = Loaded.of(ModelSource(str(models / "blip"), device="cpu"))
+
+    def places(seed: int, limit: int = 5) -> list[str]:
+        data = DataRecipe(str(photos), batch_size=2)
+        request = CompareRequest(data, str(test), task="retrieval", limit=limit, seed=seed)
+        return [sample.place for sample in open_data(loaded, request)[0].data.samples]
+
+    assert len({*places(0)}) == 5
+    assert places(0) == places(0) == sorted(places(0))
+    assert {*places(0)} != {*places(1)}
+    assert len({*places(0, limit=100)}) == 30
+
+
 def test_one_image_cannot_be_divided(models, tmp_path) -> None:
     photos = tiny_models.save_photos(tmp_path / "photos", count=1)
     loaded = Loaded.of(ModelSource(str(models / "blip"), device="cpu"))

@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @option(
     "Data", "--limit", type=COUNT, metavar="N", default=1000,
-    help="Most images (or questions) to measure on; of --data never more than half.",
+    help="Most images (or questions) to measure on, drawn at random; of --data never more than "
+    "half.",
 )  # fmt: skip
 @option(
     "Data", "--batches", type=COUNT, metavar="N", default=16,
@@ -68,7 +69,8 @@ if TYPE_CHECKING:
 @option("Data", "--batch-size", type=COUNT, metavar="N", default=32, help="Samples in a batch.")
 @option(
     "Data", "--seed", type=SEED, metavar="N", default=0,
-    help="Seed by which --data is divided, samples for calibration and random scores are drawn.",
+    help="Seed by which samples to measure on, samples for calibration and random scores are "
+    "drawn.",
 )  # fmt: skip
 @option(
     "Task", "--task", type=click.Choice([*TASKS, "loss"]),

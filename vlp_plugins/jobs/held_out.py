@@ -74,7 +74,7 @@ class CompareRequest:
         sparsity: targets.
         limit: test images (questions) at most.
         seeds: how many sets of calibration samples.
-        seed: of the first set, and of what divides `data`.
+        seed: of the first set, and of which samples are measured on.
     """
 
     data: DataRecipe
@@ -106,7 +106,8 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
         try:
             test, pool = _samples(request, name)
             if request.task is None:  # the class of an adapter does not know what a model lacks
-                task_of(loaded, request, name, _first(test, 2)).measure(lambda batches: batches)
+                two = replace(test, samples=test.samples[:2])
+                task_of(loaded, request, name, two).measure(lambda batches: batches)
         except VlpError as error:
             if request.task is not None:
                 raise
@@ -138,8 +139,11 @@ def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSam
     return (LossTask if name == LOSS else TASK_CLASSES[name])(loaded, asked, samples)
 
 
-def _first(samples: TaskSamples, count: int) -> TaskSamples:
-    return replace(samples, samples=samples.samples[:count])
+def _drawn(samples: TaskSamples, count: int, seed: int) -> TaskSamples:
+    """So many at random, in stored order: the first may all be of one class."""
+    every = range(len(samples.samples))
+    numbers = random.Random(f"vlp compare {seed}").sample(every, min(count, len(every)))
+    return replace(samples, samples=tuple(samples.samples[number] for number in sorted(numbers)))
 
 
 def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSamples]:
@@ -163,7 +167,7 @@ def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSampl
             f"{test.description} would be calibrated with and measured on; name another --test or "
             "--test-split, or leave both out: then the data is divided"
         )
-    return _first(test, request.limit), pool
+    return _drawn(test, request.limit, request.seed), pool
 
 
 def _divided(samples: TaskSamples, limit: int, seed: int) -> tuple[TaskSamples, TaskSamples]:
