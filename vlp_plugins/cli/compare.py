@@ -30,7 +30,7 @@ from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visi
 from vlp_plugins.tasks import TASKS
 
 if TYPE_CHECKING:
-    from vlp_plugins.jobs.compare import Outset
+    from vlp_plugins.jobs.compare import ComparisonPlan
 
 
 @click.command(
@@ -136,10 +136,10 @@ def compare(
     line = command_line(context)
     said: dict[str, str] = {}
 
-    def begin(outset: Outset) -> None:
+    def begin(planned: ComparisonPlan) -> None:
         if not as_json:
-            _print_outset(outset)
-        said.update({**outset.facts, **outset.left_out})
+            _print_plan(planned)
+        said.update({**planned.facts, **planned.left_out})
 
     with (
         explained_interruption(line, lambda: work_left(out), shown=True),
@@ -172,19 +172,19 @@ def _print_left_out(methods: Mapping[str, str]) -> None:
     print_lines(f"{name} is left out: {why}" for name, why in methods.items())
 
 
-def _print_outset(outset: Outset) -> None:
+def _print_plan(planned: ComparisonPlan) -> None:
     """What is about to be done, and how long it takes; with `--quiet` nothing."""
     from vlp_plugins.runtime.numbers import duration
 
     if verbosity() < 0:
         return
-    print_facts(outset.facts)
-    _print_left_out(outset.left_out)
-    known = f", of which {outset.done} are known" if outset.done else ""
-    measuring = duration(outset.measuring_seconds)
-    if outset.pruning_seconds is None:
+    print_facts(planned.facts)
+    _print_left_out(planned.left_out)
+    known = f", of which {planned.done} are known" if planned.done else ""
+    measuring = duration(planned.measuring_seconds)
+    if planned.pruning_seconds is None:
         time = f"{measuring} to measure; how long pruning takes is unknown"
     else:
-        both = duration(outset.pruning_seconds + outset.measuring_seconds)
-        time = f"about {both}, {duration(outset.pruning_seconds)} of it for pruning"
-    say(f"plan: {outset.cells} sets of masks{known}: {time}")
+        both = duration(planned.pruning_seconds + planned.measuring_seconds)
+        time = f"about {both}, {duration(planned.pruning_seconds)} of it for pruning"
+    say(f"plan: {planned.cells} sets of masks{known}: {time}")

@@ -22,7 +22,7 @@ from vlp_plugins.calibration.moments import distinct
 from vlp_plugins.data.batches import ExampleBatches
 from vlp_plugins.jobs.comparison import Cell, Comparison, page_of, record_of, titled, to_csv
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
-from vlp_plugins.jobs.held_out import CompareRequest, held, open_data, task_of
+from vlp_plugins.jobs.held_out import CompareRequest, in_memory, open_data, task_of
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.plan import timing_of
 from vlp_plugins.jobs.preparation import title_of
@@ -65,7 +65,7 @@ _FORM = Format(
 
 
 @dataclass(frozen=True)
-class Outset:
+class ComparisonPlan:
     """What a comparison is about to do.
 
     Attributes:
@@ -113,7 +113,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    begin: Callable[[Outset], None] | None = None,
+    begin: Callable[[ComparisonPlan], None] | None = None,
 ) -> CompareResult:
     """Prunes with every method at every sparsity, measures, and writes `out` whole or not at all.
 
@@ -142,7 +142,7 @@ def compare(
         watch = StopWatch()
         loaded = load()
         task, pool = open_data(loaded, request)
-        task.batches = held(task.batches)
+        task.batches = in_memory(task.batches)
         watch.lap("loading")
         with working(results, resume=resume) as work:
             run = _Run(
@@ -151,11 +151,11 @@ def compare(
             found = run.compare(progress, begin)
             watch.lap("pruning and measuring")
             facts = {**run.facts(), **watch.texts(), **memory_facts(loaded.device)}
-            files = {each: _shown(results / found.winner(each).masks) for each in found.sparsities}
+            files = {s: _relative(results / found.winner(s).masks) for s in found.sparsities}
             then = {
                 each: mask_steps(
                     loaded.source, file, loaded.adapter, measured=found.task,
-                    stem=f"{_shown(results)}-{Path(file).stem}",
+                    stem=f"{_relative(results)}-{Path(file).stem}",
                 )
                 for each, file in files.items()
             }  # fmt: skip
@@ -194,7 +194,7 @@ def _steps(then: Mapping[str, Sequence[Step]]) -> list[Step]:
     return [*saved, *list(then.values())[-1][1:]]
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     """The path as one would write it from here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -277,7 +277,7 @@ class _Run:
         }
 
     def compare(
-        self, progress: Progress | None, begin: Callable[[Outset], None] | None
+        self, progress: Progress | None, begin: Callable[[ComparisonPlan], None] | None
     ) -> Comparison:
         """Makes and measures what is missing."""
         start = time.perf_counter()
@@ -290,7 +290,7 @@ class _Run:
         if begin is not None:
             cells = len(self._keys())
             begin(
-                Outset(
+                ComparisonPlan(
                     self.facts(),
                     dict(self.left_out),
                     cells,
@@ -382,7 +382,7 @@ class _Run:
         samples = (pool[number] for number in sorted(drawn))
         part = replace(self.pool, samples=tuple(replace(s, texts=s.texts[:1]) for s in samples))
         task = task_of(self.loaded, self.request, self.task.request.task, part)
-        return held(task.batches)
+        return in_memory(task.batches)
 
     def _context(self, batches: Iterable[Batch], seed: int) -> Context:
         loaded, targets = self.loaded, list(self.targets.values())

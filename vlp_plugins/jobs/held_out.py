@@ -205,8 +205,8 @@ def _image_of(sample: Sample, number: int) -> object:
     return image if isinstance(image, Path) else number
 
 
-def held(batches: Collection[Batch] | ExampleBatches) -> Collection[Batch] | ExampleBatches:
-    """The batches in memory, if they take little of it: they are read for every cell."""
+def in_memory(batches: Collection[Batch] | ExampleBatches) -> Collection[Batch] | ExampleBatches:
+    """The batches as a list, if they take little memory: they are read for every cell."""
     first = next(iter(batches))
     size = sum(value.nbytes for value in first.values() if torch.is_tensor(value))
     if len(batches) * size * 4 > usable_bytes(torch.device("cpu"), 0):
