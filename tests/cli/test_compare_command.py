@@ -202,12 +202,16 @@ def test_cells_that_are_done_are_not_run_again(
         return measured(run)
 
     monkeypatch.setattr(job._Run, "_measured", third_fails)
+    plans: list[job.ComparisonPlan] = []
+    monkeypatch.setattr(sys.modules["vlp_plugins.cli.compare"], "_print_plan", plans.append)
     stopped = command(*words, "--methods", "omp", "lamp", "l2", code=130)
     assert "to resume:" in stopped.stderr
     assert "--resume" in stopped.stderr
     command(*words, "--methods", "omp", "lamp", "random", "--resume")
     # dense, omp, the one that was stopped; then lamp and a method that was not asked for before
     assert len(calls) == 3 + 2
+    assert [plan.done for plan in plans] == [0, 1]
+    assert plans[1].measuring_seconds == pytest.approx(plans[0].measuring_seconds * 2 / 3)
     assert [row["method"] for row in rows_of(out)] == ["dense", "omp", "lamp", "random"]
 
 

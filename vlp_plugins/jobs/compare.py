@@ -20,7 +20,15 @@ import torch
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.moments import distinct
 from vlp_plugins.data.batches import ExampleBatches
-from vlp_plugins.jobs.comparison import Cell, Comparison, page_of, record_of, titled, to_csv
+from vlp_plugins.jobs.comparison import (
+    DENSE,
+    Cell,
+    Comparison,
+    page_of,
+    record_of,
+    titled,
+    to_csv,
+)
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, in_memory, open_data, task_of
 from vlp_plugins.jobs.inputs import Loaded
@@ -280,11 +288,12 @@ class _Run:
         self, progress: Progress | None, begin: Callable[[ComparisonPlan], None] | None
     ) -> Comparison:
         """Makes and measures what is missing."""
-        start = time.perf_counter()
         if self.dense is None:
+            start = time.perf_counter()
             self.dense = self._measured()
+            self.seconds[DENSE] = time.perf_counter() - start
             self._save()
-        measuring = time.perf_counter() - start
+        measuring = self.seconds[DENSE]
         pruning = self._try_methods()
         todo = sum(key not in self.cells for key in self._keys())
         if begin is not None:
