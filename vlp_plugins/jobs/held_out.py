@@ -87,6 +87,14 @@ class CompareRequest:
     seeds: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises `RecipeError` if there is no data, before a model is loaded."""
+        if self.data.source is None:
+            raise RecipeError(
+                "`vlp compare` calibrates and measures on data: give --data FOLDER (images with "
+                "metadata.jsonl, or a folder of images for each class)"
+            )
+
 
 def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSamples]:
     """The task with the samples that are measured on, and what calibration samples come from.
@@ -95,11 +103,6 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
         DataError: if data is missing, or not enough.
         UnsupportedError: if the model can do none of the tasks on this data.
     """
-    if request.data.source is None:
-        raise RecipeError(
-            "`vlp compare` calibrates and measures on data: give --data FOLDER (images with "
-            "metadata.jsonl, or a folder of images for each class)"
-        )
     names = [request.task] if request.task else _possible_tasks(loaded)
     reasons = []
     for name in names:
