@@ -151,10 +151,10 @@ def test_figures_are_those_of_the_commands_one_by_one(
 
 def test_the_printed_command_applies_the_masks_of_the_best(finished, record, xvlm, tmp_path):
     best = record["verdicts"][1]
-    line = next(line for line in finished[1].stdout.splitlines() if best["masks"] in line)
-    words = shlex.split(line)
+    lines = finished[1].stdout.replace(" \\\n", "").splitlines()  # as a shell reads them
+    words = shlex.split(next(line for line in lines if best["masks"] in line))
     assert words[:3] == ["vlp", "masks", "apply"]
-    outs = [each.split()[-1] for each in finished[1].stdout.splitlines() if "masks apply" in each]
+    outs = [line.split()[-1] for line in lines if "masks apply" in line]
     assert len(set(outs)) == 2, "one command does not stand in the way of the other"
     words[words.index("--out") + 1] = str(tmp_path / "pruned")
     command(*words[1:])

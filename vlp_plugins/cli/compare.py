@@ -25,7 +25,7 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
-from vlp_plugins.cli.tables import print_facts, print_json, print_lines, print_table, say
+from vlp_plugins.cli.tables import columns, print_facts, print_json, print_lines, print_table, say
 from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visible
 from vlp_plugins.tasks import TASKS
 
@@ -162,7 +162,10 @@ def compare(
     print_lines(sentences(found))
     click.echo("\nto use the best masks:")
     for command in result.apply.values():
-        click.echo(f"  {visible(command)}")  # whole, to be copied
+        line = f"  {visible(command)}"  # whole, to be copied
+        if len(line) > columns():
+            line = " \\\n      --out ".join(line.rsplit(" --out ", 1))
+        click.echo(line)
     click.echo()
     print_facts({name: fact for name, fact in result.facts.items() if name not in said})
     say(f"written: {result.out}")
