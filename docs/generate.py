@@ -25,20 +25,13 @@ import vlp_plugins.extend
 from vlp_plugins.cli.program import main
 from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe
+from vlp_plugins.jobs.tasks import able_tasks
 from vlp_plugins.methods.description import describe_methods
-from vlp_plugins.models import adapter as abilities
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
 PARTS = Path(__file__).parents[1] / "build" / "docs"
 WIDTH = 80
-
-TASKS = {
-    "retrieval": abilities.RetrievalAdapter,
-    "captioning": abilities.CaptioningAdapter,
-    "vqa": abilities.AnsweringAdapter,
-    "classification": abilities.ClassifyingAdapter,
-}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -124,11 +117,8 @@ def models() -> str:
                 claimed[name].add(kind.__name__)
     rows = []
     for name, adapter in adapters.items():
-        tasks = [task for task, needed in TASKS.items() if isinstance(adapter, needed)]
-        rows.append(
-            [f"`{name}`", ", ".join(f"`{each}`" for each in sorted(claimed[name])),
-             ", ".join(tasks)]
-        )  # fmt: skip
+        classes = ", ".join(f"`{each}`" for each in sorted(claimed[name]))
+        rows.append([f"`{name}`", classes, ", ".join(able_tasks(adapter))])
     return table(["adapter", "classes", "tasks that can be measured"], rows)
 
 

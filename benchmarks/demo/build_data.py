@@ -9,15 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from benchmarks.demo.samples import (
-    Sample,
-    calibration_sample,
-    downstream_sample,
-    unseen_sample,
-)
+if TYPE_CHECKING:
+    from benchmarks.demo.samples import Sample
 
 
 def write_folder(sample: Sample, folder: Path) -> None:
@@ -30,6 +25,8 @@ def write_folder(sample: Sample, folder: Path) -> None:
     Raises:
         FileExistsError: if the folder already holds something.
     """
+    from PIL import Image
+
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; remove it or choose another folder")
@@ -43,6 +40,8 @@ def write_folder(sample: Sample, folder: Path) -> None:
 
 def build(folder: Path, *, calibration: int, downstream: int, test: int) -> None:
     """Write the three splits below `folder`; a count of 0 leaves a split out."""
+    from benchmarks.demo.samples import calibration_sample, downstream_sample, unseen_sample
+
     makers = {
         "calibration": (calibration_sample, calibration),
         "downstream": (downstream_sample, downstream),

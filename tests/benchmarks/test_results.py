@@ -50,7 +50,7 @@ def test_every_benchmark_that_keeps_figures_takes_record(
     assert "--record" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["demo", "papers", "parity", "speed"])
+@pytest.mark.parametrize("name", ["demo", "demo.build_data", "papers", "parity", "speed"])
 def test_help_does_not_wait_for_torch(name: str) -> None:
     script = (
         "import contextlib, runpy, sys; sys.argv = ['x', '--help']\n"

@@ -151,9 +151,11 @@ def test_figures_are_those_of_the_commands_one_by_one(
 
 def test_the_printed_command_applies_the_masks_of_the_best(finished, record, xvlm, tmp_path):
     best = record["verdicts"][1]
-    line = next(line for line in finished[1].stdout.splitlines() if best["masks"] in line)
-    words = shlex.split(line)
+    lines = finished[1].stdout.replace(" \\\n", "").splitlines()  # as a shell reads them
+    words = shlex.split(next(line for line in lines if best["masks"] in line))
     assert words[:3] == ["vlp", "masks", "apply"]
+    outs = [line.split()[-1] for line in lines if "masks apply" in line]
+    assert len(set(outs)) == 2, "one command does not stand in the way of the other"
     words[words.index("--out") + 1] = str(tmp_path / "pruned")
     command(*words[1:])
     model, adapter = load_model(str(tmp_path / "pruned"), device="cpu")
@@ -200,12 +202,16 @@ def test_cells_that_are_done_are_not_run_again(
         return measured(run)
 
     monkeypatch.setattr(job._Run, "_measured", third_fails)
+    plans: list[job.ComparisonPlan] = []
+    monkeypatch.setattr(sys.modules["vlp_plugins.cli.compare"], "_print_plan", plans.append)
     stopped = command(*words, "--methods", "omp", "lamp", "l2", code=130)
     assert "to resume:" in stopped.stderr
     assert "--resume" in stopped.stderr
     command(*words, "--methods", "omp", "lamp", "random", "--resume")
     # dense, omp, the one that was stopped; then lamp and a method that was not asked for before
     assert len(calls) == 3 + 2
+    assert [plan.done for plan in plans] == [0, 1]
+    assert plans[1].measuring_seconds == pytest.approx(plans[0].measuring_seconds * 2 / 3)
     assert [row["method"] for row in rows_of(out)] == ["dense", "omp", "lamp", "random"]
 
 
@@ -294,6 +300,8 @@ def test_classes_are_classified_and_a_model_without_task_has_its_loss(models, tm
     best = record["verdicts"][0]["best"]
     scores = {each["method"]: each["score"] for each in record["methods"]}
     assert scores[best] == min(scores.values())
+    page = (tmp_path / "loss" / "report.html").read_text()
+    assert f"vlp finetune {models / 'blip'} --task retrieval" in page, "a loss is no task"
 
 
 def test_all_captions_of_an_image_are_on_one_side(models, tmp_path) -> None:
@@ -314,6 +322,23 @@ def test_all_captions_of_an_image_are_on_one_side(models, tmp_path) -> None:
         again, _ = open_data(loaded, request)
         assert [s.place for s in again.data.samples] == [s.place for s in task.data.samples]
     assert any(side != sides[0] for side in sides), "the seed divides"
+
+
+def test_of_other_data_a_random_part_is_measured(models, tmp_path) -> None:
+    """Data is often sorted, by class for instance."""
+    photos = tiny_models.save_photos(tmp_path / "photos", count=6)
+    test = tiny_models.save_photos(tmp_path / "test", count=30)
+    loaded = Loaded.of(ModelSource(str(models / "blip"), device="cpu"))
+
+    def places(seed: int, limit: int = 5) -> list[str]:
+        data = DataRecipe(str(photos), batch_size=2)
+        request = CompareRequest(data, str(test), task="retrieval", limit=limit, seed=seed)
+        return [sample.place for sample in open_data(loaded, request)[0].data.samples]
+
+    assert len({*places(0)}) == 5
+    assert places(0) == places(0) == sorted(places(0))
+    assert {*places(0)} != {*places(1)}
+    assert len({*places(0, limit=100)}) == 30
 
 
 def test_one_image_cannot_be_divided(models, tmp_path) -> None:

@@ -149,6 +149,12 @@ def test_new_weights_of_masks_do_not_overwrite_what_was_learned_since(
     assert (written, told(stdout)) == (True, False)
     _, written, _ = after(tmp_path / "tuned", "values.safetensors", "--new-weights")
     assert written
+    _, record = evaluate(
+        vlp, models / "siglip", "retrieval", sets / "coco", tmp_path / "kept", "--split", "test",
+        "--masks", tmp_path / "values.safetensors", "--keep-weights",
+    )  # fmt: skip
+    assert record["masks"]["new weights"] is False
+    assert " --keep-weights --" in record["command"], "the command that repeats it"
 
 
 def test_the_command_says_so_if_it_measures_on_what_models_learn_from(

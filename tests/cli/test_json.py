@@ -123,6 +123,9 @@ def test_the_fields_say_what_the_text_says(names, vlp) -> None:
     one = json.loads(vlp("methods", "chita", "--json").stdout)
     every = json.loads(vlp("methods", "--json").stdout)["methods"]
     assert {**next(m for m in every if m["name"] == "chita"), "schema": 1} == one
+    assert json.loads(vlp("methods", "id*chita", "--json").stdout) == one
+    known = vlp("methods", "nosuch", code=2).stderr
+    assert known.count("wanda") == 1, "a score and a method of one name"
 
 
 def test_errors_leave_standard_output_empty(names, vlp) -> None:

@@ -45,11 +45,11 @@ def test_a_folder_of_the_same_command_is_replaced(line, names, vlp, tmp_path) ->
     words = [*line.format(**names).split(), "--out", out]
     vlp(*words)
     before = contents(out)
-    (out / "stale.txt").touch()
+    (out / "stale.json").touch()
     refused = vlp(*words, code=2).stderr
     assert "out exists and is not empty; give another one, or replace it with" in refused
     assert "--overwrite" in refused
-    assert (out / "stale.txt").exists()
+    assert (out / "stale.json").exists()
 
     vlp(*words, "--overwrite")
 
@@ -71,6 +71,20 @@ def test_no_other_folder_is_replaced(line, names, vlp, tmp_path) -> None:
         words = [*line.format(**names).split(), "--overwrite", "--out", folder]
         assert "not one to be overwritten; give another one" in vlp(*words, code=2).stderr
         assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["photos/1.png", ".git/config", "notes.txt"])
+def test_what_no_command_writes_is_never_deleted(name, names, vlp, tmp_path) -> None:
+    """A recipe that was copied next to the data makes its folder no folder of results."""
+    out = tmp_path / "out"
+    words = [*FOLDERS["prune"].format(**names).split(), "--out", out]
+    vlp(*words)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).touch()
+    before = contents(out)
+    refused = vlp(*words, "--overwrite", code=2).stderr
+    assert f"holds {name.split('/')[0]}" in refused
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("line", FILES.values(), ids=FILES)

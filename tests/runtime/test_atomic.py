@@ -225,7 +225,7 @@ def test_a_folder_with_our_mark_is_replaced_when_the_new_one_is_whole(tmp_path):
     def write(text, **how):
         with atomic_folder(target, mark="mark.json", **how) as temporary:
             (temporary / "mark.json").write_text(f'{{"made_by": "vlp_plugins 1", "x": {text}}}')
-            (temporary / f"{text}.txt").touch()
+            (temporary / f"{text}.csv").touch()
 
     write("1")
     with pytest.raises(
@@ -237,11 +237,11 @@ def test_a_folder_with_our_mark_is_replaced_when_the_new_one_is_whole(tmp_path):
         atomic_folder(target, mark="mark.json", overwrite=True),
     ):
         _ = 1 / 0
-    assert sorted(path.name for path in target.iterdir()) == ["1.txt", "mark.json"]
+    assert sorted(path.name for path in target.iterdir()) == ["1.csv", "mark.json"]
 
     write("2", overwrite=True)
 
-    assert sorted(path.name for path in target.iterdir()) == ["2.txt", "mark.json"]
+    assert sorted(path.name for path in target.iterdir()) == ["2.csv", "mark.json"]
     assert list(tmp_path.iterdir()) == [target]
 
 

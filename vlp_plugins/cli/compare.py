@@ -25,12 +25,12 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
-from vlp_plugins.cli.tables import print_facts, print_json, print_lines, print_table, say
+from vlp_plugins.cli.tables import columns, print_facts, print_json, print_lines, print_table, say
 from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visible
 from vlp_plugins.tasks import TASKS
 
 if TYPE_CHECKING:
-    from vlp_plugins.jobs.compare import Outset
+    from vlp_plugins.jobs.compare import ComparisonPlan
 
 
 @click.command(
@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @option(
     "Data", "--limit", type=COUNT, metavar="N", default=1000,
-    help="Most images (or questions) to measure on; of --data never more than half.",
+    help="Most images (or questions) to measure on, drawn at random; of --data never more than "
+    "half.",
 )  # fmt: skip
 @option(
     "Data", "--batches", type=COUNT, metavar="N", default=16,
@@ -68,7 +69,8 @@ if TYPE_CHECKING:
 @option("Data", "--batch-size", type=COUNT, metavar="N", default=32, help="Samples in a batch.")
 @option(
     "Data", "--seed", type=SEED, metavar="N", default=0,
-    help="Seed by which --data is divided, samples for calibration and random scores are drawn.",
+    help="Seed by which samples to measure on, samples for calibration and random scores are "
+    "drawn.",
 )  # fmt: skip
 @option(
     "Task", "--task", type=click.Choice([*TASKS, "loss"]),
@@ -134,10 +136,10 @@ def compare(
     line = command_line(context)
     said: dict[str, str] = {}
 
-    def begin(outset: Outset) -> None:
+    def begin(planned: ComparisonPlan) -> None:
         if not as_json:
-            _print_outset(outset)
-        said.update({**outset.facts, **outset.left_out})
+            _print_plan(planned)
+        said.update({**planned.facts, **planned.left_out})
 
     with (
         explained_interruption(line, lambda: work_left(out), shown=True),
@@ -160,7 +162,10 @@ def compare(
     print_lines(sentences(found))
     click.echo("\nto use the best masks:")
     for command in result.apply.values():
-        click.echo(f"  {visible(command)}")  # whole, to be copied
+        line = f"  {visible(command)}"  # whole, to be copied
+        if len(line) > columns():
+            line = " \\\n      --out ".join(line.rsplit(" --out ", 1))
+        click.echo(line)
     click.echo()
     print_facts({name: fact for name, fact in result.facts.items() if name not in said})
     say(f"written: {result.out}")
@@ -170,19 +175,19 @@ def _print_left_out(methods: Mapping[str, str]) -> None:
     print_lines(f"{name} is left out: {why}" for name, why in methods.items())
 
 
-def _print_outset(outset: Outset) -> None:
+def _print_plan(planned: ComparisonPlan) -> None:
     """What is about to be done, and how long it takes; with `--quiet` nothing."""
     from vlp_plugins.runtime.numbers import duration
 
     if verbosity() < 0:
         return
-    print_facts(outset.facts)
-    _print_left_out(outset.left_out)
-    known = f", of which {outset.done} are known" if outset.done else ""
-    measuring = duration(outset.measuring_seconds)
-    if outset.pruning_seconds is None:
+    print_facts(planned.facts)
+    _print_left_out(planned.left_out)
+    known = f", of which {planned.done} are known" if planned.done else ""
+    measuring = duration(planned.measuring_seconds)
+    if planned.pruning_seconds is None:
         time = f"{measuring} to measure; how long pruning takes is unknown"
     else:
-        both = duration(outset.pruning_seconds + outset.measuring_seconds)
-        time = f"about {both}, {duration(outset.pruning_seconds)} of it for pruning"
-    say(f"plan: {outset.cells} sets of masks{known}: {time}")
+        both = duration(planned.pruning_seconds + planned.measuring_seconds)
+        time = f"about {both}, {duration(planned.pruning_seconds)} of it for pruning"
+    say(f"plan: {planned.cells} sets of masks{known}: {time}")

@@ -39,9 +39,10 @@ def methods(name: str | None, as_json: bool) -> None:
     """
     from vlp_plugins.methods.description import describe_method, describe_methods
     from vlp_plugins.models.discovery import registry
+    from vlp_plugins.scoring.factors import GUIDED
 
     if name is not None:
-        found = describe_method(registry(), name)
+        found = describe_method(registry(), name.removeprefix(GUIDED))
         if as_json:
             print_json(_record(found))
         else:

@@ -179,9 +179,9 @@ def _who() -> str:
 def main() -> None:
     """Prune vision-language models, and others, by the methods made for them.
 
-    Usual order: inspect, plan, prune, evaluate, masks apply, finetune. Every command has a --help
-    with examples. Names are completed by the Tab key after eval "$(_VLP_COMPLETE=bash_source vlp)";
-    for other shells, zsh_source and fish_source.
+    Usual order: inspect, compare, prune, evaluate, masks apply, finetune. Every command has a
+    --help with examples. Names are completed by the Tab key after
+    eval "$(_VLP_COMPLETE=bash_source vlp)"; for other shells, zsh_source and fish_source.
     """
     quiet_libraries()
     show_log()
@@ -262,5 +262,6 @@ def _words_of(parameter: click.Parameter, value: Any) -> list[str]:
     values = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
     if isinstance(parameter, click.Argument):
         return values
-    option = max(parameter.opts, key=len)
-    return [option] if value is True else [option, *values]
+    if isinstance(value, bool):
+        return [max(parameter.opts if value else parameter.secondary_opts, key=len)]
+    return [max(parameter.opts, key=len), *values]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import re
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,18 @@ import torch
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.moments import distinct
 from vlp_plugins.data.batches import ExampleBatches
-from vlp_plugins.jobs.comparison import Cell, Comparison, page_of, record_of, titled, to_csv
+from vlp_plugins.jobs.comparison import (
+    DENSE,
+    Cell,
+    Comparison,
+    page_of,
+    record_of,
+    titled,
+    to_csv,
+)
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
-from vlp_plugins.jobs.held_out import CompareRequest, held, open_data, task_of
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.held_out import CompareRequest, in_memory, open_data, task_of
+from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.plan import timing_of
 from vlp_plugins.jobs.preparation import title_of
 from vlp_plugins.jobs.tasks import Task, TaskMetrics, TaskSamples
@@ -66,7 +73,7 @@ _FORM = Format(
 
 
 @dataclass(frozen=True)
-class Outset:
+class ComparisonPlan:
     """What a comparison is about to do.
 
     Attributes:
@@ -114,7 +121,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    begin: Callable[[Outset], None] | None = None,
+    begin: Callable[[ComparisonPlan], None] | None = None,
 ) -> CompareResult:
     """Prunes with every method at every sparsity, measures, and writes `out` whole or not at all.
 
@@ -143,7 +150,7 @@ def compare(
         watch = StopWatch()
         loaded = load()
         task, pool = open_data(loaded, request)
-        task.batches = held(task.batches)
+        task.batches = in_memory(task.batches)
         watch.lap("loading")
         with working(results, resume=resume) as work:
             run = _Run(
@@ -152,8 +159,15 @@ def compare(
             found = run.compare(progress, begin)
             watch.lap("pruning and measuring")
             facts = {**run.facts(), **watch.texts(), **memory_facts(loaded.device)}
-            files = {each: _shown(results / found.winner(each).masks) for each in found.sparsities}
-            apply = {each: _apply_command(file, loaded.source) for each, file in files.items()}
+            files = {s: _relative(results / found.winner(s).masks) for s in found.sparsities}
+            then = {
+                each: mask_steps(
+                    loaded.source, file, loaded.adapter, measured=found.task,
+                    stem=f"{_relative(results)}-{Path(file).stem}",
+                )
+                for each, file in files.items()
+            }  # fmt: skip
+            apply = {each: steps[0].command for each, steps in then.items()}
             with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
                 _copy_masks(found.cells, work, folder)
                 record = {**loaded.record(SCHEMA, command), **record_of(found), "data": run.facts()}
@@ -161,7 +175,7 @@ def compare(
                 (folder / RECORD).write_text(text + "\n", encoding="utf-8")
                 (folder / "compare.csv").write_text(to_csv(found), encoding="utf-8")
                 winners = [Masks.load(folder / found.winner(s).masks) for s in found.sparsities]
-                steps = _steps(found, loaded, files, apply)
+                steps = _steps(then)
                 write_report(
                     folder, lambda: page_of(found, loaded, winners, steps, facts, command)
                 )  # fmt: skip
@@ -179,28 +193,19 @@ def _copy_masks(cells: Sequence[Cell], work: Path, folder: Path) -> None:
         shutil.copy2(work / Path(file).name, folder / file)
 
 
-def _steps(
-    found: Comparison, loaded: Loaded, files: Mapping[str, str], apply: Mapping[str, str]
-) -> list[Step]:
-    """What to do with the best masks."""
-    steps = [
-        Step(f"Save the model with the best masks at {titled(sparsity)}.", command)
-        for sparsity, command in apply.items()
+def _steps(then: Mapping[str, Sequence[Step]]) -> list[Step]:
+    """What to do with the best masks: save the model at each sparsity, and fine-tune the last."""
+    saved = [
+        Step(f"Save the model with the best masks at {titled(sparsity)}.", steps[0].command)
+        for sparsity, steps in then.items()
     ]
-    highest = files[found.sparsities[-1]]
-    others = mask_steps(loaded.source.model, highest, loaded.adapter, measured=found.task)
-    return [*steps, *others[1:]]  # without the first, which saves the model
+    return [*saved, *list(then.values())[-1][1:]]
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     """The path as one would write it from here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _apply_command(file: str, source: ModelSource) -> str:
-    words = ["vlp", "masks", "apply", file, source.model, "--out", "pruned"]
-    return shlex.join([*words, *([] if source.adapter is None else ["--adapter", source.adapter])])
 
 
 def _resolved(
@@ -280,20 +285,21 @@ class _Run:
         }
 
     def compare(
-        self, progress: Progress | None, begin: Callable[[Outset], None] | None
+        self, progress: Progress | None, begin: Callable[[ComparisonPlan], None] | None
     ) -> Comparison:
         """Makes and measures what is missing."""
-        start = time.perf_counter()
         if self.dense is None:
+            start = time.perf_counter()
             self.dense = self._measured()
+            self.seconds[DENSE] = time.perf_counter() - start
             self._save()
-        measuring = time.perf_counter() - start
+        measuring = self.seconds[DENSE]
         pruning = self._try_methods()
         todo = sum(key not in self.cells for key in self._keys())
         if begin is not None:
             cells = len(self._keys())
             begin(
-                Outset(
+                ComparisonPlan(
                     self.facts(),
                     dict(self.left_out),
                     cells,
@@ -385,7 +391,7 @@ class _Run:
         samples = (pool[number] for number in sorted(drawn))
         part = replace(self.pool, samples=tuple(replace(s, texts=s.texts[:1]) for s in samples))
         task = task_of(self.loaded, self.request, self.task.request.task, part)
-        return held(task.batches)
+        return in_memory(task.batches)
 
     def _context(self, batches: Iterable[Batch], seed: int) -> Context:
         loaded, targets = self.loaded, list(self.targets.values())

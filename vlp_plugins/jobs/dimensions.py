@@ -147,8 +147,8 @@ def page_of(
     layers, name = profile.layers, Path(source.model).name
     samples = max(layer.points for layer in layers)
     groups = by_modality(layers)
-    words = ["vlp", "prune", "--model", source.model, "--method", "id*omp", "--sparsity", "0.5"]
-    words += ["--id-profile", str(out / PROFILE), "--out", f"{out}-pruned"]
+    words = ["vlp", "prune", "--model", source.model, "--method", "omp", "--allocation", "id"]
+    words += ["--sparsity", "0.5", "--id-profile", str(out / PROFILE), "--out", f"{out}-pruned"]
     return Page(
         f"Intrinsic dimensions of {name}",
         command,
@@ -166,8 +166,8 @@ def page_of(
         summary_of(profile),
         [
             Step(
-                "Let the dimensions guide how much each layer loses; id*NAME does it for any "
-                "method.",
+                "Let the dimensions decide how much each modality loses; --allocation id does it "
+                "for any method.",
                 shlex.join(words),
             )
         ],

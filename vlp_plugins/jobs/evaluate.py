@@ -102,8 +102,8 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
             for number, text in enumerate(found.before.texts[:_SHOWN_EXAMPLES])
         ]
         header = ["model"] if after is None else ["before", "after"]
-        shown = Table("", header, rows, "The first examples; all of them are in said.jsonl.")
-        sections.append(Section("What the model says", tables=[shown]))
+        examples = Table("", header, rows, "The first examples; all of them are in said.jsonl.")
+        sections.append(Section("What the model says", tables=[examples]))
     elements = sum(each.numel() for each in loaded.model.parameters())
     tiles = [
         *_metric_tiles(found),
@@ -126,7 +126,7 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
             SPEED,
         ]
         file = str(found.masks["file"])
-        steps = mask_steps(source, file, loaded.adapter, measured=found.task)
+        steps = mask_steps(loaded.source, file, loaded.adapter, measured=found.task)
     said = sentences(found)[found.masks is not None :]  # the tiles say what the masks are
     if found.before.by_sample:
         samples = len(next(iter(found.before.by_sample.values())))

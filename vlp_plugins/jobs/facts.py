@@ -15,6 +15,7 @@ from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
+from vlp_plugins.jobs.inputs import ModelSource
 from vlp_plugins.jobs.preparation import Prepared
 from vlp_plugins.jobs.tasks import able_tasks
 from vlp_plugins.masks.masks import Masks
@@ -57,42 +58,51 @@ def write_report(folder: Path, page: Callable[[], Page]) -> None:
 
 
 def mask_steps(
-    model: str, masks: str, adapter: Adapter, options: Sequence[str] = (), measured: str = ""
+    source: ModelSource, masks: str, adapter: Adapter, *, measured: str = "", stem: str = ""
 ) -> list[Step]:
     """What can be done with a mask file: measured, applied, fine-tuned.
 
     Args:
-        model: where it is.
+        source: of the model, with the options that it was loaded by.
         masks: the file.
         adapter: of the model; says which task it can do.
-        options: of loading, as the command line has them.
-        measured: the task that it was measured on already.
+        measured: what it was measured on already; empty if it was not.
+        stem: what the names of new folders begin with; empty: they are named after the file.
     """
     file = Path(masks)
-    stem = f"{file.parent}-{file.stem.removeprefix('masks-')}" if file.parent.name else file.stem
+    named = f"{file.parent}-{file.stem.removeprefix('masks-')}" if file.parent.name else file.stem
+    stem = stem or named
+    model = source.model
+    adapted = [] if source.adapter is None else ["--adapter", source.adapter]
+    processed = [] if source.processor is None else ["--processor", source.processor]
+    typed = [] if source.dtype == ModelSource("").dtype else ["--dtype", source.dtype]
     steps = []
-    task = measured or next(iter(able_tasks(adapter)), None)
-    if task is not None and not measured:
-        words = ["vlp", "evaluate", model, "--task", task, "--data", "TEST_DATA"]
+    tasks = able_tasks(adapter)
+    if tasks and not measured:
+        words = ["vlp", "evaluate", model, "--task", tasks[0], "--data", "TEST_DATA"]
+        words += ["--masks", masks, *adapted, *processed, *typed, "--out", f"{stem}-evaluated"]
         steps.append(
             Step(
                 "Measure what was lost, before and after. TEST_DATA is a folder that the pruning "
                 "has not seen.",
-                shlex.join([*words, "--masks", masks, *options, "--out", f"{stem}-evaluated"]),
+                shlex.join(words),
             )
         )
+    words = ["vlp", "masks", "apply", masks, model, *adapted, *typed, "--out", f"{stem}-model"]
     steps.append(
         Step(
             "Save the pruned model, with zeros in place. Add --sparse to take less space.",
-            shlex.join(["vlp", "masks", "apply", masks, model, *options, "--out", f"{stem}-model"]),
+            shlex.join(words),
         )
     )
-    if task is not None and type(adapter).downstream_model is not Adapter.downstream_model:
+    if tasks and type(adapter).downstream_model is not Adapter.downstream_model:
+        task = measured if measured in tasks else tasks[0]  # no model is fine-tuned for a loss
         words = ["vlp", "finetune", model, "--task", task, "--data", "TRAINING_DATA"]
+        words += ["--masks", masks, *adapted, *processed, "--out", f"{stem}-tuned"]
         steps.append(
             Step(
                 "Fine-tune it with the zeros kept: this wins back much of what was lost.",
-                shlex.join([*words, "--masks", masks, "--out", f"{stem}-tuned"]),
+                shlex.join(words),
             )
         )
     return steps

@@ -21,14 +21,10 @@ from vlp_plugins.jobs.tasks import (
     TaskRequest,
     TaskSamples,
     Track,
+    able_tasks,
     read_samples,
 )
-from vlp_plugins.models.adapter import (
-    AnsweringAdapter,
-    Batch,
-    ClassifyingAdapter,
-    RetrievalAdapter,
-)
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import usable_bytes
@@ -78,7 +74,7 @@ class CompareRequest:
         sparsity: targets.
         limit: test images (questions) at most.
         seeds: how many sets of calibration samples.
-        seed: of the first set, and of what divides `data`.
+        seed: of the first set, and of which samples are measured on.
     """
 
     data: DataRecipe
@@ -91,6 +87,14 @@ class CompareRequest:
     seeds: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises `RecipeError` if there is no data, before a model is loaded."""
+        if self.data.source is None:
+            raise RecipeError(
+                "`vlp compare` calibrates and measures on data: give --data FOLDER (images with "
+                "metadata.jsonl, or a folder of images for each class)"
+            )
+
 
 def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSamples]:
     """The task with the samples that are measured on, and what calibration samples come from.
@@ -99,18 +103,14 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
         DataError: if data is missing, or not enough.
         UnsupportedError: if the model can do none of the tasks on this data.
     """
-    if request.data.source is None:
-        raise RecipeError(
-            "`vlp compare` calibrates and measures on data: give --data FOLDER (images with "
-            "metadata.jsonl, or a folder of images for each class)"
-        )
     names = [request.task] if request.task else _possible_tasks(loaded)
     reasons = []
     for name in names:
         try:
             test, pool = _samples(request, name)
             if request.task is None:  # the class of an adapter does not know what a model lacks
-                task_of(loaded, request, name, _first(test, 2)).measure(lambda batches: batches)
+                two = replace(test, samples=test.samples[:2])
+                task_of(loaded, request, name, two).measure(lambda batches: batches)
         except VlpError as error:
             if request.task is not None:
                 raise
@@ -125,14 +125,8 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
 
 def _possible_tasks(loaded: Loaded) -> list[str]:
     """The tasks that are tried if none is named, in this order."""
-    asked: dict[str, Any] = {
-        "classification": ClassifyingAdapter,
-        "retrieval": RetrievalAdapter,
-        "vqa": AnsweringAdapter,
-    }
-    return [task for task, protocol in asked.items() if isinstance(loaded.adapter, protocol)] + [
-        LOSS
-    ]
+    able = able_tasks(loaded.adapter)
+    return [*(task for task in ("classification", "retrieval", "vqa") if task in able), LOSS]
 
 
 def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSamples) -> Task:
@@ -148,8 +142,11 @@ def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSam
     return (LossTask if name == LOSS else TASK_CLASSES[name])(loaded, asked, samples)
 
 
-def _first(samples: TaskSamples, count: int) -> TaskSamples:
-    return replace(samples, samples=samples.samples[:count])
+def _drawn(samples: TaskSamples, count: int, seed: int) -> TaskSamples:
+    """So many at random, in stored order: the first may all be of one class."""
+    every = range(len(samples.samples))
+    numbers = random.Random(f"vlp compare {seed}").sample(every, min(count, len(every)))
+    return replace(samples, samples=tuple(samples.samples[number] for number in sorted(numbers)))
 
 
 def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSamples]:
@@ -173,7 +170,7 @@ def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSampl
             f"{test.description} would be calibrated with and measured on; name another --test or "
             "--test-split, or leave both out: then the data is divided"
         )
-    return _first(test, request.limit), pool
+    return _drawn(test, request.limit, request.seed), pool
 
 
 def _divided(samples: TaskSamples, limit: int, seed: int) -> tuple[TaskSamples, TaskSamples]:
@@ -211,8 +208,8 @@ def _image_of(sample: Sample, number: int) -> object:
     return image if isinstance(image, Path) else number
 
 
-def held(batches: Collection[Batch] | ExampleBatches) -> Collection[Batch] | ExampleBatches:
-    """The batches in memory, if they take little of it: they are read for every cell."""
+def in_memory(batches: Collection[Batch] | ExampleBatches) -> Collection[Batch] | ExampleBatches:
+    """The batches as a list, if they take little memory: they are read for every cell."""
     first = next(iter(batches))
     size = sum(value.nbytes for value in first.values() if torch.is_tensor(value))
     if len(batches) * size * 4 > usable_bytes(torch.device("cpu"), 0):

@@ -32,6 +32,7 @@ from vlp_plugins.jobs.facts import (
     size_tile,
     write_report,
 )
+from vlp_plugins.jobs.inputs import ModelSource
 from vlp_plugins.jobs.preparation import Prepared, prepare, title_of
 from vlp_plugins.jobs.recipes import Recipe, command_of, need
 from vlp_plugins.jobs.work_dir import claimed, work_left, working
@@ -39,7 +40,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.method import Procedure
-from vlp_plugins.models.inspection import Inspection, inspect_model
+from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.saving import check_can_save, restored, write_model
 from vlp_plugins.report.layers import (
     collapse_warnings,
@@ -265,9 +266,8 @@ def run(
                     profile.save(folder / PROFILE)
                 watch.lap("writing")
                 quality = [] if finish is None else finish(job, masks, folder)
-                found = inspect_model(job.model, job.adapter)
                 # After the rest, so that it knows what that took.
-                write_report(folder, lambda: page_of(job, found, masks, facts(), tables, quality))
+                write_report(folder, lambda: page_of(job, masks, facts(), tables, quality))
         wait_for_all()
         delete_checkpoints(out)
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
@@ -292,7 +292,6 @@ _UNMEASURED = Tile("Quality", "not measured", "vlp evaluate measures it: the fir
 
 def page_of(
     job: Prepared,
-    inspection: Inspection,
     masks: Mapping[str, Masks],
     facts: Mapping[str, str],
     agreement: Sequence[Table],
@@ -302,24 +301,23 @@ def page_of(
 
     Args:
         job: what was run.
-        inspection: of the model.
         masks: by title.
         facts: time, memory and data.
         agreement: of the halves of the data.
         quality: that was measured; empty if it was not.
     """
     recipe, name = job.recipe, Path(str(job.recipe.model)).name
+    inspection = inspect_model(job.model, job.adapter)
     sets = list(masks.values())
     prunable = span([percent(each.sparsity) for each in sets])
     whole = span([percent(whole_sparsity(job.model, job.weights, each)) for each in sets])
     new = any(each.new_values is not None for each in sets)
     values = "gives the weights that stay new values" if new else "leaves what stays as it is"
     variant = "as published; " if job.published else ""
-    options = [] if recipe.dtype == Recipe().dtype else ["--dtype", recipe.dtype]
-    options += [] if recipe.adapter is None else ["--adapter", recipe.adapter]
     rows = layer_rows(inspection.weights, sets)
     first = f"masks-{next(iter(masks))}.safetensors"
-    steps = mask_steps(str(recipe.model), f"{recipe.out}/{first}", job.adapter, options)
+    source = ModelSource(str(recipe.model), recipe.adapter, recipe.processor, recipe.dtype)
+    steps = mask_steps(source, f"{recipe.out}/{first}", job.adapter)
     if len(sets) > 1:
         text = f"{steps[0].text} Here for {first}; it is the same for the others."
         steps[0] = replace(steps[0], text=text)

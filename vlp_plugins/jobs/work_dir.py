@@ -70,9 +70,8 @@ def claimed(
         return
     check_new_folder(out, mark=mark, overwrite=overwrite)
     with reserved(out):
-        check_new_folder(
-            out, mark=mark, overwrite=overwrite
-        )  # another run may have ended meanwhile
+        # Another run may have ended meanwhile.
+        check_new_folder(out, mark=mark, overwrite=overwrite)
         remove_abandoned(work_of(out))
         yield out
         wait_for_all()

@@ -389,7 +389,7 @@ class Registry:
             raise UnknownNameError(
                 f"{what} {name!r} must be named in full: {' or '.join(map(repr, alike))}"
             )
-        known = [public for public, _ in offers]
+        known = list(dict(offers))  # a score and a method may share a name
         skipped = [report.name for report in self._reports if report.status != "ok"]
         raise UnknownNameError(
             f"no {what} is called {name!r}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vlp_plugins.runtime.numbers import percent
 
 WIDTH, HEIGHT = 480.0, 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 44.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 20.0, 26.0, 44.0
 _COLOURS, _DASHES = 7, ("", "6 3", "2 3", "8 3 2 3")
 _MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",  # circle

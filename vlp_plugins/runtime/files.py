@@ -30,6 +30,11 @@ except ImportError:  # not on this system; runs are then not kept apart
 _LOCK = b"Held by a run of vlp that has not ended.\n"
 _TEMPORARY = re.compile(r"\.unfinished-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}(\.\w+)?")
 _BEGINNING = 4096  # bytes
+_RESULT = re.compile(
+    r"(masks|model-.*)/|[^.].*\.(safetensors|json|jsonl|csv|html|yaml)"
+    r"|(tokenizer|vocab|merges).*|chat_template.*"
+)
+"""Names in folders of results and models; `/` ends that of a folder."""
 _REPLACING = "--overwrite (in Python: overwrite=True)"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -198,6 +203,11 @@ def check_new_folder(
             f"folder {target} is not empty and has no {mark} of vlp_plugins in it, so that it is "
             "not one to be overwritten; give another one, or delete it yourself"
         )
+    if stranger := _stranger(target):
+        raise OutputError(
+            f"folder {target} holds {stranger}, which vlp_plugins did not write and which would be "
+            "deleted with the rest; give another folder, or take it out"
+        )
 
 
 def _has_mark(folder: Path, mark: str) -> bool:
@@ -207,6 +217,12 @@ def _has_mark(folder: Path, mark: str) -> bool:
         return False
     with path.open("rb") as file:
         return b"vlp_plugins" in file.read(_BEGINNING)
+
+
+def _stranger(folder: Path) -> str | None:
+    """Something in a folder whose name no result has, such as data, a repository, notes."""
+    names = (f"{path.name}/" if path.is_dir() else path.name for path in sorted(folder.iterdir()))
+    return next((name for name in names if not _RESULT.fullmatch(name)), None)
 
 
 def _replace(target: Path, new: Path) -> None:
