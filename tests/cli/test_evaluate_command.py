@@ -25,6 +25,7 @@ from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.tasks.captioning import find_java
 from vlp_plugins.tasks.vqa import vqa_accuracy
 
 
@@ -399,8 +400,6 @@ def test_a_damaged_image_ends_the_measurement(vlp, downstream, tmp_path) -> None
 
 @pytest.mark.long
 def test_captions_with_java(vlp, downstream, sets, tmp_path, monkeypatch) -> None:
-    from vlp_plugins.tasks.captioning import find_java
-
     monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", find_java)
     _, record = evaluate(vlp, downstream / "blip-captioning", "captioning", sets / "coco",
                          tmp_path / "out", "--split", "test")  # fmt: skip
