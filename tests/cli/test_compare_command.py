@@ -229,6 +229,8 @@ def test_another_model_or_other_data_is_not_resumed(
         command(*words, "--data", many_photos, code=130)
     refused = command(*words, "--data", photos, "--resume", code=2)
     assert "is of another run: its data is" in refused.stderr
+    cut = command(*words, "--data", many_photos, "--max-length", "5", "--resume", code=2)
+    assert "is of another run: its max length is" in cut.stderr
     assert not out.exists()
 
 
@@ -276,6 +278,9 @@ def test_unknown_methods_and_data_that_would_be_seen_are_errors(xvlm, photos, tm
     ).stderr  # fmt: skip
     seen = command(*words, "--data", photos, "--test", photos, code=2).stderr
     assert "would be calibrated with and measured on" in seen
+    (tmp_path / "link").symlink_to(photos)
+    same = command(*words, "--data", photos, "--test", tmp_path / "link", code=2).stderr
+    assert "would be calibrated with and measured on" in same
     assert "give --data" in command(*words, code=2).stderr
     twice = command(*words, "--data", photos, "--sparsity", "0.5", "0.50", code=2).stderr
     assert "twice" in twice
@@ -339,6 +344,15 @@ def test_of_other_data_a_random_part_is_measured(models, tmp_path) -> None:
     assert places(0) == places(0) == sorted(places(0))
     assert {*places(0)} != {*places(1)}
     assert len({*places(0, limit=100)}) == 30
+
+
+def test_one_image_to_measure_on_has_no_error(xvlm, photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    words = ("--methods", "omp", "--sparsity", "0.5", "--limit", "1", "--out", out)
+    command("compare", xvlm, "--data", photos, *WORDS, *words)
+    assert [row["standard_error"] for row in rows_of(out)] == ["nan", "nan"]
+    assert json.loads((out / "compare.json").read_text())["cells"][0]["standard_error"] is None
+    assert (out / "report.html").exists()
 
 
 def test_one_image_cannot_be_divided(models, tmp_path) -> None:

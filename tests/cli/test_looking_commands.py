@@ -87,6 +87,8 @@ def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:
     [
         (["prune", "--spasity", "0.5"], "No such option '--spasity'"),
         (["prune", "--sparsity"], "Option '--sparsity' requires a value"),
+        (["compare", "m", "--methods", "--sparsity", "1"], "Option '--methods' requires a value"),
+        (["prune", "--parameter", "--out", "o"], "Option '--parameter' requires a value"),
         (["prune", "--batch-size", "many"], "'many' is not a valid integer"),
         (["prun"], "No such command 'prun'"),
         (["masks", "show"], "Missing argument 'FILE'"),

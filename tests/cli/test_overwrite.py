@@ -87,6 +87,16 @@ def test_what_no_command_writes_is_never_deleted(name, names, vlp, tmp_path) -> 
     assert contents(out) == before
 
 
+def test_a_folder_with_a_recipe_of_init_is_not_replaced(xvlm, vlp, tmp_path) -> None:
+    """It names a module of ours in the help of a setting, but holds what the user has."""
+    recipe = tmp_path / "recipe.yaml"
+    vlp("init", "--model", xvlm, "--method", "chita++", "--out", recipe)
+    assert "vlp_plugins" in recipe.read_text()
+    words = ("prune", recipe, "--method", "omp", "--out", tmp_path, "--overwrite")
+    assert "not one to be overwritten" in vlp(*words, code=2).stderr
+    assert contents(tmp_path) == ["recipe.yaml"]
+
+
 @pytest.mark.parametrize("line", FILES.values(), ids=FILES)
 def test_a_file_is_replaced(line, names, vlp, tmp_path) -> None:
     out = tmp_path / ("out.pth" if "export" in line else "out.safetensors")

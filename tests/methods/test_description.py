@@ -64,10 +64,17 @@ class Powers(Magnitude):
 def silent(**anything):
     return Composition("silent", Magnitude())
 
+def broken():
+    """Breaks."""
+    raise ValueError("always")
+
+class Undescribed(Magnitude):
+    name = "undescribed"
+
 @hookimpl
-def vlp_scorers(): return {"powers": Powers}
+def vlp_scorers(): return {"powers": Powers, "undescribed": Undescribed}
 @hookimpl
-def vlp_methods(): return {"silent": silent}
+def vlp_methods(): return {"silent": silent, "broken": broken}
 '''
 
 
@@ -90,3 +97,5 @@ def test_an_outsider_is_described_too(tmp_path, monkeypatch) -> None:
     assert powers.needs == ()
     assert (silent.name, silent.summary, silent.parameters) == ("silent", "", ())
     assert silent.method is not None
+    assert (found["broken"].summary, found["broken"].method) == ("Breaks", None)
+    assert found["undescribed"].summary == "", "what its base class says is about another one"

@@ -395,3 +395,13 @@ def test_a_chart_of_few_or_extreme_values_is_drawn(values: list[float]) -> None:
     assert 'role="img"' in render(page)
     assert "nan" not in str(places(chart))
     assert 2 <= len(chart.up) <= 8
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_an_error_that_is_unknown_is_not_drawn(error: float) -> None:
+    """That of a single sample, for instance."""
+    chart = line_chart("t", {"a": [(0.5, 1.0, error), (0.75, 2.0, 0.5)]})
+    unknown, known = chart.lines[0].marks
+    assert (unknown.low, unknown.high) == (None, None)
+    assert "±" not in unknown.text
+    assert known.low is not None

@@ -113,6 +113,8 @@ class Command(_Readable, click.Command):
         for arg in args:
             option, sign, _ = arg.partition("=")
             is_option = arg.startswith("-") and not _NUMBER.match(arg)
+            if waiting and is_option and not ctx.resilient_parsing:
+                break  # else the next option would hide that the value is missing
             if option in several:
                 current, waiting = option, not sign
                 if sign:

@@ -113,7 +113,8 @@ def _recipes(method: str) -> list[dict[str, Any]]:
 def _show(found: MethodDescription) -> None:
     record = _record(found)
     click.secho(found.name, bold=True)
-    for paragraph in (f"{found.summary}.", *found.details):
+    summary = [f"{found.summary}."] if found.summary else []
+    for paragraph in (*summary, *found.details):
         say(paragraph, indent="")
         say()
     print_lines(

@@ -270,6 +270,8 @@ class _Run:
             "samples": hashlib.sha256(repr(samples).encode()).hexdigest()[:16],
             "calibration samples": self.count,
             "batch size": self.request.data.batch_size,
+            "max length": self.request.data.max_length,
+            "processor": self.loaded.source.processor,
             "seed": self.request.seed,
         }
 

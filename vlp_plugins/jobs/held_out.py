@@ -164,7 +164,10 @@ def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSampl
     pool = read(source, data.split)
     if request.test is None and request.test_split is None:
         return _divided(pool, request.limit, request.seed)
-    test = read(request.test or source, request.test_split)
+    other = request.test or source
+    if Path(other).exists() and Path(source).exists() and Path(other).samefile(source):
+        other = source  # by a link, or an absolute path
+    test = read(other, request.test_split)
     if test.description == pool.description:
         raise RecipeError(
             f"{test.description} would be calibrated with and measured on; name another --test or "

@@ -12,7 +12,6 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.registry import Registry, parameters_of, public_name
-from vlp_plugins.runtime.errors import VlpError
 
 _PAPER = re.compile(r" ?\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
@@ -89,9 +88,11 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
     offer = registry.find(name, "methods", "scorers")
     try:
         method = make_method(registry, name)
-    except VlpError:  # a plug-in whose factory wants a parameter
+    except Exception:  # a plug-in whose factory wants a parameter, or is broken: the others show
         method = None
-    text = inspect.getdoc(offer.factory) or ""
+    # Not `inspect.getdoc`: what a base class says is not what this method does.
+    own = offer.factory.__doc__
+    text = inspect.cleandoc(own) if isinstance(own, str) else ""
     described = _SECTION.split(text)[0].strip()
     summary, *details = (" ".join(part.split()) for part in described.split("\n\n"))
     paper = _PAPER.search(summary)

@@ -191,7 +191,9 @@ def _finite(point: Point) -> bool:
 
 
 def _error(point: Point) -> float:
-    return point[2] or 0.0 if len(point) == 3 else 0.0
+    """Zero if there is none, or if it is unknown, as that of a single sample is."""
+    error = point[2] if len(point) == 3 else None
+    return error if error is not None and math.isfinite(error) else 0.0
 
 
 def _scale(

@@ -216,7 +216,10 @@ def _has_mark(folder: Path, mark: str) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
-        return b"vlp_plugins" in file.read(_BEGINNING)
+        beginning = file.read(_BEGINNING)
+    # A recipe that someone else wrote, such as one of `vlp init`, may name modules of ours.
+    words = b"Written by vlp_plugins" if path.suffix == ".yaml" else b"vlp_plugins"
+    return words in beginning
 
 
 def _stranger(folder: Path) -> str | None:
