@@ -73,6 +73,29 @@ def test_no_other_folder_is_replaced(line, names, vlp, tmp_path) -> None:
         assert contents(folder) == before
 
 
+def test_nothing_that_the_run_reads_is_deleted(names, vlp, tmp_path) -> None:
+    """Neither given on the command line nor in a recipe; the recipe itself was read before."""
+    out = tmp_path / "out"
+    words = [*FOLDERS["prune"].format(**names).split(), "--save-model", "--out", out]
+    vlp(*words)
+    model, before = out / "model-0.5", contents(out)
+    lines = [
+        ("prune", "--model", model, "--method", "omp", "--sparsity", "0.6"),
+        ("compare", names["xvlm"], "--data", out, "--methods", "omp", "--sparsity", "0.5"),
+        ("masks", "apply", out / "masks-0.5.safetensors", names["xvlm"]),
+    ]
+    for line in lines:
+        said = vlp(*line, "--out", out, "--overwrite", code=2).stderr
+        assert "is read by this run and lies in" in said
+    recipe = tmp_path / "recipe.yaml"
+    text = (out / "recipe.yaml").read_text()
+    recipe.write_text(text.replace(f"model: {names['xvlm']}", f"model: {model}"))
+    assert "is read by this run" in vlp("prune", recipe, "--overwrite", code=2).stderr
+    assert contents(out) == before
+    vlp("prune", out / "recipe.yaml", "--overwrite")
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("name", ["photos/1.png", ".git/config", "notes.txt"])
 def test_what_no_command_writes_is_never_deleted(name, names, vlp, tmp_path) -> None:
     """A recipe that was copied next to the data makes its folder no folder of results."""

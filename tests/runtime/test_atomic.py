@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,6 +319,34 @@ def test_a_killed_run_frees_its_target_and_the_next_removes_what_it_left(tmp_pat
                 living.name, ".unfinished-ab",
             }  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == [".unfinished-ab", "mine"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_the_next_run_ends_a_replacement_that_was_killed(tmp_path, monkeypatch, renames):
+    """After its first rename the old folder comes back, after the second it is deleted."""
+    target, rename = tmp_path / "out", Path.rename
+    with atomic_folder(target) as folder:
+        (folder / "mark.json").write_text("vlp_plugins, old")
+    left = [renames]
+
+    def killed(path: Path, to: Path) -> Path:
+        if not left[0]:
+            os._exit(9)
+        left[0] -= 1
+        return rename(path, to)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(Path, "rename", killed)
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: os._exit(9))
+        with atomic_folder(target, mark="mark.json", overwrite=True) as folder:
+            (folder / "mark.json").write_text("vlp_plugins, new")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert target.exists() == (renames == 2)
+    with reserved(target):
+        assert (target / "mark.json").read_text().endswith("old" if renames == 1 else "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_lock_file_that_is_not_ours_is_refused_and_links_are_not_followed(tmp_path):

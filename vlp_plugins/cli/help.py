@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -128,6 +129,21 @@ class Command(_Readable, click.Command):
         if waiting and not ctx.resilient_parsing:
             raise click.BadOptionUsage(current, f"Option {current!r} requires a value.", ctx)
         return super().parse_args(ctx, spread)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs it, unless it would delete what it reads; a recipe was read before."""
+        given = {name: value for name, value in ctx.params.items() if name != "recipe"}
+        out = given.pop("target", None) or given.pop("out", None)
+        if given.get("overwrite") and out is not None and Path(out).is_dir():
+            from vlp_plugins.runtime.files import check_outside
+
+            values = given.values()
+            check_outside(out, (each for value in values for each in _each(value)))
+        return super().invoke(ctx)
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 class Group(_Readable, click.Group):

@@ -122,7 +122,8 @@ resume_option = option(
 )
 overwrite_option = option(
     "Output", "--overwrite", is_flag=True,
-    help="Replace --out, with all that is in it, if this command wrote it before.",
+    help="Replace what --out names: a file, or a folder that this command wrote, with all that is "
+    "in it.",
 )  # fmt: skip
 json_option = option(
     "Output", "--json", "as_json", is_flag=True,

@@ -348,9 +348,12 @@ class _Run:
                 yield
         except OutputError:
             raise
-        except VlpError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of a plug-in, whatever it raises
             del self.methods[name]
-            self.left_out[name] = str(error)
+            known = isinstance(error, VlpError)
+            self.left_out[name] = str(error) if known else f"{type(error).__name__}: {error}"
 
     def _try_methods(self) -> float | None:
         """Seconds of pruning, from two batches; methods that fail on them are left out.

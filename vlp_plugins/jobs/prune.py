@@ -54,7 +54,7 @@ from vlp_plugins.report.page import Page, Section, Table, Tile, span
 from vlp_plugins.runtime.artifacts import is_of
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, VlpError, no_exit
-from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.files import atomic_folder, check_outside
 from vlp_plugins.runtime.numbers import count, duration, percent
 from vlp_plugins.runtime.version import __version__
 
@@ -195,6 +195,9 @@ def run(
     """
     need(recipe, "model", "out")
     writes = rank_and_size()[0] == 0
+    if overwrite:
+        files = (recipe.statistics, recipe.id_profile)
+        check_outside(str(recipe.out), (recipe.model, recipe.data.source, recipe.processor, *files))
 
     def ahead(rest: str, besides: float = 0.0) -> Progress | None:
         # What a resumed run has seen already passes fast and says nothing about the rest.

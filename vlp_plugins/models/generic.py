@@ -332,7 +332,17 @@ class ModuleAdapter(Adapter):
             self._warn(len(arguments.args), _left_out(arguments))
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
         real = {space: real_tokens(space, batch) for space in sorted(spaces)}
-        return iter((Stream("forward", lambda: model(*arguments.args, **arguments.kwargs), real),))
+
+        def forward() -> Any:
+            try:
+                return model(*arguments.args, **arguments.kwargs)
+            except (TypeError, ValueError) as error:
+                raise BatchError(
+                    f"the forward of {type(model).__name__} does not take such a batch "
+                    f"({', '.join(arguments.arguments)}): {type(error).__name__}: {error}"
+                ) from error
+
+        return iter((Stream("forward", forward, real),))
 
     def _warn(self, given: int, optional: Sequence[str]) -> None:
         """Says once that items of the batches are not taken for optional inputs."""

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -231,7 +231,7 @@ def _stranger(folder: Path) -> str | None:
 def _replace(target: Path, new: Path) -> None:
     """Puts a folder in the place of another, which is there until the new one is whole."""
     # Not a name that `remove_abandoned` knows: after a crash it may be the only copy.
-    old = target.with_name(f".unfinished-{secrets.token_hex(4)}")
+    old = target.with_name(f"{_replaced(target)}{secrets.token_hex(4)}")
     try:
         target.rename(old)
         new.rename(target)
@@ -240,6 +240,42 @@ def _replace(target: Path, new: Path) -> None:
             old.rename(target)
         raise OutputError(f"cannot replace {target}: {error.strerror}; it is as before") from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(target: Path) -> str:
+    """How the names begin under which `_replace` moves a folder out of the way."""
+    return f".replaced-{target.name}-"
+
+
+def _recover(target: Path) -> None:
+    """Ends what a killed `_replace` began: brings the old folder back, or deletes it."""
+    for old in target.parent.iterdir():
+        if old.name.startswith(_replaced(target)) and old.is_dir() and not old.is_symlink():
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(target)
+
+
+def check_outside(target: str | os.PathLike[str], inputs: Iterable[object]) -> None:
+    """Checks that a folder which may be replaced holds nothing that the run reads.
+
+    Args:
+        target: the folder of results.
+        inputs: paths; whatever else is among them, or does not exist, is passed over.
+
+    Raises:
+        OutputError: naming the first input that is the folder or lies in it.
+    """
+    folder = _real(target)
+    for given in inputs:
+        if isinstance(given, (str, os.PathLike)) and given:
+            path = Path(given).expanduser()
+            if path.exists() and path.resolve().is_relative_to(folder):
+                raise OutputError(
+                    f"{given} is read by this run and lies in {target}, which --overwrite would "
+                    "replace with all that is in it; give another --out"
+                )
 
 
 def _temporary(target: Path, suffix: str = "") -> Path:
@@ -282,6 +318,7 @@ def reserved(target: str | os.PathLike[str]) -> Iterator[None]:
         reason = _failure(error, path, target) or error.strerror or str(error)
         raise OutputError(f"cannot write {target}: {reason}; nothing was written") from error
     try:
+        _recover(target)
         remove_abandoned(path.parent)
         yield
     finally:
