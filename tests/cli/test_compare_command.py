@@ -270,6 +270,21 @@ def test_a_method_that_cannot_be_used_is_named_and_left_out(models, photos, tmp_
         assert f"{name} is left out: {reason}" in " ".join(result.stdout.split())
 
 
+def test_whatever_a_method_raises_leaves_out_that_method(
+    xvlm, photos, tmp_path, monkeypatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr("vlp_plugins.scoring.wanda.Wanda.score", broken)
+    out = tmp_path / "out"
+    words = ("--methods", "wanda", "omp", "--sparsity", "0.5", "--out", out)
+    command("compare", xvlm, "--data", photos, *WORDS, *words)
+    record = json.loads((out / "compare.json").read_text())
+    assert [row["method"] for row in record["cells"]] == ["omp"]
+    assert record["left_out"] == {"wanda": "RuntimeError: no such thing"}
+
+
 def test_unknown_methods_and_data_that_would_be_seen_are_errors(xvlm, photos, tmp_path) -> None:
     out = tmp_path / "out"
     words = ("compare", xvlm, *WORDS, "--out", out)

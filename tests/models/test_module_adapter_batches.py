@@ -134,6 +134,14 @@ def test_batches_that_do_not_fit_are_refused(batch: Any, message: str) -> None:
         ModuleAdapter(model).streams(model, batch)
 
 
+def test_what_the_forward_itself_refuses_is_said_with_its_inputs() -> None:
+    model = clip()
+    batch = pair_batch() | {"pixel_values": torch.rand(2, 3, 24, 24)}
+    stream = only_stream(ModuleAdapter(model), model, batch)
+    with pytest.raises(BatchError, match=r"of CLIPModel does not take such a batch \(input_ids, "):
+        stream.run()
+
+
 def test_padding_is_left_out_in_a_text_model() -> None:
     model, batch = BertModel(BERT), text_batch()
     adapter = ModuleAdapter(model)
