@@ -74,7 +74,7 @@ def test_the_folder_is_a_model_of_the_task_and_its_masks(
     out = tmp_path / "tuned"
     result = vlp("finetune", models / family, "--task", task, "--masks", masks[family],
                  "--data", data[task], "--out", out, *FAST)  # fmt: skip
-    assert "steps: 4 of 4 rows" in result.stdout
+    assert "steps: 4, 4 samples each" in result.stdout
     assert f"model: {MODELS[family, task]}" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
 

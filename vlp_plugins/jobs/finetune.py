@@ -132,7 +132,7 @@ def run_finetuning(
             facts = {
                 "data": f"{data.description}: {len(data.samples):,} images or questions",
                 "model": type(model).__name__,
-                "steps": f"{done.steps:,} of {recipe.batch_size:,} rows",
+                "steps": f"{done.steps:,}, {recipe.batch_size:,} samples each",
                 **watch.texts(),
                 **memory_facts(engine.device),
             }
@@ -190,7 +190,7 @@ def page_of(
     tiles = [
         Tile("Model", name, f"{type(model).__name__}, {count(elements)} parameters"),
         Tile("Task", task, result.facts["data"]),
-        Tile("Steps", f"{result.done.steps:,}", f"of {recipe.batch_size:,} rows"),
+        Tile("Steps", f"{result.done.steps:,}", f"{recipe.batch_size:,} samples each"),
     ]
     if log:
         first, last = (f"{line['loss']:.2f}" for line in (log[0], log[-1]))
