@@ -21,7 +21,7 @@ from vlp_plugins.models.discovery import registry
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 TOLERANCE = 1.5
-"""Of figures in per cent: another kind of CPU may rank a query otherwise."""
+"""Of figures in percent: another kind of CPU may rank a query otherwise."""
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:

@@ -73,6 +73,8 @@ MASKS = [
     ("masks show {noise}", r"noise.bin is .*no mask file"),
     ("masks show {xvlm}/model.safetensors", r"perhaps a checkpoint\?"),
     ("masks diff {masks} {empty}/x", r"is no file"),
+    ("masks apply {xvlm} {masks} --out {out}", r"no file of masks: FILE comes first, then MODEL"),
+    ("masks verify {xvlm} {masks}", r"no file of masks: FILE comes first, then MODEL"),
     ("masks apply {masks} {vit} --out {out}", r"adapter 'xvlm'.*; use masks made for a model of"),
     ("masks verify {masks} {wider}", r"the mask of .* is \[24, 16\], but the weight is \[32, 16\]"),
     ("masks import {noise} {xvlm} --out {out}", r"nothing in it was executed: copy it again"),
@@ -83,6 +85,10 @@ OUTPUTS = [
     (f"{HALF} --out {{noise}}", r"noise.bin is a file; give the path of a folder"),
     (f"{HALF} --out {{noise}}/out", r"cannot write .*noise.bin.*; nothing was written"),
     ("prune --model {xvlm} --sparsity 0.5", r"no out given; pass --out"),
+    (
+        "evaluate {xvlm} --task retrieval --data {photos} --overwrite",
+        r"--overwrite replaces the folder --out, and none is given",
+    ),
     ("masks apply {masks} {xvlm} --out {taken}", r"is not empty; give another one"),
     ("masks invert {masks} --out {taken}", r"is a folder; give the path of a file"),
 ]

@@ -108,7 +108,7 @@ def test_quiet_prints_the_result_alone(xvlm, many_photos, tmp_path) -> None:
         "compare", xvlm, "--data", many_photos, *WORDS, "--methods", "omp", "--sparsity", "0.5",
         "--out", tmp_path / "out", "-q",
     )  # fmt: skip
-    assert result.stdout.startswith("\nretrieval: R@1 in per cent\nsparsity")
+    assert result.stdout.startswith("\nretrieval: R@1 in percent\nsparsity")
     assert "plan:" not in result.stdout
     assert "peak memory" not in result.stdout
 

@@ -21,6 +21,10 @@ from vlp_command import Command
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.structured.cuts import cut
+from vlp_plugins.structured.files import save_structured
+from vlp_plugins.structured.record import Kept, Record
+from vlp_plugins.structured.survey import blocks_of
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -74,7 +78,7 @@ def test_the_folder_is_a_model_of_the_task_and_its_masks(
     out = tmp_path / "tuned"
     result = vlp("finetune", models / family, "--task", task, "--masks", masks[family],
                  "--data", data[task], "--out", out, *FAST)  # fmt: skip
-    assert "steps: 4 of 4 rows" in result.stdout
+    assert "steps: 4, 4 samples each" in result.stdout
     assert f"model: {MODELS[family, task]}" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
 
@@ -237,6 +241,20 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(
         (line,) = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
         assert said in line
         assert list(tmp_path.iterdir()) == [], said
+
+
+def test_models_that_were_cut_are_refused_with_the_way_to_train_them(
+    vlp, models, data, tmp_path
+) -> None:
+    model, adapter = load_model(str(models / "clip"), device="cpu")
+    mlps = [block.name for block in blocks_of(model, adapter) if block.name.endswith(".mlp")]
+    record = Record(dict.fromkeys(mlps, Kept(units=(0, 1))))
+    cut(model, adapter, record)
+    source = str(models / "clip")
+    save_structured(model, tmp_path / "smaller", record, adapter=adapter, source=source)
+    words = ("--task", "retrieval", "--data", data["retrieval"], "--out", tmp_path / "o", *FAST)
+    said = vlp("finetune", tmp_path / "smaller", *words, code=2).stderr
+    assert "vlp finetune cannot train such models yet; train it in a loop of your own" in said
 
 
 def test_a_taken_folder_is_refused_before_the_work(vlp, models, data, tmp_path) -> None:

@@ -273,7 +273,7 @@ def test_a_clear_difference_is_said_with_its_size() -> None:
 def test_a_difference_within_the_errors_is_called_so() -> None:
     layers = [layer("text", 0, 9, 2), layer("vision", 0, 10, 2)]
     assert (
-        "but only by 1.00 ± 2.83 over text: the difference is within the errors"
+        "but only by 1.00 ± 2.83 over text: the difference is less than two standard errors"
         in (dimension_sentences(layers)[0])
     )
 
@@ -283,7 +283,7 @@ def test_a_difference_within_the_errors_is_called_so() -> None:
     [
         (20, "holds here: 20.00 ± 0.10 and 9.00 ± 0.10, +11.00 ± 0.14."),
         (5, "the opposite holds here: 5.00 ± 0.10 and 9.00 ± 0.10, -4.00 ± 0.14."),
-        (9.1, "not shown, the difference is within the errors: 9.10 ± 0.10 and"),
+        (9.1, "not shown, the difference is less than two standard errors: 9.10 ± 0.10 and"),
     ],
 )
 def test_the_claim_about_vision(vision: float, verdict: str) -> None:

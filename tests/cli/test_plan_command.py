@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
@@ -69,6 +71,23 @@ def test_a_method_without_data_needs_no_pass_and_no_processor(vlp, xvlm, tmp_pat
 def test_statistics_of_an_earlier_run_need_no_pass(vlp, xvlm, pruned) -> None:
     words = ("--sparsity", "0.5", "--statistics", pruned / "statistics.safetensors")
     assert "passes over the data: 0\n" in vlp("plan", "--model", xvlm, *words).stdout
+
+
+def test_no_more_batches_are_planned_than_the_data_has(vlp, xvlm, photos) -> None:
+    words = ("--sparsity", "0.5", "--batch-size", "5", "--data", photos, "--batches")
+    for asked, planned in (3000, 3), (2, 2):
+        text = vlp("plan", "--model", xvlm, *words, asked).stdout
+        assert re.search(rf"^{planned} batches: about", text, re.MULTILINE)
+
+
+def test_images_that_are_not_resized_are_of_the_size_of_the_model(
+    vlp, models, tmp_path, caplog
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(models / "clip", model)
+    CLIPImageProcessorPil(do_resize=False, do_center_crop=False).save_pretrained(model)
+    vlp("plan", "--model", model, "--sparsity", "0.5", "--batches", "2", "--data", "nowhere")
+    assert "but the model is for" not in caplog.text
 
 
 def peak_of(model: Path, *words: object) -> float:

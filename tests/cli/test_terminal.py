@@ -185,6 +185,8 @@ def test_a_table_is_as_wide_as_the_terminal_and_nothing_is_cut(capsys, monkeypat
     shown = "".join("".join(narrow).split())
     assert sorted(shown) == sorted("".join([*header, *row]).replace(" ", ""))
     assert any(line.endswith("  encoder.layer.0.") for line in narrow)  # broken after a dot
+    print_table("", header, [["a_name_that_is_copied", *row[1:]]], names=True)
+    assert "a_name_that_is_copied  " in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "100")
     print_table("", header, [row])
     assert capsys.readouterr().out.splitlines()[1] == f"two words  1,234,567{'8':>26}  {row[-1]}"

@@ -123,6 +123,8 @@ def test_an_id_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="cannot load dataset nobody/nothing") as raised:
         open_source("nobody/nothing")
     assert "\n" not in str(raised.value)
+    with pytest.raises(DataError, match="no folder photoz here, and as a hub id: cannot load"):
+        open_source("photoz")
 
 
 def test_a_damaged_saved_dataset(saved: Path, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def evaluate(
     from vlp_plugins.jobs.inputs import Loaded
     from vlp_plugins.jobs.tasks import TaskRequest
 
+    if overwrite and out is None:
+        raise click.UsageError("--overwrite replaces the folder --out, and none is given")
     source = model_source(values)
     request = TaskRequest(**values)
     with data_progress(shown=True, what="measuring") as progress:

@@ -126,6 +126,7 @@ def apply(
     from vlp_plugins.models.saving import ORIGIN_FILE, save_model
     from vlp_plugins.runtime.files import check_new_folder, reserved
 
+    _check_order(file, model)
     mark = SPARSE_FILE if sparse else ORIGIN_FILE
     check_new_folder(target, mark=mark, overwrite=overwrite)
     with reserved(target):
@@ -167,6 +168,7 @@ def verify(file: Path, model: str, as_json: bool, **loading: Any) -> None:
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
 
+    _check_order(file, model)
     found = Masks.load(file)
     loaded, adapter = load_model(model, **_as_made(found, loading))
     for sentence in _doubts(file, found):
@@ -266,6 +268,7 @@ def import_(file: Path, model: str, target: Path, overwrite: bool, **loading: An
     from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
 
+    _check_order(file, model)
     check_new(target, overwrite=overwrite)
     loaded, adapter = load_model(model, **loading)
     found = import_published(file, WeightMap.of(loaded, adapter), adapter)
@@ -292,6 +295,7 @@ def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any
     from vlp_plugins.models.weights import WeightMap
     from vlp_plugins.runtime.files import check_new
 
+    _check_order(file, model)
     check_new(target, overwrite=overwrite)
     found = Masks.load(file)
     loaded, adapter = load_model(model, **loading)
@@ -303,6 +307,12 @@ def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any
             "which the dense weights are another model; `vlp masks apply` writes a whole one",
             err=True,
         )
+
+
+def _check_order(file: Path, model: str) -> None:
+    """Says if the two were swapped: no file of masks, but a file for a model."""
+    if not file.is_file() and Path(model).is_file():
+        raise click.UsageError(f"{file} is no file of masks: FILE comes first, then MODEL")
 
 
 def _items(values: Mapping[str, Any]) -> str:

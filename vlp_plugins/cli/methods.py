@@ -65,6 +65,7 @@ def methods(name: str | None, as_json: bool) -> None:
             ]
             for row in rows
         ],
+        names=True,
     )
     say()
     print_lines(_NOTES)

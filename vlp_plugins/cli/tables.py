@@ -60,15 +60,27 @@ def print_facts(facts: Mapping[str, object]) -> None:
     print_lines(f"{name}: {fact}" for name, fact in facts.items())
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    names: bool = False,
+) -> None:
     """Columns as wide as they need; those of numbers are flush right.
 
     Text is broken into several lines where the table would be wider than the terminal; nothing is
     cut.
+
+    Args:
+        title: above the table, if it is not empty.
+        header: of the columns.
+        rows: of cells.
+        names: the first column holds names that people copy, and is not broken.
     """
     cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
     numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
-    widths = _widths(cells, numbers)
+    widths = _widths(cells, numbers, names=names)
     if title:
         click.secho(f"\n{visible(title)}", bold=True)
     for row in cells:
@@ -101,7 +113,9 @@ def columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _widths(cells: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[int]:
+def _widths(
+    cells: Sequence[Sequence[str]], numbers: Sequence[bool], *, names: bool = False
+) -> list[int]:
     """What each column needs; titles over numbers and what few rows need give way until all fit."""
     usual = [sum(map(len, column)) / len(column) for column in zip(*cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -111,6 +125,8 @@ def _widths(cells: Sequence[Sequence[str]], numbers: Sequence[bool]) -> list[int
             zip(*cells, strict=True), widths, numbers, strict=True
         )
     ]
+    if names:
+        least[0] = widths[0]
     while sum(widths) + 2 * (len(widths) - 1) > columns():
         spare = [i for i, width in enumerate(widths) if width > least[i]]
         if not spare:

@@ -6,13 +6,18 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 from vlp_plugins.models.architecture import code_refused, load_config, loading_failure
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
-_FILES = "tokenizer.json (or vocab.txt) with tokenizer_config.json, and preprocessor_config.json"
+_IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
+_FILES = (
+    f"tokenizer.json (or vocab.txt) with tokenizer_config.json, and {' or '.join(_IMAGE_FILES)}"
+)
+_REASON = 160  # characters of what transformers says
 _PIXEL_BYTES = 3 * 4  # RGB in float32
 
 
@@ -87,9 +92,14 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
     with _quiet():
         processor, reasons = _load(folder)
     if processor is None:
+        place, why = Path(folder), "; ".join(reasons)
+        if "trust_remote_code" not in why:  # else it is a sentence of ours
+            why = shorten(why, _REASON, placeholder=" ...")
+        if place.is_dir() and not any((place / name).exists() for name in _IMAGE_FILES):
+            why = ""  # it was said what is missing
         raise DataError(
-            f"no processor at {folder}: it needs {_FILES}; copy them there from the model's "
-            f"publisher, or name a folder or hub id that has them ({'; '.join(reasons)})"
+            f"no processor at {folder}: it needs {_FILES}; copy them from the model that it was "
+            f"made of, or name a folder or hub id that has them{why and f' ({why})'}"
         )
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:

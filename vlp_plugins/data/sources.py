@@ -79,8 +79,10 @@ def open_source(
     try:
         return _dataset(source, split, options)
     except DataError as error:
-        if source.count("/") == 1 and path.parent.is_dir():
-            raise DataError(f"folder {source} does not exist, and as a hub id: {error}") from error
+        if ":" not in source and path.parent.is_dir():
+            raise DataError(
+                f"there is no folder {source} here, and as a hub id: {error}"
+            ) from error
         raise
 
 

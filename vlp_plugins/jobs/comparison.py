@@ -238,7 +238,7 @@ def comparison_table(found: Comparison) -> Table:
             title = ""
     width = max(len(row[-2]) for row in (header, *rows))
     header, *rows = ([*row[:-2], row[-2].rjust(width), row[-1]] for row in (header, *rows))
-    unit = {"retrieval": "R@1 in per cent", "loss": "pre-training loss, lower is better"}
+    unit = {"retrieval": "R@1 in percent", "loss": "pre-training loss, lower is better"}
     title = unit.get(found.task, found.score_title)
     return Table(f"{found.task}: {title}", header, rows, _NOTE)
 
@@ -367,7 +367,7 @@ def _charts(found: Comparison) -> list[Chart]:
             point = (cell.removed / cell.total, score.value, score.error)
             series.setdefault(method, []).append(point)
         dense = part.score_of([part.dense]).value
-        low, unit = (None, "loss") if found.task == "loss" else (0.0, "per cent")
+        low, unit = (None, "loss") if found.task == "loss" else (0.0, "percent")
         charts.append(line_chart(title, series, y=Axis(unit, low=low), reference=(dense, DENSE)))
     return charts
 

@@ -42,10 +42,10 @@ from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
 
 _NOTES = {
-    "retrieval": "Per cent of queries that find a partner among the first k.",
+    "retrieval": "Percent of queries that find a partner among the first k.",
     "captioning": "Times 100. Higher is better.",
-    "vqa": "Per cent: an answer is right if three people gave it, min(n/3, 1) over all but one.",
-    "classification": "Per cent of images whose class is among the first k.",
+    "vqa": "Percent: an answer is right if three people gave it, min(n/3, 1) over all but one.",
+    "classification": "Percent of images whose class is among the first k.",
 }
 _LEADING = ("image_to_text_r1", "text_to_image_r1", "accuracy", "top1", "cider", "bleu4")
 _SHOWN_EXAMPLES, _SHOWN_TILES = 20, 3

@@ -19,12 +19,12 @@ from vlp_plugins.jobs.recipes import need
 from vlp_plugins.jobs.tasks import read_samples
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.saving import check_can_save, copy_companions, write_model
+from vlp_plugins.models.saving import REBUILT, check_can_save, copy_companions, write_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.drawing import Axis, line_chart
 from vlp_plugins.report.layers import whole_sparsity
 from vlp_plugins.report.page import Page, Section, Step, Tile
-from vlp_plugins.runtime.errors import RecipeError
+from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.tasks.finetuning.engine import Engine
@@ -132,7 +132,7 @@ def run_finetuning(
             facts = {
                 "data": f"{data.description}: {len(data.samples):,} images or questions",
                 "model": type(model).__name__,
-                "steps": f"{done.steps:,} of {recipe.batch_size:,} rows",
+                "steps": f"{done.steps:,}, {recipe.batch_size:,} samples each",
                 **watch.texts(),
                 **memory_facts(engine.device),
             }
@@ -190,7 +190,7 @@ def page_of(
     tiles = [
         Tile("Model", name, f"{type(model).__name__}, {count(elements)} parameters"),
         Tile("Task", task, result.facts["data"]),
-        Tile("Steps", f"{result.done.steps:,}", f"of {recipe.batch_size:,} rows"),
+        Tile("Steps", f"{result.done.steps:,}", f"{recipe.batch_size:,} samples each"),
     ]
     if log:
         first, last = (f"{line['loss']:.2f}" for line in (log[0], log[-1]))
@@ -241,6 +241,12 @@ def rows_of_a_batch(recipe: FinetuneRecipe, processes: int = 1) -> int:
 
 def _model(loaded: Loaded, task: str, classes: Sequence[str], recipe: FinetuneRecipe) -> nn.Module:
     """The model of the task, on the device of the pre-training model."""
+    if getattr(loaded.model, REBUILT, False):
+        raise UnsupportedError(
+            f"{loaded.source.model} has heads or units cut out, or projections split: "
+            "vlp finetune cannot train such models yet; train it in a loop of your own, see "
+            "docs/structured.md"
+        )
     model = downstream(
         loaded.model,
         loaded.adapter,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
@@ -138,12 +139,16 @@ class Plan:
 def _with_length(job: Prepared) -> Prepared:
     """The job with its number of batches in the recipe, where the index of its data has it."""
     data = job.recipe.data
-    if not job.method.reads_data or data.source is None or data.batches is not None:
+    if not job.method.reads_data or data.source is None:
         return job
+    asked = data.batches is not None
+    if asked and not Path(data.source).expanduser().exists():
+        return job  # a plan needs no data if it knows how many batches there will be
     try:
         batches = job.batches()
     except VlpError:
-        if isinstance(job.method, Composition):  # its cost can be given per batch
+        # The number asked for will do; the cost of a composition can be given per batch.
+        if asked or isinstance(job.method, Composition):
             return job
         raise
     if batches.source.length is None:
@@ -153,7 +158,7 @@ def _with_length(job: Prepared) -> Prepared:
 
 
 _PIXELS = 384
-"""Side of the dummy images; the processor resizes them."""
+"""Side of the dummy images where the processor resizes them."""
 _SIDE = 1024
 """Of the matrices whose product is timed."""
 _BATCHES = 2
@@ -165,15 +170,27 @@ _CAPTION = "a photo of two people who sit at a table in front of a window "
 class _DummyBatches:
     """Batches of blank images and captions of usual length; no file is read."""
 
+    model: nn.Module
     adapter: Adapter
     processor: Processor
     size: int
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(_BATCHES):
-            shape = (_PIXELS, _PIXELS)
+            shape = (_side(self.model, self.processor),) * 2
             images = [Image.new("RGB", shape, (i % 256, 127, 64)) for i in range(self.size)]
             yield self.adapter.collate(self.processor, images, [_CAPTION] * self.size)
+
+
+def _side(model: nn.Module, processor: Processor) -> int:
+    """Of images that the processor takes to the model's size, or leaves as they are."""
+    images = getattr(processor, "image_processor", processor)
+    if getattr(images, "do_resize", True) or getattr(images, "do_center_crop", False):
+        return _PIXELS
+    config = getattr(model, "config", None)
+    places = (config, getattr(config, "vision_config", None), getattr(config, "vision", None))
+    sizes = (getattr(place, "image_size", None) for place in places)
+    return next((size for size in sizes if isinstance(size, int)), _PIXELS)
 
 
 def _plan(
@@ -382,7 +399,7 @@ def plan_dimensions(
     size = min(data.batch_size, samples)
     return _planned_dimensions(
         loaded,
-        next(iter(_DummyBatches(loaded.adapter, loaded.processor, size))),
+        next(iter(_DummyBatches(loaded.model, loaded.adapter, loaded.processor, size))),
         samples,
         estimator=options["estimator"],
         padding=options["padding"],
@@ -460,7 +477,9 @@ def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: i
     """
     if job.method.reads_data and processor is None:
         raise ValueError(f"method {job.method.name!r} reads data: a processor is needed")
-    batches = None if processor is None else _DummyBatches(job.adapter, processor, batch_size)
+    batches = (
+        None if processor is None else _DummyBatches(job.model, job.adapter, processor, batch_size)
+    )
     with suppress(UnsupportedError):
         check_can_render()  # its packages are part of what the run will hold
     return _plan_job(_with_length(job), batches)

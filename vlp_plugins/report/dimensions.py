@@ -103,7 +103,7 @@ def vision_sentences(layers: Sequence[LayerDimension]) -> list[str]:
     difference = vision.mean - text.mean
     error = math.hypot(vision.error, text.error)
     if abs(difference) <= _ERRORS * error:
-        verdict = "not shown, the difference is within the errors"
+        verdict = "not shown, the difference is less than two standard errors"
     else:
         verdict = "holds here" if difference > 0 else "the opposite holds here"
     return [
@@ -141,7 +141,7 @@ def _sentence(what: str, values: Mapping[str, tuple[float, float]], title: str) 
     else:
         verdict = (
             f"{first} has {what}, but only by {one - other:.2f} ± {error:.2f} over {second}: the "
-            "difference is within the errors"
+            "difference is less than two standard errors"
         )
     return f"{verdict}. {title}: {listed}."
 

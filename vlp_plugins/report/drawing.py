@@ -34,7 +34,7 @@ class Axis:
 
     Attributes:
         label: what they are, with the unit.
-        percent: values are fractions, shown in per cent.
+        percent: values are fractions, shown in percent.
         log: logarithmic; all values are positive.
         low: where it begins, or lower if a value does; None: at the values.
         high: where it ends, or higher if a value does; None: at the values.

@@ -113,7 +113,7 @@ Texts = Mapping[int, list[str]]
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Figures of captions against their references, in per cent (CIDEr: times 100).
+    """Figures of captions against their references, in percent (CIDEr: times 100).
 
     Attributes:
         scores: `bleu1` to `bleu4`, `cider`, `rouge_l`, and `meteor` and `spice` where they ran.

@@ -15,7 +15,7 @@ from vlp_plugins.runtime.model_state import evaluating, takes_model
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy at k in per cent.
+    """Accuracy at k in percent.
 
     Attributes:
         top: by k, the share of images whose class is among the first k.

@@ -31,7 +31,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall at k in per cent.
+    """Recall at k in percent.
 
     Attributes:
         image_to_text: by k, the share of images that find one of their texts among the first k.
@@ -52,7 +52,7 @@ class Recall:
         return sum(values) / len(values)
 
     def by_image(self, image_of: Sequence[int]) -> tuple[list[float], list[float]]:
-        """R@1 both ways in per cent, a value for each image, whose mean is the R@1.
+        """R@1 both ways in percent, a value for each image, whose mean is the R@1.
 
         Texts of one image are no independent samples, so that the error of the mean comes from
         images. Where they have one text each, its value is 0 or 100; else the mean over texts is a
@@ -71,7 +71,7 @@ class Recall:
         return by_image.tolist(), by_text.tolist()
 
     def as_dict(self) -> dict[str, float]:
-        """`image_to_text_r1`, ..., `text_to_image_r10`, `mean`; per cent."""
+        """`image_to_text_r1`, ..., `text_to_image_r10`, `mean`; percent."""
         ways = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
         named = {f"{way}_r{k}": value for way, by_k in ways.items() for k, value in by_k.items()}
         return named | {"mean": self.mean}

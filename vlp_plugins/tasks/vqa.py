@@ -78,7 +78,7 @@ _AGREEING = 3  # people who must have given an answer for it to be fully right
 
 @dataclass(frozen=True)
 class VqaAccuracy:
-    """Accuracy of answers in per cent.
+    """Accuracy of answers in percent.
 
     Attributes:
         accuracy: mean over the questions.

@@ -99,7 +99,7 @@ def test_a_difference_within_the_error_is_not_a_difference():
         curve("vision", [1, 2, 5], "modality", wobble=0.8),
         curve("text", [1, 2.01, 5], "modality"),
     )
-    assert modality_sentences(close)[1].endswith("that is within the error.")
+    assert modality_sentences(close)[1].endswith(" apart: less than two standard errors.")
     assert "not shown" in vision_sentences(close)[0]
 
 

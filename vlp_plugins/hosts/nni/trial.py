@@ -181,7 +181,7 @@ def metric_of(metric: Metric, adapter: Adapter) -> Metric:
 def measure(job: Prepared, batches: Sequence[Batch], metric: Metric) -> dict[str, float]:
     """Figures of a job's model by name; `default` is what a tuner makes as high as it can.
 
-    Recall in per cent at 1, 5 and 10 both ways, of which `default` is the mean; or the mean of the
+    Recall in percent at 1, 5 and 10 both ways, of which `default` is the mean; or the mean of the
     batches' loss, of which `default` is the negative. The model is left as it is found.
 
     Raises:

@@ -69,7 +69,7 @@ def vision_sentences(found: Sensitivity) -> list[str]:
     if error is None:
         verdict = f"not shown, {size}, but one batch gives no error"
     elif abs(difference) <= _ERRORS * error:
-        verdict = f"not shown, {size}, which is within the error"
+        verdict = f"not shown, {size}, less than two standard errors"
     else:
         verdict = f"holds here, {size}" if difference > 0 else f"the opposite holds here, {size}"
     return [f"Vision more fragile than text: {verdict}."]
@@ -128,7 +128,7 @@ def _compared(lowest: Curve, second: Curve, found: Sensitivity) -> str:
     names = f"{lowest.group.title} is the most fragile modality, {second.group.title} the next"
     by = f"they are {difference:.3f}{_plus_minus(error)} apart"
     if error is not None and difference <= _ERRORS * error:
-        return f"{names}, but {by}: that is within the error."
+        return f"{names}, but {by}: less than two standard errors."
     return f"{names}: {by}."
 
 

@@ -94,8 +94,8 @@ class Point:
         sparsity: fraction of the group's elements that was asked to go.
         removed: elements that went.
         losses: the pre-training loss on every batch; NaN or infinite where the model's is.
-        image_to_text: R@1 in per cent; None if it was not measured.
-        text_to_image: R@1 in per cent; None if it was not measured.
+        image_to_text: R@1 in percent; None if it was not measured.
+        text_to_image: R@1 in percent; None if it was not measured.
     """
 
     sparsity: float
@@ -112,7 +112,7 @@ class Point:
 
     @property
     def recall(self) -> float | None:
-        """Mean R@1 of both ways, in per cent."""
+        """Mean R@1 of both ways, in percent."""
         if self.image_to_text is None or self.text_to_image is None:
             return None
         return (self.image_to_text + self.text_to_image) / 2
