@@ -73,6 +73,7 @@ lint: install
 docs: install
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m zensical build --strict --clean
+	@echo "open site/index.html"
 
 parity: install
 	$(BIN)/python -m benchmarks.parity tests/golden
