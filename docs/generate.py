@@ -26,7 +26,7 @@ from vlp_plugins.cli.program import main
 from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe
 from vlp_plugins.jobs.tasks import able_tasks
-from vlp_plugins.methods.description import describe_methods
+from vlp_plugins.methods.description import describe_methods, docstring_entries
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 
@@ -77,11 +77,7 @@ OPTIONS = {"data.source": "data", "data.seed": "shuffle_seed", "parameters": "pa
 
 def said_of(kind: type, name: str) -> str:
     """What the docstring of a class says of an attribute."""
-    found = re.search(
-        rf"^ {{4}}{name}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(kind) or "", re.MULTILINE
-    )
-    assert found is not None, f"{kind.__name__}.{name} is not documented"
-    text = " ".join(found[1].split())
+    text = docstring_entries(inspect.getdoc(kind) or "")[name]
     return text[0].upper() + text[1:]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
+from two_processes import run_two_processes
 
 from vlp_plugins.calibration.checkpoint import FORM, unpack_state
 from vlp_plugins.calibration.data_pass import calibrate
@@ -110,20 +108,7 @@ def alone(count: int) -> Statistics:
 def folder(tmp_path_factory) -> Path:
     """Where two processes under torchrun left what they found."""
     folder = tmp_path_factory.mktemp("torchrun")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    paths = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(script), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

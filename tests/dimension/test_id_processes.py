@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from id_script import BATCHES, GOLDEN, run
 from toy import toy_batches
+from two_processes import run_two_processes
 
 from benchmarks.parity.family import Family
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.models.discovery import registry
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("id_script.py")
 
 
@@ -24,17 +21,7 @@ SCRIPT = Path(__file__).with_name("id_script.py")
 def folder(tmp_path_factory) -> Path:
     """Where two processes under torchrun left what they found."""
     folder = tmp_path_factory.mktemp("dimensions")
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(SCRIPT), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from two_processes import run_two_processes
 
 pytest.importorskip("accelerate")
 
@@ -20,7 +18,6 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import prune
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("lock_wrapped.py")
 EXACT = ("data_parallel", "optimizer_in_shards", "sharded", "accelerate", "accelerate_sharded")
 BFLOAT16 = ("sharded_bfloat16", "accelerate_bfloat16")
@@ -33,17 +30,7 @@ def place(tmp_path_factory) -> Path:
     for model, name, sparsity in ((towers(), "masks", 0.6), (tiny_model(), "bert", 0.8)):
         masks = prune(model, adapter=ModuleAdapter(model), method="omp", sparsity=sparsity)
         masks.save(folder / f"{name}.safetensors")
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(SCRIPT), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

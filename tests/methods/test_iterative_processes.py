@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
+from two_processes import run_two_processes
 
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
@@ -48,20 +45,8 @@ distributed.destroy_process_group()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
     (folder / "rounds").mkdir()
-    paths = filter(None, sys.path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(script), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from two_processes import run_two_processes
 
 from vlp_plugins.runtime import checkpoint as room
 from vlp_plugins.runtime.artifacts import Format
@@ -192,19 +190,7 @@ with process_group("cpu"):
 
 
 def test_rank_0_reads_and_writes_for_all_and_errors_are_of_all(tmp_path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, tmp_path)
     found = [json.loads((tmp_path / f"said{rank}.json").read_text()) for rank in (0, 1)]
     assert [each.pop("files") for each in found] == [1, 0]
     for each in found:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from sharded_runs import CHITA, GOLDEN, RUNS
+from two_processes import run_two_processes
 
 from benchmarks.parity.family import Family
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.pruning import prune
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("sharded_runs.py")
 
 
@@ -23,18 +20,7 @@ SCRIPT = Path(__file__).with_name("sharded_runs.py")
 def folder(tmp_path_factory) -> Path:
     """Where two processes under torchrun left what they found."""
     folder = tmp_path_factory.mktemp("sharded")
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(SCRIPT), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

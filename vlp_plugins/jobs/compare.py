@@ -346,9 +346,7 @@ class _Run:
         try:
             with no_exit(f"method {name!r}"):
                 yield
-        except OutputError:
-            raise
-        except MemoryError:
+        except (OutputError, MemoryError):
             raise
         except Exception as error:  # of a plug-in, whatever it raises
             del self.methods[name]

@@ -13,7 +13,7 @@ import torch
 
 from vlp_plugins.jobs.facts import SPEED, size_tile
 from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.jobs.tasks import TaskMetrics, title_of
+from vlp_plugins.jobs.tasks import TaskMetrics, shown, title_of
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.drawing import Axis, Chart, line_chart
 from vlp_plugins.report.layers import csv_text
@@ -212,7 +212,7 @@ def titled(sparsity: str) -> str:
 def scored(score: Score, task: str) -> str:
     """A score with its error, with as many digits as the task's figures have."""
     if not math.isfinite(score.value):
-        return "not finite"
+        return _digits(score.value, task)
     error = "?" if math.isnan(score.error) else _digits(score.error, task)
     return f"{_digits(score.value, task)} ± {error}"
 
@@ -317,7 +317,7 @@ def page_of(
     """
     name = Path(loaded.source.model).name
     dense, title = found.score_of([found.dense]), found.score_title
-    elements = sum(each.numel() for each in loaded.model.parameters())
+    elements = found.model_elements
     sparsities = [titled(each) for each in found.sparsities]
     methods = len({cell.method for cell in found.cells})
     tiles = []
@@ -402,7 +402,7 @@ def _figures_table(found: Comparison) -> Table:
 
 
 def _digits(value: float, task: str) -> str:
-    return f"{value:.{4 if task == 'loss' else 1}f}" if math.isfinite(value) else "not finite"
+    return shown(value, 4 if task == "loss" else 1)
 
 
 def to_csv(found: Comparison) -> str:

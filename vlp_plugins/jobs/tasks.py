@@ -149,9 +149,9 @@ def titles_of(metrics: Mapping[str, float]) -> dict[str, str]:
     return titles
 
 
-def shown(value: float) -> str:
-    """A metric with two digits after the point."""
-    return f"{value:.2f}" if math.isfinite(value) else "not finite"
+def shown(value: float, digits: int = 2) -> str:
+    """A metric with so many digits after the point."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
 @dataclass(frozen=True, repr=False)

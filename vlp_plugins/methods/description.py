@@ -96,7 +96,7 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
     described = _SECTION.split(text)[0].strip()
     summary, *details = (" ".join(part.split()) for part in described.split("\n\n"))
     paper = _PAPER.search(summary)
-    helps = {**_helps(method), **_entries(text)}
+    helps = {**_helps(method), **docstring_entries(text)}
     return MethodDescription(
         name,
         offer.distribution,
@@ -123,10 +123,12 @@ def _helps(method: Method | None) -> Mapping[str, str]:
     if isinstance(method, Composition):
         parts = [method.score]
     classes = (type(part) for part in parts if part is not None)
-    return {k: v for each in classes for k, v in _entries(inspect.getdoc(each) or "").items()}
+    return {
+        k: v for each in classes for k, v in docstring_entries(inspect.getdoc(each) or "").items()
+    }
 
 
-def _entries(text: str) -> dict[str, str]:
+def docstring_entries(text: str) -> dict[str, str]:
     """What a docstring in Google style says about parameters or attributes, by name."""
     _, *sections = _SECTION.split(text)
     found = {}

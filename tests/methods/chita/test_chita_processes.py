@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from chita_runs import context_of, pruned_weights
+from two_processes import run_two_processes
 
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.method import chita, chita_plus_plus
@@ -47,20 +45,7 @@ METHODS = {
 def folder(tmp_path_factory) -> Path:
     """Where two processes under torchrun left what they found."""
     folder = tmp_path_factory.mktemp("torchrun")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(script), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +10,11 @@ from test_rows_of_models import GOLDEN, solved
 from toy import toy_batches
 from toy_loss import spoilt
 from toy_rows import N, by_hand, toy_rows
+from two_processes import run_two_processes
 
 from benchmarks.parity.family import Family
 from vlp_plugins.models.discovery import registry
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("rows_script.py")
 WAYS = ["ram", "disk", "passes"]
 
@@ -26,17 +23,7 @@ WAYS = ["ram", "disk", "passes"]
 def folder(tmp_path_factory) -> Path:
     """Where two processes under torchrun left what they found."""
     folder = tmp_path_factory.mktemp("torchrun")
-    paths = [str(ROOT), *(path for path in sys.path if path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(SCRIPT), str(folder), str(GOLDEN)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, folder, GOLDEN)
     return folder
 
 

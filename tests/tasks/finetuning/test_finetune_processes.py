@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from two_processes import run_two_processes
 
 pytest.importorskip("accelerate")
 
@@ -19,7 +17,6 @@ from finetuning_examples import Case, assert_alike, batches, case
 from vlp_plugins.tasks.finetuning.engine import Engine
 from vlp_plugins.tasks.finetuning.finetune import finetune
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("finetune_in_processes.py")
 
 
@@ -27,14 +24,7 @@ SCRIPT = Path(__file__).with_name("finetune_in_processes.py")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left what they trained."""
     folder = tmp_path_factory.mktemp("processes")
-    beside = [str(ROOT), *filter(None, sys.path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(SCRIPT), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(beside), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    run_two_processes(SCRIPT, folder)
     return folder
 
 

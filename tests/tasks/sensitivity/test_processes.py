@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
+from two_processes import run_two_processes
 
 from vlp_plugins.tasks.sensitivity.files import record_of
 from vlp_plugins.tasks.sensitivity.measure import sensitivity
@@ -50,16 +48,7 @@ def text_of(found) -> str:
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*launch, "2", str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(SCRIPT, tmp_path)
     expected = text_of(run())
     assert [(tmp_path / f"found{rank}").read_text() for rank in (0, 1)] == [expected] * 2
     assert [(tmp_path / f"points{rank}").read_text() for rank in (0, 1)] == ["8", "8"]
