@@ -6,6 +6,7 @@ Tests run on one thread: their problems are tiny, and waking threads costs more 
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 from vlp_command import Command, command
 
 torch.set_num_threads(1)
+# A shell that runs the tests in the background has Ctrl-C ignored, in all that they start, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
