@@ -276,6 +276,23 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
     return model, _adapter_of(model, known, adapter)
 
 
+def describe_file(source: str) -> str | None:
+    """What a checkpoint file of an original code base is; None if no adapter knows its format.
+
+    Args:
+        source: as of `load_model`.
+
+    Raises:
+        UnsupportedError: if the file is damaged.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return None
+    known = registry()
+    adapters = (known.adapter(name) for name in known.adapter_names())
+    return next(filter(None, (adapter.describe(str(path)) for adapter in adapters)), None)
+
+
 def load_outline(source: str, *, adapter: str | None = None) -> tuple[nn.Module, Adapter]:
     """A model to check a run against: where a `config.json` describes it, on the meta device.
 

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from vlp_plugins.runtime.artifacts import load_pickled
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
+_STATE_KEYS = ("model", "state_dict", "teacher")
+"""Where training files keep the state: BLIP and X-VLM; open_clip; DINO, whose teacher is used."""
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads the tensors of a `.safetensors` or PyTorch file; code in a file is never run.
 
-    A PyTorch file may hold the state itself or have it under the key `model`.
+    A PyTorch file may hold the state itself, or have it under `model`, `state_dict` or `teacher`.
+    The prefix `module.` of distributed training is taken off.
 
     Raises:
         UnsupportedError: if the file is missing, damaged, or holds anything but plain data.
@@ -36,7 +39,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     reject_torchscript(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _bare(load_file(path))
         content = load_pickled(path, UnsupportedError)
     except pickle.UnpicklingError as error:
         raise UnsupportedError(
@@ -45,12 +48,46 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise UnsupportedError(f"{path} is damaged or no checkpoint: {error}") from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
-        raise UnsupportedError(f"{path} holds no state_dict, neither bare nor under 'model'")
+    state = _state_in(content)
+    if not state:
+        places = ", ".join(map(repr, _STATE_KEYS))
+        raise UnsupportedError(f"{path} holds no state_dict, neither bare nor under {places}")
     if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
         raise UnsupportedError(f"{path} holds no state_dict: {few(wrong)} is not a tensor")
-    return dict(state)
+    return _bare(state)
+
+
+def options_beside(path: str | os.PathLike[str], known: Collection[str]) -> dict[str, Any]:
+    """What shapes do not tell of a checkpoint, such as the number of heads, from a file next to it.
+
+    For `model.pth` it is `model.json`, an object with keywords of the loader:
+    `{"vision_heads": 3, "text_heads": 2}`.
+
+    Args:
+        path: the checkpoint.
+        known: keywords that its loader takes.
+
+    Returns:
+        Keywords; empty if there is no such file.
+
+    Raises:
+        UnsupportedError: if the file is no such object, or has other keywords.
+    """
+    beside = Path(path).with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        options = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedError(f"{beside} is damaged: {first_line(error)}") from error
+    if not isinstance(options, dict):
+        raise UnsupportedError(f"{beside} is no JSON object with keywords ({', '.join(known)})")
+    if unknown := sorted(options.keys() - set(known)):
+        raise UnsupportedError(
+            f"{beside} has {few(unknown)}, which the loader of {Path(path).name} does not take; it "
+            f"takes {', '.join(known)}"
+        )
+    return options
 
 
 def write_state(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -77,7 +114,7 @@ def check_fit(
         path: for messages.
         state: what was read, by our names.
         expected: the state of a model of the configuration.
-        family: how errors call the model.
+        family: how errors call the model, as in "BLIP pre-training".
         original: our name of a parameter to that in the file.
 
     Raises:
@@ -85,11 +122,11 @@ def check_fit(
     """
     lacking = sorted(original(name) for name in expected.keys() - state.keys())
     surplus = sorted(original(name) for name in state.keys() - expected.keys())
-    for verb, names in (("lacks", lacking), ("has, unknown to the pre-training model,", surplus)):
+    for verb, names in (("lacks", lacking), ("has, unknown to the model,", surplus)):
         if names:
             raise UnsupportedError(
                 f"{path} {verb} {len(names)} parameter(s) ({few(names)}); it is not a checkpoint "
-                f"of this {family} pre-training model"
+                f"of this {family} model"
             )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
@@ -117,9 +154,7 @@ def tensor_names(path: Path) -> set[str]:
     # The unpickler fails in many ways on files that are not ours; whoever owns the file reports.
     except Exception:
         return set()
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    names = map(str, state) if isinstance(state, Mapping) else ()
-    return {name.removeprefix("module.") for name in names}
+    return {str(name).removeprefix("module.") for name in _state_in(content)}
 
 
 def reject_torchscript(path: Path) -> None:
@@ -178,6 +213,18 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
 def few(names: Sequence[str]) -> str:
     """The first three names."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _state_in(content: object) -> Mapping[Any, Any]:
+    """The state that a file holds, bare or under the key of a training file; empty if none."""
+    if not isinstance(content, Mapping):
+        return {}
+    state = next((content[key] for key in _STATE_KEYS if key in content), content)
+    return state if isinstance(state, Mapping) else {}
+
+
+def _bare(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -57,12 +57,15 @@ def inspect(model: str, weights: bool, adapter: str | None, as_json: bool) -> No
     MODEL is a folder, a checkpoint file or an id of the Hugging Face hub. A folder with a
     config.json is enough; the weights need not be there.
     """
-    from vlp_plugins.loading import load_structure
+    from vlp_plugins.loading import describe_file, load_structure
     from vlp_plugins.models.inspection import inspect_model
 
+    file = describe_file(model)
+    if file is not None and not as_json:  # said even of a file that cannot be loaded
+        say(f"{model}: {file}")
     found = inspect_model(*load_structure(model, adapter=adapter))
     if as_json:
-        print_json(_record(found))
+        print_json({"file": file} | _record(found))
         return
     say(f"{found.model}, adapter {found.adapter!r}, structure {found.weights.structure}")
     print_table(

@@ -251,6 +251,18 @@ class Adapter(ABC):
         """
         return None
 
+    def describe(self, source: str) -> str | None:
+        """What a checkpoint in a format that only this family knows is, without loading it.
+
+        Args:
+            source: as of `load`.
+
+        Returns:
+            A noun phrase ("X-VLM checkpoint of retrieval, CLIP vision tower"), also for what `load`
+            refuses; None if the format is not this family's.
+        """
+        return None
+
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]
     ) -> dict[str, torch.Tensor]:

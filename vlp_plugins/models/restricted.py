@@ -81,6 +81,9 @@ class DelegatingAdapter(Adapter):
     def load(self, source: str) -> nn.Module | None:
         return self.adapter.load(source)
 
+    def describe(self, source: str) -> str | None:
+        return self.adapter.describe(source)
+
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]
     ) -> dict[str, Tensor]:

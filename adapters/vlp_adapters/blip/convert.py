@@ -54,7 +54,7 @@ def load_original(
     Raises:
         UnsupportedError: if the file cannot be read, or its tensors do not fit the model.
     """
-    original = {name.removeprefix("module."): value for name, value in read_state(path).items()}
+    original = read_state(path)
     model = BlipForPretraining(config or infer_config(original))
     expected = model.state_dict()
     state = state_from_original(original)
@@ -64,7 +64,7 @@ def load_original(
         state |= {twin: state[online] for twin, online in twins if online in state}
     if not any(name in state for name in _QUEUES):
         state |= {name: expected[name] for name in _QUEUES}
-    check_fit(path, state, expected, "BLIP", to_original_name)
+    check_fit(path, state, expected, "BLIP pre-training", to_original_name)
     model.load_state_dict(state)
     return model.eval()
 

@@ -44,7 +44,7 @@ def load_original(path: str | os.PathLike[str], **options: Any) -> CLIPModel:
         UnsupportedError: if the file cannot be read without running code in it (a TorchScript
             archive: the error says how to convert it), or its tensors do not fit.
     """
-    original = {name.removeprefix("module."): value for name, value in read_state(path).items()}
+    original = read_state(path)
     beside = Path(path).parent / _OPEN_CLIP
     known = _open_clip_options(beside) if beside.is_file() else {}
     chosen = known | options

@@ -65,12 +65,12 @@ def load_original(
     Raises:
         UnsupportedError: if the file cannot be read, or its tensors do not fit the model.
     """
-    original = {name.removeprefix("module."): value for name, value in read_state(path).items()}
+    original = read_state(path)
     model = XvlmForPretraining(config or infer_config(original))
     state = state_from_original(original)
     state.setdefault(_DECODER, state.get(_WORDS, torch.empty(0)))  # tied: saved once or twice
     expected = model.state_dict()
-    check_fit(path, state, expected, "X-VLM", to_original_name)
+    check_fit(path, state, expected, "X-VLM pre-training", to_original_name)
     if not torch.equal(state[_DECODER], state[_WORDS]):
         raise UnsupportedError(
             f"{path}: the MLM decoder differs from the word embeddings, which X-VLM ties"
