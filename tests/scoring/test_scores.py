@@ -117,7 +117,7 @@ def test_lamp_divides_by_the_weights_that_are_at_least_as_large(weight):
     assert not lamp(torch.zeros(3, 3)).any()
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.3])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
 def test_lamp_thresholds_without_sorting_equal_thresholds_of_its_scores(scale):
     generator = torch.Generator().manual_seed(3)
     weights = {

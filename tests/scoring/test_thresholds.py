@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,6 +74,25 @@ def test_a_sample_saves_a_sweep_and_a_wrong_one_costs_only_time():
     wrong = find_cuts({"a": source}, [50_000, 150_000], samples={"a": misleading})
 
     assert right == wrong == expected
+
+
+def test_zeros_of_a_model_pruned_before_are_counted_and_not_picked(monkeypatch):
+    scores = torch.rand(300_000, generator=torch.Generator().manual_seed(0))
+    scores[::2] = 0
+    removals = [90_000, 149_999, 150_000, 150_001, 180_000]
+    picked = []
+    compress = np.compress
+
+    def counting(chosen, values):
+        picked.append(int(chosen.sum()))
+        return compress(chosen, values)
+
+    expected = find_cuts({"a": lambda: scores}, removals)
+    monkeypatch.setattr(thresholds.np, "compress", counting)
+    found = find_cuts({"a": lambda: scores}, removals, samples=sampled({"a": scores}))
+
+    assert found == expected
+    assert sum(picked) < 0.2 * len(removals) * scores.numel()
 
 
 def test_the_stride_of_a_sample_meets_every_column():

@@ -190,7 +190,8 @@ def keep_largest_of_rows(scores: torch.Tensor, keep: int) -> torch.Tensor:
     threshold = scores.kthvalue(columns - keep, dim=1, keepdim=True).values
     mask = scores > threshold
     missing = keep - mask.sum(1)
-    for row in torch.nonzero(missing)[:, 0].tolist():
-        ties = torch.nonzero(scores[row] == threshold[row])[:, 0]
-        mask[row, ties[len(ties) - int(missing[row]) :]] = True
+    rows = torch.nonzero(missing)[:, 0]
+    ties = scores[rows] == threshold[rows]
+    from_end = ties.flip(1).cumsum(1, dtype=torch.int32).flip(1)
+    mask[rows] |= ties & (from_end <= missing[rows, None])
     return mask

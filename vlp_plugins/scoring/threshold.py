@@ -103,39 +103,75 @@ def _bracketed_cuts(
     ordered = np.sort(drawn.numpy())
     brackets = [_bracket(ordered, removal / total) for removal in removals]
 
-    def sweep(name: str) -> list[tuple[int, np.ndarray]]:
+    def sweep(name: str) -> list[_Swept]:
         scores = sources[name]().flatten()
-        split = _below_and_inside if scores.device.type == "cpu" else _on_device
-        return [split(scores, low, high) for low, high in brackets]
+        split = _split_by if scores.device.type == "cpu" else _split_on_device
+        return [split(scores, bracket) for bracket in brackets]
 
     swept = dict(zip(sources, over_tensors(sweep, sources, device), strict=True))
     found = {}
     for i, removal in enumerate(removals):
-        cuts = _cuts({name: parts[i] for name, parts in swept.items()}, removal, all_ties)
+        parts = {name: each[i] for name, each in swept.items()}
+        cuts = _cuts(parts, brackets[i], removal, all_ties)
         if cuts is not None:
             found[removal] = cuts
     return found
 
 
-def _below_and_inside(scores: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
-    """How many scores are below `low`, and those from `low` to `high`."""
+@dataclass(frozen=True)
+class _Bracket:
+    """Where a threshold lies. Many elements equal to an end (zeros) are counted, not picked."""
+
+    low: float
+    high: float
+    many_low: bool
+    many_high: bool
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """Scores of one tensor: how many are below, equal to an end that has many; those inside."""
+
+    below: int
+    at_low: int
+    inside: np.ndarray
+    at_high: int
+
+
+def _split_by(scores: torch.Tensor, bracket: _Bracket) -> _Swept:
     # NumPy's comparisons are faster than torch's on a CPU. Blocks stay in a core's cache: fresh
     # memory costs more time than comparing.
     values = scores.numpy()
-    below = 0
+    below = at_low = at_high = 0
     inside = []
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
-        reached = block >= low
-        below += len(block) - int(np.count_nonzero(reached))
-        inside.append(np.compress(reached & (block <= high), block))
-    return below, np.concatenate(inside) if inside else values
+        reached = block >= bracket.low
+        count = int(np.count_nonzero(reached))
+        below += len(block) - count
+        if bracket.many_low:
+            reached = block > bracket.low
+            at_low += count - int(np.count_nonzero(reached))
+        chosen = reached & (block <= bracket.high)
+        if bracket.many_high:
+            within = reached & (block < bracket.high)
+            at_high += int(np.count_nonzero(chosen)) - int(np.count_nonzero(within))
+            chosen = within
+        inside.append(np.compress(chosen, block))
+    return _Swept(below, at_low, np.concatenate(inside) if inside else values, at_high)
 
 
-def _on_device(scores: torch.Tensor, low: float, high: float) -> tuple[int, np.ndarray]:
-    reached = scores >= low
-    inside = scores[reached & (scores <= high)]
-    return int(scores.numel() - reached.count_nonzero()), inside.cpu().numpy()
+def _split_on_device(scores: torch.Tensor, bracket: _Bracket) -> _Swept:
+    reached = scores > bracket.low if bracket.many_low else scores >= bracket.low
+    chosen = reached & (scores < bracket.high if bracket.many_high else scores <= bracket.high)
+    below = int((scores < bracket.low).count_nonzero())
+    at_high = int((reached & (scores == bracket.high)).count_nonzero()) if bracket.many_high else 0
+    return _Swept(
+        below,
+        scores.numel() - below - int(reached.count_nonzero()),
+        scores[chosen].cpu().numpy(),
+        at_high,
+    )
 
 
 def spread(stride: int) -> int:
@@ -145,33 +181,53 @@ def spread(stride: int) -> int:
     return max(1, stride)
 
 
-def _bracket(ordered: np.ndarray, fraction: float) -> tuple[float, float]:
+def _bracket(ordered: np.ndarray, fraction: float) -> _Bracket:
     size = len(ordered)
     margin = _SIGMAS * (fraction * (1 - fraction) * size) ** 0.5 + 2
     low, high = int(fraction * size - margin), int(fraction * size + margin) + 1
-    return (
+
+    def many(place: int) -> bool:
+        return 0 < place < size - 1 and ordered[place] in ordered[[place - 1, place + 1]]
+
+    return _Bracket(
         float(ordered[low]) if low >= 0 else -np.inf,
         float(ordered[high]) if high < size else np.inf,
+        many(low),
+        many(high),
     )
 
 
 def _cuts(
-    parts: Mapping[str, tuple[int, np.ndarray]], removal: int, all_ties: bool
+    parts: Mapping[str, _Swept], bracket: _Bracket, removal: int, all_ties: bool
 ) -> dict[str, Cut] | None:
-    """The cuts from counts below the bracket and scores inside; None if the bracket missed."""
-    inside = np.concatenate([values for _, values in parts.values()])
-    rank = removal - sum(below for below, _ in parts.values())
-    if not 1 <= rank <= len(inside):
+    """The cuts from counts and the scores inside the bracket; None if the bracket missed."""
+    inside = np.concatenate([part.inside for part in parts.values()])
+    rank = removal - sum(part.below for part in parts.values())
+    at_low, at_high = (
+        sum(getattr(p, end) for p in parts.values()) for end in ("at_low", "at_high")
+    )
+    if not 1 <= rank <= at_low + len(inside) + at_high:
         return None
-    threshold = np.partition(inside, rank - 1)[rank - 1]
-    quota = rank - int(np.count_nonzero(inside < threshold))
+    if rank <= at_low:
+        threshold = np.float32(bracket.low)
+    elif rank <= at_low + len(inside):
+        threshold = np.partition(inside, rank - at_low - 1)[rank - at_low - 1]
+    else:
+        threshold = np.float32(bracket.high)
+    less = {
+        name: (part.at_low if threshold > bracket.low else 0)
+        + int(np.count_nonzero(part.inside < threshold))
+        for name, part in parts.items()
+    }
+    quota = rank - sum(less.values())
     cuts = {}
-    for name, (below, values) in parts.items():
-        equal = int(np.count_nonzero(values == threshold))
+    for name, part in parts.items():
+        equal = int(np.count_nonzero(part.inside == threshold))
+        equal += part.at_low if threshold == bracket.low else 0
+        equal += part.at_high if threshold == bracket.high else 0
         ties = equal if all_ties else min(equal, quota)
         quota -= min(equal, quota)
-        remove = below + int(np.count_nonzero(values < threshold)) + ties
-        cuts[name] = Cut(remove, float(threshold), ties, equal)
+        cuts[name] = Cut(part.below + less[name] + ties, float(threshold), ties, equal)
     return cuts
 
 
