@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @option(
     "Task", "--task", type=click.Choice([*TASKS, "loss"]),
-    standard="classification, retrieval, vqa or else loss: what model and data are made for",
+    standard="classification, retrieval, vqa, nlvr2 or else loss: what model and data are made for",
     help="What is measured: see `vlp evaluate --help`; loss is that of pre-training.",
 )  # fmt: skip
 @option(

@@ -40,7 +40,8 @@ from vlp_plugins.tasks import TASKS
 @option(
     "Task", "--task", type=click.Choice(TASKS), required=True,
     help="What the model shall do: find the caption of an image and the reverse (retrieval), write "
-    "captions, answer questions (vqa), or name the class of an image.",
+    "captions, answer questions (vqa), name the class of an image, or say whether a statement is "
+    "true of two images (nlvr2).",
 )  # fmt: skip
 @option(
     "Data", "--data", metavar="PATH_OR_ID", required=True,
@@ -106,7 +107,8 @@ def evaluate(
 
     Retrieval and captioning read an image folder with captions, shards, COCO or Flickr30k in
     Karpathy's splits; VQA reads VQAv2 or images with questions in metadata.jsonl; classification
-    reads CIFAR (binary), Flowers-102, folders of classes or data sets with labels.
+    reads CIFAR (binary), Flowers-102, folders of classes or data sets with labels; nlvr2 reads
+    NLVR2 as published or as BLIP and X-VLM list it.
     """
     from vlp_plugins.jobs.evaluate import evaluate as measure
     from vlp_plugins.jobs.evaluate import metrics_table, sentences

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -170,12 +170,14 @@ class Example:
         image: opens the image; the same object stands for the same image.
         text: what the model reads with it.
         label: number of the class; None without classes.
+        second: opens the other image of a statement about two; None for rows of one image.
     """
 
     place: str
     image: Callable[[], Image.Image]
     text: str = ""
     label: int | None = None
+    second: Callable[[], Image.Image] | None = None
 
 
 class ExampleBatches:
@@ -209,11 +211,32 @@ class ExampleBatches:
             images: list[Image.Image] = []
             for row in rows:
                 if row.image is not opener or image is None:
-                    opener, image = row.image, _decoded(row)
+                    opener, image = row.image, _decoded(row.image, row.place)
                 images.append(image)
-            batch = self._adapter.collate(self._processor, images, [row.text for row in rows])
+            seconds = [_decoded(row.second, row.place) for row in rows if row.second is not None]
+            texts = [row.text for row in rows]
+            batch = collated(self._adapter, self._processor, images, texts, seconds)
             labels = [row.label for row in rows if row.label is not None]
             yield batch | {"labels": torch.tensor(labels, device="cpu")} if labels else batch
+
+
+def collated(
+    adapter: Adapter,
+    processor: Processor,
+    images: Sequence[Image.Image],
+    texts: Sequence[str],
+    seconds: Sequence[Image.Image] = (),
+) -> dict[str, Any]:
+    """A batch of `B` rows of an image and a text, or of two images and a text.
+
+    Returns:
+        What the adapter makes of them; with `seconds`, `pixel_values` is `[B, 2, 3, H, W]`.
+    """
+    batch = dict(adapter.collate(processor, [*images, *seconds], texts))
+    if seconds:
+        both: torch.Tensor = batch["pixel_values"]
+        batch["pixel_values"] = both.unflatten(0, (2, len(images))).transpose(0, 1).contiguous()
+    return batch
 
 
 def captioned(source: CaptionSource, limit: int | None) -> list[tuple[Record, list[str]]]:
@@ -243,13 +266,13 @@ def first(items: Iterable[T], limit: int | None, description: str) -> Iterator[T
         logger.warning("%s has %s of the %s asked for", description, f"{count:,}", f"{limit:,}")
 
 
-def _decoded(example: Example) -> Image.Image:
+def _decoded(image: Callable[[], Image.Image], place: str) -> Image.Image:
     try:
-        return upright_rgb(example.image())
+        return upright_rgb(image())
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DataError(
-            f"the image of {example.place} cannot be read ({first_line(error)}); figures of a part "
+            f"the image of {place} cannot be read ({first_line(error)}); figures of a part "
             "of the data would not compare with others: repair or remove it"
         ) from error

@@ -11,9 +11,11 @@ from PIL import Image
 
 from vlp_plugins.data.annotations import contents, image_of, image_root, need_keys, read_rows
 from vlp_plugins.data.folder import read_metadata
+from vlp_plugins.data.records import choose_split
 from vlp_plugins.runtime.errors import DataError
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
+_SPLITS = ("train", "dev", "test")
 _BELOW = ("images", "images/train", "images/dev", "images/test1")
 
 
@@ -33,7 +35,7 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
     - as published: `dev.json` (one JSON object per line; also in `data/`), images
       `dev/dev-850-0-img0.png`; those of `train.json` in `images/train/{directory}/`;
     - the lists of BLIP's and X-VLM's: `nlvr_dev.json`, `nlvr2_dev.json`, whose rows name both
-      images.
+      images. Rows of `dev.json` may name them as well: `"images": ["left.png", "right.png"]`.
 
     Args:
         folder: of the data set.
@@ -42,13 +44,11 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
     Raises:
         DataError: if files are missing or are not what they should be.
     """
-    names = [f"{split}.json", f"{split}1.json", f"nlvr_{split}.json", f"nlvr2_{split}.json"]
-    places = [folder / below / name for name in names for below in ("", "data", "annotations")]
-    path = next((place for place in places if place.is_file()), None)
+    path = _file_of(folder, split)
     if path is None:
         raise DataError(
-            f"{folder} holds no split {split!r} of NLVR2: expected {' or '.join(names)} there or "
-            f"in data/, found {contents(folder)}"
+            f"{folder} holds no split {split!r} of NLVR2: expected {' or '.join(_names(split))} "
+            f"there or in data/, found {contents(folder)}"
         )
     rows: Sequence[Mapping[str, Any]]
     rows = read_rows(path) if path.name.startswith("nlvr") else read_metadata(path, lines=True)
@@ -63,6 +63,34 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
         )
         for number, (row, (left, right)) in enumerate(zip(rows, pairs, strict=True), 1)
     ]
+
+
+def nlvr2_split(folder: Path, split: str | None) -> str:
+    """The split that is asked for; of None the only one, or `train`.
+
+    Raises:
+        DataError: if there is no folder, or no split in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"folder {folder} does not exist; check the path")
+    if split is not None:
+        return split
+    available = [name for name in _SPLITS if _file_of(folder, name) is not None]
+    if not available:
+        raise DataError(
+            f"{folder} holds no statements about two images: expected dev.json, in lines with "
+            f"sentence, label and images, there or in data/, found {contents(folder)}"
+        )
+    return choose_split(available, None, where=str(folder))
+
+
+def _names(split: str) -> list[str]:
+    return [f"{split}.json", f"{split}1.json", f"nlvr_{split}.json", f"nlvr2_{split}.json"]
+
+
+def _file_of(folder: Path, split: str) -> Path | None:
+    places = (folder / below / n for n in _names(split) for below in ("", "data", "annotations"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _images_of(row: Mapping[str, Any], path: Path) -> tuple[str, str]:

@@ -46,6 +46,7 @@ _NOTES = {
     "captioning": "Times 100. Higher is better.",
     "vqa": "Percent: an answer is right if three people gave it, min(n/3, 1) over all but one.",
     "classification": "Percent of images whose class is among the first k.",
+    "nlvr2": "Percent of statements judged rightly; guessing gives about 50.",
 }
 _LEADING = ("image_to_text_r1", "text_to_image_r1", "accuracy", "top1", "cider", "bleu4")
 _SHOWN_EXAMPLES, _SHOWN_TILES = 20, 3
@@ -93,7 +94,9 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
         command: repeats the run.
     """
     source = loaded.source.model
-    name, task = Path(source).name, "VQA" if found.task == "vqa" else found.task
+    name, task = Path(source).name, found.task
+    if task in ("vqa", "nlvr2"):
+        task = task.upper()
     sections = [Section("All metrics", tables=[replace(metrics_table(found), title="")])]
     if found.before.texts:
         after = found.after.texts if found.after is not None else None

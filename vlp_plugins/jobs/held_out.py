@@ -126,7 +126,8 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
 def _possible_tasks(loaded: Loaded) -> list[str]:
     """The tasks that are tried if none is named, in this order."""
     able = able_tasks(loaded.adapter)
-    return [*(task for task in ("classification", "retrieval", "vqa") if task in able), LOSS]
+    order = ("classification", "retrieval", "vqa", "nlvr2")
+    return [*(task for task in order if task in able), LOSS]
 
 
 def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSamples) -> Task:

@@ -18,6 +18,7 @@ from torch import nn
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
 from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import checked_source, open_source
@@ -31,6 +32,7 @@ from vlp_plugins.models.adapter import (
     CaptioningAdapter,
     ClassifyingAdapter,
     RetrievalAdapter,
+    StatementAdapter,
 )
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
@@ -40,6 +42,7 @@ from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
 from vlp_plugins.tasks.classification import classification
 from vlp_plugins.tasks.finetuning.samples import Sample
+from vlp_plugins.tasks.nlvr2 import statement_accuracy
 from vlp_plugins.tasks.retrieval import two_stage_retrieval
 from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 
@@ -52,7 +55,7 @@ class TaskRequest:
         task: one of `TASKS`.
         data: the folder, file or id.
         split: None takes the only one, or `train`.
-        limit: images (questions) that are measured on, the first ones; None for all.
+        limit: images (questions, statements) that are measured on, the first ones; None for all.
         batch_size: rows of a batch.
         image_column: of the data; found if None.
         caption_column: of the data; found if None.
@@ -229,8 +232,8 @@ class TaskSamples:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, or their numbers as text where they have no names; empty without labels."""
-        labels = [sample.label for sample in self.samples if sample.label is not None]
+        """The classes, or their numbers as text where they have no names; empty without classes."""
+        labels = [s.label for s in self.samples if s.label is not None and s.second is None]
         return self.classes or tuple(map(str, range(max(labels, default=-1) + 1)))
 
 
@@ -243,13 +246,15 @@ def read_samples(
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> TaskSamples:
-    """Reads lists and annotations; see `open_source`, `open_questions` and `open_labelled`.
+    """Reads lists and annotations.
+
+    See `open_source`, `open_questions`, `open_labelled` and `open_nlvr2`.
 
     Args:
         task: one of `TASKS`.
         data: folder, file or id.
         split: None takes the only one, or `train`.
-        limit: images (questions) to keep, the first ones; None for all.
+        limit: images (questions, statements) to keep, the first ones; None for all.
         image_column: of captioned images; None finds it.
         caption_column: of captioned images; None finds it.
 
@@ -267,6 +272,16 @@ def read_samples(
             )
         samples = (Sample(q.place, q.image, (q.text,), q.answers) for q in questions)
         return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
+    if task == "nlvr2":
+        folder = Path(data).expanduser()
+        chosen = nlvr2_split(folder, split)
+        description = f"{folder} ({chosen})"
+        statements = first(open_nlvr2(folder, chosen), limit, description)
+        samples = (
+            Sample(s.place, s.images[0], (s.text,), label=int(s.label), second=s.images[1])
+            for s in statements
+        )
+        return TaskSamples(description, tuple(samples))
     if task == "classification":
         labelled = open_labelled(data, split)
         items = first(labelled.items, limit, labelled.description)
@@ -458,11 +473,29 @@ class ClassificationTask(Task):
         return {"images": len(self.data.samples)}
 
 
+class Nlvr2Task(Task):
+    """Every statement about two images once."""
+
+    score = ("accuracy",)
+
+    def examples(self) -> list[Example]:
+        return [Example(s.place, s.image, s.texts[0], s.label, s.second) for s in self.data.samples]
+
+    def measure(self, track: Track) -> TaskMetrics:
+        right = statement_accuracy(self.loaded.model, self.loaded.adapter, track(self.batches))
+        by_sample = {"accuracy": right}
+        return TaskMetrics({"accuracy": sum(right) / len(right)}, by_sample=by_sample)
+
+    def settings(self) -> dict[str, Any]:
+        return {"statements": len(self.data.samples)}
+
+
 TASK_CLASSES: dict[str, type[Task]] = {
     "retrieval": RetrievalTask,
     "captioning": CaptioningTask,
     "vqa": VqaTask,
     "classification": ClassificationTask,
+    "nlvr2": Nlvr2Task,
 }
 
 
@@ -471,6 +504,7 @@ _ABILITIES: dict[str, type] = {
     "captioning": CaptioningAdapter,
     "vqa": AnsweringAdapter,
     "classification": ClassifyingAdapter,
+    "nlvr2": StatementAdapter,
 }
 
 
@@ -513,10 +547,10 @@ def evaluate(
         model: as it is now: pruned, if masks were applied to it.
         data: for `retrieval` and `captioning` captioned images, see `batches`; for `vqa` VQAv2 or
             images with questions in `metadata.jsonl`; for `classification` CIFAR (binary),
-            Flowers-102, one folder per class, or a data set with labels.
-        task: one of these four; None takes the only one that model and data allow.
+            Flowers-102, one folder per class, or a data set with labels; for `nlvr2` NLVR2.
+        task: one of these five; None takes the only one that model and data allow.
         split: of the data; None takes the only one, or `train`.
-        limit: images (of `vqa` questions) to measure on, the first ones; None takes all.
+        limit: images (questions, statements) to measure on, the first ones; None takes all.
         batch_size: rows of a batch.
         rerank: of `retrieval`: how many candidates of each query the matching head puts in order,
             whose figures are then returned with those of the features; 0: features alone.

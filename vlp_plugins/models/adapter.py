@@ -191,7 +191,7 @@ class Adapter(ABC):
         """Where each weight of a pre-training model goes in the downstream model of a task.
 
         Args:
-            task: `pretraining`, `retrieval`, `captioning`, `vqa` or `classification`.
+            task: `pretraining`, `retrieval`, `captioning`, `vqa`, `nlvr2` or `classification`.
             model: the pre-training model.
 
         Returns:
@@ -361,6 +361,20 @@ class ClassifyingAdapter(Protocol):
 
     def classify(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """`[B, C]` logits of the images of a batch."""
+
+
+@runtime_checkable
+class StatementAdapter(Protocol):
+    """An adapter whose models say whether a statement is true of two images (NLVR2).
+
+    A batch has `pixel_values` `[B, 2, 3, H, W]`, the left image of a row first, the statements as
+    `input_ids` and `attention_mask` `[B, L]`, and for the loss `labels` `[B]`: 1 true, 0 false. It
+    is made by `collate`, which gets the left images of all rows, then the right ones, and as many
+    texts as rows.
+    """
+
+    def judge(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """`[B]` log-odds that the statement of each row is true of its two images."""
 
 
 def need(batch: Batch, *keys: str) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
 """What a model can do: its figures on a task, fine-tuning on one, sensitivity to pruning."""
 
-TASKS = ("retrieval", "captioning", "vqa", "classification")
+TASKS = ("retrieval", "captioning", "vqa", "classification", "nlvr2")
 """Every task, for `vlp evaluate` and `vlp finetune`."""

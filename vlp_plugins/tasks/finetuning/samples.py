@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from vlp_plugins.calibration.batches import check_batches
+from vlp_plugins.data.batches import collated
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import upright_rgb
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -173,6 +174,7 @@ class Sample:
         texts: captions, of which each makes a row of an epoch; or one question; or nothing.
         answers: of the question, of which every epoch draws one; empty if the text is no question.
         label: number of the class; None without classes.
+        second: opens the other image of a statement about two; None for samples of one image.
     """
 
     place: str
@@ -180,6 +182,7 @@ class Sample:
     texts: tuple[str, ...] = ("",)
     answers: tuple[str, ...] = ()
     label: int | None = None
+    second: Callable[[], Image.Image] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,18 +252,24 @@ class SampleEpochs:
         return rows
 
     def _batch(self, rows: Sequence[_Row]) -> Batch:
-        images, kept = [], []
+        images, seconds, kept = [], [], []
         for row in rows:
-            image = _decoded(row.sample)
-            if image is not None:
-                images.append(image)
-                kept.append(row)
+            image, second = _decoded(row.sample, row.sample.image), None
+            if image is not None and row.sample.second is not None:
+                second = _decoded(row.sample, row.sample.second)
+            if image is None or (row.sample.second is not None and second is None):
+                continue
+            images.append(image)
+            kept.append(row)
+            if second is not None:
+                seconds.append(second)
         if len(kept) < min(_FEWEST, self._batch_size):
             raise DataError(
                 f"of {len(rows)} images of a batch only {len(kept)} can be read (first: "
                 f"{rows[0].sample.place}); repair or remove the others"
             )
-        batch = dict(self._adapter.collate(self._processor, images, [row.text for row in kept]))
+        texts = [row.text for row in kept]
+        batch = collated(self._adapter, self._processor, images, texts, seconds)
         labels = [row.sample.label for row in kept if row.sample.label is not None]
         answers = [row.answer for row in kept if row.answer is not None]
         if labels:
@@ -290,10 +299,10 @@ def _cut(rows: Sequence[_Row], size: int) -> list[list[_Row]]:
     return batches
 
 
-def _decoded(sample: Sample) -> Image.Image | None:
-    """The image; None, with a warning, if it is damaged."""
+def _decoded(sample: Sample, image: Callable[[], Image.Image]) -> Image.Image | None:
+    """An image of a sample; None, with a warning, if it is damaged."""
     try:
-        return upright_rgb(sample.image())
+        return upright_rgb(image())
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
