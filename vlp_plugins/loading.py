@@ -97,6 +97,7 @@ def batches(
     max_length: int | None = None,
     processor: Processor | str | os.PathLike[str] | None = None,
     adapter: Adapter | str | None = None,
+    workers: int | None = None,
 ) -> CaptionedBatches:
     """Calibration batches of captioned images for a model, the same ones as those of `vlp prune`.
 
@@ -121,6 +122,8 @@ def batches(
         processor: the model's, as transformers makes it, or the folder or hub id that has it; None
             looks where the model came from.
         adapter: see `prune`.
+        workers: threads that decode images while the model computes; 0 for none; None for the
+            cores but one, at most 8. The batches are the same for any number.
 
     Returns:
         An iterable of dicts of tensors on the CPU. `len` is the number of batches, where the data
@@ -141,6 +144,7 @@ def batches(
         split=split,
         image_column=image_column,
         caption_column=caption_column,
+        workers=workers,
     )
 
 

@@ -62,6 +62,15 @@ def _snip(parser: argparse.ArgumentParser) -> None:
     _device(parser)
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", default=FAMILIES, choices=FAMILIES)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--size", type=size, default=(640, 480), metavar="WxH")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    _device(parser)
+
+
 def _chita(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--p", nargs="+", type=float, default=[1e5, 1e6, 4e6])
@@ -103,7 +112,7 @@ def _neighbours(parser: argparse.ArgumentParser) -> None:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Points and coordinates of `100x600000`."""
+    """Two numbers of `100x600000`."""
     n, coordinates = text.lower().split("x")
     return int(n), int(coordinates)
 
@@ -131,6 +140,7 @@ def _device(parser: argparse.ArgumentParser) -> None:
 TIMINGS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "multiflow": ("MULTIFLOW, OMP and LAMP at full size", _multiflow),
     "snip": ("SNIP at full size", _snip),
+    "data": ("a run on photographs, next to decoding and computing alone", _data),
     "chita": ("CHITA's solver alone", _chita),
     "chita-full-size": ("CHITA at full size within a memory budget", _chita_full_size),
     "id": ("intrinsic dimensions at full size", _id),

@@ -71,6 +71,20 @@ def test_every_iteration_yields_the_same(photos: Path, processor: Any) -> None:
     assert not all(same(a, b) for a, b in zip(first, plain, strict=True))
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+def test_any_number_of_workers_makes_the_same_batches(
+    numbered: Callable[[int], Path], processor: Any, seed: int | None
+) -> None:
+    folder = numbered(60)
+    sorted(folder.glob("*.png"))[31].write_bytes(b"damaged")
+    alone = list(batches_of(folder, processor, 4, shuffle_seed=seed, workers=0))
+    assert len(alone) == 15  # 59 pairs
+    for workers in (1, 3):
+        batches = batches_of(folder, processor, 4, shuffle_seed=seed, workers=workers)
+        assert all(same(a, b) for a, b in zip(alone, batches, strict=True))
+        assert batches.source.skipped == 1
+
+
 @pytest.mark.parametrize(
     ("pairs", "size", "limit", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,8 @@ from vlp_plugins.data.records import CaptionSource, Record, texts_of, upright_rg
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.memory import local_processes
+from vlp_plugins.runtime.parallel import ahead, default_workers, prefetched
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class CaptionedBatches:
         *,
         limit: int | None = None,
         shuffle_seed: int | None = None,
+        workers: int | None = None,
     ) -> None:
         """Nothing is read before the first iteration.
 
@@ -46,19 +49,25 @@ class CaptionedBatches:
             batch_size: pairs in a batch.
             limit: number of batches; None takes all.
             shuffle_seed: seed of the order of the pairs; None keeps them as stored.
+            workers: threads that decode images while the model computes, and one more that makes
+                the batches; 0 for none; None for the cores but one, at most 8. The batches are the
+                same for any number.
 
         Raises:
-            DataError: if `batch_size` or `limit` is below 1.
+            DataError: if `batch_size` or `limit` is below 1, or `workers` below 0.
         """
         for name, value in (("batch size", batch_size), ("number of batches", limit)):
             if value is not None and value < 1:
                 raise DataError(f"the {name} must be at least 1, not {value}")
+        if workers is not None and workers < 0:
+            raise DataError(f"workers={workers}; give a number of threads from 0 on")
         self.source = source
         self.processor = processor
         self.adapter = adapter
         self.batch_size = batch_size
         self.limit = limit
         self.shuffle_seed = shuffle_seed
+        self.workers = default_workers(local_processes()) if workers is None else workers
         self.shortfalls: tuple[str, ...] = ()
         """What the last iteration gave less than was asked for, in sentences."""
 
@@ -68,10 +77,13 @@ class CaptionedBatches:
         Raises:
             DataError: if the source fails, or has no whole batch.
         """
+        return prefetched(self._made()) if self.workers else self._made()
+
+    def _made(self) -> Iterator[Batch]:
         images: list[Image.Image] = []
         texts: list[str] = []
         made = 0
-        for image, text in self.source.pairs(self.shuffle_seed):
+        for image, text in self.source.pairs(self.shuffle_seed, workers=self.workers):
             images.append(image)
             texts.append(text)
             if len(images) == self.batch_size:
@@ -129,6 +141,7 @@ def open_batches(
     split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    workers: int | None = None,
 ) -> CaptionedBatches:
     """Batches of what a user names as data; a model of images only gets them without captions.
 
@@ -142,6 +155,7 @@ def open_batches(
         split: of the data; None takes the only one, or `train`.
         image_column: None finds it.
         caption_column: None finds it.
+        workers: see `CaptionedBatches`.
 
     Raises:
         DataError: if there is no data.
@@ -154,7 +168,13 @@ def open_batches(
         captions="first" if reads_text(processor) else "none",
     )
     return CaptionedBatches(
-        source, processor, adapter, batch_size, limit=limit, shuffle_seed=shuffle_seed
+        source,
+        processor,
+        adapter,
+        batch_size,
+        limit=limit,
+        shuffle_seed=shuffle_seed,
+        workers=workers,
     )
 
 
@@ -189,9 +209,19 @@ class ExampleBatches:
         processor: Processor,
         adapter: Adapter,
         batch_size: int,
+        workers: int | None = None,
     ) -> None:
-        """Nothing is read before the first iteration; examples of one image follow each other."""
+        """Nothing is read before the first iteration; examples of one image follow each other.
+
+        Args:
+            examples: all of them are measured.
+            processor: of the model.
+            adapter: its `collate` makes the batches.
+            batch_size: examples in a batch.
+            workers: see `CaptionedBatches`.
+        """
         self._examples = examples
+        self._workers = default_workers(local_processes()) if workers is None else workers
         self._processor, self._adapter = processor, adapter
         self._batch_size = batch_size
 
@@ -205,19 +235,25 @@ class ExampleBatches:
         Raises:
             DataError: if an image cannot be decoded.
         """
-        opener, image = None, None
+        return prefetched(self._made()) if self._workers else self._made()
+
+    def _made(self) -> Iterator[Batch]:
+        images = self._images()
         for start in range(0, len(self._examples), self._batch_size):
             rows = self._examples[start : start + self._batch_size]
-            images: list[Image.Image] = []
-            for row in rows:
-                if row.image is not opener or image is None:
-                    opener, image = row.image, _decoded(row.image, row.place)
-                images.append(image)
-            seconds = [_decoded(row.second, row.place) for row in rows if row.second is not None]
+            found = list(islice(images, len(rows)))
+            firsts = [image for image, _ in found]
+            seconds = [image for _, image in found if image is not None]
             texts = [row.text for row in rows]
-            batch = collated(self._adapter, self._processor, images, texts, seconds)
+            batch = collated(self._adapter, self._processor, firsts, texts, seconds)
             labels = [row.label for row in rows if row.label is not None]
             yield batch | {"labels": torch.tensor(labels, device="cpu")} if labels else batch
+
+    def _images(self) -> Iterator[tuple[Image.Image, Image.Image | None]]:
+        """Of every example; examples of one image share it."""
+        runs = [list(run) for _, run in groupby(self._examples, lambda row: id(row.image))]
+        for decoded in ahead(_decode_run, runs, self._workers):
+            yield from decoded
 
 
 def collated(
@@ -264,6 +300,13 @@ def first(items: Iterable[T], limit: int | None, description: str) -> Iterator[T
         yield item
     if limit is not None and count < limit:
         logger.warning("%s has %s of the %s asked for", description, f"{count:,}", f"{limit:,}")
+
+
+def _decode_run(run: Sequence[Example]) -> list[tuple[Image.Image, Image.Image | None]]:
+    """Of examples with one first image: that, and the second one of each."""
+    first = _decoded(run[0].image, run[0].place)
+    seconds = (None if row.second is None else _decoded(row.second, row.place) for row in run)
+    return [(first, second) for second in seconds]
 
 
 def _decoded(image: Callable[[], Image.Image], place: str) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from PIL import Image, ImageOps
 
 from vlp_plugins.runtime.errors import DataError, first_line, suggest
+from vlp_plugins.runtime.parallel import ahead
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,12 @@ class CaptionSource(ABC):
     def __iter__(self) -> Iterator[Pair]:
         return self.pairs()
 
-    def pairs(self, seed: int | None = None) -> Iterator[Pair]:
+    def pairs(self, seed: int | None = None, *, workers: int = 0) -> Iterator[Pair]:
         """All pairs, in stored order or shuffled by `seed` (same seed, same order).
+
+        Args:
+            seed: of the order; None for the stored one.
+            workers: threads that decode images ahead; the pairs are the same for any number.
 
         Raises:
             DataError: if there is no pair, more than 5% of the records cannot be used, or the
@@ -104,22 +109,28 @@ class CaptionSource(ABC):
         self.seen = self.skipped = 0
         self._first_skipped = ""
         self._is_whole = False
-        for record in self.records(seed):
+        for record, found in ahead(self._decoded, self.records(seed), workers):
             self.seen += 1
-            try:
-                captions = [""] if self.captions == "none" else texts_of(record.caption)
-                image = upright_rgb(record.image())
-            except (DataError, MemoryError):
-                raise
-            except Exception as error:  # decoders raise nearly anything on damaged files
-                self._skip(record, error)
+            if isinstance(found, Exception):
+                self._skip(record, found)
                 continue
+            image, captions = found
             for caption in captions if self.captions == "all" else captions[:1]:
                 yield image, caption
         self._is_whole = True
         self.check()
         if self.skipped:
             logger.warning("%s", self._skipped_message())
+
+    def _decoded(self, record: Record) -> tuple[Record, tuple[Image.Image, list[str]] | Exception]:
+        """A record with its image and captions, or with why it is skipped."""
+        try:
+            captions = [""] if self.captions == "none" else texts_of(record.caption)
+            return record, (upright_rgb(record.image()), captions)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # decoders raise nearly anything on damaged files
+            return record, error
 
     def check(self) -> None:
         """Checks what was read so far; called at the end, and by a caller that stops earlier.

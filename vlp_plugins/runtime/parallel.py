@@ -1,12 +1,17 @@
-"""One function over many tensors, several at a time, each on one core."""
+"""Threads: one function over many tensors, each on one core; data made ahead of their use."""
 
 from __future__ import annotations
 
+import os
+import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from itertools import islice
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 import torch
 
@@ -57,3 +62,89 @@ def over_tensors(
             return list(pool.map(as_caller, items))
     finally:
         torch.set_num_threads(before)  # what the next new thread inherits
+
+
+_MOST_WORKERS = 8
+_PATIENCE = 0.1  # seconds
+
+
+def default_workers(processes: int = 1) -> int:
+    """Threads that prepare data next to the model: the cores but one, at most 8.
+
+    Args:
+        processes: that share the machine.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MOST_WORKERS, ((cores or 1) - 1) // processes)
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """`map(function, items)` in the same order, by threads that work a few items ahead.
+
+    For functions that spend their time outside of Python, as decoding an image does. What one
+    raises is raised in its turn.
+
+    Args:
+        function: called from several threads.
+        items: iterated over by the caller's thread.
+        workers: number of threads; 0 for none, which is `map`.
+    """
+    if workers < 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, "vlp-data")
+    try:
+        remaining = iter(items)
+        pending = deque(pool.submit(function, item) for item in islice(remaining, 2 * workers))
+        while pending:
+            first: Future[Result] = pending.popleft()
+            yield first.result()
+            pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """The items, made by another thread, `depth` of them before they are asked for.
+
+    What the iterable raises is raised where its item would be. If the caller stops, so does it.
+
+    Args:
+        items: iterated over by that thread.
+        depth: from 1 on.
+    """
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stopped = Event()
+
+    def put(is_item: bool, value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                made.put((is_item, value), timeout=_PATIENCE)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def run() -> None:
+        try:
+            if all(put(True, item) for item in items):
+                put(False, None)
+        except BaseException as error:  # everything is the caller's, SystemExit too
+            put(False, error)
+
+    thread = Thread(target=run, name="vlp-data", daemon=True)
+    thread.start()
+    try:
+        while True:
+            is_item, value = made.get()
+            if is_item:
+                yield value
+            elif value is None:
+                return
+            else:
+                raise value
+    finally:
+        stopped.set()
+        thread.join(timeout=1.0)  # no longer: it may wait for a network
