@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from blip_adapter_examples import ADAPTER, GOLDEN, tiny
 from torch import nn
+from toy_masks import random_masks
 
 from benchmarks.parity.blip import model_from_golden
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
+from vlp_adapters.blip.convert import state_to_original
+from vlp_plugins.masks.published_files import export_published, import_published
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -93,3 +97,18 @@ def test_asking_about_another_model_imports_no_transformers() -> None:
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_masks_of_split_attentions_are_those_of_the_originals_one_matrix(tmp_path: Path) -> None:
+    model = tiny()
+    names = state_to_original(model).keys()
+    ADAPTER.split_fused(model)
+    masks = random_masks(model, adapter=ADAPTER)
+    weights = WeightMap.of(model, ADAPTER)
+    export_published(masks, tmp_path / "masks.pth", weights, ADAPTER)
+    written = torch.load(tmp_path / "masks.pth", weights_only=True)
+    assert {key.removesuffix("_pruning_mask") for key in written} <= names
+    qkv = written["visual_encoder.blocks.0.attn.qkv.weight_pruning_mask"]
+    third = [masks[f"vision.0.attention.{part}"] for part in ("query", "key", "value")]
+    assert torch.equal(qkv, torch.cat(third).float())
+    assert import_published(tmp_path / "masks.pth", weights, ADAPTER) == masks

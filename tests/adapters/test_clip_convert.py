@@ -102,20 +102,25 @@ def test_names_go_both_ways_except_what_is_fused() -> None:
     assert CLIP.original_name("classifier.weight") is None
 
 
-def test_published_masks_have_the_original_names_and_ours_where_it_is_fused(tmp_path: Path) -> None:
+def test_published_masks_have_the_original_names_and_are_joined_where_it_fuses(
+    tmp_path: Path,
+) -> None:
     model = made(CLIPModel, clip_config())
     weights = WeightMap.of(model, CLIP)
     kept = {name: torch.rand(w.shape) < 0.5 for name, w in weights.items()}
     masks = Masks.from_dense(kept, Manifest.for_weights(weights, method="test"))
     export_published(masks, tmp_path / "masks.pth", weights, CLIP)
-    keys = set(torch.load(tmp_path / "masks.pth", weights_only=True))
-    assert "visual.transformer.resblocks.1.mlp.c_fc.weight_pruning_mask" in keys
-    assert "text_model.encoder.layers.0.self_attn.q_proj.weight_pruning_mask" in keys
-    back = import_published(tmp_path / "masks.pth", weights, CLIP)
-    assert all(torch.equal(back[name], masks[name]) for name in weights)
-    fused = {"transformer.resblocks.0.attn.in_proj_weight_pruning_mask": torch.ones(48, 16)}
-    with pytest.raises(MaskError, match=r"no mask for 'text.0.self.key'.*k_proj"):
-        import_published(saved(tmp_path / "fused.pth", fused), weights, CLIP)
+    written = torch.load(tmp_path / "masks.pth", weights_only=True)
+    original = state_to_original(model)
+    assert {f"{name}_pruning_mask" for name in original} > written.keys()
+    assert sum(int((mask == 0).sum()) for mask in written.values()) == masks.removed
+    fused = "visual.transformer.resblocks.1.attn.in_proj_weight_pruning_mask"
+    third = [masks[f"vision.1.attention.{part}"] for part in ("query", "key", "value")]
+    assert torch.equal(written[fused], torch.cat(third).float())
+    assert import_published(tmp_path / "masks.pth", weights, CLIP) == masks
+    short = {fused: torch.ones(48, 16)}
+    with pytest.raises(MaskError, match=r"no mask for 'text.0.self.key'.*in_proj_weight.*2 of 3"):
+        import_published(saved(tmp_path / "short.pth", short), weights, CLIP)
 
 
 # --- open_clip ---

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from toy_masks import random_masks
 from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
@@ -22,6 +24,7 @@ from transformers import (
 
 from vlp_adapters.vit import ViTAdapter
 from vlp_plugins.loading import load_model
+from vlp_plugins.masks.published_files import export_published, import_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -91,6 +94,15 @@ def test_original_names_are_those_that_transformers_saves(case, tmp_path: Path) 
     assert {name for name in named.values() if name} == {n for n in saved if "weights_in" not in n}
     fused = {path.split(".")[-2] for path, name in named.items() if name is None}
     assert fused == ({"gate_proj", "up_proj"} if any("weights_in" in n for n in saved) else set())
+    weights = WeightMap.of(model, ADAPTER)
+    masks = random_masks(model, adapter=ADAPTER)
+    export_published(masks, tmp_path / "masks.pth", weights, ADAPTER)
+    masks.apply(model)
+    model.save_pretrained(tmp_path / "masked")
+    pruned = load_file(tmp_path / "masked" / "model.safetensors")
+    for key, mask in torch.load(tmp_path / "masks.pth", weights_only=True).items():
+        assert torch.equal(pruned[key.removesuffix("_pruning_mask")] != 0, mask != 0), key
+    assert import_published(tmp_path / "masks.pth", weights, ADAPTER) == masks
 
 
 def test_the_stream_is_the_forward_of_the_model(case) -> None:

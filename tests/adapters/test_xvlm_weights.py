@@ -6,16 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from toy_masks import random_masks
 from transformers import SwinConfig
 from xvlm_adapter_examples import ADAPTER, GOLDEN, second_moments, tiny, tiny_batch, tiny_config
 
 from benchmarks.parity.xvlm import model_from_golden
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
+from vlp_adapters.xvlm.convert import state_to_original
+from vlp_plugins.masks.published_files import export_published, import_published
 from vlp_plugins.models.adapter import CaptioningAdapter, MatchingAdapter, RetrievalAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -222,3 +226,25 @@ def test_swin_has_no_paths_in_downstream_models() -> None:
     assert "vision.2.mlp.fc1" in ADAPTER.for_task("pretraining", tiny_swin())
     with pytest.raises(UnsupportedError, match="query, key and value in one matrix"):
         ADAPTER.for_task("retrieval", tiny_swin())
+
+
+# --- published masks ---
+
+
+def test_masks_of_swin_are_those_of_the_originals_fused_projections(tmp_path: Path) -> None:
+    model = tiny_swin()
+    weights = WeightMap.of(model, ADAPTER)
+    masks = random_masks(model, adapter=ADAPTER)
+    export_published(masks, tmp_path / "masks.pth", weights, ADAPTER)
+    written = torch.load(tmp_path / "masks.pth", weights_only=True)
+    assert sum(int((mask == 0).sum()) for mask in written.values()) == masks.removed
+    dense = state_to_original(model)
+    masked = {
+        name: value * written.pop(f"{name}_pruning_mask", torch.tensor(1.0))
+        for name, value in dense.items()
+    }
+    assert not written  # every key is one of the original
+    assert import_published(tmp_path / "masks.pth", weights, ADAPTER) == masks
+    masks.apply(model)
+    for name, value in state_to_original(model).items():
+        assert torch.equal(masked[name], value), name

@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
-from toy_masks import ADAPTER, Captioning, Pretraining, random_masks
+from toy_masks import ADAPTER, Captioning, Pretraining, ToyAdapter, random_masks
 
 from vlp_plugins.masks.published_files import export_published, import_published
+from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, OutputError
 
@@ -241,3 +242,80 @@ def test_masks_can_be_imported_for_any_dtype_of_model(path, state, masks):
     weights = WeightMap.of(Pretraining().bfloat16(), ADAPTER)
 
     assert import_published(path, weights, ADAPTER) == masks
+
+
+# --- several weights in one tensor of the original ---
+
+
+class Fused(ToyAdapter):
+    """An original that keeps `text.ffn`, `text.out` and something else in one tensor."""
+
+    def original_part(self, path):
+        parts = {"encoder.ffn.weight": 0, "decoder.ffn.weight": 0, "decoder.out.weight": 1}
+        if path in parts:
+            return OriginalPart("fused.weight", parts[path], 3)
+        return super().original_part(path)
+
+
+FUSED = "fused.weight_pruning_mask"
+
+
+@pytest.fixture
+def fused(model):
+    model.decoder["out"] = torch.nn.Linear(3, 7)  # as wide as the others
+    return WeightMap.of(model, Fused()), random_masks(model)
+
+
+def test_what_the_original_keeps_in_one_tensor_is_joined_and_split(path, fused):
+    weights, masks = fused
+    export_published(masks, path, weights, Fused())
+
+    state = torch.load(path, weights_only=True)
+    assert {key for key in state if not key.startswith("visual_encoder.")} == {FUSED}
+    joined = torch.cat([masks["text.ffn"], masks["text.out"], torch.ones(7, 3)])
+    assert torch.equal(state[FUSED], joined)
+    assert import_published(path, weights, Fused()) == masks
+
+
+def test_parts_that_this_package_wrote_under_names_of_their_own_are_read(path, fused):
+    weights, masks = fused
+    export_published(masks, path, weights, ADAPTER)
+
+    assert import_published(path, weights, Fused()) == masks
+
+
+def test_a_joined_mask_that_does_not_fit(path, fused):
+    weights, masks = fused
+    export_published(masks, path, weights, Fused())
+    state = torch.load(path, weights_only=True)
+    whole = state[FUSED].clone()
+
+    def refused():
+        torch.save(state, path)
+        with pytest.raises(MaskError) as caught:
+            import_published(path, weights, Fused())
+        return str(caught.value)
+
+    state[FUSED] = whole.clone()
+    state[FUSED][14, 0] = 0
+    assert f"{FUSED} (part 3 of 3) removes elements" in refused()
+    state[FUSED] = whole[:20]
+    assert f"{FUSED} is [20, 3], not masks of 3 weights" in refused()
+    state[FUSED] = whole[:12]
+    assert f"{FUSED} (part 1 of 3) is [4, 3], but 'text.ffn' is [7, 3]" in refused()
+    state[FUSED] = torch.tensor(1.0)
+    assert f"{FUSED} is [], not masks of 3 weights" in refused()
+    state[FUSED] = [1.0]
+    assert f"{FUSED} is a list, not a tensor" in refused()
+    del state[FUSED]
+    assert f"no mask for 'text.ffn' (looked for {FUSED} (part 1 of 3))" in refused()
+
+
+def test_a_weight_that_the_original_has_not_is_not_written(path, weights, masks):
+    class Lacking(ToyAdapter):
+        def original_name(self, name):
+            return None if name == "decoder.out.weight" else name
+
+    with pytest.raises(MaskError, match=r"no parameter for 1 of 4 weights, first decoder\.out"):
+        export_published(masks, path, weights, Lacking())
+    assert not path.exists()

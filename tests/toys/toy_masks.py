@@ -57,16 +57,16 @@ class ToyAdapter(Adapter):
     def original_name(self, path):
         if path.startswith("vision."):
             return path.replace("vision.", "visual_encoder.", 1)
-        return None
+        return path
 
 
 ADAPTER = ToyAdapter()
 
 
-def random_masks(model, *, density=0.4, seed=0, **about):
-    """Masks for a toy model that keep about `density` of every weight."""
+def random_masks(model, *, density=0.4, seed=0, adapter=ADAPTER, **about):
+    """Masks for a model, by default a toy, that keep about `density` of every weight."""
     generator = torch.Generator().manual_seed(seed)
-    weights = WeightMap.of(model, ADAPTER)
+    weights = WeightMap.of(model, adapter)
     dense = {
         name: torch.rand(weight.shape, generator=generator) < density
         for name, weight in weights.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import pack
-from vlp_plugins.models.adapter import Adapter
+from vlp_plugins.models.adapter import Adapter, OriginalPart
 from vlp_plugins.models.weights import Weight, WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import load_pickled
 from vlp_plugins.runtime.errors import MaskError
@@ -26,9 +26,10 @@ def import_published(path: str | os.PathLike[str], weights: WeightMap, adapter: 
     """Reads a published file into masks for the weights of a model.
 
     The file is a state dict, bare or under `"model"`, whose keys name parameters as the original
-    code base or as this model does; code in it is never run. What the published code leaves whole
-    (biases, excluded layers) has masks of ones there and is passed over. A copied weight without
-    a mask of its own gets no entry; it inherits when the masks are applied.
+    code base or as this model does; code in it is never run. A mask of what the original keeps in
+    one tensor (query, key and value) is split. What the published code leaves whole (biases,
+    excluded layers) has masks of ones there and is passed over. A copied weight without a mask of
+    its own gets no entry; it inherits when the masks are applied.
 
     Args:
         path: the file.
@@ -47,19 +48,21 @@ def import_published(path: str | os.PathLike[str], weights: WeightMap, adapter: 
     }
     if not found:
         raise MaskError(f"{path} has no key that ends in {SUFFIX}; it is no published mask file")
+    places = {weight.name: _places(weight, adapter) for weight in weights.values()}
+    parts = _parts(path, found, {place for some in places.values() for place in some})
     packed: dict[str, torch.Tensor] = {}
-    used: set[str] = set()
+    used: set[OriginalPart] = set()
     for weight in weights.values():
-        keys = [key for key in _keys(weight, adapter) if key in found]
+        keys = [place for place in places[weight.name] if place in parts]
         used.update(keys)
         if keys:
-            packed[weight.name] = _agreed(path, weight, {key: found[key] for key in keys})
+            packed[weight.name] = _agreed(path, weight, {key: parts[key] for key in keys})
         elif weight.copy_of not in weights:
             raise MaskError(
                 f"{path} has no mask for {weight.name!r} (looked for "
-                f"{_keys(weight, adapter)[0]}{SUFFIX}); is it of another model?"
+                f"{_shown(places[weight.name][0])}); is it of another model?"
             )
-    _reject_leftovers(path, {key: value for key, value in found.items() if key not in used})
+    _reject_leftovers(path, {key: value for key, value in parts.items() if key not in used})
     manifest = Manifest.for_weights(weights, method="published", note=f"imported from {path.name}")
     return Masks(packed, _only(manifest, packed))
 
@@ -75,26 +78,36 @@ def export_published(
 ) -> None:
     """Writes masks as a published file: one key per alias of every weight, in original names.
 
+    Where the original keeps several weights in one tensor, their masks are joined; a part of it
+    that is not pruned is kept whole.
+
     Args:
         masks: masks that fit the weights.
         path: the file to write.
         weights: of the model that the masks are for.
-        adapter: knows the original names; a parameter without one keeps its own.
+        adapter: knows the original names. Where it knows none, parameters keep their own.
         dtype: of the 0/1 tensors; floating, because published code computes with them.
         overwrite: replace an existing file.
 
     Raises:
-        MaskError: if the masks do not fit the weights.
+        MaskError: if the masks do not fit the weights, or the original has some of the weights
+            and lacks another.
         OutputError: if the file exists and is not to be overwritten, or cannot be written.
     """
     matched = masks.match(weights)
+    places = _original_places(weights, adapter)
     with atomic_file(path, overwrite=overwrite) as temporary:
         state: dict[str, torch.Tensor] = {}
-        for name, weight in weights.items():
+        for name in weights:
             mask = masks[matched[name]].to(dtype)
-            for alias in weight.aliases:
-                # Tied names hold the same tensor, which the file stores once.
-                state[(adapter.original_name(alias) or alias) + SUFFIX] = mask
+            for place in places[name]:
+                key = place.name + SUFFIX
+                if place.of == 1:  # tied names hold the same tensor, which the file stores once
+                    state[key] = mask
+                    continue
+                if key not in state:
+                    state[key] = mask.new_ones(place.of * len(mask), *mask.shape[1:])
+                state[key].chunk(place.of)[place.part].copy_(mask)
         torch.save(state, temporary)
 
 
@@ -122,23 +135,62 @@ def _read_state(path: Path) -> Mapping[object, object]:
     return content
 
 
-def _keys(weight: Weight, adapter: Adapter) -> list[str]:
-    """Every name that a file may give to a weight: the original's first."""
-    names: dict[str, None] = {}
-    for alias in weight.aliases:
-        if original := adapter.original_name(alias):
-            names[original] = None
-    return list(names | dict.fromkeys(weight.aliases))
+def _places(weight: Weight, adapter: Adapter) -> list[OriginalPart]:
+    """Every place that a file may have for a weight: the original's first."""
+    places = dict.fromkeys(
+        place for alias in weight.aliases if (place := adapter.original_part(alias))
+    )
+    # Files that this package wrote before it joined what the original keeps in one tensor.
+    names = [name for alias in weight.aliases if (name := adapter.original_name(alias))]
+    return list(places | dict.fromkeys(map(OriginalPart, [*names, *weight.aliases])))
 
 
-def _agreed(path: Path, weight: Weight, found: Mapping[str, object]) -> torch.Tensor:
+def _original_places(weights: WeightMap, adapter: Adapter) -> dict[str, list[OriginalPart]]:
+    """Where the original keeps each weight; the weight's own paths if it has none of them."""
+    places = {
+        name: [place for alias in weight.aliases if (place := adapter.original_part(alias))]
+        for name, weight in weights.items()
+    }
+    if lacking := [name for name, found in places.items() if not found]:
+        if len(lacking) < len(places):
+            raise MaskError(
+                f"the original {adapter.name} code has no parameter for {len(lacking)} of "
+                f"{len(places)} weights, first {weights[lacking[0]].aliases[0]}: it could not read "
+                "their masks; export masks of a model that it has, the pre-training model"
+            )
+        return {name: [*map(OriginalPart, weight.aliases)] for name, weight in weights.items()}
+    return places
+
+
+def _parts(
+    path: Path, found: Mapping[str, object], places: Collection[OriginalPart]
+) -> dict[OriginalPart, object]:
+    """What a file has, divided where the original keeps several weights in one tensor."""
+    numbers = {place.name: place.of for place in places if place.of > 1}
+    parts: dict[OriginalPart, object] = {}
+    for name, value in found.items():
+        of = numbers.get(name, 1)
+        if of == 1:
+            parts[OriginalPart(name)] = value
+            continue
+        mask = _as_bool(path, OriginalPart(name), value)
+        if mask.ndim == 0 or len(mask) % of:
+            raise MaskError(
+                f"{path}: {_shown(OriginalPart(name))} is {list(mask.shape)}, not masks of {of} "
+                "weights below each other; is it of another model?"
+            )
+        parts |= {OriginalPart(name, n, of): rows for n, rows in enumerate(mask.chunk(of))}
+    return parts
+
+
+def _agreed(path: Path, weight: Weight, found: Mapping[OriginalPart, object]) -> torch.Tensor:
     """The packed mask on which all names of a weight agree."""
-    packed: dict[str, torch.Tensor] = {}
+    packed: dict[OriginalPart, torch.Tensor] = {}
     for key, value in found.items():
         mask = _as_bool(path, key, value)
         if tuple(mask.shape) != weight.shape:
             raise MaskError(
-                f"{path}: {key}{SUFFIX} is {list(mask.shape)}, but {weight.name!r} is "
+                f"{path}: {_shown(key)} is {list(mask.shape)}, but {weight.name!r} is "
                 f"{list(weight.shape)}; is it of another model?"
             )
         packed[key] = pack(mask)
@@ -146,30 +198,37 @@ def _agreed(path: Path, weight: Weight, found: Mapping[str, object]) -> torch.Te
     for key, other in others:
         if not torch.equal(bits, other):
             raise MaskError(
-                f"{path}: {first} and {key} are one weight here ({weight.name!r}), but their "
-                "masks differ; the model the file was made for did not tie them"
+                f"{path}: {first.name} and {key.name} are one weight here ({weight.name!r}), but "
+                "their masks differ; the model the file was made for did not tie them"
             )
     return bits
 
 
-def _as_bool(path: Path, key: str, value: object) -> torch.Tensor:
+def _as_bool(path: Path, key: OriginalPart, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise MaskError(f"{path}: {key}{SUFFIX} is a {type(value).__name__}, not a tensor")
+        raise MaskError(f"{path}: {_shown(key)} is a {type(value).__name__}, not a tensor")
     mask = value != 0
     if not torch.equal(mask.to(value.dtype), value):
-        raise MaskError(f"{path}: {key}{SUFFIX} has values other than 0 and 1; it is no mask")
+        raise MaskError(f"{path}: {_shown(key)} has values other than 0 and 1; it is no mask")
     return mask
 
 
-def _reject_leftovers(path: Path, leftovers: Mapping[str, object]) -> None:
+def _reject_leftovers(path: Path, leftovers: Mapping[OriginalPart, object]) -> None:
     """Masks of what is not pruned here must be ones throughout, as published files have them."""
     for key, value in leftovers.items():
         if not bool(_as_bool(path, key, value).all()):
-            what = "biases are never pruned" if key.endswith("bias") else "is it another model's?"
+            is_bias = key.name.endswith("bias")
+            what = "biases are never pruned" if is_bias else "is it another model's?"
             raise MaskError(
-                f"{path}: {key}{SUFFIX} removes elements of something that is not pruned in this "
+                f"{path}: {_shown(key)} removes elements of something that is not pruned in this "
                 f"model; {what}"
             )
+
+
+def _shown(place: OriginalPart) -> str:
+    """The key of a file, and which part of its tensor is meant."""
+    whole = place.name + SUFFIX
+    return whole if place.of == 1 else f"{whole} (part {place.part + 1} of {place.of})"
 
 
 def _only(manifest: Manifest, names: Mapping[str, object]) -> Manifest:

@@ -67,6 +67,21 @@ class WeightSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginalPart:
+    """Where the original code base keeps a parameter.
+
+    Attributes:
+        name: of its tensor.
+        part: which part of the tensor's first dimension, from 0.
+        of: number of equal parts; 3 where query, key and value are one tensor.
+    """
+
+    name: str
+    part: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Exclusion:
     """Parameters that are not pruned.
 
@@ -287,6 +302,15 @@ class Adapter(ABC):
     def original_name(self, path: str) -> str | None:
         """The name that the original code base gives to parameter `path`; None if it has none."""
         return None
+
+    def original_part(self, path: str) -> OriginalPart | None:
+        """Where the original code base keeps parameter `path`; None if it has no such parameter.
+
+        For families whose original keeps several parameters in one tensor; for all others
+        `original_name` is enough.
+        """
+        name = self.original_name(path)
+        return None if name is None else OriginalPart(name)
 
 
 @runtime_checkable

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
+from vlp_plugins.models.adapter import (
+    Adapter,
+    Batch,
+    Exclusion,
+    Negatives,
+    OriginalPart,
+    Stream,
+    WeightSpec,
+)
 from vlp_plugins.models.weights import WeightMap
 
 if TYPE_CHECKING:
@@ -94,6 +102,9 @@ class DelegatingAdapter(Adapter):
 
     def original_name(self, path: str) -> str | None:
         return self.adapter.original_name(path)
+
+    def original_part(self, path: str) -> OriginalPart | None:
+        return self.adapter.original_part(path)
 
 
 class Within(DelegatingAdapter):

@@ -21,6 +21,7 @@ from vlp_plugins.models.adapter import (
     Batch,
     Exclusion,
     Negatives,
+    OriginalPart,
     Stream,
     WeightSpec,
     need,
@@ -34,7 +35,7 @@ _ANSWERING_TYPE = "vlp_blip_answering"
 _IN_ORIGINAL = re.compile(
     r"(vision_model|text_encoder|vision_proj|text_proj)(_m)?\.|(text_decoder|itm_head)\.|temp$"
 )
-_SPLIT = re.compile(r"\.self_attn\.[qkv]_proj\.")
+_SPLIT = re.compile(r"\.self_attn\.([qkv])_proj\.")
 
 
 class BlipAdapter(Adapter):
@@ -196,6 +197,13 @@ class BlipAdapter(Adapter):
         if not _IN_ORIGINAL.match(path) or _SPLIT.search(path):
             return None
         return to_original_name(path)
+
+    def original_part(self, path: str) -> OriginalPart | None:
+        """A third of `attn.qkv` for query, key and value of a split attention."""
+        if not (match := _SPLIT.search(path)):
+            return super().original_part(path)
+        fused = self.original_name(path.replace(match[0], ".self_attn.qkv."))
+        return None if fused is None else OriginalPart(fused, "qkv".index(match[1]), 3)
 
     def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, D]` from `pixel_values` or `image_embeds`."""

@@ -11,11 +11,11 @@ from torch.nn import functional
 from vlp_adapters.checkpoints import reject_torchscript, tensor_names
 from vlp_adapters.clip.inputs import TowerInputs, ended_texts
 from vlp_adapters.clip.kinds import CLIP_CLASSES
-from vlp_adapters.clip.names import is_original, to_original_name
+from vlp_adapters.clip.names import is_original, original_part, to_original_name
 from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import CLIP_EXCLUSIONS, VISION
 from vlp_adapters.objectives import batch_contrastive_loss, similarity
-from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.adapter import Batch, OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
 
 
@@ -75,3 +75,7 @@ class ClipAdapter(TwoTowerAdapter):
     def original_name(self, path: str) -> str | None:
         """OpenAI's name of parameter `path`; see `to_original_name`."""
         return to_original_name(path)
+
+    def original_part(self, path: str) -> OriginalPart | None:
+        """See `names.original_part`."""
+        return original_part(path)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Set
 
 from vlp_adapters.names import rebegin, reverse
+from vlp_plugins.models.adapter import OriginalPart
 
 FUSED = ("q_proj", "k_proj", "v_proj")
 """The rows of `in_proj`, in this order."""
@@ -46,9 +47,9 @@ _SIGNS = ("token_embedding.weight", "transformer.resblocks.0.attn.in_proj_weight
 def to_original_name(path: str) -> str | None:
     """OpenAI's name of a parameter of `CLIPModel`, or of a tower's class with a projection.
 
-    None for query, key and value, which have no tensor of their own there: published mask files
-    keep our names for them. None also for what OpenAI's CLIP does not have, a classifier, and for
-    a bare tower, whose paths do not say which of the two it is.
+    None for query, key and value, which have no tensor of their own there (see `original_part`).
+    None also for what OpenAI's CLIP does not have, a classifier, and for a bare tower, whose paths
+    do not say which of the two it is.
     """
     if match := _OURS.fullmatch(path):
         tower, index, tail = match.groups()
@@ -58,6 +59,16 @@ def to_original_name(path: str) -> str | None:
         return f"{visual}transformer.resblocks.{index}.{rebegin(tail, _LAYER)}"
     original = rebegin(path, _OUTSIDE)
     return original if original != path or path == "logit_scale" else None
+
+
+def original_part(path: str) -> OriginalPart | None:
+    """Where OpenAI keeps a parameter: a third of `attn.in_proj_*` for query, key and value."""
+    if match := _HALVES.search(path):
+        name = to_original_name(path.replace(match[0], "self_attn.in_proj_"))
+        part, of = FUSED.index(match[1]), len(FUSED)
+    else:
+        name, part, of = to_original_name(path), 0, 1
+    return None if name is None else OriginalPart(name, part, of)
 
 
 def from_original_name(name: str) -> str:

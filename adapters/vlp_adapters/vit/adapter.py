@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from vlp_adapters.classification import classifier_logits, classifier_loss
 from vlp_adapters.classifiers import TASK, image_classifier, tower_prefix
 from vlp_adapters.layers import check_linear
-from vlp_adapters.vit.original import LAYER, to_original_name
+from vlp_adapters.vit.original import LAYER, original_part, to_original_name
 from vlp_plugins.models.adapter import (
     Adapter,
     Batch,
     Exclusion,
     Negatives,
+    OriginalPart,
     Owner,
     Stream,
     WeightSpec,
@@ -160,3 +161,7 @@ class ViTAdapter(Adapter):
     def original_name(self, path: str) -> str | None:
         """See `to_original_name`."""
         return to_original_name(path)
+
+    def original_part(self, path: str) -> OriginalPart | None:
+        """See `original.original_part`."""
+        return original_part(path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import few
+from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _ORIGINAL_DINOV2 = {
     "mlp.up_proj": None,
     "mlp.down_proj": "mlp.weights_out",
 }
+_HALF = re.compile(r"(encoder\.layer\.\d+\.mlp\.)(gate|up)_proj\.")
 
 
 def to_original_name(path: str) -> str | None:
@@ -54,6 +56,15 @@ def to_original_name(path: str) -> str | None:
     names = _ORIGINAL_VIT if container == "layers" else _ORIGINAL_DINOV2
     original = names.get(layer, layer)
     return None if original is None else f"{root}encoder.layer.{index}.{original}{rest}"
+
+
+def original_part(path: str) -> OriginalPart | None:
+    """Where the original keeps a parameter: the halves of a SwiGLU are one tensor there."""
+    if match := _HALF.search(path):
+        name = to_original_name(path.replace(match[0], f"{match[1]}weights_in."))
+        return OriginalPart(str(name), ("gate", "up").index(match[2]), 2)
+    name = to_original_name(path)
+    return None if name is None else OriginalPart(name)
 
 
 def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.Module:

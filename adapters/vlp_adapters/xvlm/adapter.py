@@ -16,11 +16,19 @@ from vlp_adapters.xvlm import downstream, task_passes
 from vlp_adapters.xvlm.abilities import XvlmAbilities
 from vlp_adapters.xvlm.kinds import Kind, kind_of, require
 from vlp_adapters.xvlm.masking import mask_words, word_targets
-from vlp_adapters.xvlm.names import is_original, to_original_name
+from vlp_adapters.xvlm.names import is_original, original_part, to_original_name
 from vlp_adapters.xvlm.streams import activation_streams, matching_pairs
 from vlp_adapters.xvlm.task_weights import task_exclusions, task_weight_specs
 from vlp_adapters.xvlm.weights import EXCLUSIONS, downstream_paths, weight_specs
-from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
+from vlp_plugins.models.adapter import (
+    Adapter,
+    Batch,
+    Exclusion,
+    Negatives,
+    OriginalPart,
+    Stream,
+    WeightSpec,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -192,6 +200,10 @@ class XvlmAdapter(XvlmAbilities, Adapter):
     def original_name(self, path: str) -> str | None:
         """The name that the X-VLM code base gives to parameter `path`."""
         return to_original_name(path)
+
+    def original_part(self, path: str) -> OriginalPart | None:
+        """See `names.original_part`."""
+        return original_part(path)
 
 
 def _kind(model: nn.Module) -> Kind:

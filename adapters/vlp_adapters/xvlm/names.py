@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlp_adapters.names import rebegin, reverse
+from vlp_plugins.models.adapter import OriginalPart
 
 # Beginnings of names, (ours, original); the first that matches counts.
 _VISION = (
@@ -92,6 +93,16 @@ def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for projection, rows in zip(_PROJECTIONS, tensor.chunk(3), strict=True):
             result[name.replace(".qkv.", f".{projection}.")] = rows.clone()
     return result
+
+
+def original_part(name: str) -> OriginalPart:
+    """Where the original keeps a parameter: a third of `attn.qkv` for Swin's projections."""
+    original = to_original_name(name)
+    for part, projection in enumerate(_PROJECTIONS):
+        if f".attn.{projection}." in original:
+            fused = original.replace(f".{projection}.", ".qkv.")
+            return OriginalPart(fused, part, len(_PROJECTIONS))
+    return OriginalPart(original)
 
 
 def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
