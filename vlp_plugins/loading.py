@@ -281,7 +281,7 @@ def load_structure(source: str, *, adapter: str | None = None) -> tuple[nn.Modul
 
 
 def describe_file(source: str) -> str | None:
-    """What a checkpoint file of an original code base is; None if no adapter knows its format.
+    """What a checkpoint of an original code base is; None if no adapter knows its format.
 
     Args:
         source: as of `load_model`.
@@ -290,7 +290,7 @@ def describe_file(source: str) -> str | None:
         UnsupportedError: if the file is damaged.
     """
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists():
         return None
     known = registry()
     adapters = (known.adapter(name) for name in known.adapter_names())

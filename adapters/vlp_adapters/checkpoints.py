@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from vlp_plugins.models.architecture import bounded
 from vlp_plugins.runtime.artifacts import load_pickled
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
+from vlp_plugins.runtime.files import atomic_file
 
 _PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
 _STATE_KEYS = ("model", "state_dict", "teacher")
@@ -40,7 +42,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _bare(load_file(path))
-        content = load_pickled(path, UnsupportedError)
+        content = _open(path, mmap=False)
     except pickle.UnpicklingError as error:
         raise UnsupportedError(
             f"{path} was not read: it holds objects other than tensors, which could run code, or "
@@ -90,15 +92,25 @@ def options_beside(path: str | os.PathLike[str], known: Collection[str]) -> dict
     return options
 
 
-def write_state(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Writes tensors as `{"model": state}`, or as `.safetensors` if the path ends so."""
-    path = Path(path)
+def write_state(
+    state: Mapping[str, Tensor], path: str | os.PathLike[str], key: str | None = "model"
+) -> None:
+    """Writes tensors as `{key: state}` or bare, or as `.safetensors` if the path ends so.
+
+    An existing file is replaced once the new one is whole.
+
+    Args:
+        state: tensors by original name.
+        path: the file.
+        key: under which the original's loader looks; None for the bare state.
+    """
     # A clone: tied tensors share memory, which safetensors refuses and the original does not need.
     state = {name: tensor.clone() for name, tensor in state.items()}
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state}, path)
+    with atomic_file(path, overwrite=True) as temporary:
+        if temporary.suffix == ".safetensors":
+            save_file(state, temporary)
+        else:
+            torch.save(state if key is None else {key: state}, temporary)
 
 
 def check_fit(
@@ -146,7 +158,7 @@ def tensor_names(path: Path) -> set[str]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return set(file.keys())
-        if path.suffix not in _PICKLED or not path.is_file() or _is_torchscript(path):
+        if path.suffix not in _PICKLED or not path.is_file() or is_torchscript(path):
             return set()
         content = _open(path)
     except UnsupportedError:
@@ -157,13 +169,24 @@ def tensor_names(path: Path) -> set[str]:
     return {str(name).removeprefix("module.") for name in _state_in(content)}
 
 
+def is_torchscript(path: Path) -> bool:
+    """True for a TorchScript archive, which holds a program."""
+    if path.suffix not in _PICKLED or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:  # whoever reads it says so
+        return False
+
+
 def reject_torchscript(path: Path) -> None:
     """Checks that a file is not a TorchScript archive: a program, whose tensors need it to be run.
 
     Raises:
         UnsupportedError: if it is one; says how to convert it.
     """
-    if _is_torchscript(path):
+    if is_torchscript(path):
         raise UnsupportedError(
             f"{path} is a TorchScript archive (OpenAI publishes CLIP as such): a program, which is "
             "not run here; if you trust it, convert it once: torch.save(torch.jit.load("
@@ -227,18 +250,12 @@ def _bare(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
-    if path.suffix not in _PICKLED or not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:  # whoever reads it says so
-        return False
-
-
-def _open(path: Path) -> object:
-    try:
-        return load_pickled(path, UnsupportedError, mmap=True)
-    except RuntimeError:  # the format before torch 1.6 cannot be mapped
-        return load_pickled(path, UnsupportedError)
+def _open(path: Path, *, mmap: bool = True) -> object:
+    """What a PyTorch file holds, with the arguments of argparse that training scripts add to it."""
+    with torch.serialization.safe_globals([argparse.Namespace]):  # holds values, runs nothing
+        try:
+            return load_pickled(path, UnsupportedError, mmap=mmap)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            if not mmap:
+                raise
+            return load_pickled(path, UnsupportedError)

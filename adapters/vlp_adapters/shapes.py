@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from vlp_plugins.runtime.errors import UnsupportedError
 
-_HEAD_WIDTH = 64  # of ViT and BERT in every published BLIP and X-VLM
+_HEAD_WIDTH = 64  # of ViT and BERT up to a width of 1024; wider towers have 64 to 104
+_MOST_HEADS = 16
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,48 @@ class CheckpointShapes:
 def attention_heads(width: int, tower: str) -> int:
     """The number of attention heads, which shapes do not tell: 64 dimensions each.
 
+    Args:
+        width: of the tower.
+        tower: `vision` or `text`, the beginning of the loader's keyword.
+
     Raises:
-        UnsupportedError: if 64 does not divide the width.
+        UnsupportedError: if 64 does not divide the width, or it is above 1024.
     """
-    if width % _HEAD_WIDTH:
+    heads, rest = divmod(width, _HEAD_WIDTH)
+    if rest or heads > _MOST_HEADS:
         raise UnsupportedError(
             f"the {tower} encoder is {width} wide, so its number of attention heads cannot be "
-            f"guessed (published models have {_HEAD_WIDTH} dimensions per head); pass a "
-            "configuration"
+            f"guessed (published models up to {_HEAD_WIDTH * _MOST_HEADS} wide have {_HEAD_WIDTH} "
+            f"dimensions per head); pass {tower}_heads, or put a file with the checkpoint's name "
+            f'and the ending .json next to it: {{"{tower}_heads": ...}}'
         )
-    return width // _HEAD_WIDTH
+    return heads
+
+
+def check_options(options: Mapping[str, Any], widths: Mapping[str, int]) -> None:
+    """Checks keywords that say what shapes do not; None stands for a guess.
+
+    Args:
+        options: by name, which ends in `_heads`, `_act` or `_eps`.
+        widths: of the towers, by the beginning of the names of their `_heads`.
+
+    Raises:
+        UnsupportedError: naming the first that is impossible.
+    """
+    from transformers.activations import ACT2FN
+
+    for name, value in options.items():
+        tower, _, kind = name.rpartition("_")
+        if value is None:
+            continue
+        if kind == "heads":
+            good = type(value) is int and value > 0 and widths[tower] % value == 0
+            wanted = f"a number that divides the {widths[tower]} of the {tower} encoder's width"
+        elif kind == "act":
+            good = isinstance(value, str) and value in ACT2FN
+            wanted = "an activation of transformers, such as gelu or quick_gelu"
+        else:
+            good = isinstance(value, float) and 0 < value < 1
+            wanted = "a number between 0 and 1, such as 1e-5"
+        if not good:
+            raise UnsupportedError(f"{name} is {value!r}, not {wanted}")

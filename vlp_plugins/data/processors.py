@@ -89,6 +89,7 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
     """
     path = Path(source)
     folder = str(path.parent) if path.is_file() else source
+    where = f"next to {source}" if path.is_file() else f"at {source}"
     with _quiet():
         processor, reasons = _load(folder)
     if processor is None:
@@ -98,8 +99,8 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
         if place.is_dir() and not any((place / name).exists() for name in _IMAGE_FILES):
             why = ""  # it was said what is missing
         raise DataError(
-            f"no processor at {folder}: it needs {_FILES}; copy them from the model that it was "
-            f"made of, or name a folder or hub id that has them{why and f' ({why})'}"
+            f"no processor {where}: it needs {_FILES}; copy them from the model that it was made "
+            f"of, or name a folder or hub id that has them with --processor{why and f' ({why})'}"
         )
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlp_adapters.clip.convert import load_original as load_original
+    from vlp_adapters.clip.convert import save_original as save_original
     from vlp_adapters.clip.convert import state_to_original as state_to_original
 
-_HOMES = {"load_original": "convert", "state_to_original": "convert"}
+_HOMES = dict.fromkeys(("load_original", "save_original", "state_to_original"), "convert")
 
-__all__ = ["load_original", "state_to_original"]
+__all__ = ["load_original", "save_original", "state_to_original"]
 
 
 def __getattr__(name: str) -> Any:

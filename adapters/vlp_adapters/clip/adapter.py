@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from vlp_adapters.checkpoints import reject_torchscript, tensor_names
 from vlp_adapters.clip.inputs import TowerInputs, ended_texts
 from vlp_adapters.clip.kinds import CLIP_CLASSES
-from vlp_adapters.clip.names import is_original, original_part, to_original_name
+from vlp_adapters.clip.names import original_part, to_original_name
 from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import CLIP_EXCLUSIONS, VISION
 from vlp_adapters.objectives import batch_contrastive_loss, similarity
@@ -56,21 +54,6 @@ class ClipAdapter(TwoTowerAdapter):
         """Symmetric cross-entropy (Radford et al. 2021, figure 3) at the learned temperature."""
         temperature = (-model.logit_scale.float()).exp()
         return batch_contrastive_loss(similarity(images, texts.T, temperature))
-
-    def load(self, source: str) -> nn.Module | None:
-        """Loads a checkpoint file with OpenAI's names; folders of transformers are not for here.
-
-        Raises:
-            UnsupportedError: if it is CLIP's, but damaged or without a vision transformer; or if it
-                is a TorchScript archive, as OpenAI publishes them: the error says how to convert.
-        """
-        path = Path(source)
-        reject_torchscript(path)
-        if not is_original(tensor_names(path)):
-            return None
-        from vlp_adapters.clip.convert import load_original
-
-        return load_original(path)
 
     def original_name(self, path: str) -> str | None:
         """OpenAI's name of parameter `path`; see `to_original_name`."""

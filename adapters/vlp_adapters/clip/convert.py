@@ -1,9 +1,10 @@
-"""CLIP checkpoints with OpenAI's names to transformers' `CLIPModel` and back."""
+"""Checkpoints of OpenAI's CLIP, and of open_clip's CLIP and SigLIP, from and to transformers."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,57 +12,131 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from transformers.initialization import no_init_weights
 
-from vlp_adapters.checkpoints import check_fit, read_state
-from vlp_adapters.clip.names import FUSED, TRANSPOSED, from_original_name, to_original_name
-from vlp_adapters.shapes import CheckpointShapes, attention_heads
+from vlp_adapters.checkpoints import check_fit, options_beside, read_state, write_state
+from vlp_adapters.clip.modeling import SiglipWithClipVision, SiglipWithClipVisionConfig
+from vlp_adapters.clip.names import (
+    FUSED,
+    OPEN_CLIP_CONFIG,
+    POOLING,
+    TRANSPOSED,
+    Format,
+    checkpoint_file,
+    format_of,
+    from_open_clip_name,
+    from_original_name,
+    to_open_clip_name,
+    to_original_name,
+)
+from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _log = logging.getLogger(__name__)
 
+OPTIONS = ("hidden_act", "text_act", "text_eps", "vision_heads", "text_heads")
+"""Keywords of `load_original`: what shapes do not tell."""
 _OF_OPENAI = ("input_resolution", "context_length", "vocab_size")
 _NOT_WEIGHTS = (*_OF_OPENAI, "attn_mask")
 _PATCHES = "visual.conv1.weight"
-_OPEN_CLIP = "open_clip_config.json"
+_POOL = "visual.trunk.attn_pool."
+_CUSTOM_TEXT = "open_clip_custom_text"
+_SCALARS = ("logit_scale", "logit_bias")
+# Image towers of SigLIP whose activation timm changed; all others have the exact gelu.
+_TANH_TOWERS = (
+    "vit_base_patch32_siglip",
+    "vit_large_patch16_siglip_512",
+    "vit_so400m_patch16_siglip",
+    "vit_giantopt",
+)
+_TANH = "gelu_pytorch_tanh"
+_SIGLIP_WIDTHS = (1152, 1536)  # of SO400M and giant-opt, which have 16 heads
+_SIGLIP_HEADS = 16
+_SIGLIP_EPS = 1e-6
+_TORCH_EPS = 1e-5
 
 
-def load_original(path: str | os.PathLike[str], **options: Any) -> CLIPModel:
-    """Loads a checkpoint file with OpenAI's names into a `CLIPModel`, in evaluation mode.
+def load_original(
+    path: str | os.PathLike[str],
+    config: CLIPConfig | SiglipConfig | None = None,
+    **options: Any,
+) -> CLIPModel | SiglipModel:
+    """Loads a checkpoint of OpenAI's CLIP or of open_clip, in evaluation mode.
 
-    open_clip uses the same names for models with other activations and heads, which shapes do not
-    tell: its `open_clip_config.json` next to the file does. Without it the activation is that of
-    OpenAI, `quick_gelu`, if the file has the marks of OpenAI's (three numbers that are no weights,
-    or half precision) or `quickgelu` in its name, and that of open_clip, `gelu`, otherwise. A
-    warning says so where nothing but the lack of marks decides.
+    A SigLIP of open_clip becomes a `SiglipModel` (or a `SiglipWithClipVision`, if its image tower
+    is that of CLIP), any other a `CLIPModel`.
+
+    Shapes do not tell activations and heads. They are taken from the keywords, else from a `.json`
+    file with the name of the checkpoint, else from open_clip's `open_clip_config.json` in its
+    folder. Without these there are `width / 64` heads, and the activation is that of OpenAI,
+    `quick_gelu`, if the file has the marks of OpenAI's (three numbers that are no weights, or half
+    precision) or `quickgelu` in its name, and `gelu` otherwise, with a warning.
 
     Args:
-        path: `.pt`, `.pth`, `.bin` or `.safetensors`; a state_dict, bare or under `model`. Half
-            precision, in which OpenAI saves, becomes float32.
-        **options: as of `infer_config`; they override that file.
+        path: `.pt`, `.pth`, `.bin` or `.safetensors` with the state_dict, bare or in a training
+            file, or a downloaded folder of open_clip. Half precision, in which OpenAI saves,
+            becomes float32.
+        config: sizes; None reads them from the shapes.
+        **options: `hidden_act`, `vision_heads`, `text_heads`; of SigLIP also `text_act` and
+            `text_eps`, where the text tower has another activation, or epsilon of the layer norms.
 
     Raises:
         UnsupportedError: if the file cannot be read without running code in it (a TorchScript
             archive: the error says how to convert it), or its tensors do not fit.
     """
+    path = checkpoint_file(Path(path))
     original = read_state(path)
-    beside = Path(path).parent / _OPEN_CLIP
-    known = _open_clip_options(beside) if beside.is_file() else {}
-    chosen = known | options
-    if "hidden_act" not in chosen:
-        chosen["hidden_act"] = _activation(Path(path), original)
-    model = CLIPModel(infer_config(original, **chosen))
+    form = format_of(original.keys())
+    if form is None:
+        raise UnsupportedError(f"{path} is no checkpoint of OpenAI's CLIP or of open_clip")
+    if not form.supported:
+        raise UnsupportedError(
+            f"{path} is a {form.title}, which is not supported; take a model with a vision "
+            "transformer (ViT-B-32, ViT-L-14, ViT-B-16-SigLIP, ...) or, if transformers has this "
+            "one, its folder with config.json"
+        )
+    if unknown := sorted(options.keys() - set(OPTIONS)):
+        raise UnsupportedError(
+            f"{unknown[0]!r} is no option of load_original; it takes {', '.join(OPTIONS)}"
+        )
+    if config is None:
+        known = _open_clip_options(path.parent / OPEN_CLIP_CONFIG, form)
+        chosen = known | options_beside(path, OPTIONS) | options
+        if "hidden_act" not in chosen:
+            chosen["hidden_act"] = _activation(path, original)
+        infer = infer_config if form.family == "clip" else infer_siglip_config
+        config = infer(original, **chosen)
+    if form.custom_text:
+        setattr(config, _CUSTOM_TEXT, True)  # is saved with the model, for `save_original`
+    with no_init_weights():  # all are loaded
+        model = _class_of(config)(config)
     state = state_from_original(original)
-    check_fit(path, state, model.state_dict(), "CLIP", lambda name: to_original_name(name) or name)
+    title = "SigLIP" if form.family == "siglip" else "CLIP"
+    check_fit(path, state, model.state_dict(), title, lambda name: to_original_name(name) or name)
     model.load_state_dict(state)
-    loaded: CLIPModel = model.eval()
+    loaded: CLIPModel | SiglipModel = model.eval()
     return loaded
+
+
+def save_original(model: CLIPModel | SiglipModel, path: str | os.PathLike[str]) -> None:
+    """Writes the state of a model with its original names.
+
+    It is a bare state_dict, which OpenAI's `clip.load` and open_clip read.
+
+    Args:
+        model: as `load_original` returns it.
+        path: `.safetensors`, or any other ending for a PyTorch file.
+    """
+    write_state(state_to_original(model), path, key=None)
 
 
 def infer_config(
     state: Mapping[str, Tensor],
     *,
     hidden_act: str = "quick_gelu",
+    text_act: str | None = None,
+    text_eps: float = _TORCH_EPS,
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> CLIPConfig:
@@ -72,74 +147,236 @@ def infer_config(
     Args:
         state: tensors by original name.
         hidden_act: OpenAI's is `quick_gelu`; most models of open_clip have `gelu`.
+        text_act: of the text tower; None for `hidden_act`.
+        text_eps: of the layer norms of the text tower.
         vision_heads: heads per layer of the vision tower; None for width / 64.
         text_heads: heads per layer of the text tower; None for width / 64.
 
     Raises:
-        UnsupportedError: if it is no CLIP, or the vision tower is no vision transformer.
+        UnsupportedError: if it is no CLIP, or the heads cannot be guessed.
     """
-    shapes = CheckpointShapes(state, "CLIP")
-    if "visual.proj" not in state or _PATCHES not in state:
-        raise UnsupportedError(
-            "the vision tower of this CLIP is a ResNet or some other network, which is not "
-            "supported; take one of the models with a vision transformer (ViT-B-32, ViT-L-14, ...)"
-        )
-    vision_width, _, _, patch_size = shapes[_PATCHES]
-    words, text_width = shapes["token_embedding.weight"]
-    sizes = {"hidden_act": hidden_act, "projection_dim": shapes["text_projection"][1]}
-    vision = {
-        **sizes,
-        "hidden_size": vision_width,
-        "intermediate_size": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-        "num_hidden_layers": len(shapes.indices(r"visual\.transformer\.resblocks\.(\d+)\.")),
-        "num_attention_heads": vision_heads or attention_heads(vision_width, "vision"),
-        "image_size": shapes.grid("visual.positional_embedding") * patch_size,
-        "patch_size": patch_size,
+    shapes = CheckpointShapes(_native(state), "CLIP")
+    vision, text = _vision(shapes), _text(shapes)
+    width = shapes["text_projection"][1]
+    words = text["vocab_size"]
+    _check(vision, text, hidden_act, text_act, text_eps, vision_heads, text_heads)
+    vision |= {
+        "hidden_act": hidden_act,
+        "num_attention_heads": vision_heads or attention_heads(vision["hidden_size"], "vision"),
+        "projection_dim": width,
     }
-    text = {
-        **sizes,
-        "hidden_size": text_width,
-        "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        "num_hidden_layers": len(shapes.indices(r"transformer\.resblocks\.(\d+)\.")),
-        "num_attention_heads": text_heads or attention_heads(text_width, "text"),
-        "max_position_embeddings": shapes["positional_embedding"][0],
-        "vocab_size": words,
+    text |= {
+        "hidden_act": text_act or hidden_act,
+        "layer_norm_eps": text_eps,
+        "num_attention_heads": text_heads or attention_heads(text["hidden_size"], "text"),
+        "projection_dim": width,
         "bos_token_id": words - 2,
         "eos_token_id": words - 1,
     }
-    return CLIPConfig(
-        vision_config=vision, text_config=text, projection_dim=sizes["projection_dim"]
-    )
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=width)
+
+
+def infer_siglip_config(
+    state: Mapping[str, Tensor],
+    *,
+    hidden_act: str = "gelu",
+    text_act: str | None = None,
+    text_eps: float = _SIGLIP_EPS,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+) -> SiglipConfig:
+    """Reads sizes from the tensors of open_clip's SigLIP.
+
+    Args:
+        state: tensors by original name.
+        hidden_act: see `infer_config`.
+        text_act: see `infer_config`.
+        text_eps: see `infer_config`; 1e-6 in the published models.
+        vision_heads: heads per layer of the vision tower; None for width / 64, and 16 for the
+            published widths 1152 and 1536.
+        text_heads: the same of the text tower.
+
+    Raises:
+        UnsupportedError: if it is no SigLIP, or the heads cannot be guessed.
+    """
+    shapes = CheckpointShapes(_native(state), "SigLIP")
+    vision, text = _vision(shapes), _text(shapes)
+    width = shapes["text_model.head.weight"][0]
+    _check(vision, text, hidden_act, text_act, text_eps, vision_heads, text_heads)
+    text |= {
+        "hidden_act": text_act or hidden_act,
+        "layer_norm_eps": text_eps,
+        "num_attention_heads": text_heads or _siglip_heads(text["hidden_size"], "text"),
+        "projection_size": width,
+        "bos_token_id": None,  # those of transformers are of another vocabulary
+        "eos_token_id": None,
+    }
+    vision["hidden_act"] = hidden_act
+    vision_width = vision["hidden_size"]
+    if f"{POOLING}probe" not in shapes.state:
+        vision["num_attention_heads"] = vision_heads or attention_heads(vision_width, "vision")
+        return SiglipWithClipVisionConfig(
+            vision_config=vision | {"projection_dim": width}, text_config=text
+        )
+    vision["num_attention_heads"] = vision_heads or _siglip_heads(vision_width, "vision")
+    return SiglipConfig(vision_config=vision, text_config=text)
 
 
 def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of `CLIPModel`: fused ones split, projections transposed."""
+    """Tensors by our names: fused ones split, projections transposed."""
     result: dict[str, Tensor] = {}
-    for original, value in state.items():
+    native = _native(state)
+    is_siglip = "text_model.head.weight" in native
+    for original, value in native.items():
         if original in _NOT_WEIGHTS:
             continue
         name = from_original_name(original)
-        before, fused, kind = name.rpartition("in_proj_")
+        before, fused, kind = name.rpartition("self_attn.in_proj_")
         if fused:
             parts = zip(FUSED, value.chunk(len(FUSED)), strict=True)
-            result |= {f"{before}{part}.{kind}": rows for part, rows in parts}
+            result |= {f"{before}self_attn.{part}.{kind}": rows for part, rows in parts}
+        elif name in TRANSPOSED:
+            result[f"{POOLING}weight" if is_siglip else name] = value.T
         else:
-            result[name] = value.T if name in TRANSPOSED else value
+            result[name] = value
+    if is_siglip:
+        result |= {name: result[name].reshape(1) for name in _SCALARS if name in result}
     return result
 
 
-def state_to_original(model: CLIPModel) -> dict[str, Tensor]:
-    """The state of `model` with OpenAI's names, on the CPU; what `clip.load` and open_clip read."""
+def state_to_original(model: CLIPModel | SiglipModel) -> dict[str, Tensor]:
+    """The state of `model` with its original names, on the CPU.
+
+    A `CLIPModel` has OpenAI's, or those of open_clip's CustomTextCLIP if it was loaded from such a
+    file.
+    """
+    is_siglip = isinstance(model, SiglipModel)
+    trunk = is_siglip and not isinstance(model, SiglipWithClipVision)
+    custom = is_siglip or getattr(model.config, _CUSTOM_TEXT, False)
     state = model.state_dict()
     result: dict[str, Tensor] = {}
     for name, value in state.items():
-        if original := to_original_name(name):
-            result[original] = (value.T.contiguous() if name in TRANSPOSED else value).cpu()
-        elif f".{FUSED[0]}." in name:  # stands for all three
-            rows = [state[name.replace(FUSED[0], part)] for part in FUSED]
-            fused = to_original_name(name.replace(f"{FUSED[0]}.", "in_proj_"))
-            result[str(fused)] = torch.cat(rows).cpu()
+        fused = f".{FUSED[0]}."
+        if fused in name:  # stands for all three
+            value = torch.cat([state[name.replace(FUSED[0], part)] for part in FUSED])
+            name = name.replace(fused, ".in_proj_")
+        elif ".k_proj." in name or ".v_proj." in name:
+            continue
+        elif name in TRANSPOSED or (is_siglip and not trunk and name == f"{POOLING}weight"):
+            name, value = name.replace(POOLING, "visual_projection."), value.T.contiguous()
+        original = to_original_name(name) or name
+        if custom:
+            original = to_open_clip_name(original, trunk=trunk)
+        result[original] = (value.reshape(()) if name in _SCALARS else value).cpu()
+    if trunk:
+        positions = "visual.trunk.pos_embed"
+        result[positions] = result[positions][None]
+        for kind in ("weight", "bias"):
+            rows = result.pop(f"{POOLING}attention.in_proj_{kind}").chunk(3)
+            result[f"{_POOL}q.{kind}"] = rows[0].contiguous()
+            result[f"{_POOL}kv.{kind}"] = torch.cat(rows[1:])
     return result
+
+
+def _native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by OpenAI's names, whatever open_clip calls them; see `from_open_clip_name`."""
+    result: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.startswith((f"{_POOL}q.", f"{_POOL}kv.")):
+            continue
+        positions = name == "visual.trunk.pos_embed"
+        result[from_open_clip_name(name)] = value[0] if positions else value
+    for kind in ("weight", "bias"):
+        rows = [state[name] for part in ("q", "kv") if (name := f"{_POOL}{part}.{kind}") in state]
+        if len(rows) == 2:
+            result[f"{POOLING}attention.in_proj_{kind}"] = torch.cat(rows)
+    return result
+
+
+def _vision(shapes: CheckpointShapes) -> dict[str, Any]:
+    width, _, _, patch_size = shapes[_PATCHES]
+    positions = shapes["visual.positional_embedding"][0]
+    patches = positions - ("visual.class_embedding" in shapes.state)
+    return {
+        "hidden_size": width,
+        "intermediate_size": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "num_hidden_layers": len(shapes.indices(r"visual\.transformer\.resblocks\.(\d+)\.")),
+        "image_size": math.isqrt(patches) * patch_size,
+        "patch_size": patch_size,
+    }
+
+
+def _text(shapes: CheckpointShapes) -> dict[str, Any]:
+    words, width = shapes["token_embedding.weight"]
+    return {
+        "hidden_size": width,
+        "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "num_hidden_layers": len(shapes.indices(r"transformer\.resblocks\.(\d+)\.")),
+        "max_position_embeddings": shapes["positional_embedding"][0],
+        "vocab_size": words,
+    }
+
+
+def _check(vision: Mapping[str, Any], text: Mapping[str, Any], *options: Any) -> None:
+    """Raises for options, in the order of `OPTIONS`, that cannot be."""
+    widths = {"vision": vision["hidden_size"], "text": text["hidden_size"]}
+    check_options(dict(zip(OPTIONS, options, strict=True)), widths)
+
+
+def _siglip_heads(width: int, tower: str) -> int:
+    return _SIGLIP_HEADS if width in _SIGLIP_WIDTHS else attention_heads(width, tower)
+
+
+def _class_of(config: CLIPConfig | SiglipConfig) -> Any:
+    if isinstance(config, SiglipWithClipVisionConfig):
+        return SiglipWithClipVision
+    return SiglipModel if isinstance(config, SiglipConfig) else CLIPModel
+
+
+def _open_clip_options(path: Path, form: Format) -> dict[str, Any]:
+    """Activations, heads and epsilon that open_clip's configuration states, if there is one."""
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+        _check_computed(path, vision, text, form)
+        activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+        tower = str(vision.get("timm_model_name", ""))
+        options: dict[str, Any] = {
+            "hidden_act": _TANH if tower.startswith(_TANH_TOWERS) else activation,
+            "text_act": _TANH if "approximate" in text.get("act_kwargs", {}) else activation,
+            "text_eps": float(text.get("norm_kwargs", {}).get("eps", _TORCH_EPS)),
+        }
+        if "width" in vision:
+            options["vision_heads"] = vision["width"] // vision.get("head_width", 64)
+        if "heads" in text:
+            options["text_heads"] = text["heads"]
+        return options
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UnsupportedError(
+            f"{path} is damaged or no configuration of open_clip: {first_line(error)}"
+        ) from error
+
+
+def _check_computed(
+    path: Path, vision: Mapping[str, Any], text: Mapping[str, Any], form: Format
+) -> None:
+    """Raises for what no name or shape shows and the classes of transformers do not compute."""
+    siglip = form.family == "siglip"
+    computed = [
+        ("text_cfg", text, "no_causal_mask", False, siglip),
+        ("text_cfg", text, "pool_type", "argmax", "last" if siglip else "argmax"),
+        ("vision_cfg", vision, "pool_type", "tok", "tok"),
+        ("vision_cfg", vision, "act_kwargs", None, None),
+        ("vision_cfg", vision, "norm_kwargs", None, None),
+    ]
+    for part, config, key, standard, needed in computed:
+        if (found := config.get(key, standard)) != needed:
+            raise UnsupportedError(
+                f"{path}: {part} says {key} {found!r}, which is not supported in a {form.title} "
+                f"(only {needed!r})"
+            )
 
 
 def _activation(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -150,28 +387,9 @@ def _activation(path: Path, state: Mapping[str, Tensor]) -> str:
     _log.warning(
         "%s does not say its activation; assumed is gelu, as in most models of open_clip. If the "
         "weights come from OpenAI, whose activation is quick_gelu, the features are wrong: put a "
-        '%s with {"model_cfg": {"quick_gelu": true}} next to the file, or call '
+        '%s with {"hidden_act": "quick_gelu"} next to the file, or call '
         'load_original(path, hidden_act="quick_gelu")',
         path,
-        _OPEN_CLIP,
+        path.with_suffix(".json").name,
     )
     return "gelu"
-
-
-def _open_clip_options(path: Path) -> dict[str, Any]:
-    """Activation and heads that open_clip's configuration states."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        options: dict[str, Any] = {
-            "hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu"
-        }
-        if "vision_cfg" in config:
-            vision = config["vision_cfg"]
-            options["vision_heads"] = vision["width"] // vision.get("head_width", 64)
-        if "text_cfg" in config:
-            options["text_heads"] = config["text_cfg"]["heads"]
-        return options
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedError(
-            f"{path} is damaged or no configuration of open_clip: {first_line(error)}"
-        ) from error

@@ -5,14 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from vlp_adapters.checkpoints import (
+    from_folder,
+    is_saved_as,
+    is_torchscript,
+    reject_torchscript,
+    tensor_names,
+)
 from vlp_adapters.classification import classifier_logits, classifier_loss
 from vlp_adapters.classifiers import image_classifier
 from vlp_adapters.clip.inputs import TowerInputs, images_of
 from vlp_adapters.clip.kinds import Classes, Kind, kind_among
+from vlp_adapters.clip.names import checkpoint_file, format_of
 from vlp_adapters.clip.weights import TEXT, VISION, downstream_paths, weight_specs
 from vlp_adapters.inputs import need_partners
 from vlp_plugins.data.processors import reads_text
@@ -21,6 +30,8 @@ from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_MODEL_TYPE = "vlp_siglip_clip_vision"  # written out: asking must not import transformers
 
 
 class TwoTowerAdapter(Adapter):
@@ -172,6 +183,38 @@ class TwoTowerAdapter(Adapter):
             UnsupportedError: if the model has no classifier.
         """
         return classifier_logits(model, self._inputs_of(VISION, model, batch).arguments)
+
+    def load(self, source: str) -> nn.Module | None:
+        """Loads a checkpoint of OpenAI's CLIP or of open_clip, or a folder of open_clip.
+
+        Folders of transformers are not for here, except the one of a class of ours.
+
+        Raises:
+            UnsupportedError: if it is the family's, but damaged, or a kind that is not supported;
+                or if it is a TorchScript archive, as OpenAI publishes them: the error says how to
+                convert it.
+        """
+        path = Path(source)
+        if self.name == "siglip" and is_saved_as(path, _MODEL_TYPE):
+            from vlp_adapters.clip.modeling import SiglipWithClipVision
+
+            return from_folder(SiglipWithClipVision, path, self.title)
+        file = checkpoint_file(path)
+        reject_torchscript(file)
+        form = format_of(tensor_names(file))
+        if form is None or form.family != self.name:
+            return None
+        from vlp_adapters.clip.convert import load_original
+
+        return load_original(file)
+
+    def describe(self, source: str) -> str | None:
+        """What a checkpoint of OpenAI's CLIP or of open_clip is; see `format_of`."""
+        file = checkpoint_file(Path(source))
+        if is_torchscript(file):
+            return "TorchScript archive, as OpenAI publishes CLIP"
+        form = format_of(tensor_names(file))
+        return form.title if form is not None and form.family == self.name else None
 
     def _kind(self, model: nn.Module) -> Kind:
         return cast("Kind", kind_among(self.classes, model))

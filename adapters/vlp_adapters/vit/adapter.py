@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from vlp_adapters.checkpoints import tensor_names
 from vlp_adapters.classification import classifier_logits, classifier_loss
 from vlp_adapters.classifiers import TASK, image_classifier, tower_prefix
 from vlp_adapters.layers import check_linear
-from vlp_adapters.vit.original import LAYER, original_part, to_original_name
+from vlp_adapters.vit.original import (
+    LAYER,
+    load_original,
+    original_part,
+    timm_format,
+    to_original_name,
+)
 from vlp_plugins.models.adapter import (
     Adapter,
     Batch,
@@ -151,6 +159,20 @@ class ViTAdapter(Adapter):
         if task != TASK:
             return super().downstream_model(task, model)
         return image_classifier(model, classes)
+
+    def load(self, source: str) -> nn.Module | None:
+        """Loads a checkpoint file of timm or of DINO's code; folders are left to transformers.
+
+        Raises:
+            UnsupportedError: if it is one, but damaged, or a kind that is not supported.
+        """
+        path = Path(source)
+        return load_original(path) if timm_format(tensor_names(path)) else None
+
+    def describe(self, source: str) -> str | None:
+        """What a checkpoint file of timm or of DINO's code is; see `timm_format`."""
+        form = timm_format(tensor_names(Path(source)))
+        return form.title if form else None
 
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]

@@ -1,20 +1,27 @@
-"""The names of ViT and DINOv2 until transformers 4, which published code and checkpoints use."""
+"""Names of other code for ViT and DINO: transformers 4, and timm, which DINO's code follows."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vlp_adapters.checkpoints import few
+from vlp_adapters.checkpoints import check_fit, few, options_beside, read_state, write_state
+from vlp_adapters.names import rebegin, reverse
+from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options
 from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTModel
+
+_log = logging.getLogger(__name__)
 
 # Path of a layer in transformers 5: ViT's `layers.3.`, DINOv2's `encoder.layer.3.`, DINOv3's
 # `model.layer.3.`.
@@ -105,3 +112,222 @@ def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.M
             )
     model.load_state_dict(found)
     return model.eval()
+
+
+# Beginnings of names, (ours, timm's).
+_TIMM = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("layernorm.", "norm."),
+    ("classifier.", "head."),
+)
+_TIMM_LAYER = (
+    ("attention.o_proj.", "attn.proj."),
+    ("attention.qkv.", "attn.qkv."),
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+)
+_OUR_LAYER = re.compile(r"(?:vit\.)?layers\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_FUSED = ("q_proj", "k_proj", "v_proj")
+_SIGNS = frozenset({"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"})
+_BACKBONE = "backbone."  # of a student or teacher of DINO, next to its head
+_OPTIONS = ("hidden_act", "layer_norm_eps", "vision_heads")
+
+
+@dataclass(frozen=True)
+class TimmFormat:
+    """What a checkpoint of timm or of DINO's code is.
+
+    Attributes:
+        title: what users call it.
+        supported: whether it can be loaded.
+    """
+
+    title: str
+    supported: bool = True
+
+
+def timm_format(names: Set[str]) -> TimmFormat | None:
+    """The format of a checkpoint of timm or of DINO's code; None for any other."""
+    if names >= {_BACKBONE + sign for sign in _SIGNS}:
+        return TimmFormat("DINO training file (its teacher is used, without projection head)")
+    if not names >= _SIGNS:
+        return None
+    if any(name.endswith(".ls1.gamma") for name in names):
+        return TimmFormat("DINOv2 checkpoint, or another ViT of timm with layer scale", False)
+    if "cls_token" not in names:
+        return TimmFormat("ViT checkpoint of timm without a class token", False)
+    if "head.weight" in names:
+        return TimmFormat("ViT checkpoint of timm with a classifier")
+    return TimmFormat("ViT checkpoint of DINO or timm without a classifier")
+
+
+def load_original(
+    path: str | os.PathLike[str], config: ViTConfig | None = None, **options: Any
+) -> ViTModel | ViTForImageClassification:
+    """Loads a ViT with the names of timm, which the code of DINO shares, in evaluation mode.
+
+    A file with a classifier (`head.weight`) becomes a `ViTForImageClassification`, any other a
+    `ViTModel` without pooler. Of a training file of DINO it is the backbone of the teacher, as in
+    the evaluation of the original; its projection head is left out.
+
+    Args:
+        path: `.pth` or `.safetensors` with the state_dict, bare or in a training file.
+        config: sizes; None reads them from the shapes.
+        **options: what shapes do not tell; also read from a `.json` file with the name of the
+            checkpoint: `vision_heads` (width / 64 otherwise), `hidden_act` (`gelu`) and
+            `layer_norm_eps` (1e-6).
+
+    Raises:
+        UnsupportedError: if the file cannot be read, or its tensors do not fit.
+    """
+    from transformers import ViTForImageClassification, ViTModel
+    from transformers.initialization import no_init_weights
+
+    original = read_state(path)
+    form = timm_format(original.keys())
+    if form is None:
+        raise UnsupportedError(f"{path} is no ViT checkpoint with the names of timm or DINO")
+    if not form.supported:
+        raise UnsupportedError(
+            f"{path} is a {form.title}, which is not supported; give the folder of this model that "
+            "transformers loads, with config.json"
+        )
+    original = _backbone(path, original)
+    if config is None:
+        config = infer_config(original, **options_beside(path, _OPTIONS) | options)
+    model: ViTModel | ViTForImageClassification
+    with no_init_weights():  # all are loaded
+        if "head.weight" in original:
+            model = ViTForImageClassification(config)
+        else:
+            model = ViTModel(config, add_pooling_layer=False)
+    state = state_from_original(original)
+    check_fit(path, state, model.state_dict(), "ViT", lambda name: to_timm_name(name) or name)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def save_original(
+    model: ViTModel | ViTForImageClassification, path: str | os.PathLike[str]
+) -> None:
+    """Writes a bare state_dict with the names of timm, which the loaders of timm and DINO read.
+
+    Args:
+        model: as `load_original` returns it.
+        path: `.safetensors`, or any other ending for a PyTorch file.
+
+    Raises:
+        UnsupportedError: if the model has parameters that timm's has not.
+    """
+    write_state(state_to_original(model), path, key=None)
+
+
+def infer_config(
+    state: Mapping[str, Tensor],
+    *,
+    hidden_act: str = "gelu",
+    layer_norm_eps: float = 1e-6,
+    vision_heads: int | None = None,
+) -> ViTConfig:
+    """Reads sizes from tensors with the names of timm.
+
+    Args:
+        state: tensors by original name.
+        hidden_act: gelu in timm and DINO.
+        layer_norm_eps: 1e-6 in timm and DINO.
+        vision_heads: heads per layer; None for width / 64.
+
+    Raises:
+        UnsupportedError: if it is no ViT with a class token, or the heads cannot be guessed.
+    """
+    from transformers import ViTConfig
+
+    shapes = CheckpointShapes(state, "ViT")
+    width, channels, _, patch_size = shapes["patch_embed.proj.weight"]
+    labels = {"num_labels": len(state["head.weight"])} if "head.weight" in state else {}
+    options = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
+    check_options(options | {"vision_heads": vision_heads}, {"vision": width})
+    return ViTConfig(
+        hidden_size=width,
+        intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
+        num_hidden_layers=len(shapes.indices(r"blocks\.(\d+)\.")),
+        num_attention_heads=vision_heads or attention_heads(width, "vision"),
+        num_channels=channels,
+        image_size=shapes.grid("pos_embed", dim=1) * patch_size,
+        patch_size=patch_size,
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        **options,
+        **labels,
+    )
+
+
+def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by our names, of a model with a classifier if there is a head; qkv is split."""
+    prefix = "vit." if "head.weight" in state else ""
+    result: dict[str, Tensor] = {}
+    for original, value in state.items():
+        match = _BLOCK.fullmatch(original)
+        if match is None:
+            name = rebegin(original, reverse(_TIMM))
+            result[name if name.startswith("classifier.") else prefix + name] = value
+            continue
+        layer = f"{prefix}layers.{match[1]}."
+        _, fused, kind = match[2].rpartition("attn.qkv.")
+        if fused:
+            rows = value.chunk(len(_FUSED))
+            result |= {f"{layer}attention.{p}.{kind}": r for p, r in zip(_FUSED, rows, strict=True)}
+        else:
+            result[layer + rebegin(match[2], reverse(_TIMM_LAYER))] = value
+    return result
+
+
+def state_to_original(model: ViTModel | ViTForImageClassification) -> dict[str, Tensor]:
+    """The state of `model` with the names of timm, on the CPU.
+
+    Raises:
+        UnsupportedError: if the model has parameters that timm's has not.
+    """
+    state = model.state_dict()
+    result: dict[str, Tensor] = {}
+    for name, value in state.items():
+        original = to_timm_name(name)
+        if original is None:
+            raise UnsupportedError(
+                f"{type(model).__name__} has {name}, for which timm has no name; give a ViTModel "
+                "without pooler or a ViTForImageClassification"
+            )
+        if original not in result:
+            fused = original.partition(".attn.qkv.")[1]
+            parts = [name.replace(_FUSED[0], part) for part in _FUSED] if fused else [name]
+            rows = [state[part] for part in parts]
+            result[original] = (torch.cat(rows) if fused else value).cpu()
+    return result
+
+
+def to_timm_name(path: str) -> str | None:
+    """The name in timm of a parameter of ViT; query, key and value are one there.
+
+    None for what timm does not have.
+    """
+    match = _OUR_LAYER.fullmatch(path)
+    if match is None:
+        path = path.removeprefix("vit.")
+        timm = rebegin(path, _TIMM)
+        return None if timm == path else timm
+    tail = re.sub(rf"attention\.({'|'.join(_FUSED)})\.", "attention.qkv.", match[2])
+    return f"blocks.{match[1]}.{rebegin(tail, _TIMM_LAYER)}"
+
+
+def _backbone(path: str | os.PathLike[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state itself, or that of the backbone of a network of DINO."""
+    inner = {n.removeprefix(_BACKBONE): v for n, v in state.items() if n.startswith(_BACKBONE)}
+    if inner:
+        _log.info(
+            "%s: the teacher is loaded; %d tensors of its projection head are left out, which "
+            "ViTModel has no place for",
+            path, len(state) - len(inner),
+        )  # fmt: skip
+    return inner or state
