@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches, open_batches
+from vlp_plugins.data.conversations import ChatProcessor, chat_processor, most_pixels
 from vlp_plugins.data.processors import Processor, load_processor, reads_text
 from vlp_plugins.data.sources import checked_source
 from vlp_plugins.masks.sparse import is_sparse, sparse_model
@@ -41,7 +42,13 @@ from vlp_plugins.structured.files import is_structured, rebuild
 
 _log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Number formats of a model by name; `auto` keeps that of its checkpoint."""
 
 MODULE = "module"
 """In place of the name of an adapter: `ModuleAdapter`, which takes any model."""
@@ -53,7 +60,7 @@ def load(
     source: str | os.PathLike[str],
     *,
     adapter: str | None = None,
-    dtype: torch.dtype | str = "float32",
+    dtype: torch.dtype | str = "auto",
     device: str | None = None,
 ) -> nn.Module:
     """Loads a model to prune, in evaluation mode, from whatever `vlp prune --model` takes.
@@ -68,7 +75,7 @@ def load(
         source: local folder (also one of `vlp masks apply --sparse` or of a model that was cut),
             original checkpoint file of BLIP, X-VLM or CLIP, or hub id.
         adapter: name of the adapter that loads it; None asks all; `module` takes any model.
-        dtype: `float32`, `bfloat16` or `float16`, or torch's.
+        dtype: `auto`, the checkpoint's own; `float32`, `bfloat16` or `float16`, or torch's.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
 
     Raises:
@@ -95,6 +102,8 @@ def batches(
     image_column: str | None = None,
     caption_column: str | None = None,
     max_length: int | None = None,
+    prompt: str | None = None,
+    max_pixels: int | None = None,
     processor: Processor | str | os.PathLike[str] | None = None,
     adapter: Adapter | str | None = None,
     workers: int | None = None,
@@ -104,13 +113,17 @@ def batches(
     They can be iterated over as often as you like and are the same every time. Nothing is read
     before the first time; images are decoded as they are needed.
 
+    For a chat model each caption answers a prompt, in the model's own chat template, and data of
+    conversations or of questions with answers is read as such. `labels` are on the answers.
+
     Example:
         data = vlp.batches("photos", model, batch_size=32)
         masks = vlp.prune(model, data, method="multiflow", sparsity=0.75)
 
     Args:
         data: folder of images with `metadata.jsonl` or `.csv` (`file_name` and a caption), COCO or
-            Flickr30k, WebDataset tar shards, or anything that `datasets` reads.
+            Flickr30k, WebDataset tar shards, or anything that `datasets` reads. For a chat model
+            also conversations in JSON as LLaVA has them, VQAv2, or columns of these.
         model: that the batches are for. One of images only needs no captions.
         batch_size: pairs of image and caption in a batch.
         count: number of batches; None takes all.
@@ -119,6 +132,9 @@ def batches(
         image_column: of the images; None finds it.
         caption_column: of the captions; None finds it.
         max_length: most tokens of a caption, longer ones are cut; None asks the tokenizer.
+        prompt: of a chat model: what the user says; None: "Describe the image." before captions.
+        max_pixels: of a chat model that keeps the size of images: most pixels of one; None: the
+            processor's limit, and 401,408 (512 tokens of Qwen2.5-VL) on the CPU.
         processor: the model's, as transformers makes it, or the folder or hub id that has it; None
             looks where the model came from.
         adapter: see `prune`.
@@ -136,7 +152,9 @@ def batches(
     adapter = resolve_adapter(model, adapter)
     return open_batches(
         checked_source(data),
-        processor_for(model, adapter, processor, max_length=max_length),
+        processor_for(
+            model, adapter, processor, max_length=max_length, prompt=prompt, max_pixels=max_pixels
+        ),
         adapter,
         batch_size,
         limit=count,
@@ -164,17 +182,23 @@ def processor_for(
     processor: Processor | str | os.PathLike[str] | None = None,
     *,
     max_length: int | None = None,
+    prompt: str | None = None,
+    max_pixels: int | None = None,
 ) -> Processor:
     """The processor of a model; one of images only for a model that takes no text.
+
+    That of a chat model makes conversations of captions and questions; see `chat_processor`.
 
     Args:
         model: that it makes batches for.
         adapter: claims the model.
         processor: itself, or where it is: path or hub id; None looks where the model came from.
         max_length: most tokens of a caption; None asks the tokenizer.
+        prompt: of a chat model; see `batches`.
+        max_pixels: of a chat model; see `batches`.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is none, or an option is only for chat models.
     """
     if processor is None:
         source = getattr(model, "name_or_path", "")
@@ -198,7 +222,34 @@ def processor_for(
         )
     if not reads_text(processor) and _takes_no_text(model, adapter):
         return _ImagesOnly(processor)
-    return processor
+    return _for_chat(model, processor, prompt, max_pixels)
+
+
+_CPU_PIXELS = 512 * 28 * 28
+
+
+def _for_chat(
+    model: nn.Module, processor: Processor, prompt: str | None, max_pixels: int | None
+) -> Processor:
+    """The processor with prompt and limit, which only one of a chat model takes."""
+    own = most_pixels(processor)
+    if max_pixels is None and own is not None and own > _CPU_PIXELS:
+        place = next((each.device.type for each in model.parameters()), "cpu")
+        if place == "cpu":
+            max_pixels = _CPU_PIXELS
+            _log.info("images get %s pixels at most on a CPU", f"{max_pixels:,}")
+    made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels)
+    if not isinstance(made, ChatProcessor) and prompt is not None:
+        raise DataError(
+            f"prompt (--prompt) is for chat models, and the processor of this "
+            f"{type(model).__name__} has no chat template; leave it out"
+        )
+    if max_pixels is not None and own is None:
+        raise DataError(
+            f"max_pixels (--max-pixels) is for processors that keep the size of images; that of "
+            f"this {type(model).__name__} makes all images of one size: leave it out"
+        )
+    return made
 
 
 def _takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
@@ -213,7 +264,7 @@ def load_model(
     source: str,
     *,
     adapter: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str | None = None,
 ) -> tuple[nn.Module, Adapter]:
     """Loads a model in evaluation mode and finds its adapter.
@@ -225,7 +276,7 @@ def load_model(
     Args:
         source: local folder, checkpoint file, or hub id.
         adapter: name of the adapter; None asks all; `module` describes any model by its layers.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `auto`, the checkpoint's own; `float32`, `bfloat16` or `float16`.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
 
     Raises:
@@ -241,18 +292,18 @@ def load_model(
     if is_structured(source):
         model, saved = rebuild(source)
         chosen = saved if adapter in (None, saved.name) else _adapter_of(model, known, adapter)
-        return _named(model, source).to(target, DTYPES[dtype]), chosen
+        return _named(model, source).to(device=target, dtype=DTYPES[dtype]), chosen
     if is_sparse(source):
         model = sparse_model(source)
     else:
         found = (_load_by(known.adapter, name, source) for name in _names(known, adapter))
         first = next((model for model in found if model is not None), None)
         if first is None:
-            first, missing = _from_transformers(source, DTYPES[dtype])
+            first, missing = _from_transformers(source, DTYPES[dtype] or "auto")
         model = first
     chosen = _adapter_of(model, known, adapter)
     _report_missing(source, model, chosen, missing)
-    return _named(model, source).to(target, DTYPES[dtype]).eval(), chosen
+    return _named(model, source).to(device=target, dtype=DTYPES[dtype]).eval(), chosen
 
 
 @neutral_state()
@@ -380,7 +431,7 @@ def _adapter_of(model: nn.Module, known: Registry, adapter: str | None) -> Adapt
         ) from error
 
 
-def _from_transformers(source: str, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+def _from_transformers(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, list[str]]:
     """The model, and the parameters that the checkpoint lacks."""
     import transformers
 

@@ -27,7 +27,7 @@ NAMES = [
     (f"{HALF} --adapter vit", r"adapter 'vit' does not know XvlmForPretraining; leave it out"),
     (f"{HALF} --allocation layerwise", r"unknown allocation 'layerwise'.*layer"),
     (f"{HALF} --device gpu", r"device 'gpu' cannot be used .*; write cpu, or leave it out"),
-    (f"{HALF} --dtype fp32", r"dtype 'fp32' is none of float32, bfloat16, float16"),
+    (f"{HALF} --dtype fp32", r"dtype 'fp32' is none of auto, float32, bfloat16, float16"),
     ("prune {recipe}", r"line 1: unknown key 'methdo' .did you mean 'method'"),
     ("prune {empty}/recipe.yaml", r"cannot read recipe .*: No such file"),
 ]

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+import torch
+from safetensors import safe_open
 from transformers import AutoModel
 from vlp_command import Command
 
+import vlp_plugins
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.sparse import sparse_model
 
 
 def only_masks(out: Path) -> Masks:
@@ -45,6 +49,41 @@ def test_every_family_and_any_transformers_model(
     adapter = [] if "--adapter" not in options else options
     vlp("masks", "verify", out / "masks-0.5.safetensors", out / "model-0.5", *adapter)
     AutoModel.from_pretrained(out / "model-0.5")
+
+
+@pytest.mark.parametrize("name", ["blip", "clip", "xvlm", "vit"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_number_format_of_a_checkpoint_is_kept(
+    vlp: Command, models: Path, photos: Path, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    half, out = tmp_path / "half", tmp_path / "out"
+    vlp_plugins.load(models / name, dtype=dtype).save_pretrained(half)  # type: ignore[operator]
+    assert {p.dtype for p in vlp_plugins.load(half).parameters()} == {dtype}
+    as_asked = vlp_plugins.load(half, dtype="float32")
+    assert {p.dtype for p in as_asked.parameters()} == {torch.float32}
+    words = ("--processor", models / name, "--data", photos, "--sparsity", "0.5")
+    vlp("prune", "--model", half, *words, "--out", out, "--save-model")
+    masks = out / "masks-0.5.safetensors"
+    vlp("masks", "verify", masks, out / "model-0.5")
+    with safe_open(out / "model-0.5" / "model.safetensors", "pt") as written:
+        formats = {written.get_tensor(key).dtype for key in written.keys()}  # noqa: SIM118
+    assert {each for each in formats if each.is_floating_point} == {dtype}
+    vlp("masks", "apply", masks, half, "--sparse", "--out", tmp_path / "sparse")
+    assert {p.dtype for p in sparse_model(tmp_path / "sparse").parameters()} == {dtype}
+    assert {p.dtype for p in vlp_plugins.load(tmp_path / "sparse").parameters()} == {dtype}
+
+
+def test_statistics_of_a_half_precision_model_are_sums_in_float64(
+    vlp: Command, models: Path, photos: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    vlp_plugins.load(models / "vit", dtype="bfloat16").save_pretrained(half)  # type: ignore[operator]
+    words = ("--processor", models / "vit", "--data", photos, "--sparsity", "0.5")
+    vlp("prune", "--model", half, *words, "--out", tmp_path / "out")
+    with safe_open(tmp_path / "out" / "statistics.safetensors", "pt") as found:
+        sums = [found.get_tensor(key) for key in found.keys()]  # noqa: SIM118
+    assert any(each.dtype == torch.float64 for each in sums)
+    assert not any(each.dtype in (torch.bfloat16, torch.float16) for each in sums)
 
 
 def test_images_without_captions_are_enough_for_a_model_of_images(

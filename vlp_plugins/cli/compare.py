@@ -13,6 +13,7 @@ from vlp_plugins.cli.options import (
     COUNT,
     PATH,
     SEED,
+    chat_options,
     column_options,
     json_option,
     length_option,
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
 @json_option
 @column_options
 @length_option
+@chat_options
 @processor_option
 @model_options
 @overwrite_option
@@ -109,7 +111,6 @@ def compare(
     out: Path,
     resume: bool,
     overwrite: bool,
-    max_length: int | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -127,10 +128,9 @@ def compare(
     from vlp_plugins.jobs.work_dir import work_left
 
     source = model_source(values)
-    names = ("split", "batches", "batch_size", "image_column", "caption_column")
-    data = DataRecipe(
-        values.pop("data"), max_length=max_length, **{name: values.pop(name) for name in names}
-    )
+    names = ("split", "batches", "batch_size", "image_column", "caption_column", "max_length",
+             "prompt", "max_pixels")  # fmt: skip
+    data = DataRecipe(values.pop("data"), **{name: values.pop(name) for name in names})
     values["sparsity"] = tuple(map(sparsity_of, values["sparsity"]))
     request = CompareRequest(data, **values)
     line = command_line(context)
@@ -147,7 +147,9 @@ def compare(
         steps_shown(),
     ):
         result = run(
-            lambda: Loaded.of(source, max_length=max_length),
+            lambda: Loaded.of(
+                source, max_length=data.max_length, prompt=data.prompt, max_pixels=data.max_pixels
+            ),
             request, out, command=line, resume=resume, overwrite=overwrite,
             progress=progress, begin=begin,
         )  # fmt: skip

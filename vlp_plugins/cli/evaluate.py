@@ -11,6 +11,7 @@ from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     COUNT,
     PATH,
+    chat_options,
     column_options,
     json_option,
     length_option,
@@ -89,6 +90,7 @@ from vlp_plugins.tasks import TASKS
 )  # fmt: skip
 @column_options
 @length_option
+@chat_options
 @processor_option
 @model_options
 @json_option
@@ -100,6 +102,8 @@ def evaluate(
     out: Path | None,
     overwrite: bool,
     max_length: int | None,
+    prompt: str | None,
+    max_pixels: int | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -121,7 +125,9 @@ def evaluate(
     request = TaskRequest(**values)
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(
-            lambda: Loaded.of(source, max_length=max_length),
+            lambda: Loaded.of(
+                source, max_length=max_length, prompt=prompt, max_pixels=max_pixels
+            ),
             request, masks=masks, new_weights=new_weights, out=out, overwrite=overwrite,
             command=command_line(context), progress=progress,
         )  # fmt: skip

@@ -169,7 +169,8 @@ def finetune(
     with _engine(wanted, device) as engine:
         rank_zero = engine is None or engine.index == 0
         place = device if engine is None else str(engine.device)
-        source = ModelSource(model, wanted.adapter, processor, device=place)
+        # Small steps are lost in the number formats of fewer digits.
+        source = ModelSource(model, wanted.adapter, processor, "float32", place)
         with (
             explained_interruption(line, lambda: work_left(out), shown=rank_zero),
             data_progress(shown=rank_zero, what="fine-tuning", units="steps") as progress,

@@ -52,14 +52,15 @@ processor_option = option(
 )  # fmt: skip
 _dtype = {
     "metavar": "NAME",
-    "help": "Number format of the weights while they are in memory: float32, bfloat16 or float16.",
+    "help": "Number format of the weights, in memory and in models that are written: float32, "
+    "bfloat16 or float16; auto keeps that of the checkpoint.",
 }
 device_option = option(
     "Computing", "--device", metavar="NAME", standard="a GPU if there is one",
     help="Where to compute: cpu, cuda, cuda:1.",
 )  # fmt: skip
 model_options = grouped(
-    adapter_option, option("Computing", "--dtype", default="float32", **_dtype), device_option
+    adapter_option, option("Computing", "--dtype", default="auto", **_dtype), device_option
 )
 CALIBRATION = (
     "Images with captions, a few hundred or more: the calibration data, from which the method "
@@ -94,6 +95,17 @@ length_option = option(
     "Data", "--max-length", type=click.IntRange(min=3), metavar="TOKENS",
     standard="as the tokenizer says",
     help="Length at which texts are cut off, in tokens.",
+)  # fmt: skip
+chat_options = grouped(
+    option(
+        "Data", "--prompt", metavar="WORDS", standard="Describe the image.",
+        help="Chat models: what the user says before a caption; {question} in it stands for a "
+        "question of the data.",
+    ),
+    option(
+        "Data", "--max-pixels", type=COUNT, metavar="N", standard="401,408 on a CPU",
+        help="Chat models that keep the size of images, such as Qwen-VL: most pixels of an image.",
+    ),
 )  # fmt: skip
 batches_option = option(
     "Data", "--batches", type=COUNT, metavar="N", standard="all of the data",
@@ -192,9 +204,10 @@ recipe_options = grouped(
     shuffle_option,
     column_options,
     length_option,
+    chat_options,
     processor_option,
     adapter_option,
-    option("Computing", "--dtype", standard="float32", **_dtype),
+    option("Computing", "--dtype", standard="auto", **_dtype),
     device_option,
     option(
         "Output", "--save-model", is_flag=True, default=None,
@@ -260,6 +273,7 @@ calibration_options = grouped(
     shuffle_option,
     column_options,
     length_option,
+    chat_options,
     processor_option,
     model_options,
 )
@@ -278,6 +292,7 @@ def data_recipe(values: dict[str, Any]) -> DataRecipe:
     """Takes what says how data is read out of the values of the options."""
     from vlp_plugins.jobs.recipes import DataRecipe
 
-    names = ("split", "batch_size", "batches", "image_column", "caption_column", "max_length")
+    names = ("split", "batch_size", "batches", "image_column", "caption_column", "max_length",
+             "prompt", "max_pixels")  # fmt: skip
     found = {name: values.pop(name) for name in names}
     return DataRecipe(source=values.pop("data"), seed=values.pop("shuffle_seed"), **found)

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from vlp_plugins.data.conversations import ChatProcessor
 from vlp_plugins.data.processors import Processor, reads_text
-from vlp_plugins.data.records import CaptionSource, Record, texts_of, upright_rgb
+from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright_rgb
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError, first_line
@@ -26,7 +27,7 @@ class CaptionedBatches:
     """Batches of a source, the same ones in every iteration.
 
     A last batch that is smaller is kept, except a single pair where more were asked for: a pair
-    alone has no negatives, and the published padding filter fails on it.
+    alone has no negatives, and the published padding filter fails on it. A conversation does.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class CaptionedBatches:
         return prefetched(self._made()) if self.workers else self._made()
 
     def _made(self) -> Iterator[Batch]:
-        images: list[Image.Image] = []
-        texts: list[str] = []
+        images: list[Any] = []
+        texts: list[Any] = []
         made = 0
+        alone = isinstance(self.processor, ChatProcessor)
         for image, text in self.source.pairs(self.shuffle_seed, workers=self.workers):
             images.append(image)
             texts.append(text)
@@ -93,7 +95,7 @@ class CaptionedBatches:
                 if made == self.limit:
                     self.source.check()  # the source itself checks only at its end
                     return
-        if len(images) > 1:
+        if len(images) > 1 or (images and alone):
             yield self.adapter.collate(self.processor, images, texts)
             made += 1
         if not made:
@@ -104,7 +106,7 @@ class CaptionedBatches:
         lacking = []
         if self.limit is not None and made < self.limit:
             lacking.append(f"{made:,} batches of the {self.limit:,} asked for")
-        if len(images) == 1:
+        if len(images) == 1 and not alone:
             lacking.append("the last pair is left out, as it makes no batch by itself")
         if lacking and not self.shortfalls:
             logger.warning("%s: %s", self.source.description, "; ".join(lacking))
@@ -120,7 +122,7 @@ class CaptionedBatches:
         if pairs is None:
             raise TypeError(f"{self.source.description} is a stream of unknown length")
         whole, rest = divmod(pairs, self.batch_size)
-        batches = whole + (rest > 1)
+        batches = whole + (rest > (0 if isinstance(self.processor, ChatProcessor) else 1))
         return batches if self.limit is None else min(batches, self.limit)
 
     def __repr__(self) -> str:
@@ -145,6 +147,8 @@ def open_batches(
 ) -> CaptionedBatches:
     """Batches of what a user names as data; a model of images only gets them without captions.
 
+    A chat model gets whole conversations where the data has some.
+
     Args:
         data: see `open_source`.
         processor: of the model.
@@ -160,12 +164,13 @@ def open_batches(
     Raises:
         DataError: if there is no data.
     """
+    captions: Captions = "first" if reads_text(processor) else "none"
     source = open_source(
         data,
         split=split,
         image_column=image_column,
         caption_column=caption_column,
-        captions="first" if reads_text(processor) else "none",
+        captions="conversations" if isinstance(processor, ChatProcessor) else captions,
     )
     return CaptionedBatches(
         source,
@@ -188,14 +193,14 @@ class Example:
     Attributes:
         place: where it is, for messages.
         image: opens the image; the same object stands for the same image.
-        text: what the model reads with it.
+        text: what the model reads with it; what a chat model is asked.
         label: number of the class; None without classes.
         second: opens the other image of a statement about two; None for rows of one image.
     """
 
     place: str
     image: Callable[[], Image.Image]
-    text: str = ""
+    text: Said = ""
     label: int | None = None
     second: Callable[[], Image.Image] | None = None
 
@@ -244,7 +249,7 @@ class ExampleBatches:
             found = list(islice(images, len(rows)))
             firsts = [image for image, _ in found]
             seconds = [image for _, image in found if image is not None]
-            texts = [row.text for row in rows]
+            texts: list[Any] = [row.text for row in rows]
             batch = collated(self._adapter, self._processor, firsts, texts, seconds)
             labels = [row.label for row in rows if row.label is not None]
             yield batch | {"labels": torch.tensor(labels, device="cpu")} if labels else batch
@@ -260,7 +265,7 @@ def collated(
     adapter: Adapter,
     processor: Processor,
     images: Sequence[Image.Image],
-    texts: Sequence[str],
+    texts: Sequence[Any],
     seconds: Sequence[Image.Image] = (),
 ) -> dict[str, Any]:
     """A batch of `B` rows of an image and a text, or of two images and a text.

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from vlp_plugins.data.annotations import image_of
 from vlp_plugins.data.records import (
-    CAPTION_COLUMNS,
     Captions,
     CaptionSource,
     Record,
     RecordList,
-    choose_column,
     choose_split,
+    columns_said,
+    said_in,
     split_among,
 )
 from vlp_plugins.runtime.errors import DataError
@@ -159,7 +159,7 @@ def open_folder(
         records, chosen = _all_images(folder, split)
     else:
         metadata, prefix = _locate(folder, split)
-        records, chosen = _records(folder, metadata, prefix, image_column, caption_column)
+        records, chosen = _records(folder, metadata, prefix, image_column, caption_column, captions)
         if metadata.parent != folder:
             chosen = metadata.parent.name
     chosen = chosen or split
@@ -208,6 +208,7 @@ def _records(
     split: str | None,
     image_column: str | None,
     caption_column: str | None,
+    captions: Captions,
 ) -> tuple[list[Record], str | None]:
     """The records of a metadata file, and the split that their names begin with."""
     rows = read_metadata(metadata)
@@ -219,9 +220,7 @@ def _records(
             f"{metadata} has no column {file_column!r} (its columns: "
             f"{', '.join(columns)}); it gives each image's path relative to {metadata.parent}"
         )
-    caption_column = choose_column(
-        columns, caption_column, CAPTION_COLUMNS, kind="caption", where=str(metadata)
-    )
+    said = columns_said(columns, caption_column, captions, where=str(metadata))
     for row in rows:
         name = row.get(file_column)
         if not isinstance(name, str) or not name:
@@ -240,7 +239,7 @@ def _records(
             f"(first: {missing[0]}); add the files or remove their rows"
         )
     return [
-        Record(path.name, image_of(path), row.get(caption_column))
+        Record(path.name, image_of(path), said_in(row, said, images=1))
         for row, path in zip(rows, paths, strict=True)
     ], split
 

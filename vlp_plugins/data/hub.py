@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.data.images import open_image
 from vlp_plugins.data.records import (
-    CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     Captions,
     CaptionSource,
@@ -20,6 +19,8 @@ from vlp_plugins.data.records import (
     buffered,
     choose_column,
     choose_split,
+    columns_said,
+    said_in,
 )
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.untrusted import check_inside, check_read, read_limit
@@ -71,22 +72,22 @@ class DatasetSource(CaptionSource):
         if features is None:  # a stream has its columns in its first row
             features = _guarded(description, lambda: dataset._resolve_features().features)
         features = features or {}
-        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        images = [name for name, kind in features.items() if _of_images(kind)]
         self._image = choose_column(
             features, image_column or next(iter(images), None), IMAGE_COLUMNS,
             kind="image", where=description,
         )  # fmt: skip
-        self._caption = None
+        self._said: list[str] = []
         if captions != "none":
-            self._caption = choose_column(
-                features, caption_column, CAPTION_COLUMNS, kind="caption", where=description
-            )
+            self._said = columns_said(features, caption_column, captions, where=description)
         # Undecoded, so that one damaged image does not end the iteration.
-        wanted = [self._image, *([self._caption] if self._caption else [])]
+        undecoded: Any = datasets.Image(decode=False)
+        if isinstance(features.get(self._image), datasets.List):
+            undecoded = datasets.List(undecoded)
         self._rows = _guarded(
             description,
-            lambda: dataset.select_columns(wanted).cast_column(
-                self._image, datasets.Image(decode=False)
+            lambda: dataset.select_columns([self._image, *self._said]).cast_column(
+                self._image, undecoded
             ),
         )
         self._roots = roots
@@ -106,15 +107,24 @@ class DatasetSource(CaptionSource):
         number = 0
         try:
             for number, row in enumerate(rows, 1):
-                caption = row[self._caption] if self._caption else None
-                image = partial(self._open, row[self._image])
-                yield Record(f"record {number}", image, caption)
+                shown = row[self._image]
+                count = len(shown) if isinstance(shown, list) else int(shown is not None)
+                caption = said_in(row, self._said, images=count) if self._said else None
+                yield Record(f"record {number}", partial(self._open_all, shown), caption)
         except DataError:
             raise
         except Exception as error:  # network, parsers of many formats
             raise DataError(
                 f"{self.description} broke off after {number:,} records: {_reason(error)}"
             ) from error
+
+    def _open_all(self, value: Any) -> Image | list[Image]:
+        if self.captions == "conversations":
+            several = value if isinstance(value, list) else [] if value is None else [value]
+            return [self._open(each) for each in several]
+        if isinstance(value, list):
+            value = next(iter(value), None)
+        return self._open(value)
 
     def _open(self, value: Any) -> Image:
         if value is None:
@@ -139,6 +149,12 @@ class DatasetSource(CaptionSource):
             data: bytes = file.read(read_limit() + 1)
         check_read(f"{path}: its file", len(data), ValueError)
         return data
+
+
+def _of_images(kind: Any) -> bool:
+    import datasets
+
+    return isinstance(getattr(kind, "feature", kind), datasets.Image)
 
 
 def open_dataset(source: str, split: str | None) -> tuple[Any, str | None]:

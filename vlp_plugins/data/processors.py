@@ -14,6 +14,7 @@ from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_read
 
 _IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER = "tokenizer_config.json"
 _FILES = (
     f"tokenizer.json (or vocab.txt) with tokenizer_config.json, and {' or '.join(_IMAGE_FILES)}"
 )
@@ -127,8 +128,18 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
             reasons.append(loading_failure(folder, error))
             return None
 
+    def attempt_without_video() -> Any:
+        try:
+            kind = _without_video(folder)
+            return kind and kind.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        except Exception as error:
+            reasons.append(loading_failure(folder, error))
+            return None
+
     _check_tokenizer(folder)
     whole = attempt("AutoProcessor", backend="pil")
+    if whole is None:
+        whole = attempt_without_video()
     if getattr(whole, "image_processor", None):
         _check_sizes(whole.image_processor, folder)
         if _has_words(getattr(whole, "tokenizer", None)):
@@ -138,18 +149,75 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
         return None, reasons[-1:]
     _check_sizes(images, folder)
     tokenizer = attempt("AutoTokenizer")
+    if getattr(tokenizer, "chat_template", None):  # only its own knows the tokens of an image
+        return None, [f"the processor of this chat model: {reason}" for reason in reasons[-1:]]
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
+
+
+def _without_video(folder: str) -> Any | None:
+    """The class of the folder's processor without its part for videos, which needs torchvision.
+
+    None if it has no such part.
+    """
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    names = (_named_in(folder, file).get("processor_class") for file in (*_IMAGE_FILES, _TOKENIZER))
+    name = next(filter(None, names), None)
+    kind: Any = (
+        PROCESSOR_MAPPING[type(load_config(folder))]
+        if name is None
+        else getattr(transformers, str(name))
+    )
+    parts = kind.get_attributes()
+    kept = [part for part in parts if "video" not in part]
+    if kept == parts:
+        return None
+
+    def get_attributes(_: Any) -> list[str]:
+        return kept
+
+    def arguments(cls: Any, *values: Any, **options: Any) -> list[Any]:
+        found = super(own, cls)._get_arguments_from_pretrained(*values, **options)
+        by_name = dict(zip(kept, found, strict=True))
+        return [by_name.get(part) for part in parts]
+
+    own: Any = type(
+        kind.__name__,
+        (kind,),
+        {
+            "__module__": kind.__module__,
+            "get_attributes": classmethod(get_attributes),
+            "_get_arguments_from_pretrained": classmethod(arguments),
+        },
+    )
+    return own
+
+
+def _named_in(folder: str, name: str) -> dict[str, Any]:
+    """What a JSON file of a folder or hub id says; nothing if it is not there, or damaged."""
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(
+            folder,
+            name,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        found = json.loads(Path(file).read_bytes()) if file else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_tokenizer(folder: str) -> None:
     """Raises `DataError` if only code of the folder has its class: another would be taken."""
     import transformers
 
-    try:
-        named = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):  # on the hub, not there, or damaged, which loading says
-        return
-    name = named.get("tokenizer_class") if isinstance(named, dict) else None
+    named = _named_in(folder, _TOKENIZER)
+    name = named.get("tokenizer_class")
     if isinstance(name, str) and "auto_map" in named and not hasattr(transformers, name):
         raise DataError(code_refused(folder, f"the tokenizer {name}"))
 

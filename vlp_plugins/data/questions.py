@@ -111,6 +111,11 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     return Questions(description, items, _answer_list(folder))
 
 
+def holds_questions(folder: Path) -> bool:
+    """True for a folder of VQA as published, or with lists of BLIP's kind."""
+    return any(matching_files(folder, pattern) for pattern in (_QUESTIONS, _LIST))
+
+
 class _Row(NamedTuple):
     place: str
     image: str

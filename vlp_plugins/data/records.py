@@ -8,10 +8,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from PIL import Image, ImageOps
 
+from vlp_plugins.data import conversations
+from vlp_plugins.data.conversations import Asked, Conversation
 from vlp_plugins.runtime.errors import DataError, first_line, suggest
 from vlp_plugins.runtime.parallel import ahead
 
@@ -36,14 +39,16 @@ _SPLITS = frozenset(
 )
 
 Item = TypeVar("Item")
-Pair = tuple[Image.Image, str]
+Said = str | Asked | Conversation
+Pair = tuple[Image.Image | list[Image.Image], Said]
 
-Captions = Literal["first", "all", "none"]
+Captions = Literal["first", "all", "none", "conversations"]
 """Of an image with several captions: the first one makes the pair, or each makes a pair of its own.
 
 `first` is for calibration: the same image several times in a batch says nothing new and spoils the
 contrastive loss, whose negatives are the other pairs. `all` is for the evaluation of retrieval.
-`none` reads no captions at all, for models of images only.
+`none` reads no captions at all, for models of images only. `conversations`, for chat models, reads
+whole conversations or questions with their answers where the data has them, else the first caption.
 """
 
 _MAX_SKIPPED = 0.05
@@ -58,12 +63,14 @@ class Record:
 
     Attributes:
         place: where it is, for messages.
-        image: reads and decodes the image; any exception means that it cannot be used.
-        caption: as the source holds it: text, a list of texts, or something else.
+        image: reads and decodes the image, or all images of a conversation; any exception means
+            that it cannot be used.
+        caption: as the source holds it: text, a list of texts, or something else; or a function
+            that reads it.
     """
 
     place: str
-    image: Callable[[], Image.Image]
+    image: Callable[[], Any]
     caption: object
 
 
@@ -122,11 +129,17 @@ class CaptionSource(ABC):
         if self.skipped:
             logger.warning("%s", self._skipped_message())
 
-    def _decoded(self, record: Record) -> tuple[Record, tuple[Image.Image, list[str]] | Exception]:
+    def _decoded(self, record: Record) -> tuple[Record, tuple[Any, list[Said]] | Exception]:
         """A record with its image and captions, or with why it is skipped."""
         try:
-            captions = [""] if self.captions == "none" else texts_of(record.caption)
-            return record, (upright_rgb(record.image()), captions)
+            captions: list[Said] = [""]
+            if callable(record.caption):
+                captions = [record.caption()]
+            elif self.captions != "none":
+                captions = [*texts_of(record.caption)]
+            image = record.image()
+            several = isinstance(image, list)
+            return record, ([*map(upright_rgb, image)] if several else upright_rgb(image), captions)
         except (DataError, MemoryError):
             raise
         except Exception as error:  # decoders raise nearly anything on damaged files
@@ -208,6 +221,52 @@ def texts_of(caption: object) -> list[str]:
     if not texts:
         raise ValueError("its caption is empty")
     return texts
+
+
+_ANSWERS = ("answer", "answers", "multiple_choice_answer")
+
+
+def columns_said(
+    columns: Iterable[str], asked: str | None, captions: Captions, *, where: str
+) -> list[str]:
+    """The columns of what is said: a conversation, a question and its answer, or a caption.
+
+    Args:
+        columns: that there are.
+        asked: the column that the user named.
+        captions: see `Captions`; only for `conversations` it may be another than a caption.
+        where: for the message.
+
+    Raises:
+        DataError: if there is none.
+    """
+    columns = list(columns)
+    if captions == "conversations" and asked is None:
+        for name in conversations.COLUMNS:
+            if name in columns:
+                return [name]
+        answer = next((name for name in _ANSWERS if name in columns), None)
+        if "question" in columns and answer is not None:
+            return ["question", answer]
+    return [choose_column(columns, asked, CAPTION_COLUMNS, kind="caption", where=where)]
+
+
+def said_in(row: Mapping[str, Any], columns: Sequence[str], *, images: int) -> object:
+    """The value of `columns_said` in a row as `Record.caption` holds it."""
+    if len(columns) > 1:
+        return partial(_asked, *(row.get(column) for column in columns))
+    value = row.get(columns[0])
+    if columns[0] in conversations.COLUMNS:
+        return partial(Conversation.read, value, images=images)
+    return value
+
+
+def _asked(question: object, answers: object) -> Asked:
+    """A question with the answer that most people gave, the first of them if several."""
+    (text,) = texts_of(question)[:1]
+    said = texts_of([a.get("answer") if isinstance(a, Mapping) else a for a in answers]
+                    if isinstance(answers, (list, tuple)) else answers)  # fmt: skip
+    return Asked(text, max(said, key=said.count))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

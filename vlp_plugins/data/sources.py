@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from vlp_plugins.data.folder import METADATA_NAMES, has_metadata, open_folder
+from PIL import Image
+
+from vlp_plugins.data import conversations
+from vlp_plugins.data.annotations import image_of, image_root, read_rows
+from vlp_plugins.data.folder import METADATA_NAMES, has_metadata, open_folder, read_metadata
 from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset, roots_of
 from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
-from vlp_plugins.data.records import Captions, CaptionSource
+from vlp_plugins.data.questions import holds_questions, open_questions
+from vlp_plugins.data.records import (
+    Captions,
+    CaptionSource,
+    Record,
+    RecordList,
+    choose_split,
+    said_in,
+)
 from vlp_plugins.data.shards import TarShards, find_shards, is_shards
 from vlp_plugins.runtime.errors import DataError
 
@@ -31,6 +45,8 @@ def open_source(
       with such sub-folders, one per split;
     - COCO and Flickr30k with Karpathy's splits, see `open_karpathy`;
     - WebDataset shards: `dir/{000..003}.tar`, `dir/*.tar`, one `.tar`, or a folder of them;
+    - for chat models (`captions="conversations"`) also lists of conversations as LLaVA has them,
+      and questions with answers, see `open_questions`;
     - anything that `datasets` reads (extra `data`): what `save_to_disk` wrote, a folder or file
       of parquet, JSON or CSV, or an id of the hub, `name` or `name:configuration`.
 
@@ -52,6 +68,8 @@ def open_source(
     path = Path(source).expanduser()
     if path.name in METADATA_NAMES and path.is_file():
         path = path.parent
+    if captions == "conversations" and (found := _open_conversations(path, split)) is not None:
+        return found
     if path.is_dir():
         if is_karpathy(path):
             return open_karpathy(path, split, captions)
@@ -84,6 +102,69 @@ def open_source(
                 f"there is no folder {source} here, and as a hub id: {error}"
             ) from error
         raise
+
+
+_LISTED = re.compile(rf'"({"|".join(conversations.COLUMNS)})"\s*:\s*\[')
+_BEGINNING = 2**16  # bytes in which the first conversation of a file begins
+
+
+def _open_conversations(path: Path, split: str | None) -> CaptionSource | None:
+    """The conversations that a JSON file lists, or questions; None if a path has neither."""
+    if path.is_dir():
+        files = {p.stem: p for p in sorted(path.glob("*.json*")) if _lists_conversations(p)}
+        if files:
+            path = files[choose_split([*files], split, where=str(path))]
+        elif holds_questions(path):
+            return _answered(path, split)
+        else:
+            return None
+    elif not path.is_file() or not _lists_conversations(path):
+        return None
+    rows = read_metadata(path, lines=True) if path.suffix == ".jsonl" else read_rows(path)
+    shown = [_images_of(row) for row in rows]
+    names = [name for several in shown for name in several]
+    below = ("images", "image")
+    root = image_root(path.parent, names, below, path) if names else path.parent
+    column = next(name for name in conversations.COLUMNS if name in rows[0])
+    records = [
+        Record(
+            f"{path.name}, conversation {number}",
+            partial(_opened, [root / name for name in several]),
+            said_in(row, [column], images=len(several)),
+        )
+        for number, (row, several) in enumerate(zip(rows, shown, strict=True), 1)
+    ]
+    return RecordList(records, str(path), "conversations")
+
+
+def _lists_conversations(path: Path) -> bool:
+    if path.suffix not in (".json", ".jsonl") or path.name in METADATA_NAMES:
+        return False
+    with path.open("rb") as file:
+        return _LISTED.search(file.read(_BEGINNING).decode("utf-8", "replace")) is not None
+
+
+def _images_of(row: Mapping[str, Any]) -> list[str]:
+    """The files that a conversation is about."""
+    named = row.get("image", row.get("images"))
+    several = named if isinstance(named, list) else [named] if named else []
+    return [str(each.get("path") if isinstance(each, dict) else each) for each in several]
+
+
+def _opened(paths: Sequence[Path]) -> list[Image.Image]:
+    return [image_of(path)() for path in paths]
+
+
+def _answered(folder: Path, split: str | None) -> CaptionSource:
+    asked = open_questions(str(folder), split)
+    records = [
+        Record(each.place, each.image, said_in(
+            {"question": each.text, "answers": list(each.answers)}, ["question", "answers"],
+            images=1,
+        ))
+        for each in asked.items
+    ]  # fmt: skip
+    return RecordList(records, asked.description, "conversations")
 
 
 def checked_source(data: object) -> str:

@@ -52,14 +52,14 @@ class ModelSource:
         model: path or hub id.
         adapter: name; None asks all.
         processor: path or hub id; None takes the model's.
-        dtype: of the model.
+        dtype: of the model; `auto` keeps that of its checkpoint.
         device: None takes a GPU if there is one.
     """
 
     model: str
     adapter: str | None = None
     processor: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str | None = None
 
 
@@ -79,12 +79,21 @@ class Loaded:
         return next(self.model.parameters()).device
 
     @classmethod
-    def of(cls, source: ModelSource, *, max_length: int | None = None) -> Loaded:
+    def of(
+        cls,
+        source: ModelSource,
+        *,
+        max_length: int | None = None,
+        prompt: str | None = None,
+        max_pixels: int | None = None,
+    ) -> Loaded:
         """Loads and checks.
 
         Args:
             source: of the model.
             max_length: most tokens of a caption; None asks the tokenizer.
+            prompt: see `vlp_plugins.batches`, as is `max_pixels`.
+            max_pixels: most pixels of an image.
 
         Raises:
             VlpError: if something is unknown, missing or damaged.
@@ -95,7 +104,9 @@ class Loaded:
         weights = WeightMap.of(model, adapter)
         weights.check_finite()
         place = source.processor or source.model
-        processor = processor_for(model, adapter, place, max_length=max_length)
+        processor = processor_for(
+            model, adapter, place, max_length=max_length, prompt=prompt, max_pixels=max_pixels
+        )
         return cls(source, model, adapter, weights, processor)
 
     def record(self, schema: int, command: str) -> dict[str, Any]:

@@ -394,7 +394,9 @@ def plan_dimensions(
         StatisticsError: if they are too few.
         UnsupportedError: if a single layer does not fit into the budget.
     """
-    loaded = Loaded.of(source, max_length=data.max_length)
+    loaded = Loaded.of(
+        source, max_length=data.max_length, prompt=data.prompt, max_pixels=data.max_pixels
+    )
     samples = _samples(loaded, data)
     size = min(data.batch_size, samples)
     return _planned_dimensions(

@@ -77,9 +77,11 @@ class Prepared:
         Raises:
             DataError: if there is none.
         """
-        source = str(self.recipe.processor or self.recipe.model)
-        length = self.recipe.data.max_length
-        return processor_for(self.model, self.adapter, source, max_length=length)
+        source, data = str(self.recipe.processor or self.recipe.model), self.recipe.data
+        return processor_for(
+            self.model, self.adapter, source, max_length=data.max_length, prompt=data.prompt,
+            max_pixels=data.max_pixels,
+        )  # fmt: skip
 
     def batches(self) -> CaptionedBatches:
         """The calibration batches; a model of images only gets them without captions.

@@ -46,6 +46,8 @@ class DataRecipe:
         image_column: None finds it.
         caption_column: None finds it.
         max_length: most tokens of a caption; None asks the tokenizer.
+        prompt: what the user of a chat model says; see `vlp_plugins.batches`.
+        max_pixels: of an image of a chat model; see `vlp_plugins.batches`.
     """
 
     source: str | None = None
@@ -56,6 +58,8 @@ class DataRecipe:
     image_column: str | None = None
     caption_column: str | None = None
     max_length: int | None = None
+    prompt: str | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Recipe:
         autocast: `bfloat16` or `float16` for forward passes of the loss; None runs in `dtype`.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
         keep_statistics: write statistics that are larger than 1 GB, too.
-        dtype: of the model.
+        dtype: of the model; `auto` keeps that of its checkpoint.
         device: None takes a GPU if there is one.
     """
 
@@ -111,12 +115,12 @@ class Recipe:
     autocast: str | None = None
     skip_nonfinite: bool = False
     keep_statistics: bool = False
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str | None = None
 
 
-DTYPES = ("float32", "bfloat16", "float16")
-AUTOCASTS = DTYPES[1:]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTOCASTS = DTYPES[2:]
 
 
 _PACKAGED = Path(__file__).parents[1] / "recipes"
@@ -277,6 +281,8 @@ _DATA_READERS: Readers = {
     "image_column": text,
     "caption_column": text,
     "max_length": integer(3),
+    "prompt": text,
+    "max_pixels": integer(1),
 }
 _READERS: Readers = {
     "model": text,

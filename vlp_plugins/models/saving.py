@@ -34,6 +34,10 @@ _COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "image_processor*.json",
+    "video_preprocessor_config.json",
+    "chat_template*",
+    "spiece.model",
+    "sentencepiece*",
 )
 
 
@@ -121,7 +125,11 @@ def copy_companions(source: str | None, folder: Path) -> None:
         return  # a hub id: its processor is found by that id
     home = origin if origin.is_dir() else origin.parent
     for path in (path for pattern in _COMPANIONS for path in home.glob(pattern)):
-        shutil.copy2(path, folder / path.name)
+        if path.is_file():
+            shutil.copy2(path, folder / path.name)
+    for path in home.glob("*_tokenizer/tokenizer*"):  # a second one, as InstructBLIP has
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        shutil.copy2(path, folder / path.parent.name / path.name)
 
 
 @contextmanager

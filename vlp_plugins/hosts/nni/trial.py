@@ -214,7 +214,7 @@ def check_finetuning(recipe: Recipe, settings: TrialSettings) -> None:
     need(recipe, "data.source")
     if settings.learning_rate <= 0:
         raise RecipeError(f"the learning rate must be above 0, not {settings.learning_rate:g}")
-    if recipe.dtype != "float32" or recipe.autocast == "float16":
+    if recipe.dtype not in ("auto", "float32") or recipe.autocast == "float16":
         raise UnsupportedError(
             "fine-tuning takes weights in float32, in which small steps are not lost, and of "
             "autocast only bfloat16; leave --dtype out and give --autocast bfloat16 if need be"
@@ -292,6 +292,8 @@ def run_trial(
     drawn, settings = overlay(recipe, settings, trial.drawn)
     check_test(drawn, settings)
     check_finetuning(drawn, settings)
+    if settings.finetune_steps:
+        drawn = replace(drawn, dtype="float32")
     out = folder_of(recipe, trial)
     records = []
 
