@@ -6,6 +6,7 @@ import logging
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlp_plugins.models.adapter import Batch, need
@@ -31,6 +32,48 @@ def pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor]:
             f"{list(mask.shape)} do not fit: give as many images as texts, [B, 3, H, W] and [B, L]"
         )
     return pixels, *texts_of({"input_ids": ids, "attention_mask": mask}, positions)
+
+
+def image_pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two images per row `[B, 2, 3, H, W]`, token ids and mask `[B, L]` of statements.
+
+    Args:
+        batch: see `StatementAdapter`. A batch of captions, with one image per row, makes pairs of
+            every image and the next one.
+        positions: number of tokens that the model has positions for.
+
+    Raises:
+        BatchError: if something is missing, or does not fit.
+    """
+    pixels, ids, mask = pairs_of(batch, positions)
+    if pixels.ndim == 4:
+        pixels = torch.stack([pixels, pixels.roll(-1, 0)], dim=1)
+    if pixels.ndim != 5 or pixels.shape[1] != 2:
+        raise BatchError(
+            f"pixel_values {list(pixels.shape)} are not two images per row; give [B, 2, 3, H, W]"
+        )
+    return pixels, ids, mask
+
+
+def truths_of(batch: Batch) -> Tensor:
+    """The labels `[B]` of a batch of statements: 1 true, 0 false.
+
+    Raises:
+        BatchError: if there are none, or they do not fit.
+    """
+    labels: Tensor | None = batch.get("labels")
+    if labels is None:
+        raise BatchError(
+            "the loss of a model of NLVR2 needs statements that are true or false: batch has no "
+            f"labels (it has: {', '.join(batch)}); add labels, int64 [B], 1 for true, 0 for false"
+        )
+    rows = len(batch["input_ids"])
+    if labels.shape != (rows,) or not ((labels == 0) | (labels == 1)).all():
+        raise BatchError(
+            f"labels {list(labels.shape)} do not fit {rows} statements; give 1 (true) or 0 (false) "
+            "for each"
+        )
+    return labels
 
 
 def texts_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from blip_adapter_examples import ADAPTER, GOLDEN, tiny, tiny_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BlipConfig, BlipForImageTextRetrieval
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_adapters.blip import BlipForPretraining, save_original
@@ -134,7 +134,7 @@ def test_loads_original_checkpoints(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_an_original_checkpoint_of_another_task_is_an_error(tmp_path: Path) -> None:
+def test_an_original_checkpoint_of_a_task_becomes_the_model_of_it(tmp_path: Path) -> None:
     path = tmp_path / "captioning.pth"
     save_original(tiny(), path)
     state = {
@@ -143,8 +143,10 @@ def test_an_original_checkpoint_of_another_task_is_an_error(tmp_path: Path) -> N
         if name.startswith(("visual_encoder.", "text_decoder."))
     }
     torch.save({"model": state}, path)
-    with pytest.raises(UnsupportedError, match="no BLIP pre-training checkpoint"):
-        ADAPTER.load(str(path))
+    model = ADAPTER.load(str(path))
+    assert type(model) is BlipForConditionalGeneration
+    words = model.text_decoder.cls.predictions.decoder.weight
+    assert torch.equal(words, state["text_decoder.bert.embeddings.word_embeddings.weight"])
 
 
 def test_is_quiet_about_formats_of_others(tmp_path: Path) -> None:

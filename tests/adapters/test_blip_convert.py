@@ -89,7 +89,8 @@ def test_a_round_trip_gives_every_tensor_back(
     save_original(load_original(GOLDEN / "model.safetensors", config), tmp_path / file)
     path = tmp_path / file
     written = load_file(path) if path.suffix == ".safetensors" else torch.load(path)["model"]
-    assert written.keys() == original.keys()
+    second = {"text_decoder.cls.predictions.bias"}  # BLIP has it, MULTIFLOW's copy of BLIP has not
+    assert written.keys() == original.keys() | second
     assert all(torch.equal(written[name], tensor) for name, tensor in original.items())
 
 

@@ -1,4 +1,4 @@
-"""BLIP: the pre-training model, and conversion from and to the original checkpoints.
+"""BLIP: models of pre-training and NLVR2, and conversion from and to original checkpoints.
 
 Nothing heavy is imported until a name is used, so that listing plug-ins stays fast.
 """
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from vlp_adapters.blip.convert import load_original as load_original
     from vlp_adapters.blip.convert import save_original as save_original
     from vlp_adapters.blip.modeling import BlipForPretraining as BlipForPretraining
+    from vlp_adapters.blip.nlvr_model import BlipForNlvr as BlipForNlvr
 
 _HOMES = {
+    "BlipForNlvr": "nlvr_model",
     "BlipForPretraining": "modeling",
     "BlipPretrainConfig": "configuration",
     "load_original": "convert",
@@ -22,6 +24,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BlipForNlvr",
     "BlipForPretraining",
     "BlipPretrainConfig",
     "load_original",

@@ -1,9 +1,10 @@
-"""BLIP as pruning sees it: two modalities, text towers that share weights, seven classes."""
+"""BLIP as pruning sees it: two modalities, text towers that share weights, eight classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from vlp_adapters.blip import answering, downstream, forward
 from vlp_adapters.blip.kinds import Kind, kind_of
 from vlp_adapters.blip.losses import advance, training_losses
-from vlp_adapters.blip.names import is_original, to_original_name
+from vlp_adapters.blip.names import is_original, task_of, to_original_name
 from vlp_adapters.blip.streams import activation_streams
 from vlp_adapters.blip.weights import downstream_paths, exclusions, weight_specs
 from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
@@ -30,16 +31,28 @@ from vlp_plugins.models.adapter import (
 if TYPE_CHECKING:
     from vlp_adapters.blip.modeling import BlipForPretraining
 
-_MODEL_TYPE = "vlp_blip_pretrain"
-_ANSWERING_TYPE = "vlp_blip_answering"
+_OUR_CLASSES = {  # by model type: module and name
+    "vlp_blip_pretrain": ("modeling", "BlipForPretraining"),
+    "vlp_blip_answering": ("answering_model", "BlipForAnswering"),
+    "vlp_blip_nlvr2": ("nlvr_model", "BlipForNlvr"),
+}
+_DESCRIPTIONS = {
+    Kind.PRETRAINING: "BLIP checkpoint of pre-training",
+    Kind.RETRIEVAL: "BLIP checkpoint of image-text retrieval",
+    Kind.CAPTIONING: "BLIP checkpoint of captioning",
+    Kind.VQA: "BLIP checkpoint of visual question answering",
+    Kind.NLVR: "BLIP checkpoint of NLVR2, statements about two images",
+    None: "BLIP checkpoint of towers without the heads of a task",
+}
 _IN_ORIGINAL = re.compile(
-    r"(vision_model|text_encoder|vision_proj|text_proj)(_m)?\.|(text_decoder|itm_head)\.|temp$"
+    r"(vision_model|text_encoder|vision_proj|text_proj)(_m)?\.|(text_decoder|itm_head|cls_head)\."
+    r"|temp$"
 )
 _SPLIT = re.compile(r"\.self_attn\.([qkv])_proj\.")
 
 
 class BlipAdapter(Adapter):
-    """`BlipForPretraining`, and of transformers the retrieval, captioning and VQA classes.
+    """`BlipForPretraining`, `BlipForNlvr`, and transformers' retrieval, captioning, VQA classes.
 
     Also `BlipModel` (two towers; its cross-attention is not pruned, because its forward never runs
     it), `BlipVisionModel` and `BlipTextModel`. Canonical names are `vision.{i}.attention.qkv`,
@@ -82,9 +95,9 @@ class BlipAdapter(Adapter):
 
         Pre-training model: all three. Retrieval: `itc` within the batch at temperature 0.07, and
         `itm`. Captioning: `lm` of the captions (`labels`, else `input_ids`). VQA: `lm` of the
-        answers (`labels`). `BlipModel`: `itc`. Negatives that are not given are drawn by
-        similarity; the draw depends on the batch and the model only, never on the global random
-        state.
+        answers (`labels`). NLVR2: `nlvr` (`labels`). `BlipModel`: `itc`. Negatives that are not
+        given are drawn by similarity; the draw depends on the batch and the model only, never on
+        the global random state.
 
         Args:
             model: a model that this adapter claims.
@@ -155,7 +168,7 @@ class BlipAdapter(Adapter):
         return downstream.downstream_model(task, model)
 
     def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`.
+        """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`. NLVR2: `nlvr`.
 
         Raises:
             UnsupportedError: if the model is of another task.
@@ -171,22 +184,30 @@ class BlipAdapter(Adapter):
         not loaded here.
 
         Raises:
-            UnsupportedError: if it is BLIP's, but damaged, incomplete or of another task.
+            UnsupportedError: if it is BLIP's, but damaged or incomplete, or its number of heads
+                cannot be guessed.
         """
         path = Path(source)
-        if is_saved_as(path, _ANSWERING_TYPE):
-            from vlp_adapters.blip.answering_model import BlipForAnswering
-
-            return from_folder(BlipForAnswering, path, "BLIP")
-        if is_saved_as(path, _MODEL_TYPE):
-            from vlp_adapters.blip.modeling import BlipForPretraining
-
-            return from_folder(BlipForPretraining, path, "BLIP")
+        for model_type, (module, name) in _OUR_CLASSES.items():
+            if is_saved_as(path, model_type):
+                model_class = getattr(import_module(f"vlp_adapters.blip.{module}"), name)
+                return from_folder(model_class, path, "BLIP")
         if not is_original(tensor_names(path)):
             return None
         from vlp_adapters.blip.convert import load_original
 
-        return load_original(path)
+        model: nn.Module = load_original(path)
+        return model
+
+    def describe(self, source: str) -> str | None:
+        """What an original file is for, by the names of its tensors."""
+        names = tensor_names(Path(source))
+        if not is_original(names):
+            return None
+        kind = task_of(names)
+        has_copies = kind is Kind.RETRIEVAL and any("_m." in name for name in names)
+        copies = " (not loaded: momentum copies and queues)" if has_copies else ""
+        return f"{_DESCRIPTIONS[kind]}{copies}"
 
     def original_name(self, path: str) -> str | None:
         """The name that the BLIP code base gives to parameter `path`.
@@ -222,6 +243,11 @@ class BlipAdapter(Adapter):
         """
         ids, mask = need(batch, "input_ids", "attention_mask")
         logits = forward.match_logits(model, ids, mask, forward.image_embeds_of(model, batch))
+        return logits[:, 1] - logits[:, 0]
+
+    def judge(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B]` log-odds that the statement of each row is true of its two images."""
+        logits = forward.judge_logits(model, batch)
         return logits[:, 1] - logits[:, 0]
 
     def image_embeds(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
 
 from vlp_adapters.blip.kinds import Kind, kind_of, text_config
+from vlp_adapters.blip.weights import places_of_two_images
 from vlp_adapters.inputs import need_partners, pairs_of
 from vlp_adapters.negatives import generator_of
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
-_TASKS = (Kind.RETRIEVAL, Kind.CAPTIONING, Kind.VQA)
+_TASKS = (Kind.RETRIEVAL, Kind.CAPTIONING, Kind.VQA, Kind.NLVR)
 _RETRIEVAL_LOSSES = ("itc", "itm")
-_NEW_WHERE_WIDTHS_DIFFER = (".crossattention.self.key.", ".crossattention.self.value.")
+_NOTHING = re.compile(r"$^")
+_READS_QUESTIONS = re.compile(r"text_decoder\..*\.crossattention\.self\.(key|value)\.")
+_OF_TWO_IMAGES = re.compile(r"cls_head\.|.*\.merge_layer\.")
 
 
 def downstream_model(task: str, model: Any) -> nn.Module:
@@ -27,6 +31,8 @@ def downstream_model(task: str, model: Any) -> nn.Module:
     - `vqa`: `BlipForQuestionAnswering`; what encoder and decoder shared is copied into both. If
       image tokens are not as wide as texts it is our `BlipForAnswering`, and keys and values of the
       decoder's cross-attention, which reads the question, are new.
+    - `nlvr2`: `BlipForNlvr`; cross-attention is copied for each of the two images, and what merges
+      them and the head are new.
 
     Args:
         task: one of these.
@@ -86,11 +92,15 @@ def _from_pretraining(task: str, model: Any) -> nn.Module:
     made = _new(task, model)
     state = model.state_dict()
     places = made.state_dict()
-    is_new = task == Kind.VQA and not _is_as_wide(model)
-    new = _NEW_WHERE_WIDTHS_DIFFER if is_new else ()
-    found = {path: state[path] for path in places if path in state and not _has(path, new)}
+    new = _NOTHING
+    if task == Kind.VQA and not _is_as_wide(model):
+        new = _READS_QUESTIONS
+    elif task == Kind.NLVR:
+        new = _OF_TWO_IMAGES
+        state = {place: v for path, v in state.items() for place in places_of_two_images(path)}
+    found = {path: state[path] for path in places if path in state and not new.match(path)}
     ties = made.all_tied_weights_keys
-    lacking = [p for p in places if p not in found and p not in ties and not _has(p, new)]
+    lacking = [p for p in places if p not in found and p not in ties and not new.match(p)]
     if lacking:
         raise UnsupportedError(
             f"{type(model).__name__} has nothing for {lacking[0]} of {type(made).__name__}; if "
@@ -107,6 +117,7 @@ def _new(task: str, model: Any) -> Any:
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering
 
     from vlp_adapters.blip.answering_model import BlipAnsweringConfig, BlipForAnswering
+    from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
 
     pretraining = model.config
     text = deepcopy(pretraining.text_config)
@@ -116,6 +127,9 @@ def _new(task: str, model: Any) -> Any:
         build = BlipForQuestionAnswering
     elif task == Kind.VQA:
         build, config = BlipForAnswering, BlipAnsweringConfig
+    elif task == Kind.NLVR:
+        build, config = BlipForNlvr, BlipNlvrConfig
+        text.enc_token_id = pretraining.enc_token_id
     return build(
         config(
             vision_config=pretraining.vision_config.to_dict(),
@@ -129,7 +143,3 @@ def _new(task: str, model: Any) -> Any:
 def _is_as_wide(model: Any) -> bool:
     config = model.config
     return bool(config.vision_config.hidden_size == config.text_config.hidden_size)
-
-
-def _has(path: str, parts: tuple[str, ...]) -> bool:
-    return path.startswith("text_decoder.") and any(part in path for part in parts)

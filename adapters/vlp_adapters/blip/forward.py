@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
-from vlp_adapters.inputs import is_resized
+from vlp_adapters.inputs import image_pairs_of, is_resized
 from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -110,6 +110,19 @@ def match_logits(
     return logits
 
 
+def judge_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits `[B, 2]` of "false" and "true" for each statement about two images.
+
+    Raises:
+        UnsupportedError: if the class judges no statements.
+        BatchError: if inputs are missing or do not fit each other.
+    """
+    _kind_in((Kind.NLVR,), model, "no head for statements about two images", "NLVR2")
+    pixels, ids, mask = image_pairs_of(batch, text_config(model).max_position_embeddings)
+    logits: Tensor = model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
+    return logits
+
+
 def image_embeds_of(model: Any, batch: Batch) -> Tensor:
     """Image tokens `[B, T, Dv]`: `image_embeds` of the batch, or made from `pixel_values`."""
     embeds: Tensor | None = batch.get("image_embeds")
@@ -144,7 +157,8 @@ def _kind_in(able: tuple[Kind, ...], model: Any, lack: str, task: str) -> Kind:
     """The kind of a model, if it is one of those that can."""
     kind = kind_of(model)
     if kind not in able:
+        other = " or pre-training model" if Kind.PRETRAINING in able else ""
         raise UnsupportedError(
-            f"{type(model).__name__} has {lack}; load BLIP's {task} model or pre-training model"
+            f"{type(model).__name__} has {lack}; load BLIP's {task} model{other}"
         )
     return kind

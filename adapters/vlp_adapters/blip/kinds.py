@@ -23,6 +23,7 @@ class Kind(StrEnum):
     RETRIEVAL = "retrieval"
     CAPTIONING = "captioning"
     VQA = "vqa"
+    NLVR = "nlvr2"
     DUAL = "dual encoder"  # two towers that meet in the contrastive loss only
     VISION = "vision"
     TEXT = "text"
@@ -32,6 +33,7 @@ class Kind(StrEnum):
 _TRANSFORMERS = "transformers.models.blip.modeling_blip"
 _CLASSES = {
     "vlp_adapters.blip.modeling.BlipForPretraining": Kind.PRETRAINING,
+    "vlp_adapters.blip.nlvr_model.BlipForNlvr": Kind.NLVR,
     f"{_TRANSFORMERS}.BlipForImageTextRetrieval": Kind.RETRIEVAL,
     f"{_TRANSFORMERS}.BlipForConditionalGeneration": Kind.CAPTIONING,
     f"{_TRANSFORMERS}.BlipForQuestionAnswering": Kind.VQA,
@@ -55,11 +57,12 @@ def text_config(model: Any) -> Any:
 def encoder_ids(model: Any, input_ids: Tensor) -> Tensor:
     """What the multimodal encoder reads: the pre-training model begins with [ENC].
 
-    transformers' classes keep [CLS], as the forward of the published matching model does.
+    So does what was loaded from an original file. Others of transformers' classes keep [CLS], as
+    the forward of the published matching model does.
     """
-    if kind_of(model) is Kind.PRETRAINING:
-        return begin_with(input_ids, model.config.enc_token_id)
-    return input_ids
+    config = model.config if kind_of(model) is Kind.PRETRAINING else text_config(model)
+    token: int | None = getattr(config, "enc_token_id", None)
+    return input_ids if token is None else begin_with(input_ids, token)
 
 
 def decoder_ids(model: Any, input_ids: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vlp_adapters.blip.forward import (
     image_features,
     image_tokens,
+    judge_logits,
     match_logits,
     text_features,
     text_tokens,
@@ -24,13 +26,13 @@ from vlp_adapters.blip.kinds import (
     text_config,
     word_labels,
 )
-from vlp_adapters.inputs import need_partners, pairs_of
+from vlp_adapters.inputs import need_partners, pairs_of, truths_of
 from vlp_adapters.negatives import check_negatives, draw_negatives, generator_of
 from vlp_adapters.objectives import batch_contrastive_loss, matching_loss, similarity
 from vlp_plugins.models.adapter import Batch, Negatives
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
-_TEMPERATURE = 0.07  # BLIP's at the start; transformers' matching model does not keep the learned
+_TEMPERATURE = 0.07  # BLIP's at the start; transformers' files do not keep the learned one
 
 
 def training_losses(
@@ -90,7 +92,9 @@ def _retrieval(model: Any, batch: Batch, negatives: Negatives | None) -> dict[st
     logits = similarity(
         image_features(model, image),
         text_features(model, ids, mask).T,
-        torch.tensor(_TEMPERATURE, device=image.device),
+        torch.tensor(
+            getattr(model.config, "contrastive_temperature", _TEMPERATURE), device=image.device
+        ),
     )
     if negatives is None:
         negatives = draw_negatives(
@@ -149,10 +153,16 @@ def _answering(model: Any, batch: Batch) -> dict[str, Tensor]:
     return {"lm": output.loss}
 
 
+def _judging(model: Any, batch: Batch) -> dict[str, Tensor]:
+    logits = judge_logits(model, batch)
+    return {"nlvr": functional.cross_entropy(logits, truths_of(batch))}
+
+
 _WITHOUT_NEGATIVES: dict[Kind, Callable[[Any, Batch], dict[str, Tensor]]] = {
     Kind.DUAL: _dual,
     Kind.CAPTIONING: _captioning,
     Kind.VQA: _answering,
+    Kind.NLVR: _judging,
 }
 
 

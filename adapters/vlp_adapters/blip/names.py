@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
+from vlp_adapters.blip.kinds import Kind
 from vlp_adapters.names import rebegin, reverse
 
 # Beginnings of names, (ours, original), in a vision encoder and in one of its layers.
@@ -28,8 +29,14 @@ _OURS = re.compile(r"vision_model(?P<twin>_m)?\.(?:encoder\.layers\.(?P<layer>\d
 _ORIGINAL = re.compile(r"visual_encoder(?P<twin>_m)?\.(?:blocks\.(?P<layer>\d+)\.)?(?P<tail>.+)")
 _PATCHES = "visual_encoder.patch_embed.proj.weight"
 _FIRST_LAYER = "encoder.layer.0.crossattention.self.query.weight"
-_FIRST_LAYERS = (f"text_encoder.{_FIRST_LAYER}", f"text_decoder.bert.{_FIRST_LAYER}")
-_HEAD_BIAS = "text_decoder.cls.predictions.bias"  # BERT's second name of decoder.bias
+_FIRST_OF_TWO_IMAGES = "text_encoder.encoder.layer.0.crossattention.self0.query.weight"
+_FIRST_LAYERS = (
+    f"text_encoder.{_FIRST_LAYER}", f"text_decoder.bert.{_FIRST_LAYER}", _FIRST_OF_TWO_IMAGES,
+)  # fmt: skip
+_COMMON_SPACE = ("text_proj.weight", "itm_head.weight")
+HEAD_BIAS = "text_decoder.cls.predictions.decoder.bias"
+SECOND_HEAD_BIAS = "text_decoder.cls.predictions.bias"
+"""Another name of `HEAD_BIAS` in BERT."""
 
 
 def to_original_name(name: str) -> str:
@@ -61,5 +68,20 @@ def is_original(names: Set[str]) -> bool:
     return _PATCHES in names and not names.isdisjoint(_FIRST_LAYERS)
 
 
+def task_of(names: Set[str]) -> Kind | None:
+    """What an original checkpoint with tensors of these names is for; None if that is unknown."""
+    if not is_original(names):
+        return None
+    if _FIRST_OF_TWO_IMAGES in names:
+        return Kind.NLVR
+    has_space = not names.isdisjoint(_COMMON_SPACE)
+    has_encoder = any(name.startswith("text_encoder.") for name in names)
+    if any(name.startswith("text_decoder.") for name in names):
+        if has_space:
+            return Kind.PRETRAINING
+        return Kind.VQA if has_encoder else Kind.CAPTIONING
+    return Kind.RETRIEVAL if has_space else None
+
+
 def _first_name(name: str) -> str:
-    return "text_decoder.cls.predictions.decoder.bias" if name == _HEAD_BIAS else name
+    return HEAD_BIAS if name == SECOND_HEAD_BIAS else name

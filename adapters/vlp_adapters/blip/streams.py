@@ -10,7 +10,7 @@ from torch import Tensor
 from vlp_adapters.blip.forward import image_tokens, text_tokens, token_count
 from vlp_adapters.blip.kinds import Kind, answers_of, decoder_ids, encoder_ids, text_config
 from vlp_adapters.blip.weights import DECODER, ENCODER, QUESTION, TEXT, VISION
-from vlp_adapters.inputs import pairs_of, texts_of
+from vlp_adapters.inputs import image_pairs_of, pairs_of, texts_of
 from vlp_plugins.models.adapter import Batch, Stream, need
 
 _NAMES = {
@@ -18,6 +18,7 @@ _NAMES = {
     Kind.RETRIEVAL: (VISION, ENCODER),
     Kind.CAPTIONING: (VISION, DECODER),
     Kind.VQA: (VISION, ENCODER, DECODER),
+    Kind.NLVR: (VISION, ENCODER),
     Kind.DUAL: (VISION, TEXT),
 }
 
@@ -28,7 +29,7 @@ def activation_streams(
     """The parts of the forward in their order; neither word heads nor momentum twins run.
 
     - `vision`: the images. Every image token is real.
-    - `encoder`: the texts, with cross-attention to the images.
+    - `encoder`: the texts, with cross-attention to the images, of NLVR2 to two for each text.
     - `decoder`: the texts after [DEC], with cross-attention to the images. That of the VQA model
       runs on the answers (`answers_of`), else on the questions, and reads the encoder's states:
       its `question` tokens.
@@ -48,14 +49,18 @@ def activation_streams(
     if kind is Kind.TEXT:
         ids, mask = texts_of(batch, positions)
         return iter((Stream(TEXT, lambda: text_tokens(model, ids, mask), {TEXT: mask.bool()}),))
-    pixels, ids, mask = pairs_of(batch, positions)
+    read = image_pairs_of if kind is Kind.NLVR else pairs_of
+    pixels, ids, mask = read(batch, positions)
     real = mask.bool()
     is_mistaken = published and ids.shape[1] == token_count(model.vision_model, *pixels.shape[-2:])
     image_real = real if is_mistaken else None
     states: dict[str, Tensor] = {}
 
     def vision() -> Tensor:
-        states[VISION] = image_tokens(model.vision_model, pixels)
+        if kind is Kind.NLVR:
+            states[VISION] = model.encode_images(pixels)
+        else:
+            states[VISION] = image_tokens(model.vision_model, pixels)
         return states[VISION]
 
     def encoder() -> Tensor:

@@ -27,6 +27,7 @@ _TOWERS = {  # kind -> where its towers begin, and what they are
     Kind.RETRIEVAL: {"vision_model.": VISION, "text_encoder.": ENCODER},
     Kind.CAPTIONING: {"vision_model.": VISION, "text_decoder.bert.": DECODER},
     Kind.VQA: {"vision_model.": VISION, "text_encoder.": ENCODER, "text_decoder.bert.": DECODER},
+    Kind.NLVR: {"vision_model.": VISION, "text_encoder.": ENCODER},
     Kind.DUAL: {"vision_model.": VISION, "text_model.": ENCODER},
     Kind.VISION: {"": VISION},
     Kind.TEXT: {"": ENCODER},
@@ -43,6 +44,15 @@ _VISION_PARTS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+_IMAGES = ("0", "1")
+_OF_TWO_IMAGES = {  # path in a layer that attends to two images -> its name, the pre-training one's
+    path.replace(".self.", f".self{image}.").replace(".dense", f".dense{image}"): (
+        name.replace("cross.", f"cross{image}."), name,
+    )
+    for path, name in BERT_PARTS.items()
+    for image in _IMAGES
+    if name.startswith("cross.")
+}  # fmt: skip
 _TEXT_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 
 _TASK_TOWERS = {  # task -> which towers of the pre-training model its class has, by equal paths
@@ -50,6 +60,7 @@ _TASK_TOWERS = {  # task -> which towers of the pre-training model its class has
     "retrieval": ("vision_model.", "text_encoder."),
     "captioning": ("vision_model.", "text_decoder."),
     "vqa": ("vision_model.", "text_encoder.", "text_decoder."),
+    "nlvr2": ("vision_model.", "text_encoder."),
 }
 
 EXCLUSIONS = (
@@ -60,6 +71,8 @@ EXCLUSIONS = (
     Exclusion(r"^(vision|text)_proj\.", "projection into the common space: read by ITC only"),
     Exclusion(r"^(visual|text)_projection\.", "projection into the common space"),
     Exclusion(r"^itm_head\.", "ITM head: belongs to the matching task"),
+    Exclusion(r"^cls_head\.", "head: says whether a statement is true"),
+    Exclusion(r"\.merge_layer\.", "new in this model: merges what is read of two images"),
     Exclusion(r"^text_decoder\.cls\.", "LM head: its matrix is the word embeddings"),
     Exclusion(r"(^|\.)pooler\.", "pooler: a head that reads the first token only"),
     Exclusion(r"(^|\.)embeddings\.", "embeddings: words, patches, positions, class token"),
@@ -90,7 +103,8 @@ def weight_specs(model: nn.Module) -> Iterable[WeightSpec]:
     `decoder.{i}.self.*`. In the VQA model the decoder has its own `decoder.{i}.cross.*` and
     `decoder.{i}.ffn.*`, which began as copies; they read the question where the encoder reads
     image tokens. Keys and values that could not be copied, because texts and image tokens are not
-    equally wide, are left out.
+    equally wide, are left out. In the NLVR2 model the encoder has its cross-attention twice,
+    `text.{i}.cross0.*` for the left image and `text.{i}.cross1.*` for the right one.
 
     Raises:
         UnsupportedError: if something else stands where a linear layer should be.
@@ -116,6 +130,8 @@ def downstream_paths(task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
       self-attention of the text encoder maps to `()`.
     - `vqa`: `BlipForQuestionAnswering`; what encoder and decoder shared is copied into both, but
       for cross-attention keys and values if texts and image tokens are not equally wide.
+    - `nlvr2`: `BlipForNlvr`, the vision and the text encoder; its cross-attention is copied, one
+      for each image.
 
     Args:
         task: one of these.
@@ -144,8 +160,22 @@ def downstream_paths(task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
     for spec in specs:
         is_new = task == Kind.VQA and spec.name.endswith(CROSS_INPUTS) and not is_as_wide
         here = towers[:-1] if is_new else towers  # the decoder's are not copies
-        found[spec.name] = tuple(o.path for o in spec.owners if o.path.startswith(here))
+        paths = tuple(o.path for o in spec.owners if o.path.startswith(here))
+        if task == Kind.NLVR:
+            paths = tuple(place for path in paths for place in places_of_two_images(path))
+        found[spec.name] = paths
     return found
+
+
+def places_of_two_images(path: str) -> tuple[str, ...]:
+    """Where a parameter of the text encoder goes in one that attends to two images."""
+    before, cross, part = path.partition(".crossattention.")
+    if not cross or "LayerNorm" in part:
+        return (path,)
+    return tuple(
+        before + cross + part.replace("self.", f"self{n}.", 1).replace(".dense.", f".dense{n}.")
+        for n in _IMAGES
+    )
 
 
 def _spec(model: nn.Module, path: str) -> WeightSpec | None:
@@ -157,6 +187,13 @@ def _spec(model: nn.Module, path: str) -> WeightSpec | None:
         is_vision = tower == VISION
         layer, parts = (_VISION_LAYER, _VISION_PARTS) if is_vision else (_TEXT_LAYER, BERT_PARTS)
         match = layer.fullmatch(path, len(beginning))
+        if match is not None and match[2] in _OF_TWO_IMAGES:
+            part, origin = _OF_TWO_IMAGES[match[2]]
+            owner = Owner(path, VISION if origin in CROSS_INPUTS else TEXT)
+            place = f"{TEXT}.{match[1]}"
+            return WeightSpec(
+                f"{place}.{part}", TEXT, int(match[1]), (owner,), copy_of=f"{place}.{origin}"
+            )
         if match is None or match[2] not in parts:
             return None
         index, part = int(match[1]), parts[match[2]]
