@@ -7,13 +7,13 @@ from factor_towers import profile_of
 from toy_loss import losing_toy
 
 from vlp_plugins.methods.chita.method import chita, chita_plus_plus
-from vlp_plugins.methods.chita.solver.problem import top
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.iterative import Iterative, itersnip
 from vlp_plugins.methods.tamt.method import Tamt
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scoring.allocation import IdAllocation, LayerAllocation, Pattern
 from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.threshold import top
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from vlp_plugins.methods.chita.solver.dual import Dual
-from vlp_plugins.methods.chita.solver.problem import Importance, MemoryRows, Problem, top
+from vlp_plugins.methods.chita.solver.problem import Importance, MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.solve import solve
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.scoring.threshold import top
 
 BOUNDS = (0, 40, 40, 100, 101, 240)
 IMPORTANCE = Importance(BOUNDS, (1.0, 0.5, 0.05, 0.7, 0.3))

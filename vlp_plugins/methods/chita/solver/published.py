@@ -16,7 +16,8 @@ import torch
 from vlp_plugins.methods.chita.solver.blocks import Part, by_blocks, fit
 from vlp_plugins.methods.chita.solver.dual import Dual
 from vlp_plugins.methods.chita.solver.gram import weighted_sum, widened
-from vlp_plugins.methods.chita.solver.problem import Problem, Solution, top, top_by
+from vlp_plugins.methods.chita.solver.problem import Problem, Solution
+from vlp_plugins.scoring.threshold import top, top_by
 
 HALVINGS = 100
 TRIALS = 10

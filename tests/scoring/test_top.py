@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from vlp_plugins.methods.chita.solver import problem as ranking
-from vlp_plugins.methods.chita.solver.problem import top, top_by
-from vlp_plugins.scoring.threshold import SAMPLED_FROM
+from vlp_plugins.scoring import threshold as ranking
+from vlp_plugins.scoring.threshold import SAMPLED_FROM, top, top_by
 
 MANY = SAMPLED_FROM + 7
 
