@@ -144,7 +144,7 @@ def test_sizes_are_read_from_shapes(config: BlipPretrainConfig) -> None:
 
 
 def test_heads_of_unusual_widths_are_asked_for(original: dict[str, Tensor]) -> None:
-    with pytest.raises(UnsupportedError, match=r"text encoder is 32 wide.*pass a configuration"):
+    with pytest.raises(UnsupportedError, match=r"text encoder is 32 wide.*pass text_heads"):
         infer_config(original)
 
 
