@@ -104,5 +104,5 @@ def test_bad_input_says_what_to_do() -> None:
 def test_bad_configurations_are_refused() -> None:
     with pytest.raises(ValueError, match="leaves no text layer"):
         tiny_config(fusion_layer=3)
-    with pytest.raises(ValueError, match="takes clip_vision_model or swin"):
+    with pytest.raises(ValueError, match="takes clip_vision_model, swin or vit"):
         tiny_config(vision_config=BertConfig())

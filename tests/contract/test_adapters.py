@@ -54,9 +54,12 @@ from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.plugin import vlp_adapters
 from vlp_adapters.xvlm import (
     XvlmForCaptioning,
+    XvlmForNlvr,
     XvlmForPretraining,
     XvlmForQuestionAnswering,
+    XvlmForRetrieval,
     XvlmPretrainConfig,
+    XvlmRetrievalConfig,
 )
 from vlp_plugins.models.adapter import Adapter, Owner
 from vlp_plugins.models.generic import ModuleAdapter
@@ -94,6 +97,11 @@ def pairs() -> dict[str, Tensor]:
 def answered() -> dict[str, Tensor]:
     """Questions with answers of 3 and 4 tokens."""
     return pairs() | {"labels": torch.tensor([[1, 9, 2, 0], [1, 7, 9, 2]])}
+
+
+def statements() -> dict[str, Tensor]:
+    """About two images each."""
+    return texts() | {"pixel_values": torch.rand(2, 2, 3, 16, 16), "labels": torch.tensor([0, 1])}
 
 
 def unmasked() -> dict[str, Tensor]:
@@ -176,12 +184,14 @@ def blip_config() -> BlipConfig:
     return BlipConfig(vision_config=blip_vision(), text_config=blip_text(), **sizes)
 
 
-def xvlm() -> XvlmForPretraining:
-    vision = CLIPVisionConfig(**IMAGE, intermediate_size=32)
+def xvlm_towers(vision: Any = None) -> dict[str, Any]:
     text = BertConfig(**TEXT, max_position_embeddings=16, fusion_layer=1)
-    return XvlmForPretraining(
-        XvlmPretrainConfig(vision_config=vision, text_config=text, embed_dim=8)
-    )
+    vision = vision or CLIPVisionConfig(**IMAGE, intermediate_size=32)
+    return {"vision_config": vision, "text_config": text}
+
+
+def xvlm(vision: Any = None) -> XvlmForPretraining:
+    return XvlmForPretraining(XvlmPretrainConfig(**xvlm_towers(vision), embed_dim=8))
 
 
 ENDS = {"start_token_id": 1, "end_token_id": 2}
@@ -235,6 +245,11 @@ ROWS = {
         images,
     ),
     "xvlm": Row("xvlm", xvlm, pairs),
+    "xvlm-deit": Row("xvlm", lambda: xvlm(ViTConfig(**IMAGE, intermediate_size=32)), pairs),
+    "xvlm-retrieval": Row(
+        "xvlm", lambda: XvlmForRetrieval(XvlmRetrievalConfig(**xvlm_towers(), embed_dim=8)), pairs
+    ),
+    "xvlm-nlvr2": Row("xvlm", lambda: XvlmForNlvr.from_pretraining(xvlm()), statements),
     "xvlm-captioning": Row(
         "xvlm", lambda: XvlmForCaptioning.from_pretraining(xvlm(), **ENDS), pairs
     ),
@@ -268,7 +283,7 @@ ROWS = {
 }
 
 
-PADDED = (texts, pairs, answered, ended, ended_pairs)
+PADDED = (texts, pairs, answered, statements, ended, ended_pairs)
 WITH_TEXT = [name for name, row in ROWS.items() if row.batch in PADDED]
 
 

@@ -14,18 +14,26 @@ if TYPE_CHECKING:
     from vlp_adapters.xvlm.captioning import XvlmCaptioningConfig as XvlmCaptioningConfig
     from vlp_adapters.xvlm.captioning import XvlmForCaptioning as XvlmForCaptioning
     from vlp_adapters.xvlm.configuration import XvlmPretrainConfig as XvlmPretrainConfig
+    from vlp_adapters.xvlm.configuration import XvlmRetrievalConfig as XvlmRetrievalConfig
     from vlp_adapters.xvlm.convert import load_original as load_original
     from vlp_adapters.xvlm.convert import save_original as save_original
     from vlp_adapters.xvlm.masking import mask_tokens as mask_tokens
     from vlp_adapters.xvlm.modeling import XvlmForPretraining as XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmForRetrieval as XvlmForRetrieval
+    from vlp_adapters.xvlm.nlvr import XvlmForNlvr as XvlmForNlvr
+    from vlp_adapters.xvlm.nlvr import XvlmNlvrConfig as XvlmNlvrConfig
 
 _HOMES = {
     "XvlmAnsweringConfig": "answering",
     "XvlmCaptioningConfig": "captioning",
     "XvlmForCaptioning": "captioning",
+    "XvlmForNlvr": "nlvr",
     "XvlmForPretraining": "modeling",
     "XvlmForQuestionAnswering": "answering",
+    "XvlmForRetrieval": "modeling",
+    "XvlmNlvrConfig": "nlvr",
     "XvlmPretrainConfig": "configuration",
+    "XvlmRetrievalConfig": "configuration",
     "load_original": "convert",
     "mask_tokens": "masking",
     "save_original": "convert",
@@ -35,9 +43,13 @@ __all__ = [
     "XvlmAnsweringConfig",
     "XvlmCaptioningConfig",
     "XvlmForCaptioning",
+    "XvlmForNlvr",
     "XvlmForPretraining",
     "XvlmForQuestionAnswering",
+    "XvlmForRetrieval",
+    "XvlmNlvrConfig",
     "XvlmPretrainConfig",
+    "XvlmRetrievalConfig",
     "load_original",
     "mask_tokens",
     "save_original",

@@ -1,4 +1,4 @@
-"""What X-VLM's models can be asked for: features, matching, captions, answers."""
+"""What X-VLM's models can be asked for: features, matching, captions, answers, judgements."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from vlp_adapters.xvlm import task_passes
-from vlp_adapters.xvlm.kinds import Kind, require
+from vlp_adapters.xvlm.kinds import MATCHING, Kind, require
 from vlp_adapters.xvlm.streams import image_embeds_of, text_embeds_of
 from vlp_plugins.models.adapter import Batch, need
 
 if TYPE_CHECKING:
     from vlp_adapters.xvlm.captioning import XvlmForCaptioning
-    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmForRetrieval
 
 
 class XvlmAbilities:
@@ -21,13 +21,13 @@ class XvlmAbilities:
 
     def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, embed_dim]` from `pixel_values` or `image_embeds`."""
-        require(model, Kind.PRETRAINING, "has no common space of images and texts")
+        require(model, MATCHING, "has no common space of images and texts")
         xvlm = _xvlm(model)
         return xvlm.project_image(image_embeds_of(xvlm, batch))
 
     def text_features(self, model: nn.Module, batch: Batch) -> Tensor:
         """L2-normalised `[B, embed_dim]` from `input_ids` or `text_embeds`, and the mask."""
-        require(model, Kind.PRETRAINING, "has no common space of images and texts")
+        require(model, MATCHING, "has no common space of images and texts")
         xvlm = _xvlm(model)
         return xvlm.project_text(text_embeds_of(xvlm, batch))
 
@@ -38,7 +38,7 @@ class XvlmAbilities:
         (`[B, T, Dv]` of `encode_image`) instead of `pixel_values`, and `text_embeds` (`[B, L, D]`
         of `encode_text`) instead of `input_ids`. The attention mask is always needed.
         """
-        require(model, Kind.PRETRAINING, "has no matching head")
+        require(model, MATCHING, "has no matching head")
         xvlm = _xvlm(model)
         (mask,) = need(batch, "attention_mask")
         logits = xvlm.match_logits(text_embeds_of(xvlm, batch), mask, image_embeds_of(xvlm, batch))
@@ -71,6 +71,15 @@ class XvlmAbilities:
         require(model, Kind.VQA, "answers no questions")
         return task_passes.write_answers(model, batch, max_length, num_beams)
 
+    def judge(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B]` log-odds that the statement of each row is true of its two images.
+
+        Raises:
+            UnsupportedError: if the model is not the one of NLVR2.
+        """
+        require(model, Kind.NLVR, "judges no statements about two images")
+        return task_passes.judge(model, batch)
+
     def rank_answers(
         self,
         model: nn.Module,
@@ -89,5 +98,5 @@ class XvlmAbilities:
         return task_passes.choose_answers(model, batch, answer_ids, answer_mask, candidates)
 
 
-def _xvlm(model: nn.Module) -> XvlmForPretraining:
-    return cast("XvlmForPretraining", model)
+def _xvlm(model: nn.Module) -> XvlmForRetrieval:
+    return cast("XvlmForRetrieval", model)

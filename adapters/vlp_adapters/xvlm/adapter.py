@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
+from vlp_adapters.checkpoints import from_folder, is_saved_as, options_beside, tensor_names
 from vlp_adapters.inputs import need_partners
 from vlp_adapters.negatives import generator_of
 from vlp_adapters.xvlm import downstream, task_passes
 from vlp_adapters.xvlm.abilities import XvlmAbilities
-from vlp_adapters.xvlm.kinds import Kind, kind_of, require
+from vlp_adapters.xvlm.kinds import MATCHING, Kind, kind_of, require
 from vlp_adapters.xvlm.masking import mask_words, word_targets
-from vlp_adapters.xvlm.names import is_original, original_part, to_original_name
+from vlp_adapters.xvlm.names import description, is_original, original_part, to_original_name
 from vlp_adapters.xvlm.streams import activation_streams, matching_pairs
 from vlp_adapters.xvlm.task_weights import task_exclusions, task_weight_specs
 from vlp_adapters.xvlm.weights import EXCLUSIONS, downstream_paths, weight_specs
@@ -33,22 +33,24 @@ from vlp_plugins.models.adapter import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmForRetrieval
 
 _SAVED = {  # model type of a configuration -> class in this package
     "vlp_xvlm_pretrain": ("modeling", "XvlmForPretraining"),
+    "vlp_xvlm_retrieval": ("modeling", "XvlmForRetrieval"),
     "vlp_xvlm_captioning": ("captioning", "XvlmForCaptioning"),
     "vlp_xvlm_answering": ("answering", "XvlmForQuestionAnswering"),
+    "vlp_xvlm_nlvr": ("nlvr", "XvlmForNlvr"),
 }
 _INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
 
 class XvlmAdapter(XvlmAbilities, Adapter):
-    """`XvlmForPretraining`, `XvlmForCaptioning` and `XvlmForQuestionAnswering`.
+    """X-VLM's models of pre-training, retrieval, captioning, VQA and NLVR2.
 
     Canonical names are `vision.{i}.attention.query`, `text.{i}.self.query`,
     `fusion.{j}.cross.query`, `fusion.{j}.ffn.fc1`; see `weight_specs` for the numbers, and
-    `task_weight_specs` for the decoder of the answers.
+    `task_weight_specs` for the decoder of the answers and the pairs of layers of NLVR2.
     """
 
     name = "xvlm"
@@ -60,14 +62,12 @@ class XvlmAdapter(XvlmAbilities, Adapter):
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
         """All linear layers of the three towers; nothing is shared among them."""
         kind = _kind(model)
-        if kind is not Kind.PRETRAINING:
-            return task_weight_specs(kind, model)
-        return weight_specs(_xvlm(model))
+        return weight_specs(_xvlm(model)) if kind in MATCHING else task_weight_specs(kind, model)
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Projections, heads, embeddings and vectors."""
         kind = _kind(model)
-        return EXCLUSIONS if kind is Kind.PRETRAINING else task_exclusions(kind, model)
+        return EXCLUSIONS if kind in MATCHING else task_exclusions(kind, model)
 
     def streams(
         self, model: nn.Module, batch: Batch, *, published: bool = False
@@ -77,7 +77,7 @@ class XvlmAdapter(XvlmAbilities, Adapter):
         Those of downstream models: see `task_streams`.
         """
         kind = _kind(model)
-        if kind is not Kind.PRETRAINING:
+        if kind not in MATCHING:
             return task_passes.task_streams(kind, model, batch)
         return activation_streams(_xvlm(model), batch, published=published)
 
@@ -89,7 +89,9 @@ class XvlmAdapter(XvlmAbilities, Adapter):
         negatives: Negatives | None = None,
         published: bool = False,
     ) -> dict[str, Tensor]:
-        """`itc` contrastive, `itm` matching, `mlm` masked words; of downstream models `lm`.
+        """`itc` contrastive, `itm` matching, `mlm` masked words (not of the retrieval model).
+
+        Of the other downstream models `lm`, or `nlvr` for judgements.
 
         Masked words come from the batch (`mlm_input_ids`, `mlm_labels`) or are made, see
         `word_targets`; negatives that are not given are drawn by similarity. Both choices depend on
@@ -105,9 +107,11 @@ class XvlmAdapter(XvlmAbilities, Adapter):
             BatchError: if inputs are missing or do not fit each other.
         """
         kind = _kind(model)
+        if kind is Kind.RETRIEVAL:
+            return downstream.retrieval_losses(_xvlm(model), batch, negatives)
         if kind is not Kind.PRETRAINING:
             return task_passes.task_losses(kind, model, batch)
-        xvlm = _xvlm(model)
+        xvlm: Any = model
         pixels, ids, mask = matching_pairs(xvlm, batch)
         need_partners(len(ids))
         masked, labels = word_targets(xvlm.config.text_config, batch)
@@ -123,14 +127,15 @@ class XvlmAdapter(XvlmAbilities, Adapter):
         return dict(output.losses)
 
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        """Paths in the original code base's models; see `downstream_paths`.
+        """Paths in the model of the task; see `downstream_paths`.
 
         Raises:
             UnsupportedError: if the task is unknown, or the model is a downstream one already.
         """
         if task == Kind.PRETRAINING:  # every model's own paths
             return {spec.name: (spec.owners[0].path,) for spec in self.weights(model)}
-        require(model, Kind.PRETRAINING, f"has no weights to hand on to the {task} model")
+        if task != Kind.RETRIEVAL or kind_of(model) is not Kind.RETRIEVAL:
+            require(model, Kind.PRETRAINING, f"has no weights to hand on to the {task} model")
         return downstream_paths(task, _xvlm(model))
 
     def downstream_model(
@@ -145,7 +150,7 @@ class XvlmAdapter(XvlmAbilities, Adapter):
         return downstream.downstream_model(task, model, tokenizer)
 
     def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`.
+        """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`. NLVR2: `nlvr`.
 
         Raises:
             UnsupportedError: if the model is of another task.
@@ -171,9 +176,14 @@ class XvlmAdapter(XvlmAbilities, Adapter):
                 return from_folder(getattr(home, name), path, "X-VLM")
         if not is_original(tensor_names(path)):
             return None
-        from vlp_adapters.xvlm.convert import load_original
+        from vlp_adapters.xvlm.convert import OPTIONS, load_original
 
-        return load_original(path)
+        return load_original(path, **options_beside(path, OPTIONS))
+
+    def describe(self, source: str) -> str | None:
+        """Task and image encoder of an original file, also of one that is refused."""
+        names = tensor_names(Path(source))
+        return description(names) if is_original(names) else None
 
     def collate(
         self, processor: Any, images: Sequence[Image], texts: Sequence[str]
@@ -210,5 +220,5 @@ def _kind(model: nn.Module) -> Kind:
     return cast("Kind", kind_of(model))
 
 
-def _xvlm(model: nn.Module) -> XvlmForPretraining:
-    return cast("XvlmForPretraining", model)
+def _xvlm(model: nn.Module) -> XvlmForRetrieval:
+    return cast("XvlmForRetrieval", model)

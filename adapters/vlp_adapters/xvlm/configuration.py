@@ -1,4 +1,4 @@
-"""Sizes and options of the X-VLM pre-training model."""
+"""Sizes and options of the X-VLM pre-training model and of the retrieval model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, BertConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-VISION_TYPES = ("clip_vision_model", "swin")
+VISION_TYPES = ("clip_vision_model", "swin", "vit")
 
 
 class XvlmPretrainConfig(PreTrainedConfig):
     """Configuration of `XvlmForPretraining`.
 
     Attributes:
-        vision_config: `CLIPVisionConfig` or `SwinConfig` (a dict needs `model_type: swin` for the
-            latter).
+        vision_config: `CLIPVisionConfig`, `SwinConfig`, or for DeiT `ViTConfig` (a dict needs
+            `model_type: swin` or `vit` for the latter two).
         text_config: `BertConfig`. `num_hidden_layers` counts text and fusion layers together;
             its extra attribute `fusion_layer` is the index of the first fusion layer (default:
             half of them), also accepted and readable here as `fusion_layer`.
@@ -50,8 +50,10 @@ class XvlmPretrainConfig(PreTrainedConfig):
         vision: Any = self.vision_config
         text: Any = self.text_config
         if vision.model_type not in VISION_TYPES:
+            *others, last = VISION_TYPES
             raise ValueError(
-                f"vision_config is a {vision.model_type!r}; X-VLM takes {' or '.join(VISION_TYPES)}"
+                f"vision_config is a {vision.model_type!r}; X-VLM takes {', '.join(others)} or "
+                f"{last}"
             )
         if fusion_layer is not None:
             text.fusion_layer = fusion_layer
@@ -80,4 +82,11 @@ class XvlmPretrainConfig(PreTrainedConfig):
         return cls(**(options | overrides))
 
 
+class XvlmRetrievalConfig(XvlmPretrainConfig):
+    """Configuration of `XvlmForRetrieval`."""
+
+    model_type = "vlp_xvlm_retrieval"
+
+
 AutoConfig.register(XvlmPretrainConfig.model_type, XvlmPretrainConfig, exist_ok=True)
+AutoConfig.register(XvlmRetrievalConfig.model_type, XvlmRetrievalConfig, exist_ok=True)

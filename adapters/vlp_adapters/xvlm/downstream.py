@@ -10,20 +10,21 @@ from vlp_adapters.inputs import need_partners
 from vlp_adapters.negatives import generator_of
 from vlp_adapters.xvlm.kinds import Kind, kind_of
 from vlp_adapters.xvlm.streams import matching_pairs
-from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.adapter import Batch, Negatives
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmForRetrieval
 
-RETRIEVAL = "retrieval"
-_TASKS = (RETRIEVAL, Kind.CAPTIONING, Kind.VQA)
+RETRIEVAL = Kind.RETRIEVAL
+_TASKS = (RETRIEVAL, Kind.CAPTIONING, Kind.VQA, Kind.NLVR)
 
 
 def downstream_model(task: str, model: Any, tokenizer: Any | None) -> nn.Module:
     """The model of a task with the weights of the pre-training model.
 
     - `retrieval`: the pre-training model itself.
+    - `nlvr2`: `XvlmForNlvr`, which has each fusion layer twice, and a new head.
     - `captioning`: `XvlmForCaptioning`, whose decoder is made of text and fusion layers.
     - `vqa`: `XvlmForQuestionAnswering`, whose decoder is a copy of the fusion layers.
 
@@ -50,7 +51,10 @@ def downstream_model(task: str, model: Any, tokenizer: Any | None) -> nn.Module:
         )
     from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
     from vlp_adapters.xvlm.captioning import XvlmForCaptioning
+    from vlp_adapters.xvlm.nlvr import XvlmForNlvr
 
+    if task == Kind.NLVR:
+        return XvlmForNlvr.from_pretraining(model).train(model.training)
     made: Any = XvlmForCaptioning if task == Kind.CAPTIONING else XvlmForQuestionAnswering
     try:
         there: nn.Module = made.from_pretraining(model, **_ends(tokenizer))
@@ -74,8 +78,10 @@ def check_task(task: str, model: nn.Module) -> None:
     )
 
 
-def retrieval_losses(model: XvlmForPretraining, batch: Batch) -> dict[str, Tensor]:
-    """`itc` and `itm`, without masked words.
+def retrieval_losses(
+    model: XvlmForRetrieval, batch: Batch, negatives: Negatives | None = None
+) -> dict[str, Tensor]:
+    """`itc` and `itm`, without masked words; negatives are drawn if None.
 
     Raises:
         BatchError: if inputs are missing or do not fit each other.
@@ -86,6 +92,7 @@ def retrieval_losses(model: XvlmForPretraining, batch: Batch) -> dict[str, Tenso
         pixel_values=pixels,
         input_ids=ids,
         attention_mask=mask,
+        negatives=negatives,
         losses=("itc", "itm"),
         generator=generator_of(ids),
     )

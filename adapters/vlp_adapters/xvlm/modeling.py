@@ -1,9 +1,9 @@
-"""The X-VLM pre-training model (Zeng et al., 2022, arXiv:2111.08276) from transformers' parts."""
+"""X-VLM of pre-training and of retrieval (Zeng et al., 2022, arXiv:2111.08276)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from vlp_adapters.objectives import (
     similarity,
 )
 from vlp_adapters.pretraining import DualEncoder, PretrainOutput, check_losses
-from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
-from vlp_adapters.xvlm.text import XvlmTextEncoder
+from vlp_adapters.xvlm.configuration import XvlmPretrainConfig, XvlmRetrievalConfig
+from vlp_adapters.xvlm.text import XvlmTextEncoder, XvlmTextModel
 from vlp_adapters.xvlm.vision import build_vision_encoder, init_positions
 from vlp_plugins.models.adapter import Negatives
 
@@ -38,14 +38,19 @@ def build_head(width: int, outputs: int) -> nn.Sequential:
     )
 
 
-class XvlmForPretraining(DualEncoder):
-    """Vision encoder, text encoder whose last layers fuse the image in, projections and heads.
+class XvlmForRetrieval(DualEncoder):
+    """Vision encoder, text encoder whose last layers fuse the image in, projections, matching head.
 
-    The box head takes part in no loss here; it is kept so that checkpoints round trip. In a
-    distributed run the contrastive loss compares the pairs of its own process only.
+    In a distributed run the contrastive loss compares the pairs of its own process only.
+
+    Attributes:
+        text_class: class of the text encoder.
+        has_box_head: whether the model has the box head of pre-training.
     """
 
-    config_class = XvlmPretrainConfig
+    config_class = XvlmRetrievalConfig
+    text_class: ClassVar[type[Any]] = XvlmTextModel
+    has_box_head: ClassVar[bool] = False
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -55,11 +60,12 @@ class XvlmForPretraining(DualEncoder):
         vision: Any = config.vision_config
         text: Any = config.text_config
         self.vision_encoder = build_vision_encoder(vision)
-        self.text_encoder = XvlmTextEncoder(text)
+        self.text_encoder = self.text_class(text)
         self.vision_proj = nn.Linear(vision.hidden_size, config.embed_dim)
         self.text_proj = nn.Linear(text.hidden_size, config.embed_dim)
         self.itm_head = build_head(text.hidden_size, 2)
-        self.bbox_head = build_head(text.hidden_size, 4)
+        if self.has_box_head:
+            self.bbox_head = build_head(text.hidden_size, 4)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         self.post_init()
 
@@ -70,16 +76,22 @@ class XvlmForPretraining(DualEncoder):
             init.constant_(self.temp, self.config.temperature)
             if (std := self.config.position_init_std) is not None:
                 init_positions(self.vision_encoder, std)
-                embeddings = self.text_encoder.bert.embeddings
+                embeddings = self.layers.embeddings
                 init.normal_(embeddings.position_embeddings.weight, mean=0.0, std=std)
+
+    @property
+    def layers(self) -> Any:
+        """The text and fusion layers with their embeddings, an `XvlmTextModel`."""
+        return self.text_encoder
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
-        return self.text_encoder.bert.get_input_embeddings()
+        words: nn.Module = self.layers.get_input_embeddings()
+        return words
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the word embeddings."""
-        self.text_encoder.bert.set_input_embeddings(value)
+        self.layers.set_input_embeddings(value)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` to tokens `[B, T, Dv]`, the global token first."""
@@ -88,11 +100,13 @@ class XvlmForPretraining(DualEncoder):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Text layers only: ids and mask `[B, L]` to `[B, L, D]`."""
-        return self.text_encoder.bert.encode(input_ids, attention_mask)
+        states: Tensor = self.layers.encode(input_ids, attention_mask)
+        return states
 
     def fuse(self, text_embeds: Tensor, attention_mask: Tensor, image_embeds: Tensor) -> Tensor:
         """Fusion layers: `[B, L, D]`, `[B, L]` and `[B, T, Dv]` to `[B, L, D]`."""
-        return self.text_encoder.bert.fuse(text_embeds, attention_mask, image_embeds)
+        states: Tensor = self.layers.fuse(text_embeds, attention_mask, image_embeds)
+        return states
 
     def match_logits(
         self, text_embeds: Tensor, attention_mask: Tensor, image_embeds: Tensor
@@ -101,6 +115,70 @@ class XvlmForPretraining(DualEncoder):
         fused = self.fuse(text_embeds, attention_mask, image_embeds)
         logits: Tensor = self.itm_head(fused[:, 0])
         return logits
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        negatives: Negatives | None = None,
+        losses: Collection[str] = LOSSES[:2],
+        generator: torch.Generator | None = None,
+    ) -> PretrainOutput:
+        """The losses of a batch of matching pairs; arguments as of `XvlmForPretraining`."""
+        check_losses(losses, LOSSES[:2])
+        image_embeds = self.encode_image(pixel_values)
+        terms, negatives = self.pair_losses(
+            image_embeds, input_ids, attention_mask, negatives, losses, generator
+        )
+        return _output(terms, negatives)
+
+    def pair_losses(
+        self,
+        image_embeds: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        negatives: Negatives | None,
+        losses: Collection[str],
+        generator: torch.Generator | None,
+    ) -> tuple[dict[str, Tensor], Negatives | None]:
+        """`itc` and `itm` as far as asked for, and the negatives of the latter."""
+        terms: dict[str, Tensor] = {}
+        if "itm" in losses and negatives is not None:
+            check_negatives(negatives, len(input_ids))
+        if "itc" not in losses and "itm" not in losses:
+            return terms, None
+        text_embeds = self.encode_text(input_ids, attention_mask)
+        logits = similarity(
+            self.project_image(image_embeds), self.project_text(text_embeds).T, self.temp
+        )
+        if "itc" in losses:
+            terms["itc"] = batch_contrastive_loss(logits)
+        if "itm" not in losses:
+            return terms, None
+        if negatives is None:
+            negatives = draw_negatives(logits, logits.T, floor=NEGATIVES_FLOOR, generator=generator)
+        terms["itm"] = matching_loss(
+            self.match_logits, text_embeds, attention_mask, image_embeds, negatives
+        )
+        return terms, negatives
+
+
+class XvlmForPretraining(XvlmForRetrieval):
+    """The retrieval model with a head of words and one of boxes.
+
+    The box head takes part in no loss here; it is kept so that checkpoints round trip.
+    """
+
+    config_class = XvlmPretrainConfig
+    text_class = XvlmTextEncoder
+    has_box_head = True
+
+    @property
+    def layers(self) -> Any:
+        """The text and fusion layers with their embeddings, an `XvlmTextModel`."""
+        return self.text_encoder.bert
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Word logits `[..., vocab_size]` of fused hidden states `[..., D]`."""
@@ -139,33 +217,14 @@ class XvlmForPretraining(DualEncoder):
                 "the mlm loss needs mlm_input_ids and mlm_labels: make them with mask_tokens(), or"
                 " leave 'mlm' out of losses"
             )
-        if "itm" in losses and negatives is not None:
-            check_negatives(negatives, len(input_ids))
-        terms: dict[str, Tensor] = {}
         image_embeds = self.encode_image(pixel_values)
-        if "itc" in losses or "itm" in losses:
-            text_embeds = self.encode_text(input_ids, attention_mask)
-            logits = similarity(
-                self.project_image(image_embeds), self.project_text(text_embeds).T, self.temp
-            )
-        if "itc" in losses:
-            terms["itc"] = batch_contrastive_loss(logits)
-        if "itm" in losses:
-            if negatives is None:
-                negatives = draw_negatives(
-                    logits, logits.T, floor=NEGATIVES_FLOOR, generator=generator
-                )
-            terms["itm"] = matching_loss(
-                self.match_logits, text_embeds, attention_mask, image_embeds, negatives
-            )
-        if "mlm" in losses and mlm_input_ids is not None and mlm_labels is not None:
-            hidden = self.text_encoder.bert(mlm_input_ids, attention_mask, image_embeds)
-            terms["mlm"] = self._word_loss(hidden, mlm_labels)
-        return PretrainOutput(
-            loss=torch.stack([*terms.values()]).sum(),
-            losses=terms,
-            negatives=negatives if "itm" in losses else None,
+        terms, negatives = self.pair_losses(
+            image_embeds, input_ids, attention_mask, negatives, losses, generator
         )
+        if "mlm" in losses and mlm_input_ids is not None and mlm_labels is not None:
+            hidden = self.layers(mlm_input_ids, attention_mask, image_embeds)
+            terms["mlm"] = self._word_loss(hidden, mlm_labels)
+        return _output(terms, negatives)
 
     def _word_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         predicted = labels != IGNORED
@@ -175,4 +234,10 @@ class XvlmForPretraining(DualEncoder):
         return functional.cross_entropy(logits, labels[predicted])
 
 
+def _output(terms: dict[str, Tensor], negatives: Negatives | None) -> PretrainOutput:
+    loss = torch.stack([*terms.values()]).sum()
+    return PretrainOutput(loss=loss, losses=terms, negatives=negatives)
+
+
+AutoModel.register(XvlmRetrievalConfig, XvlmForRetrieval, exist_ok=True)
 AutoModel.register(XvlmPretrainConfig, XvlmForPretraining, exist_ok=True)

@@ -1,6 +1,6 @@
 """Parameter names: the original X-VLM code base's and ours, both ways.
 
-The text encoder, projections and heads have the original's names already; the vision encoders
+The text encoders, projections and heads have the original's names already; the vision encoders
 have transformers' names.
 """
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlp_adapters.names import rebegin, reverse
+from vlp_adapters.xvlm.kinds import Kind
 from vlp_plugins.models.adapter import OriginalPart
 
 # Beginnings of names, (ours, original); the first that matches counts.
@@ -23,37 +24,41 @@ _VISION = (
     ("embeddings.norm.", "patch_embed.norm."),
     ("layernorm.", "norm."),
     ("embeddings.patch_embedding.", "patch_embed."),  # CLIP, after Swin's longer originals
+    ("embeddings.cls_token", "cls_token"),  # DeiT
+    ("embeddings.position_embeddings", "pos_embed"),
 )
-_SWIN_BLOCK = (
+_BLOCK = (  # of Swin and DeiT
     ("layernorm_before.", "norm1."),
     ("layernorm_after.", "norm2."),
     ("attention.o_proj.", "attn.proj."),
     ("attention.", "attn."),
 )
 _SWIN_LAYER = re.compile(r"(?:encoder\.)?(layers\.\d+\.(?:blocks\.\d+|downsample)\.)(.+)")
+_DEIT_LAYER = re.compile(r"(?:layers|blocks)\.(\d+)\.(.+)")
 _BIAS_TABLE = "relative_position_bias_table"
 _OUR_BIAS_TABLE = f"relative_position_bias.{_BIAS_TABLE}"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-_HEADS = frozenset({"vision_proj.weight", "text_proj.weight", "itm_head.0.weight", "temp"})
-_PATCHES = (  # original names: CLIP ViT, Swin
-    "vision_encoder.patch_embed.weight",
-    "vision_encoder.patch_embed.proj.weight",
+_HEAD_BIAS = ".cls.predictions.bias"
+_PATCHES = ("vision_encoder.patch_embed.weight", "vision_encoder.patch_embed.proj.weight")
+_FIRST_LAYER = re.compile(
+    r"text_(en|de)coder\.(\w+\.)?encoder\.layer\.0\.attention\.self\.query\.weight"
 )
-_FIRST_LAYER = "text_encoder.bert.encoder.layer.0.attention.self.query.weight"
 _COMPUTED = ("position_ids", "relative_position_index", "attn_mask")
 
 
 def to_original_name(name: str) -> str:
-    """The original name of a parameter of `XvlmForPretraining`.
+    """The original name of a parameter of one of X-VLM's models.
 
-    Swin's separate projections become `attn.q_proj`, `attn.k_proj`, `attn.v_proj`: the rows of the
-    original's one `attn.qkv`, in this order.
+    The separate projections of Swin and DeiT become `attn.q_proj`, `attn.k_proj`, `attn.v_proj`:
+    the rows of the original's one `attn.qkv`, in this order.
     """
     if not (tail := _vision_part(name)):
         return name
     if layer := _SWIN_LAYER.fullmatch(tail):
-        inner = rebegin(layer[2], _SWIN_BLOCK).replace(_OUR_BIAS_TABLE, _BIAS_TABLE)
+        inner = rebegin(layer[2], _BLOCK).replace(_OUR_BIAS_TABLE, _BIAS_TABLE)
         return f"vision_encoder.{layer[1]}{inner}"
+    if layer := _DEIT_LAYER.fullmatch(tail):
+        return f"vision_encoder.blocks.{layer[1]}.{rebegin(layer[2], _BLOCK)}"
     return f"vision_encoder.{rebegin(tail, _VISION)}"
 
 
@@ -65,23 +70,65 @@ def from_original_name(name: str) -> str | None:
     name = name.removeprefix("module.")
     if name.rsplit(".", 1)[-1] in _COMPUTED:
         return None
-    if name == "text_encoder.cls.predictions.bias":  # BERT's second name of the same parameter
-        return "text_encoder.cls.predictions.decoder.bias"
+    if name.endswith(_HEAD_BIAS):  # BERT's second name of the same parameter
+        return name.removesuffix(_HEAD_BIAS) + ".cls.predictions.decoder.bias"
     if not (tail := _vision_part(name)):
         return name
     if layer := _SWIN_LAYER.fullmatch(tail):
         inner = layer[2].replace(_BIAS_TABLE, _OUR_BIAS_TABLE)
-        return f"vision_encoder.encoder.{layer[1]}{rebegin(inner, reverse(_SWIN_BLOCK))}"
+        return f"vision_encoder.encoder.{layer[1]}{rebegin(inner, reverse(_BLOCK))}"
+    if layer := _DEIT_LAYER.fullmatch(tail):
+        return f"vision_encoder.layers.{layer[1]}.{rebegin(layer[2], reverse(_BLOCK))}"
     return f"vision_encoder.{rebegin(tail, reverse(_VISION))}"
 
 
 def is_original(names: Set[str]) -> bool:
-    """True if these are the tensors of an original X-VLM pre-training checkpoint."""
-    return names >= _HEADS and _FIRST_LAYER in names and not names.isdisjoint(_PATCHES)
+    """True if these are the tensors of an original X-VLM checkpoint, of any task."""
+    return not names.isdisjoint(_PATCHES) and any(map(_FIRST_LAYER.fullmatch, names))
+
+
+def original_kind(names: Set[str]) -> Kind | None:
+    """The model that an original X-VLM checkpoint is of; None if there is no class for it here."""
+    parts = {".".join(name.split(".")[:2]) for name in names}
+    heads = _heads(names)
+    if "text_decoder.bert" in parts:
+        return Kind.VQA if "text_encoder.encoder" in parts else Kind.CAPTIONING
+    if "cls_head" in heads and "text_encoder.encoder" in parts:
+        return Kind.NLVR
+    if "itm_head" in heads and "text_encoder.encoder" in parts:
+        return Kind.RETRIEVAL
+    if "itm_head" in heads and "text_encoder.cls" in parts:
+        return Kind.PRETRAINING
+    return None
+
+
+def description(names: Set[str]) -> str:
+    """What an original X-VLM checkpoint is, as a noun phrase."""
+    towers = {"pos_embed.weight": "CLIP", "cls_token": "DeiT"}
+    known = (title for name, title in towers.items() if f"vision_encoder.{name}" in names)
+    tower = f"{next(known, 'Swin')} image encoder"
+    kind = original_kind(names)
+    if kind is not None:
+        return f"original X-VLM checkpoint of {kind}, {tower}"
+    if any(".roberta." in name for name in names):
+        return f"original X-VLM checkpoint with RoBERTa as text encoder, {tower}"
+    if _heads(names) == {"bbox_head"}:
+        return f"original X-VLM checkpoint of visual grounding, {tower}"
+    return (
+        f"original X-VLM checkpoint of another task ({', '.join(sorted(_heads(names)))}), {tower}"
+    )
+
+
+def _heads(names: Set[str]) -> set[str]:
+    """What an original model has besides its encoders and projections."""
+    parts = {name.split(".", 1)[0] for name in names}
+    return {part for part in parts if not part.endswith(("_encoder", "_decoder", "_proj"))} - {
+        "temp"
+    }
 
 
 def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Swin's query, key and value, which the original keeps in one matrix and transformers apart.
+    """Query, key and value of Swin and DeiT: one matrix in the original, three in transformers.
 
     Replaces every `attn.qkv.*` (first dimension `3 D`) by `attn.{q,k,v}_proj.*` (`D` each).
     """
@@ -96,7 +143,7 @@ def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def original_part(name: str) -> OriginalPart:
-    """Where the original keeps a parameter: a third of `attn.qkv` for Swin's projections."""
+    """Where the original keeps a parameter: projections of Swin and DeiT in `attn.qkv`."""
     original = to_original_name(name)
     for part, projection in enumerate(_PROJECTIONS):
         if f".attn.{projection}." in original:

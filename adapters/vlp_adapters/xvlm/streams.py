@@ -12,11 +12,11 @@ from vlp_adapters.xvlm.weights import FUSION, TEXT, VISION
 from vlp_plugins.models.adapter import Batch, Stream, need
 
 if TYPE_CHECKING:
-    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmForRetrieval
 
 
 def activation_streams(
-    model: XvlmForPretraining, batch: Batch, *, published: bool
+    model: XvlmForRetrieval, batch: Batch, *, published: bool
 ) -> Iterator[Stream]:
     """`vision`, `text` and `fusion`, to be run in this order: the last reads both others.
 
@@ -52,13 +52,13 @@ def activation_streams(
     )
 
 
-def image_embeds_of(model: XvlmForPretraining, batch: Batch) -> Tensor:
+def image_embeds_of(model: XvlmForRetrieval, batch: Batch) -> Tensor:
     """Image tokens `[B, T, Dv]`: `image_embeds` of the batch, or made from `pixel_values`."""
     embeds: Tensor | None = batch.get("image_embeds")
     return model.encode_image(*need(batch, "pixel_values")) if embeds is None else embeds
 
 
-def text_embeds_of(model: XvlmForPretraining, batch: Batch) -> Tensor:
+def text_embeds_of(model: XvlmForRetrieval, batch: Batch) -> Tensor:
     """Text states `[B, L, D]`: `text_embeds` of the batch, or made from `input_ids`."""
     embeds: Tensor | None = batch.get("text_embeds")
     if embeds is None:
@@ -66,7 +66,7 @@ def text_embeds_of(model: XvlmForPretraining, batch: Batch) -> Tensor:
     return embeds
 
 
-def matching_pairs(model: XvlmForPretraining, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def matching_pairs(model: XvlmForRetrieval, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Images, token ids and mask of a batch that fit each other and the model.
 
     Raises:
@@ -75,7 +75,7 @@ def matching_pairs(model: XvlmForPretraining, batch: Batch) -> tuple[Tensor, Ten
     return pairs_of(batch, model.config.text_config.max_position_embeddings)
 
 
-def token_count(model: XvlmForPretraining, height: int, width: int) -> int:
+def token_count(model: XvlmForRetrieval, height: int, width: int) -> int:
     """Number of tokens that the vision encoder makes of an image of so many pixels."""
     vision = model.config.vision_config
     stride = vision.patch_size

@@ -60,7 +60,7 @@ class XvlmTaskModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(self, config: XvlmTaskConfig) -> None:
+    def __init__(self, config: XvlmPretrainConfig) -> None:
         """Builds the vision encoder."""
         super().__init__(config)
         self.vision_encoder = build_vision_encoder(config.vision_config)
@@ -83,17 +83,20 @@ class XvlmTaskModel(PreTrainedModel):
     def words_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of every next word.
 
+        With label smoothing the right word has `1 - smoothing` and each other one
+        `smoothing / vocab_size`, as in the original; PyTorch gives the right one both.
+
         Args:
             logits: `[B, L, vocab_size]`.
             labels: `[B, L]`, the words at those positions, -100 where none is to be predicted.
         """
         target = labels[:, 1:].flatten()
-        total = functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1),
-            target,
-            label_smoothing=self.config.label_smoothing,
-            reduction="sum",
-        )
+        words = logits[:, :-1].flatten(0, 1)
+        smoothing = self.config.label_smoothing
+        total = functional.cross_entropy(words, target, label_smoothing=smoothing, reduction="sum")
+        if smoothing:
+            right = functional.cross_entropy(words, target, reduction="sum")
+            total = total - smoothing / words.shape[-1] * right
         return total / (target != IGNORED).sum().clamp(min=1)  # 0, not NaN, without words
 
 

@@ -13,7 +13,7 @@ from vlp_adapters.inputs import pairs_of
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.task_weights import DECODER, ENCODER, QUESTION, TEXT, VISION
-from vlp_plugins.models.adapter import Batch, Stream
+from vlp_plugins.models.adapter import Batch, Stream, need
 from vlp_plugins.runtime.errors import BatchError
 
 
@@ -21,7 +21,8 @@ def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
     """The parts of the forward in their order.
 
     Captioning: `vision`, and `decoder` on the captions. VQA: `vision`, `encoder` on the
-    questions, `decoder` on the answers of the batch, else on the questions.
+    questions, `decoder` on the answers of the batch, else on the questions. NLVR2: `vision` on both
+    images of every row, and `encoder` on the statements.
 
     Raises:
         BatchError: if inputs are missing or do not fit each other.
@@ -30,8 +31,13 @@ def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
     states: dict[str, Tensor] = {}
 
     def vision() -> Tensor:
-        states[VISION] = model.encode_image(pixels)
+        is_pair = kind is Kind.NLVR
+        states[VISION] = model.encode_images(pixels) if is_pair else model.encode_image(pixels)
         return states[VISION]
+
+    def encoder() -> Tensor:
+        states[ENCODER] = model.text_encoder(ids, mask, states[VISION])
+        return states[ENCODER]
 
     if kind is Kind.CAPTIONING:
         words, real, _ = model.decoder_inputs(ids, mask)
@@ -42,11 +48,11 @@ def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
 
         decoder = Stream(DECODER, write, {TEXT: real.bool(), VISION: None})
         return iter((Stream(VISION, vision, {VISION: None}), decoder))
+    reading = Stream(ENCODER, encoder, {TEXT: mask.bool(), VISION: None})
+    if kind is Kind.NLVR:
+        check_images(pixels)
+        return iter((Stream(VISION, vision, {VISION: None}), reading))
     answers, answer_mask, _ = answers_of(model, batch)
-
-    def encoder() -> Tensor:
-        states[ENCODER] = model.text_encoder(ids, mask, states[VISION])
-        return states[ENCODER]
 
     def answer() -> Tensor:
         tokens: Tensor = model.text_decoder.bert(answers, answer_mask, states[ENCODER], mask)
@@ -55,14 +61,14 @@ def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
     return iter(
         (
             Stream(VISION, vision, {VISION: None}),
-            Stream(ENCODER, encoder, {TEXT: mask.bool(), VISION: None}),
+            reading,
             Stream(DECODER, answer, {TEXT: answer_mask.bool(), QUESTION: mask.bool()}),
         )
     )
 
 
 def task_losses(kind: Kind, model: Any, batch: Batch) -> dict[str, Tensor]:
-    """`lm`, the loss of the words of captions, or of answers (`labels`).
+    """`lm`, the loss of the words of captions, or of answers (`labels`); `nlvr`, of judgements.
 
     Raises:
         BatchError: if inputs are missing or do not fit each other.
@@ -70,6 +76,9 @@ def task_losses(kind: Kind, model: Any, batch: Batch) -> dict[str, Tensor]:
     pixels, ids, mask = _pairs(model, batch)
     if kind is Kind.CAPTIONING:
         return {"lm": model(pixels, ids, mask).loss}
+    if kind is Kind.NLVR:
+        check_images(pixels)
+        return {"nlvr": model(pixels, ids, mask, *need(batch, "labels")).loss}
     answers, answer_mask, labels = answers_of(model, batch)
     if labels is None:
         raise BatchError(
@@ -105,6 +114,27 @@ def answers_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]
     target = ids.masked_fill(~real, IGNORED)
     target[:, 0] = IGNORED
     return ids, real.long(), target
+
+
+def judge(model: Any, batch: Batch) -> Tensor:
+    """`[B]` log-odds that the statement of each row is true of its two images."""
+    pixels, ids, mask = _pairs(model, batch)
+    check_images(pixels)
+    logits: Tensor = model(pixels, ids, mask).logits
+    return logits[:, 1] - logits[:, 0]
+
+
+def check_images(pixels: Tensor) -> None:
+    """Checks that there are two images per row.
+
+    Raises:
+        BatchError: if not.
+    """
+    if pixels.ndim != 5 or pixels.shape[1] != 2:
+        raise BatchError(
+            f"pixel_values {list(pixels.shape)} are not two images per statement; give "
+            "[B, 2, 3, H, W], the left image first"
+        )
 
 
 def _pairs(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, PreTrainedConfig, SwinModel
+from transformers import CLIPVisionModel, PreTrainedConfig, SwinModel, ViTModel
 from transformers import initialization as init
 
 
@@ -26,11 +26,7 @@ class XvlmClipEncoder(CLIPVisionModel):
 
 
 class XvlmSwinEncoder(SwinModel):
-    """Swin transformer whose mean token is put in front of the patch tokens, as X-VLM does.
-
-    Unverified: shapes and checkpoint round trip are tested, numbers were not compared with the
-    original implementation.
-    """
+    """Swin transformer whose mean token is put in front of the patch tokens, as X-VLM does."""
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
         """`[B, 3, H, W]` images to `[B, 1 + patches, width]` tokens, the mean token first."""
@@ -38,12 +34,24 @@ class XvlmSwinEncoder(SwinModel):
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
 
-def build_vision_encoder(config: PreTrainedConfig) -> XvlmClipEncoder | XvlmSwinEncoder:
-    """The encoder that `config` (a `CLIPVisionConfig` or `SwinConfig`) describes."""
-    if config.model_type == "swin":
-        # X-VLM takes the mean itself, and SwinModel's pooler has no parameters to keep.
-        return XvlmSwinEncoder(config, add_pooling_layer=False)
-    return XvlmClipEncoder(config)
+class XvlmDeitEncoder(ViTModel):
+    """DeiT, whose layers are those of ViT; as in CLIP, without region features."""
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """`[B, 3, H, W]` images to `[B, 1 + patches, width]` tokens, the class token first."""
+        tokens: Tensor = super().forward(pixel_values, **kwargs).last_hidden_state
+        return tokens
+
+
+def build_vision_encoder(
+    config: PreTrainedConfig,
+) -> XvlmClipEncoder | XvlmSwinEncoder | XvlmDeitEncoder:
+    """The encoder that `config` (a `CLIPVisionConfig`, `SwinConfig` or `ViTConfig`) describes."""
+    if config.model_type == "clip_vision_model":
+        return XvlmClipEncoder(config)
+    # X-VLM takes Swin's mean itself, and the pooler of neither is part of it.
+    encoder = XvlmSwinEncoder if config.model_type == "swin" else XvlmDeitEncoder
+    return encoder(config, add_pooling_layer=False)
 
 
 def init_positions(encoder: nn.Module, std: float) -> None:
@@ -51,6 +59,7 @@ def init_positions(encoder: nn.Module, std: float) -> None:
     if isinstance(encoder, XvlmClipEncoder):
         init.normal_(encoder.embeddings.position_embedding.weight, mean=0.0, std=std)
     elif (
-        isinstance(encoder, XvlmSwinEncoder) and encoder.embeddings.position_embeddings is not None
+        isinstance(encoder, XvlmSwinEncoder | XvlmDeitEncoder)
+        and encoder.embeddings.position_embeddings is not None
     ):
         init.normal_(encoder.embeddings.position_embeddings, mean=0.0, std=std)

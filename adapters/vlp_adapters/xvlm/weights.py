@@ -13,7 +13,7 @@ from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlp_adapters.xvlm.modeling import XvlmForPretraining
+    from vlp_adapters.xvlm.modeling import XvlmForRetrieval
 
 VISION, TEXT, FUSION = "vision", "text", "fusion"
 
@@ -26,8 +26,10 @@ _CLIP_PARTS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_SWIN_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+\.\w+)")
-_SWIN_PARTS = {
+_BLOCK_LAYER = re.compile(
+    r"vision_encoder\.(?:encoder\.)?layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+\.\w+)"
+)
+_BLOCK_PARTS = {
     "attention.q_proj": "attention.query",
     "attention.k_proj": "attention.key",
     "attention.v_proj": "attention.value",
@@ -36,9 +38,9 @@ _SWIN_PARTS = {
     "mlp.fc2": "mlp.fc2",
     "downsample.reduction": "downsample.reduction",
 }
-_TEXT_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.(.+)")
+_TEXT_LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.+)")
 
-TASKS = ("pretraining", "retrieval", "captioning", "vqa")
+TASKS = ("pretraining", "retrieval", "captioning", "vqa", "nlvr2")
 _ENCODER = "text_encoder."
 _BERT = "text_encoder.bert."
 
@@ -55,7 +57,7 @@ EXCLUSIONS = (
 )
 
 
-def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
+def weight_specs(model: XvlmForRetrieval) -> Iterator[WeightSpec]:
     """Every prunable weight in the order of the model's parameters.
 
     The last layers of the text encoder are `fusion.{j}`, counted from 0 at the first layer with
@@ -76,20 +78,22 @@ def weight_specs(model: XvlmForPretraining) -> Iterator[WeightSpec]:
         yield WeightSpec(f"{modality}.{depth}.{part}", modality, depth, (Owner(path, tokens),))
 
 
-def downstream_paths(task: str, model: XvlmForPretraining) -> dict[str, tuple[str, ...]]:
-    """By canonical name the parameter paths in the model of `task`.
+def downstream_paths(task: str, model: XvlmForRetrieval) -> dict[str, tuple[str, ...]]:
+    """By canonical name the parameter paths in the model of `task`, as the classes here have them.
+
+    But for the vision encoder's, they are those of the original code base's models.
 
     - `pretraining`: those of this model.
     - `retrieval`: all but the MLM head; the text encoder loses its `bert.` part.
     - `captioning`: text and fusion layers together become the decoder.
+    - `nlvr2`: every fusion layer becomes two, which both inherit the mask.
     - `vqa`: text and fusion layers read the question; the answer decoder is made from copies of the
       fusion layers, which inherit the mask. The decoder reads text states where the encoder reads
       image tokens, so its cross-attention keys and values are copies only if both are equally
       wide, and new otherwise.
 
     Raises:
-        UnsupportedError: if the task is unknown, or its model keeps query, key and value of a Swin
-            encoder in one matrix.
+        UnsupportedError: if the task is unknown.
     """
     if task not in TASKS:
         raise UnsupportedError(
@@ -98,36 +102,36 @@ def downstream_paths(task: str, model: XvlmForPretraining) -> dict[str, tuple[st
     specs = list(weight_specs(model))
     if task == "pretraining":
         return {spec.name: (spec.owners[0].path,) for spec in specs}
-    if model.config.vision_config.model_type == "swin":
-        raise UnsupportedError(
-            f"the {task} model with a Swin encoder keeps query, key and value in one matrix "
-            "(attn.qkv), so a weight has no path of its own there; prune the pre-training model, "
-            "save it in the original format (save_original) and fine-tune that"
-        )
     if task == "retrieval":
         return {spec.name: (_encoder_path(spec),) for spec in specs}
     if task == "captioning":
         return {spec.name: (_decoder_path(spec),) for spec in specs}
+    if task == "nlvr2":
+        return {
+            spec.name: nlvr_paths(spec.owners[0].path, model.config.fusion_layer) for spec in specs
+        }
     return {spec.name: _vqa_paths(spec, model) for spec in specs}
 
 
 def vision_part(path: str, config: Any) -> tuple[str, int, str] | None:
     """Modality, depth and part of a layer of the vision encoder; None for any other path."""
     vision = config.vision_config
-    if vision.model_type != "swin":
+    if vision.model_type == "clip_vision_model":
         match = _CLIP_LAYER.fullmatch(path)
         if match is None or match[2] not in _CLIP_PARTS:
             return None
         return VISION, int(match[1]), _CLIP_PARTS[match[2]]
-    match = _SWIN_LAYER.fullmatch(path)
-    if match is None or match[3] not in _SWIN_PARTS:
+    match = _BLOCK_LAYER.fullmatch(path)
+    if match is None or match[3] not in _BLOCK_PARTS:
         return None
-    ends = list(accumulate(vision.depths))
     stage = int(match[1])
+    if vision.model_type == "vit":
+        return VISION, stage, _BLOCK_PARTS[match[3]]
+    ends = list(accumulate(vision.depths))
     # A merging layer stands after the last block of its stage.
     last = ends[stage] - 1
     depth = last if match[2] is None else ends[stage] - vision.depths[stage] + int(match[2])
-    return VISION, depth, _SWIN_PARTS[match[3]]
+    return VISION, depth, _BLOCK_PARTS[match[3]]
 
 
 def text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
@@ -140,6 +144,15 @@ def text_part(path: str, fusion_layer: int) -> tuple[str, int, str] | None:
     return (TEXT, index, part) if index < fusion_layer else (FUSION, index - fusion_layer, part)
 
 
+def nlvr_paths(path: str, fusion_layer: int) -> tuple[str, ...]:
+    """Where a parameter of the pre-training model's encoders goes in the NLVR2 model."""
+    match = _TEXT_LAYER.fullmatch(path)
+    if match is None or int(match[1]) < fusion_layer:
+        return (path.replace(_BERT, _ENCODER, 1),)
+    first = 2 * int(match[1]) - fusion_layer
+    return tuple(f"{_ENCODER}encoder.layer.{first + n}.{match[2]}" for n in range(2))
+
+
 def _encoder_path(spec: WeightSpec) -> str:
     path = spec.owners[0].path
     return _ENCODER + path.removeprefix(_BERT) if path.startswith(_BERT) else path
@@ -150,7 +163,7 @@ def _decoder_path(spec: WeightSpec) -> str:
     return f"text_decoder.{path.removeprefix(_ENCODER)}" if path.startswith(_ENCODER) else path
 
 
-def _vqa_paths(spec: WeightSpec, model: XvlmForPretraining) -> tuple[str, ...]:
+def _vqa_paths(spec: WeightSpec, model: XvlmForRetrieval) -> tuple[str, ...]:
     config = model.config
     is_as_wide = config.vision_config.hidden_size == config.text_config.hidden_size
     is_new = spec.name.endswith(CROSS_INPUTS) and not is_as_wide
