@@ -94,6 +94,35 @@ def test_a_model_with_code_of_its_own_is_refused(evil: Path, weights: bool) -> N
     assert not (evil.parent / "touched").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("internvl_chat", "the class InternVLForConditionalGeneration of transformers"),
+        ("llava_llama", "the class LlavaForConditionalGeneration of transformers"),
+        ("phi4mm", "the class Phi4MultimodalForCausalLM of transformers"),
+    ],
+)
+def test_a_model_in_the_format_of_its_authors_is_refused_with_the_class_to_take(
+    tmp_path: Path, kind: str, named: str
+) -> None:
+    content = {"model_type": kind, "auto_map": OWN_CODE}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for read in (load_model, load_structure):
+        with pytest.raises(UnsupportedError, match=named):
+            read(str(tmp_path))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8"])
+def test_quantized_weights_are_refused(tmp_path: Path, method: str, inside: bool) -> None:
+    packed: dict[str, object] = {"quantization_config": {"quant_method": method}}
+    content = {"model_type": "llava", **({"text_config": packed} if inside else packed)}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for read in (load_model, load_structure):
+        with pytest.raises(UnsupportedError, match=rf"are quantized \({method}\).*prune the"):
+            read(str(tmp_path))
+
+
 def test_a_processor_with_code_of_its_own_is_refused(evil: Path) -> None:
     with pytest.raises(DataError, match="needs code of its own"):
         load_processor(str(evil))

@@ -150,7 +150,8 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
     _check_sizes(images, folder)
     tokenizer = attempt("AutoTokenizer")
     if getattr(tokenizer, "chat_template", None):  # only its own knows the tokens of an image
-        return None, [f"the processor of this chat model: {reason}" for reason in reasons[-1:]]
+        why = next((reason for reason in reasons if "pil backend" not in reason), reasons[0])
+        raise DataError(f"the processor of the chat model at {folder} cannot be made: {why}")
     return CombinedProcessor(tokenizer if _has_words(tokenizer) else None, images, folder), reasons
 
 

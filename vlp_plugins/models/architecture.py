@@ -28,6 +28,18 @@ _LEAST_BITS = 64  # a file may have one bit of an element that takes 64: sparse,
 # Far above any model: a module per layer, and tables of positions, are made before weights are.
 _MOST_LAYERS, _LAYERS = 10_000, re.compile(r"(^|_)(layers?|depths?|blocks?|stages?)$")
 _MOST_SIZE = 2**27
+# What checkpoints in the format of their authors are called, and the class that transformers has.
+_OWN_CLASSES = {
+    "internvl_chat": "InternVLForConditionalGeneration",
+    "llava_llama": "LlavaForConditionalGeneration",
+    "llava_mistral": "LlavaNextForConditionalGeneration",
+    "llava_qwen": "LlavaOnevisionForConditionalGeneration",
+    "minicpmv": "MiniCPMV4_6ForConditionalGeneration",
+    "molmo": "Molmo2ForConditionalGeneration",
+    "multi_modality": "JanusForConditionalGeneration or DeepseekVLForConditionalGeneration",
+    "ovis": "Ovis2ForConditionalGeneration",
+    "phi4mm": "Phi4MultimodalForCausalLM",
+}
 _SIZE = re.compile(r"^(num|n)_|(^|_)(size|dims?|width|channels|embeddings|positions|patches)$")
 
 
@@ -45,8 +57,8 @@ def load_config(source: str | os.PathLike[str]) -> Any:
         source: folder with a `config.json`, or hub id.
 
     Raises:
-        UnsupportedError: if only code that comes with the model could read it, or its sizes are
-            those of no model.
+        UnsupportedError: if only code that comes with the model could read it, its weights are
+            quantized, or its sizes are those of no model.
         Exception: what transformers raises if it is missing or damaged.
     """
     import transformers
@@ -55,6 +67,13 @@ def load_config(source: str | os.PathLike[str]) -> Any:
     raw = _raw_config(source)
     own = raw.get("auto_map")
     kind = raw.get("model_type")
+    _check_not_quantized(source, raw)
+    if kind in _OWN_CLASSES and kind not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"{source} is a {kind} in the format of its authors, which needs their code; take a "
+            f"checkpoint of the class {_OWN_CLASSES[kind]} of transformers (its name often ends in "
+            "-hf)"
+        )
     if isinstance(own, dict) and "AutoConfig" in own and kind not in transformers.CONFIG_MAPPING:
         raise UnsupportedError(code_refused(source, f"{own['AutoConfig']} for model type {kind!r}"))
     # None, the default, would ask on the terminal whether the code may run.
@@ -133,6 +152,17 @@ def _raw_config(source: str) -> dict[str, Any]:
                 "size of no model; fetch it again, or correct it"
             )
     return raw
+
+
+def _check_not_quantized(source: str, raw: dict[str, Any]) -> None:
+    for part in (raw, *raw.values()):
+        found = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(found, dict):
+            how = found.get("quant_method", "8 or 4 bits")
+            raise UnsupportedError(
+                f"the weights of {source} are quantized ({how}), and what is packed cannot be "
+                "pruned; prune the checkpoint that it was made of, and quantize the result"
+            )
 
 
 def _values(value: Any, name: str) -> Iterator[tuple[str, Any]]:
