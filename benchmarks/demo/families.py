@@ -110,12 +110,18 @@ def load(folder: Path) -> tuple[Family, Any]:
     Raises:
         ValueError: if the folder holds another kind of model.
     """
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    kind = model_type(folder)
     if kind == BlipPretrainConfig.model_type:
         return "blip", BlipForPretraining.from_pretrained(folder, trust_remote_code=False)
     if kind == XvlmPretrainConfig.model_type:
         return "xvlm", XvlmForPretraining.from_pretrained(folder, trust_remote_code=False)
     raise ValueError(f"{folder} holds a {kind!r} model; expected a BLIP or X-VLM pre-training one")
+
+
+def model_type(folder: Path) -> str:
+    """What the folder's `config.json` says it is, or nothing."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("model_type", ""))
 
 
 def training_losses(

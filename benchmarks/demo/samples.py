@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.demo import captions
 from benchmarks.demo.captions import Fact
 from benchmarks.demo.scans import Split, load_scans
-from benchmarks.demo.scenes import draw
+from benchmarks.demo.scenes import PAIRS, draw
 from vlp_plugins.data.images import read_image
 
 
@@ -35,8 +35,15 @@ class Sample:
         return len(self.captions)
 
 
-def draw_sample(split: Split, count: int, seed: int, *, held_out: bool = False) -> Sample:
-    """Draw `count` two-object scenes, no two of which show the same objects in the same places.
+def draw_sample(
+    split: Split,
+    count: int,
+    seed: int,
+    *,
+    objects: tuple[int, int] = PAIRS,
+    held_out: bool = False,
+) -> Sample:
+    """Draw `count` scenes, no two of which show the same objects in the same places.
 
     Captions name everything that a scene shows, so they are distinct and none of them is true
     of another scene of the sample: retrieval has one right answer.
@@ -45,6 +52,7 @@ def draw_sample(split: Split, count: int, seed: int, *, held_out: bool = False) 
         split: the handwriting to use.
         count: number of scenes.
         seed: same seed, same sample.
+        objects: fewest and most in a scene.
         held_out: also draw the (colour, digit) combinations that training never shows.
 
     Raises:
@@ -53,7 +61,8 @@ def draw_sample(split: Split, count: int, seed: int, *, held_out: bool = False) 
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     generator = torch.Generator().manual_seed(seed)
-    scenes = draw(2 * count + 64, load_scans(split), generator, training=not held_out)
+    scans = load_scans(split)
+    scenes = draw(2 * count + 64, scans, generator, objects=objects, training=not held_out)
     facts = [frozenset(objects) for objects in scenes.facts()]
     # dict keeps the first of each key, in order
     first = list({fact: index for index, fact in reversed(list(enumerate(facts)))}.values())
@@ -66,24 +75,24 @@ def draw_sample(split: Split, count: int, seed: int, *, held_out: bool = False) 
 CALIBRATION_SEED, DOWNSTREAM_SEED, VALIDATION_SEED, TEST_SEED = 11, 12, 13, 14
 
 
-def calibration_sample(count: int = 1000) -> Sample:
+def calibration_sample(count: int = 1000, objects: tuple[int, int] = PAIRS) -> Sample:
     """Scenes like those of pre-training (same handwriting): what pruning may look at."""
-    return draw_sample("pretrain", count, CALIBRATION_SEED)
+    return draw_sample("pretrain", count, CALIBRATION_SEED, objects=objects)
 
 
-def downstream_sample(count: int = 2000) -> Sample:
+def downstream_sample(count: int = 2000, objects: tuple[int, int] = PAIRS) -> Sample:
     """Scenes in a second set of handwritings: for fine-tuning after pruning."""
-    return draw_sample("downstream", count, DOWNSTREAM_SEED)
+    return draw_sample("downstream", count, DOWNSTREAM_SEED, objects=objects)
 
 
-def validation_sample(count: int = 500) -> Sample:
+def validation_sample(count: int = 500, objects: tuple[int, int] = PAIRS) -> Sample:
     """Scenes in the downstream handwritings, to watch pre-training without touching the test."""
-    return draw_sample("downstream", count, VALIDATION_SEED)
+    return draw_sample("downstream", count, VALIDATION_SEED, objects=objects)
 
 
-def unseen_sample(count: int = 1000) -> Sample:
+def unseen_sample(count: int = 1000, objects: tuple[int, int] = PAIRS) -> Sample:
     """Scenes in a third set of handwritings, with combinations that training never showed."""
-    return draw_sample("test", count, TEST_SEED, held_out=True)
+    return draw_sample("test", count, TEST_SEED, objects=objects, held_out=True)
 
 
 def read_folder(folder: Path) -> Sample:

@@ -1,8 +1,9 @@
 """Scenes: coloured handwritten digits in a 3x3 grid on a dark 48x48 background.
 
-Everything is vectorised, so that training can draw fresh scenes for ever: about 8,000 a second
-on one core. Four (colour, digit) combinations never occur in a training scene and do occur in
-test scenes, so that a test also asks whether a model has understood what a colour is.
+The retrieval models see two digits in a scene, the chat model one to four. Everything is
+vectorised, so that training can draw fresh scenes for ever: about 8,000 a second on one core. Four
+(colour, digit) combinations never occur in a training scene and do occur in test scenes, so that a
+test also asks whether a model has understood what a colour is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ PALETTE = torch.tensor(
 # (colour, digit) pairs kept out of training; colours and digits all different.
 HELD_OUT: tuple[tuple[int, int], ...] = ((0, 7), (1, 2), (2, 5), (4, 9))
 
+PAIRS = (2, 2)
+CHAT_OBJECTS = (1, 4)
+
 DIGIT_SIZE = 14.5  # pixels
 SCALE_RANGE = 0.08
 ROTATION_RANGE = 0.15  # radians
@@ -50,8 +54,8 @@ class Scenes:
 
     Attributes:
         images: uint8 `[n, 3, 48, 48]`.
-        colours, digits, cells: int64 `[n, 2]`; the first `counts[i]` objects of row i are there.
-        counts: int64 `[n]`, 1 or 2.
+        colours, digits, cells: int64 `[n, k]`; the first `counts[i]` objects of row i are there.
+        counts: int64 `[n]`, 1 to k.
     """
 
     images: Tensor
@@ -91,6 +95,7 @@ def draw(
     scans: Scans,
     generator: torch.Generator,
     *,
+    objects: tuple[int, int] = PAIRS,
     single_fraction: float = 0.0,
     training: bool = True,
 ) -> Scenes:
@@ -100,16 +105,23 @@ def draw(
         count: number of scenes.
         scans: handwriting to use.
         generator: source of every random choice.
-        single_fraction: share of scenes that show one object only (a curriculum's easy part).
+        objects: fewest and most in a scene; every number between is equally likely.
+        single_fraction: share of scenes that show one object all the same (a curriculum's easy
+            part).
         training: leave out the combinations of `HELD_OUT`.
     """
-    shape = (count, 2)
+    fewest, most = objects
+    shape = (count, most)
     colours = torch.randint(len(PALETTE), shape, generator=generator)
     digits = torch.randint(10, shape, generator=generator)
     while training and (bad := is_held_out(colours, digits)).any():
         digits[bad] = torch.randint(10, (int(bad.sum()),), generator=generator)
-    cells = torch.rand(count, GRID * GRID, generator=generator).argsort(dim=1)[:, :2]
-    counts = 2 - (torch.rand(count, generator=generator) < single_fraction).long()
+    cells = torch.rand(count, GRID * GRID, generator=generator).argsort(dim=1)[:, :most]
+    single = torch.rand(count, generator=generator) < single_fraction
+    counts = torch.full((count,), most)
+    if fewest < most:
+        counts = torch.randint(fewest, most + 1, (count,), generator=generator)
+    counts[single] = 1
 
     chosen = torch.empty(shape, dtype=torch.int64)
     for digit, members in enumerate(scans.by_digit):
@@ -123,10 +135,10 @@ def draw(
 def _render(
     scans: Tensor, colours: Tensor, cells: Tensor, counts: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Paint float32 scans `[n, 2, 8, 8]` in their colours `[n, 2, 3]`; uint8 `[n, 3, 48, 48]`."""
-    n = len(counts)
-    ink = _distort(scans.flatten(0, 1), generator).view(n, 2, CELL_SIZE, CELL_SIZE)
-    ink = ink * (torch.arange(2) < counts[:, None])[:, :, None, None]
+    """Paint float32 scans `[n, k, 8, 8]` in their colours `[n, k, 3]`; uint8 `[n, 3, 48, 48]`."""
+    n, most = scans.shape[:2]
+    ink = _distort(scans.flatten(0, 1), generator).view(n, most, CELL_SIZE, CELL_SIZE)
+    ink = ink * (torch.arange(most) < counts[:, None])[:, :, None, None]
 
     tiles = torch.rand(n, 1, 3, 1, 1, generator=generator) * BACKGROUND_MAX
     tiles = tiles.repeat(1, GRID * GRID, 1, CELL_SIZE, CELL_SIZE)

@@ -7,26 +7,63 @@ of it whatever else the machine is doing.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 PEAK_LEARNING_RATE = 1e-3
+CHAT_PEAK_LEARNING_RATE = 1.5e-3
 WARM_UP_STEPS = 150
 SINGLE_AT_START = 0.75
 SINGLE_UNTIL = 0.3
 SMALL_BATCH_UNTIL = 0.35
 MATCHING_FROM = 0.5
 LOW_PRECISION_UNTIL = 0.85
+NAMING_UNTIL = 0.04
 
 
-def learning_rate(step: int, progress: float) -> float:
+@dataclass
+class Clock:
+    """How far a run has come.
+
+    Attributes:
+        minutes: wall-clock length of the run, or None if it is counted in steps.
+        steps: length in steps, or None.
+        step: steps done.
+        seconds: time spent on them, over all resumptions.
+    """
+
+    minutes: float | None
+    steps: int | None
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 or more when the run is over."""
+        by_step = self.step / self.steps if self.steps else 0.0
+        by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
+        return max(by_step, by_time)
+
+
+def learning_rate(step: int, progress: float, peak: float = PEAK_LEARNING_RATE) -> float:
     """Linear warm-up over steps, then half a cosine down to 1% of the peak over progress."""
     warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return PEAK_LEARNING_RATE * warm_up * max(cosine, 0.01)
+    return peak * warm_up * max(cosine, 0.01)
 
 
 def single_fraction(progress: float) -> float:
     """Share of scenes with one object only: easy ones first, none after 30%."""
     return SINGLE_AT_START * max(0.0, 1 - progress / SINGLE_UNTIL)
+
+
+def use_naming(progress: float) -> bool:
+    """Whether the chat model's tower still learns to see before the decoder learns to answer."""
+    return progress < NAMING_UNTIL
+
+
+def caption_share(progress: float) -> float:
+    """Share of captions among the chat model's conversations: answers first, which are easier."""
+    return 0.2 + 0.3 * min(1.0, progress / SINGLE_UNTIL)
 
 
 def batch_size(progress: float) -> int:

@@ -10,12 +10,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.demo import schedule
-from benchmarks.demo.evaluate import evaluate, recall_at_1, rerank
+from benchmarks.demo import chat, schedule
+from benchmarks.demo.courses import COURSES, ChatCourse, CourseName, course_of
+from benchmarks.demo.evaluate import evaluate, evaluate_chat, recall_at_1, rerank
 from benchmarks.demo.families import build, load
 from benchmarks.demo.processors import FAMILIES, Family, build_tokenizer
 from benchmarks.demo.samples import draw_sample
-from benchmarks.demo.train import STATE_FILE, Clock, batches, build_optimizer, take_step, train
+from benchmarks.demo.scenes import CHAT_OBJECTS
+from benchmarks.demo.schedule import Clock
+from benchmarks.demo.train import STATE_FILE, build_optimizer, take_step, train
 
 SIXTEEN_MB = 16_000_000
 
@@ -74,26 +77,43 @@ def test_new_models_are_small_enough_and_have_unlike_towers(family: Family, tmp_
     assert narrow.std() > 1.5 * wide.std()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_few_steps_lower_every_loss(family: Family) -> None:
+@pytest.mark.parametrize("name", COURSES)
+def test_a_few_steps_lower_every_loss(name: CourseName) -> None:
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(family)
-    model = build(family, tokenizer).train()
-    optimizer = build_optimizer(model)
+    course = course_of(name)
+    course.model.train()
+    optimizer = build_optimizer(course.model, decay=course.decay)
     clock = Clock(minutes=None, steps=30, step=14)  # half-way: with the matching loss
-    images, sentences = next(batches(0, clock))
-    batch = images[:8], sentences[:8]
+    batch = tuple(part[:8] for part in next(course.batches(0, clock)))
     history = []
     for _ in range(8):
         clock.step = 16
-        history.append(take_step(family, model, tokenizer, optimizer, batch, clock, False))
-    last = "lm" if family == "blip" else "mlm"
-    assert set(history[0]) == {"itc", "itm", last}
+        history.append(take_step(course, optimizer, batch, clock, False))
+    last = {"blip": "lm", "xvlm": "mlm", "chat": "answers"}[name]
+    assert set(history[0]) == ({last} if name == "chat" else {"itc", "itm", last})
     assert history[-1][last] < history[0][last]
 
 
+def test_the_chat_model_starts_with_one_spread_and_learns_to_name_first() -> None:
+    torch.manual_seed(0)
+    course = ChatCourse()
+    matrices = [p for p in course.model.parameters() if p.ndim > 1]
+    assert all(0.018 < float(p.detach().std()) < 0.022 for p in matrices)
+    course.model.train()
+    optimizer = build_optimizer(course.model, decay=1.0, embeddings=True)
+    clock = Clock(minutes=None, steps=1000, step=20)
+    batch = next(course.batches(0, clock))
+    history = [take_step(course, optimizer, batch, clock, False) for _ in range(20)]
+    assert set(history[0]) == {"naming"}
+    assert history[-1]["naming"] < 0.7 * history[0]["naming"]
+    decoder = course.model.model.language_model.layers[0].mlp.up_proj.weight
+    assert decoder.grad is None  # its turn comes
+
+
 def test_a_run_logs_saves_loads_and_resumes(tmp_path: Path) -> None:
-    args = Namespace(seed=0, resume=False, bf16=False, save_minutes=1e6, log_steps=1)
+    args = Namespace(
+        seed=0, resume=False, bf16=False, save_minutes=1e6, evaluate_minutes=1e6, log_steps=1
+    )
     train("xvlm", tmp_path, Clock(minutes=None, steps=2), args)
     with (tmp_path / "train.jsonl").open("a") as log_file:
         log_file.write('{"step": 3}\n')  # a step that was logged, but lost before the next save
@@ -115,6 +135,28 @@ def test_captions_of_an_untrained_model_are_measured(tmp_path: Path) -> None:
     model = build("blip", tokenizer)
     figures = evaluate(model, tokenizer, "blip", draw_sample("test", 10, seed=0, held_out=True))
     assert figures["captions_right"] == 0.0
+
+
+def test_a_chat_run_saves_what_transformers_loads_and_answers_are_measured(tmp_path: Path) -> None:
+    args = Namespace(
+        seed=0, resume=False, bf16=False, save_minutes=1e6, evaluate_minutes=1e6, log_steps=1
+    )
+    train("chat", tmp_path, Clock(minutes=None, steps=1), args)
+    (record,) = map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines())
+    assert {"naming", "answers_right", "captions_right", "answer_loss"} <= set(record)
+    assert (tmp_path / "model.safetensors").stat().st_size < SIXTEEN_MB
+    sample = draw_sample("test", 20, seed=0, objects=CHAT_OBJECTS, held_out=True)
+    figures = evaluate_chat(*chat.load(tmp_path), sample)
+    assert set(record) - {
+        "step",
+        "seconds",
+        "progress",
+        "batch_size",
+        "learning_rate",
+        "naming",
+    } <= (set(figures))
+    assert figures["captions_right"] == 0.0
+    assert 0 <= figures["answers_right"] < 50
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

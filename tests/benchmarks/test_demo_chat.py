@@ -1,0 +1,187 @@
+"""The demo's chat model: what is said to it, how it is encoded, what is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoProcessor, LlavaProcessor
+
+from benchmarks.demo import MODELS, captions, chat
+from benchmarks.demo.build_data import build
+from benchmarks.demo.captions import CELLS, COLOURS, DIGITS, Fact
+from benchmarks.demo.conversations import BRIEFLY, KINDS, Conversation, Turn, ask, converse
+from benchmarks.demo.processors import normalise
+from benchmarks.demo.samples import calibration_sample, read_folder, unseen_sample
+from benchmarks.demo.scans import load_scans
+from benchmarks.demo.scenes import CHAT_OBJECTS, HELD_OUT, draw
+from vlp_plugins.data.questions import open_questions
+
+FOLDER = MODELS / "chat"
+# two reds, two sevens; the two blue threes are told apart by their cells only
+SCENE = [Fact(0, 7, 0), Fact(0, 1, 4), Fact(4, 7, 8), Fact(2, 3, 2), Fact(2, 3, 6)]
+
+
+@pytest.fixture(scope="module")
+def processor() -> LlavaProcessor:
+    loaded: LlavaProcessor = AutoProcessor.from_pretrained(FOLDER)
+    return loaded
+
+
+def test_scenes_show_one_to_four_objects_equally_often() -> None:
+    scenes = draw(4000, load_scans("test"), torch.Generator().manual_seed(0), objects=CHAT_OBJECTS)
+    shares = torch.bincount(scenes.counts, minlength=5) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0, 0.25, 0.25, 0.25, 0.25]), atol=0.03, rtol=0)
+    sample = unseen_sample(300, CHAT_OBJECTS)
+    assert [captions.parse(caption) for caption in sample.captions] == sample.facts
+    assert len(set(sample.facts)) == 300
+    assert any(fact[:2] in HELD_OUT for facts in sample.facts for fact in facts)
+
+
+def _fits(fact: Fact, question: str) -> bool:
+    """Whether an object is one that the question can be about: it has every property named."""
+    words = question.removesuffix("?")
+    colours = [c for c, names in enumerate(COLOURS) if any(n in words.split() for n in names)]
+    digits = [d for d, name in enumerate(DIGITS) if name in words.split()]
+    cells = [c for c, names in enumerate(CELLS) if any(words.endswith(f"the {n}") for n in names)]
+    return (
+        (not colours or fact.colour in colours)
+        and (not digits or fact.digit in digits)
+        and (not cells or fact.cell in cells)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_answers_are_those_of_every_object_that_fits_the_question(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    texts = set()
+    for _ in range(400):
+        question = ask(kind, SCENE, rng)  # type: ignore[arg-type]
+        texts.add(question.text)
+        fitting = [fact for fact in SCENE if _fits(fact, question.text)]
+        expected = {
+            "colour": {name for fact in fitting for name in COLOURS[fact.colour]},
+            "digit": {DIGITS[fact.digit] for fact in fitting},
+            "position": {name for fact in fitting for name in CELLS[fact.cell]},
+            "count": {DIGITS[len(fitting)]},
+        }
+        assert set(question.answers) == expected[kind], question
+        assert question.is_right(f" {question.answers[0].upper()} ")
+        assert not question.is_right("ten")
+    assert len(texts) >= 8
+
+
+def test_a_question_about_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one object"):
+        ask("colour", [], np.random.default_rng(0))
+
+
+def _messages(conversation: Conversation) -> list[dict[str, object]]:
+    messages: list[dict[str, object]] = []
+    for question, answer in conversation:
+        shown = [] if messages else [{"type": "image"}]
+        messages += [
+            {"role": "user", "content": [*shown, {"type": "text", "text": question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return messages
+
+
+def test_training_sees_what_processor_and_template_give(processor: LlavaProcessor) -> None:
+    sample = calibration_sample(6, CHAT_OBJECTS)
+    rng = np.random.default_rng(0)
+    said = [converse(sorted(facts), rng) for facts in sample.facts]
+    ids, mask, labels = chat.encode(chat.build_tokenizer(), said)
+    made = processor.apply_chat_template(
+        [_messages(conversation) for conversation in said], tokenize=False
+    )
+    encoded = processor(
+        images=list(sample.images),
+        text=made,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    torch.testing.assert_close(encoded["pixel_values"], normalise(sample.images))
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        # the template ends an answer with a line break, which nothing is learned from
+        assert torch.equal(ids[row, :length], encoded["input_ids"][row, :length])
+        answered = ids[row][labels[row] >= 0]
+        assert torch.equal(answered, labels[row][labels[row] >= 0])
+        expected = "".join(turn.answer + chat.END for turn in said[row])
+        assert processor.tokenizer.decode(answered) == expected
+
+
+def test_the_template_marks_what_the_assistant_says(processor: LlavaProcessor) -> None:
+    turn = Turn("Where is the red one?" + BRIEFLY, "top left")
+    image = {"type": "image", "image": np.zeros((48, 48, 3), np.uint8)}
+    messages = _messages([turn])
+    messages[0]["content"] = [image, {"type": "text", "text": turn.question}]
+    made = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+    )
+    marked = made["input_ids"][0][made["assistant_masks"][0].bool()]
+    assert processor.tokenizer.decode(marked) == "top left" + chat.END
+    assert int((made["input_ids"] == processor.image_token_id).sum()) == chat.IMAGE_TOKENS
+
+
+def test_any_text_can_be_encoded(processor: LlavaProcessor) -> None:
+    tokens = processor.tokenizer
+    for text in ("Grüße aus Köln, 123!", "a turquoise eight in the lower middle"):
+        assert tokens.decode(tokens.encode(text)) == text
+    assert len(tokens.encode("a turquoise eight in the lower middle")) == 7
+
+
+def test_naming_wants_colour_and_digit_of_every_cell_and_padding_of_empty_ones() -> None:
+    tokenizer = chat.build_tokenizer()
+    words = {cell: [tokenizer.pad_token_id] for cell in range(9)}
+    words[0] = [tokenizer.encode(" red")[0], tokenizer.encode(" seven")[0]]
+
+    class Seeing(torch.nn.Module):
+        """Says exactly these words of each cell, by one-hot features."""
+
+        lm_head = torch.nn.Identity()
+
+        def get_image_features(self, pixel_values: torch.Tensor) -> object:
+            logits = torch.full((9, len(tokenizer)), -50.0)
+            for cell, ids in words.items():
+                logits[cell, ids] = 0.0
+            return type("Output", (), {"pooler_output": [logits]})
+
+    image = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    perfect = float(chat.naming_loss(Seeing(), tokenizer, image, [[Fact(0, 7, 0)]]))
+    assert perfect == pytest.approx(np.log(2) / 9, abs=1e-4)  # two words, half each
+    wrong = float(chat.naming_loss(Seeing(), tokenizer, image, [[Fact(0, 7, 1)]]))
+    assert wrong > 5
+
+
+def test_what_is_built_is_what_is_shipped(tmp_path: Path) -> None:
+    tokenizer = chat.build_tokenizer()
+    chat.build_processor(tokenizer).save_pretrained(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (FOLDER / path.name).read_bytes(), path.name
+    chat.build(tokenizer).save_pretrained(tmp_path)
+    built, shipped = (
+        {**json.loads((folder / "config.json").read_text()), "transformers_version": ""}
+        for folder in (tmp_path, FOLDER)
+    )
+    assert built == shipped
+    assert AutoConfig.from_pretrained(FOLDER).text_config.num_key_value_heads == 2
+
+
+def test_folders_for_the_chat_model_hold_captions_and_questions(tmp_path: Path) -> None:
+    build(tmp_path, calibration=5, downstream=0, test=8, chat=True)
+    assert read_folder(tmp_path / "calibration").facts == calibration_sample(5, CHAT_OBJECTS).facts
+    asked = open_questions(str(tmp_path / "questions")).items
+    assert len(asked) == 8
+    assert asked[0].text.startswith(("What colour", "Which colour"))
+    assert all(min(q.answers.count(answer) for answer in q.answers) == 4 for q in asked)
+    sample = unseen_sample(8, CHAT_OBJECTS)
+    assert np.array_equal(np.array(asked[3].image()), sample.images[3].permute(1, 2, 0).numpy())
