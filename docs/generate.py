@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -104,7 +105,8 @@ def model_classes() -> Iterator[type[torch.nn.Module]]:
 def models() -> str:
     """One row for each class that an adapter claims."""
     found = registry()
-    adapters = {name: found.adapter(name) for name in found.adapter_names() if name != "module"}
+    adapters = {name: found.adapter(name) for name in found.adapter_names()}
+    adapters = {name: adapter for name, adapter in adapters.items() if not adapter.general}
     claimed: dict[str, set[str]] = {name: set() for name in adapters}
     for kind in model_classes():
         blank: Any = kind.__new__(kind)
@@ -115,7 +117,18 @@ def models() -> str:
     for name, adapter in adapters.items():
         classes = ", ".join(f"`{each}`" for each in sorted(claimed[name]))
         rows.append([f"`{name}`", classes, ", ".join(able_tasks(adapter))])
+    rows.append(["`transformers`", "every other model of transformers, see below", "none yet"])
     return table(["adapter", "classes", "tasks that can be measured"], rows)
+
+
+def families() -> str:
+    """One row for each kind of families that the tests go through."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "contract"))
+    table_of: Any = import_module("families")
+    kinds: dict[str, list[str]] = {}
+    for name, family in table_of.FAMILIES.items():
+        kinds.setdefault(family.kind, []).append(f"`{name}`")
+    return table(["kind", "families"], [[kind, ", ".join(of)] for kind, of in kinds.items()])
 
 
 def methods() -> str:
@@ -176,6 +189,7 @@ if __name__ == "__main__":
     write("finetune-recipe.md", keys(FinetuneRecipe, "finetune", without=["settings"]))
     write("finetune-settings.md", keys(FinetuneSettings, "finetune"))
     write("models.md", models())
+    write("families.md", families())
     write("methods.md", methods())
     write("api.md", public_names(vlp_plugins))
     write("api-extend.md", public_names(vlp_plugins.extend))

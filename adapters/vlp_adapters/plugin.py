@@ -5,9 +5,9 @@ Importing it imports no modelling library. Each adapter is imported when it is m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.hookspecs import hookimpl
 
@@ -17,16 +17,24 @@ if TYPE_CHECKING:
 
 @hookimpl
 def vlp_adapters() -> Mapping[str, Callable[[], Adapter]]:
-    """BLIP, X-VLM, CLIP, SigLIP and ViT/DINO."""
+    """BLIP, X-VLM, CLIP, SigLIP, ViT/DINO, and all other models of transformers."""
     return {
         "blip": lambda: _make("blip.adapter", "BlipAdapter"),
         "xvlm": lambda: _make("xvlm.adapter", "XvlmAdapter"),
         "clip": lambda: _make("clip.adapter", "ClipAdapter"),
         "siglip": lambda: _make("clip.siglip", "SiglipAdapter"),
         "vit": lambda: _make("vit.adapter", "ViTAdapter"),
+        "transformers": _transformers,
     }
 
 
-def _make(module: str, name: str) -> Adapter:
-    adapter: Adapter = getattr(import_module(f"vlp_adapters.{module}"), name)()
+def _transformers(
+    *, include: Sequence[str] | str = (), exclude: Sequence[str] | str = ()
+) -> Adapter:
+    settings = {"include": include, "exclude": exclude}
+    return _make("transformers.adapter", "TransformersAdapter", **settings)
+
+
+def _make(module: str, name: str, **settings: Any) -> Adapter:
+    adapter: Adapter = getattr(import_module(f"vlp_adapters.{module}"), name)(**settings)
     return adapter

@@ -59,11 +59,10 @@ def test_the_heads_of_siglip_are_left_alone_for_a_reason(vlp, models) -> None:
     assert re.search(r"pooling head: reads the image with one probe +11 ", text)
 
 
-def test_any_model_by_module_adapter(vlp, models) -> None:
-    refused = vlp("inspect", models / "chinese_clip", code=2)
-    assert "no adapter claims ChineseCLIPModel" in refused.stderr
-    assert "ModuleAdapter" in refused.stderr
-    assert "--adapter module" in refused.stderr
+def test_any_model_of_transformers_and_any_model_by_its_layers(vlp, models) -> None:
+    text = vlp("inspect", models / "chinese_clip").stdout
+    assert text.startswith("ChineseCLIPModel, adapter 'transformers'")
+    assert re.search(r"^vision .*\ntext |^text .*\nvision ", text, re.MULTILINE)
     text = vlp("inspect", models / "chinese_clip", "--adapter", "module").stdout
     assert text.startswith("ChineseCLIPModel, adapter 'module'")
 
@@ -73,7 +72,8 @@ def test_plugins_lists_our_own(vlp) -> None:
     ours = r" +vlp-plugins +\S+ +ok +"
     assert re.search(rf"^builtin{ours}.*methods: .*multiflow", text, re.MULTILINE)
     assert "id*NAME is method NAME with every layer's importance times" in text
-    assert re.search(rf"^adapters{ours}adapters: blip, clip, siglip, vit, xvlm", text, re.MULTILINE)
+    adapters = "adapters: blip, clip, siglip, transformers, vit, xvlm"
+    assert re.search(rf"^adapters{ours}{adapters}", text, re.MULTILINE)
 
 
 def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:

@@ -118,13 +118,15 @@ def test_any_module_takes_batches_of_images(models, photos, tmp_path) -> None:
     assert [list(batch) for batch in data] == [["pixel_values"]] * 3
 
 
-def test_a_family_that_no_adapter_knows_is_taken_by_its_layers(models, photos) -> None:
-    with pytest.raises(UnclaimedModelError, match="take all its layers with adapter='module'"):
-        vlp_api.load(models / "chinese_clip")
-    model = vlp_api.load(models / "chinese_clip", adapter="module", device="cpu")
-    data = vlp_api.batches(photos, model, batch_size=6, adapter="module")
-    masks = vlp_api.prune(model, data, method="wanda", sparsity=0.5, adapter="module")
+@pytest.mark.parametrize("adapter", [None, "module"])
+def test_a_model_of_no_family_is_taken_by_what_transformers_knows_or_by_its_layers(
+    models, photos, adapter
+) -> None:
+    model = vlp_api.load(models / "chinese_clip", adapter=adapter, device="cpu")
+    data = vlp_api.batches(photos, model, batch_size=6, adapter=adapter)
+    masks = vlp_api.prune(model, data, method="wanda", sparsity=0.5, adapter=adapter)
     assert masks.removed == masks.total // 2
+    assert masks.manifest.adapter == (adapter or "transformers")
 
 
 def test_mistakes_are_said_before_anything_is_read(models, photos, tmp_path) -> None:

@@ -61,6 +61,7 @@ from vlp_adapters.xvlm import (
     XvlmPretrainConfig,
     XvlmRetrievalConfig,
 )
+from vlp_plugins.calibration.tokens import real_of
 from vlp_plugins.models.adapter import Adapter, Owner
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.restricted import DelegatingAdapter
@@ -102,6 +103,11 @@ def answered() -> dict[str, Tensor]:
 def statements() -> dict[str, Tensor]:
     """About two images each."""
     return texts() | {"pixel_values": torch.rand(2, 2, 3, 16, 16), "labels": torch.tensor([0, 1])}
+
+
+def labelled() -> dict[str, Tensor]:
+    """The texts, with what a head over the vocabulary shall say."""
+    return texts() | {"labels": texts()["input_ids"]}
 
 
 def unmasked() -> dict[str, Tensor]:
@@ -279,6 +285,7 @@ ROWS = {
     ),
     "module-conv": Row("module", conv_net, lambda: torch.rand(2, 3, 8, 8)),
     "module-bert": Row("module", lambda: BertForMaskedLM(BertConfig(**TEXT)), texts),
+    "transformers": Row("transformers", lambda: BertForMaskedLM(BertConfig(**TEXT)), labelled),
     "module-clip": Row("module", lambda: CLIPModel(clip_config()), pairs),
 }
 
@@ -346,9 +353,8 @@ def test_streams_reach_every_weight_with_declared_tokens(case: Case) -> None:
 
     def check(name: str, owner: Owner) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            real = stream_of["now"].real
-            assert owner.tokens in real, f"{owner.module}: no {owner.tokens} in {list(real)}"
-            mask, inputs = real[owner.tokens], args[0]
+            inputs = args[0]
+            mask = real_of(case.adapter, stream_of["now"], owner, inputs)
             if mask is not None and inputs.ndim > 2:
                 assert mask.dtype == torch.bool
                 assert mask.shape == inputs.shape[:-1], owner.module

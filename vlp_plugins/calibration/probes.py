@@ -132,7 +132,7 @@ class ActivationProbe:
                 return
             inputs = args[0] if args else next(iter(kwargs.values()))
             for use in uses:
-                real = real_of(self._adapter, self._stream, use.owner)
+                real = real_of(self._adapter, self._stream, use.owner, inputs)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
                     value = self._value(statistic, inputs, real, reader)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from vlp_plugins.models.adapter import Adapter, Owner, Stream
+from vlp_plugins.models.adapter import Adapter, Owner, Stream, TokenKind
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, StatisticsError, UnsupportedError
 from vlp_plugins.runtime.model_state import (
@@ -211,12 +212,50 @@ def named(weights: WeightMap, missed: Sequence[str]) -> str:
     return f"weight {missed[0]!r} at {owners} ({len(missed)} weights in all)"
 
 
-def real_of(adapter: Adapter, stream: Stream, owner: Owner) -> torch.Tensor | None:
-    """Which tokens of a module's input are real in a stream; None: all.
+def kinds_of(
+    adapter: Adapter, stream: Stream, owner: Owner, inputs: torch.Tensor
+) -> torch.Tensor | TokenKind:
+    """The kinds of the tokens that enter a module, see `Kinds`; to be called while it runs.
+
+    Where a stream says only which tokens are real, those of the space `vision` are images and all
+    others text.
+
+    Raises:
+        UnsupportedError: if the stream says nothing of them.
+    """
+    if stream.kinds is not None:
+        return stream.kinds(owner, inputs)
+    kind = TokenKind.IMAGE if owner.tokens == "vision" else TokenKind.TEXT
+    real = _declared(adapter, stream, owner)
+    return kind if real is None else real.to(torch.uint8) * kind
+
+
+def real_of(
+    adapter: Adapter, stream: Stream, owner: Owner, inputs: torch.Tensor
+) -> torch.Tensor | None:
+    """Which tokens of a module's input are real, bool; None: all.
+
+    Of a stream with `kinds` the mask is a new tensor only where the kinds are.
 
     Raises:
         UnsupportedError: if the stream does not say.
     """
+    if stream.kinds is None:
+        return _declared(adapter, stream, owner)
+    kinds = stream.kinds(owner, inputs)
+    if isinstance(kinds, TokenKind):
+        return None
+    known = _MASKS.get(kinds)
+    if known is None:
+        known = _MASKS[kinds] = kinds != TokenKind.PADDING
+    return known
+
+
+_MASKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""The mask of each tensor of kinds: what is measured is recognised by the identity of its mask."""
+
+
+def _declared(adapter: Adapter, stream: Stream, owner: Owner) -> torch.Tensor | None:
     try:
         return stream.real[owner.tokens]
     except KeyError:

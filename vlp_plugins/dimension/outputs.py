@@ -146,7 +146,7 @@ class OutputProbe:
         """The model under hooks, in evaluation mode; as it was found on leaving."""
         with hooked(self.model) as hooks:
             for path, module, uses in modules_using(self.model, self._weights):
-                hooks.append(module.register_forward_hook(self._hook(path, uses)))
+                hooks.append(module.register_forward_hook(self._hook(path, uses), with_kwargs=True))
             yield self
 
     def run(
@@ -187,16 +187,19 @@ class OutputProbe:
             finally:
                 self._stream = None
 
-    def _hook(self, path: str, uses: list[Use]) -> Callable[[nn.Module, Any, Any], None]:
-        def see(module: nn.Module, _: Any, output: Any) -> None:
+    def _hook(self, path: str, uses: list[Use]) -> Callable[..., None]:
+        def see(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
             if self._stream is None:
                 return
+            inputs = args[0] if args else next(iter(kwargs.values()))
             tokens = self._tokens(path, module, output)
             for use in uses:
                 site = Site(use.weight, self._stream.name, use.index)
                 call = self._calls[site]
                 self._calls[site] += 1
-                self._take(Output(site, path, call, *self._selected(path, use, tokens)))
+                self._take(Output(site, path, call, *self._selected(path, use, inputs, tokens)))
 
         return see
 
@@ -220,12 +223,12 @@ class OutputProbe:
         return output
 
     def _selected(
-        self, path: str, use: Use, tokens: torch.Tensor
+        self, path: str, use: Use, inputs: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[batch, T, features]`, and where that is padding."""
         assert self._stream is not None
         if self._padding == "real":
-            real = real_of(self._adapter, self._stream, use.owner)
+            real = real_of(self._adapter, self._stream, use.owner, inputs)
             if real is not None:
                 real = real.to(tokens.device)
                 if id(real) not in self._masks:  # the same mask is for many layers

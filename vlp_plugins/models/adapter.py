@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
@@ -97,6 +98,24 @@ class Exclusion:
     by_design: bool = True
 
 
+class TokenKind(IntEnum):
+    """What a position of a sequence holds. All but `PADDING` are real."""
+
+    PADDING = 0
+    TEXT = 1
+    IMAGE = 2
+    VIDEO = 3
+    AUDIO = 4
+    QUERY = 5
+
+
+Kinds = Callable[[Owner, "torch.Tensor"], "torch.Tensor | TokenKind"]
+"""The kinds of the tokens that enter a module now, from the module and its input `[..., features]`.
+
+A uint8 tensor of the input's leading dimensions that holds `TokenKind`s, or one kind of them all.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """One part of the activation probe: what to run, and which positions are real meanwhile.
@@ -107,17 +126,26 @@ class Stream:
             transformers. Streams of a batch run in order and may share state.
         real: by token space, a bool tensor `[batch, tokens]` that is true where a token is real;
             None where all are.
+        kinds: in place of `real`, for models that read several kinds of tokens in one sequence, or
+            call one module with several sequences. It is asked while `run` runs.
     """
 
     name: str
     run: Callable[[], object]
     real: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    kinds: Kinds | None = None
 
 
 class Adapter(ABC):
-    """Describes one model family. Subclasses need `name`, `claims`, `weights` and `streams`."""
+    """Describes one model family. Subclasses need `name`, `claims`, `weights` and `streams`.
+
+    Attributes:
+        name: what users call it.
+        general: True for one that claims models of any family: it is asked after all others.
+    """
 
     name: str = ""
+    general: bool = False
 
     @abstractmethod
     def claims(self, model: nn.Module) -> bool:

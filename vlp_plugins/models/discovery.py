@@ -16,7 +16,7 @@ from torch import nn
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.registry import KINDS, SINGULAR, Offer, PluginReport, Registry, collect
-from vlp_plugins.runtime.errors import MaskError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import MaskError, UnknownNameError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import takes_model
 
 GROUP = "vlp_plugins"
@@ -260,9 +260,21 @@ def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> 
                 "model of this structure"
             ) from error
     known = registry()
-    if name in known.adapter_names() and (named := known.adapter(name)).claims(model):
-        return named
+    if name in known.adapter_names():
+        named = _made(known, name, settings)
+        if named.claims(model):
+            return named
     return known.adapter_for(model)
+
+
+def _made(known: Registry, name: str, settings: Mapping[str, Any]) -> Adapter:
+    try:
+        return known.adapter(name, settings)
+    except (UnknownNameError, UnsupportedError) as error:
+        raise MaskError(
+            f"these masks were made with adapter {name!r} and {_keywords(settings)}, but {error}; "
+            "use the version of its plug-in that they were made with"
+        ) from error
 
 
 def _keywords(settings: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def _left_out(arguments: inspect.BoundArguments) -> list[str]:
     return [p.name for p in parameters if p.kind in taking and p.name not in arguments.arguments]
 
 
-def _bind(
+def bind(
     forward: Callable[..., object], batch: Mapping[str, Any] | Sequence[Any] | Tensor
 ) -> inspect.BoundArguments:
     """The arguments of a bound method or function, from a batch as `ModuleAdapter` describes it.
@@ -88,22 +88,41 @@ _ASKED = "excluded on request"
 _BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED)
 """What reasons begin with that are no lack of ours."""
 
+Rule = Callable[[str, nn.Module], str | None]
+"""Takes path and module of a layer; returns why it is not pruned, None if it may be."""
 
-def _prunable_layers(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[str]:
-    """Paths of the layers whose weight can be pruned; of a module with two paths the first."""
+
+def prunable_layers(model: nn.Module, rule: Rule) -> list[str]:
+    """Paths of the layers whose weight can be pruned; of a module with two paths the first.
+
+    Args:
+        model: any module.
+        rule: leaves layers out in addition to those that cannot be pruned.
+
+    Raises:
+        UnsupportedError: if the model is a single layer.
+    """
     if isinstance(model, (nn.Linear, nn.Conv2d)):
         raise UnsupportedError(
             f"the model is one {type(model).__name__} layer, which has no path to name its weight "
             "by; wrap it: nn.Sequential(model)"
         )
-    reasons = dict(_reasons(model, exclude))
+    reasons = dict(_reasons(model, rule))
     return [path for path, _ in model.named_modules() if reasons.get(f"{path}.weight", "") is None]
 
 
-def _explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> list[Exclusion]:
-    """One `Exclusion` per reason for what `_prunable_layers` leaves out."""
+def explain_rest(
+    model: nn.Module, rule: Rule, by_design: Callable[[str], bool] = lambda _: False
+) -> list[Exclusion]:
+    """One `Exclusion` per reason for what `prunable_layers` leaves out.
+
+    Args:
+        model: any module.
+        rule: see `prunable_layers`.
+        by_design: whether a reason of the rule is no lack of ours; see `Exclusion`.
+    """
     # Layer numbers become "any number" where all layers agree, so that patterns stay short.
-    reasons = dict(_reasons(model, exclude))
+    reasons = dict(_reasons(model, rule))
     by_shape: dict[str, set[str | None]] = {}
     for path, reason in reasons.items():
         by_shape.setdefault(_any_number(path), set()).add(reason)
@@ -113,31 +132,44 @@ def _explain_rest(model: nn.Module, exclude: Sequence[re.Pattern[str]] = ()) -> 
             agreed = len(by_shape[_any_number(path)]) == 1
             patterns.setdefault(reason, []).append(_any_number(path) if agreed else re.escape(path))
     return [
-        Exclusion(f"^(?:{'|'.join(dict.fromkeys(found))})$", reason, reason.startswith(_BY_DESIGN))
+        Exclusion(
+            f"^(?:{'|'.join(dict.fromkeys(found))})$",
+            reason,
+            reason.startswith(_BY_DESIGN) or by_design(reason),
+        )
         for reason, found in patterns.items()
     ]
+
+
+def asked_for(exclude: Sequence[re.Pattern[str]]) -> Rule:
+    """The rule that leaves out the layers in whose path one of the patterns is found."""
+
+    def rule(path: str, _: nn.Module) -> str | None:
+        found = next((p.pattern for p in exclude if p.search(path)), None)
+        return None if found is None else f"{_ASKED} ({found})"
+
+    return rule
 
 
 def _any_number(path: str) -> str:
     return re.sub(r"\d+", r"\\d+", re.escape(path))
 
 
-def _reasons(
-    model: nn.Module, exclude: Sequence[re.Pattern[str]]
-) -> Iterator[tuple[str, str | None]]:
+def _reasons(model: nn.Module, rule: Rule) -> Iterator[tuple[str, str | None]]:
     """(parameter path, why it is not pruned or None) for every name of every parameter."""
-    modules = list(model.named_modules(remove_duplicate=False))
+    modules = [
+        (path, module, rule(path, module))
+        for path, module in model.named_modules(remove_duplicate=False)
+    ]
     fixed = [
         parameter
-        for path, module in modules
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        or any(pattern.search(path) for pattern in exclude)
+        for _, module, reason in modules
+        if reason is not None or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
         for parameter in module.parameters(recurse=False)
     ]
-    for path, module in modules:
-        asked = next((p.pattern for p in exclude if p.search(path)), None)
+    for path, module, own in modules:
         for name, parameter in module.named_parameters(recurse=False):
-            reason = f"{_ASKED} ({asked})" if asked else _reason(module, name, parameter)
+            reason = own or _reason(module, name, parameter)
             if reason is None and any(_same(parameter, other) for other in fixed):
                 reason = _TIED
             yield (f"{path}.{name}" if path else name), reason
@@ -308,7 +340,7 @@ class ModuleAdapter(Adapter):
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
         """One weight per layer; those that share a Parameter are merged by `WeightMap.of`."""
-        for path in _prunable_layers(model, self._exclude):
+        for path in prunable_layers(model, asked_for(self._exclude)):
             modality = _first(self._modalities, path, "model")
             index = _INDEX.search(path)
             depth = int(index[1]) if index else 0
@@ -317,7 +349,7 @@ class ModuleAdapter(Adapter):
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Explains every parameter that is not pruned, one entry per reason."""
-        return _explain_rest(model, self._exclude)
+        return explain_rest(model, asked_for(self._exclude))
 
     def streams(
         self, model: nn.Module, batch: Batch | Sequence[Any] | Tensor, *, published: bool = False
@@ -327,7 +359,7 @@ class ModuleAdapter(Adapter):
         Raises:
             BatchError: if the batch does not fit the forward, or has text without a mask.
         """
-        arguments = _bind(model.forward, batch)
+        arguments = bind(model.forward, batch)
         if isinstance(batch, (tuple, list)) and len(batch) > len(arguments.args):
             self._warn(len(arguments.args), _left_out(arguments))
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
@@ -409,7 +441,7 @@ def _features(model: nn.Module, method: str, batch: Batch) -> Tensor:
         raise UnsupportedError(
             f"{type(model).__name__} has no {method}, so retrieval cannot be measured with it"
         )
-    arguments = _bind(function, batch)
+    arguments = bind(function, batch)
     output = function(*arguments.args, **arguments.kwargs)
     # transformers 5 returns an output object, earlier versions and other models a tensor.
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output

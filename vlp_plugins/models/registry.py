@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from numbers import Integral
 from typing import Any, Literal, TypeVar, get_args
 
@@ -321,29 +322,39 @@ class Registry:
             self._offers[offer.kind][public] = offer
         self._reports = list(reports)
 
-    def adapter(self, name: str) -> Adapter:
+    def adapter(self, name: str, settings: Mapping[str, Any] | None = None) -> Adapter:
         """A new adapter.
 
+        Args:
+            name: of the adapter.
+            settings: what `Adapter.settings` of an earlier one returned; None: its defaults.
+
         Raises:
-            UnknownNameError: if there is no such adapter.
+            UnknownNameError: if there is no such adapter, or it has no such setting.
             UnsupportedError: if the plug-in offers something that is no adapter.
         """
-        return make(self.find(name, "adapters"), {}, Adapter)  # type: ignore[type-abstract]
+        offer = self.find(name, "adapters")
+        return make(offer, settings or {}, Adapter)  # type: ignore[type-abstract]
 
     @takes_model
     def adapter_for(self, model: nn.Module) -> Adapter:
         """The adapter that claims a model.
 
-        Outsiders are asked first, so that they can replace a built-in adapter. One that raises
-        while it is asked is reported in the log and skipped.
+        Outsiders are asked first, so that they can replace a built-in adapter, and those that are
+        `general` last. One that raises while it is asked is reported in the log and skipped.
 
         Raises:
             UnclaimedModelError: if no adapter claims the model.
             UnsupportedError: if several outsiders (or several built-ins) claim it.
         """
         failures: dict[str, str] = {}
-        for builtin in (False, True):
-            claimed = dict(self._claims(model, builtin, failures))
+        claims = list(self._claims(model, failures))
+        for general, builtin in product((False, True), repeat=2):
+            claimed = {
+                name: adapter
+                for name, adapter, ours in claims
+                if (adapter.general, ours) == (general, builtin)
+            }
             if len(claimed) == 1:
                 return next(iter(claimed.values()))
             if claimed:
@@ -418,15 +429,14 @@ class Registry:
         return list(self._reports)
 
     def _claims(
-        self, model: nn.Module, builtin: bool, failures: dict[str, str]
-    ) -> Iterator[tuple[str, Adapter]]:
+        self, model: nn.Module, failures: dict[str, str]
+    ) -> Iterator[tuple[str, Adapter, bool]]:
+        """Every adapter that claims the model: its name, itself, and whether it is ours."""
         for name, offer in self._offers["adapters"].items():
-            if offer.builtin is not builtin:
-                continue
             try:
                 adapter = self.adapter(name)
                 if adapter.claims(model):
-                    yield name, adapter
+                    yield name, adapter, offer.builtin
             except Exception as error:
                 failures[name] = f"{type(error).__name__}: {error}"
                 _log.warning(

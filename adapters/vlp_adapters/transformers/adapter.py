@@ -1,0 +1,207 @@
+"""What the pruner has to know about any model of transformers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlp_adapters.transformers.tokens import Sequences, kinds_of_text
+from vlp_adapters.transformers.towers import DESIGNED, Towers, inner_model, is_pretrained
+from vlp_plugins.models.adapter import (
+    Adapter,
+    Batch,
+    Exclusion,
+    Negatives,
+    Owner,
+    Stream,
+    TokenKind,
+    WeightSpec,
+    need,
+)
+from vlp_plugins.models.generic import asked_for, bind, explain_rest, prunable_layers
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
+
+_IGNORED = -100  # a label that the losses of transformers leave out
+
+
+class TransformersAdapter(Adapter):
+    """Every `PreTrainedModel` of transformers that no adapter of a family claims, also in PEFT.
+
+    Modalities are `vision`, `text`, `projector` (between the two), `fusion` (layers that read both
+    outside the language model, Q-Formers) and `audio`. Canonical names are paths in the bare model:
+    the same in `LlavaModel`, `LlavaForConditionalGeneration` and a PEFT model of either.
+
+    Which tokens are padding, text or image is read from the masks that the sub-models are called
+    with and from the placeholder ids of the configuration, in every call.
+    """
+
+    name = "transformers"
+    general = True
+
+    def __init__(
+        self, *, include: Sequence[str] | str = (), exclude: Sequence[str] | str = ()
+    ) -> None:
+        """Takes regular expressions that are searched in the paths of layers.
+
+        Args:
+            include: layers to prune although they are left out by default.
+            exclude: layers not to prune; they go before `include`.
+
+        Raises:
+            UnsupportedError: if one is no regular expression.
+        """
+        self._include = _patterns("include", include)
+        self._exclude = _patterns("exclude", exclude)
+
+    def settings(self) -> dict[str, Any]:
+        """`include` and `exclude`, as far as they are given."""
+        given = {"include": self._include, "exclude": self._exclude}
+        return {name: [p.pattern for p in found] for name, found in given.items() if found}
+
+    def claims(self, model: nn.Module) -> bool:
+        """True for models of transformers, and PEFT models of them."""
+        return is_pretrained(inner_model(model)[1])
+
+    def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
+        """Every `Linear` and `Conv2d` of the layers of the towers, and of what joins them."""
+        towers = Towers.of(model)
+        for path in prunable_layers(model, self._rule(towers)):
+            own = path.removeprefix(towers.prefix)
+            yield WeightSpec(
+                towers.canonical(path),
+                towers.modality(own),
+                towers.depth(own),
+                (Owner(path, towers.reads(own)),),
+            )
+
+    def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
+        """Explains every parameter that is not pruned, one entry per reason."""
+        return explain_rest(
+            model, self._rule(Towers.of(model)), lambda reason: reason.startswith(DESIGNED)
+        )
+
+    def streams(
+        self, model: nn.Module, batch: Batch, *, published: bool = False
+    ) -> Iterator[Stream]:
+        """One stream, `forward`, without labels where the model needs none.
+
+        Raises:
+            BatchError: if the batch does not fit the forward, or has text without a mask.
+        """
+        towers = Towers.of(model)
+        forward = _parameters(towers.model)
+        if "input_ids" in batch and "attention_mask" in forward:
+            need(batch, "attention_mask")
+        options: dict[str, Any] = {}
+        if not towers.model.config.is_encoder_decoder:
+            options["labels"] = None
+            if "logits_to_keep" in forward and not self._include:
+                options["logits_to_keep"] = 1
+        sequences = Sequences(towers, batch)
+
+        def run() -> Any:
+            with sequences.observed():
+                return _run(model, {**batch, **options})
+
+        return iter((Stream("forward", run, kinds=sequences.kinds),))
+
+    def losses(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        negatives: Negatives | None = None,
+        published: bool = False,
+    ) -> dict[str, Tensor]:
+        """The model's own loss, `loss`.
+
+        A model that writes text is trained on the text of the batch if there are no `labels`:
+        `input_ids`, without padding and the placeholders of images.
+
+        Args:
+            model: a model with a loss of its own.
+            batch: its inputs, and `labels` as it takes them.
+            negatives: ignored.
+            published: ignored.
+
+        Raises:
+            UnsupportedError: if the model has no loss.
+            BatchError: if the batch has no labels.
+        """
+        inner = inner_model(model)[1]
+        forward = _parameters(inner)
+        inputs = dict(batch)
+        if "return_loss" in forward:
+            inputs["return_loss"] = True
+        elif "labels" in forward and inputs.get("labels") is None:
+            if inner.can_generate() and not inner.config.is_encoder_decoder:
+                inputs["labels"] = _labels(inner.config, batch)
+            elif inner.main_input_name != "pixel_values" or inner.config.is_encoder_decoder:
+                need(batch, "labels")
+            else:
+                inputs.pop("labels", None)
+        loss = getattr(_run(model, inputs), "loss", None)
+        if loss is None:
+            hint = ""
+            if "labels" in forward and batch.get("labels") is None:
+                hint = " without labels in the batch"
+            raise UnsupportedError(
+                f"{type(inner).__name__} computes no loss{hint}, which gradient methods need; give "
+                "a model with a head, or one with ModuleAdapter(model, loss=...)"
+            )
+        return {"loss": loss}
+
+    def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Every weight stays where it is; `pretraining` is the only task."""
+        if task != "pretraining":
+            return super().for_task(task, model)
+        return {name: weight.aliases for name, weight in WeightMap.of(model, self).items()}
+
+    def _rule(self, towers: Towers) -> Callable[[str, nn.Module], str | None]:
+        """Why a layer is not pruned: asked for, or by default."""
+        asked = asked_for(self._exclude)
+
+        def rule(path: str, module: nn.Module) -> str | None:
+            if reason := asked(path, module):
+                return reason
+            if any(pattern.search(path) for pattern in self._include):
+                return None
+            return towers.excluded(path, module)
+
+        return rule
+
+
+def _patterns(argument: str, given: Sequence[str] | str) -> list[re.Pattern[str]]:
+    texts = (given,) if isinstance(given, str) else given
+    try:
+        return [re.compile(text) for text in texts]
+    except re.error as error:
+        raise UnsupportedError(f"{argument}={given!r} is no regular expression: {error}") from error
+
+
+def _parameters(model: nn.Module) -> Iterable[str]:
+    return inspect.signature(model.forward).parameters.keys()
+
+
+def _run(model: nn.Module, inputs: Batch) -> Any:
+    """The forward of a model on what it takes of the inputs."""
+    arguments = bind(model.forward, inputs)
+    try:
+        return model(*arguments.args, **arguments.kwargs)
+    except (TypeError, ValueError) as error:
+        raise BatchError(
+            f"the forward of {type(model).__name__} does not take such a batch "
+            f"({', '.join(arguments.arguments)}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _labels(config: Any, batch: Batch) -> Tensor:
+    """The text of a batch, `[B, T]`, and -100 elsewhere."""
+    ids, _ = need(batch, "input_ids", "attention_mask")
+    kinds: Any = kinds_of_text(config, batch)
+    return ids.masked_fill(kinds != TokenKind.TEXT, _IGNORED)

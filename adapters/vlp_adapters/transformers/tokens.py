@@ -1,0 +1,352 @@
+"""Which kind each token is, from what the sub-models of a forward are really called with."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlp_adapters.transformers.towers import (
+    AUDIO,
+    VISION,
+    Towers,
+    is_pretrained,
+    sub_configs,
+)
+from vlp_plugins.models.adapter import Batch, Owner, TokenKind
+
+_KIND = {VISION: TokenKind.IMAGE, AUDIO: TokenKind.AUDIO}
+_PLACEHOLDER = re.compile(r"^(image|video|audio)_token_(id|index)$")
+_MASKS = ("attention_mask", "patch_attention_mask", "pixel_attention_mask")
+_SEQUENCES = ("inputs_embeds", "input_ids")
+_OTHERS = (
+    "encoder_hidden_states", "cross_attention_states", "key_value_states",
+    "cross_modal_hidden_states",
+)  # fmt: skip
+_OTHER_MASKS = ("encoder_attention_mask", "cross_attention_mask")
+_QUERIES = "query_embeds"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A running call of a module.
+
+    Attributes:
+        kinds: uint8 `[batch, tokens]` of its own sequence; None where the call says nothing.
+        queries: how many tokens at the front are queries.
+        other: the sequence that it attends to.
+        other_kinds: uint8 `[batch, tokens]` of that; None: no padding.
+        closed: the module reads nothing that its caller's mask is for.
+    """
+
+    module: nn.Module
+    kinds: Tensor | None = None
+    queries: int = 0
+    other: Tensor | None = None
+    other_kinds: Tensor | None = None
+    closed: bool = False
+
+
+class Sequences:
+    """The sequences of one forward: what is asked for the kinds of a module's input."""
+
+    def __init__(self, towers: Towers, batch: Batch) -> None:
+        self._towers = towers
+        self._prefix = len(towers.prefix)
+        self._batch = batch
+        self._text = kinds_of_text(towers.model.config, batch)
+        self._calls: list[_Call] = []
+        self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
+        self._derived: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Hooks on every module that is called with a mask, and on every tower."""
+        model = self._towers.model
+        decoders = _decoders(model)
+        with ExitStack() as stack:
+            stack.callback(self._calls.clear)
+            stack.callback(self._known.clear)
+            stack.callback(self._derived.clear)
+            for path, module in model.named_modules():
+                kind: Any = type(module)
+                names = _arguments(kind)
+                if is_pretrained(module) or any(n in names for n in (*_MASKS, *_OTHERS)):
+                    enter = self._enter(path, names, module in decoders)
+                    before = module.register_forward_pre_hook(enter, with_kwargs=True)
+                    after = module.register_forward_hook(self._leave, always_call=True)
+                    stack.callback(before.remove)
+                    stack.callback(after.remove)
+            yield
+
+    def kinds(self, owner: Owner, inputs: Tensor) -> Tensor | TokenKind:
+        """See `vlp_plugins.models.adapter.Kinds`."""
+        plain = _KIND.get(owner.tokens, TokenKind.TEXT)
+        nearest: Tensor | None = None
+        is_other = joins_text = False
+        for call in reversed(self._calls):
+            if call.other is not None:
+                if _same(inputs, call.other):
+                    if call.other_kinds is not None:
+                        return call.other_kinds
+                    is_other = True
+                joins_text = joins_text or call.other_kinds is self._text
+            kinds = call.kinds
+            # An image reads no mask of the text around it, unless it is called with one.
+            if kinds is not None and (kinds is not self._text or owner.tokens not in _KIND):
+                if joins_text and kinds is self._text:
+                    return TokenKind.IMAGE
+                fit = None if is_other else self._fit(call, kinds, inputs)
+                if fit is not None:
+                    return fit
+                nearest = kinds if nearest is None else nearest
+            if call.closed:
+                break
+        if is_other:
+            images = owner.tokens not in _KIND and "image" in self._towers.inputs
+            return TokenKind.IMAGE if images else TokenKind.TEXT
+        if nearest is None or inputs.ndim < 3 or owner.tokens in _KIND:
+            return plain
+        return nearest  # does not fit, which the caller says
+
+    def _fit(self, call: _Call, kinds: Tensor, inputs: Tensor) -> Tensor | TokenKind | None:
+        """The kinds of an input that is the sequence, a part of it, or its tokens in one row."""
+        lead = inputs.shape[:-1]
+        size, length = kinds.shape
+        if lead == kinds.shape:
+            return kinds
+        if size == 1 < len(inputs) and lead[1:] == kinds.shape[1:]:  # one mask for all samples
+            return self._derive(kinds, ("all", *lead), lambda: kinds.expand(lead))
+        if inputs.ndim == 2 and len(inputs) == size:
+            return TokenKind.TEXT  # one vector per sample
+        if lead.numel() == kinds.numel():
+            return self._derive(kinds, ("all", *lead), lambda: kinds.reshape(lead))
+        if inputs.ndim != 3 or lead[0] != size or not 0 < lead[1] < length:
+            return None
+        start = _start(inputs, length)
+        if start is None and call.queries:
+            start = 0 if lead[1] == call.queries else call.queries
+        if start is None or start + lead[1] > length:
+            return None
+        part = slice(start, start + lead[1])
+        return self._derive(kinds, ("part", part.start, part.stop), lambda: kinds[:, part])
+
+    def _derive(self, kinds: Tensor, how: tuple[object, ...], make: Any) -> Tensor:
+        """The same tensor for the same question: what is measured goes by the identity of masks."""
+        key = (id(kinds), *how)
+        if key not in self._derived:
+            self._derived[key] = (kinds, make())
+        return self._derived[key][1]
+
+    def _enter(self, path: str, names: tuple[str, ...], decoder: bool) -> Any:
+        """The hook that notes what a module is called with."""
+        towers = self._towers
+        default = _KIND.get(towers.reads(path), TokenKind.TEXT)
+        closed = not path or path in towers.roots
+        pretrained = is_pretrained(towers.model.get_submodule(path))
+        has_other_mask = any(name in names for name in _OTHER_MASKS)
+        # What an encoder-decoder attends to is its text with images; what others do, images.
+        written = default in _KIND.values() or towers.model.config.is_encoder_decoder
+        other_default = TokenKind.TEXT if written else TokenKind.IMAGE
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values = (*zip(names, args, strict=False), *kwargs.items())
+            given = {name: value for name, value in values if isinstance(value, Tensor)}
+            length = next((value for name, value in values if name == "query_length"), None)
+            other = next((v for n in _OTHERS if (v := given.get(n)) is not None), None)
+            masks = [(n, given[n]) for n in _MASKS if n in given]
+            other_masks = [(n, given[n]) for n in _OTHER_MASKS if n in given]
+            if other is not None and not has_other_mask:  # cross-attention itself
+                masks, other_masks = [], masks
+            if length is None:
+                length = given[_QUERIES].shape[1] if _QUERIES in given else 0
+            queries = int(length)
+            around = None if default in _KIND.values() else self._around()
+            kinds = other_kinds = None
+            for name, mask in masks:
+                if kinds is None:
+                    kinds = self._of_mask(name, mask, default, queries, around)
+            sequence = next((given[n] for n in _SEQUENCES if n in given), None)
+            ended = closed
+            if kinds is None and decoder:
+                kinds, ended = self._of_labels(), True
+            elif kinds is None and pretrained and queries:
+                shape = given[_QUERIES].shape[:2]
+                kinds = torch.full(shape, int(TokenKind.QUERY), dtype=torch.uint8)
+            elif kinds is None and pretrained and sequence is not None:
+                if around is not None and sequence.shape[:2] == around.shape:
+                    kinds = around
+                else:
+                    ended = True
+            if other is not None:
+                known = (c for c in reversed(self._calls) if c.other is other)
+                other_kinds = next((c.other_kinds for c in known), None)
+                for name, mask in other_masks:
+                    if other_kinds is None:
+                        beside = around if other_default is TokenKind.TEXT else None
+                        found = self._of_mask(name, mask, other_default, 0, beside)
+                        fits = found is not None and found.shape == other.shape[:2]
+                        other_kinds = found if fits else None
+                if (tiles := self._tiles(other)) is not None:
+                    other_kinds = tiles
+            self._calls.append(_Call(module, kinds, queries, other, other_kinds, ended))
+
+        return enter
+
+    def _around(self) -> Tensor | None:
+        """The kinds of the sequence that the running calls are about; at first the text."""
+        for call in reversed(self._calls):
+            if call.kinds is not None:
+                return call.kinds
+            if call.closed:
+                return None
+        return self._text
+
+    def _tiles(self, other: Tensor) -> Tensor | None:
+        """The kinds of images in tiles, of which some are empty, that all texts attend to."""
+        mask = self._batch.get("cross_attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 4:  # [batch, tokens, images, tiles]
+            return None
+        tiles = (mask != 0).any(1).flatten()
+        lead = other.shape[:-1]
+        if lead.numel() % len(tiles):
+            return None
+        key = (id(mask), "tiles", *lead)
+        if key not in self._known:
+            real = tiles.repeat_interleave(lead.numel() // len(tiles)).reshape(lead)
+            self._known[key] = (mask, real.to(torch.uint8) * TokenKind.IMAGE)
+        return self._known[key][1]
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        while self._calls and self._calls.pop().module is not module:
+            pass
+
+    def _of_mask(
+        self, name: str, mask: Tensor, default: TokenKind, queries: int, around: Tensor | None
+    ) -> Tensor | None:
+        """The kinds of a sequence that a module is called with a mask of; the same ones again."""
+        key = (id(mask), name, default, queries, id(around))
+        if key not in self._known:
+            real = _real(name, mask, around)
+            kinds = None if real is None else self._kinds_where(real, default, queries, around)
+            self._known[key] = (mask, kinds)
+        return self._known[key][1]
+
+    def _kinds_where(
+        self, real: Tensor, default: TokenKind, queries: int, around: Tensor | None
+    ) -> Tensor:
+        if around is not None and around.shape == real.shape:
+            known = around != TokenKind.PADDING
+            return around if torch.equal(real, known) else around * real
+        if queries:
+            kinds = real.to(torch.uint8) * TokenKind.TEXT
+            kinds[:, :queries] = real[:, :queries].to(torch.uint8) * TokenKind.QUERY
+            return kinds
+        text = self._text
+        extra = 0 if text is None else real.shape[1] - text.shape[1]
+        if text is None or around is not text or len(text) != len(real) or extra <= 0:
+            return real.to(torch.uint8) * default
+        # Words and images in one sequence, the images not among the words.
+        kinds = real.to(torch.uint8) * TokenKind.IMAGE
+        words = text != TokenKind.PADDING
+        first = torch.equal(real[:, :-extra], words) and (
+            self._text_comes_first or not torch.equal(real[:, extra:], words)
+        )
+        kinds[:, slice(0, -extra) if first else slice(extra, None)] = text
+        return kinds * real
+
+    @property
+    def _text_comes_first(self) -> bool:
+        """Whether words stand in front of patches, where masks cannot tell."""
+        return self._towers.model.config.model_type == "vilt"
+
+    def _of_labels(self) -> Tensor | None:
+        """The kinds of what a decoder writes: text where there is something to predict."""
+        mask = self._batch.get("decoder_attention_mask")
+        if mask is None:
+            labels = self._batch.get("labels")
+            if labels is None or labels.ndim != 2:
+                return None
+            mask = labels >= 0
+        return (mask != 0).to(torch.uint8) * TokenKind.TEXT
+
+
+def kinds_of_text(config: Any, batch: Batch) -> Tensor | None:
+    """The kinds of `input_ids`, uint8 `[batch, tokens]`; None without."""
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return None
+    kinds = torch.full_like(ids, TokenKind.TEXT, dtype=torch.uint8)
+    found = False
+    configs = [config, *(value for _, value in sub_configs(config))]
+    if any(hasattr(each, "cross_attention_layers") for each in configs):
+        configs = []  # images are attended to, a placeholder is a word
+    for each in configs:
+        for name, value in vars(each).items():
+            match = _PLACEHOLDER.match(name)
+            if match and isinstance(value, int):
+                found = True
+                kinds[ids == value] = int(TokenKind[match[1].upper()])
+    types = batch.get("mm_token_type_ids")
+    if not found and types is not None:
+        kinds[types == 1] = int(TokenKind.IMAGE)
+        kinds[types == 2] = int(TokenKind.VIDEO)
+    positions = batch.get("image_embeds_position_mask")
+    if positions is not None:
+        kinds[positions != 0] = int(TokenKind.IMAGE)
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        kinds[mask == 0] = int(TokenKind.PADDING)
+    return kinds
+
+
+def _decoders(model: nn.Module) -> set[nn.Module]:
+    """The parts of encoder-decoders that write."""
+    found = set()
+    for module in model.modules():
+        whole: Any = module
+        if is_pretrained(module) and whole.config.is_encoder_decoder:
+            found |= {whole.get_decoder()} - {module}
+    return {part for part in found if not any(inner in found for inner in part.children())}
+
+
+def _real(name: str, mask: Tensor, around: Tensor | None) -> Tensor | None:
+    """Bool `[batch, tokens]`, true where a mask lets a query that is no padding read the token."""
+    if mask.ndim == 2:
+        return mask != 0
+    if name == "pixel_attention_mask" or mask.ndim < 2:
+        return None  # of pixels, not of tokens
+    if name == "patch_attention_mask":
+        return mask.flatten(1) != 0
+    added = mask.is_floating_point() and not bool((mask > 0).any())  # to the attention scores
+    read = mask > -1 if added else mask != 0
+    if around is not None and read.shape[0] == len(around) and read.shape[-2] == around.shape[1]:
+        rows = (around != TokenKind.PADDING).unsqueeze(-1)
+        read = read & (rows if read.ndim == 3 else rows.unsqueeze(1))
+    return read.flatten(1, -2).any(1)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are one, or views of all of it."""
+    if first is second:
+        return True
+    return first.numel() == second.numel() > 0 and first.data_ptr() == second.data_ptr()
+
+
+def _start(inputs: Tensor, length: int) -> int | None:
+    """Where the tokens of a view begin in the sequence of that length that it is a part of."""
+    rows, step = inputs.stride(0), inputs.stride(1)
+    return (inputs.storage_offset() % rows) // step if step and rows == step * length else None
+
+
+@cache
+def _arguments(kind: Any) -> tuple[str, ...]:
+    """The names of what the forward of a class takes, without itself."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]

@@ -1,0 +1,196 @@
+"""What has to hold for every family of transformers, on a tiny model of each: see `families`."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from torch import Tensor, nn
+from vlp_command import command
+
+import vlp_plugins as vlp
+from vlp_plugins.calibration.tokens import kinds_of
+from vlp_plugins.models.adapter import Adapter, Owner, TokenKind
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
+
+SHORT = {family.kind: name for name, family in reversed(FAMILIES.items())}
+"""The first family of every kind: the others take longer than a quick run of the tests may."""
+
+ALL = [
+    pytest.param(name, marks=() if name in SHORT.values() else pytest.mark.long)
+    for name in FAMILIES
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    family: Family
+    model: nn.Module
+    adapter: Adapter
+    weights: WeightMap
+
+    @property
+    def sides(self) -> list[str]:
+        return ["right", "left"] if self.family.left else ["right"]
+
+
+@pytest.fixture(scope="module", params=ALL)
+def original(request: pytest.FixtureRequest) -> Case:
+    family = FAMILIES[request.param]
+    torch.manual_seed(0)
+    model = family.model().eval()
+    adapter = registry().adapter_for(model)
+    return Case(request.param, family, model, adapter, WeightMap.of(model, adapter))
+
+
+@pytest.fixture
+def case(original: Case) -> Case:
+    model = copy.deepcopy(original.model)
+    weights = WeightMap.of(model, original.adapter)
+    return Case(original.name, original.family, model, original.adapter, weights)
+
+
+def seen_tokens(case: Case, batch: dict[str, Tensor]) -> dict[str, Counter[str]]:
+    """By module the tokens that entered it, by kind."""
+    seen: dict[str, Counter[str]] = {}
+    running: list[Any] = []
+
+    def hook(owner: Owner) -> Callable[..., None]:
+        def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            kinds = kinds_of(case.adapter, running[-1], owner, inputs)
+            found = seen.setdefault(owner.module, Counter())
+            if isinstance(kinds, TokenKind):
+                found[kinds.name] += inputs.shape[:-1].numel()
+            else:
+                assert kinds.shape == inputs.shape[:-1], owner.module
+                found.update(TokenKind(kind).name for kind in kinds.flatten().tolist())
+
+        return count
+
+    owners = [owner for weight in case.weights.values() for owner in weight.owners]
+    handles = [
+        case.model.get_submodule(owner.module).register_forward_pre_hook(
+            hook(owner), with_kwargs=True
+        )
+        for owner in owners
+    ]
+    with torch.no_grad():
+        for stream in case.adapter.streams(case.model, batch):
+            running.append(stream)
+            stream.run()
+    for handle in handles:
+        handle.remove()
+    for found in seen.values():
+        del found["PADDING"]
+    return seen
+
+
+def test_is_claimed_and_every_parameter_is_explained(case: Case) -> None:
+    assert case.adapter.name in ("transformers", "siglip")
+    assert len({weight.modality for weight in case.weights.values()}) >= 1
+    prunable = {alias for weight in case.weights.values() for alias in weight.aliases}
+    patterns = [exclusion.pattern for exclusion in case.adapter.exclusions(case.model)]
+    unexplained = [
+        path
+        for path, _ in case.model.named_parameters(remove_duplicate=False)
+        if path not in prunable and not any(re.search(pattern, path) for pattern in patterns)
+    ]
+    assert unexplained == []
+
+
+def test_tokens_of_each_kind_are_those_counted_by_hand(case: Case) -> None:
+    for side in case.sides:
+        seen = seen_tokens(case, case.family.batch(side))
+        counted = {path: dict(seen.get(path, {})) for path in case.family.tokens}
+        assert counted == {path: dict(found) for path, found in case.family.tokens.items()}, side
+        assert set(seen) == {w.owners[0].module for w in case.weights.values()}, side
+
+
+def test_statistics_do_not_depend_on_the_ids_under_the_padding(case: Case) -> None:
+    for side in case.sides:
+        batch = case.family.batch(side)
+        if "attention_mask" not in batch or bool(batch["attention_mask"].all()):
+            pytest.skip("its batches have no padding")
+        padding = batch["attention_mask"] == 0
+        other = batch | {"input_ids": batch["input_ids"].masked_fill(padding, 33)}
+        first, second = (
+            vlp.gather(case.model, [each], method="wanda").sums for each in (batch, other)
+        )
+        for key, value in first.items():
+            torch.testing.assert_close(value, second[key], msg=f"{side}: {key}")
+
+
+def exact(weights: WeightMap, method: str) -> int:
+    """How many elements of ten are six: of the model, of each modality, or of each row."""
+    if method == "multiflow":
+        groups = weights.by_modality().values()
+        return sum(int(0.6 * sum(weight.numel for weight in group)) for group in groups)
+    if method == "wanda":
+        shapes = [weight.rows_and_columns for weight in weights.values()]
+        return sum(rows * int(0.6 * columns) for rows, columns in shapes)
+    return int(0.6 * weights.numel)
+
+
+@pytest.mark.parametrize("method", ["omp", "lamp", "wanda", "multiflow", "snip"])
+def test_masks_are_exact_and_survive_a_way_through_files(
+    case: Case, method: str, tmp_path: Path
+) -> None:
+    if method == "snip" and not case.family.gradients:
+        pytest.skip("the model has no loss of its own")
+    batches = [case.family.batch(side) for side in case.sides]
+    made = vlp.prune(case.model, batches, method=method, sparsity=0.6)
+    assert made.counts().all.removed == exact(case.weights, method)
+    made.save(tmp_path / "masks.safetensors")
+    masks = vlp.Masks.load(tmp_path / "masks.safetensors")
+    masks.apply(case.model)
+    assert masks.verify(case.model) == []
+    zeros = sum(int((weight.parameter == 0).sum()) for weight in case.weights.values())
+    assert zeros >= exact(case.weights, method)
+
+
+def test_chita_prunes(case: Case) -> None:
+    if not case.family.gradients:
+        pytest.skip("the model has no loss of its own")
+    batches = [case.family.batch(side) for side in 2 * case.sides]
+    masks = vlp.prune(case.model, batches, method="chita", sparsity=0.5)
+    masks.apply(case.model)
+    assert masks.verify(case.model) == []
+
+
+def test_zeros_and_ties_are_kept_by_save_pretrained(case: Case, tmp_path: Path) -> None:
+    masks = vlp.prune(case.model, method="omp", sparsity=0.5)
+    masks.apply(case.model)
+    model: Any = case.model
+    model.save_pretrained(tmp_path / "model")
+    again = type(model).from_pretrained(tmp_path / "model").eval()
+    assert masks.verify(again) == []
+    ties = WeightMap.of(again, case.adapter)
+    assert {n: w.aliases for n, w in ties.items()} == {
+        n: w.aliases for n, w in case.weights.items()
+    }
+    for (name, first), second in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_is_pruned_from_the_command_line(case: Case, tmp_path: Path) -> None:
+    model: Any = case.model
+    model.save_pretrained(tmp_path / "model")
+    command(
+        "prune", "--model", tmp_path / "model", "--method", "omp", "--sparsity", 0.5,
+        "--save-model", "--out", tmp_path / "out",
+    )  # fmt: skip
+    result = command(
+        "masks", "verify", tmp_path / "out/masks-0.5.safetensors", tmp_path / "out/model-0.5"
+    )
+    assert f"all {int(0.5 * case.weights.numel):,} removed elements" in result.stdout
