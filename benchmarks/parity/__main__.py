@@ -12,13 +12,14 @@ from benchmarks.results import add_record_options, recorded
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
-    parser.add_argument("folder", type=Path, help="one folder per model family, and id")
+    parser.add_argument("folder", type=Path, help="one folder per model family, id and lvlm")
     add_record_options(parser)
     options = parser.parse_args()
     # After --help, which does not wait for torch.
     from benchmarks.parity.compare import compare_family, unknown_runs
     from benchmarks.parity.dimensions import compare_dimensions
     from benchmarks.parity.family import families
+    from benchmarks.parity.layers import compare_layers
 
     found = families(options.folder)
     lines = []
@@ -28,11 +29,14 @@ def main() -> int:
         for line in compare_family(family):
             lines.append(line)
             print(line, flush=True)
-    for line in compare_dimensions(options.folder):
+    for line in (*compare_dimensions(options.folder), *compare_layers(options.folder)):
         lines.append(line)
         print(line, flush=True)
     if not lines:
-        print(f"{options.folder} has neither a family with a config.json nor id", file=sys.stderr)
+        print(
+            f"{options.folder} has neither a family with a config.json nor id nor lvlm",
+            file=sys.stderr,
+        )
         return 2
     left_out = {run for family in found for run in unknown_runs(family)}
     if left_out:

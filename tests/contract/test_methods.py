@@ -29,7 +29,7 @@ from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"
 METHODS = registry().method_names()
-PUBLISHED = [name for name in METHODS if name != "lamp-tamt"]
+PUBLISHED = [name for name in METHODS if name not in ("lamp-tamt", "alps+", "refit")]
 """Those that have a published variant."""
 QUICK = {
     "chita": {"lambda": 0.1},

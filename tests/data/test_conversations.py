@@ -328,7 +328,5 @@ def test_a_chat_model_whose_processor_cannot_be_made_is_said(tmp_path: Path) -> 
     file = tmp_path / "preprocessor_config.json"
     named = json.loads(file.read_text()) | {"processor_class": "PixtralProcessor"}
     file.write_text(json.dumps(named))
-    with pytest.raises(
-        DataError, match="chat model at .* cannot be made: .*[Tt]orchvision"
-    ):
+    with pytest.raises(DataError, match="chat model at .* cannot be made: .*[Tt]orchvision"):
         load_processor(str(tmp_path))

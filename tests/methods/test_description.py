@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "models"))
 import outsiders
 
 OURS = registry().method_names()
-UNPUBLISHED = {"omp", "magnitude", "random", "lamp-tamt"}
+UNPUBLISHED = {"omp", "magnitude", "random", "lamp-tamt", "alps+", "refit"}
 
 
 @pytest.mark.parametrize("name", OURS)

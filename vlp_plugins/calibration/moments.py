@@ -183,6 +183,25 @@ class InputSecondMoment(ActivationStatistic):
         return sum_of_squares(inputs)
 
 
+INPUT_GRAM = "input_gram"
+
+
+class InputGram(ActivationStatistic):
+    """Sum over real tokens of x x', the Gram matrix of a layer's inputs, for layer-wise solvers.
+
+    `[in_features, in_features]`, flattened: of an input of 3,072 features 75 MB in float64.
+    """
+
+    name = INPUT_GRAM
+
+    def size(self, weight: Weight) -> int:
+        return weight.rows_and_columns[1] ** 2
+
+    def measure(self, inputs: torch.Tensor) -> torch.Tensor:
+        values = inputs.float()
+        return (values.T @ values).flatten()
+
+
 MEAN_GRADIENT = "mean_gradient"
 
 

@@ -12,6 +12,7 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.gradual.method import platon, taylor
 from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.reconstruction.method import alps, alps_plus, refit, sparsegpt
 from vlp_plugins.methods.tamt.method import lamp_tamt, tamt
 from vlp_plugins.scoring.allocation import ModalityAllocation, RowAllocation
 from vlp_plugins.scoring.information_flow import InformationFlow
@@ -81,6 +82,10 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
         "platon": platon,
         "chita": chita,
         "chita++": chita_plus_plus,
+        "sparsegpt": sparsegpt,
+        "alps": alps,
+        "alps+": alps_plus,
+        "refit": refit,
     }
 
 

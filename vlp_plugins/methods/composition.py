@@ -54,8 +54,15 @@ class Composition(Factored):
         Raises:
             UnsupportedError: if the scores need different statistics of one name.
         """
-        read = (*self.score.needs, *(self.allocation_score.needs if self.allocation_score else ()))
-        return distinct(read)
+        return distinct(self._read)
+
+    @property
+    def _read(self) -> tuple[Statistic, ...]:
+        """What the scores read."""
+        return (
+            *self.score.needs,
+            *(self.allocation_score.needs if self.allocation_score else ()),
+        )
 
     @property
     def reads_data(self) -> bool:
@@ -115,6 +122,26 @@ class Composition(Factored):
             SparsityError: if a target cannot be met.
             NonFiniteError: if weights or scores hold NaN or infinity.
         """
+        weights = context.weights
+        ranked, selections = self._selected(context, statistics, half)
+
+        def bits_of(weight: Weight) -> list[torch.Tensor]:
+            scores = ranked.scores(weight.name)
+            chosen = [selection[weight.name] for selection in selections]
+            if self.allocation_score is not None:
+                chosen = _recut(ranked, scores, chosen, weight)
+            return [pack(selection.mask(scores).view(weight.shape)) for selection in chosen]
+
+        with in_turn(weights.sharded):
+            bits = over_tensors(bits_of, weights.values(), ranked.device)
+        packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
+        manifests = self._manifests(context, statistics)
+        return [Masks(bits, manifest) for bits, manifest in zip(packed, manifests, strict=True)]
+
+    def _selected(
+        self, context: Context, statistics: Statistics | None, half: int | None
+    ) -> tuple[Scored, list[dict[str, Selection]]]:
+        """Scores that rank within a tensor, and what chooses in each by them, for every target."""
         weights, published = context.weights, context.published
         weights.check_finite()
         evidence = self.evidence(context, statistics, half)
@@ -127,20 +154,12 @@ class Composition(Factored):
             ranked = allocated
         with in_turn(weights.sharded):
             selections = self.allocation.select(allocated, context.targets, floor=context.floor)
-        ranked = ranked.ranking()
+        return ranked.ranking(), selections
 
-        def bits_of(weight: Weight) -> list[torch.Tensor]:
-            scores = ranked.scores(weight.name)
-            chosen = [selection[weight.name] for selection in selections]
-            if self.allocation_score is not None:
-                chosen = _recut(ranked, scores, chosen, weight)
-            return [pack(selection.mask(scores).view(weight.shape)) for selection in chosen]
-
-        with in_turn(weights.sharded):
-            bits = over_tensors(bits_of, weights.values(), ranked.device)
-        packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
+    def _manifests(self, context: Context, statistics: Statistics | None) -> list[Manifest]:
+        """One for every target."""
         manifest = Manifest.for_weights(
-            weights,
+            context.weights,
             method=self.name,
             parameters={
                 **self.parameters,
@@ -153,10 +172,7 @@ class Composition(Factored):
             calibration=_calibration(statistics if self.needs else None),
         )
         asked = [dict(t) if isinstance(t, Mapping) else t for t in context.targets]
-        return [
-            Masks(bits, replace(manifest, sparsity=sparsity))
-            for bits, sparsity in zip(packed, asked, strict=True)
-        ]
+        return [replace(manifest, sparsity=sparsity) for sparsity in asked]
 
     def evidence(
         self, context: Context, statistics: Statistics | None, half: int | None = None
@@ -177,7 +193,8 @@ class Composition(Factored):
 
         def means(name: str) -> dict[str, torch.Tensor]:
             return {
-                s.name: statistics.mean(s.name, name, owners=owners, half=half) for s in self.needs
+                s.name: statistics.mean(s.name, name, owners=owners, half=half)
+                for s in distinct(self._read)
             }
 
         return {name: Evidence(name, seed, means(name)) for name in weights}

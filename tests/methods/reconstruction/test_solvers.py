@@ -1,0 +1,155 @@
+"""Layer-wise solvers: exact counts, errors, and what the published ones gave."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from benchmarks.parity.layers import compare_layers, held_out
+from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit
+from vlp_plugins.methods.reconstruction.method import alps, alps_plus, sparsegpt
+from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.scoring.selection import PatternSelection, RowSelection
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+PROBLEMS = load_file(GOLDEN / "lvlm" / "layers" / "problems.safetensors")
+SOLVERS = {m.name: m.solver for m in (sparsegpt(), alps(), alps_plus())} | {"refit": Refit()}
+
+
+def drawn(seed, rows=12, columns=32, tokens=100):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    scales = torch.randn(columns, generator=generator).exp()
+    inputs = torch.randn(tokens, columns, generator=generator) @ mixing * scales
+    return Layer(torch.randn(rows, columns, generator=generator), inputs.T @ inputs)
+
+
+def solved(name, layer, selection):
+    return SOLVERS[name].solve(layer, layer.weight.abs(), [selection])[0]
+
+
+def test_recorded_runs_are_reproduced():
+    lines = list(compare_layers(GOLDEN))
+    assert len(lines) == 12
+    assert [str(line) for line in lines if not line.ok] == []
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@given(
+    seed=st.integers(0, 50),
+    share=st.floats(0, 0.95),
+    rule=st.sampled_from(["tensor", "row", "pattern"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_exactly_so_many_elements_stay_under_every_rule(name, seed, share, rule):
+    layer = drawn(seed)
+    rows, columns = layer.weight.shape
+    selection = {
+        "tensor": Largest(int(share * layer.weight.numel())),
+        "row": RowSelection(int(share * columns), rows, extra=min(3, int(share * columns))),
+        "pattern": PatternSelection(2, 4, layer.weight.numel()),
+    }[rule]
+    support, values = solved(name, layer, selection)
+    assert int((~support).sum()) == selection.remove
+    assert not values[~support].any()
+    assert bool(torch.isfinite(values).all())
+    if rule == "pattern":
+        assert support.view(-1, 4).sum(1).tolist() == [2] * (support.numel() // 4)
+    if rule == "row":
+        assert set((~support).sum(1).tolist()) <= {selection.per_row, selection.per_row + 1}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_what_stays_makes_up_for_what_goes(name):
+    layer = drawn(0)
+    support, values = solved(name, layer, Largest(layer.weight.numel() // 2))
+    assert layer.error(values) < 0.8 * layer.error(layer.weight * support)
+    magnitude = Largest(layer.weight.numel() // 2).mask(layer.weight.abs())
+    assert layer.error(values) < 0.8 * layer.error(layer.weight * magnitude)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_scale_of_the_gram_matrix_is_free(name):
+    layer = drawn(1)
+    found = solved(name, layer, Largest(200))
+    scaled = solved(name, Layer(layer.weight, layer.gram * 4096), Largest(200))
+    assert torch.equal(found[0], scaled[0])
+    torch.testing.assert_close(found[1], scaled[1], atol=1e-6, rtol=0)
+
+
+def test_the_refit_is_the_least_squares_on_its_support():
+    layer = drawn(2)
+    support, values = solved("refit", layer, Largest(150))
+    damped = layer.gram.double()
+    damped.diagonal().add_(0.01 * damped.diagonal().mean())
+    for row, kept, found in zip(layer.weight.double(), support, values, strict=True):
+        exact = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ row)
+        torch.testing.assert_close(found[kept].double(), exact, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_removed_changes_nothing():
+    layer = drawn(3)
+    for name in SOLVERS:
+        support, values = solved(name, layer, Largest(0))
+        assert bool(support.all())
+        torch.testing.assert_close(values, layer.weight, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", [50, 70, 90])
+def test_alps_plus_is_better_than_alps_on_inputs_seen_and_unseen(sparsity):
+    weight, inputs = PROBLEMS["a_96x64.W"], PROBLEMS["a_96x64.X"]
+    seen, unseen = (Layer(weight, part.T @ part) for part in held_out(inputs, 6, 8))
+    selection = Largest(weight.numel() * sparsity // 100)
+    ours, theirs = (solved(name, seen, selection)[1] for name in ("alps+", "alps"))
+    assert seen.error(ours) < seen.error(theirs)
+    assert unseen.error(ours) < unseen.error(theirs)
+
+
+def test_inputs_that_are_always_zero_take_no_share_of_the_others():
+    layer = drawn(4)
+    gram = layer.gram.clone()
+    gram[:8] = gram[:, :8] = 0
+    layer = Layer(layer.weight, gram)
+    selection = RowSelection(16, 12)
+    kept = {
+        p: SparseGpt(published=p).solve(layer, layer.weight, [selection])[0] for p in (True, False)
+    }
+    assert int(kept[True][0][:, :8].sum()) == 0  # sparsegpt-S1
+    assert int(kept[False][0][:, :8].sum()) > 0.25 * 12 * 8
+    support, values = kept[False]
+    assert torch.equal(values[:, :8][support[:, :8]], layer.weight[:, :8][support[:, :8]])
+
+
+def test_no_row_becomes_empty_unless_as_published():
+    layer = drawn(5)
+    layer.weight[0].mul_(1e-4)
+    selection = Largest(int(0.9 * layer.weight.numel()))
+    published = alps().published_solver.solve(layer, layer.weight, [selection])[0][0]
+    assert int(published[0].sum()) == 0  # alps-L2
+    support = solved("alps", layer, selection)[0]
+    assert int(support[0].sum()) == 1
+    assert int((~support).sum()) == selection.remove
+
+
+@pytest.mark.parametrize(
+    ("gram", "error", "text"),
+    [
+        (torch.zeros(4, 4), UnsupportedError, "all inputs of a layer are zero"),
+        (torch.full((4, 4), float("nan")), NonFiniteError, "NaN or infinity"),
+        (torch.eye(3), UnsupportedError, r"\[3, 3\] does not fit weights of 4 inputs"),
+    ],
+)
+def test_gram_matrices_that_say_nothing_are_refused(gram, error, text):
+    with pytest.raises(error, match=text):
+        Layer(torch.ones(2, 4), gram)
+
+
+@pytest.mark.parametrize("make", [sparsegpt, alps, alps_plus])
+@pytest.mark.parametrize("damping", [0, -1, float("nan"), True, "0.1"])
+def test_a_damping_that_is_none_is_refused(make, damping):
+    with pytest.raises(UnsupportedError, match="damping=.*above 0"):
+        make(damping=damping)

@@ -1,0 +1,98 @@
+"""ALPS (Meng et al., NeurIPS 2024): the support and the weights of a layer by splitting (ADMM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vlp_plugins.methods.reconstruction.layer import Layer, Reconstructed, Scaled
+from vlp_plugins.scoring.selection import PatternSelection, Selection
+
+RHO = 0.1
+_MOST_ITERATIONS = 300
+_EVERY = 3
+_MOST_RHO = 1e6
+_SETTLED = 3e-4
+_LEAST_ITERATIONS = 30
+
+
+@dataclass(frozen=True)
+class Alps:
+    """The solver: two copies of the weights, one exact and one sparse, are drawn together.
+
+    B minimises the error and is free; D is the projection of B on what may stay; the penalty rho
+    between them grows while the support changes. One eigendecomposition of H serves every step and
+    every selection.
+
+    Attributes:
+        damping: added to the diagonal of H, in means of it; stays in the objective (alps-L1).
+        own_damping: the same in the diagonal's own elements.
+        growth: what rho is multiplied by while more than 10%, more than 0.5% and fewer of the
+            kept elements change.
+        refit_steps: conjugate-gradient steps on the support that was found.
+        tolerance: of these; 0 makes all steps.
+        published: rows may become empty (alps-L2); otherwise each keeps its largest element.
+    """
+
+    damping: float = 0.01
+    own_damping: float = 0.0
+    growth: tuple[float, float, float] = (1.3, 1.2, 1.1)
+    refit_steps: int = 10
+    tolerance: float = 0.0
+    published: bool = False
+
+    def solve(
+        self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
+    ) -> list[Reconstructed]:
+        scaled = layer.scaled(self.damping, self.own_damping)
+        values, vectors = torch.linalg.eigh(scaled.gram)
+        found = []
+        for selection in selections:
+            free = self._split(scaled, values.float(), vectors.float(), selection)
+            support = selection.mask(self._filled(free.abs(), selection))
+            refitted = scaled.refitted(
+                support, free, tolerance=self.tolerance, steps=self.refit_steps
+            )
+            found.append((support, refitted))
+        return found
+
+    def _split(
+        self, scaled: Scaled, values: torch.Tensor, vectors: torch.Tensor, selection: Selection
+    ) -> torch.Tensor:
+        """B at the end, in scaled coordinates, float32 `[out, in]`."""
+        weight = scaled.weight.float()
+        target = (scaled.weight @ scaled.gram).float()
+        kept = weight.numel() - selection.remove
+        start = weight * selection.mask(weight.abs())
+        sparse, dual, before = start, torch.zeros_like(weight), start != 0
+        rho, grown = RHO, False
+        for iteration in range(1, _MOST_ITERATIONS + 1):
+            free = (target - dual).add_(sparse, alpha=rho)
+            free = (free @ vectors).div_(values + rho) @ vectors.T
+            moved = torch.add(free, dual, alpha=1 / rho)
+            support = selection.mask(moved.abs())
+            sparse = moved * support
+            dual.add_(free - sparse, alpha=rho)
+            if iteration % _EVERY:
+                continue
+            changed = int((support != before).sum())
+            share, before = changed / max(1, kept), support
+            if changed == 0 and grown:
+                break
+            if share > 0.005 or (changed and grown):
+                place = 0 if share > 0.1 else 1 if share > 0.005 else 2
+                rho, grown = min(rho * self.growth[place], _MOST_RHO), True
+            else:
+                rho, sparse, dual = rho / 5, start, torch.zeros_like(weight)
+            if iteration > _LEAST_ITERATIONS and share < _SETTLED:
+                break
+        return free
+
+    def _filled(self, sizes: torch.Tensor, selection: Selection) -> torch.Tensor:
+        """The sizes by which elements stay, with the largest of every row above all others."""
+        if self.published or isinstance(selection, PatternSelection):
+            return sizes
+        places = sizes.argmax(1, keepdim=True)
+        return sizes.scatter(1, places, torch.inf) if selection.remove else sizes

@@ -1,0 +1,172 @@
+"""One layer and its solvers' contract: weight, Gram matrix of its inputs, how many elements stay.
+
+A layer maps inputs X `[tokens, in]` to X W'. With the Gram matrix H = X'X the squared error of
+other weights V is tr((W - V) H (W - V)'), so a solver needs W and H alone, up to a factor of H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.scoring.selection import Selection
+from vlp_plugins.scoring.threshold import top
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Keeps the largest elements of the whole tensor, all but `remove`."""
+
+    remove: int
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """True where an element stays; equal scores go by position."""
+        flat = scores.flatten().float()
+        return top(flat, flat.numel() - self.remove).view(scores.shape)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a solver knows.
+
+    Attributes:
+        weight: W, float32 `[out, in]`.
+        gram: H, `[in, in]`, floating, symmetric and positive semidefinite; its scale is free.
+    """
+
+    weight: torch.Tensor
+    gram: torch.Tensor
+
+    def __post_init__(self) -> None:
+        inputs = self.weight.shape[1]
+        if self.gram.shape != (inputs, inputs):
+            raise UnsupportedError(
+                f"a Gram matrix {list(self.gram.shape)} does not fit weights of {inputs} inputs"
+            )
+        squares = self.gram.diagonal()
+        if not bool(torch.isfinite(self.gram.sum())):
+            raise NonFiniteError(
+                "the Gram matrix of a layer's inputs holds NaN or infinity; look at the batches "
+                "and at the checkpoint"
+            )
+        if not bool((squares > 0).any()):
+            raise UnsupportedError(
+                "all inputs of a layer are zero, so nothing tells its weights apart; give other "
+                "batches, exclude the layer, or take a method that reads no inputs"
+            )
+
+    def error(self, weight: torch.Tensor) -> float:
+        """Squared error of other weights over the squared output; 0 for the same weights."""
+        exact, change = self.gram.double(), (weight - self.weight).double()
+        dense = self.weight.double()
+        return float((change @ exact).mul_(change).sum() / (dense @ exact).mul_(dense).sum())
+
+    def scaled(self, mean: float, own: float = 0.0) -> Scaled:
+        """The damped layer in coordinates where every input has the same norm.
+
+        Args:
+            mean: what is added to the diagonal of H, in means of the diagonal.
+            own: the same in the diagonal's own elements: what an input's noise of this share of
+                its power would add.
+        """
+        gram = self.gram.double()
+        squares = gram.diagonal().clone()
+        gram.diagonal().add_(mean * squares.mean() + own * squares)
+        norms = gram.diagonal().sqrt() + 1e-8 * squares.mean().sqrt()
+        gram.div_(norms).div_(norms[:, None])
+        return Scaled(gram, self.weight.double() * norms, norms)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A layer in coordinates where the (damped) Gram matrix has a diagonal of about 1.
+
+    Attributes:
+        gram: float64 `[in, in]`.
+        weight: float64 `[out, in]`.
+        norms: what weights were multiplied by, float64 `[in]`.
+    """
+
+    gram: torch.Tensor
+    weight: torch.Tensor
+    norms: torch.Tensor
+
+    def refitted(
+        self, support: torch.Tensor, start: torch.Tensor, *, tolerance: float, steps: int
+    ) -> torch.Tensor:
+        """The least squares on a support, in the original coordinates, by conjugate gradients.
+
+        All rows at once, each with its own step; the support is never left.
+
+        Args:
+            support: bool `[out, in]`.
+            start: `[out, in]`, in scaled coordinates; read on the support.
+            tolerance: a row stops where its residual is this share of that at zero.
+            steps: at most.
+
+        Returns:
+            float32 `[out, in]`, zero outside the support.
+        """
+        dtype = start.dtype
+        gram, inside = self.gram.to(dtype), support.to(dtype)
+        target = self.weight.to(dtype) @ gram * inside
+        found = start * inside
+        residual = target - (found @ gram) * inside
+        direction = residual.clone()
+        power = residual.square().sum(1, keepdim=True)
+        enough = tolerance**2 * target.square().sum(1, keepdim=True)
+        for _ in range(steps):
+            if not bool((power > enough).any()):
+                break
+            image = (direction @ gram).mul_(inside)
+            curvature = (direction * image).sum(1, keepdim=True)
+            length = torch.where(power > enough, power / curvature, 0.0)
+            found += length * direction
+            residual -= length * image
+            new = residual.square().sum(1, keepdim=True)
+            direction.mul_(torch.where(power > 0, new / power, 0.0)).add_(residual)
+            power = new
+        return found.double().div_(self.norms).float()
+
+
+Reconstructed = tuple[torch.Tensor, torch.Tensor]
+"""Support, bool `[out, in]`, and values, float32 `[out, in]`, zero outside of it."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Chooses which elements of a layer stay, and their values. It knows no model."""
+
+    def solve(
+        self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
+    ) -> list[Reconstructed]:
+        """One reconstruction for every selection.
+
+        Args:
+            layer: of the dense weights.
+            scores: float32 `[out, in]` of the method's score, for solvers that refit a mask.
+            selections: each says how many elements stay, of the tensor, of every row or of every
+                group of inputs; its `mask` chooses the largest under that rule.
+        """
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The solver that takes the mask of the scores, and solves for what stays.
+
+    Attributes:
+        damping: added to the diagonal of H, in means of it.
+    """
+
+    damping: float = 0.01
+
+    def solve(
+        self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
+    ) -> list[Reconstructed]:
+        scaled = layer.scaled(self.damping)
+        supports = [selection.mask(scores) for selection in selections]
+        return [(s, scaled.refitted(s, scaled.weight, tolerance=1e-6, steps=200)) for s in supports]

@@ -1,0 +1,176 @@
+"""Methods that reconstruct every layer: SparseGPT, ALPS, and a refit of any mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.calibration.moments import INPUT_GRAM, InputGram, Statistic
+from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.reconstruction.alps import Alps
+from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit, Solver
+from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
+from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, VlpError
+from vlp_plugins.runtime.sharding import whole
+from vlp_plugins.scoring.allocation import LayerAllocation, RowAllocation
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.threshold import Cut
+from vlp_plugins.scoring.wanda import Wanda
+
+
+@dataclass(frozen=True)
+class Reconstruction(Composition):
+    """A composition whose masks, and the values of what stays, a solver chooses layer by layer.
+
+    The allocation says how many elements each layer keeps, by the score; the solver sees the layer
+    and the Gram matrix of its inputs in the dense model. The Gram matrices of all layers are held
+    at once.
+
+    Attributes:
+        solver: chooses support and values.
+        published_solver: does it as the published code does; None if there is none.
+    """
+
+    solver: Solver = field(default_factory=Alps)
+    published_solver: Solver | None = None
+    changes_weights: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        return (*super().needs, InputGram())
+
+    @property
+    def relative_cost(self) -> str:
+        return "1, and a solver"
+
+    def masks(
+        self, context: Context, statistics: Statistics | None = None, *, half: int | None = None
+    ) -> list[Masks]:
+        if statistics is None:
+            raise StatisticsError(f"method {self.name!r} needs statistics; run the data pass first")
+        ranked, selections = self._selected(context, statistics, half)
+        solver = self.published_solver if context.published else self.solver
+        if solver is None:
+            raise UnsupportedError(
+                f"method {self.name!r} is of this project and has no published variant; leave out "
+                "variant='published'"
+            )
+        owners = context.resolved_owners
+        supports: list[dict[str, torch.Tensor]] = [{} for _ in selections]
+        values: list[dict[str, torch.Tensor]] = [{} for _ in selections]
+        for name, weight in context.weights.items():
+            matrix = whole(weight.parameter).detach().reshape(weight.rows_and_columns).float()
+            gram = statistics.mean(INPUT_GRAM, name, owners=owners, half=half)
+            rules = [
+                Largest(rule.remove) if isinstance(rule, Cut) else rule
+                for rule in (selection[name] for selection in selections)
+            ]
+            try:
+                layer = Layer(matrix, gram.to(matrix.device).view(matrix.shape[1], -1))
+                found = solver.solve(layer, ranked.scores(name), rules)
+            except VlpError as error:
+                raise type(error)(f"weight {name!r}: {error}") from error
+            for each, (support, fitted) in enumerate(found):
+                supports[each][name] = support.view(weight.shape).cpu()
+                values[each][name] = fitted.view(weight.shape).cpu()
+        return [
+            Masks.from_dense(kept, manifest, new)
+            for kept, manifest, new in zip(
+                supports, self._manifests(context, statistics), values, strict=True
+            )
+        ]
+
+
+def sparsegpt(*, damping: float = 0.01, block: int = 128) -> Reconstruction:
+    """SparseGPT (Frantar & Alistarh, ICML 2023): prune column by column, pass errors on.
+
+    The Gram matrix is that of the dense model's inputs; the published code prunes the layers of a
+    language model one after another.
+
+    Args:
+        damping: added to the diagonal of the Gram matrix, in means of it.
+        block: columns whose elements compete.
+
+    Raises:
+        UnsupportedError: if a value makes no sense.
+    """
+    _check(damping=damping)
+    if type(block) is not int or block < 1:
+        raise UnsupportedError(f"block={block!r}; give a whole number from 1 on")
+    solvers = SparseGpt(damping, block), SparseGpt(damping, block, published=True)
+    return _reconstruction("sparsegpt", *solvers, damping=damping, block=block)
+
+
+def alps(*, damping: float = 0.01) -> Reconstruction:
+    """ALPS (Meng et al., NeurIPS 2024): choose support and weights of a layer by splitting.
+
+    Args:
+        damping: added to the diagonal of the Gram matrix, in means of it.
+
+    Raises:
+        UnsupportedError: if a value makes no sense.
+    """
+    _check(damping=damping)
+    solvers = Alps(damping), Alps(damping, published=True)
+    return _reconstruction("alps", *solvers, damping=damping)
+
+
+def alps_plus(*, damping: float = 0.003, own_damping: float = 0.02) -> Reconstruction:
+    """ALPS with damping by input, a penalty that grows more slowly, and a full refit.
+
+    Of this project, not published. At equal sparsity its error is below that of ALPS on the inputs
+    that it saw and on others.
+
+    Args:
+        damping: added to the diagonal of the Gram matrix, in means of it.
+        own_damping: added to the diagonal, in its own elements: noise of that share of the power of
+            each input.
+
+    Raises:
+        UnsupportedError: if a value makes no sense.
+    """
+    _check(damping=damping, own_damping=own_damping)
+    solver = Alps(damping, own_damping, growth=(1.15, 1.1, 1.05), refit_steps=20, tolerance=1e-4)
+    return _reconstruction("alps+", solver, None, damping=damping, own_damping=own_damping)
+
+
+def refit(*, damping: float = 0.01) -> Reconstruction:
+    """The mask of Wanda, and the least squares on it: what stays makes up for what goes.
+
+    Args:
+        damping: added to the diagonal of the Gram matrix, in means of it.
+
+    Raises:
+        UnsupportedError: if a value makes no sense.
+    """
+    _check(damping=damping)
+    return Reconstruction(
+        "refit", Wanda(), RowAllocation(), parameters={"damping": damping}, solver=Refit(damping)
+    )
+
+
+def _reconstruction(
+    name: str, solver: Solver, published: Solver | None, **parameters: float
+) -> Reconstruction:
+    return Reconstruction(
+        name,
+        Magnitude(),
+        LayerAllocation(),
+        parameters=parameters,
+        solver=solver,
+        published_solver=published,
+    )
+
+
+def _check(**dampings: float) -> None:
+    for name, value in dampings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise UnsupportedError(
+                f"{name}={value!r}; give a number above 0 (0.01 is usual): without damping the "
+                "weights fit these inputs alone"
+            )
