@@ -37,6 +37,7 @@ from vlp_plugins import prune
 from vlp_plugins.data.batches import collated
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.jobs.tasks import read_samples
+from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
@@ -462,6 +463,58 @@ def save_statements(folder: Path) -> Path:
         rows.append({"images": names, "sentence": text, "label": number < 2})
     (folder / "dev.json").write_text("\n".join(map(json.dumps, rows)))
     return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_loaded_model_is_the_same_after_save_pretrained(task: str, tmp_path: Path) -> None:
+    model = model_of(task)
+    model.save_pretrained(tmp_path)
+    again, _ = load_model(str(tmp_path), device="cpu")
+    assert type(again) is type(model)
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    written, other = state_to_original(again), state_to_original(model)
+    assert written.keys() == other.keys()
+    assert all(torch.equal(written[name], other[name]) for name in other)
+    ids = batch_of(task)["input_ids"]
+    assert torch.equal(encoder_ids(again, ids), encoder_ids(model, ids))
+    assert torch.equal(decoder_ids(again, ids), decoder_ids(model, ids))
+
+
+MEASURED = {
+    "retrieval": ("retrieval", ("--rerank", "2"), "image_to_text_r1"),
+    "caption": ("captioning", ("--beams", "1"), "cider"),
+    "vqa": ("vqa", ("--written",), "accuracy"),
+}
+
+
+@pytest.mark.parametrize("task", MEASURED)
+def test_the_command_measures_and_prunes_an_original_file(
+    task: str, vlp: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", lambda: None)
+    save_tokenizer(tmp_path)
+    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    file, data = tmp_path / f"{task}.pth", photos
+    torch.save({"model": load_file(file_of(task))}, file)
+    file.with_suffix(".json").write_text(json.dumps(HEADS))
+    name, options, metric = MEASURED[task]
+    if name == "vqa":
+        data = tmp_path / "asked"
+        data.mkdir()
+        Image.effect_noise((32, 32), 50).convert("RGB").save(data / "0.png")
+        row = {"file_name": "0.png", "question": "red dog", "answer": "red"}
+        (data / "metadata.jsonl").write_text(json.dumps(row))
+    else:
+        vlp("prune", "--model", file, "--sparsity", "0.5", "--data", photos, "--batch-size", "3",
+            "--out", tmp_path / "pruned", "--device", "cpu")  # fmt: skip
+        (masks,) = (tmp_path / "pruned").glob("masks*.safetensors")
+        options = (*options, "--masks", masks)
+    vlp("evaluate", file, "--task", name, "--data", data, *options,
+        "--out", tmp_path / "measured", "--device", "cpu")  # fmt: skip
+    record = json.loads((tmp_path / "measured" / "evaluation.json").read_text())
+    assert 0 <= record["before"]["metrics"][metric] <= 1000
+    assert (record["after"] is None) == (name == "vqa")
 
 
 def test_the_command_inspects_prunes_and_measures_an_original_file(
