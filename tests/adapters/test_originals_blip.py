@@ -29,7 +29,12 @@ from vlp_command import Command
 from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.blip.adapter import BlipAdapter
 from vlp_adapters.blip.answering_model import BlipForAnswering
-from vlp_adapters.blip.convert import load_original, save_original, state_to_original
+from vlp_adapters.blip.convert import (
+    infer_config,
+    load_original,
+    save_original,
+    state_to_original,
+)
 from vlp_adapters.blip.forward import match_logits, text_tokens
 from vlp_adapters.blip.kinds import decoder_ids, encoder_ids
 from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
@@ -37,6 +42,7 @@ from vlp_plugins import prune
 from vlp_plugins.data.batches import collated
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.jobs.tasks import read_samples
+from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
@@ -151,6 +157,56 @@ def test_captioning_gives_the_recorded_outputs(close: Close) -> None:
             max_length=16, min_length=6, num_beams=beams, do_sample=False,
         )  # fmt: skip
         close(f"generated_ids_beams{beams}", written, wanted[f"generated_ids_beams{beams}"])
+
+
+@torch.no_grad()
+def test_captions_go_on_from_the_prompt(close: Close, tmp_path: Path) -> None:
+    """What is recorded of whole texts, from captions without their prompt."""
+    batch, (inputs, wanted) = batch_of("caption"), recorded("caption")
+    prompt = inputs["prompt_input_ids"][0, 1:].tolist()
+    model = load_original(file_of("caption"), **HEADS, prompt_ids=prompt)
+    ids = batch["input_ids"]
+    assert ids[:, 1 : 1 + len(prompt)].tolist() == [prompt] * len(ids)
+    bare = {
+        "pixel_values": batch["pixel_values"],
+        "input_ids": torch.cat([ids[:, :1], ids[:, 1 + len(prompt) :]], dim=1),
+        "attention_mask": batch["attention_mask"][:, len(prompt) :],
+    }
+    close("loss", ADAPTER.losses(model, bare)["lm"], wanted["loss"])
+    *_, decoder = ADAPTER.streams(model, bare)
+    assert torch.equal(decoder.real["text"], batch["attention_mask"].bool())
+    whole = model.generate(
+        pixel_values=bare["pixel_values"], max_length=16, num_beams=3, do_sample=False,
+        input_ids=torch.tensor([[0, *prompt, 0]] * len(ids)),
+    )  # fmt: skip
+    said = ADAPTER.caption(model, bare, max_length=16 - len(prompt), num_beams=3)
+    assert torch.equal(said, torch.cat([whole[:, :1], whole[:, 1 + len(prompt) :]], dim=1))
+    model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), device="cpu")[0].config.text_config.prompt_ids == prompt
+
+
+def test_tokens_that_shapes_do_not_tell_are_guessed_aloud_and_checked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = {name: value.to("meta") for name, value in load_file(file_of("caption")).items()}
+    words = "text_decoder.bert.embeddings.word_embeddings.weight"
+    heads = {"vision_heads": 3, "text_heads": 2}
+    with caplog.at_level(logging.WARNING, logger="vlp_adapters"):
+        assert infer_config(state, **heads).text_config.prompt_ids == []
+    assert "[SEP] is taken to be 102; sep_token_id says otherwise" in caplog.text
+    caplog.clear()
+    state[words] = torch.empty(30524, 32, device="meta")
+    with caplog.at_level(logging.WARNING, logger="vlp_adapters"):
+        text = infer_config(state, **heads).text_config
+    assert (text.sep_token_id, text.prompt_ids) == (102, [1037, 3861, 1997])
+    assert len(caplog.records) == 1
+    assert "begin with 'a picture of'" in caplog.text
+    state[words] = torch.empty(90, 32, device="meta")
+    with pytest.raises(UnsupportedError, match="sep_token_id has 102, which is no id"):
+        infer_config(state, **heads)
+    for wrong in ([90], ["a"], [-1], "a picture of", 7):
+        with pytest.raises(UnsupportedError, match="prompt_ids"):
+            infer_config(state, **heads, sep_token_id=3, prompt_ids=wrong)
 
 
 @torch.no_grad()
@@ -329,7 +385,7 @@ def test_heads_that_shapes_do_not_tell_are_needed_and_checked(tmp_path: Path) ->
     path.write_bytes(file_of("caption").read_bytes())
     with pytest.raises(UnsupportedError, match="wide, so its number of attention heads"):
         ADAPTER.load(str(path))
-    assert ADAPTER.describe(str(path)) == "BLIP checkpoint of captioning"
+    assert ADAPTER.describe(str(path)) == "original BLIP checkpoint of captioning"
     for wrong in (5, 0, "3", 1.0):
         with pytest.raises(UnsupportedError, match=r"vision_heads=.* does not divide .* 48 wide"):
             load_original(path, vision_heads=wrong, text_heads=2)
@@ -342,7 +398,10 @@ def test_towers_without_a_head_are_named_and_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.safetensors"
     state = load_file(file_of("retrieval"))
     save_file({k: v for k, v in state.items() if k.startswith(("visual_", "text_encoder."))}, path)
-    assert ADAPTER.describe(str(path)) == "BLIP checkpoint of towers without the heads of a task"
+    assert (
+        ADAPTER.describe(str(path))
+        == "original BLIP checkpoint of towers without the heads of a task"
+    )
     with pytest.raises(UnsupportedError, match="it has the towers without a head"):
         ADAPTER.load(str(path))
 
@@ -464,6 +523,58 @@ def save_statements(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_loaded_model_is_the_same_after_save_pretrained(task: str, tmp_path: Path) -> None:
+    model = model_of(task)
+    model.save_pretrained(tmp_path)
+    again, _ = load_model(str(tmp_path), device="cpu")
+    assert type(again) is type(model)
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    written, other = state_to_original(again), state_to_original(model)
+    assert written.keys() == other.keys()
+    assert all(torch.equal(written[name], other[name]) for name in other)
+    ids = batch_of(task)["input_ids"]
+    assert torch.equal(encoder_ids(again, ids), encoder_ids(model, ids))
+    assert torch.equal(decoder_ids(again, ids), decoder_ids(model, ids))
+
+
+MEASURED = {
+    "retrieval": ("retrieval", ("--rerank", "2"), "image_to_text_r1"),
+    "caption": ("captioning", ("--beams", "1"), "cider"),
+    "vqa": ("vqa", ("--written",), "accuracy"),
+}
+
+
+@pytest.mark.parametrize("task", MEASURED)
+def test_the_command_measures_and_prunes_an_original_file(
+    task: str, vlp: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", lambda: None)
+    save_tokenizer(tmp_path)
+    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    file, data = tmp_path / f"{task}.pth", photos
+    torch.save({"model": load_file(file_of(task))}, file)
+    file.with_suffix(".json").write_text(json.dumps(HEADS))
+    name, options, metric = MEASURED[task]
+    if name == "vqa":
+        data = tmp_path / "asked"
+        data.mkdir()
+        Image.effect_noise((32, 32), 50).convert("RGB").save(data / "0.png")
+        row = {"file_name": "0.png", "question": "red dog", "answer": "red"}
+        (data / "metadata.jsonl").write_text(json.dumps(row))
+    else:
+        vlp("prune", "--model", file, "--sparsity", "0.5", "--data", photos, "--batch-size", "3",
+            "--out", tmp_path / "pruned", "--device", "cpu")  # fmt: skip
+        (masks,) = (tmp_path / "pruned").glob("masks*.safetensors")
+        options = (*options, "--masks", masks)
+    vlp("evaluate", file, "--task", name, "--data", data, *options,
+        "--out", tmp_path / "measured", "--device", "cpu")  # fmt: skip
+    record = json.loads((tmp_path / "measured" / "evaluation.json").read_text())
+    assert 0 <= record["before"]["metrics"][metric] <= 1000
+    assert (record["after"] is None) == (name == "vqa")
+
+
 def test_the_command_inspects_prunes_and_measures_an_original_file(
     vlp: Command, tmp_path: Path
 ) -> None:
@@ -474,7 +585,7 @@ def test_the_command_inspects_prunes_and_measures_an_original_file(
     (tmp_path / "nlvr.json").write_text(json.dumps(HEADS))
     data = save_statements(tmp_path / "data")
     said = vlp("inspect", file).stdout
-    assert said.startswith(f"{file}: BLIP checkpoint of NLVR2")
+    assert said.startswith(f"{file}: original BLIP checkpoint of NLVR2")
     assert "BlipForNlvr" in said
     vlp("prune", "--model", file, "--method", "omp", "--sparsity", "0.5", "--out",
         tmp_path / "pruned", "--device", "cpu")  # fmt: skip

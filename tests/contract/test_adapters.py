@@ -50,7 +50,8 @@ from transformers import (
     ViTModel,
 )
 
-from vlp_adapters.blip import BlipForPretraining, BlipPretrainConfig
+from vlp_adapters.blip import BlipForNlvr, BlipForPretraining, BlipPretrainConfig
+from vlp_adapters.blip.nlvr_model import BlipNlvrConfig
 from vlp_adapters.plugin import vlp_adapters
 from vlp_adapters.xvlm import (
     XvlmForCaptioning,
@@ -190,6 +191,11 @@ def blip_config() -> BlipConfig:
     return BlipConfig(vision_config=blip_vision(), text_config=blip_text(), **sizes)
 
 
+def blip_nlvr() -> nn.Module:
+    sizes = blip_config().to_dict() | {"merged_from": 1}
+    return BlipForNlvr(BlipNlvrConfig(**sizes))
+
+
 def xvlm_towers(vision: Any = None) -> dict[str, Any]:
     text = BertConfig(**TEXT, max_position_embeddings=16, fusion_layer=1)
     vision = vision or CLIPVisionConfig(**IMAGE, intermediate_size=32)
@@ -217,6 +223,7 @@ ROWS = {
     "blip-retrieval": Row("blip", lambda: BlipForImageTextRetrieval(blip_config()), pairs),
     "blip-captioning": Row("blip", lambda: BlipForConditionalGeneration(blip_config()), pairs),
     "blip-vqa": Row("blip", lambda: BlipForQuestionAnswering(blip_config()), answered),
+    "blip-nlvr": Row("blip", blip_nlvr, statements),
     "blip-dual": Row("blip", lambda: BlipModel(blip_config()), pairs),
     "blip-vision": Row("blip", lambda: BlipVisionModel(blip_vision()), images),
     "blip-text": Row("blip", lambda: BlipTextModel(blip_text()), texts),

@@ -37,12 +37,12 @@ _OUR_CLASSES = {  # by model type: module and name
     "vlp_blip_nlvr2": ("nlvr_model", "BlipForNlvr"),
 }
 _DESCRIPTIONS = {
-    Kind.PRETRAINING: "BLIP checkpoint of pre-training",
-    Kind.RETRIEVAL: "BLIP checkpoint of image-text retrieval",
-    Kind.CAPTIONING: "BLIP checkpoint of captioning",
-    Kind.VQA: "BLIP checkpoint of visual question answering",
-    Kind.NLVR: "BLIP checkpoint of NLVR2, statements about two images",
-    None: "BLIP checkpoint of towers without the heads of a task",
+    Kind.PRETRAINING: "original BLIP checkpoint of pre-training",
+    Kind.RETRIEVAL: "original BLIP checkpoint of image-text retrieval",
+    Kind.CAPTIONING: "original BLIP checkpoint of captioning",
+    Kind.VQA: "original BLIP checkpoint of visual question answering",
+    Kind.NLVR: "original BLIP checkpoint of NLVR2, statements about two images",
+    None: "original BLIP checkpoint of towers without the heads of a task",
 }
 _IN_ORIGINAL = re.compile(
     r"(vision_model|text_encoder|vision_proj|text_proj)(_m)?\.|(text_decoder|itm_head|cls_head)\."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,9 @@ from vlp_plugins.runtime.errors import UnsupportedError
 _log = logging.getLogger(__name__)
 
 _POSITIONS = ".embeddings.position_embeddings.weight"  # the original numbers each such table
+_WORDS = 30524
 _BERT_SEP = 102  # id of [SEP] in the vocabulary of BERT, which BLIP extends
+_BERT_PROMPT = (1037, 3861, 1997)  # `a picture of`
 _QUEUES = ("image_queue", "text_queue", "queue_ptr")
 _RETRIEVAL_STATE = ("temp", "image_queue", "text_queue", "idx_queue", "ptr_queue")
 _QUEUE_SIZE = 57600
@@ -116,6 +118,7 @@ def load_original(
     vision_heads: int | None = None,
     text_heads: int | None = None,
     sep_token_id: int | None = None,
+    prompt_ids: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """Loads an original BLIP checkpoint, in evaluation mode, into the class of its task.
 
@@ -132,9 +135,10 @@ def load_original(
     Args:
         path: `.pth` with `{"model": state_dict}`, a bare state_dict, or `.safetensors`.
         config: sizes; None to read them from the shapes (see `infer_config`).
-        vision_heads: see `infer_config`, as are `text_heads` and `sep_token_id`.
-        text_heads: see there.
-        sep_token_id: see there.
+        vision_heads: see `infer_config`, as for all that follow.
+        text_heads: heads of the text towers.
+        sep_token_id: [SEP] of the tokenizer.
+        prompt_ids: tokens between [DEC] and every caption.
 
     Raises:
         UnsupportedError: if the file cannot be read, or its tensors do not fit the model.
@@ -151,6 +155,7 @@ def load_original(
             "vision_heads": vision_heads,
             "text_heads": text_heads,
             "sep_token_id": sep_token_id,
+            "prompt_ids": prompt_ids,
         }
         options = {name: value for name, value in given.items() if value is not None}
         config = infer_config(original, **(options_beside(path, given) | options))
@@ -173,7 +178,8 @@ def infer_config(
     *,
     vision_heads: int | None = None,
     text_heads: int | None = None,
-    sep_token_id: int = _BERT_SEP,
+    sep_token_id: int | None = None,
+    prompt_ids: Sequence[int] | None = None,
 ) -> PreTrainedConfig:
     """Reads sizes from the tensors of an original checkpoint (original names).
 
@@ -185,14 +191,17 @@ def infer_config(
         state: tensors by original name.
         vision_heads: heads per layer of the vision encoder; None for width / 64.
         text_heads: heads per layer of the text towers; None for width / 64.
-        sep_token_id: the word that ends a text; shapes do not tell it either.
+        sep_token_id: the word that ends a text, [SEP]; None for that of bert-base-uncased.
+        prompt_ids: of captioning: what stands between [DEC] and every caption; None for `a picture
+            of` in bert-base-uncased.
 
     Returns:
         `BlipPretrainConfig`; for the file of a task transformers' `BlipConfig`, or ours of
         `BlipForAnswering` or `BlipForNlvr`.
 
     Raises:
-        UnsupportedError: if it is no BLIP checkpoint, or the number of heads is needed or wrong.
+        UnsupportedError: if it is no BLIP checkpoint, or something that shapes do not tell is
+            needed or wrong.
     """
     shapes = CheckpointShapes(state, "BLIP")
     kind = task_of(state.keys()) or Kind.PRETRAINING
@@ -210,7 +219,7 @@ def infer_config(
         num_attention_heads=_heads(text_heads, width, "text"),
         max_position_embeddings=shapes[f"{tower}embeddings.position_embeddings.weight"][0],
         bos_token_id=words - 2,
-        sep_token_id=sep_token_id,
+        sep_token_id=_sep(sep_token_id, words),
     )
     vision = _vision(shapes, vision_heads)
     queue = state.get("image_queue")
@@ -226,7 +235,9 @@ def infer_config(
         )
     if kind in (Kind.CAPTIONING, Kind.VQA):
         text.label_smoothing = _LABEL_SMOOTHING
-    if kind is not Kind.CAPTIONING:
+    if kind is Kind.CAPTIONING:
+        text.prompt_ids = _prompt(prompt_ids, words)
+    else:
         text.enc_token_id = words - 1
     if kind is Kind.RETRIEVAL:
         options = {"queue_size": 0} | options
@@ -320,6 +331,40 @@ def _heads(given: int | None, width: int, tower: str) -> int:
             "give the number of heads of one layer"
         )
     return given
+
+
+def _sep(given: int | None, words: int) -> int:
+    """The id of [SEP]."""
+    if given is None and words != _WORDS:
+        _log.warning(
+            "the vocabulary has %d words and is not that of BLIP (%d); [SEP] is taken to be %d; "
+            "sep_token_id says otherwise",
+            words, _WORDS, _BERT_SEP,
+        )  # fmt: skip
+    return _token("sep_token_id", _BERT_SEP if given is None else given, words)
+
+
+def _prompt(given: Sequence[int] | None, words: int) -> list[int]:
+    """The tokens of the prompt of captions."""
+    if given is None and words == _WORDS:
+        _log.warning(
+            "captions are taken to begin with 'a picture of', as in the original's configuration; "
+            "prompt_ids says otherwise"
+        )
+        return list(_BERT_PROMPT)
+    if not isinstance(given, Sequence | None) or isinstance(given, str):
+        raise UnsupportedError(f"prompt_ids={given!r} is no list of token ids")
+    return [_token("prompt_ids", token, words) for token in given or ()]
+
+
+def _token(name: str, token: int, words: int) -> int:
+    if type(token) is not int or not 0 <= token < words:
+        raise UnsupportedError(
+            f"{name} has {token!r}, which is no id of a vocabulary of {words} tokens; pass {name}, "
+            "or put a file with the checkpoint's name and the ending .json next to it: "
+            f'{{"{name}": ...}}'
+        )
+    return token
 
 
 def _vision(shapes: CheckpointShapes, heads: int | None) -> BlipVisionConfig:

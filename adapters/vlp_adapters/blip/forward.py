@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
+from vlp_adapters.blip.kinds import (
+    Kind,
+    encoder_ids,
+    kind_of,
+    positions_of,
+    prompt_of,
+    text_config,
+)
 from vlp_adapters.inputs import image_pairs_of, is_resized
 from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -132,7 +140,7 @@ def image_embeds_of(model: Any, batch: Batch) -> Tensor:
 
 
 def write_captions(model: Any, batch: Batch, max_length: int, num_beams: int = 1) -> Tensor:
-    """Captions `[B, L]` of `pixel_values`: [DEC], at most `max_length` tokens in all.
+    """Captions `[B, L]` of `pixel_values`: [DEC], at most `max_length` tokens, without a prompt.
 
     They are found by beam search; one beam is greedy. None has more tokens than the model has
     positions for.
@@ -142,15 +150,20 @@ def write_captions(model: Any, batch: Batch, max_length: int, num_beams: int = 1
     """
     kind = _kind_in(_LM, model, "no decoder of captions", "captioning")
     (pixels,) = need(batch, "pixel_values")
+    prompt = prompt_of(model)
     options: dict[str, Any] = {
-        "max_length": min(max_length, text_config(model).max_position_embeddings),
+        "max_length": min(max_length, positions_of(model)) + len(prompt),
         "num_beams": num_beams,
         "do_sample": False,
     }
     if kind is Kind.CAPTIONING:
         options["interpolate_pos_encoding"] = is_resized(model.vision_model.config, pixels)
+    if prompt:
+        # transformers' class writes [DEC] in place of the first and drops the last one.
+        start = torch.tensor([0, *prompt, 0], device=pixels.device)
+        options["input_ids"] = start.repeat(len(pixels), 1)
     ids: Tensor = model.generate(pixel_values=pixels, **options)
-    return ids
+    return torch.cat([ids[:, :1], ids[:, 1 + len(prompt) :]], dim=1) if prompt else ids
 
 
 def _kind_in(able: tuple[Kind, ...], model: Any, lack: str, task: str) -> Kind:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlp_adapters.objectives import IGNORED
@@ -72,6 +73,27 @@ def decoder_ids(model: Any, input_ids: Tensor) -> Tensor:
     begin with it.
     """
     return begin_with(input_ids, text_config(model).bos_token_id)
+
+
+def captions_of(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask that a decoder of captions reads: [DEC], the prompt if there is one, the rest.
+
+    Original models of captioning have learned to go on from a prompt ("a picture of").
+    """
+    ids = decoder_ids(model, input_ids)
+    prompt = ids.new_tensor(prompt_of(model)).expand(len(ids), -1)
+    words = torch.cat([ids[:, :1], prompt, ids[:, 1:]], dim=1)
+    return words, torch.cat([torch.ones_like(prompt).to(attention_mask), attention_mask], dim=1)
+
+
+def prompt_of(model: Any) -> list[int]:
+    """The tokens between [DEC] and every caption; only what was loaded from original files has."""
+    return list(getattr(text_config(model), "prompt_ids", None) or ())
+
+
+def positions_of(model: Any) -> int:
+    """Most tokens of a text, so that there is a position for each of them and of the prompt."""
+    return int(text_config(model).max_position_embeddings) - len(prompt_of(model))
 
 
 def begin_with(input_ids: Tensor, token: int) -> Tensor:

@@ -22,13 +22,14 @@ from vlp_adapters.blip.kinds import (
     NEGATIVES_FLOOR,
     Kind,
     answers_of,
-    decoder_ids,
+    captions_of,
+    positions_of,
     text_config,
     word_labels,
 )
 from vlp_adapters.inputs import need_partners, pairs_of, truths_of
 from vlp_adapters.negatives import check_negatives, draw_negatives, generator_of
-from vlp_adapters.objectives import batch_contrastive_loss, matching_loss, similarity
+from vlp_adapters.objectives import IGNORED, batch_contrastive_loss, matching_loss, similarity
 from vlp_plugins.models.adapter import Batch, Negatives
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
@@ -125,11 +126,14 @@ def _captioning(model: Any, batch: Batch) -> dict[str, Tensor]:
             f"labels {list(labels.shape)} do not fit input_ids {list(ids.shape)}; give the ids of "
             "the captions, or no labels"
         )
+    words, there = captions_of(model, ids, mask)
+    wanted = word_labels(labels, mask, text_config(model).pad_token_id)
+    before = wanted.new_full((len(ids), words.shape[1] - ids.shape[1] + 1), IGNORED)
     output = model.text_decoder(
-        input_ids=decoder_ids(model, ids),
-        attention_mask=mask,
+        input_ids=words,
+        attention_mask=there,
         encoder_hidden_states=image_tokens(model.vision_model, pixels),
-        labels=word_labels(labels, mask, text_config(model).pad_token_id),
+        labels=torch.cat([before, wanted[:, 1:]], dim=1),
     )
     return {"lm": output.loss}
 
@@ -167,4 +171,4 @@ _WITHOUT_NEGATIVES: dict[Kind, Callable[[Any, Batch], dict[str, Tensor]]] = {
 
 
 def _pairs(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return pairs_of(batch, text_config(model).max_position_embeddings)
+    return pairs_of(batch, positions_of(model))

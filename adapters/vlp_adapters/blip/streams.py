@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vlp_adapters.blip.forward import image_tokens, text_tokens, token_count
-from vlp_adapters.blip.kinds import Kind, answers_of, decoder_ids, encoder_ids, text_config
+from vlp_adapters.blip.kinds import Kind, answers_of, captions_of, encoder_ids, positions_of
 from vlp_adapters.blip.weights import DECODER, ENCODER, QUESTION, TEXT, VISION
 from vlp_adapters.inputs import image_pairs_of, pairs_of, texts_of
 from vlp_plugins.models.adapter import Batch, Stream, need
@@ -30,9 +30,9 @@ def activation_streams(
 
     - `vision`: the images. Every image token is real.
     - `encoder`: the texts, with cross-attention to the images, of NLVR2 to two for each text.
-    - `decoder`: the texts after [DEC], with cross-attention to the images. That of the VQA model
-      runs on the answers (`answers_of`), else on the questions, and reads the encoder's states:
-      its `question` tokens.
+    - `decoder`: the texts after [DEC] (and the prompt of `captions_of`), with cross-attention to
+      the images. That of the VQA model runs on the answers (`answers_of`), else on the questions,
+      and reads the encoder's states: its `question` tokens.
     - `text`: the texts alone, where no image is read.
 
     With `published`, the published code's mistake is repeated: where texts are as long as the image
@@ -45,7 +45,7 @@ def activation_streams(
     if kind is Kind.VISION:
         (pixels,) = need(batch, "pixel_values")
         return iter((Stream(VISION, lambda: image_tokens(model, pixels), {VISION: None}),))
-    positions = text_config(model).max_position_embeddings
+    positions = positions_of(model)
     if kind is Kind.TEXT:
         ids, mask = texts_of(batch, positions)
         return iter((Stream(TEXT, lambda: text_tokens(model, ids, mask), {TEXT: mask.bool()}),))
@@ -55,6 +55,7 @@ def activation_streams(
     is_mistaken = published and ids.shape[1] == token_count(model.vision_model, *pixels.shape[-2:])
     image_real = real if is_mistaken else None
     states: dict[str, Tensor] = {}
+    words, words_mask = captions_of(model, ids, mask)
 
     def vision() -> Tensor:
         if kind is Kind.NLVR:
@@ -64,13 +65,13 @@ def activation_streams(
         return states[VISION]
 
     def encoder() -> Tensor:
-        words = encoder_ids(model, ids)
-        states[ENCODER] = text_tokens(model.text_encoder, words, mask, states[VISION])
+        read = encoder_ids(model, ids)
+        states[ENCODER] = text_tokens(model.text_encoder, read, mask, states[VISION])
         return states[ENCODER]
 
     def decoder() -> Tensor:
-        words = decoder_ids(model, ids)
-        return text_tokens(model.text_decoder.bert, words, mask, states[VISION], causal=True)
+        bert, context = model.text_decoder.bert, states[VISION]
+        return text_tokens(bert, words, words_mask, context, causal=True)
 
     def text() -> Tensor:
         return text_tokens(model.text_model, ids, mask)
@@ -78,7 +79,7 @@ def activation_streams(
     streams = {
         VISION: Stream(VISION, vision, {VISION: None}),
         ENCODER: Stream(ENCODER, encoder, {TEXT: real, VISION: image_real}),
-        DECODER: Stream(DECODER, decoder, {TEXT: real, VISION: image_real}),
+        DECODER: Stream(DECODER, decoder, {TEXT: words_mask.bool(), VISION: image_real}),
         TEXT: Stream(TEXT, text, {TEXT: real}),
     }
     if kind is Kind.VQA:
