@@ -73,7 +73,8 @@ def load(
 
     Args:
         source: local folder (also one of `vlp masks apply --sparse` or of a model that was cut),
-            original checkpoint file of BLIP, X-VLM or CLIP, or hub id.
+            original checkpoint file of BLIP, X-VLM, CLIP (OpenAI, open_clip), SigLIP (open_clip)
+            or ViT (DINO, timm), downloaded folder of open_clip, or hub id.
         adapter: name of the adapter that loads it; None asks all; `module` takes any model.
         dtype: `auto`, the checkpoint's own; `float32`, `bfloat16` or `float16`, or torch's.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
@@ -441,7 +442,8 @@ def _from_transformers(source: str, dtype: torch.dtype | str) -> tuple[nn.Module
     if path.is_file():
         raise UnsupportedError(
             f"{source} is a checkpoint file that no adapter recognises; give a folder with "
-            "config.json, or an original BLIP, X-VLM or CLIP checkpoint"
+            "config.json, or a checkpoint of the original code of BLIP, X-VLM, CLIP, open_clip, "
+            "DINO or timm"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise UnsupportedError(f"folder {source} has no config.json; give the model's own folder")

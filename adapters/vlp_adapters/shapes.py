@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError, VlpError, first_line
 
 _HEAD_WIDTH = 64  # of ViT and BERT up to a width of 1024; wider towers have 64 to 104
 _MOST_HEADS = 16
+
+
+@contextmanager
+def shapes_of(path: str | os.PathLike[str], family: str) -> Iterator[None]:
+    """Around what makes a model of the tensors of a file: shapes that fit no model are its fault.
+
+    Args:
+        path: for messages.
+        family: how errors call the model.
+
+    Raises:
+        UnsupportedError: in place of what torch, transformers and Python raise.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, VlpError):
+            raise
+        raise UnsupportedError(
+            f"{path} is damaged, or no checkpoint of {family}: its tensors do not fit together "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 @dataclass(frozen=True)

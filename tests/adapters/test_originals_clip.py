@@ -137,18 +137,20 @@ def test_originals_are_written_back_as_they_came(name, file, tmp_path) -> None:
         ("openclip_vitb16_siglip_customtext", SiglipModel),
     ],
 )
-def test_originals_of_the_published_size_have_all_keys(name, kind, monkeypatch) -> None:
+def test_originals_of_the_published_size_have_all_keys(name, kind, tmp_path, monkeypatch) -> None:
+    written: dict[str, torch.Tensor] = {}
+    convert = "vlp_adapters.clip.convert."
     with FakeTensorMode():
         state = base_state(name)
-        monkeypatch.setattr("vlp_adapters.clip.convert.read_state", lambda path: state)
+        monkeypatch.setattr(convert + "read_state", lambda path: state)
+        monkeypatch.setattr(convert + "write_state", lambda state, path, key: written.update(state))
         model = load_original("nowhere.pt", hidden_act="gelu")
         assert type(model) is kind
-        written = state_to_original(model)
-    assert {key: list(value.shape) for key, value in written.items()} == {
-        key: shape for key, (shape, _) in base_tensors(name).items()
-    }
-    # OpenAI's file is in half precision, to which its loader casts.
-    assert {value.dtype for value in written.values()} == {torch.float32}
+        save_original(model, tmp_path / "back.safetensors", half=name == "clip_openai_vitb32")
+    assert {
+        key: (list(value.shape), str(value.dtype).removeprefix("torch."))
+        for key, value in written.items()
+    } == base_tensors(name)
     assert model.config.vision_config.num_attention_heads == 12
     assert model.config.vision_config.image_size == 224
 
@@ -208,6 +210,23 @@ def test_siglip_originals_with_wide_towers_have_16_heads() -> None:
         found = infer_siglip_config(state)
     assert found.vision_config.num_attention_heads == 16
     assert found.text_config.num_attention_heads == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("openclip_native", "visual.positional_embedding"),
+        ("openclip_native", "text_projection"),
+        ("openclip_siglip_timm", "visual.trunk.attn_pool.kv.weight"),
+        ("openclip_siglip_timm", "text.transformer.resblocks.0.attn.in_proj_bias"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3, 4)])
+def test_originals_with_impossible_shapes_are_refused(name, tensor, shape, tmp_path) -> None:
+    torch.save(state_of(name) | {tensor: torch.zeros(shape)}, tmp_path / "clip.pth")
+    options = {"hidden_act": "gelu", "vision_heads": 2, "text_heads": 2}
+    with pytest.raises(UnsupportedError, match=r"clip\.pth"):
+        load_original(tmp_path / "clip.pth", **options)
 
 
 # --- what is refused says what it is ---

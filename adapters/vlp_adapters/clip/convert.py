@@ -30,7 +30,7 @@ from vlp_adapters.clip.names import (
     to_open_clip_name,
     to_original_name,
 )
-from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options
+from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options, shapes_of
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ _OF_OPENAI = ("input_resolution", "context_length", "vocab_size")
 _NOT_WEIGHTS = (*_OF_OPENAI, "attn_mask")
 _PATCHES = "visual.conv1.weight"
 _POOL = "visual.trunk.attn_pool."
+_NEVER_HALF = ("ln_", "embedding", "logit_")
 _CUSTOM_TEXT = "open_clip_custom_text"
 _SCALARS = ("logit_scale", "logit_bias")
 # Image towers of SigLIP whose activation timm changed; all others have the exact gelu.
@@ -100,26 +101,23 @@ def load_original(
         raise UnsupportedError(
             f"{unknown[0]!r} is no option of load_original; it takes {', '.join(OPTIONS)}"
         )
-    if config is None:
-        known = _open_clip_options(path.parent / OPEN_CLIP_CONFIG, form)
-        chosen = known | options_beside(path, OPTIONS) | options
-        if "hidden_act" not in chosen:
-            chosen["hidden_act"] = _activation(path, original)
-        infer = infer_config if form.family == "clip" else infer_siglip_config
-        config = infer(original, **chosen)
-    if form.custom_text:
-        setattr(config, _CUSTOM_TEXT, True)  # is saved with the model, for `save_original`
-    with no_init_weights():  # all are loaded
-        model = _class_of(config)(config)
-    state = state_from_original(original)
     title = "SigLIP" if form.family == "siglip" else "CLIP"
-    check_fit(path, state, model.state_dict(), title, lambda name: to_original_name(name) or name)
-    model.load_state_dict(state)
-    loaded: CLIPModel | SiglipModel = model.eval()
-    return loaded
+    with shapes_of(path, title):
+        if config is None:
+            config = _inferred(path, original, form, options)
+        with no_init_weights():  # all are loaded
+            model: CLIPModel | SiglipModel = _class_of(config)(config)
+        state = state_from_original(original)
+        check_fit(
+            path, state, model.state_dict(), title, lambda name: to_original_name(name) or name
+        )
+        model.load_state_dict(state)
+    return model.eval()
 
 
-def save_original(model: CLIPModel | SiglipModel, path: str | os.PathLike[str]) -> None:
+def save_original(
+    model: CLIPModel | SiglipModel, path: str | os.PathLike[str], *, half: bool = False
+) -> None:
     """Writes the state of a model with its original names.
 
     It is a bare state_dict, which OpenAI's `clip.load` and open_clip read.
@@ -127,8 +125,13 @@ def save_original(model: CLIPModel | SiglipModel, path: str | os.PathLike[str]) 
     Args:
         model: as `load_original` returns it.
         path: `.safetensors`, or any other ending for a PyTorch file.
+        half: in half precision what OpenAI keeps so: all but norms, embeddings and temperature.
     """
-    write_state(state_to_original(model), path, key=None)
+    state = state_to_original(model)
+    if half:
+        kept = {name for name in state if any(part in name for part in _NEVER_HALF)}
+        state = {n: value if n in kept else value.half() for n, value in state.items()}
+    write_state(state, path, key=None)
 
 
 def infer_config(
@@ -315,6 +318,21 @@ def _text(shapes: CheckpointShapes) -> dict[str, Any]:
         "max_position_embeddings": shapes["positional_embedding"][0],
         "vocab_size": words,
     }
+
+
+def _inferred(
+    path: Path, state: Mapping[str, Tensor], form: Format, options: Mapping[str, Any]
+) -> CLIPConfig | SiglipConfig:
+    """The configuration by shapes and by what is said of the file."""
+    said = (_open_clip_options(path.parent / OPEN_CLIP_CONFIG, form),
+            options_beside(path, OPTIONS), options)  # fmt: skip
+    chosen = {name: value for some in said for name, value in some.items() if value is not None}
+    if "hidden_act" not in chosen:
+        chosen["hidden_act"] = _activation(path, state)
+    config = (infer_config if form.family == "clip" else infer_siglip_config)(state, **chosen)
+    if form.custom_text:
+        setattr(config, _CUSTOM_TEXT, True)  # is saved with the model, for `save_original`
+    return config
 
 
 def _check(vision: Mapping[str, Any], text: Mapping[str, Any], *options: Any) -> None:

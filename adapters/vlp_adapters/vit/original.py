@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import check_fit, few, options_beside, read_state, write_state
 from vlp_adapters.names import rebegin, reverse
-from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options
+from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options, shapes_of
 from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -196,17 +196,19 @@ def load_original(
             "transformers loads, with config.json"
         )
     original = _backbone(path, original)
-    if config is None:
-        config = infer_config(original, **options_beside(path, _OPTIONS) | options)
-    model: ViTModel | ViTForImageClassification
-    with no_init_weights():  # all are loaded
-        if "head.weight" in original:
-            model = ViTForImageClassification(config)
-        else:
-            model = ViTModel(config, add_pooling_layer=False)
-    state = state_from_original(original)
-    check_fit(path, state, model.state_dict(), "ViT", lambda name: to_timm_name(name) or name)
-    model.load_state_dict(state)
+    with shapes_of(path, "ViT"):
+        if config is None:
+            said = options_beside(path, _OPTIONS) | options
+            config = infer_config(original, **{k: v for k, v in said.items() if v is not None})
+        model: ViTModel | ViTForImageClassification
+        with no_init_weights():  # all are loaded
+            if "head.weight" in original:
+                model = ViTForImageClassification(config)
+            else:
+                model = ViTModel(config, add_pooling_layer=False)
+        state = state_from_original(original)
+        check_fit(path, state, model.state_dict(), "ViT", lambda name: to_timm_name(name) or name)
+        model.load_state_dict(state)
     return model.eval()
 
 
