@@ -239,7 +239,8 @@ def site(tmp_path_factory):
     shutil.copytree(ROOT / "docs", home / "docs")
     for name in ("zensical.toml", "SECURITY.md"):
         shutil.copy(ROOT / name, home)
-    (home / "vlp_plugins").symlink_to(ROOT / "vlp_plugins")
+    for name in ("vlp_plugins", "tests"):
+        (home / name).symlink_to(ROOT / name)
     runpy.run_path(str(home / "docs" / "generate.py"), run_name="__main__")
     built = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
@@ -263,6 +264,7 @@ def test_what_the_pages_take_from_the_code_is_in_them(site):
         ("commands", "vlp masks verify"),
         ("recipes", "data.batch_size"),
         ("models", "Siglip2ForImageClassification"),
+        ("models", "qwen2_5_vl"),
         ("api", "GradualPruning"),
     ):
         assert text in (site / f"{page}.html").read_text(encoding="utf-8"), page
