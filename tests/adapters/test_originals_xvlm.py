@@ -12,10 +12,13 @@ import pytest
 import torch
 from originals import TOLERANCE, base_state, base_tensors, compare, recorded, settings
 from safetensors.torch import load_file
+from tiny_models import save_photos, save_tokenizer
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_masks import random_masks
 from transformers.initialization import no_init_weights
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from vlp_command import command
 
 from vlp_adapters.xvlm import (
     XvlmForCaptioning,
@@ -30,6 +33,7 @@ from vlp_adapters.xvlm import (
 from vlp_adapters.xvlm.adapter import XvlmAdapter
 from vlp_adapters.xvlm.convert import OPTIONS, infer_config, state_to_original
 from vlp_plugins.loading import describe_file, load_model
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.published_files import export_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
@@ -317,6 +321,27 @@ def test_originals_of_pretraining_become_the_model_of_a_task(
         batch["labels"] = torch.tensor([0, 1, 1])
     losses = ADAPTER.task_losses(task, model, batch)
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_originals_work_on_the_command_line(tmp_path: Path) -> None:
+    processor, photos = tmp_path / "processor", save_photos(tmp_path / "photos", 6)
+    save_tokenizer(processor)
+    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(processor)
+    file = write(tmp_path, "xvlm_retrieval_clip")
+    with_data = ("--data", photos, "--processor", processor, "--device", "cpu")
+    out = tmp_path / "out"
+    command("prune", "--model", file, "--method", "wanda", "--sparsity", 0.5, "--out", out,
+            *with_data)  # fmt: skip
+    masks = out / "masks-0.5.safetensors"
+    assert Masks.load(masks).sparsity == pytest.approx(0.5, abs=1e-4)
+    shown = command("evaluate", file, "--task", "retrieval", "--masks", masks, *with_data).stdout
+    assert "mean recall" in shown
+    tuned = tmp_path / "tuned"
+    command("finetune", file, "--task", "retrieval", "--masks", masks, "--batch-size", 3,
+            "--steps", 1, "--out", tuned, *with_data)  # fmt: skip
+    model, _ = load_model(str(tuned), device="cpu")
+    assert type(model) is XvlmForRetrieval
+    assert Masks.load(masks).verify(model) == []
 
 
 # --- what shapes do not tell ---
