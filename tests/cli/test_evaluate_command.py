@@ -259,6 +259,34 @@ def test_classes(vlp, downstream, sets, tmp_path) -> None:
         assert 0 <= record[when]["metrics"]["top1"] <= record[when]["metrics"]["top5"] == 100
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_classes_are_told_apart_by_their_names_without_a_classifier(
+    vlp, models, sets, tmp_path, name
+) -> None:
+    words = ("--split", "test", "--batch-size", "4")
+    _, record = evaluate(vlp, models / name, "classification", sets / "classes",
+                         tmp_path / "out", *words)  # fmt: skip
+    assert record["settings"] == {"images": 6, "prompt": "a photo of a {}"}
+    model, adapter = load_model(str(models / name), device="cpu")
+    processor = load_processor(str(models / name))
+    right = 0
+    for number, (label, text) in enumerate(
+        (label, label.replace("_", " ")) for label in sorted(task_models.CLASSES) for _ in range(2)
+    ):
+        image = upright_rgb(Image.open(sets / "classes" / "test" / label / f"{number % 2}.png"))
+        names = sorted(task_models.CLASSES)
+        prompts = [f"a photo of a {each.replace('_', ' ')}" for each in names]
+        batch = adapter.collate(processor, [image] * len(names), prompts)
+        with torch.no_grad():
+            features = adapter.image_features(model, batch)[0]
+            nearest = int((adapter.text_features(model, batch) @ features).argmax())
+        right += names[nearest].replace("_", " ") == text
+    assert record["before"]["metrics"]["top1"] == pytest.approx(100 * right / 6)
+    _, other = evaluate(vlp, models / name, "classification", sets / "classes",
+                        tmp_path / "other", *words, "--prompt", "two of {}")  # fmt: skip
+    assert other["settings"]["prompt"] == "two of {}"
+
+
 def test_classes_are_compared_by_name_where_a_split_lacks_one(vlp, tmp_path) -> None:
     folder, photos = tmp_path / "model", tmp_path / "photos"
     task_models.save_classifier(folder)

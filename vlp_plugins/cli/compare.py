@@ -28,7 +28,7 @@ from vlp_plugins.cli.options import (
 from vlp_plugins.cli.program import command_line, explained_interruption
 from vlp_plugins.cli.tables import columns, print_facts, print_json, print_lines, print_table, say
 from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visible
-from vlp_plugins.tasks import TASKS
+from vlp_plugins.tasks import MEASURED
 
 if TYPE_CHECKING:
     from vlp_plugins.jobs.compare import ComparisonPlan
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     "drawn.",
 )  # fmt: skip
 @option(
-    "Task", "--task", type=click.Choice([*TASKS, "loss"]),
+    "Task", "--task", type=click.Choice(MEASURED),
     standard="classification, retrieval, vqa, nlvr2 or else loss: what model and data are made for",
     help="What is measured: see `vlp evaluate --help`; loss is that of pre-training.",
 )  # fmt: skip

@@ -26,7 +26,7 @@ from vlp_plugins.cli.options import (
 from vlp_plugins.cli.program import command_line
 from vlp_plugins.cli.tables import print_facts, print_json, print_lines, print_table
 from vlp_plugins.cli.terminal import data_progress
-from vlp_plugins.tasks import TASKS
+from vlp_plugins.tasks import MEASURED
 
 
 @click.command(
@@ -39,10 +39,10 @@ from vlp_plugins.tasks import TASKS
 )
 @click.argument("model")
 @option(
-    "Task", "--task", type=click.Choice(TASKS), required=True,
+    "Task", "--task", type=click.Choice(MEASURED), required=True,
     help="What the model shall do: find the caption of an image and the reverse (retrieval), write "
     "captions, answer questions (vqa), name the class of an image, or say whether a statement is "
-    "true of two images (nlvr2).",
+    "true of two images (nlvr2). Or measure its own loss (loss): of a chat model, on the answers.",
 )  # fmt: skip
 @option(
     "Data", "--data", metavar="PATH_OR_ID", required=True,
@@ -72,12 +72,12 @@ from vlp_plugins.tasks import TASKS
     "model, if it has one (BLIP, X-VLM), such as 32.",
 )  # fmt: skip
 @option(
-    "Task", "--beams", "num_beams", type=COUNT, metavar="N", default=3,
+    "Task", "--beams", "num_beams", type=COUNT, metavar="N", standard="3, chat models 1",
     help="Captioning and vqa: number of beams in the search for a text.",
 )  # fmt: skip
 @option(
     "Task", "--longest", "length", type=click.IntRange(min=2), metavar="TOKENS",
-    standard="30 for captions, 10 for answers",
+    standard="30 for captions, 10 for answers; chat models 64 and 16",
     help="Captioning and vqa: most tokens of a text that the model writes.",
 )  # fmt: skip
 @option(
@@ -122,6 +122,8 @@ def evaluate(
     if overwrite and out is None:
         raise click.UsageError("--overwrite replaces the folder --out, and none is given")
     source = model_source(values)
+    if prompt is not None and values["task"] == "classification":
+        values["prompt"], prompt = prompt, None
     request = TaskRequest(**values)
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(

@@ -100,7 +100,7 @@ chat_options = grouped(
     option(
         "Data", "--prompt", metavar="WORDS", standard="Describe the image.",
         help="Chat models: what the user says before a caption; {question} in it stands for a "
-        "question of the data.",
+        "question of the data. For classes of CLIP and SigLIP: their text, with {} for the name.",
     ),
     option(
         "Data", "--max-pixels", type=COUNT, metavar="N", standard="401,408 on a CPU",

@@ -314,9 +314,10 @@ def _decode_run(run: Sequence[Example]) -> list[tuple[Image.Image, Image.Image |
     return [(first, second) for second in seconds]
 
 
-def _decoded(image: Callable[[], Image.Image], place: str) -> Image.Image:
+def _decoded(image: Callable[[], Any], place: str) -> Any:
     try:
-        return upright_rgb(image())
+        found = image()
+        return [*map(upright_rgb, found)] if isinstance(found, list) else upright_rgb(found)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files

@@ -133,8 +133,8 @@ class CaptionSource(ABC):
         """A record with its image and captions, or with why it is skipped."""
         try:
             captions: list[Said] = [""]
-            if callable(record.caption):
-                captions = [record.caption()]
+            if self.captions == "conversations":
+                captions = [said_of(record)]
             elif self.captions != "none":
                 captions = [*texts_of(record.caption)]
             image = record.image()
@@ -198,6 +198,18 @@ class RecordList(CaptionSource):
         if seed is None:
             return iter(self._records)
         return iter(random.Random(seed).sample(self._records, len(self._records)))
+
+
+def said_of(record: Record) -> Said:
+    """What is said about the image of a record: a conversation, a question, or its first caption.
+
+    Raises:
+        ValueError: if it holds none.
+    """
+    if callable(record.caption):
+        found: Said = record.caption()
+        return found
+    return texts_of(record.caption)[0]
 
 
 def texts_of(caption: object) -> list[str]:

@@ -394,7 +394,7 @@ class _Run:
         samples = (pool[number] for number in sorted(drawn))
         part = replace(self.pool, samples=tuple(replace(s, texts=s.texts[:1]) for s in samples))
         task = task_of(self.loaded, self.request, self.task.request.task, part)
-        return in_memory(task.batches)
+        return in_memory(task.calibration())
 
     def _context(self, batches: Iterable[Batch], seed: int) -> Context:
         loaded, targets = self.loaded, list(self.targets.values())

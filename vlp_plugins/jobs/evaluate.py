@@ -40,12 +40,14 @@ from vlp_plugins.report.layers import whole_sparsity
 from vlp_plugins.report.page import Page, Section, Step, Table, Tile
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.tasks import LOSS
 
 _NOTES = {
     "retrieval": "Percent of queries that find a partner among the first k.",
     "captioning": "Times 100. Higher is better.",
     "vqa": "Percent: an answer is right if three people gave it, min(n/3, 1) over all but one.",
     "classification": "Percent of images whose class is among the first k.",
+    LOSS: "Mean over the batches, of a chat model over the tokens of answers. Lower is better.",
     "nlvr2": "Percent of statements judged rightly; guessing gives about 50.",
 }
 _LEADING = ("image_to_text_r1", "text_to_image_r1", "accuracy", "top1", "cider", "bleu4")
@@ -157,10 +159,12 @@ def _metric_tiles(found: Evaluation) -> list[Tile]:
         if found.after is not None:
             pruned, after = found.after.metrics.get(name, math.nan), _score(found.after, name)
             text += f" \u2192 {_short(found.task, pruned)}"
-            change = f"{pruned - value:+.1f}"
+            digits = 2 if found.task == LOSS else 1
+            change = f"{pruned - value:+.{digits}f}"
             if before is not None and after is not None:
-                change += f" \u00b1 {after.minus(before).error:.1f}"
-            note = f"{change} points by pruning" if math.isfinite(pruned - value) else ""
+                change += f" \u00b1 {after.minus(before).error:.{digits}f}"
+            unit = "" if found.task == LOSS else " points"
+            note = f"{change}{unit} by pruning" if math.isfinite(pruned - value) else ""
             if before is not None and after is not None and not after.differs_from(before):
                 note += ", which may be chance"
         tiles.append(Tile(titles[name], text, note))
@@ -174,8 +178,8 @@ def _score(measured: TaskMetrics, metric: str) -> Score | None:
 
 
 def _short(task: str, value: float) -> str:
-    """A metric with one digit; scores of captions are no fractions."""
-    if not math.isfinite(value):
+    """A metric with one digit; scores of captions are no fractions, and a loss is small."""
+    if task == LOSS or not math.isfinite(value):
         return shown(value)
     return f"{value:.1f}" if task == "captioning" else percent(value / 100)
 

@@ -6,21 +6,18 @@ import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.data.batches import Example, ExampleBatches
+from vlp_plugins.data.batches import ExampleBatches
+from vlp_plugins.data.conversations import ChatProcessor
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.tasks import (
     TASK_CLASSES,
     Task,
-    TaskMetrics,
     TaskRequest,
     TaskSamples,
-    Track,
     able_tasks,
     read_samples,
 )
@@ -28,37 +25,8 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import usable_bytes
-from vlp_plugins.tasks import TASKS
+from vlp_plugins.tasks import LOSS
 from vlp_plugins.tasks.finetuning.samples import Sample
-
-LOSS = "loss"
-COMPARED_TASKS = (*TASKS, LOSS)
-
-
-class LossTask(Task):
-    """The model's pre-training loss on images with their first captions, batch by batch."""
-
-    score = ("loss",)
-    lower_is_better = True
-
-    def read(self) -> TaskSamples:
-        names = ("data", "split", "limit", "image_column", "caption_column")
-        return read_samples("retrieval", **{name: getattr(self.request, name) for name in names})
-
-    def examples(self) -> list[Example]:
-        """Whole batches, as the contrastive loss depends on their size."""
-        samples, size = self.data.samples, self.request.batch_size
-        whole = len(samples) // size * size or len(samples)
-        return [Example(s.place, s.image, s.texts[0], s.label) for s in samples[:whole]]
-
-    def measure(self, track: Track) -> TaskMetrics:
-        loaded = self.loaded
-        with LossProbe(loaded.model, loaded.adapter, loaded.weights).attached(()) as probe:
-            losses = [probe.loss(batch, i) for i, batch in enumerate(track(self.batches))]
-        return TaskMetrics({"loss": sum(losses) / len(losses)}, by_sample={"loss": losses})
-
-    def settings(self) -> dict[str, Any]:
-        return {"images": len(self.examples()), "batches": len(self.batches)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +37,7 @@ class CompareRequest:
         data: what calibration samples are drawn from: `batches` of them for each seed.
         test: what is measured on; None: the part of `data` that is not calibrated with.
         test_split: of `test`, or of `data` if there is no `test`.
-        task: one of `COMPARED_TASKS`; None takes the first that model and data can do.
+        task: one of `vlp_plugins.tasks.MEASURED`; None takes the first that model and data can do.
         methods: names; none: those of `METHODS` that the model can do.
         sparsity: targets.
         limit: test images (questions) at most.
@@ -107,7 +75,8 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
     reasons = []
     for name in names:
         try:
-            test, pool = _samples(request, name)
+            chat = isinstance(loaded.processor, ChatProcessor)
+            test, pool = _samples(request, name, chat=chat)
             if request.task is None:  # the class of an adapter does not know what a model lacks
                 two = replace(test, samples=test.samples[:2])
                 task_of(loaded, request, name, two).measure(lambda batches: batches)
@@ -125,7 +94,7 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
 
 def _possible_tasks(loaded: Loaded) -> list[str]:
     """The tasks that are tried if none is named, in this order."""
-    able = able_tasks(loaded.adapter)
+    able = able_tasks(loaded.adapter, loaded.processor)
     order = ("classification", "retrieval", "vqa", "nlvr2")
     return [*(task for task in order if task in able), LOSS]
 
@@ -140,7 +109,7 @@ def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSam
         image_column=data.image_column,
         caption_column=data.caption_column,
     )
-    return (LossTask if name == LOSS else TASK_CLASSES[name])(loaded, asked, samples)
+    return TASK_CLASSES[name](loaded, asked, samples)
 
 
 def _drawn(samples: TaskSamples, count: int, seed: int) -> TaskSamples:
@@ -150,15 +119,14 @@ def _drawn(samples: TaskSamples, count: int, seed: int) -> TaskSamples:
     return replace(samples, samples=tuple(samples.samples[number] for number in sorted(numbers)))
 
 
-def _samples(request: CompareRequest, task: str) -> tuple[TaskSamples, TaskSamples]:
+def _samples(request: CompareRequest, task: str, *, chat: bool) -> tuple[TaskSamples, TaskSamples]:
     """What is measured on, and what calibration samples are drawn from; never the same images."""
     data = request.data
-    kind = "retrieval" if task == LOSS else task
 
     def read(source: str, split: str | None) -> TaskSamples:
         return read_samples(
-            kind, source, split=split, image_column=data.image_column,
-            caption_column=data.caption_column,
+            task, source, split=split, image_column=data.image_column,
+            caption_column=data.caption_column, chat=chat,
         )  # fmt: skip
 
     source = str(data.source)

@@ -13,14 +13,23 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
 from torch import nn
 
 from vlp_plugins.calibration.data_pass import Progress
+from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
+from vlp_plugins.data.conversations import (
+    CAPTION_PROMPT,
+    QUESTION_PROMPT,
+    Asked,
+    ChatProcessor,
+)
 from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.records import said_of
 from vlp_plugins.data.sources import checked_source, open_source
 from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.loading import processor_for
@@ -38,9 +47,9 @@ from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, RecipeError, suggest
 from vlp_plugins.runtime.model_state import buffers_kept, neutral_state, takes_model
-from vlp_plugins.tasks import TASKS
+from vlp_plugins.tasks import LOSS, MEASURED
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
-from vlp_plugins.tasks.classification import classification
+from vlp_plugins.tasks.classification import classification, classifies, zero_shot
 from vlp_plugins.tasks.finetuning.samples import Sample
 from vlp_plugins.tasks.nlvr2 import statement_accuracy
 from vlp_plugins.tasks.retrieval import two_stage_retrieval
@@ -52,7 +61,7 @@ class TaskRequest:
     """What is measured, on which data, and how.
 
     Attributes:
-        task: one of `TASKS`.
+        task: one of `vlp_plugins.tasks.MEASURED`.
         data: the folder, file or id.
         split: None takes the only one, or `train`.
         limit: images (questions, statements) that are measured on, the first ones; None for all.
@@ -61,10 +70,13 @@ class TaskRequest:
         caption_column: of the data; found if None.
         rerank: candidates of retrieval that the matching head orders, whose figures then come with
             those by features; 0: ranked by features alone.
-        num_beams: of the beam search of captions and written answers.
-        length: most tokens of a written text; None for 30 of captions, 10 of answers.
+        num_beams: of the beam search of captions and written answers; None for 3, and for 1,
+            which is greedy, of chat models.
+        length: most tokens of a written text; None for 30 of captions, 10 of answers, and of chat
+            models 64 and 16.
         answers: file of answers to choose among; None takes those of the data.
         written: the model writes its answers, even if there is a list.
+        prompt: of a class where images are compared with the names of classes; `{}` is the name.
     """
 
     task: str
@@ -75,10 +87,11 @@ class TaskRequest:
     image_column: str | None = None
     caption_column: str | None = None
     rerank: int = 0
-    num_beams: int = 3
+    num_beams: int | None = None
     length: int | None = None
     answers: Path | None = None
     written: bool = False
+    prompt: str = "a photo of a {}"
 
     def check(self) -> None:
         """Makes sure that every option concerns the task.
@@ -86,8 +99,8 @@ class TaskRequest:
         Raises:
             RecipeError: naming the first option that does not, or that makes no sense.
         """
-        if self.task not in TASKS:
-            raise RecipeError(f"no task is called {self.task!r}{suggest(self.task, [*TASKS])}")
+        if self.task not in MEASURED:
+            raise RecipeError(f"no task is called {self.task!r}{suggest(self.task, [*MEASURED])}")
         for name in ("limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -114,7 +127,7 @@ _OF_TASKS = (
     ("length", "longest", _WRITING),
     ("answers", "answers", ("vqa",)),
     ("written", "written", ("vqa",)),
-    ("caption_column", "caption-column", ("retrieval", "captioning")),
+    ("caption_column", "caption-column", ("retrieval", "captioning", LOSS)),
 )
 _DEFAULTS = {one.name: one.default for one in fields(TaskRequest)}
 
@@ -245,18 +258,20 @@ def read_samples(
     limit: int | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    chat: bool = False,
 ) -> TaskSamples:
     """Reads lists and annotations.
 
     See `open_source`, `open_questions`, `open_labelled` and `open_nlvr2`.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `vlp_plugins.tasks.MEASURED`.
         data: folder, file or id.
         split: None takes the only one, or `train`.
         limit: images (questions, statements) to keep, the first ones; None for all.
         image_column: of captioned images; None finds it.
         caption_column: of captioned images; None finds it.
+        chat: for the loss also whole conversations and questions with answers are read.
 
     Raises:
         DataError: if it is not there, empty, or not data of the task.
@@ -290,13 +305,18 @@ def read_samples(
         if not found.samples:
             raise DataError(f"{found.description} holds no image")
         return found
+    talks = chat and task == LOSS
     source = open_source(
         data,
         split=split,
         image_column=image_column,
         caption_column=caption_column,
-        captions="all",
+        captions="conversations" if talks else "all",
     )
+    if talks:
+        records = first(source.records(None), limit, source.description)
+        samples = (Sample(each.place, each.image, (said_of(each),)) for each in records)
+        return TaskSamples(source.description, tuple(samples))
     pairs = captioned(source, limit)
     samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
     return TaskSamples(source.description, tuple(samples))
@@ -334,14 +354,28 @@ class Task(ABC):
                 "measured on %s; --split takes another part of the data",
                 self.data.description,
             )
-        self.batches = ExampleBatches(
-            self.examples(), loaded.processor, loaded.adapter, request.batch_size
-        )
+        self.batches = self._batches_of(self.examples())
+
+    @property
+    def chat(self) -> ChatProcessor | None:
+        """The processor of a chat model; None for other models."""
+        found = self.loaded.processor
+        return found if isinstance(found, ChatProcessor) else None
+
+    def calibration(self) -> Collection[Batch] | ExampleBatches:
+        """The same samples as the model's loss reads them: a chat model with the answers."""
+        answered = self.answered()
+        return self.batches if answered is None else self._batches_of(answered)
+
+    def _batches_of(self, examples: list[Example]) -> ExampleBatches:
+        loaded = self.loaded
+        return ExampleBatches(examples, loaded.processor, loaded.adapter, self.request.batch_size)
 
     def read(self) -> TaskSamples:
         """The data of the request."""
         names = ("task", "data", "split", "limit", "image_column", "caption_column")
-        return read_samples(**{name: getattr(self.request, name) for name in names})
+        asked = {name: getattr(self.request, name) for name in names}
+        return read_samples(**asked, chat=self.chat is not None)
 
     @property
     def truth(self) -> list[tuple[str, Sequence[str]]]:
@@ -352,6 +386,16 @@ class Task(ABC):
     def examples(self) -> list[Example]:
         """The rows of the batches."""
 
+    def answered(self) -> list[Example] | None:
+        """The same rows with what the model is to say, where that is another thing."""
+        return None
+
+    def search(self, longest: int, longest_chat: int) -> tuple[int, int]:
+        """Most tokens and beams of a text that is written."""
+        length = longest if self.chat is None else longest_chat
+        beams = 3 if self.chat is None else 1
+        return self.request.length or length, self.request.num_beams or beams
+
     @abstractmethod
     def measure(self, track: Track) -> TaskMetrics:
         """Measures the model as it is now."""
@@ -359,6 +403,10 @@ class Task(ABC):
     def settings(self) -> dict[str, Any]:
         """What decides the figures besides model and data."""
         return {}
+
+
+def _prompted(chat: ChatProcessor | None, usual: str) -> dict[str, str]:
+    return {} if chat is None else {"prompt": " ".join((chat.prompt or usual).split())}
 
 
 class RetrievalTask(Task):
@@ -397,12 +445,17 @@ class CaptioningTask(Task):
         return [(each.place, each.texts) for each in self.data.samples]
 
     def examples(self) -> list[Example]:
-        return [Example(each.place, each.image, each.texts[0]) for each in self.data.samples]
+        asked = None if self.chat is None else self.chat.caption(None)
+        return [Example(s.place, s.image, asked or s.texts[0]) for s in self.data.samples]
+
+    def answered(self) -> list[Example]:
+        return [Example(s.place, s.image, s.texts[0]) for s in self.data.samples]
 
     def measure(self, track: Track) -> TaskMetrics:
+        length, beams = self.search(30, 64)
         texts = write_captions(
             self.loaded.model, self.loaded.adapter, track(self.batches), self.loaded.processor,
-            max_length=self.request.length or 30, num_beams=self.request.num_beams,
+            max_length=length, num_beams=beams,
         )  # fmt: skip
         found = caption_scores(texts, [each.texts for each in self.data.samples])
         self._words = found.words
@@ -410,11 +463,13 @@ class CaptioningTask(Task):
         return TaskMetrics(found.scores, found.absent, texts, by_sample=by_sample)
 
     def settings(self) -> dict[str, Any]:
+        length, beams = self.search(30, 64)
         return {
             "images": len(self.data.samples),
-            "beams": self.request.num_beams,
-            "longest": self.request.length or 30,
+            "beams": beams,
+            "longest": length,
             "words": self._words,
+            **_prompted(self.chat, CAPTION_PROMPT),
         }
 
 
@@ -428,16 +483,28 @@ class VqaTask(Task):
         return [(each.place, each.answers) for each in self.data.samples]
 
     def examples(self) -> list[Example]:
-        self._answers = None if self.request.written else self.data.answers
+        chat = self.chat is not None
+        self._answers = None if self.request.written or chat else self.data.answers
         if self.request.answers is not None:
             self._answers = _read_answers(self.request.answers)
-        return [Example(each.place, each.image, each.texts[0]) for each in self.data.samples]
+        return [
+            Example(s.place, s.image, Asked(s.texts[0]) if chat else s.texts[0])
+            for s in self.data.samples
+        ]
+
+    def answered(self) -> list[Example] | None:
+        if self.chat is None:
+            return None
+        return [
+            Example(s.place, s.image, Asked(s.texts[0], max(s.answers, key=s.answers.count)))
+            for s in self.data.samples
+        ]
 
     def measure(self, track: Track) -> TaskMetrics:
+        length, beams = self.search(10, 16)
         texts = answer_questions(
             self.loaded.model, self.loaded.adapter, track(self.batches), self.loaded.processor,
-            answers=self._answers, max_length=self.request.length or 10,
-            num_beams=self.request.num_beams,
+            answers=self._answers, max_length=length, num_beams=beams,
         )  # fmt: skip
         found = vqa_accuracy(texts, [each.answers for each in self.data.samples])
         by_sample = {"accuracy": found.by_question}
@@ -447,13 +514,19 @@ class VqaTask(Task):
         how: dict[str, Any] = {"questions": len(self.data.samples)}
         if self._answers is not None:
             return how | {"answers to choose among": len(self._answers)}
-        return how | {"beams": self.request.num_beams, "longest": self.request.length or 10}
+        length, beams = self.search(10, 16)
+        prompted = _prompted(self.chat, QUESTION_PROMPT)
+        return how | {"beams": beams, "longest": length, **prompted}
 
 
 class ClassificationTask(Task):
-    """Every image with its class; where model and data name theirs, names decide."""
+    """Every image with its class; where model and data name theirs, names decide.
+
+    A model of two towers without a classifier takes the class whose prompt is nearest (zero-shot).
+    """
 
     score = ("top1",)
+    _prompts: ExampleBatches | None = None
 
     def examples(self) -> list[Example]:
         numbers = class_numbers(self.loaded.model, self.data.classes)
@@ -465,12 +538,69 @@ class ClassificationTask(Task):
         ]
 
     def measure(self, track: Track) -> TaskMetrics:
-        found = classification(self.loaded.model, self.loaded.adapter, track(self.batches))
+        loaded = self.loaded
+        if self._prompts is None and not classifies(loaded.model, loaded.adapter, self.batches):
+            self._prompts = self._class_prompts()
+        if self._prompts is None:
+            found = classification(loaded.model, loaded.adapter, track(self.batches))
+        else:
+            batches = track(self.batches)
+            found = zero_shot(loaded.model, loaded.adapter, batches, self._prompts)
         by_sample = {"top1": [100.0 * (ahead < 1) for ahead in found.ahead]}
         return TaskMetrics({f"top{k}": v for k, v in found.top.items()}, by_sample=by_sample)
 
+    def answered(self) -> list[Example] | None:
+        """Without a classifier with the prompt of the class, as the loss needs one."""
+        if classifies(self.loaded.model, self.loaded.adapter, self.batches):
+            return None
+        prompts = self._prompt_texts()
+        return [
+            Example(s.place, s.image, "" if s.label is None else prompts[s.label])
+            for s in self.data.samples
+        ]
+
+    def _prompt_texts(self) -> list[str]:
+        """By number the prompt of each class."""
+        if not self.data.classes:
+            raise DataError(
+                f"{self.data.description} does not name its classes, and a model without a "
+                "classifier tells images apart by their names; take a folder for each class"
+            )
+        names = (name.replace("_", " ") for name in self.data.classes)
+        return [self.request.prompt.replace("{}", name) for name in names]
+
+    def _class_prompts(self) -> ExampleBatches:
+        """Those as batches; their image is not read."""
+        blank = Image.new("RGB", (64, 64))
+        return self._batches_of([Example("", blank.copy, text) for text in self._prompt_texts()])
+
     def settings(self) -> dict[str, Any]:
-        return {"images": len(self.data.samples)}
+        prompted = {} if self._prompts is None else {"prompt": self.request.prompt}
+        return {"images": len(self.data.samples), **prompted}
+
+
+class LossTask(Task):
+    """The model's own loss on images with their first captions, or on answers, batch by batch."""
+
+    score = ("loss",)
+    lower_is_better = True
+
+    def examples(self) -> list[Example]:
+        """Whole batches, as the contrastive loss depends on their size; of a chat model all."""
+        samples, size = self.data.samples, self.request.batch_size
+        whole = len(samples) // size * size or len(samples)
+        if self.chat is not None:
+            whole = len(samples)
+        return [Example(s.place, s.image, s.texts[0], s.label) for s in samples[:whole]]
+
+    def measure(self, track: Track) -> TaskMetrics:
+        loaded = self.loaded
+        with LossProbe(loaded.model, loaded.adapter, loaded.weights).attached(()) as probe:
+            losses = [probe.loss(batch, i) for i, batch in enumerate(track(self.batches))]
+        return TaskMetrics({"loss": sum(losses) / len(losses)}, by_sample={"loss": losses})
+
+    def settings(self) -> dict[str, Any]:
+        return {"images": len(self.examples()), "batches": len(self.batches)}
 
 
 class Nlvr2Task(Task):
@@ -496,6 +626,7 @@ TASK_CLASSES: dict[str, type[Task]] = {
     "vqa": VqaTask,
     "classification": ClassificationTask,
     "nlvr2": Nlvr2Task,
+    LOSS: LossTask,
 }
 
 
@@ -508,9 +639,12 @@ _ABILITIES: dict[str, type] = {
 }
 
 
-def able_tasks(adapter: Adapter) -> list[str]:
-    """The tasks that models of a family can be measured on."""
-    return [task for task, ability in _ABILITIES.items() if isinstance(adapter, ability)]
+def able_tasks(adapter: Adapter, processor: Processor | None = None) -> list[str]:
+    """The tasks that models of a family can be measured on, with the processor of a chat model."""
+    chat = _WRITING if isinstance(processor, ChatProcessor) else ()
+    return [
+        task for task, ability in _ABILITIES.items() if task in chat or isinstance(adapter, ability)
+    ]
 
 
 @checked_arguments
@@ -525,13 +659,15 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 32,
     rerank: int = 0,
-    beams: int = 3,
+    beams: int | None = None,
     longest: int | None = None,
     answers: str | os.PathLike[str] | None = None,
     written: bool = False,
     image_column: str | None = None,
     caption_column: str | None = None,
     max_length: int | None = None,
+    prompt: str | None = None,
+    max_pixels: int | None = None,
     processor: Processor | str | os.PathLike[str] | None = None,
     adapter: Adapter | str | None = None,
     progress: Progress | None = None,
@@ -548,19 +684,26 @@ def evaluate(
         data: for `retrieval` and `captioning` captioned images, see `batches`; for `vqa` VQAv2 or
             images with questions in `metadata.jsonl`; for `classification` CIFAR (binary),
             Flowers-102, one folder per class, or a data set with labels; for `nlvr2` NLVR2.
-        task: one of these five; None takes the only one that model and data allow.
+            `loss`, the model's own, is measured on captioned images, and that of a chat model on
+            the answers of any data that `batches` reads.
+        task: one of these six; None takes the only one that model and data allow.
         split: of the data; None takes the only one, or `train`.
         limit: images (questions, statements) to measure on, the first ones; None takes all.
         batch_size: rows of a batch.
         rerank: of `retrieval`: how many candidates of each query the matching head puts in order,
             whose figures are then returned with those of the features; 0: features alone.
-        beams: of `captioning` and of `vqa`: beams of the search for a text.
-        longest: of the same: most tokens of a text that is written; None: 30, for answers 10.
+        beams: of `captioning` and of `vqa`: beams of the search for a text; None: 3, and 1 for
+            chat models.
+        longest: of the same: most tokens of a text that is written; None: 30, for answers 10; of
+            chat models 64 and 16.
         answers: of `vqa`: file of the answers to choose among; None takes those of the data.
         written: of `vqa`: answers are written even if there is a list to choose from.
         image_column: of captioned images; None finds it.
         caption_column: of captioned images; None finds it.
-        max_length: see `batches`, as are `processor` and `adapter`.
+        max_length: see `batches`, as are `prompt`, `max_pixels`, `processor` and `adapter`.
+        prompt: of chat models. Of `classification` without a classifier the text of a class, in
+            which `{}` is its name; None: "a photo of a {}".
+        max_pixels: of chat models.
         processor: see `batches`.
         adapter: see `prune`.
         progress: called with (batches done, batches in all).
@@ -575,8 +718,13 @@ def evaluate(
     """
     adapter = resolve_adapter(model, adapter)
     source = checked_source(data)
+    of_class = {"prompt": prompt} if task == "classification" and prompt is not None else {}
+    found = processor_for(
+        model, adapter, processor, max_length=max_length, prompt=None if of_class else prompt,
+        max_pixels=max_pixels,
+    )  # fmt: skip
     request = TaskRequest(
-        task or _only_task(adapter, source, split),
+        task or _only_task(adapter, found, source, split),
         source,
         split=split,
         limit=limit,
@@ -588,11 +736,11 @@ def evaluate(
         length=longest,
         answers=None if answers is None else Path(answers),
         written=written,
+        **of_class,
     )
     request.check()
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
-    found = processor_for(model, adapter, processor, max_length=max_length)
     origin = ModelSource(str(getattr(model, "name_or_path", "")))
     measured = TASK_CLASSES[request.task](Loaded(origin, model, adapter, weights, found), request)
     with buffers_kept(model):
@@ -600,9 +748,9 @@ def evaluate(
     return replace(figures, title=f"{request.task} on {measured.data.description}")
 
 
-def _only_task(adapter: Adapter, data: str, split: str | None) -> str:
+def _only_task(adapter: Adapter, processor: Processor, data: str, split: str | None) -> str:
     """The task that both a family of models and data are made for."""
-    able = able_tasks(adapter)
+    able = able_tasks(adapter, processor)
     possible = []
     for task in able:
         with suppress(DataError):

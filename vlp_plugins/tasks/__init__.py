@@ -2,3 +2,7 @@
 
 TASKS = ("retrieval", "captioning", "vqa", "classification", "nlvr2")
 """Every task, for `vlp evaluate` and `vlp finetune`."""
+
+LOSS = "loss"
+MEASURED = (*TASKS, LOSS)
+"""What `vlp evaluate` and `vlp compare` measure: the tasks, and the model's own loss."""

@@ -21,6 +21,7 @@ from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.models.adapter import Adapter, Batch, CaptioningAdapter
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, first_line
 from vlp_plugins.runtime.model_state import evaluating, takes_model
+from vlp_plugins.tasks.generation import generate, generates
 
 
 def find_java() -> Path | None:
@@ -252,7 +253,8 @@ def write_captions(
     Args:
         model: is left in the mode it was in.
         adapter: writes captions with the model.
-        batches: with `pixel_values`; captions in them are not read.
+        batches: with `pixel_values`; captions in them are not read. For chat models prompts, as
+            their processor makes them of conversations that end with the user.
         tokenizer: the model's, or a processor that has one.
         max_length: most tokens of a caption, the start token included.
         num_beams: width of the beam search; 1 is greedy.
@@ -261,7 +263,7 @@ def write_captions(
         UnsupportedError: if models of this family write no captions.
         DataError: if the processor has no tokenizer.
     """
-    if not isinstance(adapter, CaptioningAdapter):
+    if not isinstance(adapter, CaptioningAdapter) and not generates(model):
         raise UnsupportedError(
             f"adapter {adapter.name!r} does not say how its models write captions; measure "
             "retrieval, or take a model with a text decoder such as BLIP"
@@ -271,9 +273,9 @@ def write_captions(
     check_batches(batches)
     with evaluating(model) as device:
         for batch in batches:
-            tokens = adapter.caption(
-                model, to_device(batch, device), max_length=max_length, num_beams=num_beams
-            )
+            write = adapter.caption if isinstance(adapter, CaptioningAdapter) else generate
+            there = to_device(batch, device)
+            tokens = write(model, there, max_length=max_length, num_beams=num_beams)
             written += texts_of_tokens(tokenizer, tokens)
     return written
 

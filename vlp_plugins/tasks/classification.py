@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vlp_plugins.calibration.batches import check_batches, to_device
-from vlp_plugins.models.adapter import Adapter, Batch, ClassifyingAdapter, need
+from vlp_plugins.models.adapter import (
+    Adapter,
+    Batch,
+    ClassifyingAdapter,
+    RetrievalAdapter,
+    need,
+)
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
 
@@ -26,6 +33,68 @@ class Accuracy:
     top: dict[int, float]
     images: int
     ahead: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+
+@takes_model
+def classifies(model: nn.Module, adapter: Adapter, batches: Iterable[Batch]) -> bool:
+    """Whether a model has a classifier; False if it can compare images with texts instead.
+
+    Args:
+        model: is left in the mode it was in.
+        adapter: of the model.
+        batches: of which the first is tried.
+    """
+    if not isinstance(adapter, RetrievalAdapter) or not isinstance(adapter, ClassifyingAdapter):
+        return True
+    batch = next(iter(batches))
+    with evaluating(model) as device:
+        try:
+            adapter.classify(model, to_device(batch, device))
+        except UnsupportedError:
+            return False
+    return True
+
+
+@takes_model
+def zero_shot(
+    model: nn.Module,
+    adapter: Adapter,
+    batches: Iterable[Batch],
+    prompts: Iterable[Batch],
+    *,
+    ks: Sequence[int] = (1, 5),
+) -> Accuracy:
+    """Accuracy of taking the class whose prompt is most similar to the image.
+
+    Radford et al. 2021 (arXiv:2103.00020), section 3.1, with a single prompt for each class.
+
+    Args:
+        model: is left in the mode it was in.
+        adapter: embeds images and texts with the model.
+        batches: images with `labels`, `[B]` integers.
+        prompts: texts, one for each class by its number.
+        ks: cut-offs.
+
+    Raises:
+        UnsupportedError: if models of this family do not embed both in one space.
+        BatchError: if labels are missing or do not fit.
+        DataError: if there are no batches, or a cut-off is below 1.
+    """
+    if not isinstance(adapter, RetrievalAdapter):
+        raise UnsupportedError(
+            f"adapter {adapter.name!r} embeds no images and texts in one space; take CLIP or SigLIP"
+        )
+    with evaluating(model) as device:
+        classes = torch.cat(
+            [adapter.text_features(model, to_device(batch, device)).float() for batch in prompts]
+        )
+        return _accuracy(
+            (
+                (batch, adapter.image_features(model, to_device(batch, device)).float() @ classes.T)
+                for batch in batches
+            ),
+            ks,
+        )
 
 
 @takes_model
@@ -52,27 +121,37 @@ def classification(
             f"adapter {adapter.name!r} does not say how its models classify images; take an image "
             "classifier such as ViTForImageClassification"
         )
+    check_batches(batches)
+    with evaluating(model) as device:
+        return _accuracy(
+            (
+                (batch, adapter.classify(model, to_device(batch, device)).float())
+                for batch in batches
+            ),
+            ks,
+        )
+
+
+def _accuracy(found: Iterable[tuple[Batch, Tensor]], ks: Sequence[int]) -> Accuracy:
+    """Accuracy of logits `[B, C]`, each with the batch that has the labels."""
     if not ks or min(ks) < 1:
         raise DataError(f"accuracy at k needs cut-offs from 1 on, not {list(ks)}")
     ahead_of: list[int] = []
-    check_batches(batches)
-    with evaluating(model) as device:
-        for batch in batches:
-            (labels,) = need(batch, "labels")
-            labels = labels.to(device)
-            logits = adapter.classify(model, to_device(batch, device)).float()
-            rows, classes = logits.shape
-            if labels.shape != (rows,) or int(labels.min()) < 0 or int(labels.max()) >= classes:
-                raise BatchError(
-                    f"labels {list(labels.shape)} from {int(labels.min())} to "
-                    f"{int(labels.max())} do not fit {rows} images and {classes} classes; the "
-                    "model must have been trained on the classes of this data"
-                )
-            own = logits.gather(1, labels[:, None])
-            # The right class itself is never below itself.
-            ahead = (~(logits < own)).sum(dim=1) - 1
-            ahead = ahead + own[:, 0].isnan() * classes
-            ahead_of += ahead.tolist()
+    for batch, logits in found:
+        (labels,) = need(batch, "labels")
+        labels = labels.to(logits.device)
+        rows, classes = logits.shape
+        if labels.shape != (rows,) or int(labels.min()) < 0 or int(labels.max()) >= classes:
+            raise BatchError(
+                f"labels {list(labels.shape)} from {int(labels.min())} to "
+                f"{int(labels.max())} do not fit {rows} images and {classes} classes; the "
+                "model must have been trained on the classes of this data"
+            )
+        own = logits.gather(1, labels[:, None])
+        # The right class itself is never below itself.
+        ahead = (~(logits < own)).sum(dim=1) - 1
+        ahead = ahead + own[:, 0].isnan() * classes
+        ahead_of += ahead.tolist()
     if not ahead_of:
         raise DataError("there are no batches to measure classification on")
     images = len(ahead_of)

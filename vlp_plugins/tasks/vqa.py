@@ -19,6 +19,7 @@ from vlp_plugins.models.adapter import Adapter, AnsweringAdapter, Batch
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
 from vlp_plugins.tasks.captioning import texts_of_tokens, tokenizer_of
+from vlp_plugins.tasks.generation import generate, generates
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
@@ -106,7 +107,7 @@ def answer_questions(
     Args:
         model: is left in the mode it was in.
         adapter: answers questions with the model.
-        batches: images, and questions as `input_ids` with their mask.
+        batches: images, and questions as `input_ids` with their mask; of chat models prompts.
         tokenizer: the model's, or a processor that has one.
         answers: the model chooses among these, as published models are measured; None lets it
             write.
@@ -118,10 +119,16 @@ def answer_questions(
         UnsupportedError: if models of this family answer no questions.
         DataError: if the processor has no tokenizer, or the list of answers is empty.
     """
-    if not isinstance(adapter, AnsweringAdapter):
+    ranks = isinstance(adapter, AnsweringAdapter)
+    if not ranks and not generates(model):
         raise UnsupportedError(
             f"adapter {adapter.name!r} does not say how its models answer questions; take "
             "BLIP's or X-VLM's question answering model"
+        )
+    if not isinstance(adapter, AnsweringAdapter) and answers is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} writes its answers and does not choose among those of a list "
+            "(--answers); leave the list out"
         )
     tokenizer = tokenizer_of(tokenizer, "answers need")
     if answers is not None and (not answers or candidates < 1):
@@ -135,6 +142,10 @@ def answer_questions(
         listed = None if answers is None else _tokens(tokenizer, answers)
         for batch in batches:
             there = to_device(batch, device)
+            if not isinstance(adapter, AnsweringAdapter):
+                ids = generate(model, there, max_length=max_length, num_beams=num_beams)
+                found += texts_of_tokens(tokenizer, ids)
+                continue
             if listed is None or answers is None:
                 ids = adapter.answer(model, there, max_length=max_length, num_beams=num_beams)
                 found += texts_of_tokens(tokenizer, ids)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -171,7 +171,8 @@ class Sample:
     Attributes:
         place: where it is, for messages.
         image: opens the image.
-        texts: captions, of which each makes a row of an epoch; or one question; or nothing.
+        texts: captions, of which each makes a row of an epoch; or one question; or nothing. For
+            the loss of a chat model also one conversation.
         answers: of the question, of which every epoch draws one; empty if the text is no question.
         label: number of the class; None without classes.
         second: opens the other image of a statement about two; None for samples of one image.
@@ -179,7 +180,7 @@ class Sample:
 
     place: str
     image: Callable[[], Image.Image]
-    texts: tuple[str, ...] = ("",)
+    texts: tuple[Any, ...] = ("",)
     answers: tuple[str, ...] = ()
     label: int | None = None
     second: Callable[[], Image.Image] | None = None

@@ -1,0 +1,147 @@
+"""Chat models on the command line: measured on what they were taught, pruned, compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chat_models
+import pytest
+import torch
+from PIL import Image
+from vlp_command import Command
+
+import vlp_plugins
+from vlp_plugins.data.conversations import Asked, chat_processor
+from vlp_plugins.data.processors import load_processor
+from vlp_plugins.tasks.generation import generate
+
+COLOURS = {"red": (230, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 230)}
+
+
+@pytest.fixture(autouse=True)
+def quick_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Java, whose programs take seconds to start."""
+    monkeypatch.setattr("vlp_plugins.tasks.captioning.find_java", lambda: None)
+
+
+def write_images(folder: Path, said: Any) -> Path:
+    """An image of each colour, four times, with a row of what is said about it."""
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(12):
+        colour = list(COLOURS)[number % 3]
+        Image.new("RGB", (32 + 16 * (number % 2), 32), COLOURS[colour]).save(
+            folder / f"{number}.png"
+        )
+        rows.append({"file_name": f"{number}.png", **said(colour)})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model that knows three colours, and data to measure it on."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = chat_models.llava()
+    chat_models.save_llava(folder / "model", model)
+    chat = chat_processor(load_processor(str(folder / "model")))
+    images = [Image.new("RGB", (32, 32), colour) for colour in COLOURS.values()]
+    batch = dict(
+        chat(
+            images=images * 2,
+            text=[*COLOURS, *(Asked("Which colour?", colour) for colour in COLOURS)],
+        )
+    )
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    model.train()
+    for _ in range(150):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.05
+    model.eval().save_pretrained(folder / "model")
+    return {
+        "model": folder / "model",
+        "captions": write_images(folder / "captions", lambda colour: {"text": colour}),
+        "questions": write_images(
+            folder / "questions",
+            lambda colour: {"question": "Which colour?", "answers": [colour, colour, "blurred"]},
+        ),
+    }
+
+
+def measure(vlp: Command, taught: dict[str, Path], task: str, data: str, out: Path) -> Any:
+    vlp("evaluate", taught["model"], "--adapter", "module", "--task", task,
+        "--data", taught[data], "--batch-size", 5, "--out", out)  # fmt: skip
+    return json.loads((out / "evaluation.json").read_text())
+
+
+def test_captions_are_written(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
+    record = measure(vlp, taught, "captioning", "captions", tmp_path / "out")
+    assert record["before"]["metrics"]["bleu1"] == pytest.approx(100)
+    assert record["settings"] == {
+        "images": 12, "beams": 1, "longest": 64, "words": "plain", "prompt": "Describe the image.",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").open()]
+    assert [row["before"] for row in rows] == [row["people"][0] for row in rows]
+
+
+def test_questions_are_answered(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
+    record = measure(vlp, taught, "vqa", "questions", tmp_path / "out")
+    # Two of three people say what the model says: one or two of each two, a third each.
+    assert record["before"]["metrics"]["accuracy"] == pytest.approx(100 * 4 / 9)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").open()]
+    assert all(row["before"] == row["people"][0] for row in rows)
+
+
+def test_what_was_removed_is_missed(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
+    words = ("--adapter", "module", "--sparsity", 0.98, "--method", "omp")
+    vlp("prune", "--model", taught["model"], *words, "--out", tmp_path / "pruned", "--save-model")
+    masks = tmp_path / "pruned" / "masks-0.98.safetensors"
+    vlp("evaluate", taught["model"], "--adapter", "module", "--task", "vqa", "--masks", masks,
+        "--data", taught["questions"], "--out", tmp_path / "out")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    before, after = (record[when]["metrics"]["accuracy"] for when in ("before", "after"))
+    assert after < before
+    pruned = load_processor(str(tmp_path / "pruned" / "model-0.98"))
+    assert chat_processor(pruned) is not pruned  # template and all are there
+
+
+def test_python_measures_the_same(taught: dict[str, Path]) -> None:
+    model = vlp_plugins.load(taught["model"], adapter="module")
+    adapter = vlp_plugins.ModuleAdapter(model)
+    found = vlp_plugins.evaluate(model, taught["questions"], adapter=adapter)
+    assert found.title.startswith("vqa on")
+    assert found.texts == [list(COLOURS)[n % 3] for n in range(12)]
+
+
+def test_a_list_to_choose_from_is_for_models_that_choose(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "answers.txt").write_text("red\nblue\n")
+    result = vlp(
+        "evaluate", taught["model"], "--adapter", "module", "--task", "vqa",
+        "--data", taught["questions"], "--answers", tmp_path / "answers.txt", code=2,
+    )  # fmt: skip
+    assert "writes its answers and does not choose" in result.stderr
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_texts_do_not_depend_on_the_others_of_a_batch(
+    family: str, beams: int, tmp_path: Path
+) -> None:
+    save = {"llava": chat_models.save_llava, "qwen": chat_models.save_qwen}[family]
+    model: Any = {"llava": chat_models.llava, "qwen": chat_models.qwen}[family]()
+    chat = chat_processor(load_processor(str(save(tmp_path, model))))
+    images = [Image.new("RGB", (40, 30), (200, 10, 10)), Image.new("RGB", (64, 96), (0, 10, 210))]
+    asked = [Asked("what?"), Asked("how many digits are to be seen?")]
+    together = generate(model, chat(images=images, text=asked), max_length=6, num_beams=beams)
+    for row, (image, text) in enumerate(zip(images, asked, strict=True)):
+        batch = chat(images=[image], text=[text])
+        alone = generate(model, batch, max_length=6, num_beams=beams)[0]
+        assert alone.tolist() == together[row, : len(alone)].tolist()
