@@ -100,7 +100,7 @@ def _average_gradients(model: Any) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _agree_on_time(clock: Clock) -> None:
+def agree_on_time(clock: Clock) -> None:
     """The first process's clock is everyone's, and with it the schedule."""
     seconds = torch.tensor([clock.seconds], dtype=torch.float64)
     distributed.broadcast(seconds, src=0)
@@ -173,7 +173,7 @@ def train(name: CourseName, folder: Path, clock: Clock, args: argparse.Namespace
             clock.seconds += now - last_time
             last_time = now
             if processes > 1:
-                _agree_on_time(clock)
+                agree_on_time(clock)
             over = clock.progress >= 1
             due = clock.seconds - last_save > 60 * args.save_minutes
             if rank == 0 and (clock.step % args.log_steps == 0 or due or over):
@@ -182,7 +182,7 @@ def train(name: CourseName, folder: Path, clock: Clock, args: argparse.Namespace
                     "seconds": round(clock.seconds, 1),
                     "progress": round(clock.progress, 4),
                     "batch_size": len(batch[0]) * processes,
-                    **_settings(model, optimizer),
+                    **_temperature(model),
                     **{name: round(value, 4) for name, value in losses.items()},
                 }
                 if over or clock.seconds - last_look > 60 * args.evaluate_minutes:
@@ -196,12 +196,9 @@ def train(name: CourseName, folder: Path, clock: Clock, args: argparse.Namespace
                 print(json.dumps(record), flush=True)
 
 
-def _settings(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """What changes on the way and is worth a record."""
-    found = {"learning_rate": round(optimizer.param_groups[0]["lr"], 7)}
-    if hasattr(model, "temp"):
-        found["temperature"] = round(float(model.temp.detach()), 4)
-    return found
+def _temperature(model: Any) -> dict[str, float]:
+    """That of the contrastive loss, if there is one."""
+    return {"temperature": round(float(model.temp.detach()), 4)} if hasattr(model, "temp") else {}
 
 
 def main() -> None:

@@ -14,10 +14,12 @@ from benchmarks.demo import MODELS, captions, chat
 from benchmarks.demo.build_data import build
 from benchmarks.demo.captions import CELLS, COLOURS, DIGITS, Fact
 from benchmarks.demo.conversations import BRIEFLY, KINDS, Conversation, Turn, ask, converse
+from benchmarks.demo.courses import ChatCourse
 from benchmarks.demo.processors import normalise
 from benchmarks.demo.samples import calibration_sample, read_folder, unseen_sample
 from benchmarks.demo.scans import load_scans
 from benchmarks.demo.scenes import CHAT_OBJECTS, HELD_OUT, draw
+from benchmarks.demo.trained import initial_cosines, outlier_channels, summed_decay
 from vlp_plugins.data.questions import open_questions
 
 FOLDER = MODELS / "chat"
@@ -185,3 +187,38 @@ def test_folders_for_the_chat_model_hold_captions_and_questions(tmp_path: Path) 
     assert all(min(q.answers.count(answer) for answer in q.answers) == 4 for q in asked)
     sample = unseen_sample(8, CHAT_OBJECTS)
     assert np.array_equal(np.array(asked[3].image()), sample.images[3].permute(1, 2, 0).numpy())
+
+
+def test_cosines_are_of_all_matrices_of_a_part() -> None:
+    tokenizer = chat.build_tokenizer()
+    initial, trained = chat.build(tokenizer), chat.build(tokenizer)
+    trained.load_state_dict(initial.state_dict())
+    with torch.no_grad():
+        trained.model.multi_modal_projector.linear_1.weight.neg_()
+        trained.model.multi_modal_projector.linear_2.weight.neg_()
+        trained.model.vision_tower.get_input_embeddings().weight.normal_(std=10)
+    found = initial_cosines(trained, initial)
+    assert found["language_model"] == pytest.approx(1, abs=1e-4)
+    assert found["multi_modal_projector"] == pytest.approx(-1, abs=1e-4)
+    assert abs(found["vision_tower"]) < 0.1
+
+
+def test_decay_is_summed_over_steps(tmp_path: Path) -> None:
+    log = tmp_path / "train.jsonl"
+    log.write_text('{"step": 500, "progress": 0.0}\n{"step": 700, "progress": 1.0}\n')
+    rates = 500 * ChatCourse.peak + 200 * 0.01 * ChatCourse.peak
+    assert summed_decay(log) == pytest.approx(rates * ChatCourse.decay)
+
+
+def test_an_outlier_channel_is_found() -> None:
+    tokenizer = chat.build_tokenizer()
+    model = chat.build(tokenizer).eval()
+    sample = calibration_sample(2, CHAT_OBJECTS)
+    plain = outlier_channels(model, tokenizer, sample)
+    assert [len(layers) for layers in plain.values()] == [4, 4]
+    with torch.no_grad():
+        model.model.vision_tower.encoder.layers[2].mlp.fc2.bias[7] = 1000
+    found = outlier_channels(model, tokenizer, sample)["vision"]
+    assert found[:2] == plain["vision"][:2]
+    assert found[2][0] == plain["vision"][2][0] + 1
+    assert found[2][1] > 100

@@ -18,7 +18,14 @@ from benchmarks.demo.processors import FAMILIES, Family, build_tokenizer
 from benchmarks.demo.samples import draw_sample
 from benchmarks.demo.scenes import CHAT_OBJECTS
 from benchmarks.demo.schedule import Clock
-from benchmarks.demo.train import STATE_FILE, build_optimizer, take_step, train
+from benchmarks.demo.train import (
+    STATE_FILE,
+    agree_on_time,
+    build_optimizer,
+    descend,
+    take_step,
+    train,
+)
 
 SIXTEEN_MB = 16_000_000
 
@@ -128,6 +135,28 @@ def test_a_run_logs_saves_loads_and_resumes(tmp_path: Path) -> None:
     figures = evaluate(model, tokenizer, family, draw_sample("test", 20, seed=0), candidates=5)
     assert set(figures) == {"r1_i2t", "r1_t2i", "r1_i2t_reranked", "r1_t2i_reranked"}
     assert all(0 <= value <= 100 for value in figures.values())
+
+
+@pytest.mark.long
+def test_two_processes_step_along_the_mean_gradient_by_one_clock(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_take_a_step, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["weights"], torch.tensor([[-0.15, -0.15]]))
+        assert found["seconds"] == 10.0  # the first one's
+
+
+def _take_a_step(rank: int, folder: Path) -> None:
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.data.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    descend(model, optimizer, {"loss": 0.1 * (1 + rank) * model(torch.ones(2)).sum()})
+    clock = Clock(minutes=1, steps=None, seconds=10.0 + rank)
+    agree_on_time(clock)
+    found = {"weights": model.weight.detach(), "seconds": clock.seconds}
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_captions_of_an_untrained_model_are_measured(tmp_path: Path) -> None:
