@@ -223,9 +223,9 @@ def vectors_of(
     """What scores each weight, by canonical name, and a factor of each.
 
     A composition is asked for its score, whose statistics one pass over the batches gathers. A
-    procedure has no score of elements besides its masks: it makes masks at several sparsities, and
-    an element's score is its size, |w| with new values if the method writes some, summed over the
-    masks that keep it. What goes first scores 0.
+    procedure, or a method that writes new values, has no score of elements besides its masks: it
+    makes masks at several sparsities, and an element's score is its size, |w| with new values if
+    there are some, summed over the masks that keep it. What goes first scores 0.
 
     Args:
         method: of `resolve_method`.
@@ -244,7 +244,7 @@ def vectors_of(
             )
         profile = profile or method.measured(context)
         method = with_profile(method, profile, weights, None, published=published)
-    if isinstance(method, Procedure):
+    if isinstance(method, Procedure) or method.changes_weights:
         masks = prune(
             context.model,
             context.batches,

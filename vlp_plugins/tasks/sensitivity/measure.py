@@ -16,6 +16,7 @@ from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batche
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.dimension.profile import IdProfile
+from vlp_plugins.masks.apply import write_kept
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
@@ -157,7 +158,10 @@ def _missing_points(
             with restored(part):
                 for name, mask in masks.items():
                     parameter = part[name].parameter
-                    zero_outside(parameter, mask.to(parameter.device))
+                    kept = mask.to(parameter.device)
+                    zero_outside(parameter, kept)
+                    if masks.new_values is not None:
+                        write_kept(parameter, kept, masks.new_values[name])
                 point = evaluator.measure(target, masks.removed)
             found[key_of(group, target)] = point
             record.add(group, point)
