@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from vlp_adapters.blip.answering_model import BlipAnsweringConfig, BlipForAnswering
 from vlp_adapters.blip.configuration import BlipPretrainConfig
@@ -45,7 +46,7 @@ _POSITIONS = ".embeddings.position_embeddings.weight"  # the original numbers ea
 _WORDS = 30524
 _BERT_SEP = 102  # id of [SEP] in the vocabulary of BERT, which BLIP extends
 _BERT_PROMPT = (1037, 3861, 1997)  # `a picture of`
-_QUEUES = ("image_queue", "text_queue", "queue_ptr")
+_QUEUES = ("image_queue", "text_queue")
 _RETRIEVAL_STATE = ("temp", "image_queue", "text_queue", "idx_queue", "ptr_queue")
 _QUEUE_SIZE = 57600
 _TEMPERATURE = 0.07
@@ -160,7 +161,8 @@ def load_original(
         options = {name: value for name, value in given.items() if value is not None}
         config = infer_config(original, **(options_beside(path, given) | options))
     answers = isinstance(config, BlipAnsweringConfig)
-    model = (BlipForAnswering if answers else _CLASSES[kind])(config)
+    with no_init_weights():  # all are loaded
+        model = (BlipForAnswering if answers else _CLASSES[kind])(config)
     expected = model.state_dict()
     state = state_from_original(original)
     _fill_ties(path, state, model.all_tied_weights_keys)
@@ -285,8 +287,9 @@ def _fill_momentum_state(state: dict[str, Tensor], expected: Mapping[str, Tensor
     if not any("_m." in name for name in state):
         twins = ((name, name.replace("_m.", ".", 1)) for name in expected if "_m." in name)
         state |= {twin: state[online] for twin, online in twins if online in state}
-    if not any(name in state for name in _QUEUES):
-        state |= {name: expected[name] for name in _QUEUES}
+    if not any(name in state for name in (*_QUEUES, "queue_ptr")):
+        state |= {name: _drawn(expected[name].shape) for name in _QUEUES}
+        state["queue_ptr"] = torch.zeros_like(expected["queue_ptr"])
 
 
 def _online(path: str | os.PathLike[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -312,13 +315,16 @@ def _momentum_state(config: Any, size: int, state: Mapping[str, Tensor]) -> dict
         if name.startswith(_FOLLOWED)
     }
     generator = torch.Generator().manual_seed(0)
-    for name in ("image_queue", "text_queue"):
-        features = torch.randn(config.image_text_hidden_size, size, generator=generator)
-        found[name] = functional.normalize(features, dim=0)
+    found |= {n: _drawn((config.image_text_hidden_size, size), generator) for n in _QUEUES}
     found["idx_queue"] = torch.full((1, size), _NO_IMAGE)
     found["ptr_queue"] = torch.zeros(1, dtype=torch.int64)
     found["temp"] = torch.tensor(getattr(config, "contrastive_temperature", _TEMPERATURE))
     return found
+
+
+def _drawn(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """A queue of random features `[D, Q]`."""
+    return functional.normalize(torch.randn(tuple(shape), generator=generator), dim=0)
 
 
 def _heads(given: int | None, width: int, tower: str) -> int:
