@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.models.architecture import bounded
 from vlp_plugins.runtime.artifacts import load_pickled
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
@@ -90,6 +91,25 @@ def options_beside(path: str | os.PathLike[str], known: Collection[str]) -> dict
             f"takes {', '.join(known)}"
         )
     return options
+
+
+def joined(
+    state: Mapping[str, Tensor], place_of: Callable[[str], OriginalPart]
+) -> dict[str, Tensor]:
+    """Tensors by original names, on the CPU; parts of one tensor are put below each other.
+
+    Args:
+        state: tensors by our names.
+        place_of: see `Adapter.original_part`.
+    """
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, value in state.items():
+        place = place_of(name)
+        parts.setdefault(place.name, {})[place.part] = value.cpu()
+    return {
+        name: rows[0] if len(rows) == 1 else torch.cat([rows[part] for part in sorted(rows)])
+        for name, rows in parts.items()
+    }
 
 
 def write_state(

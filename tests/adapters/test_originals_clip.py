@@ -329,12 +329,17 @@ def test_originals_are_pruned_and_evaluated_from_the_command_line(photos, tmp_pa
     assert "--processor" in failed.stderr
     processor = save_processor(tmp_path / "processor")
     command(*run, "--out", tmp_path / "out", "--processor", processor)
-    masks = Masks.load(next((tmp_path / "out").rglob("masks*.safetensors")))
+    path = next((tmp_path / "out").rglob("masks*.safetensors"))
+    masks = Masks.load(path)
     model, adapter = load_model(str(folder))
     masks.apply(model, adapter)
     shown = command("evaluate", file, "--data", photos, "--task", "retrieval",
                     "--processor", processor).stdout  # fmt: skip
     assert "R@1" in shown
+    tuned = tmp_path / "tuned"
+    command("finetune", file, "--task", "retrieval", "--data", photos, "--processor", processor,
+            "--masks", path, "--epochs", 1, "--batch-size", 4, "--out", tuned)  # fmt: skip
+    assert masks.verify(load_model(str(tuned))[0], adapter) == []
     shutil.copytree(processor, folder, dirs_exist_ok=True)
     command(*run, "--out", tmp_path / "again")  # the processor in the folder is found
 

@@ -219,10 +219,18 @@ def test_originals_are_pruned_from_the_command_line(name, classes, tmp_path) -> 
     sides = {"height": 32, "width": 32}
     ViTImageProcessorPil(size=sides).save_pretrained(tmp_path / "processor")
     command(*run, "--processor", tmp_path / "processor")
-    masks = Masks.load(next((tmp_path / "out").rglob("masks*.safetensors")))
+    file = next((tmp_path / "out").rglob("masks*.safetensors"))
+    masks = Masks.load(file)
     model, adapter = load_model(str(path))
     masks.apply(model, adapter)
     assert masks.verify(model, adapter) == []
+    tuned = tmp_path / "tuned"
+    command("finetune", path, "--task", "classification", "--data", classes, "--masks", file,
+            "--processor", tmp_path / "processor", "--epochs", 1, "--batch-size", 10,
+            "--out", tuned)  # fmt: skip
+    classifier, _ = load_model(str(tuned))
+    assert type(classifier) is ViTForImageClassification
+    assert masks.verify(classifier, adapter) == []
     if name == "timm_vit":
         shown = command("evaluate", path, "--data", classes, "--task", "classification",
                         "--processor", tmp_path / "processor").stdout  # fmt: skip

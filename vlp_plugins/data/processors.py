@@ -101,7 +101,7 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
             why = ""  # it was said what is missing
         raise DataError(
             f"no processor {where}: it needs {_FILES}; copy them from the model that it was made "
-            f"of, or name a folder or hub id that has them with --processor{why and f' ({why})'}"
+            f"of, or give --processor with a folder or hub id that has them{why and f' ({why})'}"
         )
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:

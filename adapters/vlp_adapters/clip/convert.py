@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from transformers.initialization import no_init_weights
 
-from vlp_adapters.checkpoints import check_fit, options_beside, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, joined, options_beside, read_state, write_state
 from vlp_adapters.clip.modeling import SiglipWithClipVision, SiglipWithClipVisionConfig
 from vlp_adapters.clip.names import (
     FUSED,
@@ -27,10 +27,12 @@ from vlp_adapters.clip.names import (
     format_of,
     from_open_clip_name,
     from_original_name,
+    original_part,
     to_open_clip_name,
     to_original_name,
 )
 from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options, shapes_of
+from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
 _log = logging.getLogger(__name__)
@@ -239,7 +241,8 @@ def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = zip(FUSED, value.chunk(len(FUSED)), strict=True)
             result |= {f"{before}self_attn.{part}.{kind}": rows for part, rows in parts}
         elif name in TRANSPOSED:
-            result[f"{POOLING}weight" if is_siglip else name] = value.T
+            turned = value.T if value.ndim == 2 else value  # `check_fit` says so of others
+            result[f"{POOLING}weight" if is_siglip else name] = turned
         else:
             result[name] = value
     if is_siglip:
@@ -253,24 +256,18 @@ def state_to_original(model: CLIPModel | SiglipModel) -> dict[str, Tensor]:
     A `CLIPModel` has OpenAI's, or those of open_clip's CustomTextCLIP if it was loaded from such a
     file.
     """
+    result = joined(model.state_dict(), lambda name: original_part(name) or OriginalPart(name))
+    result |= {name: result[name].reshape(()) for name in _SCALARS if name in result}
     is_siglip = isinstance(model, SiglipModel)
     trunk = is_siglip and not isinstance(model, SiglipWithClipVision)
-    custom = is_siglip or getattr(model.config, _CUSTOM_TEXT, False)
-    state = model.state_dict()
-    result: dict[str, Tensor] = {}
-    for name, value in state.items():
-        fused = f".{FUSED[0]}."
-        if fused in name:  # stands for all three
-            value = torch.cat([state[name.replace(FUSED[0], part)] for part in FUSED])
-            name = name.replace(fused, ".in_proj_")
-        elif ".k_proj." in name or ".v_proj." in name:
-            continue
-        elif name in TRANSPOSED or (is_siglip and not trunk and name == f"{POOLING}weight"):
-            name, value = name.replace(POOLING, "visual_projection."), value.T.contiguous()
-        original = to_original_name(name) or name
-        if custom:
-            original = to_open_clip_name(original, trunk=trunk)
-        result[original] = (value.reshape(()) if name in _SCALARS else value).cpu()
+    if is_siglip and not trunk:
+        result["visual.proj"] = result.pop(f"{POOLING}weight")
+    for name in ("visual.proj", "text_projection"):
+        if name in result:
+            result[name] = result[name].T.contiguous()
+    if not (is_siglip or getattr(model.config, _CUSTOM_TEXT, False)):
+        return result
+    result = {to_open_clip_name(name, trunk=trunk): value for name, value in result.items()}
     if trunk:
         positions = "visual.trunk.pos_embed"
         result[positions] = result[positions][None]
@@ -328,7 +325,7 @@ def _inferred(
             options_beside(path, OPTIONS), options)  # fmt: skip
     chosen = {name: value for some in said for name, value in some.items() if value is not None}
     if "hidden_act" not in chosen:
-        chosen["hidden_act"] = _activation(path, state)
+        chosen["hidden_act"] = _activation(path, state, form)
     config = (infer_config if form.family == "clip" else infer_siglip_config)(state, **chosen)
     if form.custom_text:
         setattr(config, _CUSTOM_TEXT, True)  # is saved with the model, for `save_original`
@@ -397,17 +394,20 @@ def _check_computed(
             )
 
 
-def _activation(path: Path, state: Mapping[str, Tensor]) -> str:
+def _activation(path: Path, state: Mapping[str, Tensor], form: Format) -> str:
     """That of OpenAI for its own files, and of open_clip for others, with a warning."""
     half = _PATCHES in state and state[_PATCHES].dtype == torch.float16
     if half or "quickgelu" in path.name.lower() or any(name in state for name in _OF_OPENAI):
         return "quick_gelu"
+    other, keyword, value = (
+        ("are of SigLIP 2, whose text tower has gelu_pytorch_tanh", "text_act", _TANH)
+        if form.family == "siglip"
+        else ("come from OpenAI, whose activation is quick_gelu", "hidden_act", "quick_gelu")
+    )
     _log.warning(
         "%s does not say its activation; assumed is gelu, as in most models of open_clip. If the "
-        "weights come from OpenAI, whose activation is quick_gelu, the features are wrong: put a "
-        '%s with {"hidden_act": "quick_gelu"} next to the file, or call '
-        'load_original(path, hidden_act="quick_gelu")',
-        path,
-        path.with_suffix(".json").name,
-    )
+        'weights %s, the features are wrong: put a %s with {"%s": "%s"} next to the file, or call '
+        'load_original(path, %s="%s")',
+        path, other, path.with_suffix(".json").name, keyword, value, keyword, value,
+    )  # fmt: skip
     return "gelu"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlp_adapters.checkpoints import check_fit, few, options_beside, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, few, joined, options_beside, read_state, write_state
 from vlp_adapters.names import rebegin, reverse
 from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options, shapes_of
 from vlp_plugins.models.adapter import OriginalPart
@@ -124,7 +124,6 @@ _TIMM = (
 )
 _TIMM_LAYER = (
     ("attention.o_proj.", "attn.proj."),
-    ("attention.qkv.", "attn.qkv."),
     ("layernorm_before.", "norm1."),
     ("layernorm_after.", "norm2."),
 )
@@ -207,7 +206,7 @@ def load_original(
             else:
                 model = ViTModel(config, add_pooling_layer=False)
         state = state_from_original(original)
-        check_fit(path, state, model.state_dict(), "ViT", lambda name: to_timm_name(name) or name)
+        check_fit(path, state, model.state_dict(), "ViT", _timm_name)
         model.load_state_dict(state)
     return model.eval()
 
@@ -292,35 +291,39 @@ def state_to_original(model: ViTModel | ViTForImageClassification) -> dict[str, 
     Raises:
         UnsupportedError: if the model has parameters that timm's has not.
     """
-    state = model.state_dict()
-    result: dict[str, Tensor] = {}
-    for name, value in state.items():
-        original = to_timm_name(name)
-        if original is None:
-            raise UnsupportedError(
-                f"{type(model).__name__} has {name}, for which timm has no name; give a ViTModel "
-                "without pooler or a ViTForImageClassification"
-            )
-        if original not in result:
-            fused = original.partition(".attn.qkv.")[1]
-            parts = [name.replace(_FUSED[0], part) for part in _FUSED] if fused else [name]
-            rows = [state[part] for part in parts]
-            result[original] = (torch.cat(rows) if fused else value).cpu()
-    return result
+
+    def place_of(name: str) -> OriginalPart:
+        if place := timm_part(name):
+            return place
+        raise UnsupportedError(
+            f"{type(model).__name__} has {name}, for which timm has no name; give a ViTModel "
+            "without pooler or a ViTForImageClassification"
+        )
+
+    return joined(model.state_dict(), place_of)
 
 
-def to_timm_name(path: str) -> str | None:
-    """The name in timm of a parameter of ViT; query, key and value are one there.
+def timm_part(path: str) -> OriginalPart | None:
+    """Where timm keeps a parameter of ViT: a third of `attn.qkv` for query, key and value.
 
     None for what timm does not have.
     """
     match = _OUR_LAYER.fullmatch(path)
     if match is None:
         path = path.removeprefix("vit.")
-        timm = rebegin(path, _TIMM)
-        return None if timm == path else timm
-    tail = re.sub(rf"attention\.({'|'.join(_FUSED)})\.", "attention.qkv.", match[2])
-    return f"blocks.{match[1]}.{rebegin(tail, _TIMM_LAYER)}"
+        name = rebegin(path, _TIMM)
+        return None if name == path else OriginalPart(name)
+    block, tail = f"blocks.{match[1]}.", match[2]
+    for part, projection in enumerate(_FUSED):
+        if tail.startswith(f"attention.{projection}."):
+            kind = tail.rpartition(".")[2]
+            return OriginalPart(f"{block}attn.qkv.{kind}", part, len(_FUSED))
+    return OriginalPart(block + rebegin(tail, _TIMM_LAYER))
+
+
+def _timm_name(path: str) -> str:
+    place = timm_part(path)
+    return place.name if place else path
 
 
 def _backbone(path: str | os.PathLike[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
