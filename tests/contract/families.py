@@ -482,7 +482,7 @@ FAMILIES = {
             num_query_tokens=4,
             image_text_hidden_size=8,
         ),
-        pairs(("ttt", "tt", "tttt")),
+        pairs(("ttt", "tt", "tttt")),  # as long as there are queries
         {
             "qformer.encoder.layer.0.attention.attention.query": {"QUERY": 12, "TEXT": 9},
             "qformer.encoder.layer.0.intermediate_query.dense": {"QUERY": 12},
@@ -800,4 +800,349 @@ FAMILIES = {
         "two towers",
         left=False,
     ),
+    "kosmos2": Family(
+        made(
+            "Kosmos2ForConditionalGeneration",
+            vision_config=VIT,
+            text_config={
+                "embed_dim": 16,
+                "layers": 2,
+                "ffn_dim": 32,
+                "attention_heads": 2,
+                "vocab_size": 100,
+                "max_position_embeddings": 64,
+                "pad_token_id": PAD,
+            },
+            latent_query_num=4,
+        ),
+        lambda side: (
+            (texts := written(("t####ttt", "####t"), side))
+            | batched(2)()
+            | {"image_embeds_position_mask": (texts["input_ids"] == IMAGE).long()}
+        ),
+        {
+            "text_model.model.layers.0.self_attn.q_proj": {"TEXT": 5, "IMAGE": 8},
+            "vision_model.model.encoder.layers.0.self_attn.q_proj": {"IMAGE": 10},
+            "image_to_text_projection.dense": {"IMAGE": 10},
+        },
+        "chat",
+        left=False,  # it counts positions by ids, not by the mask
+    ),
+    "glm4v": Family(
+        made(
+            "Glm4vForConditionalGeneration",
+            vision_config=QWEN_VISION
+            | {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 16,
+                "image_size": 32,
+            },
+            text_config=QWEN2 | {"model_type": "glm4v_text"} | MROPE,
+            image_token_id=IMAGE,
+            video_token_id=91,
+            image_start_token_id=92,
+            image_end_token_id=93,
+            video_start_token_id=94,
+            video_end_token_id=95,
+        ),
+        qwen(QWEN_ROWS, qwen_images),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": counted(QWEN_ROWS),
+            "model.visual.blocks.0.attn.qkv": {"IMAGE": 40},
+        },
+        "packed patches",
+    ),
+    "deepseek_vl": Family(
+        made(
+            "DeepseekVLForConditionalGeneration",
+            vision_config=SIGLIP_VISION,
+            text_config=LLAMA,
+            image_token_id=IMAGE,
+        ),
+        chat(TWO_ONE_NONE, batched()),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": counted(TWO_ONE_NONE),
+            "model.aligner.linear1": {"IMAGE": 12},
+        },
+        "chat",
+    ),
+    "lfm2_vl": Family(
+        made(
+            "Lfm2VlForConditionalGeneration",
+            vision_config=SIZES
+            | {
+                "model_type": "siglip2_vision_model",
+                "intermediate_size": 32,
+                "patch_size": 4,
+                "num_patches": 16,
+            },
+            text_config=LLAMA | {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+            image_token_id=IMAGE,
+            downsample_factor=2,
+            projector_hidden_size=16,
+        ),
+        chat(
+            ("tt####t##t", "t####tt", "ttt"),
+            lambda: {
+                "pixel_values": pixels(3).reshape(3, 16, 48),
+                "spatial_shapes": torch.tensor([[4, 4], [2, 4], [4, 4]]),
+                "pixel_attention_mask": torch.tensor([[1] * 16, [1] * 8 + [0] * 8, [1] * 16]),
+            },
+        ),
+        {
+            "model.language_model.layers.1.self_attn.q_proj": {"TEXT": 10, "IMAGE": 10},
+            "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 40},
+            "model.multi_modal_projector.linear_1": {"IMAGE": 10},
+        },
+        "masked images",
+    ),
+    "qwen3_5": Family(
+        made(
+            "Qwen3_5ForConditionalGeneration",
+            vision_config=QWEN_VISION
+            | {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 16,
+                "num_position_embeddings": 16,
+            },
+            text_config=QWEN2
+            | {
+                "model_type": "qwen3_5_text",
+                "head_dim": 8,
+                "layer_types": ["linear_attention", "full_attention"],
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 2,
+                "rope_parameters": ROPE | {"partial_rotary_factor": 1.0},
+            },
+            **QWEN_IDS,
+        ),
+        qwen(QWEN_ROWS, qwen_images),
+        {
+            "model.language_model.layers.1.self_attn.q_proj": counted(QWEN_ROWS),
+            "model.visual.blocks.0.attn.qkv": {"IMAGE": 40},
+        },
+        "packed patches",
+    ),
+    "qwen3_vl_moe": Family(
+        made(
+            "Qwen3VLMoeForConditionalGeneration",
+            vision_config=QWEN_VISION
+            | {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 16,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 16,
+            },
+            text_config=QWEN2
+            | {
+                "model_type": "qwen3_vl_moe_text",
+                "head_dim": 8,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 8,
+            }
+            | MROPE,
+            **QWEN_IDS,
+        ),
+        qwen(QWEN_ROWS, qwen_images),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": counted(QWEN_ROWS),
+            "model.visual.blocks.0.attn.qkv": {"IMAGE": 40},
+        },
+        "experts",
+    ),
+    "aria": Family(
+        made(
+            "AriaForConditionalGeneration",
+            vision_config=IDEFICS_VISION | {"model_type": "idefics3_vision"},
+            text_config=LLAMA
+            | {
+                "model_type": "aria_text",
+                "moe_num_experts": 4,
+                "moe_topk": 2,
+                "moe_num_shared_experts": 1,
+            },
+            projector_patch_to_query_dict={16: 4},
+            image_token_index=IMAGE,
+        ),
+        chat(TWO_ONE_NONE, batched()),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": counted(TWO_ONE_NONE),
+            "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 48},
+        },
+        "experts",
+    ),
+    "llama4": Family(
+        made(
+            "Llama4ForConditionalGeneration",
+            vision_config=VIT
+            | {
+                "patch_size": 4,
+                "vision_output_dim": 16,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+                "intermediate_size": 64,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+            text_config=LLAMA
+            | {
+                "model_type": "llama4_text",
+                "head_dim": 8,
+                "intermediate_size_mlp": 32,
+                "num_local_experts": 4,
+                "moe_layers": [1],
+                "attention_chunk_size": 64,
+            },
+            image_token_index=IMAGE,
+        ),
+        chat(TWO_ONE_NONE, batched()),
+        {
+            "language_model.model.layers.0.self_attn.q_proj": counted(TWO_ONE_NONE),
+            "vision_model.model.layers.0.self_attn.q_proj": {"IMAGE": 51},
+        },
+        "experts",
+    ),
+    "ovis2": Family(
+        made(
+            "Ovis2ForConditionalGeneration",
+            vision_config=VIT
+            | {
+                "patch_size": 4,
+                "hidden_stride": 2,
+                "vocab_size": 20,
+                "num_visual_indicator_tokens": 5,
+            },
+            text_config=QWEN2,
+            image_token_id=IMAGE,
+            visual_indicator_token_ids=[91, 92, 93, 94, 95],
+            vocab_size=100,
+            hidden_size=16,
+        ),
+        chat(TWO_ONE_NONE, batched()),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": counted(TWO_ONE_NONE),
+            "model.vision_tower.transformer.encoder.layers.0.attention.q_proj": {"IMAGE": 48},
+        },
+        "chat",
+    ),
+    "align": Family(
+        made(
+            "AlignModel",
+            text_config=TOWERS["text_config"],
+            vision_config={
+                "image_size": 16,
+                "kernel_sizes": [3, 3],
+                "in_channels": [32, 16],
+                "out_channels": [16, 16],
+                "strides": [1, 2],
+                "num_block_repeats": [1, 1],
+                "expand_ratios": [1, 2],
+                "width_coefficient": 1.0,
+                "depth_coefficient": 1.0,
+                "hidden_dim": 32,
+            },
+            projection_dim=16,
+        ),
+        pairs(PAIR),
+        {"text_model.encoder.layer.0.attention.self.query": {"TEXT": 9}},
+        "two towers",
+        left=False,
+    ),
+    "vit_gpt2": Family(
+        lambda: transformers.VisionEncoderDecoderModel(
+            transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+                transformers.ViTConfig(**VIT),
+                transformers.GPT2Config(
+                    n_embd=16,
+                    n_layer=2,
+                    n_head=2,
+                    vocab_size=100,
+                    n_positions=32,
+                    pad_token_id=PAD,
+                    bos_token_id=1,
+                    decoder_start_token_id=1,
+                ),
+                pad_token_id=PAD,
+                decoder_start_token_id=1,
+            )
+        ),
+        lambda _: {"pixel_values": pixels(2), "labels": DECODED},
+        {"encoder.layers.0.attention.q_proj": {"IMAGE": 10}},
+        "encoder-decoder",
+        left=False,
+    ),
+    "dinov3_convnext": Family(
+        made("DINOv3ConvNextModel", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], image_size=32),
+        lambda _: {"pixel_values": pixels(2, 32)},
+        {},
+        "images only",
+        left=False,
+        gradients=False,
+    ),
 }
+
+EXCEPTIONS: dict[str, tuple[Family, str]] = {
+    "grounding_dino": (
+        Family(
+            made(
+                "GroundingDinoModel",
+                backbone_config={
+                    "model_type": "swin",
+                    "image_size": 32,
+                    "patch_size": 4,
+                    "embed_dim": 8,
+                    "depths": [1, 1, 1, 1],
+                    "num_heads": [1, 1, 1, 1],
+                    "window_size": 2,
+                    "out_indices": [2, 3, 4],
+                },
+                text_config=TOWERS["text_config"] | {"model_type": "bert"},
+                d_model=32,
+                encoder_layers=2,
+                decoder_layers=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                num_queries=4,
+                max_text_len=32,
+            ),
+            pairs(PAIR, 64),
+            {"text_backbone.encoder.layer.0.attention.self.query": {"TEXT": 9}},
+            "cross-attention",
+            left=False,
+            gradients=False,
+        ),
+        "its masks are true at the padding, and its detector reads texts and regions at once",
+    ),
+    "phi4_multimodal": (
+        Family(
+            made(
+                "Phi4MultimodalForCausalLM",
+                **(LLAMA | {"model_type": "phi4_multimodal"}),
+                vision_config=VIT | {"patch_size": 4, "crop_size": 16, "image_token_id": IMAGE},
+                audio_config={
+                    "hidden_size": 16,
+                    "intermediate_size": 16,
+                    "num_blocks": 2,
+                    "num_attention_heads": 2,
+                    "input_size": 16,
+                    "ext_pw_out_channel": 16,
+                    "depthwise_separable_out_channel": 16,
+                    "nemo_conv_channels": 16,
+                    "audio_token_id": 91,
+                },
+            ),
+            lambda side: written(("tttt", "tt"), side),
+            {},
+            "chat",
+        ),
+        "its speech encoder is run by no batch of images and texts: exclude it",
+    ),
+}
+"""Families that do not pass, and why."""

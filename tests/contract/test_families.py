@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family
+from families import EXCEPTIONS, FAMILIES, Family
 from torch import Tensor, nn
 from vlp_command import command
 
@@ -194,3 +194,22 @@ def test_is_pruned_from_the_command_line(case: Case, tmp_path: Path) -> None:
         "masks", "verify", tmp_path / "out/masks-0.5.safetensors", tmp_path / "out/model-0.5"
     )
     assert f"all {int(0.5 * case.weights.numel):,} removed elements" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(
+            family, id=name, marks=pytest.mark.xfail(reason=why, raises=vlp.VlpError, strict=True)
+        )
+        for name, (family, why) in EXCEPTIONS.items()
+    ],
+)
+def test_families_that_are_excepted(family: Family) -> None:
+    torch.manual_seed(0)
+    vlp.prune(family.model().eval(), [family.batch("right")], method="wanda", sparsity=0.5)
+
+
+def test_few_families_are_excepted() -> None:
+    assert len(FAMILIES) >= 45
+    assert len(EXCEPTIONS) <= 5

@@ -314,6 +314,7 @@ class Probes:
         if self._losses and missed:
             raise StatisticsError(
                 f"the loss of adapter {self._adapter.name!r} does not depend on "
-                f"{named(self._weights, missed)}; exclude it (with ModuleAdapter: exclude=...), "
-                "give a loss that uses the whole model, or a method without gradients"
+                f"{named(self._weights, missed)}; exclude it (with ModuleAdapter and "
+                "TransformersAdapter: exclude=...), give a loss that uses the whole model, or a "
+                "method without gradients"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -201,15 +202,18 @@ def check_reached(adapter: Adapter, weights: WeightMap, reached: Collection[str]
     if missed := [name for name in weights if name not in reached]:
         raise StatisticsError(
             f"no stream of adapter {adapter.name!r} ran {named(weights, missed)}; the "
-            "adapter must run it or exclude it (with ModuleAdapter: exclude=..., or batches "
-            "that use the whole model)"
+            "adapter must run it or exclude it (with ModuleAdapter and TransformersAdapter: "
+            "exclude=..., or batches that use the whole model)"
         )
 
 
 def named(weights: WeightMap, missed: Sequence[str]) -> str:
-    """The first of some weights, with its modules, and how many there are."""
+    """The first of some weights, with its modules, and how many there are, all of them named."""
     owners = ", ".join(owner.module for owner in weights[missed[0]].owners)
-    return f"weight {missed[0]!r} at {owners} ({len(missed)} weights in all)"
+    first = f"weight {missed[0]!r} at {owners} ({len(missed)} weights in all"
+    layer = re.compile(r"\.\d+(?=\.|$)")
+    kinds = dict.fromkeys(layer.sub(".*", weights[name].owners[0].module) for name in missed)
+    return f"{first}: {', '.join(kinds)})" if len(missed) > 1 else f"{first})"
 
 
 def kinds_of(

@@ -21,6 +21,7 @@ from vlp_plugins.cli.options import (
 from vlp_plugins.cli.tables import counts_record, print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
+    from vlp_plugins.masks.manifest import Count
     from vlp_plugins.masks.masks import Masks
 
 _file = click.argument("file", type=PATH)
@@ -77,7 +78,7 @@ def show(file: Path, as_json: bool) -> None:
         ["modality", "sparsity", "kept", "elements"],
         [
             [name, f"{c.sparsity:.4%}", f"{c.kept:,}", f"{c.total:,}"]
-            for name, c in [*counts.by_modality.items(), ("all", counts.all)]
+            for name, c in [*counts.by_modality.items(), ("all", counts.all), *_whole(found)]
         ],
     )
 
@@ -146,7 +147,9 @@ def apply(
                 "new_weights": found.new_values is not None and not keep_weights,
             }
             save_model(loaded, target, source=model, origin=origin, overwrite=overwrite)
-        click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero")
+        whole = found.model_sparsity
+        of_model = "" if whole is None else f", {whole:.1%} of the whole model"
+        click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero{of_model}")
         if found.new_values is not None:
             say(f"the others were {'left as they are' if keep_weights else 'given new values'}")
         if sparse:
@@ -167,6 +170,8 @@ def verify(file: Path, model: str, as_json: bool, **loading: Any) -> None:
     """Check that every weight of MODEL that a mask FILE removes is zero; exit code 1 if not."""
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
+    from vlp_plugins.models.weights import WeightMap
+    from vlp_plugins.report.layers import whole_sparsity
 
     _check_order(file, model)
     found = Masks.load(file)
@@ -182,7 +187,11 @@ def verify(file: Path, model: str, as_json: bool, **loading: Any) -> None:
         print_json({"ok": not violations, "removed": found.removed, "violations": rows})
         sys.exit(NOT_SPARSE if violations else 0)
     if not violations:
-        click.echo(f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero")
+        whole = whole_sparsity(loaded, WeightMap.of(loaded, adapter), found)
+        click.echo(
+            f"ok: all {found.removed:,} removed elements of {len(found)} weights are zero, "
+            f"{whole:.1%} of the whole model"
+        )
         return
     print_table(
         "Not zero where the mask removes",
@@ -328,8 +337,16 @@ def _record(file: Path, found: Masks) -> dict[str, Any]:
         **{name: getattr(m, name) for name in (*names, "made_by", "created", "note")},
         "warnings": _doubts(file, found),
         "new_weights_bytes": None if found.new_values is None else found.values_bytes,
-        **counts_record({**counts.by_modality, "all": counts.all}),
+        **counts_record({**counts.by_modality, "all": counts.all, **dict(_whole(found))}),
     }
+
+
+def _whole(found: Masks) -> list[tuple[str, Count]]:
+    """What masks keep of the whole model, if they know how large it was."""
+    from vlp_plugins.masks.manifest import Count
+
+    elements = found.manifest.model_elements
+    return [] if elements is None else [("whole model", Count(elements - found.removed, elements))]
 
 
 def _comparison(first: Masks, second: Masks) -> dict[str, Any]:

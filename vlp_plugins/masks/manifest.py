@@ -58,6 +58,7 @@ class Manifest:
         calibration: fingerprint, samples, batches and token handling; None without data.
         weights_hash: `WeightMap.content_hash()` of the dense model, for information; None for a
             model without values.
+        model_elements: parameters of the whole model; None if unknown.
         versions: of the packages that took part.
         created: time in UTC, ISO 8601.
         note: anything else worth knowing, such as "inverted".
@@ -75,6 +76,7 @@ class Manifest:
     sparsity: float | dict[str, float] | None = None
     calibration: dict[str, Any] | None = None
     weights_hash: str | None = None
+    model_elements: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     created: str | None = None
     note: str | None = None
@@ -110,6 +112,7 @@ class Manifest:
             sparsity=dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
             calibration=None if calibration is None else dict(calibration),
             weights_hash=weights_hash or _content_hash(weights),
+            model_elements=weights.model_elements,
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             note=note,
@@ -214,6 +217,8 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"{key} is not a text")
     if not isinstance(manifest.schema, int) or manifest.schema < 1:
         raise ValueError(f"format {manifest.schema!r}")
+    if not isinstance(manifest.model_elements, int | None) or manifest.model_elements == 0:
+        raise ValueError(f"a model of {manifest.model_elements!r} parameters")
     for key in ("adapter_settings", "parameters"):
         if not isinstance(getattr(manifest, key), dict):
             raise ValueError(f"{key} is no mapping")

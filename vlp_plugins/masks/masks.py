@@ -170,6 +170,12 @@ class Masks(Mapping[str, torch.Tensor]):
         """Fraction removed, exact: removed / total."""
         return self.counts().all.sparsity
 
+    @property
+    def model_sparsity(self) -> float | None:
+        """Fraction removed of all parameters of the model, pruned or not; None if unknown."""
+        elements = self.manifest.model_elements
+        return None if elements is None else self.removed / elements
+
     def match(self, weights: WeightMap) -> dict[str, str]:
         """For every weight of a model the name of its mask.
 

@@ -261,7 +261,7 @@ def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> 
             ) from error
     known = registry()
     if name in known.adapter_names():
-        named = _made(known, name, settings)
+        named = _made(known, name, settings) if settings else known.adapter(name)
         if named.claims(model):
             return named
     return known.adapter_for(model)

@@ -88,8 +88,9 @@ _ASKED = "excluded on request"
 _BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED)
 """What reasons begin with that are no lack of ours."""
 
-Rule = Callable[[str, nn.Module], str | None]
-"""Takes path and module of a layer; returns why it is not pruned, None if it may be."""
+Rule = Callable[[str, nn.Module, str], str | None]
+"""Takes path and module of a layer, and the name of a parameter of it; returns why that is not
+pruned, None if it may be."""
 
 
 def prunable_layers(model: nn.Module, rule: Rule) -> list[str]:
@@ -144,7 +145,7 @@ def explain_rest(
 def asked_for(exclude: Sequence[re.Pattern[str]]) -> Rule:
     """The rule that leaves out the layers in whose path one of the patterns is found."""
 
-    def rule(path: str, _: nn.Module) -> str | None:
+    def rule(path: str, _: nn.Module, __: str) -> str | None:
         found = next((p.pattern for p in exclude if p.search(path)), None)
         return None if found is None else f"{_ASKED} ({found})"
 
@@ -157,22 +158,21 @@ def _any_number(path: str) -> str:
 
 def _reasons(model: nn.Module, rule: Rule) -> Iterator[tuple[str, str | None]]:
     """(parameter path, why it is not pruned or None) for every name of every parameter."""
-    modules = [
-        (path, module, rule(path, module))
+    parameters = [
+        (path, module, name, parameter, rule(path, module, name))
         for path, module in model.named_modules(remove_duplicate=False)
+        for name, parameter in module.named_parameters(recurse=False)
     ]
     fixed = [
         parameter
-        for _, module, reason in modules
-        if reason is not None or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        for parameter in module.parameters(recurse=False)
+        for _, module, _, parameter, own in parameters
+        if own is not None or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     ]
-    for path, module, own in modules:
-        for name, parameter in module.named_parameters(recurse=False):
-            reason = own or _reason(module, name, parameter)
-            if reason is None and any(_same(parameter, other) for other in fixed):
-                reason = _TIED
-            yield (f"{path}.{name}" if path else name), reason
+    for path, module, name, parameter, own in parameters:
+        reason = own or _reason(module, name, parameter)
+        if reason is None and any(_same(parameter, other) for other in fixed):
+            reason = _TIED
+        yield (f"{path}.{name}" if path else name), reason
 
 
 def _reason(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:

@@ -67,15 +67,22 @@ class Weight:
 
 
 class WeightMap(Mapping[str, Weight]):
-    """Canonical name -> `Weight`, in the adapter's order. A weight exists once."""
+    """Canonical name -> `Weight`, in the adapter's order. A weight exists once.
+
+    Attributes:
+        model_elements: parameters of the whole model, each shared one counted once; None if
+            unknown.
+    """
 
     def __init__(
         self,
         weights: Mapping[str, Weight],
         adapter_name: str,
         adapter_settings: Mapping[str, Any] | None = None,
+        model_elements: int | None = None,
     ) -> None:
         self._weights = dict(weights)
+        self.model_elements = model_elements
         self.adapter_name = adapter_name
         self.adapter_settings = dict(adapter_settings or {})
 
@@ -114,7 +121,8 @@ class WeightMap(Mapping[str, Weight]):
         if not found:
             raise UnsupportedError(f"{type(model).__name__} has no prunable weight")
         _reject_overlaps(found)
-        return cls(found, adapter.name, adapter.settings())
+        elements = sum(parameter.numel() for parameter in model.parameters())
+        return cls(found, adapter.name, adapter.settings(), elements)
 
     def __getitem__(self, name: str) -> Weight:
         return self._weights[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from vlp_plugins.models.adapter import (
     WeightSpec,
     need,
 )
-from vlp_plugins.models.generic import asked_for, bind, explain_rest, prunable_layers
+from vlp_plugins.models.generic import Rule, asked_for, bind, explain_rest, prunable_layers
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
@@ -162,16 +162,16 @@ class TransformersAdapter(Adapter):
             return super().for_task(task, model)
         return {name: weight.aliases for name, weight in WeightMap.of(model, self).items()}
 
-    def _rule(self, towers: Towers) -> Callable[[str, nn.Module], str | None]:
-        """Why a layer is not pruned: asked for, or by default."""
+    def _rule(self, towers: Towers) -> Rule:
+        """Why a parameter is not pruned: asked for, or by default."""
         asked = asked_for(self._exclude)
 
-        def rule(path: str, module: nn.Module) -> str | None:
-            if reason := asked(path, module):
+        def rule(path: str, module: nn.Module, name: str) -> str | None:
+            if reason := asked(path, module, name):
                 return reason
             if any(pattern.search(path) for pattern in self._include):
                 return None
-            return towers.excluded(path, module)
+            return towers.excluded(path, module, name)
 
         return rule
 

@@ -31,10 +31,13 @@ _HEAD = "head: belongs to the task, not to the model"
 _OUTPUT = "output embedding: the head over the vocabulary"
 _COMMON = "projection into the common space of images and texts"
 _FIRST = "embeddings: patches, positions, class token"
+_QUERY = "learned query or position: what is read, not a matrix that reads"
 _ROUTER = "router of a mixture of experts"
 _GENERATOR = "image tokenizer or generator: not run when the model reads images"
 _BEHIND = "vision layer behind vision_feature_layer: its output is not used"
-DESIGNED = (_ADDED, _HEAD, _OUTPUT, _COMMON, _FIRST, _ROUTER, _GENERATOR, _BEHIND)
+DESIGNED = (
+    _ADDED, _HEAD, _OUTPUT, _COMMON, _FIRST, _QUERY, _ROUTER, _GENERATOR, _BEHIND,
+)  # fmt: skip
 """Reasons that are no lack of ours."""
 
 _HEADS = re.compile(
@@ -46,6 +49,7 @@ _EMBEDDERS = re.compile(r"(^|\.)(\w*embed(ding|der)?s?(_\w+)?|patch_conv|\w*stem
 _GENERATORS = re.compile(
     r"(^|\.)(vq_?model|vqvae|vision_tokenizer|image_codebook|generation_\w+)(\.|$)"
 )
+_LEARNED = re.compile(r"quer(y|ies)$|latents?$|probe$|token$|position|embedding|img_feature|sub_")
 _ROUTERS = re.compile(r"(^|\.)(router|\w*gate)$")
 _ROUTER_CLASS = re.compile(r"Router|TopK|Gate$")
 _EXPERTS = re.compile(r"^(moe_)?(num|n)_(\w+_)?experts$")
@@ -153,7 +157,8 @@ class Towers:
         root = self.root_of(path)
         if root is not None:
             return self.roots[root]
-        own = f"{path}.".removeprefix(self.base)
+        # A layer in a list is named by the list: `layers.0.self_attn.o_proj` is no projector.
+        own = re.split(r"\.\d+\.", f"{path}.".removeprefix(self.base))[0]
         if len(self.inputs) == 1 and len(set(self.roots.values())) <= 1:
             return _INPUTS.get(next(iter(self.inputs)), TEXT)
         if self.roots:
@@ -187,8 +192,14 @@ class Towers:
         path = path.removeprefix(self.prefix).replace("_orig_mod.", "")
         return path.removesuffix(".base_layer").removeprefix(self.base)
 
-    def excluded(self, path: str, module: nn.Module) -> str | None:
-        """Why a module of the whole model is not pruned by default; None if it is."""
+    def excluded(self, path: str, module: nn.Module, name: str) -> str | None:
+        """Why a parameter of a module of the whole model is not pruned by default; None if it is.
+
+        Args:
+            path: of the module.
+            module: itself.
+            name: of the parameter.
+        """
         if self.prefix and not path.startswith(self.prefix):
             return _ADDED
         path = path.removeprefix(self.prefix)
@@ -213,6 +224,8 @@ class Towers:
             return _FIRST
         if self._is_router(path, module):
             return _ROUTER
+        if name != "weight" and _LEARNED.search(name):
+            return _QUERY
         index = _INDEX.search(inside)
         if root in self.behind and index is not None and int(index[1]) >= self.behind[root]:
             return _BEHIND

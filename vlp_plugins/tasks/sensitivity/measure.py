@@ -119,7 +119,7 @@ class Evaluator:
 
 def _group_weights(weights: WeightMap, group: Group) -> WeightMap:
     chosen = {name: weights[name] for name in group.weights}
-    return WeightMap(chosen, weights.adapter_name, weights.adapter_settings)
+    return WeightMap(chosen, weights.adapter_name, weights.adapter_settings, weights.model_elements)
 
 
 def _group_masks(

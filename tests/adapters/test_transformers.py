@@ -1,0 +1,149 @@
+"""The adapter of all other models of transformers: names, what it leaves out, loss, wrappers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlavaModel
+
+import vlp_plugins as vlp
+from vlp_adapters.transformers import TransformersAdapter
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import BatchError, StatisticsError, UnsupportedError
+
+sys.path.append(str(Path(__file__).parents[1] / "contract"))
+
+from families import FAMILIES
+
+LLAVA = FAMILIES["llava"]
+
+
+def llava() -> nn.Module:
+    torch.manual_seed(0)
+    return LLAVA.model().eval()
+
+
+def reasons(model: nn.Module, adapter: TransformersAdapter | None = None) -> dict[str, str]:
+    """By path of a parameter why it is not pruned."""
+    adapter = adapter or TransformersAdapter()
+    prunable = {alias for w in WeightMap.of(model, adapter).values() for alias in w.aliases}
+    rules = list(adapter.exclusions(model))
+    return {
+        path: next(rule.reason for rule in rules if re.search(rule.pattern, path))
+        for path, _ in model.named_parameters()
+        if path not in prunable
+    }
+
+
+def test_masks_of_the_bare_model_fit_the_one_that_writes_and_both_in_peft() -> None:
+    whole = llava()
+    bare = LlavaModel(whole.config).eval()
+    bare.load_state_dict(whole.model.state_dict())
+    masks = vlp.prune(bare, method="omp", sparsity=0.5)
+    tuned = get_peft_model(llava(), LoraConfig(r=2, target_modules=["q_proj", "linear_1"]))
+    for model in (whole, tuned):
+        assert masks.verify(model) != []
+        masks.apply(model)
+        assert masks.verify(model) == []
+        assert list(WeightMap.of(model, TransformersAdapter())) == list(masks.manifest.weights)
+    added = [path for path in reasons(tuned) if "lora_" in path]
+    assert added
+    assert {reasons(tuned)[path] for path in added} == {
+        "added by PEFT: only base weights are pruned"
+    }
+
+
+def test_peft_models_are_calibrated_like_their_base_model() -> None:
+    batches = [LLAVA.batch("left")]
+    torch.manual_seed(1)
+    tuned = get_peft_model(llava(), LoraConfig(r=2, target_modules=["q_proj"]))
+    for method in ("wanda", "snip"):
+        mine = vlp.prune(tuned, batches, method=method, sparsity=0.5)
+        theirs = vlp.prune(llava(), batches, method=method, sparsity=0.5)
+        assert mine.compare(theirs)["all"].agreement == 1
+
+
+def test_wrapped_models_are_pruned_as_they_are() -> None:
+    batches = [LLAVA.batch("right")]
+    model = llava()
+    plain = vlp.prune(model, batches, method="wanda", sparsity=0.5)
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        masks = vlp.prune(wrapped, batches, method="wanda", sparsity=0.5)
+        assert masks.compare(plain)["all"].agreement == 1
+
+
+def test_what_is_left_out_is_named_and_can_be_changed() -> None:
+    model = llava()
+    found = reasons(model)
+    assert found["lm_head.weight"] == "output embedding: the head over the vocabulary"
+    last = "model.vision_tower.encoder.layers.2.mlp.fc1.weight"
+    assert found[last].startswith("vision layer behind vision_feature_layer")
+    assert found["model.vision_tower.embeddings.patch_embedding.weight"].startswith("embeddings")
+    adapter = TransformersAdapter(include=["lm_head"], exclude=["projector"])
+    found = reasons(model, adapter)
+    assert "lm_head.weight" not in found
+    assert found["model.multi_modal_projector.linear_1.weight"] == (
+        "excluded on request (projector)"
+    )
+    with pytest.raises(UnsupportedError, match="no regular expression"):
+        TransformersAdapter(include="(")
+
+
+def test_masks_remember_what_was_included(tmp_path: Path) -> None:
+    model = llava()
+    adapter = TransformersAdapter(include=["lm_head"], exclude=["projector"])
+    vlp.prune(model, [LLAVA.batch("right")], adapter=adapter, method="wanda", sparsity=0.5).save(
+        tmp_path / "masks.safetensors"
+    )
+    masks = vlp.Masks.load(tmp_path / "masks.safetensors")
+    masks.apply(model)
+    assert "lm_head" in masks.manifest.weights
+    assert masks.verify(model) == []
+
+
+def test_masks_know_how_large_the_model_is() -> None:
+    model = llava()
+    masks = vlp.prune(model, method="omp", sparsity=0.5)
+    assert masks.manifest.model_elements == sum(p.numel() for p in model.parameters())
+    assert masks.model_sparsity == masks.removed / masks.manifest.model_elements < 0.5
+
+
+def test_the_loss_is_that_of_the_words_of_the_batch() -> None:
+    model, batch = llava(), LLAVA.batch("left")
+    (loss,) = TransformersAdapter().losses(model, batch).values()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    logits = model(**batch).logits[:, :-1].flatten(0, 1)
+    words = ((mask != 0) & (ids != 90))[:, 1:].flatten()
+    by_hand = nn.functional.cross_entropy(logits[words], ids[:, 1:].flatten()[words])
+    torch.testing.assert_close(loss, by_hand)
+    labels = ids.masked_fill(ids != ids[0, -1], -100)
+    (given,) = TransformersAdapter().losses(model, batch | {"labels": labels}).values()
+    assert not torch.equal(given, loss)
+
+
+def test_a_batch_without_a_mask_is_refused() -> None:
+    batch = LLAVA.batch("right")
+    del batch["attention_mask"]
+    with pytest.raises(BatchError, match="no attention_mask"):
+        vlp.prune(llava(), [batch], method="wanda", sparsity=0.5)
+
+
+def test_all_that_no_batch_reaches_is_named_at_once() -> None:
+    batch = {k: v for k, v in LLAVA.batch("right").items() if k != "pixel_values"}
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == 90, 5)
+    with pytest.raises(StatisticsError) as error:
+        vlp.prune(llava(), [batch], method="wanda", sparsity=0.5)
+    for layer in ("model.vision_tower.encoder.layers.*.mlp.fc1", "multi_modal_projector.linear_1"):
+        assert layer in str(error.value)
+
+
+def test_it_is_asked_after_the_adapters_of_families() -> None:
+    for name, adapter in (("siglip2", "siglip"), ("dinov2", "transformers")):
+        assert registry().adapter_for(FAMILIES[name].model()).name == adapter
