@@ -15,6 +15,7 @@ from vlp_command import Command
 import vlp_plugins
 from vlp_plugins.data.conversations import Asked, chat_processor
 from vlp_plugins.data.processors import load_processor
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.tasks.generation import generate
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 230)}
@@ -75,7 +76,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def measure(vlp: Command, taught: dict[str, Path], task: str, data: str, out: Path) -> Any:
-    vlp("evaluate", taught["model"], "--adapter", "module", "--task", task,
+    vlp("evaluate", taught["model"], "--task", task,
         "--data", taught[data], "--batch-size", 5, "--out", out)  # fmt: skip
     return json.loads((out / "evaluation.json").read_text())
 
@@ -99,10 +100,10 @@ def test_questions_are_answered(vlp: Command, taught: dict[str, Path], tmp_path:
 
 
 def test_what_was_removed_is_missed(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
-    words = ("--adapter", "module", "--sparsity", 0.98, "--method", "omp")
+    words = ("--sparsity", 0.98, "--method", "omp")
     vlp("prune", "--model", taught["model"], *words, "--out", tmp_path / "pruned", "--save-model")
     masks = tmp_path / "pruned" / "masks-0.98.safetensors"
-    vlp("evaluate", taught["model"], "--adapter", "module", "--task", "vqa", "--masks", masks,
+    vlp("evaluate", taught["model"], "--task", "vqa", "--masks", masks,
         "--data", taught["questions"], "--out", tmp_path / "out")  # fmt: skip
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     before, after = (record[when]["metrics"]["accuracy"] for when in ("before", "after"))
@@ -111,10 +112,55 @@ def test_what_was_removed_is_missed(vlp: Command, taught: dict[str, Path], tmp_p
     assert chat_processor(pruned) is not pruned  # template and all are there
 
 
+def test_the_loss_is_that_of_the_answers(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path
+) -> None:
+    found = measure(vlp, taught, "loss", "questions", tmp_path / "out")["before"]["metrics"]
+    model: Any = vlp_plugins.load(taught["model"])
+    data = vlp_plugins.batches(taught["questions"], model, batch_size=5)
+    with torch.no_grad():
+        losses = [float(model(**batch).loss) for batch in data]
+    assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert found["loss"] < 1  # it was taught these answers
+    other = measure(vlp, taught, "loss", "captions", tmp_path / "other")["before"]["metrics"]
+    assert other["loss"] != found["loss"]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("method", ["multiflow", "wanda", "snip"])
+def test_a_folder_of_photos_is_all_that_pruning_needs(
+    vlp: Command, photos: Path, tmp_path: Path, family: str, method: str
+) -> None:
+    model: Any = {"llava": chat_models.llava, "qwen": chat_models.qwen}[family]()
+    save = {"llava": chat_models.save_llava, "qwen": chat_models.save_qwen}[family]
+    save(tmp_path / "model", model.to(torch.bfloat16))
+    vlp("prune", "--model", tmp_path / "model", "--data", photos, "--method", method,
+        "--sparsity", "0.5", "0.7", "--out", tmp_path / "out", "--save-model")  # fmt: skip
+    for sparsity in ("0.5", "0.7"):
+        masks = Masks.load(tmp_path / "out" / f"masks-{sparsity}.safetensors")
+        assert masks.sparsity == pytest.approx(float(sparsity), abs=0.02)  # wanda: by row
+        folder = tmp_path / "out" / f"model-{sparsity}"
+        pruned: Any = type(model).from_pretrained(folder)
+        assert {p.dtype for p in pruned.parameters()} == {torch.bfloat16}
+        vlp("masks", "verify", tmp_path / "out" / f"masks-{sparsity}.safetensors", folder)
+        assert {"chat_template.jinja", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_methods_are_compared_by_answers_or_by_the_loss(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path
+) -> None:
+    for task, data in ((None, "questions"), (None, "captions"), ("captioning", "captions")):
+        out = tmp_path / f"{task}-{data}"
+        named = () if task is None else ("--task", task)
+        vlp("compare", taught["model"], "--data", taught[data], *named, "--out", out,
+            "--methods", "omp", "snip", "--sparsity", 0.5, "--batch-size", 3)  # fmt: skip
+        record = json.loads((out / "compare.json").read_text())
+        assert record["task"] == (task or {"questions": "vqa", "captions": "loss"}[data])
+
+
 def test_python_measures_the_same(taught: dict[str, Path]) -> None:
-    model = vlp_plugins.load(taught["model"], adapter="module")
-    adapter = vlp_plugins.ModuleAdapter(model)
-    found = vlp_plugins.evaluate(model, taught["questions"], adapter=adapter)
+    model = vlp_plugins.load(taught["model"])
+    found = vlp_plugins.evaluate(model, taught["questions"], task="vqa")
     assert found.title.startswith("vqa on")
     assert found.texts == [list(COLOURS)[n % 3] for n in range(12)]
 
@@ -124,7 +170,7 @@ def test_a_list_to_choose_from_is_for_models_that_choose(
 ) -> None:
     (tmp_path / "answers.txt").write_text("red\nblue\n")
     result = vlp(
-        "evaluate", taught["model"], "--adapter", "module", "--task", "vqa",
+        "evaluate", taught["model"], "--task", "vqa",
         "--data", taught["questions"], "--answers", tmp_path / "answers.txt", code=2,
     )  # fmt: skip
     assert "writes its answers and does not choose" in result.stderr
