@@ -120,15 +120,18 @@ class Scaled:
         power = residual.square().sum(1, keepdim=True)
         enough = tolerance**2 * target.square().sum(1, keepdim=True)
         for _ in range(steps):
-            if not bool((power > enough).any()):
+            running = power > enough
+            if not bool(running.any()):
                 break
             image = (direction @ gram).mul_(inside)
             curvature = (direction * image).sum(1, keepdim=True)
-            length = torch.where(power > enough, power / curvature, 0.0)
+            # A row that is solved to the last bit has nothing left to divide by.
+            running &= curvature > torch.finfo(dtype).tiny
+            length = torch.where(running, power / curvature, 0.0)
             found += length * direction
             residual -= length * image
             new = residual.square().sum(1, keepdim=True)
-            direction.mul_(torch.where(power > 0, new / power, 0.0)).add_(residual)
+            direction.mul_(torch.where(running, new / power, 0.0)).add_(residual)
             power = new
         return found.double().div_(self.norms).float()
 

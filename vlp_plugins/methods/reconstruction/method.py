@@ -140,7 +140,7 @@ def alps_plus(*, damping: float = 0.003, own_damping: float = 0.02) -> Reconstru
 
 
 def refit(*, damping: float = 0.01) -> Reconstruction:
-    """The mask of Wanda, and the least squares on it: what stays makes up for what goes.
+    """The mask of Wanda, and the least squares on it for the weights that stay.
 
     Args:
         damping: added to the diagonal of the Gram matrix, in means of it.
