@@ -163,6 +163,7 @@ def load_original(
     answers = isinstance(config, BlipAnsweringConfig)
     with no_init_weights():  # all are loaded
         model = (BlipForAnswering if answers else _CLASSES[kind])(config)
+    model.tie_weights()  # which is left out as well
     expected = model.state_dict()
     state = state_from_original(original)
     _fill_ties(path, state, model.all_tied_weights_keys)
