@@ -126,7 +126,7 @@ def load_original(
     - pre-training: `BlipForPretraining`. A checkpoint that was stripped of all momentum twins, or
       of the queues, is accepted: the twins start as copies of their networks, the queues at random.
     - retrieval: transformers' `BlipForImageTextRetrieval`, without momentum twins and queues, which
-      only a training reads; what is fine-tuned further has new ones.
+      only a training reads; fine-tuned further, it contrasts within the batch.
     - captioning, VQA: `BlipForConditionalGeneration`, `BlipForQuestionAnswering` of transformers;
       `BlipForAnswering` where image tokens are not as wide as texts.
     - NLVR2: `BlipForNlvr`.
