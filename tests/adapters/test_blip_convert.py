@@ -133,6 +133,17 @@ def test_a_checkpoint_stripped_of_its_momentum_state_loads(
     torch.testing.assert_close(model.image_queue.norm(dim=0), torch.ones(16))
 
 
+def test_ties_are_tied_and_momentum_copies_frozen(config: BlipPretrainConfig) -> None:
+    model = load_original(GOLDEN / "model.safetensors", config)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    assert model.all_tied_weights_keys
+    for copy, source in model.all_tied_weights_keys.items():
+        assert parameters[copy] is parameters[source], copy
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert not any("_m." in name for name in trained)
+    assert {name.replace("_m.", ".", 1) for name in parameters if "_m." in name} <= trained
+
+
 def test_sizes_are_read_from_shapes(config: BlipPretrainConfig) -> None:
     vision, text = config.vision_config, config.text_config
     assert (vision.image_size, vision.patch_size, vision.hidden_size) == (32, 8, 24)

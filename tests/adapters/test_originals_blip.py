@@ -115,6 +115,13 @@ def test_a_file_becomes_the_model_of_its_task(task: str) -> None:
     assert not model.training
 
 
+@pytest.mark.parametrize("task", ["caption", "vqa"])
+def test_the_word_head_is_tied_to_the_words(task: str) -> None:
+    decoder = model_of(task).text_decoder
+    assert decoder.cls.predictions.decoder.weight is decoder.bert.embeddings.word_embeddings.weight
+    assert decoder.cls.predictions.decoder.bias is decoder.cls.predictions.bias
+
+
 @torch.no_grad()
 def test_retrieval_gives_the_recorded_outputs(close: Close) -> None:
     model, batch, (_, wanted) = model_of("retrieval"), batch_of("retrieval"), recorded("retrieval")

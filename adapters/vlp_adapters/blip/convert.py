@@ -126,7 +126,7 @@ def load_original(
     - pre-training: `BlipForPretraining`. A checkpoint that was stripped of all momentum twins, or
       of the queues, is accepted: the twins start as copies of their networks, the queues at random.
     - retrieval: transformers' `BlipForImageTextRetrieval`, without momentum twins and queues, which
-      only a training reads; what is fine-tuned further has new ones.
+      only a training reads; fine-tuned further, it contrasts within the batch.
     - captioning, VQA: `BlipForConditionalGeneration`, `BlipForQuestionAnswering` of transformers;
       `BlipForAnswering` where image tokens are not as wide as texts.
     - NLVR2: `BlipForNlvr`.
@@ -163,6 +163,7 @@ def load_original(
     answers = isinstance(config, BlipAnsweringConfig)
     with no_init_weights():  # all are loaded
         model = (BlipForAnswering if answers else _CLASSES[kind])(config)
+    model.tie_weights()  # which is left out as well
     expected = model.state_dict()
     state = state_from_original(original)
     _fill_ties(path, state, model.all_tied_weights_keys)
