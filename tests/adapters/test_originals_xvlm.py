@@ -356,7 +356,7 @@ def test_originals_whose_heads_cannot_be_guessed_name_the_keyword(tmp_path: Path
     with pytest.raises(UnsupportedError, match=r"118 words.*pass start_token_id and end_token_id"):
         load_original(path, **heads)
     for wrong, match in (
-        ({"vision_heads": 5}, r"vision_heads is 5, but the vision encoder is 48 wide"),
+        ({"vision_heads": 5}, r"vision_heads is 5, not a number that divides the 48"),
         ({"text_heads": "2"}, r"text_heads is '2'"),
         ({"end_token_id": 118}, r"end_token_id has 118, which is no id of a vocabulary of 118"),
         ({"start_token_id": True}, r"start_token_id has True"),
