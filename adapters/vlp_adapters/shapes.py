@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from vlp_plugins.runtime.errors import UnsupportedError, VlpError, first_line
+
+_log = logging.getLogger(__name__)
 
 _HEAD_WIDTH = 64  # of ViT and BERT up to a width of 1024; wider towers have 64 to 104
 _MOST_HEADS = 16
@@ -69,16 +72,21 @@ class CheckpointShapes:
         return math.isqrt(self[name][dim] - 1)
 
 
-def attention_heads(width: int, tower: str) -> int:
+def attention_heads(width: int, tower: str, given: int | None = None) -> int:
     """The number of attention heads, which shapes do not tell: 64 dimensions each.
 
     Args:
         width: of the tower.
         tower: `vision` or `text`, the beginning of the loader's keyword.
+        given: the number, if it is known.
 
     Raises:
-        UnsupportedError: if 64 does not divide the width, or it is above 1024.
+        UnsupportedError: if it does not divide the width; or it is None, and 64 does not divide the
+            width, or that is above 1024.
     """
+    if given is not None:
+        check_options({f"{tower}_heads": given}, {tower: width})
+        return given
     heads, rest = divmod(width, _HEAD_WIDTH)
     if rest or heads > _MOST_HEADS:
         raise UnsupportedError(
@@ -117,3 +125,41 @@ def check_options(options: Mapping[str, Any], widths: Mapping[str, int]) -> None
             wanted = "a number between 0 and 1, such as 1e-5"
         if not good:
             raise UnsupportedError(f"{name} is {value!r}, not {wanted}")
+
+
+def token_id(name: str, token: Any, words: int) -> int:
+    """A token that a keyword of that name gives, checked.
+
+    Raises:
+        UnsupportedError: if it is none of the `words` of the vocabulary.
+    """
+    if type(token) is not int or not 0 <= token < words:
+        raise UnsupportedError(
+            f"{name} has {token!r}, which is no id of a vocabulary of {words} tokens; pass {name}, "
+            "or put a file with the checkpoint's name and the ending .json next to it: "
+            f'{{"{name}": ...}}'
+        )
+    return token
+
+
+def caption_prompt(given: Any, words: int, *, is_bert: bool) -> list[int]:
+    """The tokens between the first one and every caption.
+
+    Args:
+        given: a list of them; None for a guess, which a warning says: `a picture of` in the
+            vocabulary of bert-base-uncased, none in any other.
+        words: size of the vocabulary.
+        is_bert: whether it is that of bert-base-uncased.
+
+    Raises:
+        UnsupportedError: if it is no list of ids.
+    """
+    if given is None and is_bert:
+        _log.warning(
+            "captions are taken to begin with 'a picture of', as in the original's configuration; "
+            "prompt_ids says otherwise"
+        )
+        return [1037, 3861, 1997]
+    if not isinstance(given, Sequence | None) or isinstance(given, str):
+        raise UnsupportedError(f"prompt_ids={given!r} is no list of token ids")
+    return [token_id("prompt_ids", token, words) for token in given or ()]

@@ -394,7 +394,9 @@ def test_heads_that_shapes_do_not_tell_are_needed_and_checked(tmp_path: Path) ->
         ADAPTER.load(str(path))
     assert ADAPTER.describe(str(path)) == "original BLIP checkpoint of captioning"
     for wrong in (5, 0, "3", 1.0):
-        with pytest.raises(UnsupportedError, match=r"vision_heads=.* does not divide .* 48 wide"):
+        with pytest.raises(
+            UnsupportedError, match=r"vision_heads is .*, not a number that divides"
+        ):
             load_original(path, vision_heads=wrong, text_heads=2)
     (tmp_path / "model.json").write_text(json.dumps({"vision_heads": 3, "text_heads": 4}))
     assert ADAPTER.load(str(path)).config.text_config.num_attention_heads == 4

@@ -122,6 +122,27 @@ def test_originals_of_retrieval(tmp_path: Path, record_property: Record) -> None
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["xvlm_pretrain_swin", "xvlm_pretrain_deit"])
+def test_originals_of_retrieval_with_other_image_encoders(
+    name: str, tmp_path: Path, record_property: Record
+) -> None:
+    """The same tensors without the heads of pre-training, under the names of a retrieval file."""
+    state = {
+        key.replace("text_encoder.bert.", "text_encoder."): value
+        for key, value in recorded(name, "state").items()
+        if not key.startswith(("text_encoder.cls.", "bbox_head."))
+    }
+    torch.save({"model": state}, tmp_path / "checkpoint_best.pth")
+    model: Any = load_original(tmp_path / "checkpoint_best.pth", **settings(name))
+    assert type(model) is XvlmForRetrieval
+    assert state_to_original(model).keys() == state.keys()
+    compare(name, pair_outputs(model, name), record_property)
+    masks = random_masks(loaded(name, tmp_path), adapter=ADAPTER)
+    masks.apply(model)
+    assert masks.verify(model) == []
+
+
+@torch.no_grad()
 def test_originals_of_vqa(tmp_path: Path, record_property: Record) -> None:
     model = loaded("xvlm_vqa_clip", tmp_path)
     inputs, outputs = recorded("xvlm_vqa_clip", "inputs"), recorded("xvlm_vqa_clip", "outputs")
@@ -144,6 +165,19 @@ def test_originals_of_vqa(tmp_path: Path, record_property: Record) -> None:
         "first_logits": model.text_decoder(start, None, states, mask).logits[:, 0],
         "loss": torch.stack(each).sum() / len(questions),
     }
+    # The original adds the first word's log-probability twice; `rank_answers` does not.
+    answers, real = inputs["answer_list_ids"], inputs["answer_list_mask"]
+    first = made["first_logits"].log_softmax(-1)[:, answers[:, 1]]
+    chosen = first.topk(8, dim=1)
+    scores = []
+    for q, (starts, numbers) in enumerate(zip(*chosen, strict=True)):
+        context = states[[q] * 8], mask[[q] * 8]
+        logits = model.text_decoder(answers[numbers], real[numbers], *context).logits[:, :-1]
+        words = logits.log_softmax(-1).gather(2, answers[numbers, 1:, None])[..., 0]
+        scores.append(starts + (words * real[numbers, 1:]).sum(1))
+    order = torch.stack(scores).sort(dim=1, descending=True)
+    made["rank_k8_probs"] = order.values.softmax(dim=1)
+    assert torch.equal(chosen.indices.gather(1, order.indices), outputs["rank_k8_ids"])
     compare("xvlm_vqa_clip", made, record_property)
     batch = {"pixel_values": pixels, "input_ids": questions, "attention_mask": mask}
     best = ADAPTER.rank_answers(
@@ -356,7 +390,7 @@ def test_originals_whose_heads_cannot_be_guessed_name_the_keyword(tmp_path: Path
     with pytest.raises(UnsupportedError, match=r"118 words.*pass start_token_id and end_token_id"):
         load_original(path, **heads)
     for wrong, match in (
-        ({"vision_heads": 5}, r"vision_heads is 5, but the vision encoder is 48 wide"),
+        ({"vision_heads": 5}, r"vision_heads is 5, not a number that divides the 48"),
         ({"text_heads": "2"}, r"text_heads is '2'"),
         ({"end_token_id": 118}, r"end_token_id has 118, which is no id of a vocabulary of 118"),
         ({"start_token_id": True}, r"start_token_id has True"),

@@ -198,7 +198,7 @@ def test_base_configuration_is_read_completely() -> None:
 
 
 def test_unusual_widths_need_the_number_of_heads(original: dict[str, Tensor]) -> None:
-    with pytest.raises(UnsupportedError, match=r"32 wide.*pass a configuration"):
+    with pytest.raises(UnsupportedError, match=r"32 wide.*pass text_heads"):
         infer_config(original)
 
 

@@ -37,7 +37,7 @@ from vlp_adapters.blip.names import (
 )
 from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
 from vlp_adapters.checkpoints import check_fit, options_beside, read_state, write_state
-from vlp_adapters.shapes import CheckpointShapes, attention_heads
+from vlp_adapters.shapes import CheckpointShapes, attention_heads, caption_prompt, token_id
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ _log = logging.getLogger(__name__)
 _POSITIONS = ".embeddings.position_embeddings.weight"  # the original numbers each such table
 _WORDS = 30524
 _BERT_SEP = 102  # id of [SEP] in the vocabulary of BERT, which BLIP extends
-_BERT_PROMPT = (1037, 3861, 1997)  # `a picture of`
 _QUEUES = ("image_queue", "text_queue")
 _RETRIEVAL_STATE = ("temp", "image_queue", "text_queue", "idx_queue", "ptr_queue")
 _QUEUE_SIZE = 57600
@@ -219,7 +218,7 @@ def infer_config(
         encoder_hidden_size=shapes[f"{layer}0.crossattention.{attention}.key.weight"][1],
         intermediate_size=shapes[f"{layer}0.intermediate.dense.weight"][0],
         num_hidden_layers=len(layers),
-        num_attention_heads=_heads(text_heads, width, "text"),
+        num_attention_heads=attention_heads(width, "text", text_heads),
         max_position_embeddings=shapes[f"{tower}embeddings.position_embeddings.weight"][0],
         bos_token_id=words - 2,
         sep_token_id=_sep(sep_token_id, words),
@@ -239,7 +238,7 @@ def infer_config(
     if kind in (Kind.CAPTIONING, Kind.VQA):
         text.label_smoothing = _LABEL_SMOOTHING
     if kind is Kind.CAPTIONING:
-        text.prompt_ids = _prompt(prompt_ids, words)
+        text.prompt_ids = caption_prompt(prompt_ids, words, is_bert=words == _WORDS)
     else:
         text.enc_token_id = words - 1
     if kind is Kind.RETRIEVAL:
@@ -328,18 +327,6 @@ def _drawn(shape: Sequence[int], generator: torch.Generator | None = None) -> Te
     return functional.normalize(torch.randn(tuple(shape), generator=generator), dim=0)
 
 
-def _heads(given: int | None, width: int, tower: str) -> int:
-    """The number of heads that is given, checked, or else width / 64."""
-    if given is None:
-        return attention_heads(width, tower)
-    if not isinstance(given, int) or given < 1 or width % given:
-        raise UnsupportedError(
-            f"{tower}_heads={given!r} does not divide the {tower} encoder, which is {width} wide; "
-            "give the number of heads of one layer"
-        )
-    return given
-
-
 def _sep(given: int | None, words: int) -> int:
     """The id of [SEP]."""
     if given is None and words != _WORDS:
@@ -348,30 +335,7 @@ def _sep(given: int | None, words: int) -> int:
             "sep_token_id says otherwise",
             words, _WORDS, _BERT_SEP,
         )  # fmt: skip
-    return _token("sep_token_id", _BERT_SEP if given is None else given, words)
-
-
-def _prompt(given: Sequence[int] | None, words: int) -> list[int]:
-    """The tokens of the prompt of captions."""
-    if given is None and words == _WORDS:
-        _log.warning(
-            "captions are taken to begin with 'a picture of', as in the original's configuration; "
-            "prompt_ids says otherwise"
-        )
-        return list(_BERT_PROMPT)
-    if not isinstance(given, Sequence | None) or isinstance(given, str):
-        raise UnsupportedError(f"prompt_ids={given!r} is no list of token ids")
-    return [_token("prompt_ids", token, words) for token in given or ()]
-
-
-def _token(name: str, token: int, words: int) -> int:
-    if type(token) is not int or not 0 <= token < words:
-        raise UnsupportedError(
-            f"{name} has {token!r}, which is no id of a vocabulary of {words} tokens; pass {name}, "
-            "or put a file with the checkpoint's name and the ending .json next to it: "
-            f'{{"{name}": ...}}'
-        )
-    return token
+    return token_id("sep_token_id", _BERT_SEP if given is None else given, words)
 
 
 def _vision(shapes: CheckpointShapes, heads: int | None) -> BlipVisionConfig:
@@ -380,7 +344,7 @@ def _vision(shapes: CheckpointShapes, heads: int | None) -> BlipVisionConfig:
         hidden_size=width,
         intermediate_size=shapes["visual_encoder.blocks.0.mlp.fc1.weight"][0],
         num_hidden_layers=len(shapes.indices(r"visual_encoder\.blocks\.(\d+)\.")),
-        num_attention_heads=_heads(heads, width, "vision"),
+        num_attention_heads=attention_heads(width, "vision", heads),
         image_size=shapes.grid("visual_encoder.pos_embed", dim=1) * patch_size,
         patch_size=patch_size,
         layer_norm_eps=1e-6,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig, PreTrainedModel, SwinConfig, ViTConfig
 
 from vlp_adapters.checkpoints import check_fit, read_state, write_state
-from vlp_adapters.shapes import CheckpointShapes, attention_heads
+from vlp_adapters.shapes import CheckpointShapes, attention_heads, caption_prompt, token_id
 from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
 from vlp_adapters.xvlm.captioning import XvlmForCaptioning
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
@@ -32,8 +31,6 @@ from vlp_adapters.xvlm.names import (
 from vlp_adapters.xvlm.nlvr import XvlmForNlvr
 from vlp_plugins.runtime.errors import UnsupportedError, first_line
 
-_log = logging.getLogger(__name__)
-
 OPTIONS = ("vision_heads", "text_heads", "start_token_id", "end_token_id", "prompt_ids")
 """Keywords of `load_original` that say what shapes do not tell."""
 
@@ -49,8 +46,6 @@ _LAYERS = {  # kind -> where the original has the layers that the configuration 
     Kind.CAPTIONING: "text_decoder.bert.",
 }
 _BERT_WORDS = 30522
-_BERT_PROMPT = (1037, 3861, 1997)
-"""`a picture of` in the vocabulary of bert-base-uncased, as the original's configuration has it."""
 
 
 def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,7 +197,7 @@ def infer_config(
         vocab_size=words,
         hidden_size=width,
         num_hidden_layers=count,
-        num_attention_heads=_heads(text_heads, width, "text"),
+        num_attention_heads=attention_heads(width, "text", text_heads),
         intermediate_size=shapes[bert + "encoder.layer.0.intermediate.dense.weight"][0],
         max_position_embeddings=shapes[bert + "embeddings.position_embeddings.weight"][0],
         type_vocab_size=shapes[bert + "embeddings.token_type_embeddings.weight"][0],
@@ -257,34 +252,12 @@ def _tokens(
             '"end_token_id": ...}'
         )
     ends = {"start_token_id": start, "end_token_id": end}
-    tokens: dict[str, Any] = {name: token for name, token in ends.items() if token is not None}
+    tokens: dict[str, Any] = {
+        name: token_id(name, token, words) for name, token in ends.items() if token is not None
+    }
     if kind is Kind.CAPTIONING:
-        if prompt is None and known:
-            _log.warning(
-                "captions are taken to begin with 'a picture of', as in the original's "
-                "configuration; prompt_ids says otherwise"
-            )
-            prompt = _BERT_PROMPT
-        tokens["prompt_ids"] = list(prompt or ())
-    for name, value in tokens.items():
-        for token in value if isinstance(value, list) else [value]:
-            if type(token) is not int or not 0 <= token < words:
-                raise UnsupportedError(
-                    f"{name} has {token!r}, which is no id of a vocabulary of {words} tokens"
-                )
+        tokens["prompt_ids"] = caption_prompt(prompt, words, is_bert=known)
     return tokens
-
-
-def _heads(given: int | None, width: int, tower: str) -> int:
-    """Attention heads of a tower."""
-    if given is None:
-        return attention_heads(width, tower)
-    if type(given) is not int or given < 1 or width % given:
-        raise UnsupportedError(
-            f"{tower}_heads is {given!r}, but the {tower} encoder is {width} wide; give an integer "
-            "that divides it"
-        )
-    return given
 
 
 def _vision(shapes: CheckpointShapes, heads: int | None) -> Any:
@@ -301,7 +274,7 @@ def _clip(shapes: CheckpointShapes, heads: int | None) -> CLIPVisionConfig:
         hidden_size=width,
         intermediate_size=shapes["vision_encoder.encoder.layers.0.mlp.fc1.bias"][0],
         num_hidden_layers=len(shapes.indices(r"vision_encoder\.encoder\.layers\.(\d+)\.")),
-        num_attention_heads=_heads(heads, width, "vision"),
+        num_attention_heads=attention_heads(width, "vision", heads),
         num_channels=channels,
         image_size=shapes.grid("vision_encoder.pos_embed.weight") * patch_size,
         patch_size=patch_size,
@@ -314,7 +287,7 @@ def _deit(shapes: CheckpointShapes, heads: int | None) -> ViTConfig:
         hidden_size=width,
         intermediate_size=shapes["vision_encoder.blocks.0.mlp.fc1.bias"][0],
         num_hidden_layers=len(shapes.indices(r"vision_encoder\.blocks\.(\d+)\.")),
-        num_attention_heads=_heads(heads, width, "vision"),
+        num_attention_heads=attention_heads(width, "vision", heads),
         num_channels=channels,
         image_size=shapes.grid("vision_encoder.pos_embed", dim=1) * patch_size,
         patch_size=patch_size,
