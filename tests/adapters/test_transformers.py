@@ -144,6 +144,42 @@ def test_all_that_no_batch_reaches_is_named_at_once() -> None:
         assert layer in str(error.value)
 
 
+def one_by_one(batch: dict[str, torch.Tensor], images: list[int]) -> list[dict[str, torch.Tensor]]:
+    """The samples of a packed batch without padding, each a batch of its own."""
+    patches = batch["image_grid_thw"].prod(1).split(images)
+    pixels = batch["pixel_values"].split([int(found.sum()) for found in patches])
+    grids = batch["image_grid_thw"].split(images)
+    alone = []
+    for row, count in enumerate(images):
+        real = batch["attention_mask"][row] == 1
+        names = ("input_ids", "attention_mask", "mm_token_type_ids")
+        sample = {name: batch[name][row][real].unsqueeze(0) for name in names}
+        shown = {"pixel_values": pixels[row], "image_grid_thw": grids[row]} if count else {}
+        alone.append(sample | shown)
+    return alone
+
+
+def test_points_of_packed_patches_are_those_of_each_sample_alone() -> None:
+    torch.manual_seed(0)
+    family = FAMILIES["qwen2_5_vl"]
+    model = family.model().eval()
+    together, alone = [], []
+    for seed in range(24):
+        batch = family.batch("right")
+        random = torch.Generator().manual_seed(seed)
+        batch["pixel_values"] = torch.randn(batch["pixel_values"].shape, generator=random)
+        words = torch.randint(10, 60, batch["input_ids"].shape, generator=random)
+        ids = batch["input_ids"]
+        batch["input_ids"] = torch.where((ids > 5) & (ids < 60), words, ids)
+        together.append(batch)
+        alone += one_by_one(batch, [2, 1, 0])
+    first, second = (vlp.measure_id(model, batches).layers for batches in (together, alone))
+    assert {layer.modality: layer.points for layer in first} == {"vision": 48, "text": 72}
+    for one, other in zip(first, second, strict=True):
+        assert (one.weight, one.points) == (other.weight, other.points)
+        assert one.dimension == pytest.approx(other.dimension, rel=1e-3), one.weight
+
+
 def test_it_is_asked_after_the_adapters_of_families() -> None:
     for name, adapter in (("siglip2", "siglip"), ("dinov2", "transformers")):
         assert registry().adapter_for(FAMILIES[name].model()).name == adapter

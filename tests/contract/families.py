@@ -29,6 +29,7 @@ class Family:
         kind: of family: the short run of the tests takes the first of each.
         gradients: whether the model has a loss.
         left: whether its texts may be padded on the left.
+        no_points: why the dimension of a layer cannot be measured, as the error says it.
     """
 
     model: Callable[[], nn.Module]
@@ -37,6 +38,7 @@ class Family:
     kind: str
     gradients: bool = True
     left: bool = True
+    no_points: str = ""
 
 
 def written(rows: Sequence[str], side: str, image: int = IMAGE) -> dict[str, Tensor]:
@@ -172,6 +174,9 @@ def pairs(rows: Sequence[str], size: int = 16, **more: Any) -> Callable[[str], d
     """As many images as texts."""
     return lambda side: written(rows, side) | batched(len(rows), size)() | more
 
+
+CONSTANT = "equal"
+"""A layer reads learned queries alone, which are the same for every sample."""
 
 PAIR = ("tttttt", "ttt")
 TOWERS: dict[str, Any] = {
@@ -331,6 +336,7 @@ FAMILIES = {
             "model.connector.perceiver_resampler.layers.0.self_attn.k_proj": {"IMAGE": 52},
         },
         "masked images",
+        no_points=CONSTANT,
     ),
     "internvl": Family(
         made(
@@ -466,6 +472,7 @@ FAMILIES = {
             "vision_model.encoder.layers.0.self_attn.qkv": {"IMAGE": 10},
         },
         "queries",
+        no_points=CONSTANT,
     ),
     "blip2_itr": Family(
         made(
@@ -491,6 +498,7 @@ FAMILIES = {
         },
         "queries",
         gradients=False,
+        no_points=CONSTANT,
     ),
     "instructblip": Family(
         made(
@@ -827,6 +835,7 @@ FAMILIES = {
         },
         "chat",
         left=False,  # it counts positions by ids, not by the mask
+        no_points=CONSTANT,
     ),
     "glm4v": Family(
         made(
@@ -896,6 +905,7 @@ FAMILIES = {
             "model.multi_modal_projector.linear_1": {"IMAGE": 10},
         },
         "masked images",
+        no_points="cannot be told",  # its projector is called image by image
     ),
     "qwen3_5": Family(
         made(
@@ -976,6 +986,7 @@ FAMILIES = {
             "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 48},
         },
         "experts",
+        no_points=CONSTANT,
     ),
     "llama4": Family(
         made(

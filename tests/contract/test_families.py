@@ -168,6 +168,33 @@ def test_chita_prunes(case: Case) -> None:
     assert masks.verify(case.model) == []
 
 
+def samples_of(batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The same batch with other words and images."""
+    random = torch.Generator().manual_seed(seed)
+    other = dict(batch)
+    for name, value in batch.items():
+        if name.startswith("pixel_values"):
+            other[name] = torch.randn(value.shape, generator=random).masked_fill(value == 0, 0)
+        elif name in ("input_ids", "qformer_input_ids", "labels") and value.ndim > 1:
+            words = torch.randint(10, 60, value.shape, generator=random)
+            other[name] = torch.where((value >= 10) & (value < 60), words, value)
+    return other
+
+
+def test_dimensions_are_measured_with_a_point_per_sample(case: Case) -> None:
+    batch = case.family.batch("right")
+    batches = [samples_of(batch, seed) for seed in range(24)]
+    if case.family.no_points:
+        with pytest.raises(vlp.VlpError, match=case.family.no_points):
+            vlp.measure_id(case.model, batches)
+        return
+    profile = vlp.measure_id(case.model, batches)
+    assert {layer.weight for layer in profile.layers} == set(case.weights)
+    size = len(batch["input_ids" if "input_ids" in batch else "pixel_values"])
+    # A sample without an image has no point in the layers that read images.
+    assert all(24 <= layer.points <= 24 * size for layer in profile.layers)
+
+
 def test_zeros_and_ties_are_kept_by_save_pretrained(case: Case, tmp_path: Path) -> None:
     masks = vlp.prune(case.model, method="omp", sparsity=0.5)
     masks.apply(case.model)

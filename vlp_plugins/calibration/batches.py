@@ -151,11 +151,15 @@ def chain_hash(previous: bytes, batch: Any) -> bytes:
 
 
 def batch_size(batch: Any) -> int:
-    """Length of the first dimension of the first tensor.
+    """Length of the first dimension of `input_ids`, or else of the first tensor.
+
+    A batch may have more images than texts, or fewer.
 
     Raises:
-        BatchError: if there is none.
+        BatchError: if there is no tensor.
     """
+    if isinstance(batch, Mapping) and isinstance(ids := batch.get("input_ids"), torch.Tensor):
+        return len(ids)
     size = next((len(t) for t in _tensors(batch) if t.ndim), None)
     if size is None:
         raise BatchError(

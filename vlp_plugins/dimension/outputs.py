@@ -80,6 +80,33 @@ class RealTokens:
         return tokens[:, : self._length], self._padding
 
 
+def by_sample(
+    tokens: torch.Tensor, samples: torch.Tensor, real: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of each sample that has some, in their order.
+
+    Args:
+        tokens: `[..., features]`.
+        samples: int64 `[...]`, the sample of each.
+        real: bool `[...]`, true where a token is real; None where all are.
+
+    Returns:
+        `[samples with tokens, T, features]`, and bool `[samples with tokens, T]`, true where that
+        is padding.
+    """
+    flat, of = tokens.flatten(0, -2), samples.flatten()
+    if real is not None:
+        chosen = real.flatten().to(flat.device)
+        flat, of = flat[chosen], of.to(flat.device)[chosen]
+    order = torch.argsort(of, stable=True)
+    _, row, counts = of[order].unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    longest = int(counts.max()) if len(counts) else 0
+    points = flat.new_zeros(len(counts), longest, flat.shape[-1])
+    points[row, place] = flat[order]
+    return points, torch.arange(longest, device=counts.device) >= counts.unsqueeze(1)
+
+
 Padding = Literal["real", "published"]
 """At the positions of padding: zeros (`real`), or the outputs of the layer."""
 
@@ -213,6 +240,10 @@ class OutputProbe:
         if isinstance(module, nn.Conv2d):
             output = output.unsqueeze(0) if output.ndim == 3 else output
             output = output.flatten(2).transpose(1, 2)
+        return output
+
+    def _check_size(self, path: str, output: torch.Tensor) -> None:
+        """Raises `BatchError` if dimension 0 is not the samples'."""
         if output.ndim < 2 or len(output) != self._size:
             raise BatchError(
                 f"the output of {path} is {list(output.shape)}, but the batch has {self._size} "
@@ -220,18 +251,23 @@ class OutputProbe:
                 "dimension must be theirs: exclude layers that rearrange samples "
                 "(ModuleAdapter(exclude=...))"
             )
-        return output
 
     def _selected(
         self, path: str, use: Use, inputs: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[batch, T, features]`, and where that is padding."""
         assert self._stream is not None
+        real = None
         if self._padding == "real":
             real = real_of(self._adapter, self._stream, use.owner, inputs)
-            if real is not None:
-                real = real.to(tokens.device)
-                if id(real) not in self._masks:  # the same mask is for many layers
-                    self._masks[id(real)] = (real, RealTokens(real))
-                return self._masks[id(real)][1].select(tokens, path)
+        if self._stream.samples is not None:
+            samples = self._stream.samples(use.owner, tokens.shape[:-1])
+            if samples is not None:
+                return by_sample(tokens, samples, real)
+        self._check_size(path, tokens)
+        if self._padding == "real" and real is not None:
+            real = real.to(tokens.device)
+            if id(real) not in self._masks:  # the same mask is for many layers
+                self._masks[id(real)] = (real, RealTokens(real))
+            return self._masks[id(real)][1].select(tokens, path)
         return (tokens.unsqueeze(1) if tokens.ndim == 2 else tokens.flatten(1, -2)), None

@@ -128,12 +128,16 @@ class Stream:
             None where all are.
         kinds: in place of `real`, for models that read several kinds of tokens in one sequence, or
             call one module with several sequences. It is asked while `run` runs.
+        samples: for models in which dimension 0 of what modules give out is not that of samples
+            (images, tiles, packed patches): takes a module and the leading dimensions, and returns
+            the sample of each position, int64; None if dimension 0 is the samples'.
     """
 
     name: str
     run: Callable[[], object]
     real: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     kinds: Kinds | None = None
+    samples: Callable[[Owner, torch.Size], torch.Tensor | None] | None = None
 
 
 class Adapter(ABC):

@@ -108,7 +108,7 @@ class TransformersAdapter(Adapter):
             with sequences.observed():
                 return _run(model, {**batch, **options})
 
-        return iter((Stream("forward", run, kinds=sequences.kinds),))
+        return iter((Stream("forward", run, kinds=sequences.kinds, samples=sequences.samples),))
 
     def losses(
         self,

@@ -20,7 +20,9 @@ from vlp_adapters.transformers.towers import (
     is_pretrained,
     sub_configs,
 )
+from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.models.adapter import Batch, Owner, TokenKind
+from vlp_plugins.runtime.errors import BatchError
 
 _KIND = {VISION: TokenKind.IMAGE, AUDIO: TokenKind.AUDIO}
 _PLACEHOLDER = re.compile(r"^(image|video|audio)_token_(id|index)$")
@@ -115,6 +117,78 @@ class Sequences:
         if nearest is None or inputs.ndim < 3 or owner.tokens in _KIND:
             return plain
         return nearest  # does not fit, which the caller says
+
+    def samples(self, owner: Owner, lead: torch.Size) -> Tensor | None:
+        """The sample of each position of what a module gives out; None if dimension 0 says it.
+
+        Raises:
+            BatchError: if that cannot be told.
+        """
+        size = batch_size(self._batch)
+        device = next(self._towers.model.parameters()).device
+        images = self._images() if owner.tokens in _KIND else None
+        if images is None:
+            if lead[0] == size:
+                return None
+            if len(lead) == 2 and lead[1] == size and self._is_sequence_first(owner):
+                return torch.arange(size, device=device).expand(lead)
+            counts = self._divided(lead.numel(), [1] * size)
+            found = list(range(size))
+        else:
+            found, lengths = images
+            if lead[0] == size and found == list(range(size)):
+                return None
+            counts = None
+            for rows in ([1] * len(found), self._filled_tiles()):
+                if counts is None and len(rows) == len(found) and sum(rows) == lead[0]:
+                    counts = [count * (lead.numel() // lead[0]) for count in rows]
+            counts = counts or self._divided(lead.numel(), lengths)
+        if counts is None:
+            raise BatchError(
+                f"the output of {owner.module} is {[*lead, '...']}, and which sample each of these "
+                f"positions belongs to cannot be told ({len(found)} images, {size} samples); "
+                "exclude the layer (TransformersAdapter(exclude=...))"
+            )
+        of = torch.tensor(found, device=device)
+        return of.repeat_interleave(torch.tensor(counts, device=device)).reshape(lead)
+
+    def _images(self) -> tuple[list[int], list[int]] | None:
+        """Of each image the sample that it stands in, and its number of placeholders; None: none.
+
+        Images that follow each other without a word between them count as one.
+        """
+        if self._text is None:
+            return None
+        image = self._text >= int(TokenKind.IMAGE)
+        if not bool(image.any()):
+            return None
+        edges = torch.nn.functional.pad(image.int(), (1, 1)).diff(dim=1)
+        samples, starts = (edges == 1).nonzero(as_tuple=True)
+        ends = (edges == -1).nonzero(as_tuple=True)[1]
+        return samples.tolist(), (ends - starts).tolist()
+
+    def _filled_tiles(self) -> list[int]:
+        """How many tiles each image has, where a batch is filled up with empty ones."""
+        pixels = self._batch.get("pixel_values")
+        if not isinstance(pixels, Tensor) or pixels.ndim != 5:
+            return []
+        return pixels.flatten(2).any(2).sum(1).tolist()
+
+    def _divided(self, total: int, shares: list[int]) -> list[int] | None:
+        """A number of tokens divided in proportion; None if that leaves fractions."""
+        whole = sum(shares)
+        if any(total * share % whole for share in shares):
+            return None
+        return [total * share // whole for share in shares]
+
+    def _is_sequence_first(self, owner: Owner) -> bool:
+        """Whether a module is in a tower of torch's attention with `[tokens, batch, ...]`."""
+        path = owner.module.removeprefix(self._towers.prefix)
+        tower = self._towers.model.get_submodule(self._towers.root_of(path) or "")
+        return any(
+            isinstance(module, nn.MultiheadAttention) and not module.batch_first
+            for module in tower.modules()
+        )
 
     def _fit(self, call: _Call, kinds: Tensor, inputs: Tensor) -> Tensor | TokenKind | None:
         """The kinds of an input that is the sequence, a part of it, or its tokens in one row."""
