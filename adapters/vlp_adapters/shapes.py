@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def check_options(options: Mapping[str, Any], widths: Mapping[str, int]) -> None
             good = isinstance(value, float) and 0 < value < 1
             wanted = "a number between 0 and 1, such as 1e-5"
         if not good:
-            raise UnsupportedError(f"{name} is {value!r}, not {wanted}")
+            raise UnsupportedError(f"{name} is {reprlib.repr(value)}, not {wanted}")
 
 
 def token_id(name: str, token: Any, words: int) -> int:

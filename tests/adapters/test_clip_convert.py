@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from vlp_adapters.clip import load_original, state_to_original
 from vlp_adapters.clip.names import from_original_name
-from vlp_plugins.loading import load_model
+from vlp_plugins.loading import describe_file, load_model
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.published_files import export_published, import_published
@@ -192,6 +192,9 @@ def test_a_torchscript_archive_is_refused_with_the_way_to_convert_it(tmp_path: P
     torch.jit.script(Program()).save(str(tmp_path / "ViT-B-32.pt"))
     with pytest.raises(UnsupportedError, match=r"TorchScript .*torch.jit.load\('ViT-B-32.pt'") as e:
         load_model(str(tmp_path / "ViT-B-32.pt"))
+    assert describe_file(str(tmp_path / "ViT-B-32.pt")) == (
+        "TorchScript archive, as OpenAI publishes CLIP"
+    )
     line = str(e.value).split("convert it once: ")[1]
     torch.save(torch.jit.load(tmp_path / "ViT-B-32.pt").state_dict(), tmp_path / "ViT-B-32.pth")
     assert line.endswith("'ViT-B-32.pth')")

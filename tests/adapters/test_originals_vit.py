@@ -100,6 +100,21 @@ def test_originals_of_timm_have_a_classifier(tmp_path, record_property) -> None:
     compare("timm_vit", outputs, record_property)
 
 
+class Program:
+    """What no checkpoint may hold."""
+
+
+def test_originals_hold_arguments_and_no_other_objects(tmp_path) -> None:
+    content = {"teacher": recorded("dino", "state"), "args": argparse.Namespace(lr=Program())}
+    torch.save(content, tmp_path / "vit.pth")
+    (tmp_path / "vit.json").write_text(HEADS)
+    with pytest.raises(UnsupportedError, match="holds objects other than tensors"):
+        load_original(tmp_path / "vit.pth")
+    content["args"].lr = {"lr": [0.1]}
+    torch.save(content, tmp_path / "vit.pth")
+    assert type(load_original(tmp_path / "vit.pth")) is ViTModel
+
+
 @pytest.mark.parametrize("name", ["dino", "timm_vit"])
 @pytest.mark.parametrize("file", ["again.pth", "again.safetensors"])
 def test_originals_are_written_back_as_they_came(name, file, tmp_path) -> None:

@@ -52,6 +52,7 @@ from transformers import (
 
 from vlp_adapters.blip import BlipForNlvr, BlipForPretraining, BlipPretrainConfig
 from vlp_adapters.blip.nlvr_model import BlipNlvrConfig
+from vlp_adapters.clip.modeling import SiglipWithClipVision, SiglipWithClipVisionConfig
 from vlp_adapters.plugin import vlp_adapters
 from vlp_adapters.xvlm import (
     XvlmForCaptioning,
@@ -167,6 +168,11 @@ def siglip_config() -> SiglipConfig:
     return SiglipConfig(text_config=SIGLIP_TEXT, vision_config=vision)
 
 
+def siglip_clip_config() -> SiglipWithClipVisionConfig:
+    vision = {**IMAGE, "intermediate_size": 32, "projection_dim": 16}
+    return SiglipWithClipVisionConfig(text_config=SIGLIP_TEXT, vision_config=vision)
+
+
 def siglip2_config() -> Siglip2Config:
     vision = {**SIZES, "intermediate_size": 32, "patch_size": 8, "num_patches": 4}
     return Siglip2Config(text_config=SIGLIP_TEXT, vision_config=vision)
@@ -280,6 +286,9 @@ ROWS = {
     ),
     "clip-classifier": Row("clip", lambda: CLIPForImageClassification(clip_config()), images),
     "siglip": Row("siglip", lambda: SiglipModel(siglip_config()), unmasked_pairs),
+    "siglip-clip-vision": Row(
+        "siglip", lambda: SiglipWithClipVision(siglip_clip_config()), unmasked_pairs
+    ),
     "siglip-vision": Row(
         "siglip", lambda: SiglipVisionModel(siglip_config().vision_config), images
     ),

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -389,8 +390,8 @@ def _check_computed(
     for part, config, key, standard, needed in computed:
         if (found := config.get(key, standard)) != needed:
             raise UnsupportedError(
-                f"{path}: {part} says {key} {found!r}, which is not supported in a {form.title} "
-                f"(only {needed!r})"
+                f"{path}: {part} says {key} {reprlib.repr(found)}, which is not supported in a "
+                f"{form.title} (only {needed!r})"
             )
 
 
