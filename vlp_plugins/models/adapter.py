@@ -433,10 +433,13 @@ def need(batch: Batch, *keys: str) -> list[torch.Tensor]:
     """The values of `keys`; a `BatchError` that names what is missing otherwise."""
     missing = [key for key in keys if batch.get(key) is None]
     if missing:
-        hint = (
-            "; make batches with the model's processor and padding=True, which returns one"
-            if "attention_mask" in missing
-            else ""
-        )
+        hint = ""
+        if "input_ids" in missing:
+            hint = (
+                ": the model reads text; make batches with its processor, whose folder needs "
+                "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+            )
+        elif "attention_mask" in missing:
+            hint = "; make batches with the model's processor and padding=True, which returns one"
         raise BatchError(f"batch has no {', '.join(missing)} (it has: {', '.join(batch)}){hint}")
     return [batch[key] for key in keys]

@@ -405,7 +405,8 @@ class ModuleAdapter(Adapter):
         if self._loss is None:
             raise UnsupportedError(
                 f"adapter {self.name!r} knows no loss for {type(model).__name__}, which gradient "
-                "methods need; give one: ModuleAdapter(model, loss=lambda model, batch: ...)"
+                "methods need; take a method without gradients, or in Python give one: "
+                "ModuleAdapter(model, loss=lambda model, batch: ...)"
             )
         returned = self._loss(model, batch)
         terms = {"loss": returned} if isinstance(returned, Tensor) else returned

@@ -360,7 +360,8 @@ class Registry:
             if claimed:
                 raise UnsupportedError(
                     f"adapters {' and '.join(map(repr, claimed))} all claim "
-                    f"{type(model).__name__}; choose one with adapter={next(iter(claimed))!r}"
+                    f"{type(model).__name__}; choose one with "
+                    f"adapter={next(iter(claimed))!r} (--adapter {next(iter(claimed))})"
                 )
         failed = "".join(f"; adapter {name!r} failed: {why}" for name, why in failures.items())
         raise UnclaimedModelError(
