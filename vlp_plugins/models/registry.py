@@ -305,6 +305,8 @@ def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
 
 _log = logging.getLogger(__name__)
 
+_WITHOUT_PEFT = "give the model without PEFT's layers, model.merge_and_unload(), or "
+
 
 class Registry:
     """What all plug-ins together offer.
@@ -366,7 +368,8 @@ class Registry:
         failed = "".join(f"; adapter {name!r} failed: {why}" for name, why in failures.items())
         raise UnclaimedModelError(
             f"no adapter claims {type(model).__name__} (asked: "
-            f"{', '.join(self.adapter_names()) or 'none is registered'}){failed}; describe the "
+            f"{', '.join(self.adapter_names()) or 'none is registered'}){failed}; "
+            f"{_WITHOUT_PEFT if hasattr(model, 'merge_and_unload') else ''}describe the "
             "model with adapter=ModuleAdapter(model, loss=..., modalities={regex: name})"
         )
 

@@ -155,5 +155,7 @@ def suggest(name: str, known: list[str]) -> str:
     """` (did you mean 'multiflow'?)` for the nearest known name, else the list of them."""
     from difflib import get_close_matches
 
+    lowered = {each.lower(): each for each in reversed(known)}
     close = get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close or [lowered[n] for n in get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)]
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from vlp_plugins.calibration.batches import check_batches, to_device
+from vlp_plugins.calibration.batches import check_batches, named_batches, to_device
 from vlp_plugins.models.adapter import Adapter, Batch, ClassifyingAdapter, need
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
@@ -57,7 +57,7 @@ def classification(
     ahead_of: list[int] = []
     check_batches(batches)
     with evaluating(model) as device:
-        for batch in batches:
+        for batch in named_batches(batches, adapter):
             (labels,) = need(batch, "labels")
             labels = labels.to(device)
             logits = adapter.classify(model, to_device(batch, device)).float()
