@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +35,14 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.registry import Registry
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError, UnclaimedModelError, UnsupportedError, VlpError
+from vlp_plugins.runtime.errors import (
+    DataError,
+    UnclaimedModelError,
+    UnsupportedError,
+    VlpError,
+    check_hub_id,
+    nearest_path,
+)
 from vlp_plugins.runtime.model_state import default_device, neutral_state, takes_model
 from vlp_plugins.structured.files import is_structured, rebuild
 
@@ -52,8 +58,6 @@ DTYPES = {
 
 MODULE = "module"
 """In place of the name of an adapter: `ModuleAdapter`, which takes any model."""
-
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
 
 def load(
@@ -164,6 +168,7 @@ def batches(
         image_column=image_column,
         caption_column=caption_column,
         workers=workers,
+        model=model,
     )
 
 
@@ -209,10 +214,7 @@ def processor_for(
                 "processor cannot be found; pass processor= with the folder or hub id that has "
                 "it, or the processor itself"
             )
-        try:
-            processor = load_processor(source, max_length=max_length)
-        except DataError as error:
-            raise DataError(f"{error}; in Python pass processor=") from error
+        processor = load_processor(source, max_length=max_length)
     elif isinstance(processor, (str, os.PathLike)):
         place = str(Path(processor).expanduser()) if "~" in str(processor) else str(processor)
         processor = load_processor(place, max_length=max_length)
@@ -386,9 +388,7 @@ def _checked(source: str, adapter: str | None) -> tuple[str, Registry]:
     known = registry()
     if adapter not in (None, MODULE):
         known.adapter(str(adapter))  # a misspelt name shows before the model is read
-    # What is no id would take the hub long to refuse.
-    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
-        raise UnsupportedError(f"model {source} does not exist; check the path")
+    check_hub_id(source, "model", UnsupportedError)  # the hub would take long to refuse a path
     return source, known
 
 
@@ -456,7 +456,10 @@ def _from_transformers(source: str, dtype: torch.dtype | str) -> tuple[nn.Module
     except (VlpError, MemoryError):
         raise
     except Exception as error:  # damaged files raise what their parsers raise
-        nowhere = "" if path.exists() else "there is no such file or folder, and as a hub id: "
+        near = nearest_path(path)
+        nowhere = (
+            "" if path.exists() else f"there is no such file or folder{near}, and as a hub id: "
+        )
         raise UnsupportedError(
             f"cannot load a model from {source!r}: {nowhere}{loading_failure(source, error)}"
         ) from error

@@ -150,6 +150,7 @@ def prune(
     targets = with_pattern(targets, resolved.allocation)
     published = is_published(variant)
     weights = WeightMap.of(model, adapter)
+    weights.check_values()
     warn_of_dense(model, adapter, weights)
     resolved = with_profile(resolved, id_profile, weights, owners, published=published)
     if isinstance(statistics, (str, Path)):
@@ -227,10 +228,12 @@ def gather(
     adapter = resolve_adapter(model, adapter)
     resolved = resolve_method(method, None, [], parameters)
     composition = _reading(resolved.method if isinstance(resolved, IdGuided) else resolved)
+    weights = WeightMap.of(model, adapter)
+    weights.check_values()
     context = Context(
         model,
         adapter,
-        WeightMap.of(model, adapter),
+        weights,
         batches=batches,
         published=is_published(variant),
         limit=limit,
@@ -372,11 +375,13 @@ def measure_id(
         VlpError: see `vlp_plugins.dimension.measure.measure`.
     """
     adapter = resolve_adapter(model, adapter)
+    weights = WeightMap.of(model, adapter)
+    weights.check_values()
     with buffers_kept(model):
         return measure(
             model,
             adapter,
-            WeightMap.of(model, adapter),
+            weights,
             batches,
             estimator=estimator,
             padding=padding,

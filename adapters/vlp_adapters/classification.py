@@ -26,14 +26,15 @@ def classifier_loss(model: nn.Module, inputs: Mapping[str, Any], batch: Batch) -
     if not _has_classifier(model):
         raise UnsupportedError(
             f"{type(model).__name__} has no classifier, and gradient methods need its loss; "
-            "load the ...ForImageClassification model, or give a loss with "
-            "ModuleAdapter(model, loss=...)"
+            "take its ...ForImageClassification model (vlp finetune --task classification makes "
+            "one) or a method without gradients, or in Python give ModuleAdapter(model, loss=...)"
         )
     labels = batch.get("labels")
     if labels is None:
         raise BatchError(
-            "gradient methods need labelled batches: batch has no labels "
-            f"(it has: {', '.join(batch)}); add labels, or use a method without gradients"
+            "gradient methods need labelled batches: batch has no labels (it has: "
+            f"{', '.join(batch)}); give images in one folder per class, named as the classes in "
+            "the model's config.json, or take a method without gradients"
         )
     logits: Tensor = model(**inputs).logits
     size, classes = logits.shape

@@ -33,7 +33,7 @@ NAMES = [
 ]
 MODELS = [
     (MAGNITUDE, r"no model given; pass --model, or write `model: ...` in the recipe"),
-    (f"{MAGNITUDE} --model {{empty}}/model", r"model .* does not exist; check the path"),
+    (f"{MAGNITUDE} --model {{empty}}/model", r"model .* does not exist: check the path"),
     (f"{MAGNITUDE} --model nobody/nothing", r"no such file or folder, and as a hub id"),
     (f"{MAGNITUDE} --model {{photos}}", r"has no config.json; give the model's own folder"),
     (f"{MAGNITUDE} --model {{noise}}", r"a checkpoint file that no adapter recognises; give"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTForImageClassification
 from vlp_command import Command
 
 import vlp_plugins
+from vlp_plugins import prune
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.sparse import sparse_model
 
@@ -96,6 +99,45 @@ def test_images_without_captions_are_enough_for_a_model_of_images(
     words = ("--model", models / "vit", "--sparsity", "0.5", "--data", bare)
     vlp("prune", *words, "--out", tmp_path / "o")
     assert only_masks(tmp_path / "o").sparsity == 0.5
+
+
+def test_gradient_methods_read_the_classes_of_a_folder(vlp, models, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**tiny_models.VISION, num_labels=2))
+    model.save_pretrained(tmp_path / "classifier")
+    processor = AutoImageProcessor.from_pretrained(models / "vit", backend="pil")
+    processor.save_pretrained(tmp_path / "classifier")
+    for name in ("cat", "dog"):
+        tiny_models.save_photos(tmp_path / "classes" / name, 6)
+        (tmp_path / "classes" / name / "metadata.jsonl").unlink()
+    words = ["--model", tmp_path / "classifier", "--sparsity", "0.5", "--method", "snip"]
+    words += ["--device", "cpu"]
+    vlp("prune", *words, "--data", tmp_path / "classes", "--out", tmp_path / "o")
+
+    pixels = [
+        processor(images=Image.open(path), return_tensors="pt")["pixel_values"]
+        for path in sorted((tmp_path / "classes").rglob("*.png"))
+    ]
+    batch = {"pixel_values": torch.cat(pixels), "labels": torch.tensor([0] * 6 + [1] * 6)}
+    own = ViTForImageClassification.from_pretrained(tmp_path / "classifier")
+    assert only_masks(tmp_path / "o") == prune(own, [batch], method="snip", sparsity=0.5)
+
+    flat = tmp_path / "classes" / "cat"
+    refused = vlp("prune", *words, "--data", flat, "--out", tmp_path / "p", code=2)
+    assert "give images in one folder per class" in refused.stderr
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "xvlm"])
+def test_a_model_of_texts_without_a_tokenizer(vlp, models, photos, tmp_path, family) -> None:
+    shutil.copytree(models / family, tmp_path / "m")
+    for path in tmp_path.glob("m/*token*"):
+        path.unlink()
+    words = ["--model", tmp_path / "m", "--sparsity", "0.5", "--data", photos]
+    refused = vlp("prune", *words, "--out", tmp_path / "o", code=2)
+    assert re.search(r"reads text.*tokenizer.json .or vocab.txt. and tokenizer_c", refused.stderr)
+    assert "padding=" not in refused.stderr
+    whole = ["--processor", models / family, "--device", "cpu", "--out", tmp_path / "o"]
+    vlp("prune", *words, *whole)
 
 
 def test_skipped_images_are_counted(vlp, xvlm, photos, tmp_path) -> None:

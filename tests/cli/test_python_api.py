@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 
+import accelerate
 import pytest
 import task_models
 import torch
 from tiny_models import save_photos
 from torch import nn
-from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPModel
+from torch.utils.data import DataLoader
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    CLIPModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vlp_plugins as vlp_api
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import (
+    BatchError,
     DataError,
+    MaskError,
     OutputError,
     RecipeError,
     UnclaimedModelError,
+    UnknownNameError,
     UnsupportedError,
 )
+from vlp_plugins.scoring.magnitude import Magnitude
 
 
 @pytest.fixture
@@ -85,7 +98,7 @@ def test_a_model_of_one_s_own_needs_a_processor(models, photos) -> None:
                                         "processor="):  # fmt: skip
         vlp_api.batches(photos, model)
     model.name_or_path = str(photos)
-    with pytest.raises(DataError, match="no processor at .*; in Python pass processor="):
+    with pytest.raises(DataError, match=r"no processor at .* .in Python: processor=.$"):
         vlp_api.batches(photos, model)
     data = vlp_api.batches(photos, model, processor=models / "blip", batch_size=12)
     (batch,) = data
@@ -127,6 +140,115 @@ def test_a_model_of_no_family_is_taken_by_what_transformers_knows_or_by_its_laye
     masks = vlp_api.prune(model, data, method="wanda", sparsity=0.5, adapter=adapter)
     assert masks.removed == masks.total // 2
     assert masks.manifest.adapter == (adapter or "transformers")
+
+
+def test_batches_of_other_shapes_are_read_as_what_they_are(models, photos) -> None:
+    model = vlp_api.load(models / "clip", device="cpu")
+    data = list(vlp_api.batches(photos, model, batch_size=4))
+    keys = ("pixel_values", "input_ids", "attention_mask")
+    labels = torch.arange(4)
+
+    def masks(batches: object) -> Masks:
+        return vlp_api.prune(model, batches, method="wanda", sparsity=0.5)
+
+    expected = masks(data)
+    assert masks([tuple(batch[key] for key in keys) for batch in data]) == expected
+    assert masks([[batch[key] for key in reversed(keys)] for batch in data]) == expected
+    assert masks((batch, labels) for batch in data) == expected
+    assert masks([{k: v.tolist() for k, v in batch.items()} for batch in data]) == expected
+    assert masks([{k: v.numpy() for k, v in batch.items()} for batch in data]) == expected
+    rows = [[{k: v[n] for k, v in batch.items()} for n in range(4)] for batch in data]
+    assert masks(DataLoader([row for part in rows for row in part], 4, collate_fn=list)) == expected
+    ragged = dict(data[0]) | {"input_ids": [[1, 2], [1]]}
+    with pytest.raises(BatchError, match="input_ids holds rows of different lengths; pad them"):
+        masks([ragged])
+    for strange in ((data[0]["pixel_values"], data[0]["pixel_values"]), (torch.ones(2, 2),)):
+        with pytest.raises(BatchError, match="batch is a tuple, not a mapping of pixel_values"):
+            masks([strange])
+
+
+def test_a_classifier_takes_images_and_labels() -> None:
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**task_models.VISION, num_labels=3)).eval()
+    pixels, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+    whole = {"pixel_values": pixels, "labels": labels}
+    for method in ("wanda", "snip"):
+        expected = vlp_api.prune(model, [whole], method=method, sparsity=0.5)
+        for batch in ((pixels, labels), [pixels, labels], ({"pixel_values": pixels}, labels)):
+            assert vlp_api.prune(model, [batch], method=method, sparsity=0.5) == expected
+    statistics = vlp_api.gather(model, [pixels], method="wanda")
+    assert vlp_api.prune(model, statistics=statistics, method="wanda", sparsity=0.5) == (
+        vlp_api.prune(model, [whole], method="wanda", sparsity=0.5)
+    )
+    many = [torch.randn(8, 3, 16, 16) for _ in range(3)]
+    named = vlp_api.measure_id(model, [{"pixel_values": each} for each in many])
+    assert vlp_api.measure_id(model, [(each,) for each in many]) == named
+
+
+def test_weights_without_values_are_named(models, photos) -> None:
+    model = vlp_api.load(models / "clip", device="cpu")
+    data = vlp_api.batches(photos, model)
+    masks = vlp_api.prune(model, method="lamp", sparsity=0.5)
+    with torch.device("meta"):
+        empty = CLIPModel(model.config)
+    offloaded = deepcopy(model)
+    accelerate.cpu_offload(offloaded, execution_device="cpu")
+    eight = deepcopy(model)
+    for module in eight.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    for lacking, why in (
+        (empty, "meta device"),
+        (offloaded, r"accelerate.hooks.remove_hook_from_submodules\(model\)"),
+        (eight, "float8_e4m3fn.*load the model in bfloat16"),
+    ):
+        for call in (
+            lambda lacking=lacking: vlp_api.prune(lacking, method="lamp", sparsity=0.5),
+            lambda lacking=lacking: vlp_api.prune(lacking, data, sparsity=0.5),
+            lambda lacking=lacking: vlp_api.gather(lacking, data),
+            lambda lacking=lacking: vlp_api.measure_id(lacking, data),
+        ):
+            with pytest.raises(UnsupportedError, match=f"weight 'text.0.self.key' .* is .*{why}"):
+                call()
+    with pytest.raises(MaskError, match="remove_hook_from_submodules"):
+        masks.apply(offloaded)
+    accelerate.hooks.remove_hook_from_submodules(offloaded)
+    assert vlp_api.prune(offloaded, method="lamp", sparsity=0.5) == masks
+    masks.apply(eight)
+    assert masks.verify(eight) == []
+    mixed = vlp_api.ModuleAdapter(eight)
+    assert [each.name for each in mixed.weights(eight)] == [
+        "vision_model.embeddings.patch_embedding"
+    ]
+
+
+def test_mistakes_in_words_are_answered_with_the_right_ones(models, tmp_path) -> None:
+    model = vlp_api.load(models / "clip", device="cpu")
+
+    def said(**options: object) -> str:
+        with pytest.raises((UnknownNameError, UnsupportedError)) as raised:
+            vlp_api.prune(model, **{"sparsity": 0.5, "method": "lamp", **options})
+        return str(raised.value)
+
+    assert said(alocation="layer").endswith("(did you mean allocation= of prune?)")
+    assert "did you mean allocation=" in said(alocation="layer", method=Magnitude())
+    assert "did you mean" not in said(nonsense=1)
+    assert said(method="MULTIFLOW").endswith(
+        "no method is called 'MULTIFLOW' (did you mean 'multiflow'?)"
+    )
+    assert "did you mean 'wanda'" in said(method="WANDA")
+    assert said(method="xyzzy").count("wanda") == 1
+    path = str(models / "clip")
+    masks = vlp_api.prune(model, method="lamp", sparsity=0.5)
+    for call in (
+        lambda: vlp_api.prune(path, sparsity=0.5),
+        lambda: vlp_api.ModuleAdapter(path),
+        lambda: masks.apply(path),
+        lambda: vlp_api.SparsityLock(path, masks),
+        lambda: vlp_api.GradualPruning(path, sparsity=0.5, steps=2),
+    ):
+        with pytest.raises(UnsupportedError, match=r"model is a str.*vlp_plugins.load\('/"):
+            call()
 
 
 def test_mistakes_are_said_before_anything_is_read(models, photos, tmp_path) -> None:

@@ -67,6 +67,13 @@ def test_splits_saved_to_disk(tmp_path: Path) -> None:
         open_source(str(tmp_path / "x"), split="dev")
 
 
+def test_images_that_a_table_names_are_relative_to_the_table(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(7))
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("image,caption\na.png,a red seven\n")
+    assert read(open_source(str(tmp_path / "two.csv"))) == [(7, "a red seven")]
+
+
 def test_a_folder_or_file_of_parquet_is_streamed(parquet: Path) -> None:
     source = open_source(str(parquet))
     assert source.length is None

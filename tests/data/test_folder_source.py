@@ -14,6 +14,7 @@ import pytest
 from captioned_files import CAPTIONS, encoded, picture, read, write_folder
 from PIL import Image
 
+from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.runtime.errors import DataError
 
@@ -43,6 +44,14 @@ def test_a_comma_outside_quotes_does_not_cut_the_caption_silently(tmp_path: Path
     (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,one, and two\n")
     with pytest.raises(DataError, match=r"metadata.csv, line 2: more fields .* double quotes"):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "captions.csv"])
+def test_the_only_table_next_to_images_is_their_metadata(tmp_path: Path, table: str) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(7))
+    (tmp_path / table).write_text("image,caption\na.png,a red seven\n")
+    for source in (tmp_path, tmp_path / table):
+        assert read(open_source(str(source))) == [(7, "a red seven")]
 
 
 @pytest.mark.parametrize("column", ["text", "caption", "Sentence", "captions"])
@@ -152,7 +161,7 @@ def test_more_damaged_images_are_an_error_as_soon_as_it_is_certain(
     folder = numbered(40)
     damage(folder, 3, 4, 5, 30)
     source = open_source(str(folder))
-    with pytest.raises(DataError, match=r"3 of 6 records read .*003.png.* more than 5% is too man"):
+    with pytest.raises(DataError, match=r"at least 3 of 40 records .*003.png.* more than 5%"):
         read(source)
     assert source.seen == 6
 
@@ -208,11 +217,18 @@ def test_a_folder_that_cannot_be_used_says_why(
         ("/nowhere/photos", "data /nowhere/photos does not exist: check the path"),
         ("./photos/", "does not exist"),
         ("https://example.org/a.tar", "does not exist; download it first"),
+        ("photos.parquet", "data photos.parquet does not exist: check the path$"),
+        ("here/photo", r"check the path .did you mean here/photos\?.; it is not looked up on the"),
     ],
 )
-def test_a_source_that_does_not_exist(source: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        open_source(source)
+def test_a_source_that_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for opened in (open_source, open_labelled):
+        with pytest.raises(DataError, match=message):
+            opened(source)
 
 
 def test_a_folder_is_read_without_the_package_datasets(photos: Path) -> None:

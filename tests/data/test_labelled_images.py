@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import published_layouts as layouts
 import pytest
-from captioned_files import encoded, picture
+from captioned_files import encoded, picture, read
+from torch import nn
 
-from vlp_plugins.data.labelled import LabelledImages, open_labelled
+from vlp_plugins.data.labelled import LabelledImages, LabelSource, open_labelled
 from vlp_plugins.runtime.errors import DataError
 
 
@@ -141,6 +143,28 @@ def test_what_has_no_classes_says_so(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "label": -1.5}')
     with pytest.raises(DataError, match="label -1.5 is neither a name nor a number"):
         open_labelled(str(tmp_path))
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        layouts.put_image(tmp_path / split / "0.png", 0)
+    with pytest.raises(DataError, match="holds no images with classes"):
+        open_labelled(str(tmp_path))
+
+
+def test_labels_for_a_model_have_its_numbers(tmp_path: Path) -> None:
+    layouts.classes(tmp_path)
+    images = open_labelled(str(tmp_path))
+    model = nn.Module()
+    model.config = SimpleNamespace(id2label={0: "ant", 1: "bird", 2: "cat"}, num_labels=3)
+    assert read(LabelSource(images, model)) == [(1, "1"), (1, "1"), (0, "2"), (0, "2")]
+    assert sorted(read(LabelSource(images, model), 5)) == sorted(read(LabelSource(images, model)))
+    model.config = SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_labels=2)
+    assert read(LabelSource(images, model)) == [(1, "0"), (1, "0"), (0, "1"), (0, "1")]
+    for names in ({0: "ant", 1: "bird"}, {0: "LABEL_0"}):
+        model.config = SimpleNamespace(id2label=names, num_labels=len(names))
+        with pytest.raises(DataError, match="the model has no class"):
+            LabelSource(images, model)
 
 
 def test_one_metadata_file_for_several_splits(tmp_path: Path) -> None:

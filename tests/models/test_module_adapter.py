@@ -16,7 +16,7 @@ from vlp_plugins.methods.gradual.pruning import GradualPruning
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnclaimedModelError, UnsupportedError
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -169,6 +169,20 @@ def test_gradual_pruning_says_it_too(caplog: pytest.LogCaptureFixture) -> None:
     model = Experts()
     GradualPruning(model, sparsity=0.5, steps=10, adapter=ModuleAdapter(model))
     assert "75.0% of the elements" in caplog.text
+
+
+def test_of_a_peft_model_the_layers_of_the_model_are_pruned() -> None:
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"], r=2))
+    adapter = ModuleAdapter(tuned)
+    assert [spec.name for spec in adapter.weights(tuned)] == [
+        "base_model.model.0.base_layer",
+        "base_model.model.2",
+    ]
+    assert prune(tuned, adapter=adapter, method="omp", sparsity=0.5).total == 8 * 8 + 4 * 8
+    with pytest.raises(UnclaimedModelError, match=r"model.merge_and_unload\(\), or describe"):
+        prune(tuned, method="omp", sparsity=0.5)
 
 
 def test_what_is_excluded_on_request_is_no_surprise(caplog: pytest.LogCaptureFixture) -> None:

@@ -44,6 +44,15 @@ def only_stream(adapter: ModuleAdapter, model: nn.Module, batch: Any) -> Stream:
     return stream
 
 
+def test_inputs_by_name_may_be_followed_by_labels() -> None:
+    model, batch = clip(), pair_batch()
+    alone = only_stream(ModuleAdapter(model), model, batch)
+    pair = only_stream(ModuleAdapter(model), model, (batch, torch.arange(2)))
+    assert alone.real.keys() == pair.real.keys() == {"text", "vision"}
+    assert torch.equal(alone.real["text"], pair.real["text"])
+    assert torch.equal(alone.run().logits_per_image, pair.run().logits_per_image)
+
+
 class Classifier(nn.Module):
     """Takes images only, as most classifiers do, and remembers what it got."""
 

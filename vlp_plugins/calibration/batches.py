@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
-from vlp_plugins.models.adapter import Batch
+from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import BatchError, DataError
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -40,6 +41,94 @@ def interleave(*loaders: Iterable[Batch]) -> Iterator[Batch]:
                 yield next(loader)
             except StopIteration:
                 running.remove(loader)
+
+
+def named_batches(batches: Iterable[Any], adapter: Adapter) -> Iterable[Batch]:
+    """The batches as `named` makes them, unless the adapter takes any, as `ModuleAdapter` does."""
+    if adapter.takes_sequences or isinstance(batches, Mapping | str | bytes | _Named):
+        return batches
+    if isinstance(batches, list | tuple):
+        found = [named(batch) for batch in batches]
+        same = all(new is batch for new, batch in zip(found, batches, strict=True))
+        return batches if same else found
+    if isinstance(batches, Iterator):
+        return map(named, batches)
+    if not hasattr(type(batches), "__iter__"):  # a tensor, or nothing to iterate over
+        return batches
+    return _Sized(batches) if hasattr(type(batches), "__len__") else _Named(batches)
+
+
+class _Named:
+    """`named` of every batch, as often as it is iterated over."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches: Any = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(named, self._batches)
+
+
+class _Sized(_Named):
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def named(batch: Any) -> Any:
+    """A batch as a mapping of tensors by the names that models have for them.
+
+    Tensors without a name are known by their shapes: images `[B, 3, H, W]` of floating dtype,
+    integers `[B, L]` that are tokens or, if all are 0 or 1, their mask, integers `[B]` for labels.
+    A mapping may be followed by labels; a list of mappings has one for each row. Lists of numbers
+    and arrays become tensors. A batch with anything else in it stays as it is.
+
+    Raises:
+        BatchError: if rows have different lengths.
+    """
+    if isinstance(batch, Mapping):
+        lists = {k: v for k, v in batch.items() if isinstance(v, list | tuple | np.ndarray)}
+        return {**batch, **{k: _tensor(k, v) for k, v in lists.items()}} if lists else batch
+    if isinstance(batch, torch.Tensor):
+        batch = (batch,)
+    if not isinstance(batch, tuple | list) or not batch:
+        return batch
+    if all(isinstance(row, Mapping) for row in batch):
+        return {key: _tensor(key, [row[key] for row in batch]) for key in batch[0]}
+    found: dict[str, Any] = {}
+    rest = list(batch)
+    if isinstance(rest[0], Mapping):
+        found = dict(named(rest.pop(0)))
+    for item in rest:
+        tensor = _tensor("labels", item) if isinstance(item, list) else item
+        name = _name_of(tensor) if isinstance(tensor, torch.Tensor) else None
+        if name is None or name in found:
+            return batch
+        found[name] = tensor
+    return found
+
+
+def _name_of(tensor: torch.Tensor) -> str | None:
+    if tensor.is_floating_point():
+        return "pixel_values" if tensor.ndim == 4 else None
+    if tensor.ndim == 2:
+        return "attention_mask" if bool(((tensor == 0) | (tensor == 1)).all()) else "input_ids"
+    return "labels" if tensor.ndim == 1 else None
+
+
+def _tensor(name: str, value: Any) -> Any:
+    """A tensor of a list of numbers, arrays or tensors of one shape; texts stay as they are."""
+    if isinstance(value, list | tuple) and any(isinstance(row, torch.Tensor) for row in value):
+        value = [row.numpy(force=True) if isinstance(row, torch.Tensor) else row for row in value]
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise BatchError(
+            f"{name} holds rows of different lengths; pad them: the model's processor does it with "
+            "padding=True, return_tensors='pt'"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        return value
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.float() if array.dtype == np.float64 else tensor
 
 
 def check_batches(batches: Iterable[object], limit: int | None = None) -> None:

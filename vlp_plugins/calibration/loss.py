@@ -56,7 +56,7 @@ def check_loss(terms: Mapping[str, torch.Tensor], index: int, *, together: bool 
             raise NonFiniteError(
                 f"the loss {name!r} of batch {index} is {value}; look at that batch and at the "
                 "checkpoint (weights after a diverged training), or leave such batches out with "
-                "skip_nonfinite"
+                "skip_nonfinite (--skip-nonfinite)"
             )
 
 
@@ -330,5 +330,6 @@ class LossProbe:
         return (
             f"the gradient of weight {name!r} ({self._weights[name].aliases[0]}) has {bad} NaN or "
             f"infinite elements in batch {index}, though its loss is finite; look at that batch, "
-            "run in float32 or bfloat16, or leave such batches out with skip_nonfinite"
+            "run in float32 or bfloat16, or leave such batches out with skip_nonfinite "
+            "(--skip-nonfinite)"
         )

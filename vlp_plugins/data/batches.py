@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image
+from torch import nn
 
 from vlp_plugins.data.conversations import ChatProcessor
+from vlp_plugins.data.karpathy import is_karpathy
+from vlp_plugins.data.labelled import LabelSource, open_labelled
 from vlp_plugins.data.processors import Processor, reads_text
 from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright_rgb
 from vlp_plugins.data.sources import open_source
@@ -89,14 +94,14 @@ class CaptionedBatches:
             images.append(image)
             texts.append(text)
             if len(images) == self.batch_size:
-                yield self.adapter.collate(self.processor, images, texts)
+                yield self._batch(images, texts)
                 made += 1
                 images, texts = [], []
                 if made == self.limit:
                     self.source.check()  # the source itself checks only at its end
                     return
         if len(images) > 1 or (images and alone):
-            yield self.adapter.collate(self.processor, images, texts)
+            yield self._batch(images, texts)
             made += 1
         if not made:
             raise DataError(
@@ -111,6 +116,12 @@ class CaptionedBatches:
         if lacking and not self.shortfalls:
             logger.warning("%s: %s", self.source.description, "; ".join(lacking))
         self.shortfalls = tuple(lacking)
+
+    def _batch(self, images: list[Any], texts: list[Any]) -> Batch:
+        if self.source.captions != "labels":
+            return self.adapter.collate(self.processor, images, texts)
+        labels = torch.tensor(list(map(int, texts)), device="cpu")
+        return self.adapter.collate(self.processor, images, [""] * len(images)) | {"labels": labels}
 
     def __len__(self) -> int:
         """Number of batches if no record is skipped.
@@ -144,8 +155,12 @@ def open_batches(
     image_column: str | None = None,
     caption_column: str | None = None,
     workers: int | None = None,
+    model: nn.Module | None = None,
 ) -> CaptionedBatches:
-    """Batches of what a user names as data; a model of images only gets them without captions.
+    """Batches of what a user names as data; see `open_source`.
+
+    A model of images only gets them without captions, and with `labels` if they are in classes
+    that it knows: gradient methods need them.
 
     A chat model gets whole conversations where the data has some.
 
@@ -160,18 +175,25 @@ def open_batches(
         image_column: None finds it.
         caption_column: None finds it.
         workers: see `CaptionedBatches`.
+        model: its configuration may name its classes.
 
     Raises:
         DataError: if there is no data.
     """
-    captions: Captions = "first" if reads_text(processor) else "none"
-    source = open_source(
-        data,
-        split=split,
-        image_column=image_column,
-        caption_column=caption_column,
-        captions="conversations" if isinstance(processor, ChatProcessor) else captions,
-    )
+    source: CaptionSource | None = None
+    is_captioned = image_column is not None or is_karpathy(Path(data).expanduser())
+    if not is_captioned and not reads_text(processor):
+        with suppress(DataError):  # images without classes
+            source = LabelSource(open_labelled(data, split), model)
+    if source is None:
+        captions: Captions = "first" if reads_text(processor) else "none"
+        source = open_source(
+            data,
+            split=split,
+            image_column=image_column,
+            caption_column=caption_column,
+            captions="conversations" if isinstance(processor, ChatProcessor) else captions,
+        )
     return CaptionedBatches(
         source,
         processor,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from vlp_plugins.data.annotations import image_of
 from vlp_plugins.data.records import (
+    IMAGE_COLUMNS,
     Captions,
     CaptionSource,
     Record,
@@ -24,7 +26,9 @@ from vlp_plugins.data.records import (
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.untrusted import check_inside
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+METADATA_SUFFIXES = (".jsonl", ".csv")
+
+_FILE_COLUMNS = ("file_name", "filename", "file", "path", "image_path", *IMAGE_COLUMNS)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -32,15 +36,20 @@ Row = dict[str, object]
 
 
 def find_metadata(folder: Path) -> Path | None:
-    """The metadata file in a folder; None if there is none.
+    """The metadata file in a folder, or the only table next to images; None if there is none.
 
     Raises:
-        DataError: if there are two.
+        DataError: if there are two metadata files.
     """
-    found = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+    names = (f"metadata{suffix}" for suffix in METADATA_SUFFIXES)
+    found = [folder / name for name in names if (folder / name).is_file()]
     if len(found) > 1:
         raise DataError(f"{folder} holds metadata.jsonl and metadata.csv; remove one of them")
-    return found[0] if found else None
+    if not found:  # captions.csv, say
+        files = list(folder.iterdir())
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
+            found = [path for path in files if path.suffix.lower() in METADATA_SUFFIXES]
+    return found[0] if len(found) == 1 else None
 
 
 def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
@@ -62,6 +71,14 @@ def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
     if not rows:
         raise DataError(f"{path} has no rows; write one for each image")
     return rows
+
+
+def file_column(columns: Iterable[str]) -> str:
+    """The column with the file names of images, of those with a usual name; else `file_name`."""
+    names = {column.lower(): column for column in columns}
+    marked = [name for name in names if "_file_name" in name]
+    known = (_FILE_COLUMNS[0], *marked, *_FILE_COLUMNS[1:])
+    return next((names[name] for name in known if name in names), _FILE_COLUMNS[0])
 
 
 def find_split(folder: Path, split: str | None) -> tuple[Path, str | None] | None:
@@ -168,10 +185,7 @@ def open_folder(
 
 def has_metadata(folder: Path) -> bool:
     """True if a folder or one of its sub-folders holds a metadata file."""
-    return any(
-        (place / name).is_file() for place in (folder, *_subfolders(folder))
-        for name in METADATA_NAMES
-    )  # fmt: skip
+    return any(find_metadata(place) for place in (folder, *_subfolders(folder)))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -213,25 +227,25 @@ def _records(
     """The records of a metadata file, and the split that their names begin with."""
     rows = read_metadata(metadata)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    usual = [c for c in columns if c == "file_name"] + [c for c in columns if "_file_name" in c]
-    file_column = image_column or next(iter(usual), "file_name")
-    if file_column not in columns:
+    names = image_column or file_column(columns)
+    if names not in columns:
         raise DataError(
-            f"{metadata} has no column {file_column!r} (its columns: "
-            f"{', '.join(columns)}); it gives each image's path relative to {metadata.parent}"
+            f"{metadata} has no column {names!r} (its columns: {', '.join(columns)}), which gives "
+            f"each image's path relative to {metadata.parent}; name the column that does with "
+            "image_column (--image-column)"
         )
     said = columns_said(columns, caption_column, captions, where=str(metadata))
     for row in rows:
-        name = row.get(file_column)
+        name = row.get(names)
         if not isinstance(name, str) or not name:
             raise DataError(
-                f"{metadata}: a row has {file_column} {name!r}, not the name of a file: {row}"
+                f"{metadata}: a row has {names} {name!r}, not the name of a file: {row}"
             )
-    rows, split = rows_of_split(rows, file_column, split, metadata)
-    paths = [metadata.parent / str(row[file_column]) for row in rows]
+    rows, split = rows_of_split(rows, names, split, metadata)
+    paths = [metadata.parent / str(row[names]) for row in rows]
     for path in paths:
         check_inside(path, folder, metadata)
-    missing = [row[file_column] for row, path in zip(rows, paths, strict=True)
+    missing = [row[names] for row, path in zip(rows, paths, strict=True)
                if not path.is_file()]  # fmt: skip
     if missing:
         raise DataError(

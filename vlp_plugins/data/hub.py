@@ -22,7 +22,7 @@ from vlp_plugins.data.records import (
     columns_said,
     said_in,
 )
-from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.errors import DataError, first_line, nearest_path
 from vlp_plugins.runtime.untrusted import check_inside, check_read, read_limit
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ class DatasetSource(CaptionSource):
         import datasets
 
         super().__init__(description, captions)
-        features = dataset.features
-        if features is None:  # a stream has its columns in its first row
-            features = _guarded(description, lambda: dataset._resolve_features().features)
-        features = features or {}
+        if dataset.features is None:  # a stream has its columns in its first row
+            dataset = _guarded(description, dataset._resolve_features)
+        features = dataset.features or {}
         images = [name for name, kind in features.items() if _of_images(kind)]
         self._image = choose_column(
             features, image_column or next(iter(images), None), IMAGE_COLUMNS,
@@ -140,6 +139,8 @@ class DatasetSource(CaptionSource):
         from datasets import config
         from datasets.utils.file_utils import xopen
 
+        if self._roots and (self._roots[0] / path).is_file():  # relative to the table that names it
+            path = str(self._roots[0] / path)
         place = path.rsplit("::", 1)[-1]  # the archive, of a member
         if self._roots is not None and not place.startswith(("hf://", f"{config.HF_ENDPOINT}/")):
             if "://" in place:
@@ -232,7 +233,15 @@ def _load(source: str, *, is_local: bool) -> Any:
                 raise
             return load()
 
-    return _guarded(source, stream_or_cache)
+    try:
+        return _guarded(source, stream_or_cache)
+    except DataError as error:
+        if is_local or ":" in source:
+            raise
+        near = nearest_path(Path(source))
+        raise DataError(
+            f"there is no folder {source} here{near}, and as a hub id: {error}"
+        ) from error
 
 
 def _guarded(source: str, action: Callable[[], Any]) -> Any:
@@ -240,7 +249,7 @@ def _guarded(source: str, action: Callable[[], Any]) -> Any:
         return action()
     except Exception as error:  # datasets raises what its many readers raise
         hint = f"; write {source}:CONFIGURATION" if "Config name is missing" in str(error) else ""
-        message = f"cannot load dataset {source}: {_reason(error)}{hint}"
+        message = f"cannot load dataset {source.removeprefix('dataset ')}: {_reason(error)}{hint}"
         raise DataError(message) from error
 
 

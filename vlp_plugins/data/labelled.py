@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +13,21 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from vlp_plugins.data.annotations import contents, image_of, image_root
-from vlp_plugins.data.folder import find_split, image_files, read_metadata, rows_of_split
-from vlp_plugins.data.records import CaptionSource, choose_split
-from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.data.folder import (
+    file_column,
+    find_split,
+    image_files,
+    read_metadata,
+    rows_of_split,
+)
+from vlp_plugins.data.records import SPLITS, CaptionSource, Record, buffered, choose_split
+from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line
 from vlp_plugins.runtime.untrusted import check_read
+
+_log = logging.getLogger(__name__)
 
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
@@ -76,6 +87,7 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
 
     folder = Path(source).expanduser()
     if not folder.is_dir():
+        check_hub_id(source, "data", DataError)
         return _from_datasets(source, split)
     if (cifar := _find_cifar(folder)) is not None:
         return _from_cifar(*cifar, split)
@@ -89,19 +101,82 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
     return _from_classes(folder, split)
 
 
+def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:
+    """Number of a class in the data -> its number in the model, by their names.
+
+    A split in which a class has no image numbers those after it otherwise than the model does.
+
+    Args:
+        model: whose configuration may name its classes.
+        classes: of the data, by number; empty if they have no names.
+
+    Returns:
+        Empty if names do not tell: the numbers are the same then.
+    """
+    own = _class_names(model)
+    strange = [name for name in classes if own and name not in own]
+    if strange:
+        _log.warning(
+            "%d of %d classes of the data are none of the model's (first: %r; the model has %r, "
+            "...), so classes are compared by number",
+            len(strange), len(classes), strange[0], next(iter(own)),
+        )  # fmt: skip
+    return {} if strange or not own else {number: own[name] for number, name in enumerate(classes)}
+
+
+def _class_names(model: nn.Module | None) -> dict[str, int]:
+    """Numbers of the classes that a configuration names; empty if it only numbers them."""
+    names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    unnamed = all(name == f"LABEL_{number}" for number, name in names.items())
+    return {} if unnamed else {str(name): int(number) for number, name in names.items()}
+
+
+class LabelSource(CaptionSource):
+    """Images with the number of their class in a model in place of a caption."""
+
+    def __init__(self, images: LabelledImages, model: nn.Module | None) -> None:
+        """Takes images whose classes are those of `model`; None takes any.
+
+        Raises:
+            DataError: if the model does not have one of the classes.
+        """
+        super().__init__(images.description, "labels")
+        own = _class_names(model)
+        strange = [name for name in images.classes if own and name not in own]
+        limit = getattr(getattr(model, "config", None), "num_labels", None)
+        self._items = images.items
+        self.length = self._items.source.length if isinstance(self._items, _LabelledRows) else None
+        if isinstance(self._items, tuple):
+            self.length = len(self._items)
+            above = limit is not None and any(item.label >= limit for item in self._items)
+            strange += ["of that number"] if above and not own else []
+        if strange:
+            raise DataError(f"{images.description}: the model has no class {strange[0]}")
+        self._numbers = class_numbers(model, images.classes) if model is not None else {}
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        items: Iterable[Labelled] = self._items
+        if seed is not None and isinstance(items, tuple):
+            items = random.Random(seed).sample(items, len(items))
+        elif seed is not None:
+            items = buffered(items, seed)
+        return (Record(i.place, i.image, self._numbers.get(i.label, i.label)) for i in items)
+
+
 def _from_metadata(folder: Path, path: Path, split: str | None) -> LabelledImages:
     rows = read_metadata(path)
     column = next((name for name in _LABEL_COLUMNS if name in rows[0]), None)
-    if column is None or any("file_name" not in row for row in rows):
+    image = file_column(rows[0])
+    if column is None or any(image not in row for row in rows):
         raise DataError(
             f"{path} needs the columns file_name and label (its columns: {', '.join(rows[0])})"
         )
     labels, classes = _numbered([row.get(column) for row in rows], path)  # alike in all splits
     rows = [row | {column: label} for row, label in zip(rows, labels, strict=True)]
-    rows, chosen = rows_of_split(rows, "file_name", split, path)
+    rows, chosen = rows_of_split(rows, image, split, path)
     if path.parent != folder:
         chosen = path.parent.name
-    names = [str(row["file_name"]) for row in rows]
+    names = [str(row[image]) for row in rows]
     root = image_root(path.parent, names, (), path)
     items = tuple(
         Labelled(name, image_of(root / name), int(str(row[column])))
@@ -135,7 +210,7 @@ def _from_classes(folder: Path, split: str | None) -> LabelledImages:
         raise DataError(f"{folder} has no split {split!r}; it holds {contents(folder)}")
     place = folder if chosen is None else folder / chosen
     classes = [path for path in _subfolders(place) if image_files(path)]
-    if len(classes) < 2:
+    if len(classes) < 2 or SPLITS.issuperset(path.name.lower() for path in classes):
         raise DataError(
             f"{place} holds no images with classes: expected the binary version of CIFAR, "
             "Flowers-102, metadata.jsonl with file_name and label, or one folder per class, found "

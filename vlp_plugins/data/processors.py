@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from vlp_plugins.models.architecture import code_refused, load_config, loading_failure
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, check_hub_id
 from vlp_plugins.runtime.untrusted import check_read
 
 _IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -68,7 +68,8 @@ class CombinedProcessor:
             if self.tokenizer is None:
                 raise DataError(
                     f"{self._source} has an image processor and no tokenizer, but the model reads "
-                    "text; put tokenizer.json (or vocab.txt) and tokenizer_config.json there"
+                    "text; put tokenizer.json (or vocab.txt) and tokenizer_config.json there, or "
+                    "name a folder or hub id that has them with --processor (in Python: processor=)"
                 )
             batch.update(self.tokenizer(text, return_tensors=return_tensors, **text_options))
         return batch
@@ -91,6 +92,7 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
     path = Path(source)
     folder = str(path.parent) if path.is_file() else source
     where = f"next to {source}" if path.is_file() else f"at {source}"
+    check_hub_id(folder, "processor", DataError)
     with _quiet():
         processor, reasons = _load(folder)
     if processor is None:
@@ -101,7 +103,8 @@ def load_processor(source: str, *, max_length: int | None = None) -> Processor:
             why = ""  # it was said what is missing
         raise DataError(
             f"no processor {where}: it needs {_FILES}; copy them from the model that it was made "
-            f"of, or give --processor with a folder or hub id that has them{why and f' ({why})'}"
+            "of, or name a folder or hub id that has them with --processor (in Python: processor=)"
+            f"{why and f' ({why})'}"
         )
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:

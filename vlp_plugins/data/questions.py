@@ -21,9 +21,9 @@ from vlp_plugins.data.annotations import (
     read_json,
     read_rows,
 )
-from vlp_plugins.data.folder import find_split, read_metadata, rows_of_split
+from vlp_plugins.data.folder import file_column, find_split, read_metadata, rows_of_split
 from vlp_plugins.data.records import choose_split
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, nearest_path
 
 _QUESTIONS = re.compile(
     r".*OpenEnded_mscoco_(\w+?(?=2014_)|test(?:-dev)?(?=2015_))\d+_questions\.json"
@@ -83,7 +83,7 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise DataError(f"folder {source} does not exist; check the path")
+        raise DataError(f"folder {source} does not exist; check the path{nearest_path(folder)}")
     readers: tuple[tuple[re.Pattern[str], Callable[[Path], list[_Row]]], ...] = (
         (_QUESTIONS, partial(_read_published, folder)),
         (_LIST, _read_list),
@@ -176,11 +176,12 @@ def _read_list(path: Path) -> list[_Row]:
 
 def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | None]:
     found = read_metadata(path)
+    image = file_column(found[0])
     for row in found:
-        need_keys(row, ("file_name", "question"), path)
-    found, chosen = rows_of_split(found, "file_name", split, path)
+        need_keys(row, (image, "question"), path)
+    found, chosen = rows_of_split(found, image, split, path)
     return [
-        _Row(f"{path.name}, row {n}", str(r["file_name"]), str(r["question"]), _answers_in(r))
+        _Row(f"{path.name}, row {n}", str(r[image]), str(r["question"]), _answers_in(r))
         for n, r in enumerate(found, 1)
     ], chosen
 

@@ -34,21 +34,23 @@ CAPTION_COLUMNS = (
     "alt_text",
 )
 
-_SPLITS = frozenset(
+SPLITS = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 )
+"""What folders of splits are called."""
 
 Item = TypeVar("Item")
 Said = str | Asked | Conversation
 Pair = tuple[Image.Image | list[Image.Image], Said]
 
-Captions = Literal["first", "all", "none", "conversations"]
+Captions = Literal["first", "all", "none", "labels", "conversations"]
 """Of an image with several captions: the first one makes the pair, or each makes a pair of its own.
 
 `first` is for calibration: the same image several times in a batch says nothing new and spoils the
 contrastive loss, whose negatives are the other pairs. `all` is for the evaluation of retrieval.
-`none` reads no captions at all, for models of images only. `conversations`, for chat models, reads
-whole conversations or questions with their answers where the data has them, else the first caption.
+`none` reads no captions at all, for models of images only. `labels` gives the number of each
+image's class in place of a caption. `conversations`, for chat models, reads whole conversations or
+questions with their answers where the data has them, else the first caption.
 """
 
 _MAX_SKIPPED = 0.05
@@ -135,6 +137,8 @@ class CaptionSource(ABC):
             captions: list[Said] = [""]
             if self.captions == "conversations":
                 captions = [said_of(record)]
+            elif self.captions == "labels":
+                captions = [self._label(record)]
             elif self.captions != "none":
                 captions = [*texts_of(record.caption)]
             image = record.image()
@@ -144,6 +148,13 @@ class CaptionSource(ABC):
             raise
         except Exception as error:  # decoders raise nearly anything on damaged files
             return record, error
+
+    def _label(self, record: Record) -> str:
+        if not isinstance(record.caption, int):
+            raise DataError(
+                f"{self.description}, {record.place}: the label is {record.caption!r}, not a number"
+            )
+        return str(record.caption)
 
     def check(self) -> None:
         """Checks what was read so far; called at the end, and by a caller that stops earlier.
@@ -177,10 +188,11 @@ class CaptionSource(ABC):
             self.check()
 
     def _skipped_message(self) -> str:
-        return (
-            f"{self.description}: {self.skipped:,} of {self.seen:,} records read cannot be used "
-            f"(first: {self._first_skipped})"
-        )
+        found = f"{self.skipped:,} of {self.seen:,} records read"
+        if not self._is_whole and self.length is not None:  # given up, perhaps at its first record
+            found = f"{self.skipped:,} of {self.length:,} records"
+            found = f"at least {found}" if self.seen < self.length else found
+        return f"{self.description}: {found} cannot be used (first: {self._first_skipped})"
 
 
 class RecordList(CaptionSource):
@@ -309,7 +321,7 @@ def choose_column(
             return lowered[name]
     raise DataError(
         f"{where} has no {kind} column that we know (its columns: {listed}); "
-        f"name it with {kind}_column"
+        f"name it with {kind}_column (--{kind}-column)"
     )
 
 
@@ -324,7 +336,9 @@ def choose_split(available: Sequence[str], wanted: str | None, *, where: str) ->
             return available[0]
         if "train" in available:
             return "train"
-        raise DataError(f"{where} has the splits {', '.join(available)}; name one with split")
+        raise DataError(
+            f"{where} has the splits {', '.join(available)}; name one with split (--split)"
+        )
     if wanted not in available:
         hint = suggest(wanted, list(available)) if available else " (it has no splits)"
         raise DataError(f"{where} has no split {wanted!r}{hint}")
@@ -338,7 +352,7 @@ def split_among(parts: Iterable[str], wanted: str | None, *, where: str) -> str 
         None if no split is asked for and the parts are not splits, or a single one.
     """
     found = list(dict.fromkeys(parts))
-    if wanted is None and (len(found) < 2 or not any(part.lower() in _SPLITS for part in found)):
+    if wanted is None and (len(found) < 2 or not any(part.lower() in SPLITS for part in found)):
         return None
     return choose_split(found, wanted, where=where)
 

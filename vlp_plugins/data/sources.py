@@ -13,7 +13,13 @@ from PIL import Image
 
 from vlp_plugins.data import conversations
 from vlp_plugins.data.annotations import image_of, image_root, read_rows
-from vlp_plugins.data.folder import METADATA_NAMES, has_metadata, open_folder, read_metadata
+from vlp_plugins.data.folder import (
+    METADATA_SUFFIXES,
+    find_metadata,
+    has_metadata,
+    open_folder,
+    read_metadata,
+)
 from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset, roots_of
 from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
 from vlp_plugins.data.questions import holds_questions, open_questions
@@ -26,9 +32,7 @@ from vlp_plugins.data.records import (
     said_in,
 )
 from vlp_plugins.data.shards import TarShards, find_shards, is_shards
-from vlp_plugins.runtime.errors import DataError
-
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+from vlp_plugins.runtime.errors import DataError, check_hub_id
 
 
 def open_source(
@@ -66,8 +70,8 @@ def open_source(
         "captions": captions,
     }
     path = Path(source).expanduser()
-    if path.name in METADATA_NAMES and path.is_file():
-        path = path.parent
+    if path.suffix.lower() in METADATA_SUFFIXES and path.is_file():
+        path = path.parent if find_metadata(path.parent) == path else path
     if captions == "conversations" and (found := _open_conversations(path, split)) is not None:
         return found
     if path.is_dir():
@@ -91,17 +95,8 @@ def open_source(
                 f"a .tar, or one of {', '.join(FILE_BUILDERS)}"
             )
         return _dataset(str(path), split, options)
-    if not _HUB_ID.fullmatch(source):
-        fetch = "; download it first" if "://" in source else ""
-        raise DataError(f"data {source} does not exist{fetch or ': check the path'}")
-    try:
-        return _dataset(source, split, options)
-    except DataError as error:
-        if ":" not in source and path.parent.is_dir():
-            raise DataError(
-                f"there is no folder {source} here, and as a hub id: {error}"
-            ) from error
-        raise
+    check_hub_id(source, "data", DataError)
+    return _dataset(source, split, options)
 
 
 _LISTED = re.compile(rf'"({"|".join(conversations.COLUMNS)})"\s*:\s*\[')
@@ -138,7 +133,7 @@ def _open_conversations(path: Path, split: str | None) -> CaptionSource | None:
 
 
 def _lists_conversations(path: Path) -> bool:
-    if path.suffix not in (".json", ".jsonl") or path.name in METADATA_NAMES:
+    if path.suffix not in (".json", ".jsonl") or path.stem == "metadata":
         return False
     with path.open("rb") as file:
         return _LISTED.search(file.read(_BEGINNING).decode("utf-8", "replace")) is not None

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import distributed, nn
 
+from vlp_plugins.calibration.batches import named_batches
 from vlp_plugins.calibration.moments import Site
 from vlp_plugins.calibration.tokens import check_reached
 from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
@@ -225,7 +226,7 @@ def measure(
     state = resumed(file, resume=resume)
     if memory_budget is None:
         memory_budget = all_reduce_min(usable_bytes(device, 0))
-    reader = Reader(batches, limit, state.hashes, state.sizes)
+    reader = Reader(named_batches(batches, adapter), limit, state.hashes, state.sizes)
     probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
     counter = PassProgress(progress, reader.total)
     # A pass that had to give up all of its layers knows more about their sizes than the one before,

@@ -18,7 +18,11 @@ from vlp_plugins.runtime.artifacts import made_by, versions
 
 
 def batches_for(
-    source: str, data: DataRecipe, processor: Processor, adapter: Adapter
+    source: str,
+    data: DataRecipe,
+    processor: Processor,
+    adapter: Adapter,
+    model: nn.Module | None = None,
 ) -> CaptionedBatches:
     """The batches that a recipe describes.
 
@@ -27,6 +31,7 @@ def batches_for(
         data: how they are read; its own source is not used.
         processor: of the model.
         adapter: collates them.
+        model: see `open_batches`.
 
     Raises:
         DataError: if there is no data.
@@ -41,6 +46,7 @@ def batches_for(
         split=data.split,
         image_column=data.image_column,
         caption_column=data.caption_column,
+        model=model,
     )
 
 
@@ -126,4 +132,4 @@ class Loaded:
         Raises:
             DataError: if there are none.
         """
-        return batches_for(str(data.source), data, self.processor, self.adapter)
+        return batches_for(str(data.source), data, self.processor, self.adapter, self.model)

@@ -97,7 +97,7 @@ class Prepared:
                 "with metadata.jsonl)"
                 + (f", or {self._instead} of an earlier run" if self._instead else "")
             )
-        return batches_for(data.source, data, self.processor(), self.adapter)
+        return batches_for(data.source, data, self.processor(), self.adapter, self.model)
 
     @property
     def _instead(self) -> str:

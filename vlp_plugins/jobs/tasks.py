@@ -25,7 +25,7 @@ from vlp_plugins.data.conversations import (
     Asked,
     ChatProcessor,
 )
-from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.labelled import class_numbers, open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.questions import open_questions
@@ -765,34 +765,6 @@ def _only_task(adapter: Adapter, processor: Processor, data: str, split: str | N
         f"{data} does not look like data of any task that models of adapter {adapter.name!r} do"
         + (f"; pass {tasks} to be told what it lacks" if tasks else "")
     )
-
-
-def class_numbers(model: nn.Module, classes: Sequence[str]) -> dict[int, int]:
-    """Number of a class in the data -> its number in the model, by their names.
-
-    A split in which a class has no image numbers those after it otherwise than the model does.
-
-    Args:
-        model: whose configuration may name its classes.
-        classes: of the data, by number; empty if they have no names.
-
-    Returns:
-        Empty if names do not tell: the numbers are the same then.
-    """
-    names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
-    own = {str(name): int(number) for number, name in names.items()}
-    unnamed = all(name == f"LABEL_{number}" for name, number in own.items())
-    if unnamed or not classes:
-        return {}
-    strange = [name for name in classes if name not in own]
-    if strange:
-        _log.warning(
-            "%d of %d classes of the data are none of the model's (first: %r; the model has %r, "
-            "...), so classes are compared by number",
-            len(strange), len(classes), strange[0], next(iter(own)),
-        )  # fmt: skip
-        return {}
-    return {number: own[name] for number, name in enumerate(classes)}
 
 
 def _read_answers(path: Path) -> tuple[str, ...]:

@@ -138,7 +138,10 @@ def fit(
     matched = match(manifest, weights)
     for weight in weights.values():
         if weight.parameter.is_meta:
-            raise MaskError(f"{weight.aliases[0]} is on the meta device; load its values first")
+            raise MaskError(
+                f"{weight.aliases[0]} is on the meta device; load its values first, or bring back "
+                "what accelerate has offloaded: accelerate.hooks.remove_hook_from_submodules(model)"
+            )
     return weights, matched
 
 
@@ -202,7 +205,10 @@ def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[
     found = []
     for name, weight in weights.items():
         mask = masks[matched[name]].to(weight.parameter.device)
-        revived = int(torch.count_nonzero(whole(weight.parameter).masked_fill(mask, 0)))
+        values = whole(weight.parameter)
+        if values.element_size() == 1:  # of 8-bit floats nothing can be computed
+            values = values.float()
+        revived = int(torch.count_nonzero(values.masked_fill(mask, 0)))
         if revived:
             removed = int(mask.numel() - mask.sum())
             found.append(Violation(weight.name, weight.aliases[0], revived, removed))

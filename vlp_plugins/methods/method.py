@@ -11,7 +11,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from vlp_plugins.calibration.batches import check_batches, number_of_batches, warn_if_fewer
+from vlp_plugins.calibration.batches import (
+    check_batches,
+    named_batches,
+    number_of_batches,
+    warn_if_fewer,
+)
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
@@ -70,6 +75,9 @@ class Context:
     checkpoint_every: int = 50
     resume: bool = False
     progress: Callable[[int, int | None], None] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", named_batches(self.batches, self.adapter))
 
     @property
     def has_batches(self) -> bool:

@@ -40,11 +40,6 @@ def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
         UnknownNameError: if there is no adapter of that name.
         UnsupportedError: if the model or the adapter is none.
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError(
-            f"model is a {type(model).__name__}, not a torch.nn.Module; vlp_plugins.load makes one "
-            "of a path or hub id"
-        )
     if adapter is None:
         return registry().adapter_for(model)
     if isinstance(adapter, Adapter):

@@ -146,10 +146,13 @@ class Adapter(ABC):
     Attributes:
         name: what users call it.
         general: True for one that claims models of any family: it is asked after all others.
+        takes_sequences: True for one that reads batches that are tuples, lists or tensors; others
+            get mappings of them.
     """
 
     name: str = ""
     general: bool = False
+    takes_sequences: bool = False
 
     @abstractmethod
     def claims(self, model: nn.Module) -> bool:
@@ -435,12 +438,20 @@ class StatementAdapter(Protocol):
 
 def need(batch: Batch, *keys: str) -> list[torch.Tensor]:
     """The values of `keys`; a `BatchError` that names what is missing otherwise."""
+    if not isinstance(batch, Mapping):
+        raise BatchError(
+            f"batch is a {type(batch).__name__}, not a mapping of {', '.join(keys)}; make batches "
+            "with the model's processor"
+        )
     missing = [key for key in keys if batch.get(key) is None]
     if missing:
-        hint = (
-            "; make batches with the model's processor and padding=True, which returns one"
-            if "attention_mask" in missing
-            else ""
-        )
+        hint = ""
+        if "input_ids" in missing:
+            hint = (
+                ": the model reads text; make batches with its processor, whose folder needs "
+                "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+            )
+        elif "attention_mask" in missing:
+            hint = "; make batches with the model's processor and padding=True, which returns one"
         raise BatchError(f"batch has no {', '.join(missing)} (it has: {', '.join(batch)}){hint}")
     return [batch[key] for key in keys]

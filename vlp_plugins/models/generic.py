@@ -25,7 +25,7 @@ from vlp_plugins.models.adapter import (
 )
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-from vlp_plugins.runtime.model_state import bare
+from vlp_plugins.runtime.model_state import bare, check_module
 from vlp_plugins.runtime.sharding import is_sharded
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -85,7 +85,8 @@ def bind(
 _TIED = "tied to an embedding or to an excluded layer"
 _EMBEDDING, _BIAS, _VECTOR = "embedding", "bias", "normalisation, scale or other vector"
 _ASKED = "excluded on request"
-_BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED)
+_ADDED = "added by PEFT to the layer that is pruned"
+_BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED, _ADDED)
 """What reasons begin with that are no lack of ours."""
 
 Rule = Callable[[str, nn.Module, str], str | None]
@@ -168,8 +169,17 @@ def _reasons(model: nn.Module, rule: Rule) -> Iterator[tuple[str, str | None]]:
         for _, module, _, parameter, own in parameters
         if own is not None or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     ]
+    # Layers of PEFT hold the layer of the model, and their own next to it (`lora_A`, `lora_B`).
+    added = tuple(
+        f"{path}.{name}." if path else f"{name}."
+        for path, module in model.named_modules(remove_duplicate=False)
+        if hasattr(module, "get_base_layer")
+        for name in getattr(module, "adapter_layer_names", ())
+    )
     for path, module, name, parameter, own in parameters:
         reason = own or _reason(module, name, parameter)
+        if f"{path}.{name}.".startswith(added):
+            reason = _ADDED
         if reason is None and any(_same(parameter, other) for other in fixed):
             reason = _TIED
         yield (f"{path}.{name}" if path else name), reason
@@ -190,7 +200,7 @@ def _reason(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None
         return "nn.MultiheadAttention reads it without calling its layer: its input is not seen"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return "grouped convolution"
-    if not parameter.is_floating_point():
+    if not parameter.is_floating_point() or parameter.element_size() < 2:
         return "quantised weight"
     return None
 
@@ -278,12 +288,15 @@ class ModuleAdapter(Adapter):
 
     Batches are mappings (`model(**batch)`, values that the forward does not take are left out),
     tuples or lists (`model(*batch)`, cut to the parameters that have no default, so that loaders of
-    `(inputs, labels)` work; a mapping gives optional inputs, too) or a tensor (`model(batch)`).
+    `(inputs, labels)` work; a mapping gives optional inputs, too, also as the first item) or a
+    tensor (`model(batch)`).
 
     Which tokens are real: with an `attention_mask` and no `pixel_values`, every layer obeys the
     mask; with both, layers whose path contains vision, visual, image or patch see real tokens only
     and the others obey the mask; without a mask everything is real. Say otherwise with `tokens`.
     """
+
+    takes_sequences = True
 
     def __init__(
         self,
@@ -311,6 +324,7 @@ class ModuleAdapter(Adapter):
             UnsupportedError: if a pattern is no regular expression or is found in no path, or if
                 the model has lazy layers that were never run.
         """
+        check_module(model)
         model = bare(model)
         if lazy := [path for path, p in model.named_parameters() if is_lazy(p)]:
             raise UnsupportedError(
@@ -359,6 +373,8 @@ class ModuleAdapter(Adapter):
         Raises:
             BatchError: if the batch does not fit the forward, or has text without a mask.
         """
+        if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Mapping):
+            batch = batch[0]  # (inputs, labels)
         arguments = bind(model.forward, batch)
         if isinstance(batch, (tuple, list)) and len(batch) > len(arguments.args):
             self._warn(len(arguments.args), _left_out(arguments))
@@ -405,7 +421,8 @@ class ModuleAdapter(Adapter):
         if self._loss is None:
             raise UnsupportedError(
                 f"adapter {self.name!r} knows no loss for {type(model).__name__}, which gradient "
-                "methods need; give one: ModuleAdapter(model, loss=lambda model, batch: ...)"
+                "methods need; take a method without gradients, or in Python give one: "
+                "ModuleAdapter(model, loss=lambda model, batch: ...)"
             )
         returned = self._loss(model, batch)
         terms = {"loss": returned} if isinstance(returned, Tensor) else returned

@@ -305,6 +305,8 @@ def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
 
 _log = logging.getLogger(__name__)
 
+_WITHOUT_PEFT = "give the model without PEFT's layers, model.merge_and_unload(), or "
+
 
 class Registry:
     """What all plug-ins together offer.
@@ -360,12 +362,14 @@ class Registry:
             if claimed:
                 raise UnsupportedError(
                     f"adapters {' and '.join(map(repr, claimed))} all claim "
-                    f"{type(model).__name__}; choose one with adapter={next(iter(claimed))!r}"
+                    f"{type(model).__name__}; choose one with "
+                    f"adapter={next(iter(claimed))!r} (--adapter {next(iter(claimed))})"
                 )
         failed = "".join(f"; adapter {name!r} failed: {why}" for name, why in failures.items())
         raise UnclaimedModelError(
             f"no adapter claims {type(model).__name__} (asked: "
-            f"{', '.join(self.adapter_names()) or 'none is registered'}){failed}; describe the "
+            f"{', '.join(self.adapter_names()) or 'none is registered'}){failed}; "
+            f"{_WITHOUT_PEFT if hasattr(model, 'merge_and_unload') else ''}describe the "
             "model with adapter=ModuleAdapter(model, loss=..., modalities={regex: name})"
         )
 

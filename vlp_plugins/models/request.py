@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import wraps
 from operator import index
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import (
+    SparsityError,
+    UnknownNameError,
+    UnsupportedError,
+    suggest,
+)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -138,7 +144,15 @@ def checked_arguments(function: Callable[Arguments, Result]) -> Callable[Argumen
         given: Callable[..., Result] = function
         known = [checked(name, value) for name, value in zip(kinds, args, strict=False)]
         rest = args[len(known) :]  # too many: the function says so
-        return given(*known, *rest, **{k: checked(k, v) for k, v in options.items()})
+        try:
+            return given(*known, *rest, **{k: checked(k, v) for k, v in options.items()})
+        except (UnknownNameError, UnsupportedError) as error:
+            for name in options:  # a misspelt argument was taken for a parameter of the method
+                near = get_close_matches(name, kinds, n=1, cutoff=0.8)
+                if name not in kinds and near and name in str(error):
+                    hint = f" (did you mean {near[0]}= of {function.__name__}?)"
+                    raise type(error)(f"{error}{hint}") from error
+            raise
 
     return call
 

@@ -32,6 +32,7 @@ class DelegatingAdapter(Adapter):
     def __init__(self, adapter: Adapter) -> None:
         """Goes by the name of `adapter`."""
         self.name = adapter.name
+        self.takes_sequences = adapter.takes_sequences
         self.adapter = adapter
 
     def claims(self, model: nn.Module) -> bool:

@@ -119,7 +119,9 @@ class WeightMap(Mapping[str, Weight]):
                 tuple(aliases), spec.copy_of,
             )  # fmt: skip
         if not found:
-            raise UnsupportedError(f"{type(model).__name__} has no prunable weight")
+            reasons = [each.reason for each in adapter.exclusions(model) if not each.by_design]
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            raise UnsupportedError(f"{type(model).__name__} has no prunable weight{why}")
         _reject_overlaps(found)
         elements = sum(parameter.numel() for parameter in model.parameters())
         return cls(found, adapter.name, adapter.settings(), elements)
@@ -175,8 +177,30 @@ class WeightMap(Mapping[str, Weight]):
             digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def check_values(self) -> None:
+        """Raises `UnsupportedError` for the first weight that has no values to compute with."""
+        for weight in self.values():
+            parameter = weight.parameter
+            what = f"weight {weight.name!r} ({weight.aliases[0]}) is"
+            if parameter.is_meta:
+                raise UnsupportedError(
+                    f"{what} on the meta device, which holds no values; load the model's weights, "
+                    "or bring back what accelerate has offloaded: "
+                    "accelerate.hooks.remove_hook_from_submodules(model)"
+                )
+            if parameter.is_floating_point() and parameter.element_size() < 2:
+                raise UnsupportedError(
+                    f"{what} {str(parameter.dtype).removeprefix('torch.')}, in which nothing can "
+                    "be computed; load the model in bfloat16, prune that, and apply the masks here"
+                )
+
     def check_finite(self) -> None:
-        """Raises `NonFiniteError` with the name of the first weight that has NaN or infinity."""
+        """Raises `NonFiniteError` with the name of the first weight that has NaN or infinity.
+
+        Raises:
+            UnsupportedError: see `check_values`.
+        """
+        self.check_values()
         for weight in self.values():
             # NaN or infinity always shows in the sum, which is far cheaper than a look at each
             # element; an overflow shows too, hence the second look.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
 
 
 class VlpError(Exception):
@@ -69,6 +72,52 @@ class OutputError(VlpError):
     """An output that exists already or cannot be written."""
 
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_FILE = re.compile(
+    r"\.(csv|jsonl?|parquet|arrow|tar|tgz|gz|zip|pth?|bin|ckpt|safetensors|ya?ml)", re.IGNORECASE
+)
+_SIBLINGS = 1000  # names of a folder that are looked at for a similar one
+
+
+def check_hub_id(source: str, what: str, error: type[VlpError]) -> None:
+    """Checks that what is not on the disk may be an id of the hub; a path is not looked up there.
+
+    Args:
+        source: what the user wrote; may end in `:configuration`.
+        what: it is to be, `data` or `model`.
+        error: what is raised.
+
+    Raises:
+        VlpError: of type `error`, if it is the path of something that does not exist.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return
+    text = f"{what} {source} does not exist"
+    if "://" in source:
+        raise error(f"{text}; download it first")
+    parent = path.parent if "/" in source else None
+    name = re.sub(r":[\w.-]+$", "", source)
+    if not _HUB_ID.fullmatch(name) or _FILE.fullmatch(path.suffix):
+        raise error(f"{text}: check the path{nearest_path(path)}")
+    if parent is not None and parent.is_dir():
+        raise error(
+            f"{text}: check the path{nearest_path(path)}; it is not looked up on the hub, as there "
+            f"is a folder {parent}"
+        )
+
+
+def nearest_path(path: Path) -> str:
+    """` (did you mean photos?)` for the nearest name in its folder, or nothing."""
+    from difflib import get_close_matches
+
+    names: list[str] = []
+    with suppress(OSError):
+        names = [each.name for each in islice(path.parent.iterdir(), _SIBLINGS)]
+    close = get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
 @contextmanager
 def no_exit(what: str) -> Iterator[None]:
     """Makes an error of an exit in what others wrote: the program would end as if all were well.
@@ -106,5 +155,7 @@ def suggest(name: str, known: list[str]) -> str:
     """` (did you mean 'multiflow'?)` for the nearest known name, else the list of them."""
     from difflib import get_close_matches
 
+    lowered = {each.lower(): each for each in reversed(known)}
     close = get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close or [lowered[n] for n in get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)]
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"

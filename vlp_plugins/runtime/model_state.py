@@ -104,6 +104,16 @@ def exclusive(model: nn.Module) -> AbstractContextManager[Any]:
         return _LOCKS.setdefault(bare(model), RLock())
 
 
+def check_module(model: object) -> None:
+    """Raises `UnsupportedError` for what is no module, a path above all."""
+    if not isinstance(model, nn.Module):
+        made = f"vlp_plugins.load({model!r})" if isinstance(model, str) else "vlp_plugins.load"
+        raise UnsupportedError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module; {made} makes one of a "
+            "path or hub id"
+        )
+
+
 def takes_model(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Decorates every function that users give a model to: `bare` and `exclusive` for it."""
     place = list(inspect.signature(function).parameters).index("model")
@@ -114,9 +124,10 @@ def takes_model(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
         values, named = list[Any](args), dict[str, Any](options)
         by_position = place < len(values)
         model = values[place] if by_position else named.get("model")
-        if not isinstance(model, nn.Module):
-            return given(*values, **named)  # which says what is wrong
-        model = bare(model)
+        if not by_position and "model" not in named:
+            return given(*values, **named)  # Python says what is missing
+        check_module(model)
+        model = bare(model)  # type: ignore[arg-type]
         if by_position:
             values[place] = model
         else:

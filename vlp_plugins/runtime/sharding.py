@@ -69,7 +69,10 @@ def write(parameter: torch.Tensor, values: torch.Tensor) -> None:
 def zero_outside(parameter: torch.Tensor, mask: torch.Tensor) -> None:
     """Fills a parameter with 0 where a whole bool mask is false, in place. No collective."""
     # Filling, not multiplying: no negative zeros, and no NaN where a weight is infinite.
-    here(parameter).masked_fill_(~part_of(mask, parameter), 0)
+    values = here(parameter)
+    if values.element_size() == 1:  # 8-bit floats cannot be filled; their zero is a zero byte
+        values = values.view(torch.uint8)
+    values.masked_fill_(~part_of(mask, parameter), 0)
 
 
 def at_rest(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vlp_plugins.calibration.batches import check_batches, to_device
+from vlp_plugins.calibration.batches import check_batches, named_batches, to_device
 from vlp_plugins.models.adapter import (
     Adapter,
     Batch,
@@ -126,7 +126,7 @@ def classification(
         return _accuracy(
             (
                 (batch, adapter.classify(model, to_device(batch, device)).float())
-                for batch in batches
+                for batch in named_batches(batches, adapter)
             ),
             ks,
         )

@@ -165,7 +165,7 @@ class Preflight:
 
 def _first_batch(job: Prepared, source: str, processor: Processor) -> Batch:
     data = replace(job.recipe.data, batch_size=_PAIRS, batches=1)
-    return next(iter(batches_for(source, data, processor, job.adapter)))
+    return next(iter(batches_for(source, data, processor, job.adapter, job.model)))
 
 
 def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:

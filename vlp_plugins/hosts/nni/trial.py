@@ -158,7 +158,8 @@ def measured_batches(job: Prepared, settings: TrialSettings) -> list[Batch]:
     if source is None:
         source, skipped = str(data.source), data.batches or 0
     data = replace(data, batches=skipped + wanted)
-    found = list(islice(batches_for(source, data, job.processor(), job.adapter), skipped, None))
+    read = batches_for(source, data, job.processor(), job.adapter, job.model)
+    found = list(islice(read, skipped, None))
     if not found:
         raise _nothing_left(job.recipe.data)
     return found

@@ -51,7 +51,11 @@ class HeldOut:
             raise NonFiniteError(
                 f"the loss of the dense model on held-out batch {bad[0]} is NaN or infinite; look "
                 "at that batch and at the checkpoint"
-                + (", or leave such batches out with skip_nonfinite" if self._used else "")
+                + (
+                    ", or leave such batches out with skip_nonfinite (--skip-nonfinite)"
+                    if self._used
+                    else ""
+                )
             )
         for index in bad:
             logger.warning("left held-out batch %d out: its loss is not finite", index)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches
+from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batches, named_batches
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.dimension.profile import IdProfile
@@ -262,7 +262,7 @@ def sensitivity(
     weights.check_finite()
     chosen = groups_of(weights, groups, modalities)
     check_batches(batches, None)
-    measured = list(batches)
+    measured = list(named_batches(batches, adapter))
     if not measured:
         raise DataError("there are no batches to measure on; check the path of the data")
     if composition.needs and calibration is None:
