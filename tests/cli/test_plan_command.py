@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -259,3 +261,103 @@ def test_the_predicted_peak_of_a_full_size_model(xvlm, photos, tmp_path) -> None
     planned = peak_of(tmp_path / "base", "plan", *words)
     measured = peak_of(tmp_path / "base", "prune", *words, "--out", tmp_path / "o")
     assert abs(planned - measured) <= 0.2 * measured
+
+
+class TestWithoutWeights:
+    """A folder with a configuration alone."""
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--method", "multiflow"),
+            ("--method", "omp"),
+            ("--method", "wanda"),
+            ("--method", "snip"),
+            ("--method", "omp", "--allocation", "layer"),
+            ("--method", "omp", "--allocation", "modality", "--dtype", "bfloat16"),
+        ],
+        ids=" ".join,
+    )
+    def test_counts_and_bytes_are_those_of_the_model_with_weights(
+        self, vlp: Command, models: Path, photos: Path, tmp_path: Path, words: tuple[str, ...]
+    ) -> None:
+        shutil.copy(models / "clip" / "config.json", tmp_path)
+        words = (*words, "--sparsity", "0.63", "0.9", "--data", str(photos), "--json")
+        whole, bare = (
+            json.loads(vlp("plan", "--model", model, *words).stdout)
+            for model in (models / "clip", tmp_path)
+        )
+        for name in ("prunable", "passes"):
+            assert bare[name] == whole[name]
+        for one, other in zip(bare["targets"], whole["targets"], strict=True):
+            assert one["counts"]["all"] == other["counts"]["all"]
+            # One threshold for all: how it divides them among modalities, weights decide.
+            assert one == other or (words[1:2] == ("omp",) and "--allocation" not in words)
+        for name in ("model", "statistics", "masks"):
+            assert bare["bytes"][name] == whole["bytes"][name]
+        assert bare["seconds"] is None
+
+    def test_patterns_and_a_sentence(self, vlp: Command, models: Path, tmp_path: Path) -> None:
+        shutil.copy(models / "clip" / "config.json", tmp_path)
+        words = ("--method", "omp", "--allocation", "keep=2,of=4")
+        text = vlp("plan", "--model", tmp_path, *words).stdout
+        assert counts_of(text) == counts_of(vlp("plan", "--model", models / "clip", *words).stdout)
+        assert "has no weights: counts and memory follow from their shapes" in text
+
+    def test_there_is_nothing_to_prune(self, vlp: Command, models: Path, tmp_path: Path) -> None:
+        shutil.copy(models / "clip" / "config.json", tmp_path)
+        words = ("--method", "omp", "--sparsity", "0.5", "--out", tmp_path / "out")
+        result = vlp("prune", "--model", tmp_path, *words, code=2)
+        assert "has a configuration and no weights" in result.stderr
+
+    @pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2.5-vl-7b"])
+    def test_chat_models_of_seven_billion_parameters(
+        self, vlp: Command, tmp_path: Path, name: str
+    ) -> None:
+        config = dict(SEVEN_BILLION[name])
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        start = time.process_time()
+        text = vlp("plan", "--model", tmp_path, "--data", "none", "--sparsity", "0.5", "--json")
+        assert time.process_time() - start < 60
+        found = json.loads(text.stdout)
+        groups = found["targets"][0]
+        decoder, vision = {
+            "llava-1.5-7b": (
+                32 * (4 * 4096**2 + 3 * 4096 * 11008),
+                23 * (4 * 1024**2 + 2 * 1024 * 4096),  # the last layer is not read
+            ),
+            "qwen2.5-vl-7b": (28 * (2 * 3584**2 + 2 * 512 * 3584 + 3 * 3584 * 18944), None),
+        }[name]
+        sizes = {key: each["total"] for key, each in groups["counts"].items()}
+        assert sizes["text"] == decoder
+        assert vision is None or sizes["vision"] == vision
+        parameters = {"llava-1.5-7b": 7_063_427_072, "qwen2.5-vl-7b": 8_292_166_656}[name]
+        assert found["bytes"]["model"] == 2 * parameters
+
+
+SEVEN_BILLION: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b": {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava",
+        "image_token_index": 32000, "torch_dtype": "float16", "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "text_config": {"model_type": "llama", "vocab_size": 32064,
+                        "max_position_embeddings": 4096},
+        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024,
+                          "intermediate_size": 4096, "num_hidden_layers": 24,
+                          "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+                          "projection_dim": 768, "vocab_size": 32000},
+    },
+    "qwen2.5-vl-7b": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+        "torch_dtype": "bfloat16", "hidden_size": 3584, "intermediate_size": 18944,
+        "max_position_embeddings": 128000, "num_attention_heads": 28, "num_hidden_layers": 28,
+        "num_key_value_heads": 4, "tie_word_embeddings": False, "vocab_size": 152064,
+        "image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420,
+                          "num_heads": 16, "in_chans": 3, "out_hidden_size": 3584,
+                          "patch_size": 14, "spatial_merge_size": 2, "window_size": 112,
+                          "fullatt_block_indexes": [7, 15, 23, 31], "temporal_patch_size": 2},
+    },
+}  # fmt: skip

@@ -29,18 +29,20 @@ def plan(as_json: bool, **options: Any) -> None:
     """Say how much `vlp prune` would remove, and how much memory and time it would take.
 
     It takes the options of `vlp prune`, reads no images and writes nothing. The time is that of
-    two batches of blank images, run and multiplied.
+    two batches of blank images, run and multiplied. Of a folder with a config.json and no weights
+    it says all but the time.
     """
     from vlp_plugins.jobs.plan import plan_run
     from vlp_plugins.jobs.preparation import prepare
     from vlp_plugins.models.inspection import groups_of
 
     recipe = read_recipe(**options)
-    job = prepare(recipe)
+    job = prepare(recipe, planned=True)
     reads_data = job.method.reads_data and recipe.statistics is None
+    bare = job.device.type == "meta"
     planned = plan_run(
         job,
-        processor=job.processor() if job.method.reads_data else None,
+        processor=job.processor() if job.method.reads_data and not bare else None,
         batch_size=recipe.data.batch_size if reads_data else 1,
     )
     if as_json:
@@ -65,6 +67,12 @@ def plan(as_json: bool, **options: Any) -> None:
             say(note)
     click.secho("\nIn all", bold=True)
     say(f"{_total_time(planned)}, {_total_memory(planned)}")
+    if bare:
+        say(
+            f"{recipe.model} has no weights: counts and memory follow from their shapes, and "
+            "nothing was timed; what activations take comes on top"
+        )
+        return
     read = " and reading images come" if planned.passes and reads_data else " comes"
     say(f"timed on this machine; loading the model{read} on top")
 

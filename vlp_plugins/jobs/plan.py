@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vlp_plugins.calibration.moments import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.measure import default_settings
@@ -32,7 +33,7 @@ from vlp_plugins.methods.id_guided import IdGuided
 from vlp_plugins.methods.iterative import Iterative
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.models.request import is_published
+from vlp_plugins.models.request import Target, budget_of, is_published
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.page import check_can_render
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, VlpError
@@ -43,7 +44,13 @@ from vlp_plugins.runtime.memory import (
     resident_bytes,
 )
 from vlp_plugins.runtime.model_state import dtype_of
-from vlp_plugins.scoring.allocation import GlobalAllocation, ModalityAllocation
+from vlp_plugins.scoring.allocation import (
+    EvenAllocation,
+    GlobalAllocation,
+    ModalityAllocation,
+    Pattern,
+    overall,
+)
 from vlp_plugins.scoring.magnitude import Magnitude
 
 
@@ -229,6 +236,80 @@ def _plan(
         timing=timing,
         cost=cost,
     )
+
+
+def _plan_by_shapes(job: Prepared) -> Plan:
+    """What the shapes of the weights decide."""
+    method = job.method.method if isinstance(job.method, IdGuided) else job.method
+    statistics, cost = 0, None
+    besides = 0
+    if isinstance(method, Composition):
+        for need in method.needs:
+            for weight in job.weights.values():
+                sites = 1 if isinstance(need, LossStatistic) else len(weight.owners)
+                statistics += _HALVES * sites * need.size(weight)
+        if any(isinstance(need, LossStatistic) for need in method.needs):
+            besides = 4 * job.weights.numel  # the gradients of a batch
+    elif isinstance(method, Procedure):
+        out = Path(job.recipe.out or ".").absolute()
+        with suppress(VlpError):  # of one that has to run the model to know
+            cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
+            besides = cost.ram_bytes
+    size = _itemsize(job)
+    model = size * sum(parameter.numel() for parameter in job.model.parameters())
+    mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
+    copies = size * job.weights.numel if job.recipe.save_model else 0
+    passes = 1 if cost is None else cost.passes
+    return Plan(
+        weights=job.weights,
+        counts=[_counts_by_shape(job, target) for target in job.targets],
+        passes=passes if job.method.reads_data else 0,
+        peak_bytes=resident_bytes() + model + statistics + besides + copies + 2 * mask_file,
+        device_peak_bytes=None,
+        model_bytes=model,
+        statistics_bytes=statistics,
+        masks_bytes=len(job.targets) * mask_file,
+        timing=Timing(None, None, 0.0),
+        cost=cost,
+    )
+
+
+_HALVES = 2 * 8
+"""Bytes of an element of a statistic: float64, of even and odd batches apart."""
+
+
+def _itemsize(job: Prepared) -> int:
+    """Bytes of a parameter in the number format that the run will load."""
+    asked = dtype_of(None if job.recipe.dtype == "auto" else job.recipe.dtype)
+    found: Any = asked or getattr(getattr(job.model, "config", None), "dtype", None)
+    return (found if isinstance(found, torch.dtype) else torch.float32).itemsize
+
+
+def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
+    """What a target removes by modality, as far as no scores decide it, and in all."""
+    allocation, groups = job.method.allocation, job.weights.by_modality()
+    guided = isinstance(job.method, IdGuided)  # dimensions divide what is removed
+    if isinstance(allocation, Pattern):
+        removed = {name: sum(each.numel // allocation.of * (allocation.of - allocation.keep)
+                             for each in group) for name, group in groups.items()}  # fmt: skip
+    elif isinstance(allocation, EvenAllocation):
+        budget = budget_of(target, list(groups))
+        removed = {name: sum(allocation.removed(each, budget[name]) for each in group)
+                   for name, group in groups.items()}  # fmt: skip
+    elif isinstance(allocation, ModalityAllocation):
+        budget = budget_of(target, list(groups))
+        removed = {name: int(budget[name] * sum(each.numel for each in group))
+                   for name, group in groups.items()}  # fmt: skip
+    else:
+        total = job.weights.numel
+        return {"all": Count(total - int(overall(target, allocation.name) * total), total)}
+    counts = {}
+    for name, group in groups.items():
+        size = sum(each.numel for each in group)
+        counts[name] = Count(size - removed[name], size)
+    divided = guided and not isinstance(allocation, ModalityAllocation)
+    known = {} if divided else counts
+    return {**known, "all": sum(counts.values(), Count(0, 0))}
 
 
 def _divided_by_data(method: Method) -> bool:
@@ -467,9 +548,12 @@ def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: i
     of this process, so it is meant for a fresh one that loads the model and plans, as `vlp plan`
     does; how an allocator fragments its memory cannot be calculated, only repeated.
 
+    Of a model on the meta device, whose weights are not there, counts and bytes follow from the
+    shapes, and nothing is timed.
+
     Args:
         job: what shall be run.
-        processor: makes batches; needed by methods that read data.
+        processor: makes batches; needed by methods that read data, unless there are no weights.
         batch_size: of the run.
 
     Raises:
@@ -477,6 +561,8 @@ def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: i
         DataError: if the method has to know how many batches there will be, and that is unknown.
         VlpError: if the method cannot do what is asked, as far as it knows before it runs.
     """
+    if job.device.type == "meta":
+        return _plan_by_shapes(job)
     if job.method.reads_data and processor is None:
         raise ValueError(f"method {job.method.name!r} reads data: a processor is needed")
     batches = (

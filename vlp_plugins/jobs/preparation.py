@@ -16,7 +16,7 @@ from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.inputs import batches_for
 from vlp_plugins.jobs.recipes import Recipe, need
-from vlp_plugins.loading import load_model, processor_for
+from vlp_plugins.loading import load_model, load_structure, processor_for
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
@@ -29,9 +29,15 @@ from vlp_plugins.methods.resolve import (
     with_profile,
 )
 from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.architecture import has_no_weights
 from vlp_plugins.models.request import Owners, Target, is_published
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import RecipeError, SparsityError, StatisticsError
+from vlp_plugins.runtime.errors import (
+    RecipeError,
+    SparsityError,
+    StatisticsError,
+    UnsupportedError,
+)
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of
 from vlp_plugins.scoring.magnitude import Magnitude
@@ -147,14 +153,28 @@ class Prepared:
         return composed(self.method).masks(self.context(), statistics, half=half)
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, *, planned: bool = False) -> Prepared:
     """Loads the model and resolves every name, so that mistakes show before the work.
+
+    Args:
+        recipe: what shall be run.
+        planned: a folder with a configuration and no weights will do; the model is then on the
+            meta device.
 
     Raises:
         VlpError: if a name is unknown, a sparsity impossible, or the model cannot be pruned.
     """
     need(recipe, "model")
     method, targets, profile = resolve_names(recipe)
+    if has_no_weights(Path(str(recipe.model)).expanduser()):
+        if not planned:
+            raise UnsupportedError(
+                f"{recipe.model} has a configuration and no weights, which `vlp inspect` and "
+                "`vlp plan` read; to prune, give the folder with the weights"
+            )
+        model, adapter = load_structure(str(recipe.model), adapter=recipe.adapter)
+        weights = WeightMap.of(model, adapter)
+        return Prepared(recipe, model, adapter, method, targets, weights)
     model, adapter = load_model(
         str(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device
     )
