@@ -26,6 +26,11 @@ def pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor]:
         BatchError: if one is missing, or they do not fit each other or the model.
     """
     pixels, ids, mask = need(batch, "pixel_values", "input_ids", "attention_mask")
+    if pixels.ndim != 4:
+        raise BatchError(
+            f"pixel_values {list(pixels.shape)} are not one image per text, [B, 3, H, W]; two of "
+            "each are for a model of NLVR2"
+        )
     if len(pixels) != len(ids):
         raise BatchError(
             f"pixel_values {list(pixels.shape)}, input_ids {list(ids.shape)} and attention_mask "
@@ -45,13 +50,14 @@ def image_pairs_of(batch: Batch, positions: int) -> tuple[Tensor, Tensor, Tensor
     Raises:
         BatchError: if something is missing, or does not fit.
     """
-    pixels, ids, mask = pairs_of(batch, positions)
+    (pixels,) = need(batch, "pixel_values")
     if pixels.ndim == 4:
         pixels = torch.stack([pixels, pixels.roll(-1, 0)], dim=1)
     if pixels.ndim != 5 or pixels.shape[1] != 2:
         raise BatchError(
             f"pixel_values {list(pixels.shape)} are not two images per row; give [B, 2, 3, H, W]"
         )
+    _, ids, mask = pairs_of({**batch, "pixel_values": pixels[:, 0]}, positions)
     return pixels, ids, mask
 
 

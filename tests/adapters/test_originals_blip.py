@@ -596,9 +596,9 @@ def test_the_command_inspects_prunes_and_measures_an_original_file(
     said = vlp("inspect", file).stdout
     assert said.startswith(f"{file}: original BLIP checkpoint of NLVR2")
     assert "BlipForNlvr" in said
-    vlp("prune", "--model", file, "--method", "omp", "--sparsity", "0.5", "--out",
-        tmp_path / "pruned", "--device", "cpu")  # fmt: skip
-    (masks,) = (tmp_path / "pruned").glob("*.safetensors")
+    vlp("prune", "--model", file, "--method", "snip", "--sparsity", "0.5", "--data", data,
+        "--batch-size", "2", "--out", tmp_path / "pruned", "--device", "cpu")  # fmt: skip
+    (masks,) = (tmp_path / "pruned").glob("masks*.safetensors")
     result = vlp(
         "evaluate", file, "--task", "nlvr2", "--data", data, "--masks", masks, "--batch-size", "3",
         "--out", tmp_path / "measured", "--device", "cpu",

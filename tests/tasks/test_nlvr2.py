@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlp_plugins.data.batches import Example, ExampleBatches
+from vlp_plugins.data.batches import Example, ExampleBatches, open_batches
+from vlp_plugins.data.nlvr2 import has_statements
 from vlp_plugins.jobs.tasks import read_samples
 from vlp_plugins.models.adapter import Adapter, StatementAdapter
 from vlp_plugins.models.generic import ModuleAdapter
@@ -99,13 +100,7 @@ def test_what_is_missing_or_does_not_fit_is_named() -> None:
 
 
 def test_fine_tuning_gets_both_images_of_a_sample(tmp_path: Path) -> None:
-    rows = []
-    for number in range(4):
-        names = [f"{number}-{side}.png" for side in (0, 1)]
-        for side, name in enumerate(names):
-            Image.new("RGB", (2, 2), (10 * number + side, 0, 0)).save(tmp_path / name)
-        rows.append({"images": names, "sentence": f"s{number}", "label": number % 2 == 1})
-    (tmp_path / "dev.json").write_text("\n".join(map(json.dumps, rows)))
+    save_statements(tmp_path, 4)
     data = read_samples("nlvr2", str(tmp_path))
     assert data.description == f"{tmp_path} (dev)"
     assert data.class_names == ()
@@ -115,6 +110,39 @@ def test_fine_tuning_gets_both_images_of_a_sample(tmp_path: Path) -> None:
     assert torch.equal(right, left + 1)
     assert sorted(left.tolist()) == [0, 10, 20, 30]
     assert torch.equal(batch["labels"], (left / 10 % 2).long())
+
+
+def save_statements(folder: Path, count: int) -> None:
+    rows = []
+    for number in range(count):
+        names = [f"{number}-{side}.png" for side in (0, 1)]
+        for side, name in enumerate(names):
+            Image.new("RGB", (2, 2), (10 * number + side, 0, 0)).save(folder / name)
+        rows.append({"images": names, "sentence": f"s{number}", "label": number % 2 == 1})
+    (folder / "dev.json").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_calibration_reads_statements(tmp_path: Path) -> None:
+    save_statements(tmp_path, 5)
+    processor, adapter = Pixels(), Redder(model())
+    processor.tokenizer = object()
+    made = open_batches(str(tmp_path), processor, adapter, 2)
+    assert (len(made), made.source.description) == (2, f"{tmp_path} (dev)")
+    found = list(made)
+    assert [batch["labels"].tolist() for batch in found] == [[0, 1], [0, 1]]
+    assert found[1]["pixel_values"][:, :, 0, 0, 0].tolist() == [[20, 21], [30, 31]]
+    mixed = [
+        [batch["pixel_values"][:, 0, 0, 0, 0].tolist() for batch in batches]
+        for batches in (open_batches(str(tmp_path), processor, adapter, 2, shuffle_seed=1),) * 2
+    ]
+    assert mixed[0] == mixed[1] != [[0, 10], [20, 30]]
+    (tmp_path / "3-1.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"\(dev\).* records .*cannot be used"):
+        list(open_batches(str(tmp_path), processor, adapter, 2))
+    assert has_statements(tmp_path)
+    (tmp_path / "dev.json").write_text('[{"image": "0-0.png", "caption": "a dog"}]')
+    assert not has_statements(tmp_path), "a list of another kind"
+    assert not has_statements(tmp_path / "dev.json")
 
 
 def test_data_of_another_kind_says_what_was_expected(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from torch import nn
 from vlp_plugins.data.conversations import ChatProcessor
 from vlp_plugins.data.karpathy import is_karpathy
 from vlp_plugins.data.labelled import LabelSource, open_labelled
+from vlp_plugins.data.nlvr2 import StatementSource, has_statements
 from vlp_plugins.data.processors import Processor, reads_text
 from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright_rgb
 from vlp_plugins.data.sources import open_source
-from vlp_plugins.models.adapter import Adapter, Batch
+from vlp_plugins.models.adapter import Adapter, Batch, StatementAdapter
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.memory import local_processes
 from vlp_plugins.runtime.parallel import ahead, default_workers, prefetched
@@ -118,10 +119,17 @@ class CaptionedBatches:
         self.shortfalls = tuple(lacking)
 
     def _batch(self, images: list[Any], texts: list[Any]) -> Batch:
-        if self.source.captions != "labels":
+        if self.source.captions == "labels":
+            labels = torch.tensor(list(map(int, texts)), device="cpu")
+            batch = self.adapter.collate(self.processor, images, [""] * len(images))
+        elif self.source.captions == "statements":
+            left, right = zip(*images, strict=True)
+            labels = torch.tensor([int(statement.label) for statement in texts], device="cpu")
+            said = [statement.text for statement in texts]
+            batch = collated(self.adapter, self.processor, left, said, right)
+        else:
             return self.adapter.collate(self.processor, images, texts)
-        labels = torch.tensor(list(map(int, texts)), device="cpu")
-        return self.adapter.collate(self.processor, images, [""] * len(images)) | {"labels": labels}
+        return batch | {"labels": labels}
 
     def __len__(self) -> int:
         """Number of batches if no record is skipped.
@@ -162,7 +170,8 @@ def open_batches(
     A model of images only gets them without captions, and with `labels` if they are in classes
     that it knows: gradient methods need them.
 
-    A chat model gets whole conversations where the data has some.
+    A chat model gets whole conversations where the data has some. A folder with statements of NLVR2
+    is read as such, if models of the family judge those; see `StatementAdapter`.
 
     Args:
         data: see `open_source`.
@@ -181,8 +190,11 @@ def open_batches(
         DataError: if there is no data.
     """
     source: CaptionSource | None = None
-    is_captioned = image_column is not None or is_karpathy(Path(data).expanduser())
-    if not is_captioned and not reads_text(processor):
+    folder = Path(data).expanduser()
+    is_captioned = image_column is not None or is_karpathy(folder)
+    if isinstance(adapter, StatementAdapter) and has_statements(folder):
+        source = StatementSource(folder, split)
+    elif not is_captioned and not reads_text(processor):
         with suppress(DataError):  # images without classes
             source = LabelSource(open_labelled(data, split), model)
     if source is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from PIL import Image
 
 from vlp_plugins.data.annotations import contents, image_of, image_root, need_keys, read_rows
 from vlp_plugins.data.folder import read_metadata
-from vlp_plugins.data.records import choose_split
+from vlp_plugins.data.records import CaptionSource, Record, choose_split
 from vlp_plugins.runtime.errors import DataError
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
+_BEGINNING = 1 << 16  # bytes that tell what a file lists
 _SPLITS = ("train", "dev", "test")
 _BELOW = ("images", "images/train", "images/dev", "images/test1")
 
@@ -27,6 +29,10 @@ class Statement:
     images: tuple[Callable[[], Image.Image], Callable[[], Image.Image]]
     text: str
     label: bool
+
+    def both(self) -> list[Image.Image]:
+        """Opens both images."""
+        return [image() for image in self.images]
 
 
 def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
@@ -63,6 +69,37 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
         )
         for number, (row, (left, right)) in enumerate(zip(rows, pairs, strict=True), 1)
     ]
+
+
+class StatementSource(CaptionSource):
+    """The statements of a split in place of captions, each with two images."""
+
+    def __init__(self, folder: Path, split: str | None) -> None:
+        """Reads the list; see `open_nlvr2` and `nlvr2_split`."""
+        chosen = nlvr2_split(folder, split)
+        super().__init__(f"{folder} ({chosen})", "statements")
+        self._items = open_nlvr2(folder, chosen)
+        self.length = len(self._items)
+
+    def records(self, seed: int | None) -> Iterator[Record]:
+        items = self._items
+        if seed is not None:
+            items = random.Random(seed).sample(items, len(items))
+        return (Record(item.place, item.both, item) for item in items)
+
+
+def has_statements(path: Path) -> bool:
+    """True for a folder with a list of statements that are true or false."""
+    if not path.is_dir():
+        return False
+    files = filter(None, (_file_of(path, split) for split in _SPLITS))
+    return any(_lists_statements(file) for file in files)
+
+
+def _lists_statements(path: Path) -> bool:
+    with path.open("rb") as file:
+        beginning = file.read(_BEGINNING)
+    return b'"sentence"' in beginning and b'"label"' in beginning
 
 
 def nlvr2_split(folder: Path, split: str | None) -> str:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from PIL import Image, ImageOps
 
@@ -43,7 +43,7 @@ Item = TypeVar("Item")
 Said = str | Asked | Conversation
 Pair = tuple[Image.Image | list[Image.Image], Said]
 
-Captions = Literal["first", "all", "none", "labels", "conversations"]
+Captions = Literal["first", "all", "none", "labels", "conversations", "statements"]
 """Of an image with several captions: the first one makes the pair, or each makes a pair of its own.
 
 `first` is for calibration: the same image several times in a batch says nothing new and spoils the
@@ -51,6 +51,7 @@ contrastive loss, whose negatives are the other pairs. `all` is for the evaluati
 `none` reads no captions at all, for models of images only. `labels` gives the number of each
 image's class in place of a caption. `conversations`, for chat models, reads whole conversations or
 questions with their answers where the data has them, else the first caption.
+`statements` are those of NLVR2, with two images each.
 """
 
 _MAX_SKIPPED = 0.05
@@ -139,6 +140,8 @@ class CaptionSource(ABC):
                 captions = [said_of(record)]
             elif self.captions == "labels":
                 captions = [self._label(record)]
+            elif self.captions == "statements":
+                captions = [cast("Said", record.caption)]
             elif self.captions != "none":
                 captions = [*texts_of(record.caption)]
             image = record.image()

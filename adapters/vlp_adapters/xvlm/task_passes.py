@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vlp_adapters.answer_ranking import rank_answers
-from vlp_adapters.inputs import pairs_of
+from vlp_adapters.inputs import image_pairs_of, pairs_of, truths_of
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.task_weights import DECODER, ENCODER, QUESTION, TEXT, VISION
-from vlp_plugins.models.adapter import Batch, Stream, need
+from vlp_plugins.models.adapter import Batch, Stream
 from vlp_plugins.runtime.errors import BatchError
 
 
@@ -27,7 +27,7 @@ def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
     Raises:
         BatchError: if inputs are missing or do not fit each other.
     """
-    pixels, ids, mask = _pairs(model, batch)
+    pixels, ids, mask = _inputs(kind, model, batch)
     states: dict[str, Tensor] = {}
 
     def vision() -> Tensor:
@@ -50,7 +50,6 @@ def task_streams(kind: Kind, model: Any, batch: Batch) -> Iterator[Stream]:
         return iter((Stream(VISION, vision, {VISION: None}), decoder))
     reading = Stream(ENCODER, encoder, {TEXT: mask.bool(), VISION: None})
     if kind is Kind.NLVR:
-        check_images(pixels)
         return iter((Stream(VISION, vision, {VISION: None}), reading))
     answers, answer_mask, _ = answers_of(model, batch)
 
@@ -73,12 +72,11 @@ def task_losses(kind: Kind, model: Any, batch: Batch) -> dict[str, Tensor]:
     Raises:
         BatchError: if inputs are missing or do not fit each other.
     """
-    pixels, ids, mask = _pairs(model, batch)
+    pixels, ids, mask = _inputs(kind, model, batch)
     if kind is Kind.CAPTIONING:
         return {"lm": model(pixels, ids, mask).loss}
     if kind is Kind.NLVR:
-        check_images(pixels)
-        return {"nlvr": model(pixels, ids, mask, *need(batch, "labels")).loss}
+        return {"nlvr": model(pixels, ids, mask, truths_of(batch)).loss}
     answers, answer_mask, labels = answers_of(model, batch)
     if labels is None:
         raise BatchError(
@@ -118,32 +116,19 @@ def answers_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]
 
 def judge(model: Any, batch: Batch) -> Tensor:
     """`[B]` log-odds that the statement of each row is true of its two images."""
-    pixels, ids, mask = _pairs(model, batch)
-    check_images(pixels)
+    pixels, ids, mask = _inputs(Kind.NLVR, model, batch)
     logits: Tensor = model(pixels, ids, mask).logits
     return logits[:, 1] - logits[:, 0]
 
 
-def check_images(pixels: Tensor) -> None:
-    """Checks that there are two images per row.
-
-    Raises:
-        BatchError: if not.
-    """
-    if pixels.ndim != 5 or pixels.shape[1] != 2:
-        raise BatchError(
-            f"pixel_values {list(pixels.shape)} are not two images per statement; give "
-            "[B, 2, 3, H, W], the left image first"
-        )
-
-
-def _pairs(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return pairs_of(batch, model.config.text_config.max_position_embeddings)
+def _inputs(kind: Kind, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    read = image_pairs_of if kind is Kind.NLVR else pairs_of
+    return read(batch, model.config.text_config.max_position_embeddings)
 
 
 def write_answers(model: Any, batch: Batch, max_length: int, num_beams: int) -> Tensor:
     """Answers `[B, A]`: start token, words, end token, padding."""
-    pixels, ids, mask = _pairs(model, batch)
+    pixels, ids, mask = _inputs(Kind.VQA, model, batch)
     written: Tensor = model.generate(pixels, ids, mask, max_length, num_beams)
     return written
 
@@ -152,7 +137,7 @@ def choose_answers(
     model: Any, batch: Batch, answer_ids: Tensor, answer_mask: Tensor, candidates: int
 ) -> Tensor:
     """The most likely of a list of answers for every question, `[B]`; see `rank_answers`."""
-    pixels, ids, mask = _pairs(model, batch)
+    pixels, ids, mask = _inputs(Kind.VQA, model, batch)
     states = model.read(pixels, ids, mask)
 
     def decode(answers: Tensor, real: Tensor, questions: Tensor) -> Tensor:
