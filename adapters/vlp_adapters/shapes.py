@@ -59,7 +59,7 @@ class CheckpointShapes:
         """
         if name not in self.state:
             raise UnsupportedError(
-                f"the checkpoint has no {name}: it is no {self.family} pre-training checkpoint"
+                f"the checkpoint has no {name}: it is damaged, or none of {self.family}"
             )
         return tuple(self.state[name].shape)
 

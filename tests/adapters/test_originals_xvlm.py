@@ -474,3 +474,12 @@ def test_originals_that_are_damaged_say_what_is_wrong(tmp_path: Path) -> None:
     path = write(tmp_path, "xvlm_retrieval_clip")
     with pytest.raises(UnsupportedError, match=r"is a XvlmRetrievalConfig, not a XvlmPretrain"):
         load_original(path, XvlmPretrainConfig())
+    for key, wrong in (
+        ("vision_encoder.patch_embed.weight", torch.ones(())),
+        ("vision_encoder.pos_embed.weight", torch.ones(0, 48)),
+        ("text_encoder.embeddings.word_embeddings.weight", torch.ones(118)),
+        ("text_encoder.encoder.layer.0.intermediate.dense.weight", torch.ones(0)),
+    ):
+        path = write(tmp_path, "xvlm_retrieval_clip", **{key: wrong})
+        with pytest.raises(UnsupportedError, match=r"retrieval_clip\.th"):
+            load_model(str(path))

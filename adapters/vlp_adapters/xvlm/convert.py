@@ -13,7 +13,13 @@ from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig, PreTrainedModel, SwinConfig, ViTConfig
 
 from vlp_adapters.checkpoints import check_fit, read_state, write_state
-from vlp_adapters.shapes import CheckpointShapes, attention_heads, caption_prompt, token_id
+from vlp_adapters.shapes import (
+    CheckpointShapes,
+    attention_heads,
+    caption_prompt,
+    shapes_of,
+    token_id,
+)
 from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
 from vlp_adapters.xvlm.captioning import XvlmForCaptioning
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
@@ -118,23 +124,25 @@ def load_original(
     """
     original = read_state(path)
     kind = _kind(original, path)
-    if config is None:
-        config = infer_config(
-            original,
-            vision_heads=vision_heads,
-            text_heads=text_heads,
-            start_token_id=start_token_id,
-            end_token_id=end_token_id,
-            prompt_ids=prompt_ids,
-        )
     model_class = _CLASSES[kind]
-    if not isinstance(config, model_class.config_class):
+    if config is not None and not isinstance(config, model_class.config_class):
         raise UnsupportedError(
             f"{path} is an {description(original.keys())}; its configuration is a "
             f"{model_class.config_class.__name__}, not a {type(config).__name__}"
         )
-    model: PreTrainedModel = model_class(config)
-    state = state_from_original(original)
+    with shapes_of(path, "X-VLM"):
+        model: PreTrainedModel = model_class(
+            config
+            or infer_config(
+                original,
+                vision_heads=vision_heads,
+                text_heads=text_heads,
+                start_token_id=start_token_id,
+                end_token_id=end_token_id,
+                prompt_ids=prompt_ids,
+            )
+        )
+        state = state_from_original(original)
     for name, first in model.all_tied_weights_keys.items():  # saved once or twice
         if first in state:
             state.setdefault(name, state[first])
@@ -221,14 +229,18 @@ def save_original(model: PreTrainedModel, path: str | os.PathLike[str]) -> None:
 
 
 def _kind(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Kind:
-    """The kind of a checkpoint; what is no X-VLM at all passes for pre-training, which it lacks."""
-    kind = original_kind(state.keys())
-    if kind is None and is_original(state.keys()):
+    """The kind of a checkpoint."""
+    if kind := original_kind(state.keys()):
+        return kind
+    if is_original(state.keys()):
         raise UnsupportedError(
             f"{path} is an {description(state.keys())}; there is no class for it here: prune the "
             "pre-training checkpoint that it was made from, and fine-tune that"
         )
-    return kind or Kind.PRETRAINING
+    raise UnsupportedError(
+        f"{path} is no X-VLM pre-training checkpoint, nor one of retrieval, captioning, VQA or "
+        "NLVR2"
+    )
 
 
 def _words(kind: Kind) -> str:
