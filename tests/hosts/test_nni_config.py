@@ -116,12 +116,27 @@ def test_settings_may_stand_by_the_target():
 
 
 def test_the_old_format_of_nni_still_works():
-    config = [{"op_types": ["Linear"], "sparsity": 0.5}, {"op_names": ["last"], "exclude": True}]
-    # NNI looks at the first entry only to tell an old list by.
-    found = removed(masks_for(config[:1]))
+    config = [{"op_types": ["Linear"], "sparsity": 0.5}]
+    found = removed(masks_for(config))
     assert sum(found.values()) == 100
     total = [{"op_types": ["Linear"], "total_sparsity": 0.5}]
     assert removed(masks_for(total)) == found
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [{"op_names": ["last"]}, {"op_types": ["Linear"], "op_names_re": ["l.*"]},
+     {"op_partial_names": ["as"]}],
+)  # fmt: skip
+@pytest.mark.parametrize("amount", ["sparsity", "sparse_ratio"])
+def test_an_entry_of_nni_2_excludes_layers_of_all_others(left_out, amount):
+    entry = {"op_types": ["Linear"], amount: 0.5}
+    modern = {"op_types": ["Linear"], "exclude_op_names": ["last"], "sparse_ratio": 0.5}
+    expected = removed(masks_for([modern]))
+    assert expected["last"] == 0 < expected["first"]
+    out = {**left_out, "exclude": True}
+    for config in ([entry, out], [out, entry], [{**entry, "exclude": False}, out]):
+        assert removed(masks_for(config)) == expected
 
 
 def net_with_differences():
@@ -261,10 +276,12 @@ HALF = {"op_types": ["Linear"], "sparse_ratio": 0.5}
         (
             [
                 {"op_types": ["Linear"], "sparse_ratio": 0.5},
-                {"op_names": ["last"], "exclude": True},
+                {"op_names": ["last"], "exclude": True, "sparse_ratio": 0.5},
             ],
-            "exclude_op_names_re",
+            r"config_list\[1\] has sparse_ratio next to exclude; give op_types, op_names or",
         ),
+        ([HALF, {"op_names": ["lst"], "exclude": True}], r"list\[1\] names 'lst'.*mean 'last'"),
+        ([HALF, {"exclude": True}], "has exclude alone"),
         ([{"op_names": ["lst"], "sparse_ratio": 0.5}], "did you mean 'last'"),
         ([{"op_names": ["norm"], "sparse_ratio": 0.5}], "'norm', which is not pruned: normal"),
         ([{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], "selects no weight"),

@@ -113,7 +113,8 @@ def evaluator_for(model, folder, *callbacks, resume=None, optimizer=None, **opti
 
 
 def pruned(model, evaluator, method="magnitude", config=FEED, **options):
-    pruner = host.pruner_class(method)(model, config, evaluator, **options)
+    # By their layers, also where an adapter claims the model: the loss is the trainer's.
+    pruner = host.pruner_class(method)(model, config, evaluator, adapter="module", **options)
     return AGPPruner(pruner, interval_steps=2, total_times=4)
 
 
@@ -278,13 +279,14 @@ def test_the_trainers_loss_serves_gradient_methods(tmp_path):
     adapter = ModuleAdapter(model, loss=lambda model, batch: model(**batch).loss)
     alone = prune(bert(), batches(), method="snip", sparsity=0.5, adapter=adapter)
     config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
-    pruner = host.SnipPruner(model, config, evaluator_for(model, tmp_path), batches=batches())
+    evaluator = evaluator_for(model, tmp_path)
+    pruner = host.SnipPruner(model, config, evaluator, batches=batches(), adapter="module")
     pruner.compress()
     assert host.masks_of(pruner) == alone
 
 
-@pytest.mark.parametrize(("limits", "steps"), [((8, None), 8), ((None, 2), 8)])
-def test_lightning_trains_as_long_as_the_pruner_says(tmp_path, limits, steps):
+def lightning_model_and_evaluator():
+    """A Lightning module, and an evaluator that trains it on `examples.net_batches`."""
     lightning = pytest.importorskip("pytorch_lightning")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
@@ -316,8 +318,27 @@ def test_lightning_trains_as_long_as_the_pruner_says(tmp_path, limits, steps):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = Module()
-    evaluator = host.LightningEvaluator(trainer, nni.trace(Data)())
+    return Module(), host.LightningEvaluator(trainer, nni.trace(Data)())
+
+
+def test_the_training_step_of_lightning_is_the_loss_of_gradient_methods():
+    model, evaluator = lightning_model_and_evaluator()
+    net = examples.net()
+    adapter = ModuleAdapter(net, loss=lambda model, batch: examples.training_step(batch, model))
+    batches = examples.net_batches(4)
+    alone = prune(net, batches, method="snip", sparsity=0.5, adapter=adapter)
+    config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
+    pruner = host.SnipPruner(model, config, evaluator, batches=batches)
+    pruner.compress()
+    found = host.masks_of(pruner)
+    assert {name.removeprefix("net."): mask.tolist() for name, mask in found.items()} == {
+        name: mask.tolist() for name, mask in alone.items()
+    }
+
+
+@pytest.mark.parametrize(("limits", "steps"), [((8, None), 8), ((None, 2), 8)])
+def test_lightning_trains_as_long_as_the_pruner_says(limits, steps):
+    model, evaluator = lightning_model_and_evaluator()
     pruner = host.MagnitudePruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator)
     scheduled = LinearPruner(pruner, interval_steps=2, total_times=4)
 

@@ -47,7 +47,7 @@ def named_batches(batches: Iterable[Any], adapter: Adapter) -> Iterable[Batch]:
     """The batches as `named` makes them, unless the adapter takes any, as `ModuleAdapter` does."""
     if adapter.takes_sequences or isinstance(batches, Mapping | str | bytes | _Named):
         return batches
-    if isinstance(batches, list | tuple):
+    if type(batches) in (list, tuple):
         found = [named(batch) for batch in batches]
         same = all(new is batch for new, batch in zip(found, batches, strict=True))
         return batches if same else found

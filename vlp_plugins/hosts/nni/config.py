@@ -167,7 +167,6 @@ _REFUSED = {
     "align": "weights only are pruned, by their own scores; leave it out",
 }
 _HINTS = {
-    "exclude": "write exclude_op_names, exclude_op_types or exclude_op_names_re instead",
     "group_id": "NNI 3 calls it global_group_id",
     "sparsity": "NNI 3 calls it sparse_ratio",
 }
@@ -179,7 +178,8 @@ def read_config(
     """The scopes that a `config_list` of NNI describes for a model without wrappers.
 
     A weight belongs to the first entry that selects one of its names; all its names go with it.
-    Layers that the adapter does not prune stay dense where types or patterns select them.
+    What an entry of NNI 2 with `exclude: True` selects, no other entry does. Layers that the
+    adapter does not prune stay dense where types or patterns select them.
 
     Raises:
         UnsupportedError: if it is not NNI's, asks for what is not offered, names a layer that does
@@ -189,7 +189,7 @@ def read_config(
     weights = WeightMap.of(model, adapter)
     taken: set[str] = set()
     scopes = []
-    for index, config in enumerate(_modern(config_list)):
+    for index, config in enumerate(_modern(config_list, model)):
         where = f"config_list[{index}]"
         settings = _settings(config, where)
         chosen = _weights(config, where, model, adapter, weights)
@@ -223,10 +223,17 @@ def _places_of(model: nn.Module, weight: Weight) -> list[Place]:
     return list(found.values())
 
 
-def _modern(config_list: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _modern(config_list: Sequence[Mapping[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
     if isinstance(config_list, Mapping):
         raise UnsupportedError("config_list is one entry, not a list; write [entry]")
-    given = [dict(config) for config in deepcopy(list(config_list))]
+    given, excluded = list[dict[str, Any]](), dict[str, None]()
+    for index, config in enumerate(deepcopy(list(config_list))):
+        where = f"config_list[{index}]"
+        rest = dict(config)
+        if rest.pop("exclude", False):
+            excluded |= dict.fromkeys(_excluded(rest, where, model))
+        else:
+            given.append(rest)
     modern = trans_legacy_config_list(given)
     for config in modern if modern is not given else ():
         # The old format knew no targets; what NNI makes of it names bias, and groups wrongly.
@@ -234,6 +241,8 @@ def _modern(config_list: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for setting in config.get("target_settings", {}).values():
             if "group_id" in setting:
                 setting["global_group_id"] = setting.pop("group_id")
+    for config in modern if excluded else ():
+        config["exclude_op_names"] = [*config.get("exclude_op_names", ()), *excluded]
     schema = default_config_schema("pruning")
     for index, config in enumerate(modern):
         try:
@@ -245,6 +254,18 @@ def _modern(config_list: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "; ratios are floats such as 0.75"
             ) from error
     return modern
+
+
+def _excluded(config: Mapping[str, Any], where: str, model: nn.Module) -> list[str]:
+    """The layers that an entry with `exclude: True` names, by their paths."""
+    selectors = {key: config[key] for key in _SELECTORS if key in config}
+    if parts := config.get("op_partial_names"):
+        selectors["op_names_re"] = [f".*{part}.*" for part in parts]
+    _check_names(selectors, where, model)
+    if not selectors or (strange := config.keys() - {*_SELECTORS, "op_partial_names"}):
+        what = f"{', '.join(sorted(strange))} next to exclude" if selectors else "exclude alone"
+        raise UnsupportedError(f"{where} has {what}; give op_types, op_names or op_names_re only")
+    return list(select_modules_by_config(model, selectors)[0])
 
 
 def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -291,6 +312,17 @@ def _check_amounts(given: Mapping[str, Any], where: str) -> None:
         )
 
 
+def _check_names(config: Mapping[str, Any], where: str, model: nn.Module) -> None:
+    """Raises `UnsupportedError` for the first layer that an entry names and the model lacks."""
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    for name in (*(config.get("op_names") or ()), *(config.get("exclude_op_names") or ())):
+        if name not in paths:
+            raise UnsupportedError(
+                f"{where} names {name!r}, which {type(model).__name__} does not have"
+                f"{suggest(name, [path for path in paths if path][:2000])}"
+            )
+
+
 def _weights(
     config: Mapping[str, Any],
     where: str,
@@ -299,14 +331,9 @@ def _weights(
     weights: WeightMap,
 ) -> dict[str, Weight]:
     """The weights that one entry selects, in the adapter's order."""
+    _check_names(config, where, model)
     modules = dict(model.named_modules(remove_duplicate=False))
     explicit = config.get("op_names") or ()
-    for name in (*explicit, *(config.get("exclude_op_names") or ())):
-        if name not in modules:
-            raise UnsupportedError(
-                f"{where} names {name!r}, which {type(model).__name__} does not have"
-                f"{suggest(name, [path for path in modules if path][:2000])}"
-            )
     selectors = {key: config[key] for key in _SELECTORS if key in config}
     try:
         selected = select_modules_by_config(model, selectors)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from nni.compression.base.compressor import Compressor, Pruner
 from nni.compression.base.wrapper import ModuleWrapper
-from nni.compression.utils import Evaluator, TorchEvaluator, TransformersEvaluator
+from nni.compression.utils import (
+    Evaluator,
+    LightningEvaluator,
+    TorchEvaluator,
+    TransformersEvaluator,
+)
 from torch import nn
 
 from vlp_plugins.hosts.nni.config import Place, read_config
@@ -88,6 +94,8 @@ def _adapter_of(
     model: nn.Module, adapter: Adapter | str | None, evaluator: Evaluator | None
 ) -> Adapter:
     """The adapter of a model; one that none claims gets a `ModuleAdapter` with this loss."""
+    if adapter == "module":
+        return ModuleAdapter(model, loss=_loss_of(evaluator))
     try:
         return resolve_adapter(model, adapter)
     except UnclaimedModelError:
@@ -103,7 +111,15 @@ def _loss_of(evaluator: Evaluator | None) -> Callable[[nn.Module, Any], torch.Te
     if isinstance(evaluator, TorchEvaluator):
         step = evaluator._ori_training_step
         return lambda model, batch: _loss(step(batch, model))
+    if isinstance(evaluator, LightningEvaluator):  # the model is its own training step
+        return lambda model, batch: _loss(_lightning_step(model, batch))
     return None
+
+
+def _lightning_step(model: Any, batch: Any) -> Any:
+    """What the `training_step` of a Lightning module returns; its numbers of batches are 0."""
+    count = len(inspect.signature(model.training_step).parameters)
+    return model.training_step(batch, *[0] * (count - 1))
 
 
 def _loss(output: Any) -> torch.Tensor:
@@ -154,8 +170,8 @@ class VlpPruner(Pruner):
             existed_wrappers: what `from_compressor` hands over.
             batches: calibration batches, for methods that need data; read again for every set of
                 masks of a schedule.
-            adapter: name or instance; None: the one that claims the model, else a `ModuleAdapter`
-                with the evaluator's loss.
+            adapter: name or instance; None: the one that claims the model, else `module`: a
+                `ModuleAdapter` with the evaluator's loss.
             allocation: see `prune`.
             variant: see `prune`.
             seed: see `prune`.
