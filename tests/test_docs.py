@@ -94,7 +94,9 @@ OF_OTHERS = {
     "--index-url",
     "--render",
     "--seeds",
-}  # pip, nnictl, ...
+    "--tasks",
+    "--output",
+}  # pip, nnictl, lmms-eval, ...
 
 
 def test_every_command_and_option_that_is_mentioned_exists():

@@ -122,10 +122,12 @@ def run_block(language, code, where, names):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """The folders that the pages speak of."""
+    import chat_models
     import task_models
     import tiny_models
 
     folder = tmp_path_factory.mktemp("world")
+    chat_models.save_llava(folder / "my-chat")
     tiny_models.save_clip(folder / "my-clip")
     tiny_models.save_blip(folder / "my-blip")
     tiny_models.save_vit(folder / "my-vit")
