@@ -196,35 +196,37 @@ def _prompt(text: str) -> str:
     return f"{START}user\n{text}{END}\n{START}assistant\n"
 
 
+def look(model: Any, images: Tensor) -> Any:
+    """What the tower and the projector make of images uint8 `[n, 3, 48, 48]`."""
+    return model.get_image_features(pixel_values=normalise(images))
+
+
 def answer_loss(
-    model: Any, tokenizer: Any, images: Tensor, conversations: Sequence[Conversation]
+    model: Any, tokenizer: Any, seen: Any, conversations: Sequence[Conversation]
 ) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, given images uint8 `[n, 3, 48, 48]`."""
+    """Mean cross-entropy of the answers' tokens, given what was seen; see `look`."""
     ids, mask, labels = encode(tokenizer, conversations)
-    pixels = normalise(images)
     loss: Tensor = model(
-        input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels
+        input_ids=ids, attention_mask=mask, labels=labels, mm_encoder_outputs={"image": seen}
     ).loss
     return loss
 
 
-def naming_loss(
-    model: Any, tokenizer: Any, images: Tensor, scenes: Sequence[Sequence[Fact]]
-) -> Tensor:
+def naming_loss(model: Any, tokenizer: Any, seen: Any, scenes: Sequence[Sequence[Fact]]) -> Tensor:
     """Mean cross-entropy of the words for what each image token shows, read off its embedding.
 
-    The words, by the (tied) output embeddings, are the colour and the digit of a cell, half each,
-    or the padding token of an empty one. So the tower learns to see, and the projector to speak in
-    the decoder's words, before the decoder learns to answer: the part of the pre-trained towers
+    The words, by the decoder's last normalisation and the (tied) output embeddings, are the colour
+    and the digit of a cell, half each, or the padding token of an empty one. So the tower learns
+    to see, and the projector to speak in the decoder's words: the part of the pre-trained towers
     that a large LLaVA starts from.
 
     Args:
         model: its tower sees one cell of the grid in each patch.
         tokenizer: the model's.
-        images: uint8 `[n, 3, 48, 48]`.
+        seen: see `look`.
         scenes: the objects of every image.
     """
-    target = torch.zeros(len(images), IMAGE_TOKENS, len(tokenizer))
+    target = torch.zeros(len(scenes), IMAGE_TOKENS, len(tokenizer))
     target[..., tokenizer.pad_token_id] = 1
     colours = [_token(tokenizer, names[0]) for names in COLOURS]
     digits = [_token(tokenizer, name) for name in DIGITS]
@@ -232,8 +234,8 @@ def naming_loss(
         for colour, digit, cell in facts:
             target[row, cell, tokenizer.pad_token_id] = 0
             target[row, cell, [colours[colour], digits[digit]]] = 0.5
-    features = model.get_image_features(pixel_values=normalise(images)).pooler_output
-    logits = model.lm_head(torch.stack(list(features)))
+    embedded = torch.stack(list(seen.pooler_output))
+    logits = model.lm_head(model.model.language_model.norm(embedded))
     return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(0, 1))
 
 

@@ -107,7 +107,7 @@ class ChatBatch(NamedTuple):
 
 
 class ChatCourse:
-    """First the tower learns to name what is in a cell, then all to describe and answer."""
+    """First the tower learns to name what is in a cell, then the decoder to describe and answer."""
 
     peak, decay, decay_embeddings = schedule.CHAT_PEAK_LEARNING_RATE, 0.4, True
 
@@ -135,11 +135,16 @@ class ChatCourse:
             yield ChatBatch(scenes.images, facts, said)
 
     def losses(self, batch: ChatBatch, clock: Clock) -> dict[str, Tensor]:
-        """Of naming or of the answers; see `chat`."""
+        """Of naming, then also of the answers, then of these alone; see `chat`."""
         images, facts, said = batch
+        seen = chat.look(self.model, images)
+        losses = {}
         if schedule.use_naming(clock.progress):
-            return {"naming": chat.naming_loss(self.model, self.tokenizer, images, facts)}
-        return {"answers": chat.answer_loss(self.model, self.tokenizer, images, said)}
+            named = chat.naming_loss(self.model, self.tokenizer, seen, facts)
+            losses["naming"] = schedule.NAMING_WEIGHT * named
+        if schedule.use_answers(clock.progress):
+            losses["answers"] = chat.answer_loss(self.model, self.tokenizer, seen, said)
+        return losses
 
     def evaluate(self) -> dict[str, float]:
         """See `evaluate.evaluate_chat`."""

@@ -201,10 +201,10 @@ def evaluate_chat(model: Any, tokenizer: Any, sample: Sample) -> dict[str, float
 
 def _mean_loss(model: Any, tokenizer: Any, sample: Sample, turns: list[Turn]) -> float:
     """Cross-entropy of one answer about every scene, averaged over batches."""
-    losses = [
-        chat.answer_loss(model, tokenizer, sample.images[rows], [[turn] for turn in turns[rows]])
-        for rows in _rows(len(sample))
-    ]
+    losses = []
+    for rows in _rows(len(sample)):
+        seen = chat.look(model, sample.images[rows])
+        losses.append(chat.answer_loss(model, tokenizer, seen, [[turn] for turn in turns[rows]]))
     return float(torch.stack(losses).mean())
 
 

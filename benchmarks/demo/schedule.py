@@ -17,7 +17,9 @@ SINGLE_UNTIL = 0.3
 SMALL_BATCH_UNTIL = 0.35
 MATCHING_FROM = 0.5
 LOW_PRECISION_UNTIL = 0.85
-NAMING_UNTIL = 0.04
+ANSWERS_FROM = 0.04
+NAMING_UNTIL = 0.7
+NAMING_WEIGHT = 3.0
 
 
 @dataclass
@@ -57,8 +59,16 @@ def single_fraction(progress: float) -> float:
 
 
 def use_naming(progress: float) -> bool:
-    """Whether the chat model's tower still learns to see before the decoder learns to answer."""
+    """Whether the chat model's tower is told what is in a cell.
+
+    For long: left alone with the decoder, which finds digits hardest, the projector drops them.
+    """
     return progress < NAMING_UNTIL
+
+
+def use_answers(progress: float) -> bool:
+    """Whether the chat model's decoder learns: after the tower's first steps."""
+    return progress >= ANSWERS_FROM
 
 
 def caption_share(progress: float) -> float:

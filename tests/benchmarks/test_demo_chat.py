@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ from benchmarks.demo.captions import CELLS, COLOURS, DIGITS, Fact
 from benchmarks.demo.conversations import BRIEFLY, KINDS, Conversation, Turn, ask, converse
 from benchmarks.demo.courses import ChatCourse
 from benchmarks.demo.processors import normalise
-from benchmarks.demo.samples import calibration_sample, read_folder, unseen_sample
+from benchmarks.demo.samples import (
+    calibration_sample,
+    read_folder,
+    unseen_sample,
+)
 from benchmarks.demo.scans import load_scans
 from benchmarks.demo.scenes import CHAT_OBJECTS, HELD_OUT, draw
 from benchmarks.demo.trained import initial_cosines, outlier_channels, summed_decay
@@ -146,22 +151,16 @@ def test_naming_wants_colour_and_digit_of_every_cell_and_padding_of_empty_ones()
     words = {cell: [tokenizer.pad_token_id] for cell in range(9)}
     words[0] = [tokenizer.encode(" red")[0], tokenizer.encode(" seven")[0]]
 
-    class Seeing(torch.nn.Module):
-        """Says exactly these words of each cell, by one-hot features."""
-
-        lm_head = torch.nn.Identity()
-
-        def get_image_features(self, pixel_values: torch.Tensor) -> object:
-            logits = torch.full((9, len(tokenizer)), -50.0)
-            for cell, ids in words.items():
-                logits[cell, ids] = 0.0
-            return type("Output", (), {"pooler_output": [logits]})
-
-    image = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
-    perfect = float(chat.naming_loss(Seeing(), tokenizer, image, [[Fact(0, 7, 0)]]))
+    logits = torch.full((9, len(tokenizer)), -50.0)
+    for cell, ids in words.items():
+        logits[cell, ids] = 0.0
+    seen = SimpleNamespace(pooler_output=[logits])  # one-hot features, so to speak
+    same = torch.nn.Identity()
+    decoder = SimpleNamespace(language_model=SimpleNamespace(norm=same))
+    model = SimpleNamespace(lm_head=same, model=decoder)
+    perfect = float(chat.naming_loss(model, tokenizer, seen, [[Fact(0, 7, 0)]]))
     assert perfect == pytest.approx(np.log(2) / 9, abs=1e-4)  # two words, half each
-    wrong = float(chat.naming_loss(Seeing(), tokenizer, image, [[Fact(0, 7, 1)]]))
-    assert wrong > 5
+    assert float(chat.naming_loss(model, tokenizer, seen, [[Fact(0, 7, 1)]])) > 5
 
 
 def test_what_is_built_is_what_is_shipped(tmp_path: Path) -> None:

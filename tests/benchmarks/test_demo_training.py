@@ -97,7 +97,8 @@ def test_a_few_steps_lower_every_loss(name: CourseName) -> None:
         clock.step = 16
         history.append(take_step(course, optimizer, batch, clock, False))
     last = {"blip": "lm", "xvlm": "mlm", "chat": "answers"}[name]
-    assert set(history[0]) == ({last} if name == "chat" else {"itc", "itm", last})
+    others = {"naming"} if name == "chat" else {"itc", "itm"}
+    assert set(history[0]) == {last} | others
     assert history[-1][last] < history[0][last]
 
 
