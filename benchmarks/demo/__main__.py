@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.demo import MODELS, SPARSITIES
 
-METHODS = ("random", "omp", "lamp", "l2", "wanda", "multiflow")
+METHODS = ("random", "omp", "lamp", "l2", "wanda", "multiflow", "alps")
 FAMILIES = ("blip", "xvlm")
 
 

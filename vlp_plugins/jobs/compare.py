@@ -58,7 +58,7 @@ from vlp_plugins.runtime.files import atomic_folder
 RECORD = "compare.json"
 SCHEMA = 1
 """Of `RECORD`; a change that old code cannot read adds 1."""
-METHODS = ("omp", "lamp", "l2", "wanda", "multiflow", "snip")
+METHODS = ("omp", "lamp", "l2", "wanda", "multiflow", "snip", "alps")
 """Compared if none are named: one pass over the data at most, no training."""
 BATCHES = 16
 """Calibration batches, if their number is not given."""

@@ -77,8 +77,8 @@ class Composition(Factored):
         return "3" if self.takes_gradients else str(int(self.reads_data))
 
     def statistics_bytes(self, weights: WeightMap) -> int:
-        """What the sums of `needs` take, in float64."""
-        return 8 * sum(s.size(w) for s in self.needs for w in weights.values())
+        """What the sums of `needs` take, in float64, of the even and of the odd batches."""
+        return 2 * 8 * sum(s.size(w) for s in self.needs for w in weights.values())
 
     def run(self, context: Context) -> list[Masks]:
         return self.masks(context, self.gather(context))

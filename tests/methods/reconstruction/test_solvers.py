@@ -1,5 +1,6 @@
 """Layer-wise solvers: exact counts, errors, and what the published ones gave."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from benchmarks.parity.layers import compare_layers, held_out
 from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit
 from vlp_plugins.methods.reconstruction.method import alps, alps_plus, sparsegpt
 from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.scoring.selection import PatternSelection, RowSelection
 
@@ -153,3 +156,42 @@ def test_gram_matrices_that_say_nothing_are_refused(gram, error, text):
 def test_a_damping_that_is_none_is_refused(make, damping):
     with pytest.raises(UnsupportedError, match="damping=.*above 0"):
         make(damping=damping)
+
+
+def test_gram_matrices_that_do_not_fit_are_refused_before_any_batch_is_read():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+
+    def batches():
+        raise AssertionError("a batch was read")
+        yield
+
+    with pytest.raises(UnsupportedError, match="'alps' holds the Gram matrices .* 65.0 KiB, and"):
+        prune(
+            model,
+            batches(),
+            method="alps",
+            sparsity=0.5,
+            adapter=ModuleAdapter(model),
+            memory_budget=50_000,
+        )
+
+
+@torch.no_grad()
+def test_new_values_keep_what_every_layer_puts_out():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
+    mixing = torch.randn(32, 32) * torch.linspace(0.1, 2, 32)
+    batches = [torch.randn(64, 32) @ mixing for _ in range(4)]
+    dense = [model(batch) for batch in batches]
+
+    def change(method):
+        masks = prune(model, batches, method=method, sparsity=0.5, adapter=ModuleAdapter(model))
+        assert masks.sparsity == 0.5
+        pruned = deepcopy(model)
+        masks.apply(pruned, adapter=ModuleAdapter(pruned))
+        return sum(
+            float((pruned(b) - d).square().sum()) for b, d in zip(batches, dense, strict=True)
+        )
+
+    changes = {method: change(method) for method in ("omp", "wanda", *SOLVERS)}
+    assert max(changes[name] for name in SOLVERS) < 0.7 * min(changes["omp"], changes["wanda"])

@@ -16,6 +16,7 @@ from vlp_plugins.methods.reconstruction.alps import Alps
 from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit, Solver
 from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, VlpError
+from vlp_plugins.runtime.memory import text_of, usable_bytes
 from vlp_plugins.runtime.sharding import whole
 from vlp_plugins.scoring.allocation import LayerAllocation, RowAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
@@ -47,6 +48,23 @@ class Reconstruction(Composition):
     @property
     def relative_cost(self) -> str:
         return "1, and a solver"
+
+    def check(self, context: Context) -> None:
+        super().check(context)
+        if context.statistics is not None:
+            return
+        taken = self.statistics_bytes(context.weights)
+        free = context.memory_budget or usable_bytes(torch.device("cpu"), 0)
+        if taken > free:
+            raise UnsupportedError(
+                f"method {self.name!r} holds the Gram matrices of all layers, {text_of(taken)}, and "
+                f"{text_of(free)} of memory may be used; take a method without them, such as wanda "
+                "or multiflow, or a smaller model"
+            )
+
+    def gather(self, context: Context, *, keep_state: bool = False) -> Statistics | None:
+        self.check(context)
+        return super().gather(context, keep_state=keep_state)
 
     def masks(
         self, context: Context, statistics: Statistics | None = None, *, half: int | None = None
