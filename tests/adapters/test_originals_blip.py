@@ -415,6 +415,23 @@ def test_towers_without_a_head_are_named_and_refused(tmp_path: Path) -> None:
         ADAPTER.load(str(path))
 
 
+def test_values_and_configurations_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path, state = tmp_path / "x.safetensors", load_file(file_of("caption"))
+    bias = "text_decoder.cls.predictions.bias"
+    save_file(state | {bias: state[bias] + 1}, path)
+    with pytest.raises(UnsupportedError, match=rf"{bias} differs from .*decoder\.bias"):
+        load_original(path, **HEADS)
+    head = {"text_decoder.cls.predictions.decoder.weight": torch.zeros(120, 32)}
+    save_file(state | head, path)
+    with pytest.raises(UnsupportedError, match="are one parameter in BLIP captioning"):
+        load_original(path, **HEADS)
+    with pytest.raises(UnsupportedError, match="is a BlipConfig, not a BlipPretrainConfig"):
+        load_original(file_of("caption"), BlipPretrainConfig.base())
+    save_file({k: v for k, v in state.items() if "layer.1.output" not in k}, path)
+    with pytest.raises(UnsupportedError, match=r"lacks 4 .*text_decoder\.bert.*BLIP captioning"):
+        load_original(path, **HEADS)
+
+
 def test_a_class_without_an_original_is_not_written(tmp_path: Path) -> None:
     tower = model_of("caption").vision_model
     with pytest.raises(UnsupportedError, match="BlipVisionModel has no original file"):

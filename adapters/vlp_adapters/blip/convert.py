@@ -69,7 +69,14 @@ _FAMILY = {
 
 
 def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the tensors of an original checkpoint; computed buffers are left out."""
+    """Renames the tensors of an original checkpoint; computed buffers are left out.
+
+    Raises:
+        UnsupportedError: if both names of the bias of the word head are there, with other values.
+    """
+    first, second = state.get(HEAD_BIAS), state.get(SECOND_HEAD_BIAS)
+    if first is not None and second is not None and not torch.equal(first, second):
+        raise UnsupportedError(f"{SECOND_HEAD_BIAS} differs from {HEAD_BIAS}, but BLIP ties them")
     named = ((from_original_name(original), tensor) for original, tensor in state.items())
     return {name: tensor for name, tensor in named if name is not None}
 
@@ -159,13 +166,19 @@ def load_original(
         }
         options = {name: value for name, value in given.items() if value is not None}
         config = infer_config(original, **(options_beside(path, given) | options))
-    answers = isinstance(config, BlipAnsweringConfig)
+    answers = kind is Kind.VQA and isinstance(config, BlipAnsweringConfig)
+    model_class = BlipForAnswering if answers else _CLASSES[kind]
+    if not isinstance(config, model_class.config_class):
+        raise UnsupportedError(
+            f"{path} is a {_FAMILY[kind]} checkpoint; its configuration is a "
+            f"{model_class.config_class.__name__}, not a {type(config).__name__}"
+        )
     with no_init_weights():  # all are loaded
-        model = (BlipForAnswering if answers else _CLASSES[kind])(config)
+        model = model_class(config)
     model.tie_weights()  # which is left out as well
     expected = model.state_dict()
     state = state_from_original(original)
-    _fill_ties(path, state, model.all_tied_weights_keys)
+    _fill_ties(path, state, model.all_tied_weights_keys, _FAMILY[kind])
     if kind is Kind.PRETRAINING:
         _fill_momentum_state(state, expected)
     if kind is Kind.RETRIEVAL:
@@ -266,7 +279,7 @@ def save_original(model: PreTrainedModel, path: str | os.PathLike[str]) -> None:
 
 
 def _fill_ties(
-    path: str | os.PathLike[str], state: dict[str, Tensor], ties: Mapping[str, str]
+    path: str | os.PathLike[str], state: dict[str, Tensor], ties: Mapping[str, str], family: str
 ) -> None:
     """Adds the missing names of shared tensors in place; two values for one are an error."""
     for copy, source in ties.items():
@@ -274,8 +287,7 @@ def _fill_ties(
         if first is not None and second is not None and not torch.equal(first, second):
             raise UnsupportedError(
                 f"{path}: {to_original_name(copy)} differs from {to_original_name(source)}, which "
-                "are one parameter in BLIP pre-training; this is a checkpoint of another task, "
-                "where the text towers were trained apart"
+                f"are one parameter in {family}: it is another model, where they were trained apart"
             )
         shared = first if first is not None else second
         if shared is not None:
