@@ -152,8 +152,9 @@ def check_fit(
     Raises:
         UnsupportedError: naming what is missing, unknown or of another shape.
     """
-    lacking = sorted(original(name) for name in expected.keys() - state.keys())
-    surplus = sorted(original(name) for name in state.keys() - expected.keys())
+    # As sets, because several of ours may be one in the file.
+    lacking = sorted({original(name) for name in expected.keys() - state.keys()})
+    surplus = sorted({original(name) for name in state.keys() - expected.keys()})
     for verb, names in (("lacks", lacking), ("has, unknown to the model,", surplus)):
         if names:
             raise UnsupportedError(

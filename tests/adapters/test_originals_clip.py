@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,24 @@ def test_originals_with_impossible_shapes_are_refused(name, tensor, shape, tmp_p
     torch.save(state_of(name) | {tensor: torch.zeros(shape)}, tmp_path / "clip.pth")
     options = {"hidden_act": "gelu", "vision_heads": 2, "text_heads": 2}
     with pytest.raises(UnsupportedError, match=r"clip\.pth"):
+        load_original(tmp_path / "clip.pth", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("openclip_native", "transformer.resblocks.1.attn.in_proj_weight"),
+        ("openclip_customtext", "text.ln_final.bias"),
+        ("openclip_siglip_timm", "visual.trunk.blocks.1.attn.qkv.bias"),
+        ("openclip_siglip_timm", "text.text_projection.bias"),
+    ],
+)
+def test_originals_that_lack_a_tensor_are_refused_with_its_name(name, lacking, tmp_path) -> None:
+    state = state_of(name)
+    options = {"hidden_act": "gelu", "vision_heads": 2, "text_heads": 2}
+    del state[lacking]
+    torch.save(state, tmp_path / "clip.pth")
+    with pytest.raises(UnsupportedError, match=rf"lacks 1 parameter\(s\) \({re.escape(lacking)}\)"):
         load_original(tmp_path / "clip.pth", **options)
 
 

@@ -174,6 +174,10 @@ def test_originals_with_wrong_options_are_refused(options, message, tmp_path) ->
         ({"cls_token": None}, "without a class token, which is not supported"),
         ({"norm.bias": None}, r"lacks 1 parameter\(s\) \(norm.bias\)"),
         ({"fc_norm.bias": torch.ones(48)}, r"unknown .* 1 parameter\(s\) \(fc_norm.bias\)"),
+        (
+            {"head.weight": torch.ones(10, 48), "head.bias": torch.ones(10), "dist": torch.ones(1)},
+            r"unknown .* 1 parameter\(s\) \(dist\)",
+        ),
     ],
 )
 def test_originals_that_transformers_has_no_class_for_are_refused(extra, message, tmp_path):

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from vlp_adapters.clip.names import (
     from_original_name,
     original_part,
     to_open_clip_name,
-    to_original_name,
 )
 from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options, shapes_of
 from vlp_plugins.models.adapter import OriginalPart
@@ -111,9 +110,7 @@ def load_original(
         with no_init_weights():  # all are loaded
             model: CLIPModel | SiglipModel = _class_of(config)(config)
         state = state_from_original(original)
-        check_fit(
-            path, state, model.state_dict(), title, lambda name: to_original_name(name) or name
-        )
+        check_fit(path, state, model.state_dict(), title, _name_in(original, form))
         model.load_state_dict(state)
     return model.eval()
 
@@ -316,6 +313,19 @@ def _text(shapes: CheckpointShapes) -> dict[str, Any]:
         "max_position_embeddings": shapes["positional_embedding"][0],
         "vocab_size": words,
     }
+
+
+def _name_in(state: Mapping[str, Tensor], form: Format) -> Callable[[str], str]:
+    """Our name of a parameter to that in the file, for messages."""
+    trunk = "visual.trunk.pos_embed" in state
+    custom = form.custom_text or form.family == "siglip"
+
+    def name_in(name: str) -> str:
+        place = original_part(name)
+        original = place.name if place else name
+        return to_open_clip_name(original, trunk=trunk) if custom else original
+
+    return name_in
 
 
 def _inferred(

@@ -323,7 +323,7 @@ def timm_part(path: str) -> OriginalPart | None:
 
 def _timm_name(path: str) -> str:
     place = timm_part(path)
-    return place.name if place else path
+    return place.name if place else path.removeprefix("vit.")
 
 
 def _backbone(path: str | os.PathLike[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
