@@ -182,7 +182,7 @@ def tensor_names(path: Path) -> set[str]:
         if path.suffix not in _PICKLED or not path.is_file() or is_torchscript(path):
             return set()
         content = _open(path)
-    except UnsupportedError:
+    except (UnsupportedError, MemoryError):
         raise
     # The unpickler fails in many ways on files that are not ours; whoever owns the file reports.
     except Exception:

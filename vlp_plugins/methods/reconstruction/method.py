@@ -57,8 +57,8 @@ class Reconstruction(Composition):
         free = context.memory_budget or usable_bytes(torch.device("cpu"), 0)
         if taken > free:
             raise UnsupportedError(
-                f"method {self.name!r} holds the Gram matrices of all layers, {text_of(taken)}, and "
-                f"{text_of(free)} of memory may be used; take a method without them, such as wanda "
+                f"method {self.name!r} holds the Gram matrices of all layers, {text_of(taken)}, "
+                f"and {text_of(free)} of memory may be used; take another method, such as wanda "
                 "or multiflow, or a smaller model"
             )
 
