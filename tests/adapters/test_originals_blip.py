@@ -651,3 +651,11 @@ def test_the_command_trains_a_model_of_statements(
         tmp_path / "measured", "--device", "cpu")  # fmt: skip
     record = json.loads((tmp_path / "measured" / "evaluation.json").read_text())
     assert record["before"]["metrics"]["accuracy"] in (0, 25, 50, 75, 100)
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_impossible_shapes_are_refused_in_one_sentence(shape, tmp_path: Path) -> None:
+    state = load_file(file_of("nlvr")) | {"visual_encoder.pos_embed": torch.zeros(shape)}
+    save_file(state, tmp_path / "nlvr.safetensors")
+    with pytest.raises(UnsupportedError, match="do not fit together .IndexError: tuple index"):
+        load_original(tmp_path / "nlvr.safetensors", vision_heads=3, text_heads=2)

@@ -37,7 +37,13 @@ from vlp_adapters.blip.names import (
 )
 from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
 from vlp_adapters.checkpoints import check_fit, options_beside, read_state, write_state
-from vlp_adapters.shapes import CheckpointShapes, attention_heads, caption_prompt, token_id
+from vlp_adapters.shapes import (
+    CheckpointShapes,
+    attention_heads,
+    caption_prompt,
+    shapes_of,
+    token_id,
+)
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _log = logging.getLogger(__name__)
@@ -165,7 +171,8 @@ def load_original(
             "prompt_ids": prompt_ids,
         }
         options = {name: value for name, value in given.items() if value is not None}
-        config = infer_config(original, **(options_beside(path, given) | options))
+        with shapes_of(path, "BLIP"):
+            config = infer_config(original, **(options_beside(path, given) | options))
     answers = kind is Kind.VQA and isinstance(config, BlipAnsweringConfig)
     model_class = BlipForAnswering if answers else _CLASSES[kind]
     if not isinstance(config, model_class.config_class):

@@ -162,16 +162,16 @@ def infer_config(
     vision, text = _vision(shapes), _text(shapes)
     width = shapes["text_projection"][1]
     words = text["vocab_size"]
-    _check(vision, text, hidden_act, text_act, text_eps, vision_heads, text_heads)
+    check_options({"hidden_act": hidden_act, "text_act": text_act, "text_eps": text_eps}, {})
     vision |= {
         "hidden_act": hidden_act,
-        "num_attention_heads": vision_heads or attention_heads(vision["hidden_size"], "vision"),
+        "num_attention_heads": attention_heads(vision["hidden_size"], "vision", vision_heads),
         "projection_dim": width,
     }
     text |= {
         "hidden_act": text_act or hidden_act,
         "layer_norm_eps": text_eps,
-        "num_attention_heads": text_heads or attention_heads(text["hidden_size"], "text"),
+        "num_attention_heads": attention_heads(text["hidden_size"], "text", text_heads),
         "projection_dim": width,
         "bos_token_id": words - 2,
         "eos_token_id": words - 1,
@@ -205,11 +205,11 @@ def infer_siglip_config(
     shapes = CheckpointShapes(_native(state), "SigLIP")
     vision, text = _vision(shapes), _text(shapes)
     width = shapes["text_model.head.weight"][0]
-    _check(vision, text, hidden_act, text_act, text_eps, vision_heads, text_heads)
+    check_options({"hidden_act": hidden_act, "text_act": text_act, "text_eps": text_eps}, {})
     text |= {
         "hidden_act": text_act or hidden_act,
         "layer_norm_eps": text_eps,
-        "num_attention_heads": text_heads or _siglip_heads(text["hidden_size"], "text"),
+        "num_attention_heads": _siglip_heads(text["hidden_size"], "text", text_heads),
         "projection_size": width,
         "bos_token_id": None,  # those of transformers are of another vocabulary
         "eos_token_id": None,
@@ -217,11 +217,11 @@ def infer_siglip_config(
     vision["hidden_act"] = hidden_act
     vision_width = vision["hidden_size"]
     if f"{POOLING}probe" not in shapes.state:
-        vision["num_attention_heads"] = vision_heads or attention_heads(vision_width, "vision")
+        vision["num_attention_heads"] = attention_heads(vision_width, "vision", vision_heads)
         return SiglipWithClipVisionConfig(
             vision_config=vision | {"projection_dim": width}, text_config=text
         )
-    vision["num_attention_heads"] = vision_heads or _siglip_heads(vision_width, "vision")
+    vision["num_attention_heads"] = _siglip_heads(vision_width, "vision", vision_heads)
     return SiglipConfig(vision_config=vision, text_config=text)
 
 
@@ -343,14 +343,9 @@ def _inferred(
     return config
 
 
-def _check(vision: Mapping[str, Any], text: Mapping[str, Any], *options: Any) -> None:
-    """Raises for options, in the order of `OPTIONS`, that cannot be."""
-    widths = {"vision": vision["hidden_size"], "text": text["hidden_size"]}
-    check_options(dict(zip(OPTIONS, options, strict=True)), widths)
-
-
-def _siglip_heads(width: int, tower: str) -> int:
-    return _SIGLIP_HEADS if width in _SIGLIP_WIDTHS else attention_heads(width, tower)
+def _siglip_heads(width: int, tower: str, given: int | None) -> int:
+    wide = given is None and width in _SIGLIP_WIDTHS
+    return attention_heads(width, tower, _SIGLIP_HEADS if wide else given)
 
 
 def _class_of(config: CLIPConfig | SiglipConfig) -> Any:

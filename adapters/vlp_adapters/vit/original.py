@@ -250,12 +250,12 @@ def infer_config(
     width, channels, _, patch_size = shapes["patch_embed.proj.weight"]
     labels = {"num_labels": len(state["head.weight"])} if "head.weight" in state else {}
     options = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
-    check_options(options | {"vision_heads": vision_heads}, {"vision": width})
+    check_options(options, {})
     return ViTConfig(
         hidden_size=width,
         intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
         num_hidden_layers=len(shapes.indices(r"blocks\.(\d+)\.")),
-        num_attention_heads=vision_heads or attention_heads(width, "vision"),
+        num_attention_heads=attention_heads(width, "vision", vision_heads),
         num_channels=channels,
         image_size=shapes.grid("pos_embed", dim=1) * patch_size,
         patch_size=patch_size,
