@@ -203,9 +203,7 @@ def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | Non
     ], chosen
 
 
-def _answers_in(
-    row: Mapping[str, Any], path: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _answers_in(row: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The answers, and what they are chosen from."""
     choices = choices_in(row.get(CHOICES))
     said = row.get("answers", row.get("answer"))
