@@ -49,12 +49,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     chat_models.save_llava(folder / "model", model)
     chat = chat_processor(load_processor(str(folder / "model")))
     images = [Image.new("RGB", (32, 32), colour) for colour in COLOURS.values()]
-    batch = dict(
-        chat(
-            images=images * 2,
-            text=[*COLOURS, *(Asked("Which colour?", colour) for colour in COLOURS)],
-        )
-    )
+    asked = [Asked("Which colour?", colour) for colour in COLOURS]
+    choices = [Asked("Which one?", colour, tuple(COLOURS)) for colour in COLOURS]
+    batch = dict(chat(images=images * 3, text=[*COLOURS, *asked, *choices]))
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     model.train()
@@ -68,6 +65,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "model": folder / "model",
         "captions": write_images(folder / "captions", lambda colour: {"text": colour}),
+        "choices": write_images(
+            folder / "choices",
+            lambda colour: {"question": "Which one?", "choices": [*COLOURS], "answer": colour},
+        ),
         "questions": write_images(
             folder / "questions",
             lambda colour: {"question": "Which colour?", "answers": [colour, colour, "blurred"]},
@@ -97,6 +98,14 @@ def test_questions_are_answered(vlp: Command, taught: dict[str, Path], tmp_path:
     assert record["before"]["metrics"]["accuracy"] == pytest.approx(100 * 4 / 9)
     rows = [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").open()]
     assert all(row["before"] == row["people"][0] for row in rows)
+
+
+def test_letters_stand_for_choices(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
+    record = measure(vlp, taught, "vqa", "choices", tmp_path / "out")
+    assert record["before"]["metrics"]["accuracy"] == 100
+    assert record["settings"]["prompt"].startswith("{question} {choices} Answer with the option's")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").open()]
+    assert {row["before"] for row in rows} == {"A", "B", "C"}
 
 
 def test_what_was_removed_is_missed(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:

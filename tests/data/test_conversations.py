@@ -21,8 +21,10 @@ from vlp_plugins.data.conversations import (
     ChatProcessor,
     Conversation,
     chat_processor,
+    chosen,
 )
 from vlp_plugins.data.processors import load_processor
+from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import DataError
@@ -153,6 +155,38 @@ class TestPrompts:
         assert "how many?\nAnswer the question using a single word or phrase. ASSISTANT: 3" in (
             self.words(short, Asked("how many?", "3"))  # type: ignore[arg-type]
         )
+
+
+class TestChoices:
+    ASKED = Asked("How many?", "two", ("one", "two"))
+
+    def test_they_have_letters(self, tmp_path: Path) -> None:
+        chat = chat_processor(load_processor(str(save_llava(tmp_path))))
+        assert isinstance(chat, ChatProcessor)
+        batch = chat(images=IMAGES[:1], text=[self.ASKED])
+        words = chat.tokenizer.decode(batch["input_ids"][0])
+        assert "How many?\nA. one\nB. two\nAnswer with the option's letter" in words
+        assert said(chat, batch) == ["B</s>"]
+
+    @pytest.mark.parametrize(
+        ("text", "meant"),
+        [
+            ("B", "two"), ("b.", "two"), ("(A) one", "one"), ("two", "two"), ("1", "two"),
+            ("three", "three"), ("C", "C"), ("a boat", "a boat"), ("", ""),
+        ],
+    )  # fmt: skip
+    def test_what_is_meant(self, text: str, meant: str) -> None:
+        assert chosen(text, self.ASKED.choices) == meant
+
+    @pytest.mark.parametrize("answer", ["B", 1, "two"])
+    def test_columns(self, tmp_path: Path, answer: object) -> None:
+        (tmp_path / "0.png").write_bytes(encoded(0))
+        row = {"file_name": "0.png", "question": "How many?", "choices": ["one", "two"]}
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({**row, "answer": answer}))
+        ((_, found),) = open_source(str(tmp_path), captions="conversations").pairs()
+        assert found == self.ASKED
+        (question,) = open_questions(str(tmp_path)).items
+        assert (question.answers, question.choices) == (("two",), ("one", "two"))
 
 
 class TestTemplates:

@@ -21,11 +21,19 @@ CAPTION_PROMPT = "Describe the image."
 QUESTION_PROMPT = "{question}\nAnswer the question using a single word or phrase."
 """What the user says to ask a question whose answer is compared with those of people."""
 
+CHOICE_PROMPT = (
+    "{question}\n{choices}\nAnswer with the option's letter from the given choices directly."
+)
+"""What the user says to ask a question with choices, each with a letter."""
+
 IGNORED = -100
 """In `labels`: a position that the loss leaves out."""
 
 COLUMNS = ("conversations", "conversation", "messages")
 """Names of columns that hold whole conversations."""
+
+CHOICES = "choices"
+"""Name of the column of what a question lets choose among."""
 
 _PLACEHOLDER = re.compile(r"<(image|video)>\s*")
 _ROLES = {
@@ -110,10 +118,32 @@ class Asked:
     Attributes:
         question: as the data has it.
         answer: None if the model is to answer.
+        choices: that the answer is one of; empty for an open question.
     """
 
     question: str
     answer: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTER = re.compile(r"\W*([A-Za-z])(?:[.,:)]|\s*$)")  # not the article of "a boat"
+
+
+def choices_in(value: object) -> tuple[str, ...]:
+    """The choices that a data set lists; none if it is no list."""
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
+
+
+def chosen(said: str, choices: Sequence[str]) -> str:
+    """The choice that is meant by its text, its letter or its number from 0; else what was said."""
+    if said in choices or not choices:
+        return said
+    letter = _LETTER.match(said)
+    number = _LETTERS.find(letter[1].upper()) if letter else -1
+    if said.strip().isdecimal():
+        number = int(said)
+    return choices[number] if 0 <= number < len(choices) else said
 
 
 def chat_processor(
@@ -171,11 +201,18 @@ class ChatProcessor:
 
     def question(self, asked: Asked, *, images: int = 1) -> Conversation:
         """A conversation that ends with an answer, or asks for one."""
-        prompt = QUESTION_PROMPT if self.prompt is None else self.prompt
+        usual = CHOICE_PROMPT if asked.choices else QUESTION_PROMPT
+        prompt = usual if self.prompt is None else self.prompt
         if "{question}" not in prompt:
             prompt = f"{prompt}\n{{question}}"
-        said = prompt.replace("{question}", asked.question)
-        return Conversation.about(said, asked.answer, images=images)
+        if asked.choices and "{choices}" not in prompt:
+            prompt = prompt.replace("{question}", "{question}\n{choices}")
+        lines = [f"{letter}. {text}" for letter, text in zip(_LETTERS, asked.choices, strict=False)]
+        said = prompt.replace("{choices}", "\n".join(lines)).replace("{question}", asked.question)
+        answer = asked.answer
+        if answer is not None and answer in asked.choices:
+            answer = _LETTERS[asked.choices.index(answer)]
+        return Conversation.about(said, answer, images=images)
 
     def __call__(
         self, *, images: Any = None, text: Any = None, **_: Any

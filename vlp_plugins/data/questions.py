@@ -22,6 +22,7 @@ from vlp_plugins.data.annotations import (
     read_json,
     read_rows,
 )
+from vlp_plugins.data.conversations import CHOICES, choices_in, chosen
 from vlp_plugins.data.folder import file_column, find_split, read_metadata, rows_of_split
 from vlp_plugins.data.records import choose_split
 from vlp_plugins.runtime.errors import DataError, nearest_path
@@ -41,13 +42,16 @@ class Question:
         place: where it is, for messages.
         image: opens the image.
         text: the question.
-        answers: of the annotators; empty if they are not published.
+        answers: of the annotators; empty if they are not published. One of the choices if there
+            are any, whatever the data calls it by: text, letter or number.
+        choices: to choose among; empty for an open question.
     """
 
     place: str
     image: Callable[[], Image.Image]
     text: str
     answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     - VQA as published: `v2_OpenEnded_mscoco_val2014_questions.json`,
       `v2_mscoco_val2014_annotations.json`, images `val2014/COCO_val2014_000000000001.jpg`;
     - lists of BLIP's kind: `vqa_val.json`, perhaps `answer_list.json`;
-    - images with `metadata.jsonl`: `file_name`, `question`, and `answer` or `answers`.
+    - images with `metadata.jsonl`: `file_name`, `question`, and `answer` or `answers`; perhaps
+      `choices`, a list of texts that the answer is one of.
 
     Files of annotations may be in `annotations`.
 
@@ -130,13 +135,16 @@ class _Row(NamedTuple):
     image: str
     text: str
     answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
 
 def _questions(
     rows: list[_Row], folder: Path, below: Sequence[str], path: Path
 ) -> tuple[Question, ...]:
     root = image_root(folder, [row.image for row in rows], below, path)
-    return tuple(Question(r.place, image_of(root / r.image), r.text, r.answers) for r in rows)
+    return tuple(
+        Question(r.place, image_of(root / r.image), r.text, r.answers, r.choices) for r in rows
+    )
 
 
 def _read_published(folder: Path, path: Path) -> list[_Row]:
@@ -179,7 +187,7 @@ def _read_list(path: Path) -> list[_Row]:
     for number, row in enumerate(read_rows(path)):
         image, text = need_keys(row, {"image": str, "question": Text}, path)
         place = f"question {row.get('question_id', number)}"
-        rows.append(_Row(place, image, str(text), _answers_in(row, path)))
+        rows.append(_Row(place, image, str(text), *_answers_in(row, path)))
     return rows
 
 
@@ -190,15 +198,20 @@ def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | Non
         need_keys(row, {image: str, "question": Text}, path)
     found, chosen = rows_of_split(found, image, split, path)
     return [
-        _Row(f"{path.name}, row {n}", str(r[image]), str(r["question"]), _answers_in(r, path))
+        _Row(f"{path.name}, row {n}", str(r[image]), str(r["question"]), *_answers_in(r, path))
         for n, r in enumerate(found, 1)
     ], chosen
 
 
-def _answers_in(row: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def _answers_in(row: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The answers, and what they are chosen from."""
+    choices = choices_in(row.get(CHOICES))
     said = row.get("answers", row.get("answer"))
+    if choices and isinstance(said, int):  # its number
+        said = str(said)
     (said,) = need_keys({"answers": said}, {"answers": str | list[Text] | None}, path)
-    return (said,) if isinstance(said, str) else tuple(map(str, said or ()))
+    several = [said] if isinstance(said, str) else said or ()
+    return tuple(chosen(str(answer), choices) for answer in several), choices
 
 
 def _answer_list(folder: Path) -> tuple[str, ...] | None:

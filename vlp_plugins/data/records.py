@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 from PIL import Image, ImageOps
 
 from vlp_plugins.data import conversations
-from vlp_plugins.data.conversations import Asked, Conversation
+from vlp_plugins.data.conversations import CHOICES, Asked, Conversation, choices_in, chosen
 from vlp_plugins.runtime.errors import DataError, first_line, suggest
 from vlp_plugins.runtime.parallel import ahead
 
@@ -274,7 +274,7 @@ def columns_said(
                 return [name]
         answer = next((name for name in _ANSWERS if name in columns), None)
         if "question" in columns and answer is not None:
-            return ["question", answer]
+            return ["question", answer, *([CHOICES] if CHOICES in columns else [])]
     return [choose_column(columns, asked, CAPTION_COLUMNS, kind="caption", where=where)]
 
 
@@ -288,12 +288,14 @@ def said_in(row: Mapping[str, Any], columns: Sequence[str], *, images: int) -> o
     return value
 
 
-def _asked(question: object, answers: object) -> Asked:
+def _asked(question: object, answers: object, listed: object = None) -> Asked:
     """A question with the answer that most people gave, the first of them if several."""
     (text,) = texts_of(question)[:1]
-    said = texts_of([a.get("answer") if isinstance(a, Mapping) else a for a in answers]
-                    if isinstance(answers, (list, tuple)) else answers)  # fmt: skip
-    return Asked(text, max(said, key=said.count))
+    choices = choices_in(listed)
+    several = answers if isinstance(answers, (list, tuple)) else [answers]
+    plain = [each.get("answer") if isinstance(each, Mapping) else each for each in several]
+    said = texts_of([str(each) if isinstance(each, int) else each for each in plain])
+    return Asked(text, chosen(max(said, key=said.count), choices), choices)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

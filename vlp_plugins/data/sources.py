@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlp_plugins.data import conversations
 from vlp_plugins.data.annotations import image_of, image_root, read_rows
+from vlp_plugins.data.conversations import CHOICES
 from vlp_plugins.data.folder import (
     METADATA_SUFFIXES,
     find_metadata,
@@ -154,8 +155,8 @@ def _answered(folder: Path, split: str | None) -> CaptionSource:
     asked = open_questions(str(folder), split)
     records = [
         Record(each.place, each.image, said_in(
-            {"question": each.text, "answers": list(each.answers)}, ["question", "answers"],
-            images=1,
+            {"question": each.text, "answers": each.answers, CHOICES: each.choices},
+            ["question", "answers", CHOICES], images=1,
         ))
         for each in asked.items
     ]  # fmt: skip

@@ -21,9 +21,11 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
 from vlp_plugins.data.conversations import (
     CAPTION_PROMPT,
+    CHOICE_PROMPT,
     QUESTION_PROMPT,
     Asked,
     ChatProcessor,
+    chosen,
 )
 from vlp_plugins.data.labelled import class_numbers, open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
@@ -285,7 +287,9 @@ def read_samples(
                 f"{asked.description}: {unanswered} has no answers to compare with or learn from "
                 "(those of test sets are not published); give another --split"
             )
-        samples = (Sample(q.place, q.image, (q.text,), q.answers) for q in questions)
+        samples = (
+            Sample(q.place, q.image, (q.text,), q.answers, choices=q.choices) for q in questions
+        )
         return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
     if task == "nlvr2":
         folder = Path(data).expanduser()
@@ -488,7 +492,7 @@ class VqaTask(Task):
         if self.request.answers is not None:
             self._answers = _read_answers(self.request.answers)
         return [
-            Example(s.place, s.image, Asked(s.texts[0]) if chat else s.texts[0])
+            Example(s.place, s.image, Asked(s.texts[0], None, s.choices) if chat else s.texts[0])
             for s in self.data.samples
         ]
 
@@ -496,7 +500,11 @@ class VqaTask(Task):
         if self.chat is None:
             return None
         return [
-            Example(s.place, s.image, Asked(s.texts[0], max(s.answers, key=s.answers.count)))
+            Example(
+                s.place,
+                s.image,
+                Asked(s.texts[0], max(s.answers, key=s.answers.count), s.choices),
+            )
             for s in self.data.samples
         ]
 
@@ -506,7 +514,9 @@ class VqaTask(Task):
             self.loaded.model, self.loaded.adapter, track(self.batches), self.loaded.processor,
             answers=self._answers, max_length=length, num_beams=beams,
         )  # fmt: skip
-        found = vqa_accuracy(texts, [each.answers for each in self.data.samples])
+        samples = self.data.samples
+        meant = [chosen(text, each.choices) for text, each in zip(texts, samples, strict=True)]
+        found = vqa_accuracy(meant, [each.answers for each in samples])
         by_sample = {"accuracy": found.by_question}
         return TaskMetrics({"accuracy": found.accuracy}, texts=texts, by_sample=by_sample)
 
@@ -515,7 +525,8 @@ class VqaTask(Task):
         if self._answers is not None:
             return how | {"answers to choose among": len(self._answers)}
         length, beams = self.search(10, 16)
-        prompted = _prompted(self.chat, QUESTION_PROMPT)
+        choices = any(sample.choices for sample in self.data.samples)
+        prompted = _prompted(self.chat, CHOICE_PROMPT if choices else QUESTION_PROMPT)
         return how | {"beams": beams, "longest": length, **prompted}
 
 

@@ -176,6 +176,7 @@ class Sample:
         answers: of the question, of which every epoch draws one; empty if the text is no question.
         label: number of the class; None without classes.
         second: opens the other image of a statement about two; None for samples of one image.
+        choices: of the question, for models that are shown them; empty for an open question.
     """
 
     place: str
@@ -184,6 +185,7 @@ class Sample:
     answers: tuple[str, ...] = ()
     label: int | None = None
     second: Callable[[], Image.Image] | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
