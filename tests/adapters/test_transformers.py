@@ -14,6 +14,7 @@ from transformers import LlavaModel
 
 import vlp_plugins as vlp
 from vlp_adapters.transformers import TransformersAdapter
+from vlp_plugins.masks.sparse import load_sparse, save_sparse
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, StatisticsError, UnsupportedError
@@ -55,9 +56,7 @@ def test_masks_of_the_bare_model_fit_the_one_that_writes_and_both_in_peft() -> N
         assert list(WeightMap.of(model, TransformersAdapter())) == list(masks.manifest.weights)
     added = [path for path in reasons(tuned) if "lora_" in path]
     assert added
-    assert {reasons(tuned)[path] for path in added} == {
-        "added by PEFT: only base weights are pruned"
-    }
+    assert {reasons(tuned)[path] for path in added} == {"added by PEFT to the layer that is pruned"}
 
 
 def test_peft_models_are_calibrated_like_their_base_model() -> None:
@@ -183,3 +182,106 @@ def test_points_of_packed_patches_are_those_of_each_sample_alone() -> None:
 def test_it_is_asked_after_the_adapters_of_families() -> None:
     for name, adapter in (("siglip2", "siglip"), ("dinov2", "transformers")):
         assert registry().adapter_for(FAMILIES[name].model()).name == adapter
+
+
+def seen_moments(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By weight the sum of the squares of what entered it."""
+    sums = vlp.gather(model, [batch], method="wanda").sums
+    return {site.weight: torch.as_tensor(value).sum(0) for (_, site), value in sums.items()}
+
+
+def test_an_expert_reads_the_real_tokens_that_are_routed_to_it() -> None:
+    torch.manual_seed(0)
+    family = FAMILIES["qwen3_vl_moe"]
+    model, batch = family.model().eval(), family.batch("left")
+    experts = model.model.language_model.layers[0].mlp.experts
+    nn.init.normal_(model.model.language_model.layers[0].mlp.gate.weight)
+    called = []
+    handle = experts.register_forward_pre_hook(lambda _, args: called.append(args))
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    hidden, routes, _ = called[0]
+    real = batch["attention_mask"].flatten() == 1
+    found = seen_moments(model, batch)
+    name = "language_model.layers.0.mlp.experts"
+    tokens = 0
+    for expert in range(4):
+        first, second = torch.zeros(16), torch.zeros(8)
+        for place in range(len(hidden)):
+            if real[place] and expert in routes[place]:
+                tokens += 1
+                first += hidden[place] ** 2
+                gate, up = (experts.gate_up_proj[expert] @ hidden[place]).chunk(2)
+                second += ((nn.functional.silu(gate) * up) ** 2).detach()
+        torch.testing.assert_close(found[f"{name}.gate_up_proj.{expert}"].float(), first)
+        torch.testing.assert_close(found[f"{name}.down_proj.{expert}"].float(), second)
+    assert tokens == 2 * int(real.sum())
+
+
+def test_attention_of_torch_is_three_projections_and_an_output() -> None:
+    torch.manual_seed(0)
+    family = FAMILIES["bridgetower"]
+    model, batch = family.model().eval(), family.batch("right")
+    attention = model.bridgetower.vision_model.visual.transformer.resblocks[0].attn
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]):
+        inputs.append(args[0])
+        outputs.append(output[0])
+
+    handle = attention.register_forward_hook(keep)
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    found = seen_moments(model, batch)
+    name = "vision_model.visual.transformer.resblocks.0.attn"
+    for part in ("query", "key", "value"):
+        moments = found[f"{name}.in_proj_weight.{part}"].float()
+        torch.testing.assert_close(moments, (inputs[0] ** 2).sum((0, 1)))
+    # What enters the last projection is what makes the output.
+    projection = attention.out_proj
+    entered = torch.linalg.solve(projection.weight, (outputs[0] - projection.bias).mT).mT
+    torch.testing.assert_close(
+        found[f"{name}.out_proj"].float(), (entered**2).sum((0, 1)).detach(), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_a_transposed_matrix_is_pruned_by_its_outputs() -> None:
+    torch.manual_seed(0)
+    family = FAMILIES["vit_gpt2"]
+    model = family.model().eval()
+    vlp.prune(model, [family.batch("right")], method="wanda", sparsity=0.5).apply(model)
+    layer = model.decoder.transformer.h[0].attn.c_attn  # stores [in, out]
+    assert ((layer.weight == 0).sum(0) == 8).all()
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "aria", "llama4", "vit_gpt2", "bridgetower"])
+def test_every_matrix_is_a_weight(name: str) -> None:
+    model = FAMILIES[name].model()
+    rules = TransformersAdapter().exclusions(model)
+    assert [rule.reason for rule in rules if not rule.by_design] == []
+
+
+def test_parts_of_parameters_stay_zero_in_training_and_in_a_sparse_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    family = FAMILIES["aria"]
+    model, batch = family.model(), family.batch("right")
+    masks = vlp.prune(model, [batch], method="snip", sparsity=0.5)
+    masks.apply(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with vlp.SparsityLock(model, masks).attach(optimizer) as lock:
+        for _ in range(2):
+            (loss,) = TransformersAdapter().losses(model, batch).values()
+            loss.backward()
+            gradient = model.model.language_model.layers[0].mlp.experts.gate_up_proj.grad
+            kept = masks["language_model.layers.0.mlp.experts.gate_up_proj.1"]
+            assert not gradient[1].T[~kept].any()
+            optimizer.step()
+        assert lock.violations() == []
+    save_sparse(model, tmp_path / "sparse", masks=masks)
+    again, _ = load_sparse(tmp_path / "sparse")
+    assert masks.verify(again) == []
+    for first, second in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second)

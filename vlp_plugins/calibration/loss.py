@@ -276,7 +276,7 @@ class LossProbe:
         terms = self._losses(batch)
         check_loss(terms, index, together=self.sharded)
         loss = total(terms)
-        leaves = [parameter for uses in self._uses.values() for parameter in uses]
+        leaves = list({id(p): p for uses in self._uses.values() for p in uses}.values())
         if not loss.requires_grad or not leaves:
             return {}
         half = torch.float16 in (self._autocast, leaves[0].dtype)
@@ -287,7 +287,8 @@ class LossProbe:
         with torch.autocast(self._device.type, enabled=False):
             for scale in scales:
                 scaled = loss * scale if half else loss
-                gradients = self._by_weight(differentiate(scaled, leaves, retain_graph=half))
+                found = differentiate(scaled, leaves, retain_graph=half)
+                gradients = self._by_weight(dict(zip(map(id, leaves), found, strict=True)))
                 bad = _first_nonfinite(gradients)
                 if bad is None:
                     break
@@ -298,16 +299,16 @@ class LossProbe:
                 gradient.div_(scale)
         return gradients
 
-    def _by_weight(self, found: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
-        """Adds up the gradients of the `Parameter`s that are one weight."""
+    def _by_weight(self, found: Mapping[int, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Adds up the gradients of the `Parameter`s that are one weight, by their ids."""
         gradients: dict[str, torch.Tensor] = {}
-        parts = iter(found)
         for name, uses in self._uses.items():
-            for part in (next(parts) for _ in uses):
-                if part is None:
+            for whole_gradient in (found[id(parameter)] for parameter in uses):
+                if whole_gradient is None:
                     continue
+                part = self._weights[name].part_of(whole_gradient).float()
                 known = gradients.get(name)
-                gradients[name] = part.float() if known is None else known + part.float()
+                gradients[name] = part if known is None else known + part
         return gradients
 
     def _parameters(self, names: Collection[str]) -> dict[str, list[nn.Parameter]]:

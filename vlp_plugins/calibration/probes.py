@@ -127,12 +127,15 @@ class ActivationProbe:
     def _hook(
         self, path: str, uses: list[Use], reader: TokenReader
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._stream is None:
                 return
-            inputs = args[0] if args else next(iter(kwargs.values()))
+            first = args[0] if args else next(iter(kwargs.values()))
             for use in uses:
-                real = real_of(self._adapter, self._stream, use.owner, inputs)
+                inputs = first
+                real = real_of(self._adapter, self._stream, use.owner, first)
+                if (part := use.owner.part) is not None and part.reads is not None:
+                    inputs, real = part.reads(module, args, kwargs, real)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
                     value = self._value(statistic, inputs, real, reader)

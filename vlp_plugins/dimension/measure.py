@@ -250,19 +250,31 @@ def measure(
         if not counter.passes:  # all was known; make sure that it is about these batches
             for _ in reader:
                 pass
-    check_reached(adapter, weights, {site.weight for site in state.sites})
+    reached = {site.weight for site in state.sites}
+    alike = _of_one_module(weights)
+    check_reached(adapter, weights, reached.union(*(alike[name] for name in reached)))
     return _profile(state, weights, settings)
+
+
+def _of_one_module(weights: WeightMap) -> dict[str, list[str]]:
+    """By weight those that have the same output: matrices of one module, of its experts say."""
+    by_module: dict[str, list[str]] = {}
+    for name, weight in weights.items():
+        parts = weight.owners[0].part is not None
+        by_module.setdefault(weight.owners[0].module if parts else name, []).append(name)
+    return {name: group for group in by_module.values() for name in group}
 
 
 def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> IdProfile:
     order = {name: place for place, name in enumerate(weights)}
-    sites = sorted(state.found, key=lambda site: order[site.weight])  # stable: streams in order
+    alike = _of_one_module(weights)
+    of = [(name, site) for site in state.found for name in alike[site.weight]]
     layers = []
-    for site in sites:
-        found, weight = state.found[site], weights[site.weight]
+    for name, site in sorted(of, key=lambda each: order[each[0]]):  # stable: streams in order
+        found, weight = state.found[site], weights[name]
         layers.append(
             LayerDimension(
-                weight=site.weight,
+                weight=name,
                 stream=site.stream,
                 owner=site.owner,
                 module=state.sites[site].module,

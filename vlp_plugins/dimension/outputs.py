@@ -222,7 +222,8 @@ class OutputProbe:
                 return
             inputs = args[0] if args else next(iter(kwargs.values()))
             tokens = self._tokens(path, module, output)
-            for use in uses:
+            # Several matrices of one module have one output: see `measure`.
+            for use in uses[:1] if uses[0].owner.part is not None else uses:
                 site = Site(use.weight, self._stream.name, use.index)
                 call = self._calls[site]
                 self._calls[site] += 1
@@ -232,6 +233,7 @@ class OutputProbe:
 
     def _tokens(self, path: str, module: nn.Module, output: Any) -> torch.Tensor:
         """`[batch, ...tokens, features]`; a convolution's features are its channels."""
+        output = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(output, torch.Tensor) or not output.ndim:
             raise UnsupportedError(
                 f"{path}, a {type(module).__name__}, gives out {type(output).__name__}, whose "

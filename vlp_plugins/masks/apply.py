@@ -61,7 +61,7 @@ def check_values(values: Mapping[str, torch.Tensor], manifest: Manifest) -> None
             raise MaskError(f"{bad} of {kept} new values of {name!r} are NaN or infinite")
 
 
-def _check_range(name: str, values: torch.Tensor, parameter: nn.Parameter) -> None:
+def _check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> None:
     """Raises `MaskError` if a value is beyond what the parameter's dtype can hold (float16)."""
     most = torch.finfo(parameter.dtype).max
     if most < torch.finfo(torch.float32).max and values.numel():
@@ -73,7 +73,7 @@ def _check_range(name: str, values: torch.Tensor, parameter: nn.Parameter) -> No
             )
 
 
-def write_kept(parameter: nn.Parameter, mask: torch.Tensor, values: torch.Tensor) -> None:
+def write_kept(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor) -> None:
     """Writes compact values into the kept elements of a parameter, in place, in its dtype.
 
     Args:
@@ -92,7 +92,7 @@ def write_kept(parameter: nn.Parameter, mask: torch.Tensor, values: torch.Tensor
         mine.copy_(torch.where(part_of(mask, parameter), spread, mine))
 
 
-def holds(parameter: nn.Parameter, mask: torch.Tensor, values: torch.Tensor) -> bool:
+def holds(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether `write_kept` would change nothing; see there. A collective if it is sharded."""
     dense = whole(parameter)
     return torch.equal(dense[mask.to(dense.device)], values.to(dense.device, dense.dtype))

@@ -134,10 +134,12 @@ def _worth_packing(
     found = {}
     for weight in WeightMap.of(model, adapter).values():
         for path in weight.aliases:
-            if path not in state:  # another name of a parameter that is there under its first
+            # Another name of a parameter is there under its first, another part of it is done.
+            if path not in state or path in found:
                 continue
-            bits = kept_bits(state[path])
-            if packed_bytes(state[path], bits) < weight.numel * weight.parameter.element_size():
+            stored = state[path]
+            bits = kept_bits(stored)
+            if packed_bytes(stored, bits) < stored.numel() * stored.element_size():
                 found[path] = bits
     return found
 

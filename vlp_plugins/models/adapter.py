@@ -26,6 +26,37 @@ Negatives = tuple[Sequence[int], Sequence[int]]
 """Hard negatives of the matching loss: for every text an image, for every image a text."""
 
 
+ReadRows = Callable[
+    ["nn.Module", "tuple[Any, ...]", "dict[str, Any]", "torch.Tensor | None"],
+    "tuple[torch.Tensor, torch.Tensor | None]",
+]
+"""Takes a module, the arguments of a call of it, and which tokens of the first one are real (None:
+all); returns the rows `[..., in]` that one of its matrices reads, and which of them are real."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a parameter is the matrix `[out, in]` of a weight.
+
+    Attributes:
+        index: along dimension 0, of a parameter that holds a matrix for each expert; None: all.
+        rows: first row and that after the last one, of one that holds several projections.
+        transposed: whether it is stored as `[in, out]`.
+        reads: what the matrix reads; None: the first argument of its module.
+    """
+
+    index: int | None = None
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+    reads: ReadRows | None = None
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """A view of a tensor of the parameter's shape, a gradient for instance."""
+        values = values if self.index is None else values[self.index]
+        values = values if self.rows is None else values[slice(*self.rows)]
+        return values.T if self.transposed else values
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """One module that uses a weight.
@@ -35,11 +66,13 @@ class Owner:
         tokens: name of the token space of the module's *input* (`"vision"`, `"text"`), a key of
             `Stream.real`. The keys and values of a cross-attention read image tokens.
         parameter: attribute of the module that holds the weight.
+        part: of that parameter; None: the whole.
     """
 
     module: str
     tokens: str
     parameter: str = "weight"
+    part: Part | None = None
 
     @property
     def path(self) -> str:

@@ -91,11 +91,11 @@ _BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED, _ADDED)
 
 Rule = Callable[[str, nn.Module, str], str | None]
 """Takes path and module of a layer, and the name of a parameter of it; returns why that is not
-pruned, None if it may be."""
+pruned, None if it may be, and "" if it is, whatever the kind of layer."""
 
 
-def prunable_layers(model: nn.Module, rule: Rule) -> list[str]:
-    """Paths of the layers whose weight can be pruned; of a module with two paths the first.
+def prunable_parameters(model: nn.Module, rule: Rule) -> list[tuple[str, nn.Module, str]]:
+    """What can be pruned: path and module, of one with two paths the first, and parameter.
 
     Args:
         model: any module.
@@ -110,17 +110,22 @@ def prunable_layers(model: nn.Module, rule: Rule) -> list[str]:
             "by; wrap it: nn.Sequential(model)"
         )
     reasons = dict(_reasons(model, rule))
-    return [path for path, _ in model.named_modules() if reasons.get(f"{path}.weight", "") is None]
+    return [
+        (path, module, name)
+        for path, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if reasons[f"{path}.{name}" if path else name] is None
+    ]
 
 
 def explain_rest(
     model: nn.Module, rule: Rule, by_design: Callable[[str], bool] = lambda _: False
 ) -> list[Exclusion]:
-    """One `Exclusion` per reason for what `prunable_layers` leaves out.
+    """One `Exclusion` per reason for what `prunable_parameters` leaves out.
 
     Args:
         model: any module.
-        rule: see `prunable_layers`.
+        rule: see `prunable_parameters`.
         by_design: whether a reason of the rule is no lack of ours; see `Exclusion`.
     """
     # Layer numbers become "any number" where all layers agree, so that patterns stay short.
@@ -167,7 +172,7 @@ def _reasons(model: nn.Module, rule: Rule) -> Iterator[tuple[str, str | None]]:
     fixed = [
         parameter
         for _, module, _, parameter, own in parameters
-        if own is not None or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        if own or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     ]
     # Layers of PEFT hold the layer of the model, and their own next to it (`lora_A`, `lora_B`).
     added = tuple(
@@ -177,7 +182,7 @@ def _reasons(model: nn.Module, rule: Rule) -> Iterator[tuple[str, str | None]]:
         for name in getattr(module, "adapter_layer_names", ())
     )
     for path, module, name, parameter, own in parameters:
-        reason = own or _reason(module, name, parameter)
+        reason = None if own == "" else own or _reason(module, name, parameter)
         if f"{path}.{name}.".startswith(added):
             reason = _ADDED
         if reason is None and any(_same(parameter, other) for other in fixed):
@@ -354,7 +359,7 @@ class ModuleAdapter(Adapter):
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
         """One weight per layer; those that share a Parameter are merged by `WeightMap.of`."""
-        for path in prunable_layers(model, asked_for(self._exclude)):
+        for path, _, _ in prunable_parameters(model, asked_for(self._exclude)):
             modality = _first(self._modalities, path, "model")
             index = _INDEX.search(path)
             depth = int(index[1]) if index else 0

@@ -28,7 +28,8 @@ class Weight:
         name: canonical name.
         modality: the group it belongs to.
         depth: layer index within its tower.
-        parameter: the tensor itself, never a copy.
+        parameter: the tensor itself, never a copy: a `Parameter`, or a detached view of one that
+            the weight is a `Part` of.
         owners: the modules that use it, the published owner first.
         aliases: every parameter path that reaches it, the first owner's first.
         copy_of: canonical name of the weight whose mask it inherits, if any.
@@ -37,10 +38,15 @@ class Weight:
     name: str
     modality: str
     depth: int
-    parameter: nn.Parameter
+    parameter: torch.Tensor
     owners: tuple[Owner, ...]
     aliases: tuple[str, ...]
     copy_of: str | None = None
+
+    def part_of(self, values: torch.Tensor) -> torch.Tensor:
+        """What belongs to the weight of a tensor of the whole `Parameter`'s shape; a view."""
+        part = self.owners[0].part
+        return values if part is None else part.of(values)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,17 +109,27 @@ class WeightMap(Mapping[str, Weight]):
         by_memory: dict[tuple[object, ...], str] = {}
         found: dict[str, Weight] = {}
         for spec in adapter.weights(model):
-            parameter = _resolve(model, spec)
-            if not parameter.numel():
+            stored = _resolve(model, spec)
+            if not stored.numel():
                 continue  # a layer without inputs or outputs has nothing to remove
-            key = _memory_key(parameter)
+            parameter: torch.Tensor = stored
+            key = whole_key = _memory_key(stored)
+            if (part := spec.owners[0].part) is not None:
+                if is_sharded((stored,)):
+                    raise UnsupportedError(
+                        f"{spec.owners[0].path} holds several matrices or a transposed one, and is "
+                        "sharded over processes, which parts of parameters cannot be; exclude it, "
+                        "or leave it whole: fully_shard(model, ignored_params=...)"
+                    )
+                parameter = part.of(stored.detach())
+                key = (*whole_key, part.index, part.rows)
             first = by_memory.setdefault(key, spec.name)
             if first in found:
                 known = found[first]
                 owners = (*known.owners, *(o for o in spec.owners if o not in known.owners))
                 found[first] = replace(known, owners=owners)
                 continue
-            aliases = dict.fromkeys([spec.owners[0].path, *paths[key]])
+            aliases = dict.fromkeys([spec.owners[0].path, *paths[whole_key]])
             found[spec.name] = Weight(
                 spec.name, spec.modality, spec.depth, parameter, spec.owners,
                 tuple(aliases), spec.copy_of,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlp_adapters.transformers.parts import attended, output_projections, parts_of
 from vlp_adapters.transformers.tokens import Sequences, kinds_of_text
 from vlp_adapters.transformers.towers import DESIGNED, Towers, inner_model, is_pretrained
 from vlp_plugins.models.adapter import (
@@ -17,12 +18,13 @@ from vlp_plugins.models.adapter import (
     Exclusion,
     Negatives,
     Owner,
+    Part,
     Stream,
     TokenKind,
     WeightSpec,
     need,
 )
-from vlp_plugins.models.generic import Rule, asked_for, bind, explain_rest, prunable_layers
+from vlp_plugins.models.generic import Rule, asked_for, bind, explain_rest, prunable_parameters
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
@@ -68,16 +70,29 @@ class TransformersAdapter(Adapter):
         return is_pretrained(inner_model(model)[1])
 
     def weights(self, model: nn.Module) -> Iterator[WeightSpec]:
-        """Every `Linear` and `Conv2d` of the layers of the towers, and of what joins them."""
+        """Every matrix of the layers of the towers, and of what joins them.
+
+        Those are the weights of `Linear`, `Conv2d` and `Conv1D` layers, and the matrices that stand
+        in one parameter together: of each expert, of query, key and value.
+        """
         towers = Towers.of(model)
-        for path in prunable_layers(model, self._rule(towers)):
+        uncalled = output_projections(towers.model)
+        for path, module, name in prunable_parameters(model, self._rule(towers)):
             own = path.removeprefix(towers.prefix)
-            yield WeightSpec(
-                towers.canonical(path),
-                towers.modality(own),
-                towers.depth(own),
-                (Owner(path, towers.reads(own)),),
-            )
+            canonical = towers.canonical(path) + ("" if name == "weight" else f".{name}")
+            place = (towers.modality(own), towers.depth(own))
+            parts: dict[str, Part | None] = {"": None, **parts_of(module, name)}
+            if len(parts) > 1:
+                del parts[""]
+            if module in uncalled:
+                path, _, layer = path.rpartition(".")
+                name, parts = f"{layer}.{name}", {"": attended()}
+            for part_name, part in parts.items():
+                yield WeightSpec(
+                    f"{canonical}.{part_name}" if part_name else canonical,
+                    *place,
+                    (Owner(path, towers.reads(own), name, part),),
+                )
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         """Explains every parameter that is not pruned, one entry per reason."""
@@ -165,13 +180,20 @@ class TransformersAdapter(Adapter):
     def _rule(self, towers: Towers) -> Rule:
         """Why a parameter is not pruned: asked for, or by default."""
         asked = asked_for(self._exclude)
+        uncalled = output_projections(towers.model)
+
+        def kept(module: nn.Module, name: str) -> str | None:
+            weight = name == "weight" and module in uncalled
+            return "" if weight or parts_of(module, name) else None
 
         def rule(path: str, module: nn.Module, name: str) -> str | None:
             if reason := asked(path, module, name):
                 return reason
             if any(pattern.search(path) for pattern in self._include):
-                return None
-            return towers.excluded(path, module, name)
+                return kept(module, name)
+            if reason := towers.excluded(path, module, name):
+                return reason
+            return kept(module, name)
 
         return rule
 

@@ -105,7 +105,7 @@ class Sequences:
             if kinds is not None and (kinds is not self._text or owner.tokens not in _KIND):
                 if joins_text and kinds is self._text:
                     return TokenKind.IMAGE
-                fit = None if is_other else self._fit(call, kinds, inputs)
+                fit = None if is_other else self._fit(call, kinds, inputs, owner)
                 if fit is not None:
                     return fit
                 nearest = kinds if nearest is None else nearest
@@ -190,7 +190,9 @@ class Sequences:
             for module in tower.modules()
         )
 
-    def _fit(self, call: _Call, kinds: Tensor, inputs: Tensor) -> Tensor | TokenKind | None:
+    def _fit(
+        self, call: _Call, kinds: Tensor, inputs: Tensor, owner: Owner
+    ) -> Tensor | TokenKind | None:
         """The kinds of an input that is the sequence, a part of it, or its tokens in one row."""
         lead = inputs.shape[:-1]
         size, length = kinds.shape
@@ -202,6 +204,9 @@ class Sequences:
             return TokenKind.TEXT  # one vector per sample
         if lead.numel() == kinds.numel():
             return self._derive(kinds, ("all", *lead), lambda: kinds.reshape(lead))
+        if owner.part is not None and inputs.ndim == 2 and len(inputs) % kinds.numel() == 0:
+            copies = len(inputs) // kinds.numel()  # one for each expert
+            return self._derive(kinds, ("all", *lead), lambda: kinds.flatten().repeat(copies))
         if inputs.ndim != 3 or lead[0] != size or not 0 < lead[1] < length:
             return None
         start = _start(inputs, length)

@@ -26,7 +26,7 @@ _INPUTS = {"image": VISION, "video": VISION, "text": TEXT, "audio": AUDIO}
 _READS = re.compile(r"(text|language|word)|image|img|vision|visual|pixel|patch")
 _TO = re.compile(r"([a-z]+)_to_")
 
-_ADDED = "added by PEFT: only base weights are pruned"
+_ADDED = "added by PEFT: not part of the model"
 _HEAD = "head: belongs to the task, not to the model"
 _OUTPUT = "output embedding: the head over the vocabulary"
 _COMMON = "projection into the common space of images and texts"
@@ -203,7 +203,7 @@ class Towers:
         if self.prefix and not path.startswith(self.prefix):
             return _ADDED
         path = path.removeprefix(self.prefix)
-        if self.prefix and re.search(r"(^|\.)(lora_|modules_to_save\.)", path):
+        if self.prefix and re.search(r"(^|\.)modules_to_save\.", path):
             return _ADDED
         path = path.removesuffix(".base_layer")
         root = self.root_of(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ class Masters:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The masters by canonical name."""
-        return {name: weight.parameter for name, weight in self.weights.items()}
+        masters: dict[str, Any] = {name: each.parameter for name, each in self.weights.items()}
+        return masters
 
     def write(self) -> None:
         """Gives the model the masters' values, in its dtype."""

@@ -37,7 +37,7 @@ from vlp_plugins.scoring.factors import Factors
 
 
 def _gradients_of(
-    uses: Mapping[str, Sequence[nn.Parameter]], optimizer: Optimizer
+    weights: WeightMap, uses: Mapping[str, Sequence[nn.Parameter]], optimizer: Optimizer
 ) -> dict[str, torch.Tensor]:
     """Float32 gradients of a step, summed over the uses; weights without any are absent."""
     scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
@@ -46,7 +46,7 @@ def _gradients_of(
         for parameter in parameters:
             if parameter.grad is None:
                 continue
-            gradient = parameter.grad.detach().float()
+            gradient = weights[name].part_of(parameter.grad.detach()).float()
             if scale is not None:
                 gradient = gradient / scale.to(gradient.device)
             found[name] = found[name] + gradient if name in found else gradient
@@ -271,7 +271,7 @@ class GradualPruning:
         if self._skipped:
             return
         if first and self._rising.rise.score.reads_gradients and not self.finished:
-            self._rising.observe(_gradients_of(self._uses, optimizer))
+            self._rising.observe(_gradients_of(self._rising.weights, self._uses, optimizer))
         if self._lock is not None:
             self._lock.mask_gradients()
 
