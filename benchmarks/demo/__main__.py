@@ -1,6 +1,7 @@
-"""python -m benchmarks.demo: writes captioned scenes and compares methods on two trained models.
+"""python -m benchmarks.demo: writes captioned scenes and compares methods on three trained models.
 
-What it runs is `vlp compare`, as anyone runs it on a model and a folder of their own.
+What it runs is `vlp compare`, as anyone runs it on a model and a folder of their own: BLIP and
+X-VLM find captions and images, the chat model answers questions.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from pathlib import Path
 from benchmarks.demo import MODELS, SPARSITIES
 
 METHODS = ("random", "omp", "lamp", "l2", "wanda", "multiflow", "alps")
-FAMILIES = ("blip", "xvlm")
+FAMILIES = ("blip", "xvlm", "chat")
 
 
-def command_of(model: Path, data: Path, out: Path) -> list[str]:
+def command_of(model: Path, data: Path, test: Path, out: Path) -> list[str]:
     """The words of the command for one model; paths as one would write them from here."""
     here = Path.cwd()
-    model, calibration, test, out = (
+    model, data, test, out = (
         path.relative_to(here) if path.is_relative_to(here) else path
-        for path in (model, data / "calibration", data / "test", out)
+        for path in (model, data, test, out)
     )
     return [
-        *("vlp", "compare", str(model), "--data", str(calibration), "--test", str(test)),
+        *("vlp", "compare", str(model), "--data", str(data), "--test", str(test)),
         *(
             "--methods",
             *METHODS,
@@ -40,17 +41,23 @@ def command_of(model: Path, data: Path, out: Path) -> list[str]:
 
 
 def run(models: Path, out: Path, *, pairs: int, calibration: int) -> int:
-    """Writes `out/data` and compares on each model; the exit code of the first that fails."""
+    """Writes data below `out` and compares on each model; the exit code of the first that fails."""
     import torch
 
     from benchmarks.demo.build_data import build
     from vlp_plugins.cli import main as vlp
 
-    build(out / "data", calibration=calibration, downstream=0, test=pairs)
+    for name, chat in (("data", False), ("chat-data", True)):
+        build(out / name, calibration=calibration, downstream=0, test=pairs, chat=chat)
     # The models are small: more threads cost more than they bring, and may change a last digit.
     torch.set_num_threads(1)
     for family in FAMILIES:
-        words = command_of(models / family, out / "data", out / family)
+        splits = ("calibration", "test")
+        if family == "chat":
+            data, test = (out / "chat-data" / f"{split}-questions" for split in splits)
+        else:
+            data, test = (out / "data" / split for split in splits)
+        words = command_of(models / family, data, test, out / family)
         print(f"\n$ {shlex.join(words)}", flush=True)
         try:
             vlp(words[1:])

@@ -4,7 +4,8 @@ Each split becomes a folder of PNG files with a `metadata.jsonl` of `file_name` 
 convention of `datasets`' ImageFolder, so that `vlp prune --data DIR/calibration` reads it.
 
 With `--chat` the scenes show one to four digits instead of two, as the chat model knows them, and
-DIR/questions holds a question about every test scene (`file_name`, `question`, `answers`).
+each split has a second folder, such as `test-questions`, with a question about every scene
+(`file_name`, `question`, `answers`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def build(
         calibration: number of scenes.
         downstream: number of scenes.
         test: number of scenes.
-        chat: scenes of one to four objects, and questions about those of the test.
+        chat: scenes of one to four objects, and for each split a folder of questions.
     """
     from benchmarks.demo.samples import calibration_sample, downstream_sample, unseen_sample
     from benchmarks.demo.scenes import CHAT_OBJECTS, PAIRS
@@ -87,9 +88,10 @@ def build(
     objects = CHAT_OBJECTS if chat else PAIRS
     for name, (make, count) in makers.items():
         if count:
-            write_folder(make(count, objects), folder / name)
-    if chat and test:
-        write_questions(unseen_sample(test, objects), folder / "questions")
+            sample = make(count, objects)
+            write_folder(sample, folder / name)
+            if chat:
+                write_questions(sample, folder / f"{name}-questions")
 
 
 def main() -> None:

@@ -180,7 +180,8 @@ def test_what_is_built_is_what_is_shipped(tmp_path: Path) -> None:
 def test_folders_for_the_chat_model_hold_captions_and_questions(tmp_path: Path) -> None:
     build(tmp_path, calibration=5, downstream=0, test=8, chat=True)
     assert read_folder(tmp_path / "calibration").facts == calibration_sample(5, CHAT_OBJECTS).facts
-    asked = open_questions(str(tmp_path / "questions")).items
+    assert len(open_questions(str(tmp_path / "calibration-questions")).items) == 5
+    asked = open_questions(str(tmp_path / "test-questions")).items
     assert len(asked) == 8
     assert asked[0].text.startswith(("What colour", "Which colour"))
     assert all(min(q.answers.count(answer) for answer in q.answers) == 4 for q in asked)

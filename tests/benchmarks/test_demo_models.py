@@ -39,7 +39,9 @@ def compared(
 ) -> dict[str, Any]:
     """What the demo says about the model."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    printed = command(*command_of(subject.source, data, out)[1:]).stdout
+    printed = command(
+        *command_of(subject.source, data / "calibration", data / "test", out)[1:]
+    ).stdout
     found: dict[str, Any] = json.loads((out / "compare.json").read_text())
     return found | {"printed": printed}
 
