@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.models.architecture import bounded
 from vlp_plugins.runtime.artifacts import load_pickled
-from vlp_plugins.runtime.errors import UnsupportedError, first_line
+from vlp_plugins.runtime.errors import UnsupportedError, VlpError, first_line
 from vlp_plugins.runtime.files import atomic_file
 
 _PICKLED = frozenset({".pth", ".pt", ".bin", ".th"})
@@ -239,7 +239,9 @@ def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
             model, report = model_class.from_pretrained(
                 path, output_loading_info=True, trust_remote_code=False
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (VlpError, MemoryError):
+        raise
+    except Exception as error:  # configurations and files raise what their parsers raise
         raise UnsupportedError(
             f"cannot load the {family} model in {path}: {first_line(error)}"
         ) from error

@@ -15,6 +15,7 @@ from vlp_plugins.calibration.sums import Tally
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.typed import read_as
 
 FORM = Format(
     "checkpoint",
@@ -100,10 +101,14 @@ def unpack_state(
     tensors: dict[str, torch.Tensor], content: Mapping[str, Any]
 ) -> tuple[PassState, dict[Key, torch.Tensor]]:
     """Inverse of `pack_state`."""
-    hashes = tuple(bytes(row.tolist()) for row in tensors.pop(_HASHES))
+    rows = tensors.pop(_HASHES)
+    if rows.dtype != torch.uint8 or rows.shape[1:] != (DIGEST_BYTES,):
+        raise ValueError(f"{_HASHES} is {rows.dtype} {list(rows.shape)}")
+    hashes = tuple(bytes(row.tolist()) for row in rows)
     batches = ((len(hashes) + 1) // 2, len(hashes) // 2)
     read = Tally(batches, pair(content["samples"]))
-    skipped = Tally(*map(pair, content.get("skipped", [(0, 0), (0, 0)])))
+    counts = read_as(tuple[Any, Any], content.get("skipped", [(0, 0), (0, 0)]), "skipped")
+    skipped = Tally(*map(pair, counts))
     sums = unpack_sums(tensors)
     large = {key: sums.pop(key) for key in list(sums) if key[1].stream == LOSS_STREAM}
     return PassState(sums, read, skipped, hashes), large

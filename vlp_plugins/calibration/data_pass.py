@@ -28,11 +28,11 @@ from vlp_plugins.calibration.checkpoint import (
 )
 from vlp_plugins.calibration.moments import Key, Statistic
 from vlp_plugins.calibration.probes import Probes
-from vlp_plugins.calibration.statistics import Statistics
+from vlp_plugins.calibration.statistics import Statistics, check_sizes
 from vlp_plugins.calibration.sums import LargeSums, Tally, sum_over_processes, sum_tally
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import batch_shard, broadcast, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, StatisticsError
 
@@ -230,7 +230,7 @@ def calibrate(
         identity = identity_of(weights, statistics, published=published, autocast=autocast)
         shard = batch_shard(sharded=probes.sharded)
         file = Checkpoint(checkpoint, FORM, identity, unit="batch", shard=shard)
-    state, large = _resumed(file, resume, limit)
+    state, large = _resumed(file, resume, limit, statistics, weights)
     if probes.sharded:  # rank 0 keeps the sums and the file
         first = broadcast(replace(state, sums={}, skipped=Tally()))
         if rank_and_size()[0]:
@@ -264,7 +264,11 @@ def calibrate(
 
 
 def _resumed(
-    file: Checkpoint | None, resume: bool, limit: int | None
+    file: Checkpoint | None,
+    resume: bool,
+    limit: int | None,
+    statistics: Sequence[Statistic],
+    weights: WeightMap,
 ) -> tuple[PassState, dict[Key, torch.Tensor]]:
     if file is None:
         if resume:
@@ -273,7 +277,13 @@ def _resumed(
     if not resume:
         file.begin()
         return PassState(), {}
-    state, large = file.load(unpack_state) or (PassState(), {})
+
+    def unpack(tensors: Tensors, content: Content) -> tuple[PassState, dict[Key, torch.Tensor]]:
+        state, large = unpack_state(tensors, content)
+        check_sizes({**state.sums, **large}, statistics, weights)
+        return state, large
+
+    state, large = file.load(unpack) or (PassState(), {})
     if limit is not None and state.batches > limit:
         raise StatisticsError(
             f"checkpoint {file.path} holds {state.batches} batches already, more than "

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Site
+from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Site, Statistic
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
-from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.errors import StatisticsError, first_line
 from vlp_plugins.runtime.numbers import count
+from vlp_plugins.runtime.typed import read_as
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,25 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
         sums[statistic, Site.parse(site)] = tensor
     return sums
+
+
+def check_sizes(
+    sums: Mapping[Key, torch.Tensor], needs: Iterable[Statistic], weights: WeightMap
+) -> None:
+    """Checks that sums have the sizes that their statistics have of the weights, if of these.
+
+    Raises:
+        ValueError: at the first that has not.
+    """
+    known = {statistic.name: statistic for statistic in needs}
+    for (name, site), total in sums.items():
+        if name not in known or site.weight not in weights:
+            continue
+        size = known[name].size(weights[site.weight])
+        if total.shape[1] != size:
+            raise ValueError(
+                f"{name} of {site.weight!r} has {total.shape[1]} values, the model's has {size}"
+            )
 
 
 @dataclass(repr=False)
@@ -148,7 +168,13 @@ class Statistics:
         """Names of the statistics that were gathered."""
         return {name for name, _ in self.sums}
 
-    def check(self, weights: WeightMap, *, published: bool | None = None) -> None:
+    def check(
+        self,
+        weights: WeightMap,
+        *,
+        published: bool | None = None,
+        needs: Iterable[Statistic] = (),
+    ) -> None:
         """Checks that the statistics are of a model, and of the variant that is asked for.
 
         Other weights of the same structure give a warning, once: statistics of a pre-trained model
@@ -157,11 +183,16 @@ class Statistics:
         Args:
             weights: of the model.
             published: the variant; None does not check it.
+            needs: what will be read; its sums must have the sizes of the weights.
 
         Raises:
             StatisticsError: if they are of another adapter, structure or variant.
         """
         self._check_structure(weights)
+        try:
+            check_sizes(self.sums, needs, weights)
+        except ValueError as error:
+            raise StatisticsError(f"the statistics are damaged: {error}; {_REMEDY}") from error
         if published is not None and published != self.published:
             asked, mine = (
                 "published" if is_published else "default"
@@ -239,25 +270,34 @@ class Statistics:
             return cls(
                 sums=unpack_sums(tensors),
                 samples=pair(header["samples"]),
-                batches=int(header["batches"]),
-                fingerprint=str(header["fingerprint"]),
-                structure=str(header["structure"]),
-                adapter=str(header.get("adapter", "")),
-                published=bool(header["published"]),
-                shapes={name: tuple(shape) for name, shape in header["shapes"]},
-                weights_hash=str(header.get("weights", "")),
+                batches=read_as(int, header["batches"], "batches"),
+                fingerprint=read_as(str, header["fingerprint"], "fingerprint"),
+                structure=read_as(str, header["structure"], "structure"),
+                adapter=read_as(str, header.get("adapter", ""), "adapter"),
+                published=read_as(bool, header["published"], "published"),
+                shapes=dict(read_as(_Shapes, header["shapes"], "shapes")),
+                weights_hash=read_as(str, header.get("weights", ""), "weights"),
                 counted=pair(header["counted"]) if "counted" in header else None,
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError) as error:
             raise StatisticsError(
-                f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
+                f"{path} is damaged ({type(error).__name__}: {first_line(error)}); {_REMEDY}"
             ) from error
 
 
-def pair(values: Sequence[Any]) -> tuple[int, int]:
-    """Counts of even and odd batches, from a file."""
-    even, odd = values
-    return int(even), int(odd)
+_Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def pair(values: object) -> tuple[int, int]:
+    """Counts of even and odd batches, from a file.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    even, odd = read_as(tuple[int, int], values, "a count of even and odd batches")
+    if min(even, odd) < 0:
+        raise ValueError(f"{even} even and {odd} odd batches or samples")
+    return even, odd
 
 
 def _first_difference(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> str:

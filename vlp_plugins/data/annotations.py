@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 
 from vlp_plugins.data.images import read_image
-from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.runtime.untrusted import check_inside
+from vlp_plugins.runtime.errors import DataError, first_line
+from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import check_inside, is_file
 
 
 def read_json(path: Path) -> Any:
@@ -27,7 +28,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # JSON and its encoding
-        raise DataError(f"{path} is not JSON ({error}); fetch it again") from error
+        raise DataError(f"{path} is not JSON ({first_line(error)}); fetch it again") from error
 
 
 def read_rows(path: Path, key: str | None = None) -> list[Mapping[str, Any]]:
@@ -42,24 +43,36 @@ def read_rows(path: Path, key: str | None = None) -> list[Mapping[str, Any]]:
         return found
     wanted = "a list of objects" if key is None else f'an object with a list "{key}" of objects'
     if isinstance(content, dict):
-        what = f"an object with {', '.join(map(str, list(content)[:5])) or 'no keys'}"
+        what = f"an object with {', '.join(map(str, list(content)[:5])) or 'no keys':.300}"
     else:
         what = "an empty list" if content == [] else f"a {type(content).__name__}"
     raise DataError(f"{path} should hold {wanted}; it is {what}")
 
 
-def need_keys(row: Mapping[str, Any], keys: Iterable[str], path: Path) -> list[Any]:
+Text = str | int | float
+"""What stands for a text: JSON writers make numbers of some."""
+
+
+def need_keys(row: Mapping[str, Any], keys: Mapping[str, Any], path: Path) -> list[Any]:
     """The values of keys.
 
+    Args:
+        row: of a file.
+        keys: with the type of each value; see `read_as`.
+        path: of the file.
+
     Raises:
-        DataError: if one is missing.
+        DataError: if one is missing or of another type.
     """
     missing = [key for key in keys if key not in row]
     if missing:
         raise DataError(
-            f"{path}: a row has no {', '.join(missing)} (it has: {', '.join(map(str, row))})"
+            f"{path}: a row has no {', '.join(missing)} (it has: {', '.join(map(str, row)):.300})"
         )
-    return [row[key] for key in keys]
+    try:
+        return [read_as(kind, row[key], key) for key, kind in keys.items()]
+    except ValueError as error:
+        raise DataError(f"{path}: in a row, {error}") from error
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
@@ -89,20 +102,20 @@ def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source:
             the data set's folder.
     """
     places = [folder, *(folder / name for name in below)]
-    root = next((place for place in places if (place / names[0]).is_file()), None)
+    root = next((place for place in places if is_file(place / names[0])), None)
     if root is None:
         tried = ", ".join(str(place) for place in places)
         raise DataError(
-            f"{source} names the image {names[0]}, which is in none of {tried}; put the images "
-            "there, or link their folder"
+            f"{source} names the image {names[0]:.300}, which is in none of {tried}; put the "
+            "images there, or link their folder"
         )
     for name in dict.fromkeys(names):
         check_inside(root / name, folder, source)
-    missing = [name for name in dict.fromkeys(names) if not (root / name).is_file()]
+    missing = [name for name in dict.fromkeys(names) if not is_file(root / name)]
     if missing:
         raise DataError(
             f"{source} names {len(missing):,} of {len(set(names)):,} images that are not in {root} "
-            f"(first: {missing[0]}); fetch them again"
+            f"(first: {missing[0]:.300}); fetch them again"
         )
     return root
 

@@ -23,8 +23,8 @@ from vlp_plugins.data.records import (
     said_in,
     split_among,
 )
-from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.runtime.untrusted import check_inside
+from vlp_plugins.runtime.errors import DataError, first_line, shown
+from vlp_plugins.runtime.untrusted import check_inside, is_file
 
 METADATA_SUFFIXES = (".jsonl", ".csv")
 
@@ -126,8 +126,8 @@ def _read_jsonl(path: Path) -> list[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", error)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", None) or first_line(error)
                 raise DataError(f"{path}, line {number}: not JSON ({reason})") from error
             if not isinstance(row, dict):
                 raise DataError(
@@ -239,18 +239,18 @@ def _records(
         name = row.get(names)
         if not isinstance(name, str) or not name:
             raise DataError(
-                f"{metadata}: a row has {names} {name!r}, not the name of a file: {row}"
+                f"{metadata}: a row has {names} {shown(name)}, not the name of a file: {shown(row)}"
             )
     rows, split = rows_of_split(rows, names, split, metadata)
     paths = [metadata.parent / str(row[names]) for row in rows]
     for path in paths:
         check_inside(path, folder, metadata)
     missing = [row[names] for row, path in zip(rows, paths, strict=True)
-               if not path.is_file()]  # fmt: skip
+               if not is_file(path)]  # fmt: skip
     if missing:
         raise DataError(
             f"{metadata} names {len(missing):,} of {len(rows):,} images that do not exist "
-            f"(first: {missing[0]}); add the files or remove their rows"
+            f"(first: {missing[0]:.300}); add the files or remove their rows"
         )
     return [
         Record(path.name, image_of(path), said_in(row, said, images=1))

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from vlp_plugins.data.annotations import (
+    Text,
     find_file,
     image_of,
     image_root,
     matching_files,
     need_keys,
-    read_json,
     read_rows,
 )
 from vlp_plugins.data.records import Captions, CaptionSource, Record, RecordList, choose_split
@@ -29,6 +28,8 @@ _LIST = re.compile(r"(?P<set>coco|flickr30k)(?:_karpathy)?_(?P<split>train|val|t
 _BELOW = ("images", "flickr30k-images", "flickr30k_images", "Flickr30k", "coco")
 _SPLITS = {"restval": "train"}  # images of COCO's validation set that are always trained on
 _NUMBER = re.compile(r"(\d+)\.\w+$")
+
+_OWN_ROW = {"filename": str, "split": str, "sentences": list}
 
 Listed = dict[str, list[str]]
 """The captions of every image, by its name."""
@@ -86,14 +87,15 @@ def _read_own(path: Path) -> dict[str, Listed]:
     """Karpathy's file by split; images that are in folders have them in their names."""
     by_split: dict[str, Listed] = {}
     for row in read_rows(path, "images"):
-        name, split, sentences = need_keys(row, ("filename", "split", "sentences"), path)
+        name, split, sentences = need_keys(row, _OWN_ROW, path)
         captions = [
-            str(sentence["raw"]) for sentence in sentences if isinstance(sentence, dict)
-            and sentence.get("raw")
+            sentence["raw"] for sentence in sentences
+            if isinstance(sentence, dict) and isinstance(sentence.get("raw"), str)
+            and sentence["raw"]
         ]  # fmt: skip
         if not captions:
             raise DataError(f'{path}: image {name} has no sentences with "raw" text')
-        place = f"{row['filepath']}/{name}" if row.get("filepath") else str(name)
+        place = f"{row['filepath']}/{name}" if row.get("filepath") else name
         by_split.setdefault(_SPLITS.get(split, split), {}).setdefault(place, []).extend(captions)
     return by_split
 
@@ -103,18 +105,18 @@ def _read_list(path: Path) -> Listed:
     images: Listed = {}
     references: dict[int, list[str]] | None = None
     for row in read_rows(path):
-        (name,) = need_keys(row, ("image",), path)
-        said = row.get("caption")
+        (name,) = need_keys(row, {"image": str}, path)
+        (said,) = need_keys({"caption": None, **row}, {"caption": str | list[Text] | None}, path)
         if said is None:
             references = _references(path) if references is None else references
-            number = _NUMBER.search(str(name))
+            number = _NUMBER.search(name)
             said = references.get(int(number[1])) if number else None
         texts = [said] if isinstance(said, str) else list(said or ())
         if not texts:
             raise DataError(
                 f"{path}: image {name} has no caption, and none is in {_gt_file(path).name}"
             )
-        images.setdefault(str(name), []).extend(map(str, texts))
+        images.setdefault(name, []).extend(map(str, texts))
     return images
 
 
@@ -127,12 +129,8 @@ def _references(path: Path) -> dict[int, list[str]]:
     source = _gt_file(path)
     if not source.is_file():
         return {}
-    content: Any = read_json(source)
-    rows = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise DataError(f'{source} should hold an object with a list "annotations"')
     found: dict[int, list[str]] = {}
-    for row in rows:
-        number, caption = need_keys(row, ("image_id", "caption"), source)
-        found.setdefault(int(number), []).append(str(caption))
+    for row in read_rows(source, "annotations"):
+        number, caption = need_keys(row, {"image_id": int, "caption": Text}, source)
+        found.setdefault(number, []).append(str(caption))
     return found

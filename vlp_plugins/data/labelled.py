@@ -24,11 +24,12 @@ from vlp_plugins.data.folder import (
     rows_of_split,
 )
 from vlp_plugins.data.records import SPLITS, CaptionSource, Record, buffered, choose_split
-from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line
+from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line, shown
 from vlp_plugins.runtime.untrusted import check_read
 
 _log = logging.getLogger(__name__)
 
+_MOST_CLASSES = 10**9
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
 
@@ -187,14 +188,23 @@ def _from_metadata(folder: Path, path: Path, split: str | None) -> LabelledImage
 
 def _numbered(labels: list[Any], path: Path) -> tuple[list[int], tuple[str, ...]]:
     """Labels as numbers, and the names of the classes if they had names."""
-    if all(isinstance(label, (int, str)) and str(label).isdecimal() for label in labels):
+    if all(isinstance(label, (int, str)) and _is_number(label) for label in labels):
         return [int(label) for label in labels], ()
     for label in labels:
         if not (isinstance(label, str) and label):
-            raise DataError(f"{path}: the label {label!r} is neither a name nor a number from 0 on")
+            raise DataError(
+                f"{path}: the label {shown(label)} is neither a name nor a number from 0 on"
+            )
     classes = tuple(sorted(set(labels)))
     number = {name: place for place, name in enumerate(classes)}
     return [number[label] for label in labels], classes
+
+
+def _is_number(label: int | str) -> bool:
+    """Whether a label is the number of a class; no data set has a thousand million."""
+    if isinstance(label, int):
+        return not isinstance(label, bool) and 0 <= label < _MOST_CLASSES
+    return label.isdecimal() and len(label) < len(str(_MOST_CLASSES))
 
 
 def _from_classes(folder: Path, split: str | None) -> LabelledImages:
@@ -327,8 +337,8 @@ def _from_cifar(folder: Path, cifar: _Cifar, split: str | None) -> LabelledImage
     chosen = choose_split(list(cifar.splits), split, where=str(folder))
     items = [item for name in cifar.splits[chosen] for item in _cifar_images(folder / name, cifar)]
     names = folder / cifar.names
-    classes = names.read_text(encoding="utf-8").split() if names.is_file() else ()
-    return LabelledImages(f"{folder} ({chosen})", tuple(items), tuple(classes))
+    text = names.read_text(encoding="utf-8", errors="replace") if names.is_file() else ""
+    return LabelledImages(f"{folder} ({chosen})", tuple(items), tuple(text.split()))
 
 
 def _cifar_images(path: Path, cifar: _Cifar) -> list[Labelled]:

@@ -9,10 +9,17 @@ from typing import Any
 
 from PIL import Image
 
-from vlp_plugins.data.annotations import contents, image_of, image_root, need_keys, read_rows
+from vlp_plugins.data.annotations import (
+    Text,
+    contents,
+    image_of,
+    image_root,
+    need_keys,
+    read_rows,
+)
 from vlp_plugins.data.folder import read_metadata
 from vlp_plugins.data.records import choose_split
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, shown
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
 _SPLITS = ("train", "dev", "test")
@@ -58,7 +65,7 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
         Statement(
             str(row.get("identifier", f"row {number}")),
             (image_of(root / left), image_of(root / right)),
-            str(need_keys(row, ("sentence",), path)[0]),
+            str(need_keys(row, {"sentence": Text}, path)[0]),
             _truth(row, path),
         )
         for number, (row, (left, right)) in enumerate(zip(rows, pairs, strict=True), 1)
@@ -95,20 +102,18 @@ def _file_of(folder: Path, split: str) -> Path | None:
 
 def _images_of(row: Mapping[str, Any], path: Path) -> tuple[str, str]:
     if "images" in row:
-        images = row["images"]
-        if not isinstance(images, list) or len(images) != 2:
-            raise DataError(f"{path}: a row names {images!r}, not two images")
-        return str(images[0]), str(images[1])
-    (identifier,) = need_keys(row, ("identifier",), path)
-    parts = str(identifier).rsplit("-", 1)  # dev-850-0-0: set, pair and statement
+        images: tuple[str, str] = need_keys(row, {"images": tuple[str, str]}, path)[0]
+        return images
+    (identifier,) = need_keys(row, {"identifier": str}, path)
+    parts = identifier.rsplit("-", 1)  # dev-850-0-0: set, pair and statement
     base = parts[0]
     directory = f"{row['directory']}/" if "directory" in row else f"{base.split('-', 1)[0]}/"
     return f"{directory}{base}-img0.png", f"{directory}{base}-img1.png"
 
 
 def _truth(row: Mapping[str, Any], path: Path) -> bool:
-    (label,) = need_keys(row, ("label",), path)
+    (label,) = need_keys(row, {"label": Text | bool}, path)
     truth = _TRUTH.get(str(label))
     if truth is None:
-        raise DataError(f"{path}: the label {label!r} is neither True nor False")
+        raise DataError(f"{path}: the label {shown(label)} is neither True nor False")
     return truth

@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from vlp_plugins.models.architecture import code_refused, load_config, loading_failure
-from vlp_plugins.runtime.errors import DataError, check_hub_id
+from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line, shown
 from vlp_plugins.runtime.untrusted import check_read
 
 _IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -59,11 +59,12 @@ class CombinedProcessor:
             **text_options: of the tokenizer.
 
         Raises:
-            DataError: if there is text and no tokenizer.
+            DataError: if there is text and no tokenizer, or the settings in its files fail.
         """
         batch: dict[str, Any] = {}
         if images is not None:
-            batch.update(self.image_processor(images=images, return_tensors=return_tensors))
+            made = self._made_by(self.image_processor, images=images, return_tensors=return_tensors)
+            batch.update(made)
         if text is not None:
             if self.tokenizer is None:
                 raise DataError(
@@ -71,8 +72,23 @@ class CombinedProcessor:
                     "text; put tokenizer.json (or vocab.txt) and tokenizer_config.json there, or "
                     "name a folder or hub id that has them with --processor (in Python: processor=)"
                 )
-            batch.update(self.tokenizer(text, return_tensors=return_tensors, **text_options))
+            made = self._made_by(
+                self.tokenizer, text=text, return_tensors=return_tensors, **text_options
+            )
+            batch.update(made)
         return batch
+
+    def _made_by(self, part: Any, **inputs: Any) -> Mapping[str, Any]:
+        try:
+            made: Mapping[str, Any] = part(**inputs)
+        except MemoryError:
+            raise
+        except Exception as error:  # settings of files raise where they are first used
+            raise DataError(
+                f"the {type(part).__name__} at {self._source} fails ({type(error).__name__}: "
+                f"{first_line(error)}); copy the files of the processor again"
+            ) from error
+        return made
 
 
 def load_processor(source: str, *, max_length: int | None = None) -> Processor:
@@ -211,7 +227,7 @@ def _named_in(folder: str, name: str) -> dict[str, Any]:
             _raise_exceptions_for_connection_errors=False,
         )
         found = json.loads(Path(file).read_bytes()) if file else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -230,11 +246,16 @@ def _check_sizes(images: Any, folder: str) -> None:
     """Raises `DataError` if it makes images of more than `read_limit`."""
     for name in ("size", "crop_size", "pad_size"):
         size = getattr(images, name, None)
-        if isinstance(size, int) or not size:
-            sides = [int(size or 0)] * 2
-        else:
-            edge = size.get("shortest_edge") or 0
-            sides = [int(size.get(side) or edge) for side in ("height", "width")]
+        try:
+            if isinstance(size, int) or not size:
+                sides = [int(size or 0)] * 2
+            else:
+                edge = size.get("shortest_edge") or 0
+                sides = [int(size.get(side) or edge) for side in ("height", "width")]
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise DataError(
+                f"{folder}: {name} of images is {shown(size)}; copy the processor's files again"
+            ) from error
         what = f"{folder}: an image of {name} {sides[0]} x {sides[1]}"
         check_read(what, sides[0] * sides[1] * _PIXEL_BYTES, DataError)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from PIL import Image
 
 from vlp_plugins.data.annotations import (
+    Text,
     contents,
     find_file,
     image_of,
@@ -116,6 +117,14 @@ def holds_questions(folder: Path) -> bool:
     return any(matching_files(folder, pattern) for pattern in (_QUESTIONS, _LIST))
 
 
+class _Answer(TypedDict):
+    answer: Text
+
+
+_PUBLISHED = {"question_id": int | str, "image_id": int, "question": Text}
+_ANSWERED = {"question_id": int | str, "answers": list[_Answer]}
+
+
 class _Row(NamedTuple):
     place: str
     image: str
@@ -136,8 +145,8 @@ def _read_published(folder: Path, path: Path) -> list[_Row]:
     images = subset.replace("-dev", "")
     rows, lacking = [], []
     for row in read_rows(path, "questions"):
-        number, image, text = need_keys(row, ("question_id", "image_id", "question"), path)
-        name = f"{images}/COCO_{images}_{int(image):012}.jpg"
+        number, image, text = need_keys(row, _PUBLISHED, path)
+        name = f"{images}/COCO_{images}_{image:012}.jpg"
         if answers and number not in answers:
             lacking.append(number)
         rows.append(_Row(f"question {number}", name, str(text), answers.get(number, ())))
@@ -160,7 +169,7 @@ def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple
         raise DataError(f"{path.name} is there, but not its answers, {name}; put it there as well")
     found = {}
     for row in read_rows(source, "annotations"):
-        number, answers = need_keys(row, ("question_id", "answers"), source)
+        number, answers = need_keys(row, _ANSWERED, source)
         found[number] = tuple(str(answer["answer"]) for answer in answers)
     return found
 
@@ -168,9 +177,9 @@ def _published_answers(folder: Path, path: Path, subset: str) -> dict[Any, tuple
 def _read_list(path: Path) -> list[_Row]:
     rows = []
     for number, row in enumerate(read_rows(path)):
-        image, text = need_keys(row, ("image", "question"), path)
+        image, text = need_keys(row, {"image": str, "question": Text}, path)
         place = f"question {row.get('question_id', number)}"
-        rows.append(_Row(place, str(image), str(text), _answers_in(row)))
+        rows.append(_Row(place, image, str(text), _answers_in(row, path)))
     return rows
 
 
@@ -178,19 +187,18 @@ def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | Non
     found = read_metadata(path)
     image = file_column(found[0])
     for row in found:
-        need_keys(row, (image, "question"), path)
+        need_keys(row, {image: str, "question": Text}, path)
     found, chosen = rows_of_split(found, image, split, path)
     return [
-        _Row(f"{path.name}, row {n}", str(r[image]), str(r["question"]), _answers_in(r))
+        _Row(f"{path.name}, row {n}", str(r[image]), str(r["question"]), _answers_in(r, path))
         for n, r in enumerate(found, 1)
     ], chosen
 
 
-def _answers_in(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _answers_in(row: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     said = row.get("answers", row.get("answer"))
-    if said is None:
-        return ()
-    return (said,) if isinstance(said, str) else tuple(str(answer) for answer in said)
+    (said,) = need_keys({"answers": said}, {"answers": str | list[Text] | None}, path)
+    return (said,) if isinstance(said, str) else tuple(map(str, said or ()))
 
 
 def _answer_list(folder: Path) -> tuple[str, ...] | None:

@@ -25,7 +25,7 @@ from vlp_plugins.data.records import (
     choose_split,
     split_among,
 )
-from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.untrusted import check_read
 
 _IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
@@ -203,8 +203,10 @@ def _samples(shard: Path) -> Iterator[tuple[str, Fields]]:
                 size = member.size + sum(map(len, fields.values()))
                 check_read(f"{shard}: record {match[1]}", size, DataError)
                 fields[field] = content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"shard {shard} is damaged: {error}; fetch or make it again") from error
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DataError(
+            f"shard {shard} is damaged: {first_line(error)}; fetch or make it again"
+        ) from error
     if fields:
         yield current, fields
 

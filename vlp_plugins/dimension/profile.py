@@ -13,8 +13,9 @@ from typing import Any
 from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap, surplus_layer
 from vlp_plugins.runtime.artifacts import made_before, read_json, write_json
-from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.errors import StatisticsError, first_line
 from vlp_plugins.runtime.numbers import count
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.scoring.factors import Factors
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class IdProfile:
         """
         if self.adapter and self.adapter != weights.adapter_name:
             raise StatisticsError(
-                f"the profile is of a model of adapter {self.adapter!r}, and this one is of "
+                f"the profile is of a model of adapter {self.adapter!r:.80}, and this one is of "
                 f"adapter {weights.adapter_name!r}, whose names mean other weights; {_MEASURE}"
             )
         measured: dict[str, dict[int, list[float]]] = {}
@@ -182,38 +183,17 @@ class IdProfile:
                 content["made_by"],
             )
         try:
-            layers = tuple(_layer(record) for record in content["layers"])
-            settings = dict(content["settings"])
-            shapes = {name: tuple(shape) for name, shape in content.get("shapes", {}).items()}
-            structure, adapter = str(content["structure"]), str(content.get("adapter", ""))
-            return cls(layers, structure, adapter, settings, shapes)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StatisticsError(
-                f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
-            ) from error
+            profile: IdProfile = read_as(cls, {"adapter": "", **content}, "the profile")
+        except ValueError as error:
+            raise StatisticsError(f"{path} is damaged ({first_line(error)}); {_REMEDY}") from error
+        return profile
 
 
 def _positive(layer: LayerDimension) -> float:
     if not 0 < layer.dimension < math.inf:
         raise StatisticsError(
-            f"the dimension of {layer.weight!r} at {layer.module} (stream {layer.stream!r}) is "
-            f"{layer.dimension}, which is no factor of importance; measure it again with more "
-            "samples"
+            f"the dimension of {layer.weight!r:.80} at {layer.module:.80} (stream "
+            f"{layer.stream!r:.80}) is {layer.dimension}, which is no factor of importance; "
+            "measure it again with more samples"
         )
     return layer.dimension
-
-
-def _layer(record: Mapping[str, Any]) -> LayerDimension:
-    return LayerDimension(
-        weight=str(record["weight"]),
-        stream=str(record["stream"]),
-        owner=int(record["owner"]),
-        module=str(record["module"]),
-        modality=str(record["modality"]),
-        depth=int(record["depth"]),
-        dimension=float(record["dimension"]),
-        error=float(record["error"]),
-        ambient=int(record["ambient"]),
-        points=int(record["points"]),
-        duplicates=int(record.get("duplicates", 0)),  # older files lack it
-    )

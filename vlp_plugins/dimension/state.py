@@ -18,6 +18,7 @@ from vlp_plugins.runtime.artifacts import Format, made_by
 from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.distributed import failing_together
 from vlp_plugins.runtime.errors import StatisticsError
+from vlp_plugins.runtime.typed import read_as
 
 logger = logging.getLogger("vlp_plugins.dimension")
 
@@ -77,12 +78,18 @@ def pack(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def unpack(_: Mapping[str, torch.Tensor], content: Mapping[str, Any]) -> State:
-    """Inverse of `pack`."""
+    """Inverse of `pack`.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    uses = (_use(each) for each in read_as(list[dict[str, Any]], content["sites"], "sites"))
+    found = read_as(dict[str, Dimension], content["found"], "found")
     return State(
-        Sites((use.site, use) for use in map(_use, content["sites"])),
-        {Site.parse(site): _dimension(value) for site, value in content["found"].items()},
-        tuple(map(str, content["hashes"])),
-        tuple(map(int, content["sizes"])),
+        Sites((use.site, use) for use in uses),
+        {Site.parse(site): dimension for site, dimension in found.items()},
+        read_as(tuple[str, ...], content["hashes"], "hashes"),
+        read_as(tuple[int, ...], content["sizes"], "sizes"),
     )
 
 
@@ -130,23 +137,5 @@ def resumed(file: Checkpoint | None, *, resume: bool) -> State:
 
 
 def _use(record: Mapping[str, Any]) -> LayerUse:
-    widths = tuple(map(int, record["widths"]))
-    return LayerUse(
-        Site.parse(record["site"]), str(record["module"]), widths, int(record["itemsize"])
-    )
-
-
-def _dimension(record: Mapping[str, Any]) -> Dimension:
-    estimate = record["estimate"]
-    return Dimension(
-        Estimate(
-            float(estimate["dimension"]),
-            float(estimate["error"]),
-            int(estimate["used"]),
-            tuple(map(float, estimate["block_dimensions"])),
-            tuple(map(float, estimate["block_deviations"])),
-            int(estimate["duplicates"]),
-        ),
-        int(record["ambient"]),
-        int(record["points"]),
-    )
+    site = Site.parse(read_as(str, record["site"], "site"))
+    return read_as(LayerUse, {**record, "site": asdict(site)}, "a site")

@@ -54,6 +54,7 @@ from vlp_plugins.runtime.errors import (
     no_exit,
 )
 from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.typed import read_as
 
 RECORD = "compare.json"
 SCHEMA = 1
@@ -509,19 +510,30 @@ class _Run:
 
     def _unpack(self, tensors: Tensors, content: Content) -> None:
         """Inverse of `_pack`."""
-        self.seconds = dict(content["seconds"])
-        for number, record in enumerate(content["cells"]):
+        self.seconds = read_as(dict[str, float], content["seconds"], "seconds")
+        records = read_as(list[dict[str, Any]], content["cells"], "cells")
+        sizes = {name: len(tensors[f"0|{name}"]) for name in self.task.score}
+        if any(values.ndim != 1 for values in tensors.values()):
+            raise ValueError("its figures are no lists of samples")
+        for number, record in enumerate(records):
             by_sample = {
-                key.partition("|")[2]: values.tolist()
+                key.partition("|")[2]: values.double().tolist()
                 for key, values in tensors.items()
                 if key.partition("|")[0] == str(number)
             }
-            measured = TaskMetrics(record.pop("measured"), by_sample=by_sample)
+            if any(len(by_sample[name]) != size for name, size in sizes.items()):
+                raise ValueError(f"cell {number} has other samples than the dense model")
+            figures = {"metrics": record["measured"]}
+            measured = replace(read_as(TaskMetrics, figures, "a cell"), by_sample=by_sample)
             if number == 0:
                 self.dense = measured
-            else:
-                cell = Cell(**record, measured=measured)
-                self.cells[cell.key] = cell
+                continue
+            cell = replace(
+                read_as(Cell, {**record, "measured": figures}, "a cell"), measured=measured
+            )
+            if cell.masks != f"{MASKS}/{Path(cell.masks).name}":
+                raise ValueError(f"the masks of a cell are {cell.masks}, not in {MASKS}")
+            self.cells[cell.key] = cell
 
 
 def _without_single(count: int, size: int) -> int:

@@ -6,13 +6,20 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import (
+    RecipeError,
+    UnsupportedError,
+    first_line,
+    shown,
+    suggest,
+)
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.untrusted import check_read
 
@@ -21,6 +28,8 @@ logger = logging.getLogger(__name__)
 # YAML 1.1, which PyYAML reads, wants a point in such numbers: 1e-5 is text, 1.0e-5 a number.
 EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 _MOST_LEVELS = 5
+_MOST_BITS = 64  # of a whole number
+_UNREAD = object()
 _VALUE_BYTES = 1024  # that a value with its place takes, about
 
 
@@ -40,7 +49,8 @@ class Value:
 
     def wrong(self, expected: str) -> RecipeError:
         """The error that something else is expected here."""
-        return RecipeError(f"{self.where}: {self.name} must be {expected}, not {_said(self.data)}")
+        said = _said(self.data)
+        return RecipeError(f"{self.where}: {self.name:.80} must be {expected}, not {said}")
 
     def items(self) -> Mapping[str, Value]:
         """The values of a mapping by key."""
@@ -93,7 +103,7 @@ def read_section(
     for key, value in section.items().items():
         if key not in readers:
             said = suggest(key, list(readers)) if hint is None else hint(key)
-            raise RecipeError(f"{value.where}: unknown key {key!r}{said}")
+            raise RecipeError(f"{value.where}: unknown key {key!r:.80}{said}")
         if value.data is not None:  # `device:` alone means the default
             found[key] = readers[key](value)
     return found
@@ -111,8 +121,8 @@ def parse_yaml(text: str, source: str, name: str, *, hints: bool = True) -> Valu
     Raises:
         RecipeError: if it is not YAML, or its aliases stand for more values than memory holds.
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)  # reads the first characters
         node = loader.get_single_node()
         if node is None:
             return Value(None, source, name)
@@ -121,13 +131,13 @@ def parse_yaml(text: str, source: str, name: str, *, hints: bool = True) -> Valu
         return _Tree(loader, source, hints).value(node, name)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{source}{line}: not YAML ({error.problem or error})") from error
+        raise RecipeError(
+            f"{source}{line}: not YAML ({error.problem or first_line(error)})"
+        ) from error
     except RecursionError as error:
         raise RecipeError(f"{source}: nested far deeper than {_MOST_LEVELS} levels") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{source}: not YAML ({error})") from error
-    finally:
-        loader.dispose()
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not YAML ({first_line(error)})") from error
 
 
 def yaml_way(found: re.Match[str]) -> str:
@@ -178,12 +188,14 @@ class _Tree:
             for key_node, inner in node.value:
                 key = str(key_node.value)
                 if key in values:
-                    raise RecipeError(f"{self.where(key_node)}: {key} stands here a second time")
+                    raise RecipeError(
+                        f"{self.where(key_node)}: {key:.80} stands here a second time"
+                    )
                 values[key] = self.value(inner, key, level + 1)
             return Value(values, where, name)
         if isinstance(node, yaml.SequenceNode):
             return Value([self.value(inner, name, level + 1) for inner in node.value], where, name)
-        data = self.loader.construct_object(node)
+        data = self._scalar(node, name)
         unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
         if isinstance(data, str) and unquoted and (found := EXPONENT.fullmatch(data)):
             if self.hints:
@@ -191,6 +203,19 @@ class _Tree:
                 logger.warning(message, where, data, yaml_way(found))
             data = float(data)
         return Value(data, where, name)
+
+    def _scalar(self, node: yaml.Node, name: str) -> Any:
+        """What stands for one value: text, a number, true, false or nothing."""
+        data: Any = _UNREAD
+        with suppress(Exception):  # PyYAML does not expect every text after `!!int` or `!!binary`
+            data = self.loader.construct_object(node)
+        fits = data is None or isinstance(data, (str, int, float))
+        if not fits or (isinstance(data, int) and data.bit_length() > _MOST_BITS):
+            raise RecipeError(
+                f"{self.where(node)}: {name:.80} is {shown(str(node.value))}, which is no number "
+                f"of up to {_MOST_BITS} bits, true or false; write text like that in quotes"
+            )
+        return data
 
     def where(self, node: yaml.Node) -> str:
         return f"{self.source}, line {node.start_mark.line + 1}"
@@ -200,12 +225,12 @@ def _said(data: Any) -> str:
     if data is None:
         return "empty"
     if isinstance(data, str):
-        return f"the text {data!r}"
+        return f"the text {shown(data)}"
     if isinstance(data, dict):
-        return f"a mapping with {', '.join(data) or 'nothing'}"
+        return f"a mapping with {', '.join(data) or 'nothing':.80}"
     if isinstance(data, Sequence):
         return f"a list of {len(data)}"
-    return f"{data!r}" if not isinstance(data, bool) else f"{str(data).lower()}"
+    return shown(data) if not isinstance(data, bool) else f"{str(data).lower()}"
 
 
 _COMMAND_LINE = "command line"

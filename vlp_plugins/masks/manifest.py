@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 from vlp_plugins.models.weights import WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import made_before, made_by, versions
-from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.errors import MaskError, first_line, shown
+from vlp_plugins.runtime.typed import read_as
 
 SCHEMA = 1
 """Version of the manifest and of the file around it; a change that old code cannot read adds 1."""
@@ -147,11 +148,16 @@ class Manifest:
                 the structure; the message continues a sentence about the file.
         """
         try:
-            known = {f.name for f in fields(cls)}
-            manifest = cls(**{key: value for key, value in header.items() if key in known})
-            _check_types(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MaskError(f"has a damaged manifest ({type(error).__name__}: {error})") from error
+            manifest: Manifest = read_as(cls, header, "the manifest")
+            if manifest.schema < 1 or manifest.model_elements == 0:
+                raise ValueError(
+                    f"format {manifest.schema} of a model of {manifest.model_elements} parameters"
+                )
+            for name, record in manifest.weights.items():
+                if min(*record["shape"], record["kept"], 0) < 0:
+                    raise ValueError(f"shape or count of {shown(name)} is negative")
+        except ValueError as error:
+            raise MaskError(f"has a damaged manifest ({first_line(error)})") from error
         structure = structure_of({name: manifest.shape(name) for name in manifest.weights})
         if structure != manifest.structure:
             raise MaskError(
@@ -208,26 +214,6 @@ FAULTS = (
     ),
 )
 """What masks of older versions may suffer from."""
-
-
-def _check_types(manifest: Manifest) -> None:
-    """Raises `ValueError` at the first field that code relies on and that has a wrong type."""
-    for key in ("adapter", "structure", "method", "made_by"):
-        if not isinstance(getattr(manifest, key), str):
-            raise ValueError(f"{key} is not a text")
-    if not isinstance(manifest.schema, int) or manifest.schema < 1:
-        raise ValueError(f"format {manifest.schema!r}")
-    if not isinstance(manifest.model_elements, int | None) or manifest.model_elements == 0:
-        raise ValueError(f"a model of {manifest.model_elements!r} parameters")
-    for key in ("adapter_settings", "parameters"):
-        if not isinstance(getattr(manifest, key), dict):
-            raise ValueError(f"{key} is no mapping")
-    for name, record in manifest.weights.items():
-        sizes = [*record["shape"], record["kept"]]
-        if not all(isinstance(size, int) and size >= 0 for size in sizes):
-            raise ValueError(f"shape or count of {name!r} is not a number")
-        if not isinstance(record["modality"], str):
-            raise ValueError(f"modality of {name!r} is not a text")
 
 
 def _content_hash(weights: WeightMap) -> str | None:

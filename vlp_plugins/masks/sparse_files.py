@@ -18,9 +18,10 @@ import torch
 
 from vlp_plugins.masks.packed import count_ones, flaw, pack, packed_size, unpack
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError, first_line
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.sharding import OnDemand
+from vlp_plugins.runtime.typed import read_as
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -164,16 +165,15 @@ def read_sparse(path: Path) -> Stored:
     """
     tensors, header = read_artifact(path, FORMAT)
     try:
-        shapes = {str(n): tuple(map(int, shape)) for n, shape in header["sparse"].items()}
+        shapes = read_as(dict[str, tuple[int, ...]], header["sparse"], "sparse")
         for name, shape in shapes.items():
             if found := mismatch(tensors[name + _BITMASK], tensors[name + _VALUES], shape):
                 raise ValueError(f"{name}: {found}")
         for key in ("model", "adapter"):
-            if not isinstance(header[key], str):
-                raise ValueError(f"{key} is {header[key]!r}, no name")
-        dict(header["settings"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            read_as(str, header[key], key)
+        read_as(dict[str, Any], header["settings"], "settings")
+    except (KeyError, ValueError) as error:
         raise UnsupportedError(
-            f"{path} is damaged ({type(error).__name__}: {error}); {FORMAT.remedy}"
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}); {FORMAT.remedy}"
         ) from error
     return Stored(tensors, shapes, header)

@@ -183,7 +183,7 @@ class Composition(Factored):
             return {name: Evidence(name, seed) for name in weights}
         if statistics is None:
             raise StatisticsError(f"method {self.name!r} needs statistics; run the data pass first")
-        statistics.check(weights, published=context.published)
+        statistics.check(weights, published=context.published, needs=self.needs)
         missing = [s.name for s in self.needs if s.name not in statistics.names()]
         if missing:
             raise StatisticsError(

@@ -29,6 +29,7 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
 from vlp_plugins.runtime.sharding import zero_outside
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.scoring.allocation import Allocation, Pattern
 from vlp_plugins.scoring.factors import GUIDED, guided_name
 from vlp_plugins.scoring.schedules import levels_of, schedule_by_name
@@ -89,7 +90,9 @@ class IterativeRun(RunInRounds[Pruned]):
 
     def unpack(self, tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Pruned:
         masks = Masks(tensors, Manifest.from_header(content["manifest"]))
-        return Pruned(masks, int(content["samples"]))
+        if masks.manifest.structure != self.context.weights.structure:
+            raise ValueError("its masks are of another model")
+        return Pruned(masks, read_as(int, content["samples"], "samples"))
 
     def result(self, found: Pruned, progress: Progress[Pruned]) -> Masks:
         manifest = found.masks.manifest

@@ -19,9 +19,10 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.artifacts import Format
-from vlp_plugins.runtime.checkpoint import Checkpoint
+from vlp_plugins.runtime.checkpoint import Checkpoint, state_tensor
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.scoring.schedules import levels_of
 from vlp_plugins.scoring.score import Evidence, Scorer
 
@@ -354,10 +355,14 @@ class RunInRounds(ABC, Generic[Found]):
     def _unpacked(
         self, tensors: dict[str, torch.Tensor], content: dict[str, Any]
     ) -> tuple[Progress[Found], list[torch.Tensor]]:
-        names = [name for name in tensors if name.startswith(_STATE)]
-        state = [tensors.pop(f"{_STATE}{index}") for index in range(len(names))]
-        sizes = tuple(map(tuple, content["sizes"]))
-        return Progress(self.unpack(tensors, content), tuple(content["digests"]), sizes), state
+        mine = enumerate(self.context.adapter.loss_state(self.context.model))
+        state = [state_tensor(tensors, f"{_STATE}{index}", tensor) for index, tensor in mine]
+        found = {name: each for name, each in tensors.items() if not name.startswith(_STATE)}
+        sizes = read_as(tuple[tuple[int, ...], ...], content["sizes"], "sizes")
+        digests = read_as(tuple[str, ...], content["digests"], "digests")
+        if len(digests) > self.method.rounds:
+            raise ValueError(f"{len(digests)} of {self.method.rounds} rounds are done")
+        return Progress(self.unpack(found, content), digests, sizes), state
 
     def _resumed(self, file: Checkpoint) -> Progress[Found]:
         """Brings the model to where the checkpoint stands, past the batches before that."""

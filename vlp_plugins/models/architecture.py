@@ -245,10 +245,19 @@ def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
 
 
 def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Puts values in place of those that were never set; tied parameters stay one object."""
+    """Puts values in place of those that were never set; tied parameters stay one object.
+
+    Raises:
+        UnsupportedError: if a value is no floating number where one trains such.
+    """
     parameters = dict(model.named_parameters())
     for name, tensor in tensors:
         if name in parameters:
+            if parameters[name].is_floating_point() and not tensor.is_floating_point():
+                raise UnsupportedError(
+                    f"{name} is {tensor.dtype} in the file, where {type(model).__name__} has "
+                    f"{parameters[name].dtype}; copy the folder again"
+                )
             parameters[name].data = tensor
         else:
             module, _, buffer = name.rpartition(".")

@@ -407,7 +407,7 @@ class Registry:
         known = list(dict(offers))  # a score and a method may share a name
         skipped = [report.name for report in self._reports if report.status != "ok"]
         raise UnknownNameError(
-            f"no {what} is called {name!r}"
+            f"no {what} is called {name!r:.80}"
             + (suggest(name, known) if known else f" (no {what} is registered)")
             + (f"; skipped plug-ins: {', '.join(skipped)} (see `vlp plugins`)" if skipped else "")
         )

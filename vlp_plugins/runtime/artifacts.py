@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlp_plugins.runtime.errors import StatisticsError, VlpError, first_line
+from vlp_plugins.runtime.errors import StatisticsError, VlpError, first_line, shown
 from vlp_plugins.runtime.files import atomic_file, write_text
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.runtime.untrusted import check_read
 from vlp_plugins.runtime.version import __version__
 
@@ -89,9 +90,13 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 def load_pickled(path: Path, error: type[Exception], *, mmap: bool = False) -> Any:
     """What `torch.save` wrote, if it is plain data: on the CPU, and no larger than the file.
 
+    Tensors have one value for each element there: they are not sparse, quantized, nested, or on
+    the meta device.
+
     Args:
         path: the file.
-        error: raised if it describes more than it has; see `runtime.untrusted.read_limit`.
+        error: raised if it describes more than it has, see `runtime.untrusted.read_limit`, or has
+            tensors of another kind.
         mmap: leave the tensors in the file.
 
     Raises:
@@ -101,12 +106,30 @@ def load_pickled(path: Path, error: type[Exception], *, mmap: bool = False) -> A
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     # A tensor of stride 0, or a sparse one, has any number of elements in a few bytes.
     views: dict[object, int] = {}
-    for tensor in _tensors(content, set()):
+    tensors = list(_tensors(content, set()))
+    for tensor in tensors:
         strided = tensor.layout == torch.strided
         view = (tensor.data_ptr(), tensor.shape, tensor.stride()) if strided else id(tensor)
         views[view] = tensor.numel() * tensor.element_size()
     check_read(f"{path}: its tensors", sum(views.values()), error, stored=path.stat().st_size)
+    for tensor in tensors:
+        if kind := _other_kind(tensor):
+            raise error(
+                f"{path} has a {kind} tensor of {list(tensor.shape)}, whose values are not plain "
+                "numbers in the file; save a state_dict of ordinary tensors"
+            )
     return content
+
+
+def _other_kind(tensor: torch.Tensor) -> str | None:
+    """What keeps a tensor from being an ordinary one."""
+    if tensor.is_meta:
+        return "meta"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_nested:
+        return "nested"
+    return None if tensor.layout == torch.strided else "sparse"
 
 
 def check_unpacked(path: Path, error: type[Exception]) -> None:
@@ -264,7 +287,7 @@ def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, 
         raise form.error(
             f"{path} is no {form.kind} file of vlp-plugins (perhaps a checkpoint?); {form.remedy}"
         )
-    header: dict[str, Any] = json.loads(metadata[form.key])
+    header: dict[str, Any] = read_as(dict[str, Any], json.loads(metadata[form.key]), "its header")
     _check_schema(path, header, form.schema, form.error)
     return header
 
@@ -274,12 +297,12 @@ def _check_schema(
 ) -> None:
     """Raises `error` for a newer format, `ValueError` for what is none."""
     schema = header.get("schema")
-    if not isinstance(schema, int) or schema < 1:
-        raise ValueError(f"format {schema!r}")
+    if type(schema) is not int or schema < 1:
+        raise ValueError(f"format {shown(schema)}")
     if schema > newest:
         raise error(
             f"{path} has format {schema}, newer than the {newest} that this version reads; it was "
-            f"made by {header.get('made_by')}: upgrade vlp-plugins"
+            f"made by {header.get('made_by')!s:.80}: upgrade vlp-plugins"
         )
 
 
@@ -333,7 +356,7 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str,
         ) from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         found = content.get("kind") if isinstance(content, dict) else type(content).__name__
-        raise StatisticsError(f"{path} holds {found!r}, not {kind!r}; {remedy}")
+        raise StatisticsError(f"{path} holds {shown(found)}, not {kind!r}; {remedy}")
     try:
         _check_schema(path, content, SCHEMA, StatisticsError)
     except ValueError as error:

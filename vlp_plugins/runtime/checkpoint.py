@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from vlp_plugins.runtime.artifacts import Format, is_of, made_by, read_artifact, write_artifact
 from vlp_plugins.runtime.distributed import broadcast, failing_together, rank_and_size
-from vlp_plugins.runtime.errors import VlpError, first_line
+from vlp_plugins.runtime.errors import VlpError, first_line, shown
 from vlp_plugins.runtime.files import check_own
 
 logger = logging.getLogger(__name__)
@@ -166,8 +166,8 @@ class Checkpoint:
         if content["schema"] < self._form.schema:
             raise self._form.error(
                 f"{path} has format {content['schema']} of an earlier version "
-                f"({content.get('made_by')}), which this one ({made_by()}) does not resume; resume "
-                f"with that version, or {self._form.remedy}"
+                f"({content.get('made_by')!s:.80}), which this one ({made_by()}) does not resume; "
+                f"resume with that version, or {self._form.remedy}"
             )
         theirs = content.get("identity")
         if not isinstance(theirs, dict):
@@ -175,9 +175,9 @@ class Checkpoint:
         for key in {**theirs, **self._identity}:
             if theirs.get(key) != self._identity.get(key):
                 raise self._form.error(
-                    f"checkpoint {path} is of another run: its {key} is {theirs.get(key)!r}, this "
-                    f"one's is {self._identity.get(key)!r}; give the same model, data and "
-                    f"settings, or {self._form.remedy}"
+                    f"checkpoint {path} is of another run: its {key:.80} is "
+                    f"{shown(theirs.get(key))}, this one's is {shown(self._identity.get(key))}; "
+                    f"give the same model, data and settings, or {self._form.remedy}"
                 )
         return tensors, content
 
@@ -187,8 +187,8 @@ class Checkpoint:
         if writer == made_by():
             return self._form.error(f"{self.path} is damaged ({why}); {self._form.remedy}")
         return self._form.error(
-            f"{self.path} was written by {writer} and cannot be resumed by {made_by()} ({why}); "
-            f"resume with that version, or {self._form.remedy}"
+            f"{self.path} was written by {writer!s:.80} and cannot be resumed by {made_by()} "
+            f"({why}); resume with that version, or {self._form.remedy}"
         )
 
     def _is_mine(self) -> bool:
@@ -207,6 +207,21 @@ class Checkpoint:
         marked = self._base.parent.glob(f"{name}.rank*of*")
         found = sorted(path for path in (self._base, *marked) if path.exists())
         return [path for path in found if not fnmatchcase(path.name, mine)]
+
+
+def state_tensor(tensors: Tensors, name: str, like: torch.Tensor) -> torch.Tensor:
+    """The tensor of a state that takes the place of another one.
+
+    Raises:
+        KeyError: if there is none.
+        ValueError: if it is of another shape or dtype.
+    """
+    found = tensors[name]
+    if found.shape != like.shape or found.dtype != like.dtype:
+        raise ValueError(
+            f"{name} is {found.dtype} {list(found.shape)}, not {like.dtype} {list(like.shape)}"
+        )
+    return found
 
 
 _MOMENT = "moment|"
@@ -228,11 +243,13 @@ def restore_moments(
 
     Raises:
         KeyError: if there is no such parameter.
+        ValueError: if what is remembered has another shape than the parameter.
     """
     for full, value in tensors.items():
         if full.startswith(_MOMENT):
             key, _, name = full.removeprefix(_MOMENT).partition("|")
             parameter = parameters[name]
+            state_tensor(tensors, full, torch.zeros(()) if key == "step" else parameter)
             # AdamW keeps its count of steps on the CPU.
             there = value if key == "step" else value.to(parameter.device)
             optimizer.state[parameter][key] = there

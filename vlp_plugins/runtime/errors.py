@@ -148,7 +148,23 @@ def no_exit(what: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type if it has none: reasons in a message."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return _short(lines[0], _LINE) if lines else type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value of a file in a message: what Python writes for it, or the beginning of that."""
+    try:
+        return _short(repr(value), _VALUE)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists
+        return f"a value of type {type(value).__name__} too long to write"
+
+
+_LINE, _VALUE = 300, 80
+"""Characters of a reason and of a value that one still reads."""
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -36,14 +37,18 @@ def bytes_of(amount: int | str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(amount).strip())
     factor = _UNITS.get(match[2].upper()) if match else None
-    if match is None or factor is None or (found := int(float(match[1]) * factor)) < 1:
-        raise UnsupportedError(f"{amount!r} is no amount of memory; write for instance 8GiB")
-    return found
+    if match is None or factor is None or not 1 <= (found := float(match[1]) * factor) < math.inf:
+        raise UnsupportedError(f"{amount!r:.80} is no amount of memory; write for instance 8GiB")
+    return int(found)
+
+
+_MOST = 2**100
+"""Bytes that are said as they are; what a file says of itself may be more."""
 
 
 def text_of(amount: int) -> str:
     """`8.0 GiB`."""
-    value = float(amount)
+    value = float(min(amount, _MOST))
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.1f} {unit}" if unit != "bytes" else f"{amount} bytes"

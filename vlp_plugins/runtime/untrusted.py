@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,10 +78,20 @@ def check_inside(
     lies = Path(os.path.abspath(path))  # noqa: PTH100
     if not any(lies.is_relative_to(os.path.abspath(place)) for place in places):  # noqa: PTH100
         raise error(
-            f"{source} names {os.fspath(path)}, which is outside of "
+            f"{source} names {os.fspath(path):.300}, which is outside of "
             f"{' and '.join(map(str, places))}; link its folder there, or set "
             f"{OUTSIDE_VARIABLE}=1 if you trust the file"
         )
+
+
+def is_file(path: Path) -> bool:
+    """True for a file; False also for a name that a file names and that no file can have."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def _outside_allowed() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class Factors(Mapping[str, float]):
                     f"the factor of {name!r} is {value:g}; factors are finite and above 0"
                 )
         greatest = max(self._values.values(), default=1.0)
-        self._unit = 2.0 ** math.ceil(math.log2(greatest))
+        self._unit = 2.0 ** min(math.ceil(math.log2(greatest)), sys.float_info.max_exp - 1)
 
     @classmethod
     def of(cls, values: Mapping[str, float]) -> Factors:

@@ -23,9 +23,10 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.saving import copy_companions, write_configuration
 from vlp_plugins.runtime.artifacts import Format, made_by, read_artifact, versions, write_artifact
-from vlp_plugins.runtime.errors import StructureError, UnsupportedError, first_line
+from vlp_plugins.runtime.errors import StructureError, UnsupportedError, first_line, shown
 from vlp_plugins.runtime.files import atomic_folder, write_text
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.structured.cuts import fitting, prepare, shrink
 from vlp_plugins.structured.record import Record
 
@@ -94,22 +95,24 @@ def read_structure(folder: str | os.PathLike[str]) -> Structure:
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        schema = data["schema"]
-        if not isinstance(schema, int) or schema < 1:
-            raise ValueError(f"schema {schema!r}")
+        schema = read_as(int, data["schema"], "schema")
+        if schema < 1:
+            raise ValueError(f"schema {schema}")
         if schema <= SCHEMA:
-            texts = (data["model"], data["adapter"])
+            texts = data["model"], data["adapter"]
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"model and adapter should be names, are {texts}")
-            record = Record(Record.from_json(data["record"]), data["adapter"])
-            return Structure(*texts, dict(data["settings"]), record, data["history"])
+                raise ValueError(f"model and adapter should be names, are {shown(texts)}")
+            model, adapter = texts
+            settings = read_as(dict[str, Any], data["settings"], "settings")
+            record = Record(Record.from_json(data["record"]), adapter)
+            return Structure(model, adapter, settings, record, data["history"])
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise StructureError(
             f"{path} is damaged ({type(error).__name__}: {first_line(error)}); {WEIGHTS.remedy}"
         ) from error
     raise StructureError(
         f"{path} has format {schema}, newer than the {SCHEMA} that this version reads; it was made "
-        f"by {data.get('made_by')}: upgrade vlp-plugins"
+        f"by {data.get('made_by')!s:.80}: upgrade vlp-plugins"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from vlp_plugins.runtime.errors import StructureError
+from vlp_plugins.runtime.errors import StructureError, shown
 
 T = TypeVar("T")
 
@@ -45,7 +45,9 @@ class Kept:
             if not indices:
                 raise StructureError(f"{name} is empty, but a block keeps at least one")
             if indices[0] < 0 or any(low >= high for low, high in pairwise(indices)):
-                raise StructureError(f"{name} should ascend from 0 or more; they are {indices}")
+                raise StructureError(
+                    f"{name} should ascend from 0 or more; they are {shown(indices)}"
+                )
         if self.dims is None:
             return
         sizes = sorted({len(dims) for dims in self.dims})
@@ -158,17 +160,17 @@ class Record(Mapping[str, Kept]):
             StructureError: if it is something else.
         """
         if not isinstance(data, Mapping):
-            raise StructureError(f"a record is a mapping of block names; this is {data!r:.80}")
+            raise StructureError(f"a record is a mapping of block names; this is {shown(data)}")
         found = {}
         for name, given in data.items():
             if not isinstance(given, Mapping) or set(given) - set(_FIELDS):
                 raise StructureError(
-                    f"block {name!r} should have {', '.join(_FIELDS)}; it has {given!r:.80}"
+                    f"block {name!r:.80} should have {', '.join(_FIELDS)}; it has {shown(given)}"
                 )
             try:
                 found[str(name)] = Kept(**given)
             except StructureError as error:
-                raise StructureError(f"block {name!r}: {error}") from error
+                raise StructureError(f"block {name!r:.80}: {error}") from error
         return cls(found)
 
 
@@ -182,7 +184,7 @@ def _whole(name: str, given: Any, *, nested: bool) -> tuple[Any, ...]:
         return tuple(int(operator.index(each)) for each in given)
     except TypeError as error:
         raise StructureError(
-            f"{name} should be whole numbers ({error}); they are {given!s:.80}"
+            f"{name} should be whole numbers ({error}); they are {shown(given)}"
         ) from error
 
 

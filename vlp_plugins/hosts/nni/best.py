@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vlp_plugins.runtime.artifacts import read_json, write_json
-from vlp_plugins.runtime.errors import DataError, StatisticsError
+from vlp_plugins.runtime.errors import DataError, StatisticsError, first_line
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
+from vlp_plugins.runtime.typed import read_as
 
 FILE = "trial.json"
 _KIND = "trial of an NNI experiment"
@@ -68,26 +69,14 @@ class TrialRecord:
         """
         content = read_json(folder / FILE, _KIND, _REMEDY)
         try:
-            values = {name: content[name] for name in cls.__dataclass_fields__}
-            values["results"] = {int(step): found for step, found in values["results"].items()}
-            record = cls(**values)
-            record._check()
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            record: TrialRecord = read_as(cls, content, "the trial")
+            if not math.isfinite(record.sparsity + record.final["default"]):
+                raise ValueError("its sparsity or its result is no finite number")
+        except (KeyError, ValueError) as error:
             raise StatisticsError(
-                f"{folder / FILE} is damaged ({type(error).__name__}: {error}); {_REMEDY}"
+                f"{folder / FILE} is damaged ({first_line(error)}); {_REMEDY}"
             ) from error
         return record
-
-    def _check(self) -> None:
-        """Raises if a value is not of the type that trials are compared and shown by."""
-        for name in ("experiment", "trial", "method", "target", "metric"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} is {getattr(self, name)!r:.80}, not text")
-        if type(self.number) is not int or not isinstance(self.drawn, Mapping):
-            raise TypeError(f"number is {self.number!r:.80}, drawn {self.drawn!r:.80}")
-        for name, value in (("sparsity", self.sparsity), ("default", self.final["default"])):
-            if isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r:.80}, not a finite number")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
 from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
 from vlp_plugins.methods.rounds import InRounds, Progress, RecordedBatches, RunInRounds
 from vlp_plugins.models.request import Target
+from vlp_plugins.runtime.checkpoint import state_tensor
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
@@ -216,10 +218,14 @@ class ChitaRun(RunInRounds[Stage]):
         return {"values": values, "support": found.support.cpu()}, {"facts": found.facts}
 
     def unpack(self, tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Stage:
-        support, device = tensors["support"], self.setup.device
+        columns, device = self.setup.columns, self.setup.device
+        support = state_tensor(tensors, "support", torch.zeros(columns.p, dtype=torch.bool))
         values = torch.zeros(len(support))
-        values[support] = tensors["values"]
-        return Stage(support.to(device), values.to(device), tuple(content["facts"]))
+        values[support] = state_tensor(tensors, "values", values[support])
+        facts = read_as(tuple[dict[str, Any], ...], content["facts"], "facts")
+        for name in ("lambda", "objective"):
+            read_as(float, facts[-1].get(name), name)
+        return Stage(support.to(device), values.to(device), facts)
 
     def result(self, found: Stage, progress: Progress[Stage]) -> Masks:
         facts = {**found.facts[-1], "stages": list(found.facts)}

@@ -25,9 +25,10 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.saving import restored
 from vlp_plugins.runtime.artifacts import Format
-from vlp_plugins.runtime.checkpoint import Checkpoint, pack_moments, restore_moments
+from vlp_plugins.runtime.checkpoint import Checkpoint, pack_moments, restore_moments, state_tensor
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
@@ -56,24 +57,24 @@ def pack_training(
     return tensors, {"digest": seen.digest, "sizes": seen.sizes}
 
 
-def restore_training(training: Training, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def restore_training(
+    training: Training, tensors: dict[str, torch.Tensor], losses: Iterable[torch.Tensor]
+) -> list[torch.Tensor]:
     """Brings a training to where `pack_training` found it; returns the state of the losses.
 
     Raises:
         KeyError: if something is missing.
+        ValueError: if a tensor has another shape than that of the training, or of `losses`.
         MaskError: if the masks are damaged.
     """
-    parts = {
-        kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
-        for kind in (_RISING, _MASTER, _STATE)
-    }
-    restore(training.rising, parts[_RISING])
+    rising = {k: v for k, v in tensors.items() if k.startswith(_RISING)}
+    restore(training.rising, {k.removeprefix(_RISING): v for k, v in rising.items()})
     with torch.no_grad():
         for name, master in training.masters.parameters.items():
-            master.copy_(parts[_MASTER][name])
+            master.copy_(state_tensor(tensors, f"{_MASTER}{name}", master))
     restore_moments(training.optimizer, training.masters.parameters, tensors)
     training.masters.write()
-    return [parts[_STATE][str(index)] for index in range(len(parts[_STATE]))]
+    return [state_tensor(tensors, f"{_STATE}{index}", mine) for index, mine in enumerate(losses)]
 
 
 LEARNING_RATE = 3e-4
@@ -227,9 +228,9 @@ class PruningWhileTraining(Stepwise):
         """Brings training, model and stream to where the file stands."""
         found = file.load(
             lambda tensors, content: (
-                restore_training(training, tensors),
-                content["digest"],
-                len(content["sizes"]),
+                restore_training(training, tensors, context.adapter.loss_state(context.model)),
+                read_as(str, content["digest"], "digest"),
+                len(read_as(list[int], content["sizes"], "sizes")),
             )
         )
         if found is None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from vlp_plugins.masks.packed import flaw, pack, unpack
 from vlp_plugins.methods.gradual.rising_masks import RisingMasks
-from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.errors import MaskError, first_line, shown
+from vlp_plugins.runtime.typed import read_as
 
 _ABOUT, _KEEP, _SUM, _STATE = "about", "keep", "sum", "state"
 _SCHEMA = 1
@@ -63,8 +64,8 @@ def restore(rising: RisingMasks, tensors: Mapping[str, torch.Tensor]) -> str | N
     for key, theirs in about["identity"].items():
         if theirs != mine.get(key):
             raise MaskError(
-                f"the state is of another run: its {key} is {theirs!r}, this one's is "
-                f"{mine.get(key)!r}; {_REMEDY}"
+                f"the state is of another run: its {key:.80} is {shown(theirs)}, this one's is "
+                f"{shown(mine.get(key))}; {_REMEDY}"
             )
     keep, sums = {}, {}
     state: dict[str, dict[str, torch.Tensor]] = {}
@@ -80,11 +81,10 @@ def restore(rising: RisingMasks, tensors: Mapping[str, torch.Tensor]) -> str | N
     for name in rising.weights:
         if (keep and name not in keep) or (state and name not in state):
             raise MaskError(f"the state lacks weight {name!r}; it is damaged: {_REMEDY}")
-    rising.step, rising.samples = int(about["step"]), int(about["samples"])
+    rising.step, rising.samples = about["step"], about["samples"]
     rising.keep = {name: keep[name] for name in rising.weights if keep}
     rising.sums, rising.state = sums, state
-    dense: str | None = about["dense"]
-    return dense
+    return about["dense"]
 
 
 def _identity(rising: RisingMasks) -> dict[str, Any]:
@@ -98,23 +98,31 @@ def _identity(rising: RisingMasks) -> dict[str, Any]:
     }
 
 
-def _about(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _about(tensors: Mapping[str, torch.Tensor]) -> _About:
     if _ABOUT not in tensors:
         raise MaskError(f"that is no state of gradual pruning (it has no {_ABOUT!r}); {_REMEDY}")
     try:
-        about: dict[str, Any] = json.loads(bytes(tensors[_ABOUT].cpu().numpy()))
-        if about["schema"] > _SCHEMA:
-            raise MaskError(
-                f"the state has format {about['schema']}, newer than the {_SCHEMA} that this "
-                "version reads: upgrade vlp-plugins"
-            )
-        if missing := {"step", "samples", "dense", "identity"} - about.keys():
-            raise KeyError(*missing)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        about = read_as(_About, json.loads(bytes(tensors[_ABOUT].cpu().numpy())), "the state")
+    except (ValueError, TypeError, RecursionError) as error:
         raise MaskError(
-            f"the state is damaged ({type(error).__name__}: {error}); {_REMEDY}"
+            f"the state is damaged ({type(error).__name__}: {first_line(error)}); {_REMEDY}"
         ) from error
+    if about["schema"] > _SCHEMA:
+        raise MaskError(
+            f"the state has format {about['schema']}, newer than the {_SCHEMA} that this "
+            "version reads: upgrade vlp-plugins"
+        )
     return about
+
+
+class _About(TypedDict):
+    """What is no tensor; see `dump`."""
+
+    schema: int
+    step: int
+    samples: int
+    dense: str | None
+    identity: dict[str, Any]
 
 
 def _bits(rising: RisingMasks, name: str, bits: torch.Tensor) -> torch.Tensor:

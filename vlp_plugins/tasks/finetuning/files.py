@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.artifacts import Format, checksum
-from vlp_plugins.runtime.checkpoint import pack_moments, restore_moments
+from vlp_plugins.runtime.checkpoint import pack_moments, restore_moments, state_tensor
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.files import append_text, check_own, write_text
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.tasks.finetuning.engine import Engine
 
 STATE_FILE = "finetuning.safetensors"
@@ -85,12 +86,12 @@ def restore(
     """
     with torch.no_grad():
         for name, value in _values(model):
-            value.copy_(_found(tensors, f"{_VALUE}{name}", value))
+            value.copy_(state_tensor(tensors, f"{_VALUE}{name}", value))
         for name, buffer in own_buffers(model, changing).items():
-            buffer.copy_(_found(tensors, f"{_OWN}{engine.index}|{name}", buffer))
+            buffer.copy_(state_tensor(tensors, f"{_OWN}{engine.index}|{name}", buffer))
     restore_moments(optimizer, dict(model.named_parameters()), tensors)
-    engine.restore(content["engine"])
-    return Place(**content["place"])
+    engine.restore(read_as(dict[str, int | float], content["engine"], "engine"))
+    return read_as(Place, content["place"], "place")
 
 
 def seed_of(seed: int, step: int, batch: int) -> int:
@@ -127,12 +128,6 @@ def own_buffers(model: nn.Module, changing: Iterable[Tensor]) -> dict[str, Tenso
     """The buffers among what the losses change: those of every process are its own."""
     changed = {id(tensor) for tensor in changing}
     return {name: buffer for name, buffer in model.named_buffers() if id(buffer) in changed}
-
-
-def _found(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
-    if tensors[name].shape != like.shape:
-        raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(like.shape)}")
-    return tensors[name]
 
 
 LOSSES_FILE = "losses.jsonl"
@@ -174,7 +169,7 @@ class LossLog:
         if not step:
             self._path.unlink()
             return
-        text = self._path.read_text(encoding="utf-8")
+        text = self._path.read_text(encoding="utf-8", errors="replace")
         self.lines = [line for line in _whole(text) if line["step"] <= step]
         text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
         write_text(self._path, text, own=_is_ours)
@@ -227,10 +222,20 @@ def _is_ours(path: Path) -> bool:
 
 def _whole(text: str) -> list[dict[str, Any]]:
     """The lines up to the first that a run which was killed did not write to its end."""
-    found = []
-    for line in text.splitlines():
+    found: list[dict[str, Any]] = []
+    for text_of_line in text.splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text_of_line)
+            read_as(_Line, line, "a line")
+        except (ValueError, RecursionError):
             break
+        found.append(line)
     return found
+
+
+class _Line(TypedDict):
+    """What a line has in any case; `facts` of `LossLog.write` come on top."""
+
+    step: int
+    loss: float
+    losses: dict[str, float]

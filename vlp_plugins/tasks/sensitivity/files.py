@@ -14,6 +14,7 @@ from vlp_plugins.report.layers import csv_text
 from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.files import append_text, write_text
+from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.tasks.sensitivity.analysis import Analysis
 from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivity
 
@@ -34,12 +35,13 @@ def record_of(point: Point) -> dict[str, Any]:
 
 def point_of(record: Mapping[str, Any]) -> Point:
     """Inverse of `record_of`; every loss that is not finite is NaN."""
+    losses = read_as(tuple[float | None, ...], record["losses"], "losses")
     return Point(
-        float(record["sparsity"]),
-        int(record["removed"]),
-        tuple(math.nan if loss is None else float(loss) for loss in record["losses"]),
-        record["image_to_text"],
-        record["text_to_image"],
+        read_as(float, record["sparsity"], "sparsity"),
+        read_as(int, record["removed"], "removed"),
+        tuple(math.nan if loss is None else loss for loss in losses),
+        read_as(float | None, record["image_to_text"], "image_to_text"),
+        read_as(float | None, record["text_to_image"], "text_to_image"),
     )
 
 
@@ -80,7 +82,7 @@ class PointsFile:
         for path in sorted(self._folder.glob("points-*.jsonl")) if self._folder else ():
             try:
                 found |= self._read(path)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"{path} is damaged ({type(error).__name__}: {first_line(error)}); start anew "
                     "without --resume"
@@ -89,13 +91,17 @@ class PointsFile:
 
     def _read(self, path: Path) -> dict[Key, Point]:
         lines = path.read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines[:-1]]  # the last is empty, or cut short
+        found = [json.loads(line) for line in lines[:-1]]  # the last is empty, or cut short
+        records = read_as(list[dict[str, Any]], found, "lines")
         if records and records[0].get("run") != self._run:
             raise DataError(
                 f"{path} holds points of another run (other model, data, method or sparsities); "
                 "start anew without --resume"
             )
-        return {(r["level"], r["title"], r["sparsity"]): point_of(r) for r in records[1:]}
+        return {
+            read_as(Key, [each["level"], each["title"], each["sparsity"]], "a part"): point_of(each)
+            for each in records[1:]
+        }
 
     def begin(self, known: Mapping[Key, Point]) -> None:
         """Takes note of the points known before; the first new one is written with them."""
