@@ -513,6 +513,8 @@ class _Run:
         self.seconds = read_as(dict[str, float], content["seconds"], "seconds")
         records = read_as(list[dict[str, Any]], content["cells"], "cells")
         sizes = {name: len(tensors[f"0|{name}"]) for name in self.task.score}
+        if any(values.ndim != 1 for values in tensors.values()):
+            raise ValueError("its figures are no lists of samples")
         for number, record in enumerate(records):
             by_sample = {
                 key.partition("|")[2]: values.double().tolist()

@@ -214,11 +214,10 @@ def state_tensor(tensors: Tensors, name: str, like: torch.Tensor) -> torch.Tenso
 
     Raises:
         KeyError: if there is none.
-        ValueError: if it is of another shape, or of another dtype but another floating one.
+        ValueError: if it is of another shape or dtype.
     """
     found = tensors[name]
-    alike = found.dtype == like.dtype or (found.is_floating_point() and like.is_floating_point())
-    if found.shape != like.shape or not alike:
+    if found.shape != like.shape or found.dtype != like.dtype:
         raise ValueError(
             f"{name} is {found.dtype} {list(found.shape)}, not {like.dtype} {list(like.shape)}"
         )
@@ -250,7 +249,7 @@ def restore_moments(
         if full.startswith(_MOMENT):
             key, _, name = full.removeprefix(_MOMENT).partition("|")
             parameter = parameters[name]
-            state_tensor(tensors, full, value.new_zeros(()) if key == "step" else parameter)
+            state_tensor(tensors, full, torch.zeros(()) if key == "step" else parameter)
             # AdamW keeps its count of steps on the CPU.
             there = value if key == "step" else value.to(parameter.device)
             optimizer.state[parameter][key] = there
