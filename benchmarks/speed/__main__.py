@@ -53,6 +53,14 @@ def _multiflow(parser: argparse.ArgumentParser) -> None:
     _device(parser)
 
 
+def _methods(parser: argparse.ArgumentParser) -> None:
+    several = ["omp", "lamp", "wanda", "sparsegpt", "alps", "alps+", "refit"]
+    parser.add_argument("--models", nargs="+", default=FAMILIES, choices=FAMILIES)
+    parser.add_argument("--methods", nargs="+", default=several, help="registered names")
+    parser.add_argument("--pairs", type=int, default=512, help="calibration pairs")
+    parser.add_argument("--rounds", type=int, default=2)
+
+
 def _snip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--batches", type=int, default=8)
@@ -139,6 +147,7 @@ def _device(parser: argparse.ArgumentParser) -> None:
 
 TIMINGS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "multiflow": ("MULTIFLOW, OMP and LAMP at full size", _multiflow),
+    "methods": ("methods without gradients on the demo's models", _methods),
     "snip": ("SNIP at full size", _snip),
     "data": ("a run on photographs, next to decoding and computing alone", _data),
     "chita": ("CHITA's solver alone", _chita),
