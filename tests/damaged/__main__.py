@@ -33,6 +33,7 @@ def main() -> int:
         "--keep", type=Path, metavar="FOLDER", help="keep that file in a new folder"
     )
     given = parser.parse_args()
+    print(f"{'kind':34}{'files':>7}{'read':>7}{'refused':>9}{'unexpected':>12}{'slowest':>9}")
     with tempfile.TemporaryDirectory(prefix="damaged-") as folder:
         found = read_files(
             Path(folder),
@@ -41,19 +42,21 @@ def main() -> int:
             only=given.only,
             number=given.number,
             keep=given.keep,
+            done=print_row,
         )
-    print_table(found)
-    print("\n".join(each for tally in found.values() for each in tally.unexpected))
+    print_row("all", Tally.of(found.values()))
     return any(tally.unexpected for tally in found.values())
 
 
-def print_table(found: dict[str, Tally]) -> None:
-    print(f"{'kind':34}{'files':>7}{'read':>7}{'refused':>9}{'unexpected':>12}{'slowest':>9}")
-    for name, tally in [*found.items(), ("all", Tally.of(found.values()))]:
-        print(
-            f"{name:34}{tally.files:7,}{tally.read:7,}{tally.refused:9,}"
-            f"{len(tally.unexpected):12,}{tally.slowest:8.1f}s"
-        )
+def print_row(name: str, tally: Tally) -> None:
+    print(
+        f"{name:34}{tally.files:7,}{tally.read:7,}{tally.refused:9,}"
+        f"{len(tally.unexpected):12,}{tally.slowest:8.1f}s",
+        flush=True,
+    )
+    if name != "all":
+        for each in tally.unexpected:
+            print(f"  {each}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +69,7 @@ def read_files(
     only: str = "",
     number: int | None = None,
     keep: Path | None = None,
+    done: Callable[[str, Tally], None] | None = None,
 ) -> dict[str, Tally]:
     """Damages and reads so many files.
 
@@ -76,15 +77,17 @@ def read_files(
         folder: an empty one, for all that is made.
         files: of all kinds together.
         seed: of the damage; a file depends on it, its kind and its number only.
-        only: kinds whose name contains this.
+        only: the kind of that name, or kinds whose name contains it.
         number: only this file of each kind, with its traceback.
         keep: new folder for a copy of the last damaged file.
+        done: called with every kind when all files of it are read.
 
     Returns:
         By kind what became of its files.
     """
     torch.set_num_threads(1)
-    kinds = [kind for kind in formats(World(folder / "world")) if only in kind.name]
+    kinds = formats(World(folder / "world"))
+    kinds = [kind for kind in kinds if kind.name == only] or [k for k in kinds if only in k.name]
     shares = sum(kind.share for kind in kinds)
     found = {kind.name: Tally() for kind in kinds}
     case = folder / "case"
@@ -104,6 +107,8 @@ def read_files(
                     )
                     if keep is not None:
                         shutil.copytree(case / "in", keep, dirs_exist_ok=True)
+            if done is not None:
+                done(kind.name, found[kind.name])
     return found
 
 

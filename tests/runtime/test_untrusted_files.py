@@ -225,6 +225,48 @@ def test_a_pytorch_file_that_describes_more_than_it_has(tmp_path, write, request
         import_published(path, weights, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("meta", lambda: torch.zeros(2, 3, device="meta")),
+        ("sparse", lambda: torch.eye(3).to_sparse()),
+        ("sparse", lambda: torch.eye(3).to_sparse_csr()),
+        ("quantized", lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+    ],
+)
+def test_a_tensor_that_is_no_plain_one_is_refused(tmp_path: Path, kind: str, made) -> None:
+    torch.save({f"a{SUFFIX}": made()}, tmp_path / "x.pth")
+    with pytest.raises(UnsupportedError, match=rf"x.pth has a {kind} tensor of \[.*ordinary"):
+        read_state(tmp_path / "x.pth")
+    with pytest.raises(MaskError, match=rf"x.pth has a {kind} tensor of \[.*ordinary"):
+        import_published(tmp_path / "x.pth", WeightMap({}, "toy"), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0x" + "f" * 400, "0b" + "1" * 20_000, "9" * 400, "9" * 5000, "!!int ''", "!!float 1:x",
+     "!!binary x", "!!bool maybe", "2020-01-01", "2020-99-99"],
+)  # fmt: skip
+def test_yaml_that_is_no_plain_value(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"^x.yaml, line 2: ") as found:
+        parse_yaml(f"model: m\nseed: {text}", "x.yaml", "x").items()["seed"].items()
+    assert len(str(found.value)) < 300
+
+
+def test_yaml_with_a_nul(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"x.yaml: not YAML \(.*#x0000"):
+        parse_yaml("model: a\0b", "x.yaml", "x")
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "a\0b"):
+        row = {"file_name": name, "text": "a caption"}
+        (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+        with pytest.raises(DataError, match=r"names 1 of 1 images that do not exist") as found:
+            open_source(str(tmp_path))
+        assert len(str(found.value)) < 600
+
+
 def test_one_tensor_under_many_names_counts_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VLP_READ_LIMIT", "1KiB")
     tensor = torch.zeros(1000)

@@ -487,7 +487,17 @@ class _Run:
         self._save()
 
     def _measured(self) -> TaskMetrics:
-        return self.task.measure(lambda batches: batches)
+        found = self.task.measure(lambda batches: batches)
+        if self.dense is not None and self._sizes(found) != self._sizes(self.dense):
+            raise _FORM.error(
+                f"{self.state.path} is damaged: its figures of the dense model are of other "
+                f"samples than those of this run; {_FORM.remedy}"
+            )
+        return found
+
+    def _sizes(self, measured: TaskMetrics) -> list[int]:
+        """How many samples each figure of the score is of."""
+        return [len(measured.by_sample[name]) for name in self.task.score]
 
     def _save(self) -> None:
         self.state.save(self._pack)
@@ -511,8 +521,8 @@ class _Run:
     def _unpack(self, tensors: Tensors, content: Content) -> None:
         """Inverse of `_pack`."""
         self.seconds = read_as(dict[str, float], content["seconds"], "seconds")
+        self.seconds[DENSE]  # every run measures it first
         records = read_as(list[dict[str, Any]], content["cells"], "cells")
-        sizes = {name: len(tensors[f"0|{name}"]) for name in self.task.score}
         if any(values.ndim != 1 for values in tensors.values()):
             raise ValueError("its figures are no lists of samples")
         for number, record in enumerate(records):
@@ -521,10 +531,10 @@ class _Run:
                 for key, values in tensors.items()
                 if key.partition("|")[0] == str(number)
             }
-            if any(len(by_sample[name]) != size for name, size in sizes.items()):
-                raise ValueError(f"cell {number} has other samples than the dense model")
             figures = {"metrics": record["measured"]}
             measured = replace(read_as(TaskMetrics, figures, "a cell"), by_sample=by_sample)
+            if len({*self._sizes(measured), *self._sizes(self.dense or measured)}) > 1:
+                raise ValueError(f"cell {number} has other samples than the dense model")
             if number == 0:
                 self.dense = measured
                 continue

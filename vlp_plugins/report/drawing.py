@@ -186,14 +186,18 @@ def line_chart(
     )
 
 
+_MOST = 1e150
+"""Of a number that is drawn: the distance of two is finite, too."""
+
+
 def _finite(point: Point) -> bool:
-    return math.isfinite(point[0]) and math.isfinite(point[1])
+    return abs(point[0]) < _MOST and abs(point[1]) < _MOST
 
 
 def _error(point: Point) -> float:
     """Zero if there is none, or if it is unknown, as that of a single sample is."""
     error = point[2] if len(point) == 3 else None
-    return error if error is not None and math.isfinite(error) else 0.0
+    return error if error is not None and abs(error) < _MOST else 0.0
 
 
 def _scale(

@@ -242,17 +242,23 @@ def restore_moments(
     """Inverse of `pack_moments`; other tensors are passed over.
 
     Raises:
-        KeyError: if there is no such parameter.
+        KeyError: if there is no such parameter, or not all is there that others have.
         ValueError: if what is remembered has another shape than the parameter.
     """
-    for full, value in tensors.items():
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for full in tensors:
         if full.startswith(_MOMENT):
             key, _, name = full.removeprefix(_MOMENT).partition("|")
             parameter = parameters[name]
-            state_tensor(tensors, full, torch.zeros(()) if key == "step" else parameter)
+            value = state_tensor(tensors, full, torch.zeros(()) if key == "step" else parameter)
             # AdamW keeps its count of steps on the CPU.
             there = value if key == "step" else value.to(parameter.device)
-            optimizer.state[parameter][key] = there
+            found.setdefault(name, {})[key] = there
+    keys = {key for moments in found.values() for key in moments}
+    for name, moments in found.items():
+        if missing := keys - moments.keys():
+            raise KeyError(f"{min(missing)} of {name}")
+        optimizer.state[parameters[name]].update(moments)
 
 
 def _broadcast(found: tuple[Tensors, Content] | None) -> tuple[Tensors, Content] | None:
