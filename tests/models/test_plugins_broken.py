@@ -12,6 +12,7 @@ from outsiders import SCORER, report_of
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models import discovery as plugins
 from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.registry import time_limit
 from vlp_plugins.runtime.errors import UnknownNameError
 
 # Broken plug-ins: (what is wrong, what the report says)
@@ -65,6 +66,26 @@ def test_ctrl_c_ends_more_than_the_plugin(site):
     site.install("bad", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         site.discover()
+
+
+def test_a_timer_that_the_code_sets_meanwhile_is_left_alone():
+    """As Ctrl-C on the command line does, to be raised again if it is swallowed."""
+    kept = signal.getsignal(signal.SIGALRM)
+
+    def again(_number, _frame):
+        raise AssertionError
+
+    try:
+        with time_limit("this"):
+            signal.signal(signal.SIGALRM, again)
+            signal.setitimer(signal.ITIMER_REAL, 60)
+        assert signal.getsignal(signal.SIGALRM) is again
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        with time_limit("that"):
+            assert signal.getsignal(signal.SIGALRM) is again
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
 
 
 def test_who_takes_long_is_named_before_the_limit_in_any_thread(site, caplog, monkeypatch):

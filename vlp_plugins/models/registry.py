@@ -365,7 +365,7 @@ def time_limit(what: str) -> Iterator[None]:
         raise UnsupportedError(f"{what} has not ended after {limit:g} s; {hint}") from None
     finally:
         watch.cancel()
-        if interrupts:
+        if interrupts and signal.getsignal(signal.SIGALRM) is stop:  # Ctrl-C takes it over
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 

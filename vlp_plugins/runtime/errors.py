@@ -74,7 +74,7 @@ class OutputError(VlpError):
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE = re.compile(
-    r"\.(csv|jsonl?|parquet|arrow|tar|tgz|gz|zip|pth?|bin|ckpt|safetensors|ya?ml)", re.IGNORECASE
+    r"\.(csv|jsonl?|parquet|arrow|tar|tgz|gz|zip|pth?|th|bin|ckpt|safetensors|ya?ml)", re.IGNORECASE
 )
 _SIBLINGS = 1000  # names of a folder that are looked at for a similar one
 
