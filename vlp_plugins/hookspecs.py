@@ -66,6 +66,7 @@ def vlp_hosts() -> Mapping[str, Callable[[], Any]]:  # type: ignore[empty-body]
     """Pruning frameworks that the methods appear in, by name.
 
     Returns:
-        name -> function that imports the host and returns its integration. It is called only
-        when the host is used, and may raise ImportError with the extra to install.
+        name -> function that imports the host and returns its integration. It is called by
+        `vlp plugins`, which says whether the host can be used, and by `Registry.host`; it may raise
+        ImportError with the extra to install.
     """

@@ -408,7 +408,9 @@ def _load_by(find: Callable[[str], Adapter], name: str, source: str) -> nn.Modul
         return find(name).load(source)
     except (VlpError, MemoryError):
         raise  # it knows the format and says what is wrong
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         _log.warning("adapter %r was skipped: %s: %s", name, type(error).__name__, error)
         return None
 

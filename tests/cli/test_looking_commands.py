@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -69,11 +70,26 @@ def test_any_model_of_transformers_and_any_model_by_its_layers(vlp, models) -> N
 
 def test_plugins_lists_our_own(vlp) -> None:
     text = vlp("plugins").stdout
-    ours = r" +vlp-plugins +\S+ +ok +"
-    assert re.search(rf"^builtin{ours}.*methods: .*multiflow", text, re.MULTILINE)
-    assert "id*NAME is method NAME with every layer's importance times" in text
+    assert max(map(len, text.partition("\n\n")[0].splitlines())) <= 80
+    ours = r" vlp-plugins \S+ ok "
+    joined = " ".join(text.split())
+    assert re.search(rf"builtin{ours}.*methods: .*multiflow", joined)
+    assert "id*NAME is method NAME with every layer's importance times" in joined
     adapters = "adapters: blip, clip, siglip, transformers, vit, xvlm"
-    assert re.search(rf"^adapters{ours}{adapters}", text, re.MULTILINE)
+    assert re.search(rf"adapters{ours}{adapters}", joined)
+
+
+def test_hosts_that_are_not_installed_say_so(vlp, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "nni", None)
+    monkeypatch.delitem(sys.modules, "vlp_plugins.hosts.nni", raising=False)
+    lines = vlp("plugins").stdout.splitlines()
+    assert "host transformers: installed" in lines
+    (said,) = [line for line in lines if line.startswith("host nni: ")]
+    assert said == (
+        'host nni: NNI is not installed, or cannot be imported; pip install "vlp-plugins[nni]"'
+    )
+    found = json.loads(vlp("plugins", "--json").stdout)["hosts"]
+    assert {"name": "nni", "error": said.removeprefix("host nni: ")} in found
 
 
 def test_every_key_of_a_recipe_is_an_option_of_prune_and_plan(vlp) -> None:

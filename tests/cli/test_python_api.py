@@ -8,12 +8,13 @@ from copy import deepcopy
 from pathlib import Path
 
 import accelerate
+import chat_models
 import pytest
 import task_models
 import torch
 from tiny_models import save_photos
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     BlipConfig,
     BlipForImageTextRetrieval,
@@ -159,12 +160,39 @@ def test_batches_of_other_shapes_are_read_as_what_they_are(models, photos) -> No
     assert masks([{k: v.numpy() for k, v in batch.items()} for batch in data]) == expected
     rows = [[{k: v[n] for k, v in batch.items()} for n in range(4)] for batch in data]
     assert masks(DataLoader([row for part in rows for row in part], 4, collate_fn=list)) == expected
+    words = [(batch, batch["input_ids"]) for batch in data]  # what a decoder is to write
+    assert masks(words) == expected
     ragged = dict(data[0]) | {"input_ids": [[1, 2], [1]]}
     with pytest.raises(BatchError, match="input_ids holds rows of different lengths; pad them"):
         masks([ragged])
     for strange in ((data[0]["pixel_values"], data[0]["pixel_values"]), (torch.ones(2, 2),)):
         with pytest.raises(BatchError, match="batch is a tuple, not a mapping of pixel_values"):
             masks([strange])
+
+
+def test_chat_models_take_inputs_and_labels_and_nothing_that_cannot_be_told() -> None:
+    model = chat_models.llava()
+    ids = torch.randint(10, 200, (2, 20))
+    ids[:, 2:18] = model.config.image_token_id
+    pixels = torch.randn(2, 3, 32, 32)
+    batch = {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for method in ("wanda", "snip"):
+        expected = vlp_api.prune(model, [batch | {"labels": ids}], method=method, sparsity=0.5)
+        assert vlp_api.prune(model, [(batch, ids)], method=method, sparsity=0.5) == expected
+        with pytest.raises(BatchError, match="batch is a tuple, not a mapping of tensors by name"):
+            vlp_api.prune(model, [(pixels, pixels)], method=method, sparsity=0.5)
+
+
+def test_a_loader_of_unknown_length_is_no_mistake(models, photos) -> None:
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(vlp_api.batches(photos, model, batch_size=4))
+
+    model = vlp_api.load(models / "clip", device="cpu")
+    loader = DataLoader(Stream(), batch_size=None)
+    options = {"method": "itersnip", "sparsity": 0.5, "rounds": 2, "batches_per_round": 1}
+    expected = vlp_api.prune(model, list(Stream()), **options)
+    assert vlp_api.prune(model, loader, **options) == expected
 
 
 def test_a_classifier_takes_images_and_labels() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch_pruning as tp
+import transformers
 from torch import nn
 from torch_pruning_examples import (
     MAKERS,
@@ -32,7 +33,13 @@ from vlp_plugins.hosts.torch_pruning.structured import parameters_of, prune_stru
 from vlp_plugins.loading import load_model
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention
-from vlp_plugins.runtime.errors import OutputError, SparsityError, StructureError, UnsupportedError
+from vlp_plugins.runtime.errors import (
+    BatchError,
+    OutputError,
+    SparsityError,
+    StructureError,
+    UnsupportedError,
+)
 from vlp_plugins.structured.check import check_equal, example_batch, outputs
 from vlp_plugins.structured.cuts import patch
 from vlp_plugins.structured.files import read_record
@@ -73,10 +80,97 @@ def test_what_torch_pruning_cannot_trace_is_told_and_left_alone() -> None:
 
     with pytest.raises(StructureError, match="cannot trace DINOv3ViTModel"):
         prune_structured(model, importance="magnitude")
+    with pytest.raises(StructureError, match="nothing can be cut: positions turn their queries"):
+        prune_structured(model, importance="magnitude", cut="heads")
     with pytest.raises(UnsupportedError, match="whole heads"):
         prune_structured(model, importance="magnitude", cut="dims")
 
     assert same_values(model, before)
+
+
+_TOWER = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+_EYE = {**_TOWER, "image_size": 16, "patch_size": 8}
+_WORDS = {**_TOWER, "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}
+_PLACEHOLDER = 60
+
+
+def chat_model(kind: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A tiny chat model whose tower has layers that its decoder does not read, and a batch."""
+    torch.manual_seed(0)
+    tokens, batch, pixels = 4, {}, torch.randn(2, 3, 16, 16)
+    text = transformers.LlamaConfig(**_WORDS, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    vision = transformers.SiglipVisionConfig(**_EYE)
+    model: nn.Module
+    if kind == "llava":
+        config = transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(**_EYE),
+            text_config=text,
+            image_token_index=_PLACEHOLDER,
+        )
+        model = transformers.LlavaForConditionalGeneration(config)
+    elif kind == "deepseek-vl":
+        config = transformers.DeepseekVLConfig(
+            vision_config=vision, text_config=text, image_token_id=_PLACEHOLDER
+        )
+        model = transformers.DeepseekVLForConditionalGeneration(config)
+    else:
+        tokens = 10  # of the image, of its only patch, and a new line for each row of that
+        pixels = torch.randn(2, 2, 3, 16, 16)
+        batch["image_sizes"] = torch.tensor([[16, 16]] * 2)
+        config = transformers.LlavaOnevisionConfig(
+            vision_config=vision,
+            text_config=transformers.Qwen2Config(**_WORDS),
+            image_token_index=_PLACEHOLDER,
+            image_grid_pinpoints=[[16, 16]],
+            vision_feature_layer=-2,
+        )
+        model = transformers.LlavaOnevisionForConditionalGeneration(config)
+    ids = torch.randint(3, 50, (2, tokens + 6))
+    ids[:, 2 : 2 + tokens] = _PLACEHOLDER
+    batch |= {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return model.eval(), batch
+
+
+@pytest.mark.parametrize(
+    ("kind", "outside"),
+    [
+        ("llava", "vision_tower.encoder.layers.1.mlp"),
+        ("llava-onevision", "vision_tower.encoder.layers.1.mlp"),
+        ("deepseek-vl", "vision_model.head.mlp"),
+    ],
+)
+def test_what_no_output_depends_on_stays_whole(caplog, kind: str, outside: str) -> None:
+    model, batch = chat_model(kind)
+    before = values_of(model)
+
+    result = prune_structured(model, importance="magnitude", adapter="module", example=batch)
+
+    assert result.error is not None
+    assert result.error <= 1e-5
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert f"nothing that the model gives out depends on them (model.{outside}" in said.replace(
+        "model.vision_tower.encoder.layers.1.self_attn, ", ""
+    )
+    assert "positions turn their queries and keys" in said
+    after = values_of(model)
+    kept = [
+        name for name in before if outside in name or "language_model.layers.0.self_attn" in name
+    ]
+    assert len(kept) >= 8
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert all(gone == int(0.5 * total) > 0 for gone, total in result.removed.values())
+
+
+def test_a_chat_model_is_traced_by_a_batch_of_the_user() -> None:
+    model, batch = chat_model("llava")
+    with pytest.raises(BatchError, match="no batch for LlavaFor.*give one of your own: example="):
+        prune_structured(model, importance="magnitude")
+    fresh, _ = chat_model("llava")
+    assert torch.equal(model(**batch).logits, fresh(**batch).logits)
+    result = prune_structured(model, [batch], importance="wanda", ratio={"text": 0.5})
+    assert result.removed == {("text", "ffn"): (24, 48)}
 
 
 def test_ratios_by_modality_and_kind_are_exact() -> None:

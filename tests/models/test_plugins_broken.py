@@ -1,7 +1,9 @@
 """Plug-ins that are broken or blocked: reported, never fatal, never half registered."""
 
 import logging
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 
 import pytest
@@ -10,6 +12,7 @@ from outsiders import SCORER, report_of
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models import discovery as plugins
 from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.registry import time_limit
 from vlp_plugins.runtime.errors import UnknownNameError
 
 # Broken plug-ins: (what is wrong, what the report says)
@@ -17,6 +20,13 @@ from vlp_plugins.runtime.errors import UnknownNameError
 BROKEN = {
     "import": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     "exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "no exception": ("class Own(BaseException): pass\nraise Own('odd')", "Own: odd"),
+    "hook": ("@hookimpl\ndef vlp_adapters(): raise GeneratorExit", "GeneratorExit"),
+    "loop": ("while True: pass", "plug-in 'bad' of bad, while it is imported, has not ended after"),
+    "greedy loop": (
+        "while True:\n    try:\n        import time; time.sleep(60)\n    except Exception: pass",
+        "VLP_PLUGINS_TIMEOUT=SECONDS gives it more time",
+    ),
     "arguments": ("@hookimpl\ndef vlp_adapters(config): return {}", "config"),
     "misspelt": ("@hookimpl\ndef vlp_scorer(): return {}", "unknown hook 'vlp_scorer'"),
     "wrapper": ("@hookimpl(wrapper=True)\ndef vlp_adapters(): return (yield)", "is a wrapper"),
@@ -31,7 +41,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_plugin_is_reported_and_never_half_registered(site, caplog, broken):
+def test_a_broken_plugin_is_reported_and_never_half_registered(site, caplog, monkeypatch, broken):
+    monkeypatch.setenv("VLP_PLUGINS_TIMEOUT", "0.3")
+    handler = signal.getsignal(signal.SIGALRM)
     source, reason = BROKEN[broken]
     site.install("bad", (SCORER % "valid_part") + source)
     site.install("good", SCORER % "smallest")
@@ -46,6 +58,43 @@ def test_a_broken_plugin_is_reported_and_never_half_registered(site, caplog, bro
     assert report.error in caplog.text
     assert "valid_part" not in registry.method_names()
     assert "smallest" in registry.method_names()
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_ctrl_c_ends_more_than_the_plugin(site):
+    site.install("bad", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        site.discover()
+
+
+def test_a_timer_that_the_code_sets_meanwhile_is_left_alone():
+    """As Ctrl-C on the command line does, to be raised again if it is swallowed."""
+    kept = signal.getsignal(signal.SIGALRM)
+
+    def again(_number, _frame):
+        raise AssertionError
+
+    try:
+        with time_limit("this"):
+            signal.signal(signal.SIGALRM, again)
+            signal.setitimer(signal.ITIMER_REAL, 60)
+        assert signal.getsignal(signal.SIGALRM) is again
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        with time_limit("that"):
+            assert signal.getsignal(signal.SIGALRM) is again
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+
+
+def test_who_takes_long_is_named_before_the_limit_in_any_thread(site, caplog, monkeypatch):
+    monkeypatch.setattr("vlp_plugins.models.registry.NAMED_AFTER", 0.05)
+    site.install("slow", "import time\ntime.sleep(0.5)\n" + SCORER % "smallest")
+    with caplog.at_level(logging.WARNING, "vlp_plugins"), ThreadPoolExecutor(1) as pool:
+        registry = pool.submit(site.discover).result()
+    assert "smallest" in registry.scorer_names()
+    assert "plug-in 'slow' of slow, while it is imported, has not ended after 0.05 s" in caplog.text
 
 
 def test_a_plugin_without_hooks_is_told_what_to_write(site):

@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.scoring.allocation import RowAllocation
 from vlp_plugins.scoring.information_flow import InformationFlow, information_flow, neuron_saliency
 from vlp_plugins.scoring.lamp import Lamp, lamp
 from vlp_plugins.scoring.magnitude import Magnitude, Random, layer_l2
-from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.score import Evidence, Scorer
 from vlp_plugins.scoring.snip import snip
 from vlp_plugins.scoring.threshold import find_cuts
 from vlp_plugins.scoring.wanda import wanda
@@ -158,3 +163,54 @@ def test_scores_are_float32_whatever_the_dtype_of_the_weight(weight):
 
     assert scores.dtype == torch.float32
     assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        (lambda weight: None, "returned NoneType for"),
+        (lambda weight: weight.abs().tolist(), "returned list for"),
+        (lambda weight: weight.abs().numpy(), "returned ndarray for"),
+        (lambda weight: weight.abs().sum(), r"returned float32 of shape \[\] for"),
+        (lambda weight: weight.abs().mean(0), r"returned float32 of shape \[4\] for"),
+        (lambda weight: weight.T, r"returned float32 of shape \[4, 3\] for"),
+        (lambda weight: weight > 0, r"returned bool of shape \[3, 4\] for"),
+    ],
+)
+def test_a_score_of_a_wrong_kind_names_its_scorer(returned, what):
+    class Odd(Scorer):
+        name = "odd"
+
+        def score(self, weight, evidence):
+            return returned(weight)
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    adapter = ModuleAdapter(model)
+    for method in (Odd(), Composition("rows", Odd(), RowAllocation())):
+        with pytest.raises(UnsupportedError, match=f"scorer 'odd' {what} weight '0'; a score is a"):
+            prune(model, method=method, sparsity=0.5, adapter=adapter)
+
+
+def test_a_score_in_another_floating_dtype_is_taken():
+    class Half(Scorer):
+        name = "half"
+
+        def score(self, weight, evidence):
+            return weight.abs().double()
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    options = {"sparsity": 0.5, "adapter": ModuleAdapter(model)}
+    found = prune(model, method=Half(), **options)
+    assert torch.equal(found["0"], prune(model, method=Magnitude(), **options)["0"])
+
+
+def test_a_scorer_whose_error_is_no_exception_does_not_end_the_program():
+    class Ending(Scorer):
+        name = "ending"
+
+        def score(self, weight, evidence):
+            raise type("Own", (BaseException,), {})("odd")
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(UnsupportedError, match="scorer 'ending' raises Own: odd, which is no Exc"):
+        prune(model, method=Ending(), sparsity=0.5, adapter=ModuleAdapter(model))

@@ -97,6 +97,9 @@ def named(batch: Any) -> Any:
     rest = list(batch)
     if isinstance(rest[0], Mapping):
         found = dict(named(rest.pop(0)))
+        if len(rest) == 1 and "labels" not in found:
+            labels = _tensor("labels", rest[0])
+            return found | {"labels": labels} if isinstance(labels, torch.Tensor) else found
     for item in rest:
         tensor = _tensor("labels", item) if isinstance(item, list) else item
         name = _name_of(tensor) if isinstance(tensor, torch.Tensor) else None

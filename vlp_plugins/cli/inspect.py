@@ -8,7 +8,7 @@ import click
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import adapter_option, json_option, option
-from vlp_plugins.cli.tables import print_json, print_table, say
+from vlp_plugins.cli.tables import print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.models.inspection import Inspection
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def plugins(as_json: bool) -> None:
-    """List the installed plug-ins: what each adds, or why it failed.
+    """List the installed plug-ins: what each adds, or why it failed, and which hosts are there.
 
     VLP_PLUGINS_BLOCK=NAME,NAME in the environment leaves plug-ins out; `all` leaves out all but
     those of this project.
@@ -29,13 +29,19 @@ def plugins(as_json: bool) -> None:
     from vlp_plugins.models.discovery import registry
     from vlp_plugins.models.registry import plugins_table
 
-    reports = registry().plugins()
+    reports, hosts = registry().plugins(), registry().host_failures()
     if as_json:
         names = ("name", "distribution", "version", "status", "registered", "error", "notes")
-        print_json({"plugins": [{n: getattr(each, n) for n in names} for each in reports]})
+        listed = [{n: getattr(each, n) for n in names} for each in reports]
+        print_json(
+            {"plugins": listed, "hosts": [{"name": n, "error": e} for n, e in hosts.items()]}
+        )
         return
     rows = plugins_table(reports)
-    print_table("", list(rows[0]) if rows else ["plug-in"], [list(row.values()) for row in rows])
+    cells = [list(row.values()) for row in rows]
+    print_table("", list(rows[0]) if rows else ["plug-in"], cells, most=80)
+    say()
+    print_lines(f"host {name}: {error or 'installed'}" for name, error in hosts.items())
     say("id*NAME is method NAME with every layer's importance times its intrinsic dimension")
 
 

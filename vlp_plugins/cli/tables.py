@@ -66,6 +66,7 @@ def print_table(
     rows: Sequence[Sequence[Any]],
     *,
     names: bool = False,
+    most: int | None = None,
 ) -> None:
     """Columns as wide as they need; those of numbers are flush right.
 
@@ -77,10 +78,11 @@ def print_table(
         header: of the columns.
         rows: of cells.
         names: the first column holds names that people copy, and is not broken.
+        most: characters of a line, where the terminal is wider; None: as wide as that.
     """
     cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
     numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
-    widths = _widths(cells, numbers, names=names)
+    widths = _widths(cells, numbers, min(columns(), most or columns()), names=names)
     if title:
         click.secho(f"\n{visible(title)}", bold=True)
     for row in cells:
@@ -114,7 +116,7 @@ def columns() -> int:
 
 
 def _widths(
-    cells: Sequence[Sequence[str]], numbers: Sequence[bool], *, names: bool = False
+    cells: Sequence[Sequence[str]], numbers: Sequence[bool], room: int, *, names: bool = False
 ) -> list[int]:
     """What each column needs; titles over numbers and what few rows need give way until all fit."""
     usual = [sum(map(len, column)) / len(column) for column in zip(*cells, strict=True)]
@@ -127,7 +129,7 @@ def _widths(
     ]
     if names:
         least[0] = widths[0]
-    while sum(widths) + 2 * (len(widths) - 1) > columns():
+    while sum(widths) + 2 * (len(widths) - 1) > room:
         spare = [i for i, width in enumerate(widths) if width > least[i]]
         if not spare:
             break

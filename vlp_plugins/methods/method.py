@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -231,8 +231,9 @@ class Method(ABC):
             raise StatisticsError(f"method {self.name!r} needs data: give batches")
         if self.reads_data:
             check_batches(context.batches, context.limit)
-            if isinstance(context.batches, Sized):
-                warn_if_fewer(len(context.batches), context.limit)
+            count = number_of_batches(context.batches, None)
+            if count is not None:
+                warn_if_fewer(count, context.limit)
         context.weights.check_finite()
 
     @abstractmethod

@@ -24,7 +24,7 @@ from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.runtime.typed import read_as
 from vlp_plugins.scoring.schedules import levels_of
-from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.scoring.score import Evidence, Scorer, scores_of
 
 Found = TypeVar("Found")
 
@@ -59,7 +59,7 @@ class Survivors(Scorer):
 
     def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
         alive = self._alive[evidence.name].to(weight.device).view(weight.shape)
-        return self._scorer.score(weight, evidence).masked_fill(~alive, self._dead)
+        return scores_of(self._scorer, weight, evidence).masked_fill(~alive, self._dead)
 
 
 logger = logging.getLogger("vlp_plugins.methods")

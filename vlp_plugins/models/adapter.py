@@ -473,8 +473,8 @@ def need(batch: Batch, *keys: str) -> list[torch.Tensor]:
     """The values of `keys`; a `BatchError` that names what is missing otherwise."""
     if not isinstance(batch, Mapping):
         raise BatchError(
-            f"batch is a {type(batch).__name__}, not a mapping of {', '.join(keys)}; make batches "
-            "with the model's processor"
+            f"batch is a {type(batch).__name__}, not a mapping of "
+            f"{', '.join(keys) or 'tensors by name'}; make batches with the model's processor"
         )
     missing = [key for key in keys if batch.get(key) is None]
     if missing:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -15,7 +16,15 @@ from torch import nn
 
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
-from vlp_plugins.models.registry import KINDS, SINGULAR, Offer, PluginReport, Registry, collect
+from vlp_plugins.models.registry import (
+    KINDS,
+    SINGULAR,
+    Offer,
+    PluginReport,
+    Registry,
+    collect,
+    time_limit,
+)
 from vlp_plugins.runtime.errors import MaskError, UnknownNameError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import takes_model
 
@@ -87,7 +96,9 @@ def discover(
         if candidate.name not in blocked:
             try:
                 offers += _offers_of(candidate)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever it raises ends this plug-in alone
                 errors[candidate.name] = _one_line(error)
     named = [(_public_name(offer, offers), offer) for offer in offers]
     reports = [_report(c, named, errors.get(c.name), c.name in blocked) for c in found]
@@ -163,10 +174,12 @@ def _blocked(found: Iterable[Candidate], block: str) -> set[str]:
 
 
 def _offers_of(candidate: Candidate) -> list[Offer]:
-    plugin = candidate.entry_point.load()
+    what = f"plug-in {candidate.name!r} of {candidate.distribution}, while it is imported,"
+    with nullcontext() if candidate.builtin else time_limit(what):
+        offered = collect(candidate.entry_point.load())
     return [
         Offer(kind, name, factory, candidate.name, candidate.distribution, candidate.builtin)
-        for kind, factories in collect(plugin).items()
+        for kind, factories in offered.items()
         for name, factory in factories.items()
     ]
 

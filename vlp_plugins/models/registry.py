@@ -5,8 +5,13 @@ from __future__ import annotations
 import inspect
 import keyword
 import logging
+import os
 import re
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -26,6 +31,7 @@ from vlp_plugins.runtime.errors import (
     suggest,
 )
 from vlp_plugins.runtime.model_state import takes_model
+from vlp_plugins.runtime.sharding import is_sharded
 
 Factory = Callable[..., Any]
 Kind = Literal["scorers", "methods", "adapters", "hosts"]
@@ -305,7 +311,75 @@ def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
 
 _log = logging.getLogger(__name__)
 
+_SAMPLE = 8  # values of a tensor, at most twice as many
 _WITHOUT_PEFT = "give the model without PEFT's layers, model.merge_and_unload(), or "
+
+
+NAMED_AFTER, TIME_LIMIT = 5.0, 30.0  # seconds
+LIMIT_VARIABLE = "VLP_PLUGINS_TIMEOUT"
+
+
+class _TooLong(BaseException):
+    """Raised where a plug-in is, which may handle every `Exception`."""
+
+
+@contextmanager
+def time_limit(what: str) -> Iterator[None]:
+    """Names a plug-in that takes long, and ends it in the main thread, where Python allows that.
+
+    The limit is 30 seconds, or those of the environment variable `VLP_PLUGINS_TIMEOUT`. After 5 a
+    warning says who takes the time.
+
+    Args:
+        what: runs.
+
+    Raises:
+        UnsupportedError: if it takes longer.
+    """
+    try:
+        limit = float(os.environ.get(LIMIT_VARIABLE) or TIME_LIMIT)
+    except ValueError:
+        limit = TIME_LIMIT
+    hint = f"{LIMIT_VARIABLE}=SECONDS gives it more time, VLP_PLUGINS_BLOCK=NAME leaves it out"
+    watch = threading.Timer(
+        NAMED_AFTER, _log.warning, ("%s has not ended after %g s; %s", what, NAMED_AFTER, hint)
+    )
+    watch.daemon = True
+    watch.start()
+    # Another use of the timer, such as a second Ctrl-C on its way, is left alone.
+    interrupts = (
+        threading.current_thread() is threading.main_thread()
+        and hasattr(signal, "setitimer")
+        and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    )
+
+    def stop(_number: int, _frame: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop) if interrupts else None
+    try:
+        if interrupts:
+            signal.setitimer(signal.ITIMER_REAL, limit, 1.0)  # again, if it handles everything
+        yield
+    except _TooLong:
+        raise UnsupportedError(f"{what} has not ended after {limit:g} s; {hint}") from None
+    finally:
+        watch.cancel()
+        if interrupts and signal.getsignal(signal.SIGALRM) is stop:  # Ctrl-C takes it over
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def _fingerprint(model: nn.Module) -> list[object]:
+    """Of every parameter and buffer how often it was written, and some values: `.data` hides it."""
+    found: list[object] = []
+    for tensor in (*model.parameters(), *model.buffers()):
+        found.append(None if tensor.is_inference() else tensor._version)
+        if tensor.is_meta or is_sharded((tensor,)) or not tensor.is_contiguous():
+            continue
+        values = tensor.detach().view(-1)
+        found += values[:: max(1, len(values) // _SAMPLE)].tolist()
+    return [str(value) for value in found]  # NaN equals NaN
 
 
 class Registry:
@@ -385,6 +459,19 @@ class Registry:
         except ImportError as error:
             raise UnsupportedError(f"host {name!r} cannot be used: {error}") from error
 
+    def host_failures(self) -> dict[str, str | None]:
+        """By name of a host why it cannot be used, or None; every framework is imported."""
+        found: dict[str, str | None] = {}
+        for name in self.host_names():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.host(name)
+                found[name] = None
+            except (Exception, SystemExit) as error:
+                found[name] = str(error.__cause__ or error) or type(error).__name__
+        return found
+
     def find(self, name: str, *kinds: Kind) -> Offer:
         """The offer of that name, of the first kind that has it.
 
@@ -437,11 +524,16 @@ class Registry:
     ) -> Iterator[tuple[str, Adapter, bool]]:
         """Every adapter that claims the model: its name, itself, and whether it is ours."""
         for name, offer in self._offers["adapters"].items():
+            before = None if offer.builtin else _fingerprint(model)
+            what = f"adapter {name!r} of {offer.distribution}, asked for a model,"
+            adapter = None
             try:
-                adapter = self.adapter(name)
-                if adapter.claims(model):
-                    yield name, adapter, offer.builtin
-            except Exception as error:
+                with nullcontext() if offer.builtin else time_limit(what):
+                    found = self.adapter(name)
+                    adapter = found if found.claims(model) else None
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever it raises
                 failures[name] = f"{type(error).__name__}: {error}"
                 _log.warning(
                     "adapter %r of %s was skipped for %s: %s",
@@ -450,3 +542,11 @@ class Registry:
                     type(model).__name__,
                     failures[name],
                 )
+            if before is not None and before != _fingerprint(model):
+                raise UnsupportedError(
+                    f"adapter {name!r} of {offer.distribution} changed the weights of "
+                    f"{type(model).__name__} while it was asked for it; load the model again, and "
+                    f"leave the plug-in out: VLP_PLUGINS_BLOCK={offer.plugin}"
+                )
+            if adapter is not None:
+                yield name, adapter, offer.builtin

@@ -74,7 +74,7 @@ class OutputError(VlpError):
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE = re.compile(
-    r"\.(csv|jsonl?|parquet|arrow|tar|tgz|gz|zip|pth?|bin|ckpt|safetensors|ya?ml)", re.IGNORECASE
+    r"\.(csv|jsonl?|parquet|arrow|tar|tgz|gz|zip|pth?|th|bin|ckpt|safetensors|ya?ml)", re.IGNORECASE
 )
 _SIBLINGS = 1000  # names of a folder that are looked at for a similar one
 
@@ -132,13 +132,17 @@ def no_exit(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SystemExit, Exception) as error:
+    except BaseException as error:
         if isinstance(error, SystemExit):
             call, code = "sys.exit", error.code
         elif hasattr(error, "exit_code"):  # no error of ours has one
             call, code = type(error).__name__, error.exit_code
-        else:
+        elif isinstance(error, Exception | KeyboardInterrupt | GeneratorExit):
             raise
+        else:  # a class of the plug-in's own, which nothing in a program handles
+            raise UnsupportedError(
+                f"{what} raises {type(error).__name__}: {error}, which is no Exception"
+            ) from error
         raise UnsupportedError(
             f"{what} calls {call}({code!r}), which would end the program; a plug-in raises "
             "an error instead"

@@ -14,7 +14,7 @@ import torch
 
 from vlp_plugins.runtime.errors import StatisticsError, suggest
 from vlp_plugins.scoring.magnitude import Magnitude
-from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.scoring.score import Evidence, Scorer, scores_of
 from vlp_plugins.scoring.threshold import Cut
 
 GUIDED = "id*"
@@ -122,7 +122,7 @@ class Scaled(Scorer):
         self.factors = factors
 
     def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-        scores = self.scorer.score(weight, evidence)
+        scores = scores_of(self.scorer, weight, evidence)
         factor = self.factors.relative(evidence.name)
         # A second tensor of this size costs more time than the product; other scorers may return
         # a tensor that is kept elsewhere.

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.calibration.moments import Statistic
-from vlp_plugins.runtime.errors import no_exit
+from vlp_plugins.runtime.errors import UnsupportedError, no_exit
 from vlp_plugins.scoring.threshold import Cut
 
 _SAFE = (2.0**-20, 2.0**20)
@@ -81,9 +81,28 @@ class Scorer(ABC):
         Returns:
             float32 of the rows `[out]` and of the columns `[in]`; smaller is pruned first.
         """
-        with no_exit(f"scorer {self.name!r}"):
-            scores = self.score(weight, evidence)
+        scores = scores_of(self, weight, evidence)
         return scores.mean(1), scores.mean(0)
+
+
+def scores_of(scorer: Scorer, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+    """What a scorer says of a weight, float32 of its shape.
+
+    Raises:
+        UnsupportedError: if it returns anything else, or ends the program.
+    """
+    with no_exit(f"scorer {scorer.name!r}"):
+        scores = scorer.score(weight, evidence)
+    is_tensor = isinstance(scores, torch.Tensor)
+    if not is_tensor or scores.shape != weight.shape or not scores.is_floating_point():
+        what = type(scores).__name__
+        if is_tensor:
+            what = f"{str(scores.dtype).removeprefix('torch.')} of shape {list(scores.shape)}"
+        raise UnsupportedError(
+            f"scorer {scorer.name!r} returned {what} for weight {evidence.name!r}; a score is a "
+            f"float32 tensor of the shape of the weight it is given, here {list(weight.shape)}"
+        )
+    return scores.float()
 
 
 def in_range(values: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.runtime.errors import NonFiniteError, no_exit
+from vlp_plugins.runtime.errors import NonFiniteError
 from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.scoring.factors import Scaled, before_scaling
 from vlp_plugins.scoring.magnitude import Magnitude
-from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer
+from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer, scores_of
 from vlp_plugins.scoring.threshold import Cut, Sampled, ScoreSource, find_cuts
 
 
@@ -43,8 +43,7 @@ class Scored:
         Raises:
             NonFiniteError: if the score has NaN or infinity.
         """
-        with no_exit(f"scorer {self.scorer.name!r}"):
-            scores = self.scorer.score(self.weights[name].matrix, self.evidence[name])
+        scores = scores_of(self.scorer, self.weights[name].matrix, self.evidence[name])
         # The sum shows every NaN and infinity, at a fraction of the cost; an overflow shows too.
         if not torch.isfinite(scores.sum()) and not bool(torch.isfinite(scores).all()):
             raise NonFiniteError(
@@ -67,8 +66,7 @@ class Scored:
 
         def every(n: int) -> torch.Tensor:
             evidence = self.evidence[name].every(n)
-            with no_exit(f"scorer {self.scorer.name!r}"):
-                return self.scorer.score(weight.matrix.flatten()[None, ::n], evidence)
+            return scores_of(self.scorer, weight.matrix.flatten()[None, ::n], evidence)
 
         return Sampled(weight.numel, every)
 

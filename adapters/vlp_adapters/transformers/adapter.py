@@ -108,6 +108,7 @@ class TransformersAdapter(Adapter):
         Raises:
             BatchError: if the batch does not fit the forward, or has text without a mask.
         """
+        need(batch)  # a mapping
         towers = Towers.of(model)
         forward = _parameters(towers.model)
         if "input_ids" in batch and "attention_mask" in forward:
@@ -148,6 +149,7 @@ class TransformersAdapter(Adapter):
             UnsupportedError: if the model has no loss.
             BatchError: if the batch has no labels.
         """
+        need(batch)  # a mapping
         inner = inner_model(model)[1]
         forward = _parameters(inner)
         inputs = dict(batch)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -31,6 +34,9 @@ from vlp_plugins.runtime.errors import StructureError, UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, takes_model
 from vlp_plugins.structured.check import example_batch
 from vlp_plugins.structured.survey import blocks_of
+
+_log = logging.getLogger(__name__)
+_NAMES = 200  # characters of names in a warning
 
 
 def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
@@ -146,6 +152,7 @@ def pruner_options(
     plan = plan_of(
         blocks_of(model, adapter), ratio, cut=cut, scope=scope, steps=steps, round_to=round_to
     )
+    plan = traceable(plan)
     return {**base_options(adapter, model, plan, batch), **_ranking(model, plan)}
 
 
@@ -181,6 +188,39 @@ def base_options(
         "in_channel_groups": {},
         "out_channel_groups": {},
     }
+
+
+def traceable(plan: Plan) -> Plan:
+    """The plan without heads that Torch-Pruning cannot cut; warns of them.
+
+    Where positions turn queries and keys, it follows indices from one half of a head into the
+    other, and may never end.
+
+    Raises:
+        StructureError: if nothing else is to be cut.
+    """
+    turned = [b.name for _, b in plan.cut_blocks if isinstance(b, Attention) and b.rotary]
+    why = "positions turn their queries and keys, which Torch-Pruning cannot follow"
+    return without(plan, turned, f"{why}; vlp_plugins.structured.cut cuts them")
+
+
+def without(plan: Plan, names: Sequence[str], why: str) -> Plan:
+    """The plan without blocks of these names; warns of them.
+
+    Raises:
+        StructureError: if nothing is left to cut.
+    """
+    if not names:
+        return plan
+    listed = shorten(", ".join(names), _NAMES, placeholder=" ...")
+    scopes = tuple(
+        replace(scope, blocks=tuple(each for each in scope.blocks if each.name not in names))
+        for scope in plan.scopes
+    )
+    if not any(scope.blocks for scope in scopes):
+        raise StructureError(f"nothing can be cut: {why} ({listed})")
+    _log.warning("%d blocks stay whole: %s (%s)", len(names), why, listed)
+    return replace(plan, scopes=tuple(scope for scope in scopes if scope.blocks))
 
 
 def inner_layers(model: nn.Module, block: Block) -> list[nn.Module]:

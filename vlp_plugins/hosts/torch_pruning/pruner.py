@@ -9,7 +9,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import Group
 
-from vlp_plugins.hosts.torch_pruning.options import base_options
+from vlp_plugins.hosts.torch_pruning.options import base_options, traceable, without
 from vlp_plugins.hosts.torch_pruning.plan import Plan, Scope, check_finite, least, removed_after
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.parts import Attention, Block
@@ -48,6 +48,7 @@ class BlockPruner(tp.pruner.BasePruner):
         Raises:
             StructureError: if Torch-Pruning cannot trace the model.
         """
+        plan = traceable(plan)
         options = base_options(adapter, model, plan, batch)
         try:
             with torch.enable_grad():  # dependencies are read from what autograd records
@@ -62,7 +63,16 @@ class BlockPruner(tp.pruner.BasePruner):
                 f"({type(error).__name__}: {first_line(error)}); choose what to keep yourself, and "
                 "cut it by vlp_plugins.structured.cut, which traces nothing"
             ) from error
-        self.plan = plan
+        self.plan = self._traced(plan)
+
+    def _traced(self, plan: Plan) -> Plan:
+        """The plan without blocks that no output depends on."""
+        outside = [
+            block.name
+            for _, block in plan.cut_blocks
+            if self.model.get_submodule(block.output.path) not in self.DG.module2node
+        ]
+        return without(plan, outside, "nothing that the model gives out depends on them")
 
     @torch.no_grad()
     def _prune(self) -> Iterator[Group]:

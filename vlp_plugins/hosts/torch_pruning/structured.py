@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.dependency import Group
 
+from vlp_plugins.calibration.batches import named_batches
 from vlp_plugins.hosts.torch_pruning.importance import Importance
 from vlp_plugins.hosts.torch_pruning.options import shared_modules
 from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, ScopeName, plan_of
@@ -22,7 +23,7 @@ from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import checked_arguments
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
 from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.runtime.sharding import is_sharded
@@ -209,6 +210,7 @@ def float32_of(batch: Batch) -> Batch:
 
 
 _KINDS = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class Snapshot:
@@ -221,6 +223,13 @@ class Snapshot:
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = [
             (module, _state_of(vars(module))) for module in model.modules()
         ]
+        # transformers installs hooks in the first forward pass, and notes that in an attribute.
+        self._hooks = [
+            (hooks, dict(hooks))
+            for module in model.modules()
+            for name, hooks in vars(module).items()
+            if name in _HOOKS
+        ]
         self._tensors = [
             (p, p.data.clone() if copy else p.data, p.grad) for p in model.parameters()
         ]
@@ -232,6 +241,9 @@ class Snapshot:
             for name in set(vars(module)) - set(state):
                 del vars(module)[name]
             vars(module).update(_state_of(state))
+        for hooks, before in self._hooks:
+            hooks.clear()
+            hooks.update(before)
         for parameter, data, gradient in self._tensors:
             parameter.data, parameter.grad = data, gradient
         for buffer, values in self._buffers:
@@ -292,7 +304,7 @@ def prune_structured(
             fewer; whole heads are counted exactly.
         adapter: see `vlp_plugins.prune`.
         example: a batch to trace and to check with; None makes one up from the model's
-            configuration.
+            configuration, or takes the first of `batches` if the model does not take that.
         check: whether to compare with the dense model after each step.
         tolerance: of that; relative to the largest value of each stream. Models in half precision
             are compared in float32.
@@ -320,7 +332,8 @@ def prune_structured(
         blocks = blocks_of(model, adapter)
         plan = plan_of(blocks, ratio, cut=cut, scope=scope, steps=steps, round_to=round_to)
         score = _importance(importance, model, batches, adapter, parameters)
-        example = example_batch(model, adapter) if example is None else example
+        if example is None:
+            example = _example(model, adapter, batches)
         with flags_kept(model) as restore_flags, shared_modules(model):
             pruner = BlockPruner(model, adapter, plan, score, example)
             compared = float32_of(example) if check else None
@@ -338,12 +351,28 @@ def prune_structured(
         raise
     result = StructuredResult(
         model, adapter, record, pruner.pruning_history(), before, parameters_of(model),
-        removed_by(plan, record), max(errors, default=None), made_by(importance, plan),
+        removed_by(pruner.plan, record), max(errors, default=None),
+        made_by(importance, pruner.plan),
     )  # fmt: skip
     _log.info(
         "cut %d blocks: %d of %d parameters are left", len(record), result.parameters_after, before
     )
     return result
+
+
+def _example(model: nn.Module, adapter: Adapter, batches: Iterable[Batch] | None) -> Batch:
+    """A batch that is made up; where the model does not take it (chat models), the first given."""
+    made = example_batch(model, adapter)
+    try:
+        outputs(model, adapter, made)
+    except BatchError as error:
+        if batches is None or isinstance(batches, Iterator):
+            raise BatchError(
+                f"no batch for {type(model).__name__} can be made up ({error}); give one of your "
+                "own: example=batch"
+            ) from error
+        return next(iter(named_batches(batches, adapter)))
+    return made
 
 
 def _importance(
