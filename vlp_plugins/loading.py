@@ -225,14 +225,22 @@ def processor_for(
         )
     if not reads_text(processor) and _takes_no_text(model, adapter):
         return _ImagesOnly(processor)
-    return _for_chat(model, processor, prompt, max_pixels)
+    return _for_chat(model, adapter, processor, prompt, max_pixels)
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 _CPU_PIXELS = 512 * 28 * 28
 
 
 def _for_chat(
-    model: nn.Module, processor: Processor, prompt: str | None, max_pixels: int | None
+    model: nn.Module,
+    adapter: Adapter,
+    processor: Processor,
+    prompt: str | None,
+    max_pixels: int | None,
 ) -> Processor:
     """The processor with prompt and limit, which only one of a chat model takes."""
     own = most_pixels(processor)
@@ -241,7 +249,9 @@ def _for_chat(
         if place == "cpu":
             max_pixels = _CPU_PIXELS
             _log.info("images get %s pixels at most on a CPU", f"{max_pixels:,}")
-    made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels)
+    can: Any = getattr(model, "can_generate", None)
+    continues = adapter.general and callable(can) and can() and not _is_encoder_decoder(model)
+    made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels, continues=continues)
     if not isinstance(made, ChatProcessor) and prompt is not None:
         raise DataError(
             f"prompt (--prompt) is for chat models, and the processor of this "

@@ -155,6 +155,20 @@ def test_a_folder_of_photos_is_all_that_pruning_needs(
         assert {"chat_template.jinja", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
 
 
+def test_paligemma_writes_on_after_a_prompt(vlp: Command, photos: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    chat_models.paligemma().save_pretrained(model)
+    chat_models.without_template("paligemma").save_pretrained(model)
+    words = ("--data", photos, "--method", "snip", "--sparsity", "0.5")
+    vlp("prune", "--model", model, *words, "--out", tmp_path / "out")
+    assert Masks.load(tmp_path / "out" / "masks-0.5.safetensors").sparsity == 0.5
+    for task, prompt in (("captioning", "caption en"), ("captioning", "describe en")):
+        asked = () if prompt == "caption en" else ("--prompt", prompt)
+        found = vlp("evaluate", model, "--task", task, "--data", photos, "--longest", 3, *asked,
+                    "--json")  # fmt: skip
+        assert json.loads(found.stdout)["settings"]["prompt"] == prompt
+
+
 def test_methods_are_compared_by_answers_or_by_the_loss(
     vlp: Command, taught: dict[str, Path], tmp_path: Path
 ) -> None:
