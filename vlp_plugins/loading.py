@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches, open_batches
-from vlp_plugins.data.conversations import ChatProcessor, chat_processor, most_pixels
-from vlp_plugins.data.processors import Processor, load_processor, reads_text
+from vlp_plugins.data.conversations import ChatProcessor, chat_processor
+from vlp_plugins.data.processors import Processor, load_processor, most_pixels, reads_text
 from vlp_plugins.data.sources import checked_source
 from vlp_plugins.masks.sparse import is_sparse, sparse_model
 from vlp_plugins.methods.resolve import resolve_adapter
@@ -243,12 +243,16 @@ def _for_chat(
     max_pixels: int | None,
 ) -> Processor:
     """The processor with prompt and limit, which only one of a chat model takes."""
-    own = most_pixels(processor)
+    own = most_pixels(getattr(processor, "image_processor", None))
     if max_pixels is None and own is not None and own > _CPU_PIXELS:
         place = next((each.device.type for each in model.parameters()), "cpu")
         if place == "cpu":
             max_pixels = _CPU_PIXELS
-            _log.info("images get %s pixels at most on a CPU", f"{max_pixels:,}")
+            _log.warning(
+                "images are made no larger than %s pixels on a CPU, where the processor allows "
+                "%s; max_pixels (--max-pixels) changes that",
+                f"{max_pixels:,}", f"{own:,}",
+            )  # fmt: skip
     can: Any = getattr(model, "can_generate", None)
     continues = adapter.general and callable(can) and can() and not _is_encoder_decoder(model)
     made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels, continues=continues)

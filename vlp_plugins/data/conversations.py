@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.processors import Processor, most_pixels
 from vlp_plugins.runtime.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -181,16 +181,6 @@ def _reads_both(processor: Any) -> bool:
     parts = ("tokenizer", "image_processor")
     one = all(getattr(processor, part, None) is not None for part in parts)
     return one and getattr(processor, "qformer_tokenizer", None) is None
-
-
-def most_pixels(processor: Any) -> int | None:
-    """The pixels that a processor scales large images down to; None if it has a fixed size."""
-    images = getattr(processor, "image_processor", None)
-    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
-    size = getattr(images, "size", None)
-    if "max_pixels" not in known or not size:
-        return None
-    return int(size["longest_edge"])
 
 
 class ChatProcessor:
@@ -475,7 +465,7 @@ def _template_of(processor: Any) -> str | None:
 
 def _capped(processor: Any, pixels: int) -> Any:
     """A copy that makes images of so many pixels at most, if it decides on their size at all."""
-    own = most_pixels(processor)
+    own = most_pixels(processor.image_processor)
     if own is None or own <= pixels:
         return processor
     capped = copy.copy(processor)
