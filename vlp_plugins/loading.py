@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches, open_batches
-from vlp_plugins.data.conversations import ChatProcessor, chat_processor, most_pixels
-from vlp_plugins.data.processors import Processor, load_processor, reads_text
+from vlp_plugins.data.conversations import ChatProcessor, chat_processor
+from vlp_plugins.data.processors import Processor, load_processor, most_pixels, reads_text
 from vlp_plugins.data.sources import checked_source
 from vlp_plugins.masks.sparse import is_sparse, sparse_model
 from vlp_plugins.methods.resolve import resolve_adapter
@@ -225,23 +225,37 @@ def processor_for(
         )
     if not reads_text(processor) and _takes_no_text(model, adapter):
         return _ImagesOnly(processor)
-    return _for_chat(model, processor, prompt, max_pixels)
+    return _for_chat(model, adapter, processor, prompt, max_pixels)
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 _CPU_PIXELS = 512 * 28 * 28
 
 
 def _for_chat(
-    model: nn.Module, processor: Processor, prompt: str | None, max_pixels: int | None
+    model: nn.Module,
+    adapter: Adapter,
+    processor: Processor,
+    prompt: str | None,
+    max_pixels: int | None,
 ) -> Processor:
     """The processor with prompt and limit, which only one of a chat model takes."""
-    own = most_pixels(processor)
+    own = most_pixels(getattr(processor, "image_processor", None))
     if max_pixels is None and own is not None and own > _CPU_PIXELS:
         place = next((each.device.type for each in model.parameters()), "cpu")
         if place == "cpu":
             max_pixels = _CPU_PIXELS
-            _log.info("images get %s pixels at most on a CPU", f"{max_pixels:,}")
-    made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels)
+            _log.warning(
+                "images are made no larger than %s pixels on a CPU, where the processor allows "
+                "%s; max_pixels (--max-pixels) changes that",
+                f"{max_pixels:,}", f"{own:,}",
+            )  # fmt: skip
+    can: Any = getattr(model, "can_generate", None)
+    continues = adapter.general and callable(can) and can() and not _is_encoder_decoder(model)
+    made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels, continues=continues)
     if not isinstance(made, ChatProcessor) and prompt is not None:
         raise DataError(
             f"prompt (--prompt) is for chat models, and the processor of this "

@@ -16,6 +16,7 @@ import vlp_plugins
 from vlp_plugins.data.conversations import Asked, chat_processor
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.tasks.generation import generate
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 230)}
@@ -155,6 +156,20 @@ def test_a_folder_of_photos_is_all_that_pruning_needs(
         assert {"chat_template.jinja", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
 
 
+def test_paligemma_writes_on_after_a_prompt(vlp: Command, photos: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    chat_models.paligemma().save_pretrained(model)
+    chat_models.without_template("paligemma").save_pretrained(model)
+    words = ("--data", photos, "--method", "snip", "--sparsity", "0.5")
+    vlp("prune", "--model", model, *words, "--out", tmp_path / "out")
+    assert Masks.load(tmp_path / "out" / "masks-0.5.safetensors").sparsity == 0.5
+    for task, prompt in (("captioning", "caption en"), ("captioning", "describe en")):
+        asked = () if prompt == "caption en" else ("--prompt", prompt)
+        found = vlp("evaluate", model, "--task", task, "--data", photos, "--longest", 3, *asked,
+                    "--json")  # fmt: skip
+        assert json.loads(found.stdout)["settings"]["prompt"] == prompt
+
+
 def test_methods_are_compared_by_answers_or_by_the_loss(
     vlp: Command, taught: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -165,6 +180,36 @@ def test_methods_are_compared_by_answers_or_by_the_loss(
             "--methods", "omp", "snip", "--sparsity", 0.5, "--batch-size", 3)  # fmt: skip
         record = json.loads((out / "compare.json").read_text())
         assert record["task"] == (task or {"questions": "vqa", "captions": "loss"}[data])
+
+
+def test_a_cpu_gets_smaller_images_unless_more_are_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = chat_models.save_qwen(tmp_path / "model")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_pixels": 1024 * 1024}))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (900, 900)).save(tmp_path / "photos" / "0.png")
+    (tmp_path / "photos" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "dark"}')
+    model: Any = vlp_plugins.load(folder, device="cpu")
+
+    def pixels(**options: int) -> int:
+        (batch,) = vlp_plugins.batches(tmp_path / "photos", model, **options)
+        return 64 * int(batch["image_grid_thw"].prod())
+
+    assert 300_000 < pixels() <= 512 * 28 * 28
+    assert "no larger than 401,408 pixels on a CPU" in caplog.text
+    assert 700_000 < pixels(max_pixels=1024 * 1024) <= 900 * 900
+    assert pixels(max_pixels=64 * 64) == 64 * 64
+    llava: Any = vlp_plugins.load(chat_models.save_llava(tmp_path / "llava"), device="cpu")
+    with pytest.raises(DataError, match="makes all images of one size"):
+        vlp_plugins.batches(tmp_path / "photos", llava, max_pixels=100)
+
+
+def test_a_prompt_is_for_chat_models(models: Path, photos: Path) -> None:
+    model: Any = vlp_plugins.load(models / "clip", device="cpu")
+    with pytest.raises(DataError, match="prompt .* is for chat models"):
+        vlp_plugins.batches(photos, model, prompt="Describe it.")
 
 
 def test_python_measures_the_same(taught: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from captioned_files import encoded, write_folder
-from chat_models import LLAVA_TEMPLATE, save_llava, save_qwen
+from chat_models import LLAVA_TEMPLATE, save_llava, save_qwen, without_template
 from PIL import Image
 
 from vlp_plugins.data.batches import open_batches
@@ -222,6 +222,48 @@ class TestTemplates:
         chat = self.chat(tmp_path, "<s>" + LLAVA_TEMPLATE)
         batch = chat(images=IMAGES[:1], text=["a seven"])
         assert (batch["input_ids"] == 1).sum() == 1
+
+
+class TestWithoutTemplate:
+    """Models that write on after a text: BLIP-2, GIT, PaliGemma."""
+
+    @pytest.mark.parametrize(
+        ("family", "prompt", "question"),
+        [
+            ("blip2", "", "Question: how many? Answer:"),
+            ("git", "", "Question: how many? Answer:"),
+            ("paligemma", "caption en", "answer en how many?"),
+        ],
+    )
+    def test_the_loss_is_on_what_is_written_on(
+        self, family: str, prompt: str, question: str
+    ) -> None:
+        inner = without_template(family)
+        assert chat_processor(inner) is inner  # a model that embeds texts reads captions as such
+        chat = chat_processor(inner, continues=True)
+        assert isinstance(chat, ChatProcessor)
+        images = IMAGES[:1] * 2
+        for text, asked in ((["a red seven", "two"], prompt),
+                            ([Asked("how many?", "a red seven"), Asked("how many?", "two")],
+                             question)):  # fmt: skip
+            batch = chat(images=images, text=text)
+            labels, ids = batch["labels"], batch["input_ids"]
+            on = labels != IGNORED
+            assert torch.equal(labels[on], ids[on])
+            for row, answer in enumerate(("a red seven", "two")):
+                assert chat.tokenizer.decode(labels[row][on[row]]) == f"{answer}</s>"
+                # All before it is the prompt, with the tokens of the image.
+                read = chat.tokenizer.decode(ids[row][: int(on[row].nonzero()[0])])
+                assert read.replace("<image>", "").replace("<s>", "").strip() == asked
+        asking = chat(images=images, text=[chat.caption(None)] * 2)
+        assert "labels" not in asking
+        assert ("input_ids" in asking) == (family != "git")
+
+    def test_a_conversation_of_several_answers_is_not_for_them(self) -> None:
+        turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}] * 2
+        chat = chat_processor(without_template("blip2"), continues=True)
+        with pytest.raises(DataError, match="takes one question with one answer, not 2"):
+            chat(images=IMAGES[:1], text=[Conversation.read(turns, images=1)])
 
 
 class TestLength:

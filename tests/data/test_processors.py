@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from captioned_files import picture
+from chat_models import save_qwen
 from tiny_processors import image_processor, save_side_by_side, save_whole, tokenizer
 from transformers import BertConfig, BlipConfig
 from transformers.utils import logging as transformers_logging
 
-from vlp_plugins.data.processors import load_processor, reads_text
+from vlp_plugins.data.processors import load_processor, most_pixels, reads_text
 from vlp_plugins.runtime.errors import DataError
 
 IMAGES = [picture(1), picture(2)]
@@ -122,6 +123,18 @@ class TestLengthOfCaptions:
         assert self.limit(tmp_path, max_length=100) == 24
         with pytest.raises(DataError, match="at least 3, not 2"):
             load_processor(str(tmp_path), max_length=2)
+
+
+def test_a_size_that_counts_pixels_is_no_side_of_an_image(tmp_path: Path) -> None:
+    save_qwen(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    for least, most in ((256 * 28 * 28, 1280 * 28 * 28), (56 * 56, 16384 * 28 * 28)):
+        file.write_text(json.dumps(content | {"min_pixels": least, "max_pixels": most}))
+        assert most_pixels(load_processor(str(tmp_path)).image_processor) == most  # type: ignore[attr-defined]
+    file.write_text(json.dumps(content | {"max_pixels": 10**9}))
+    with pytest.raises(DataError, match="an image of 1,000,000,000 pixels would take"):
+        load_processor(str(tmp_path))
 
 
 def test_a_tokenizer_with_code_of_its_own_is_not_replaced_by_another(tmp_path: Path) -> None:

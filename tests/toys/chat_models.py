@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Blip2Processor,
     CLIPVisionConfig,
+    GitProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 LLAVA_TOKENS = ("<pad>", "<s>", "</s>", "<image>")
 QWEN_TOKENS = (
@@ -103,6 +111,33 @@ def qwen(**options: object) -> Qwen2_5_VLForConditionalGeneration:
         **options,
     )  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def paligemma() -> PaliGemmaForConditionalGeneration:
+    """A SigLIP tower and Gemma, which has no chat template."""
+    torch.manual_seed(0)
+    config = PaliGemmaConfig(
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+            "projection_dim": 32, "vision_use_head": False,
+        },
+        text_config=_text(260) | {"model_type": "gemma", "head_dim": 8, "pad_token_id": 0,
+                                  "bos_token_id": 1, "eos_token_id": 2},
+        image_token_index=3, projection_dim=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return PaliGemmaForConditionalGeneration(config).eval()
+
+
+def without_template(family: str) -> Any:
+    """The processor of a model that writes on after a text, in 32x32 pixels."""
+    words, sides = tokenizer(LLAVA_TOKENS), {"height": 32, "width": 32}
+    if family == "paligemma":
+        return PaliGemmaProcessor(SiglipImageProcessorPil(size=sides, image_seq_length=16), words)
+    if family == "blip2":
+        return Blip2Processor(BlipImageProcessorPil(size=sides), words, num_query_tokens=4)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides)
+    return GitProcessor(images, words)
 
 
 def save_llava(folder: Path, model: PreTrainedModel | None = None, *, side: str = "right") -> Path:

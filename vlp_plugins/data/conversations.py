@@ -6,9 +6,10 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from vlp_plugins.data.processors import Processor
+from vlp_plugins.data.processors import Processor, most_pixels
 from vlp_plugins.runtime.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -147,7 +148,11 @@ def chosen(said: str, choices: Sequence[str]) -> str:
 
 
 def chat_processor(
-    processor: Processor, *, prompt: str | None = None, max_pixels: int | None = None
+    processor: Processor,
+    *,
+    prompt: str | None = None,
+    max_pixels: int | None = None,
+    continues: bool = False,
 ) -> Processor:
     """The processor of a chat model as one that reads captions and conversations.
 
@@ -155,6 +160,8 @@ def chat_processor(
         processor: of transformers. One without a chat template is returned as it is, and so is
             what this function made if nothing else is asked for.
         prompt: see `ChatProcessor`.
+        continues: the model writes on after a text, so that it needs no template: BLIP-2,
+            PaliGemma.
         max_pixels: most pixels of an image where the processor keeps the size of images, as
             Qwen-VL's does; None leaves that to the processor.
     """
@@ -162,21 +169,18 @@ def chat_processor(
         if prompt is None and max_pixels is None:
             return processor
         prompt, processor = prompt or processor.prompt, processor.inner
-    if _template_of(processor) is None:
+    if _template_of(processor) is None and not (continues and _reads_both(processor)):
         return processor
     if max_pixels is not None:
         processor = _capped(processor, max_pixels)
     return ChatProcessor(processor, prompt=prompt)
 
 
-def most_pixels(processor: Any) -> int | None:
-    """The pixels that a processor scales large images down to; None if it has a fixed size."""
-    images = getattr(processor, "image_processor", None)
-    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
-    size = getattr(images, "size", None)
-    if "max_pixels" not in known or not size:
-        return None
-    return int(size["longest_edge"])
+def _reads_both(processor: Any) -> bool:
+    """Whether it reads text and images, and the text as it stands, by one tokenizer."""
+    parts = ("tokenizer", "image_processor")
+    one = all(getattr(processor, part, None) is not None for part in parts)
+    return one and getattr(processor, "qformer_tokenizer", None) is None
 
 
 class ChatProcessor:
@@ -194,15 +198,32 @@ class ChatProcessor:
         self.inner, self.prompt = inner, prompt
         self.tokenizer, self.image_processor = inner.tokenizer, inner.image_processor
         self._in_parts: bool | None = None
+        self._continues = _template_of(inner) is None
+        self._takes_suffix = self._continues and "suffix" in signature(inner.__call__).parameters
+
+    @property
+    def caption_prompt(self) -> str:
+        """What the user says before a caption."""
+        if self.prompt is not None or not self._continues:
+            return CAPTION_PROMPT if self.prompt is None else self.prompt
+        return "caption en" if self._takes_suffix else ""
+
+    @property
+    def question_prompt(self) -> str:
+        """What the user says to ask a question without choices."""
+        if self.prompt is not None or not self._continues:
+            return QUESTION_PROMPT if self.prompt is None else self.prompt
+        return "answer en {question}" if self._takes_suffix else "Question: {question} Answer:"
 
     def caption(self, text: str | None, *, images: int = 1) -> Conversation:
         """A conversation that ends with a caption, or asks for one."""
-        return Conversation.about(self.prompt or CAPTION_PROMPT, text, images=images)
+        return Conversation.about(self.caption_prompt, text, images=images)
 
     def question(self, asked: Asked, *, images: int = 1) -> Conversation:
         """A conversation that ends with an answer, or asks for one."""
-        usual = CHOICE_PROMPT if asked.choices else QUESTION_PROMPT
-        prompt = usual if self.prompt is None else self.prompt
+        prompt = self.question_prompt
+        if asked.choices and self.prompt is None:
+            prompt = CHOICE_PROMPT
         if "{question}" not in prompt:
             prompt = f"{prompt}\n{{question}}"
         if asked.choices and "{choices}" not in prompt:
@@ -241,11 +262,16 @@ class ChatProcessor:
         answered = [each.answered for each in said]
         if any(answered) != all(answered):
             raise DataError("some conversations of a batch end with an answer, others do not")
-        prompts, answers = zip(*map(self._rendered, said), strict=True)
+        write = self._written if self._continues else self._rendered
+        prompts, answers = zip(*map(write, said), strict=True)
         side = "right" if all(answered) else "left"
         inner = copy.copy(self.inner)  # batches are made in several threads
         inner.tokenizer = recorder = _Recorder(self.tokenizer, answers, side)
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        if self._takes_suffix and all(answered):
+            prompts = tuple(_SENTINELS.sub("", each).strip() for each in prompts)
+            options["suffix"] = [each for (each,) in answers]
+            inner.tokenizer = recorder = _Recorder(self.tokenizer, [()] * len(said), side)
         if _starts_itself(self.tokenizer, prompts[0]):
             options["add_special_tokens"] = False
         try:
@@ -256,9 +282,30 @@ class ChatProcessor:
                 f"about {sum(map(len, shown))} images: {first_line(error)}"
             ) from error
         batch = {name: value for name, value in made.items() if hasattr(value, "shape")}
-        if all(answered):
+        if not all(answered):
+            batch.pop("labels", None)
+            if self._continues and not any(prompts) and not hasattr(self.inner, "image_token"):
+                # The model begins by itself: what stands for no text would be continued.
+                return {name: value for name, value in batch.items() if value.ndim > 2}
+        elif "suffix" not in options:
             batch["labels"] = recorder.labels(batch["input_ids"])
         return self._cut(batch)
+
+    def _written(self, said: Conversation) -> tuple[str, list[str]]:
+        """`_rendered` for models that write on after a text."""
+        parts = [part for message in said.messages for part in message["content"]]
+        answers = [message for message in said.messages if message["role"] == "assistant"]
+        if len(answers) > 1:
+            raise DataError(
+                f"{type(self.inner).__name__} has no chat template, so its model takes one "
+                f"question with one answer, not {len(answers)}; give captions or questions"
+            )
+        texts = [str(self._safe(part)["text"]) for part in parts if part["type"] == "text"]
+        if not answers:
+            return " ".join(texts), []
+        asked = [each for each in texts[:-1] if each]
+        ending = "" if self._takes_suffix else str(self.tokenizer.eos_token or "")
+        return " ".join([*asked, _SENTINEL.format(0) + ending]), [texts[-1].strip()]
 
     def _said(self, said: str | Asked | Conversation, images: int) -> Conversation:
         if isinstance(said, str):
@@ -418,7 +465,7 @@ def _template_of(processor: Any) -> str | None:
 
 def _capped(processor: Any, pixels: int) -> Any:
     """A copy that makes images of so many pixels at most, if it decides on their size at all."""
-    own = most_pixels(processor)
+    own = most_pixels(processor.image_processor)
     if own is None or own <= pixels:
         return processor
     capped = copy.copy(processor)
@@ -487,6 +534,12 @@ class _Recorder:
         """`[B, T]` int64: the ids of answers and of the special token after each, or `IGNORED`."""
         if self._offsets is None or len(self._offsets) != len(ids):
             raise DataError("the processor did not tokenize the conversations as they are")
+        labels = ids.new_full(ids.shape, IGNORED)
+        before = ids.shape[1] - len(self._offsets[0])  # tokens of the image that were put first
+        labels[:, before:] = self._own(ids[:, before:])
+        return labels
+
+    def _own(self, ids: torch.Tensor) -> torch.Tensor:
         labels = ids.new_full(ids.shape, IGNORED)
         special = set(self._tokenizer.all_special_ids)
         for row, (spans, offsets) in enumerate(zip(self._spans, self._offsets, strict=True)):

@@ -244,6 +244,9 @@ def _check_tokenizer(folder: str) -> None:
 
 def _check_sizes(images: Any, folder: str) -> None:
     """Raises `DataError` if it makes images of more than `read_limit`."""
+    if most := most_pixels(images):  # its size counts pixels
+        check_read(f"{folder}: an image of {most:,} pixels", most * _PIXEL_BYTES, DataError)
+        return
     for name in ("size", "crop_size", "pad_size"):
         size = getattr(images, name, None)
         try:
@@ -258,6 +261,14 @@ def _check_sizes(images: Any, folder: str) -> None:
             ) from error
         what = f"{folder}: an image of {name} {sides[0]} x {sides[1]}"
         check_read(what, sides[0] * sides[1] * _PIXEL_BYTES, DataError)
+
+
+def most_pixels(images: Any) -> int | None:
+    """The pixels that an image processor scales large images down to; None for a fixed size."""
+    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
+    size = getattr(images, "size", None)
+    most = size.get("longest_edge") if "max_pixels" in known and size else None
+    return None if most is None else int(most)
 
 
 def _has_words(tokenizer: Any) -> bool:

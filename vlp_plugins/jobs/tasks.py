@@ -20,9 +20,7 @@ from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
 from vlp_plugins.data.conversations import (
-    CAPTION_PROMPT,
     CHOICE_PROMPT,
-    QUESTION_PROMPT,
     Asked,
     ChatProcessor,
     chosen,
@@ -47,7 +45,7 @@ from vlp_plugins.models.adapter import (
 )
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError, RecipeError, suggest
+from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import buffers_kept, neutral_state, takes_model
 from vlp_plugins.tasks import LOSS, MEASURED
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
@@ -394,6 +392,15 @@ class Task(ABC):
         """The same rows with what the model is to say, where that is another thing."""
         return None
 
+    def check_prompts(self) -> None:
+        """Raises `UnsupportedError` for a model whose prompts nothing is known of."""
+        adapter = self.loaded.adapter
+        if self.chat is None and adapter.general:
+            raise UnsupportedError(
+                f"adapter {adapter.name!r} does not say what a {type(self.loaded.model).__name__} "
+                "is asked with; measure --task loss, or a chat model"
+            )
+
     def search(self, longest: int, longest_chat: int) -> tuple[int, int]:
         """Most tokens and beams of a text that is written."""
         length = longest if self.chat is None else longest_chat
@@ -409,8 +416,8 @@ class Task(ABC):
         return {}
 
 
-def _prompted(chat: ChatProcessor | None, usual: str) -> dict[str, str]:
-    return {} if chat is None else {"prompt": " ".join((chat.prompt or usual).split())}
+def _prompted(prompt: str | None) -> dict[str, str]:
+    return {} if prompt is None else {"prompt": " ".join(prompt.split())}
 
 
 class RetrievalTask(Task):
@@ -449,6 +456,7 @@ class CaptioningTask(Task):
         return [(each.place, each.texts) for each in self.data.samples]
 
     def examples(self) -> list[Example]:
+        self.check_prompts()
         asked = None if self.chat is None else self.chat.caption(None)
         return [Example(s.place, s.image, asked or s.texts[0]) for s in self.data.samples]
 
@@ -473,7 +481,7 @@ class CaptioningTask(Task):
             "beams": beams,
             "longest": length,
             "words": self._words,
-            **_prompted(self.chat, CAPTION_PROMPT),
+            **_prompted(None if self.chat is None else self.chat.caption_prompt),
         }
 
 
@@ -487,6 +495,7 @@ class VqaTask(Task):
         return [(each.place, each.answers) for each in self.data.samples]
 
     def examples(self) -> list[Example]:
+        self.check_prompts()
         chat = self.chat is not None
         self._answers = None if self.request.written or chat else self.data.answers
         if self.request.answers is not None:
@@ -525,9 +534,10 @@ class VqaTask(Task):
         if self._answers is not None:
             return how | {"answers to choose among": len(self._answers)}
         length, beams = self.search(10, 16)
-        choices = any(sample.choices for sample in self.data.samples)
-        prompted = _prompted(self.chat, CHOICE_PROMPT if choices else QUESTION_PROMPT)
-        return how | {"beams": beams, "longest": length, **prompted}
+        prompt = None if self.chat is None else self.chat.question_prompt
+        if any(sample.choices for sample in self.data.samples):
+            prompt = None if self.chat is None else self.chat.prompt or CHOICE_PROMPT
+        return how | {"beams": beams, "longest": length, **_prompted(prompt)}
 
 
 class ClassificationTask(Task):
