@@ -258,7 +258,8 @@ class Sequences:
                 kinds, ended = self._of_labels(), True
             elif kinds is None and pretrained and queries:
                 shape = given[_QUERIES].shape[:2]
-                kinds = torch.full(shape, int(TokenKind.QUERY), dtype=torch.uint8)
+                device = given[_QUERIES].device
+                kinds = torch.full(shape, int(TokenKind.QUERY), dtype=torch.uint8, device=device)
             elif kinds is None and pretrained and sequence is not None:
                 if around is not None and sequence.shape[:2] == around.shape:
                     kinds = around
@@ -313,7 +314,8 @@ class Sequences:
         """The kinds of a sequence that a module is called with a mask of; the same ones again."""
         key = (id(mask), name, default, queries, id(around))
         if key not in self._known:
-            real = _real(name, mask, around)
+            # Parts of a model may be on different devices.
+            real = _real(name, mask if around is None else mask.to(around.device), around)
             kinds = None if real is None else self._kinds_where(real, default, queries, around)
             self._known[key] = (mask, kinds)
         return self._known[key][1]
