@@ -270,8 +270,8 @@ def _for_chat(
 
 
 def _takes_no_text(model: nn.Module, adapter: Adapter) -> bool:
-    """True for a model that `ModuleAdapter` describes and that has no input of words."""
-    if not isinstance(adapter, ModuleAdapter):
+    """True for a model without an input of words, of an adapter that takes models of any kind."""
+    if not isinstance(adapter, ModuleAdapter) and not adapter.general:
         return False
     return "input_ids" not in inspect.signature(model.forward).parameters
 

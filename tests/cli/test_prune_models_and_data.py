@@ -11,7 +11,14 @@ import tiny_models
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    SwinConfig,
+    SwinModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from vlp_command import Command
 
 import vlp_plugins
@@ -31,6 +38,8 @@ def only_masks(out: Path) -> Masks:
         ("vit", [], {"vision"}),
         ("vit", ["--adapter", "module"], {"model"}),
         ("chinese_clip", ["--adapter", "module"], {"model"}),
+        ("chinese_clip", [], {"vision", "text"}),
+        ("chinese_clip", ["--method", "snip"], {"vision", "text"}),
         ("clip", [], {"vision", "text"}),
         ("clip", ["--method", "snip"], {"vision", "text"}),
         ("siglip", [], {"vision", "text"}),
@@ -52,6 +61,17 @@ def test_every_family_and_any_transformers_model(
     adapter = [] if "--adapter" not in options else options
     vlp("masks", "verify", out / "masks-0.5.safetensors", out / "model-0.5", *adapter)
     AutoModel.from_pretrained(out / "model-0.5")
+
+
+def test_a_model_of_images_only_that_no_family_has(vlp: Command, models, photos, tmp_path) -> None:
+    folder, out = tmp_path / "swin", tmp_path / "out"
+    sizes = {"image_size": 16, "patch_size": 4, "window_size": 2, "embed_dim": 8}
+    config = SwinConfig(**sizes, depths=[1, 1], num_heads=[2, 2])
+    SwinModel(config).save_pretrained(folder)
+    for file in (models / "vit").glob("*processor*"):
+        shutil.copy(file, folder)
+    vlp("prune", "--model", folder, "--sparsity", "0.5", "--data", photos, "--out", out)
+    assert only_masks(out).manifest.adapter == "transformers"
 
 
 @pytest.mark.parametrize("name", ["blip", "clip", "xvlm", "vit"])

@@ -520,6 +520,8 @@ FAMILIES = {
             "qformer.encoder.layer.0.attention.attention.query": {"QUERY": 8, "TEXT": 7},
             "qformer.encoder.layer.0.intermediate_query.dense": {"QUERY": 8},
             "qformer.encoder.layer.0.intermediate.dense": {"TEXT": 7},
+            "qformer.encoder.layer.0.output.dense": {"TEXT": 7},
+            "qformer.encoder.layer.0.output_query.dense": {"QUERY": 8},
         },
         "queries",
     ),

@@ -117,6 +117,30 @@ def test_tokens_of_each_kind_are_those_counted_by_hand(case: Case) -> None:
         assert set(seen) == {w.owners[0].module for w in case.weights.values()}, side
 
 
+ONE_IMAGE_EACH = (
+    "queries", "joint sequence", "two towers", "encoder-decoder", "cross-attention", "images only",
+)  # fmt: skip
+
+
+def test_samples_alone_have_the_tokens_that_they_have_together(case: Case) -> None:
+    """A single sample is not padded, so most models get no mask at all."""
+    if case.family.kind not in ONE_IMAGE_EACH:
+        pytest.skip("its images are not in the first dimension, one for each sample")
+    batch = case.family.batch("right")
+    alone: dict[str, Counter[str]] = {}
+    for row in range(len(next(iter(batch.values())))):
+        sample = {name: value[row : row + 1] for name, value in batch.items()}
+        for ids in {"input_ids", "qformer_input_ids"} & batch.keys():
+            mask = ids.replace("input_ids", "attention_mask")
+            length = int(batch[mask][row].sum())
+            sample |= {name: sample[name][:, :length] for name in (ids, mask)}
+        if "cross_attention_mask" in sample:
+            sample["cross_attention_mask"] = sample["cross_attention_mask"][:, :length]
+        for path, found in seen_tokens(case, sample).items():
+            alone.setdefault(path, Counter()).update(found)
+    assert alone == seen_tokens(case, batch)
+
+
 def test_statistics_do_not_depend_on_the_ids_under_the_padding(case: Case) -> None:
     for side in case.sides:
         batch = case.family.batch(side)

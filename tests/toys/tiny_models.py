@@ -111,7 +111,7 @@ def save_siglip(folder: Path) -> Path:
 
 
 def save_chinese_clip(folder: Path) -> Path:
-    """A model that none of our adapters claims."""
+    """A model that no adapter of a family claims."""
     torch.manual_seed(0)
     config = ChineseCLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)
     ChineseCLIPModel(config).save_pretrained(folder)

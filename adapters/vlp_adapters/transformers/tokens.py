@@ -34,6 +34,7 @@ _OTHERS = (
 )  # fmt: skip
 _OTHER_MASKS = ("encoder_attention_mask", "cross_attention_mask")
 _QUERIES = "query_embeds"
+_RESIDUAL = "input_tensor"  # what BERT's layers add to their input, and a part of the same sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Sequences:
             for path, module in model.named_modules():
                 kind: Any = type(module)
                 names = _arguments(kind)
-                if is_pretrained(module) or any(n in names for n in (*_MASKS, *_OTHERS)):
+                if is_pretrained(module) or not {*_MASKS, *_OTHERS, _RESIDUAL}.isdisjoint(names):
                     enter = self._enter(path, names, module in decoders)
                     before = module.register_forward_pre_hook(enter, with_kwargs=True)
                     after = module.register_forward_hook(self._leave, always_call=True)
@@ -105,7 +106,11 @@ class Sequences:
             if kinds is not None and (kinds is not self._text or owner.tokens not in _KIND):
                 if joins_text and kinds is self._text:
                     return TokenKind.IMAGE
-                fit = None if is_other else self._fit(call, kinds, inputs, owner)
+                fit = (
+                    None
+                    if is_other
+                    else self._fit(call, kinds, inputs, part=owner.part is not None)
+                )
                 if fit is not None:
                     return fit
                 nearest = kinds if nearest is None else nearest
@@ -116,7 +121,13 @@ class Sequences:
             return TokenKind.IMAGE if images else TokenKind.TEXT
         if nearest is None or inputs.ndim < 3 or owner.tokens in _KIND:
             return plain
-        return nearest  # does not fit, which the caller says
+        if bool((nearest == TokenKind.PADDING).any()):
+            return nearest  # does not fit, which the caller says
+        if inputs.ndim == 3 and len(inputs) == len(nearest) and nearest is self._text:
+            # Without padding there is no mask, and words and images may be in one sequence.
+            lead = inputs.shape[:-1]
+            return self._derive(nearest, ("all", *lead), lambda: self._beside_text(lead))
+        return plain
 
     def samples(self, owner: Owner, lead: torch.Size) -> Tensor | None:
         """The sample of each position of what a module gives out; None if dimension 0 says it.
@@ -191,7 +202,7 @@ class Sequences:
         )
 
     def _fit(
-        self, call: _Call, kinds: Tensor, inputs: Tensor, owner: Owner
+        self, call: _Call, kinds: Tensor, inputs: Tensor, *, part: bool = False
     ) -> Tensor | TokenKind | None:
         """The kinds of an input that is the sequence, a part of it, or its tokens in one row."""
         lead = inputs.shape[:-1]
@@ -204,7 +215,7 @@ class Sequences:
             return TokenKind.TEXT  # one vector per sample
         if lead.numel() == kinds.numel():
             return self._derive(kinds, ("all", *lead), lambda: kinds.reshape(lead))
-        if owner.part is not None and inputs.ndim == 2 and len(inputs) % kinds.numel() == 0:
+        if part and inputs.ndim == 2 and len(inputs) % kinds.numel() == 0:
             copies = len(inputs) // kinds.numel()  # one for each expert
             return self._derive(kinds, ("all", *lead), lambda: kinds.flatten().repeat(copies))
         if inputs.ndim != 3 or lead[0] != size or not 0 < lead[1] < length:
@@ -214,8 +225,8 @@ class Sequences:
             start = 0 if lead[1] == call.queries else call.queries
         if start is None or start + lead[1] > length:
             return None
-        part = slice(start, start + lead[1])
-        return self._derive(kinds, ("part", part.start, part.stop), lambda: kinds[:, part])
+        stop = start + lead[1]
+        return self._derive(kinds, ("part", start, stop), lambda: kinds[:, start:stop])
 
     def _derive(self, kinds: Tensor, how: tuple[object, ...], make: Any) -> Tensor:
         """The same tensor for the same question: what is measured goes by the identity of masks."""
@@ -258,12 +269,18 @@ class Sequences:
                 kinds, ended = self._of_labels(), True
             elif kinds is None and pretrained and queries:
                 shape = given[_QUERIES].shape[:2]
-                kinds = torch.full(shape, int(TokenKind.QUERY), dtype=torch.uint8)
+                device = given[_QUERIES].device
+                kinds = torch.full(shape, int(TokenKind.QUERY), dtype=torch.uint8, device=device)
             elif kinds is None and pretrained and sequence is not None:
                 if around is not None and sequence.shape[:2] == around.shape:
                     kinds = around
                 else:
                     ended = True
+            if kinds is None and (residual := given.get(_RESIDUAL)) is not None:
+                queried = (c for c in reversed(self._calls) if c.queries and c.kinds is not None)
+                if (call := next(queried, None)) is not None and call.kinds is not None:
+                    fit = self._fit(call, call.kinds, residual)
+                    kinds = fit if isinstance(fit, Tensor) else None
             if other is not None:
                 known = (c for c in reversed(self._calls) if c.other is other)
                 other_kinds = next((c.other_kinds for c in known), None)
@@ -313,7 +330,8 @@ class Sequences:
         """The kinds of a sequence that a module is called with a mask of; the same ones again."""
         key = (id(mask), name, default, queries, id(around))
         if key not in self._known:
-            real = _real(name, mask, around)
+            # Parts of a model may be on different devices.
+            real = _real(name, mask if around is None else mask.to(around.device), around)
             kinds = None if real is None else self._kinds_where(real, default, queries, around)
             self._known[key] = (mask, kinds)
         return self._known[key][1]
@@ -332,14 +350,28 @@ class Sequences:
         extra = 0 if text is None else real.shape[1] - text.shape[1]
         if text is None or around is not text or len(text) != len(real) or extra <= 0:
             return real.to(torch.uint8) * default
-        # Words and images in one sequence, the images not among the words.
-        kinds = real.to(torch.uint8) * TokenKind.IMAGE
-        words = text != TokenKind.PADDING
-        first = torch.equal(real[:, :-extra], words) and (
-            self._text_comes_first or not torch.equal(real[:, extra:], words)
-        )
-        kinds[:, slice(0, -extra) if first else slice(extra, None)] = text
-        return kinds * real
+        return self._beside_text(real.shape, real)
+
+    def _beside_text(self, lead: torch.Size, real: Tensor | None = None) -> Tensor:
+        """The kinds of words and images in one sequence `[batch, tokens]`, images not among words.
+
+        Args:
+            lead: shape of the sequence, longer than the text.
+            real: bool, where it is no padding; None: everywhere.
+        """
+        text = self._text
+        assert text is not None
+        extra = lead[1] - text.shape[1]
+        kinds = text.new_full(lead, int(TokenKind.IMAGE))
+        first = self._text_comes_first
+        if real is not None:
+            words = text != TokenKind.PADDING
+            first = torch.equal(real[:, :-extra], words) and (
+                first or not torch.equal(real[:, extra:], words)
+            )
+        if extra > 0:
+            kinds[:, slice(0, -extra) if first else slice(extra, None)] = text
+        return kinds if real is None else kinds * real
 
     @property
     def _text_comes_first(self) -> bool:
