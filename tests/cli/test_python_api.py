@@ -25,6 +25,7 @@ from transformers import (
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vlp_plugins as vlp_api
+from vlp_plugins.calibration.batches import named
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import (
     BatchError,
@@ -162,6 +163,12 @@ def test_batches_of_other_shapes_are_read_as_what_they_are(models, photos) -> No
     assert masks(DataLoader([row for part in rows for row in part], 4, collate_fn=list)) == expected
     words = [(batch, batch["input_ids"]) for batch in data]  # what a decoder is to write
     assert masks(words) == expected
+    half = [{k: v.bfloat16() if k == "pixel_values" else v for k, v in b.items()} for b in data]
+    listed = [{k: list(v) for k, v in batch.items()} for batch in half]
+    for one, two in zip(map(named, listed), half, strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in keys)
+    several = {"pixel_values": [torch.ones(3, 4, 4), torch.ones(3, 8, 8)]}
+    assert named(several)["pixel_values"] == several["pixel_values"]
     ragged = dict(data[0]) | {"input_ids": [[1, 2], [1]]}
     with pytest.raises(BatchError, match="input_ids holds rows of different lengths; pad them"):
         masks([ragged])

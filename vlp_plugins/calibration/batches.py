@@ -91,7 +91,7 @@ def named(batch: Any) -> Any:
         batch = (batch,)
     if not isinstance(batch, tuple | list) or not batch:
         return batch
-    if all(isinstance(row, Mapping) for row in batch):
+    if all(isinstance(row, Mapping) and row.keys() == batch[0].keys() for row in batch):
         return {key: _tensor(key, [row[key] for row in batch]) for key in batch[0]}
     found: dict[str, Any] = {}
     rest = list(batch)
@@ -117,13 +117,22 @@ def _name_of(tensor: torch.Tensor) -> str | None:
     return "labels" if tensor.ndim == 1 else None
 
 
+_PADDED = ("input_ids", "attention_mask", "labels")
+
+
 def _tensor(name: str, value: Any) -> Any:
-    """A tensor of a list of numbers, arrays or tensors of one shape; texts stay as they are."""
-    if isinstance(value, list | tuple) and any(isinstance(row, torch.Tensor) for row in value):
-        value = [row.numpy(force=True) if isinstance(row, torch.Tensor) else row for row in value]
+    """A tensor of a list of numbers, arrays or tensors of one shape; anything else stays as it is.
+
+    Raises:
+        BatchError: if rows of words have different lengths.
+    """
     try:
+        if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+            return torch.stack([torch.as_tensor(row) for row in value])
         array = np.asarray(value)
-    except ValueError as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # images of several sizes may be a list
+        if name not in _PADDED:
+            return value
         raise BatchError(
             f"{name} holds rows of different lengths; pad them: the model's processor does it with "
             "padding=True, return_tensors='pt'"
