@@ -13,7 +13,8 @@ from PIL import Image
 from vlp_command import Command
 
 import vlp_plugins
-from vlp_plugins.data.conversations import Asked, chat_processor
+from vlp_plugins.data.chat import chat_processor
+from vlp_plugins.data.conversations import Asked
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import DataError

@@ -19,12 +19,8 @@ from torch import nn
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
-from vlp_plugins.data.conversations import (
-    CHOICE_PROMPT,
-    Asked,
-    ChatProcessor,
-    chosen,
-)
+from vlp_plugins.data.chat import CHOICE_PROMPT, ChatProcessor
+from vlp_plugins.data.conversations import Asked, chosen
 from vlp_plugins.data.labelled import class_numbers, open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
 from vlp_plugins.data.processors import Processor
