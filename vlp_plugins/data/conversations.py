@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 COLUMNS = ("conversations", "conversation", "messages")
@@ -94,11 +94,13 @@ class Asked:
         question: as the data has it.
         answer: None if the model is to answer.
         choices: that the answer is one of; empty for an open question.
+        answers: of all people that were asked, where the data has them.
     """
 
     question: str
     answer: str | None = None
     choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -273,7 +274,10 @@ def read_samples(
         DataError: if it is not there, empty, or not data of the task.
     """
     if task == "vqa":
-        asked = open_questions(data, split)
+        try:
+            asked = open_questions(data, split)
+        except DataError as error:
+            return _rows_with_questions(data, split, limit, image_column, error, chat=chat)
         questions = list(first(asked.items, limit, asked.description))
         unanswered = next((item.place for item in questions if not item.answers), None)
         if unanswered is not None:
@@ -318,6 +322,40 @@ def read_samples(
     pairs = captioned(source, limit)
     samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
     return TaskSamples(source.description, tuple(samples))
+
+
+def _rows_with_questions(
+    data: str,
+    split: str | None,
+    limit: int | None,
+    image_column: str | None,
+    error: DataError,
+    *,
+    chat: bool,
+) -> TaskSamples:
+    """Questions of what `datasets` reads; `error` if it has no such columns."""
+    try:
+        source = open_source(data, split=split, image_column=image_column, captions="conversations")
+        records = list(first(source.records(None), limit, source.description))
+        asked = [said_of(each) for each in records]
+    except (DataError, ValueError):
+        raise error from None
+    samples = []
+    for record, said in zip(records, asked, strict=True):
+        if not isinstance(said, Asked):
+            raise error
+        image = record.image if chat else partial(_first_image, record.image)
+        samples.append(
+            Sample(record.place, image, (said.question,), said.answers, choices=said.choices)
+        )
+    return TaskSamples(source.description, tuple(samples))
+
+
+def _first_image(opened: Callable[[], Any]) -> Image.Image:
+    """The one that models read which take one."""
+    found = opened()
+    image: Image.Image = found[0] if isinstance(found, list) else found
+    return image
 
 
 class Task(ABC):
