@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.data.batches import CaptionedBatches, open_batches
-from vlp_plugins.data.conversations import ChatProcessor, chat_processor
+from vlp_plugins.data.chat import ChatProcessor, chat_processor
 from vlp_plugins.data.processors import Processor, load_processor, most_pixels, reads_text
 from vlp_plugins.data.sources import checked_source
 from vlp_plugins.masks.sparse import is_sparse, sparse_model

@@ -13,7 +13,8 @@ from PIL import Image
 from vlp_command import Command
 
 import vlp_plugins
-from vlp_plugins.data.conversations import Asked, chat_processor
+from vlp_plugins.data.chat import chat_processor
+from vlp_plugins.data.conversations import Asked
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import DataError
@@ -99,6 +100,24 @@ def test_questions_are_answered(vlp: Command, taught: dict[str, Path], tmp_path:
     assert record["before"]["metrics"]["accuracy"] == pytest.approx(100 * 4 / 9)
     rows = [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").open()]
     assert all(row["before"] == row["people"][0] for row in rows)
+
+
+def test_questions_of_a_data_set(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows: dict[str, list[Any]] = {"image": [], "question": [], "answers": []}
+    for number, colour in enumerate(COLOURS):
+        content = (taught["questions"] / f"{number}.png").read_bytes()
+        rows["image"].append({"bytes": content, "path": None})
+        rows["question"].append("Which colour?")
+        rows["answers"].append([colour, "blurred", colour, colour])
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made.to_parquet(tmp_path / "rows.parquet")
+    vlp("evaluate", taught["model"], "--task", "vqa", "--data", tmp_path / "rows.parquet",
+        "--out", tmp_path / "out")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    # Leaving out one of those who agree, two of three are left.
+    assert record["before"]["metrics"]["accuracy"] == pytest.approx(100 * (3 * 2 / 3 + 1) / 4)
+    assert record["settings"]["questions"] == 3
 
 
 def test_letters_stand_for_choices(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:

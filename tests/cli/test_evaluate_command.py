@@ -250,6 +250,26 @@ def test_answers(vlp, downstream, sets, tmp_path, monkeypatch, model, words) -> 
     assert listed == {(): len(WORDS), ("--written",): None}.get(words, 2)
 
 
+def test_questions_of_a_data_set(vlp, downstream, sets, tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = json.loads((sets / "vqa" / "vqa_val.json").read_text())
+    columns = {
+        "image": [{"bytes": (sets / "vqa" / row["image"]).read_bytes()} for row in rows],
+        "question": [row["question"] for row in rows],
+        "answers": [[{"answer": each} for each in row["answer"]] for row in rows],
+    }
+    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    made.save_to_disk(tmp_path / "saved")
+    figures = [
+        evaluate(vlp, downstream / "blip-vqa", "vqa", data, tmp_path / name, *words)[1]["before"]
+        for name, data, words in (
+            ("one", sets / "vqa", ("--split", "val", "--written")),
+            ("two", tmp_path / "saved", ("--written",)),
+        )
+    ]
+    assert figures[0] == figures[1]
+
+
 def test_classes(vlp, downstream, sets, tmp_path) -> None:
     masks = mask_of(downstream / "vit-classifier", tmp_path / "pruned")
     _, record = evaluate(vlp, downstream / "vit-classifier", "classification", sets / "classes",

@@ -14,15 +14,8 @@ from chat_models import LLAVA_TEMPLATE, save_llava, save_qwen, without_template
 from PIL import Image
 
 from vlp_plugins.data.batches import open_batches
-from vlp_plugins.data.conversations import (
-    CAPTION_PROMPT,
-    IGNORED,
-    Asked,
-    ChatProcessor,
-    Conversation,
-    chat_processor,
-    chosen,
-)
+from vlp_plugins.data.chat import CAPTION_PROMPT, IGNORED, ChatProcessor, chat_processor
+from vlp_plugins.data.conversations import Asked, Conversation, chosen
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.questions import open_questions
 from vlp_plugins.data.sources import open_source

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vlp_plugins.data.conversations import ChatProcessor
+from vlp_plugins.data.chat import ChatProcessor
 from vlp_plugins.data.karpathy import is_karpathy
 from vlp_plugins.data.labelled import LabelSource, open_labelled
 from vlp_plugins.data.nlvr2 import StatementSource, has_statements

@@ -295,7 +295,8 @@ def _asked(question: object, answers: object, listed: object = None) -> Asked:
     several = answers if isinstance(answers, (list, tuple)) else [answers]
     plain = [each.get("answer") if isinstance(each, Mapping) else each for each in several]
     said = texts_of([str(each) if isinstance(each, int) else each for each in plain])
-    return Asked(text, chosen(max(said, key=said.count), choices), choices)
+    meant = tuple(chosen(each, choices) for each in said)
+    return Asked(text, max(meant, key=meant.count), choices, meant)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.data.batches import ExampleBatches
-from vlp_plugins.data.conversations import ChatProcessor
+from vlp_plugins.data.chat import ChatProcessor
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.tasks import (

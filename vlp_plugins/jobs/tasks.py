@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +20,8 @@ from torch import nn
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
-from vlp_plugins.data.conversations import (
-    CHOICE_PROMPT,
-    Asked,
-    ChatProcessor,
-    chosen,
-)
+from vlp_plugins.data.chat import CHOICE_PROMPT, ChatProcessor
+from vlp_plugins.data.conversations import Asked, chosen
 from vlp_plugins.data.labelled import class_numbers, open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
 from vlp_plugins.data.processors import Processor
@@ -277,7 +274,10 @@ def read_samples(
         DataError: if it is not there, empty, or not data of the task.
     """
     if task == "vqa":
-        asked = open_questions(data, split)
+        try:
+            asked = open_questions(data, split)
+        except DataError as error:
+            return _rows_with_questions(data, split, limit, image_column, error, chat=chat)
         questions = list(first(asked.items, limit, asked.description))
         unanswered = next((item.place for item in questions if not item.answers), None)
         if unanswered is not None:
@@ -322,6 +322,40 @@ def read_samples(
     pairs = captioned(source, limit)
     samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
     return TaskSamples(source.description, tuple(samples))
+
+
+def _rows_with_questions(
+    data: str,
+    split: str | None,
+    limit: int | None,
+    image_column: str | None,
+    error: DataError,
+    *,
+    chat: bool,
+) -> TaskSamples:
+    """Questions of what `datasets` reads; `error` if it has no such columns."""
+    try:
+        source = open_source(data, split=split, image_column=image_column, captions="conversations")
+        records = list(first(source.records(None), limit, source.description))
+        asked = [said_of(each) for each in records]
+    except (DataError, ValueError):
+        raise error from None
+    samples = []
+    for record, said in zip(records, asked, strict=True):
+        if not isinstance(said, Asked):
+            raise error
+        image = record.image if chat else partial(_first_image, record.image)
+        samples.append(
+            Sample(record.place, image, (said.question,), said.answers, choices=said.choices)
+        )
+    return TaskSamples(source.description, tuple(samples))
+
+
+def _first_image(opened: Callable[[], Any]) -> Image.Image:
+    """The one that models read which take one."""
+    found = opened()
+    image: Image.Image = found[0] if isinstance(found, list) else found
+    return image
 
 
 class Task(ABC):
