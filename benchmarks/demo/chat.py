@@ -29,10 +29,11 @@ from benchmarks.demo.captions import COLOURS, DIGITS
 from benchmarks.demo.conversations import BRIEFLY, CAPTION_PROMPTS, KINDS, Conversation, ask
 from benchmarks.demo.language import Fact
 from benchmarks.demo.processors import build_image_processor, normalise
-from benchmarks.demo.scenes import CELL_SIZE, CHAT_OBJECTS, IMAGE_SIZE
+from benchmarks.demo.scenes import CELL_SIZE, CHAT_OBJECTS, GRID, IMAGE_SIZE
 
 WEIGHT_STD = 0.02  # of every matrix, filter and embedding at the start
 IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 IMAGE_TOKENS = (IMAGE_SIZE // CELL_SIZE) ** 2
 MAX_TOKENS = 512
 CAPTION_TOKENS, ANSWER_TOKENS = 48, 4  # the longest that is generated
@@ -215,10 +216,10 @@ def answer_loss(
 def naming_loss(model: Any, tokenizer: Any, seen: Any, scenes: Sequence[Sequence[Fact]]) -> Tensor:
     """Mean cross-entropy of the words for what each image token shows, read off its embedding.
 
-    The words, by the decoder's last normalisation and the (tied) output embeddings, are the colour
-    and the digit of a cell, half each, or the padding token of an empty one. So the tower learns
-    to see, and the projector to speak in the decoder's words: the part of the pre-trained towers
-    that a large LLaVA starts from.
+    The words, by the decoder's last normalisation and the (tied) output embeddings, are row and
+    column of a cell, and the colour and the digit in it, or twice the padding token if it is
+    empty: a quarter each. So the tower learns what is where, and the projector to speak in the
+    decoder's words: the part of the pre-trained towers that a large LLaVA starts from.
 
     Args:
         model: its tower sees one cell of the grid in each patch.
@@ -226,14 +227,17 @@ def naming_loss(model: Any, tokenizer: Any, seen: Any, scenes: Sequence[Sequence
         seen: see `look`.
         scenes: the objects of every image.
     """
-    target = torch.zeros(len(scenes), IMAGE_TOKENS, len(tokenizer))
-    target[..., tokenizer.pad_token_id] = 1
     colours = [_token(tokenizer, names[0]) for names in COLOURS]
     digits = [_token(tokenizer, name) for name in DIGITS]
+    target = torch.zeros(len(scenes), IMAGE_TOKENS, len(tokenizer))
+    for cell in range(IMAGE_TOKENS):
+        words = ROWS[cell // GRID], COLUMNS[cell % GRID]
+        target[:, cell, [_token(tokenizer, word) for word in words]] = 0.25
+    target[..., tokenizer.pad_token_id] = 0.5
     for row, facts in enumerate(scenes):
         for colour, digit, cell in facts:
             target[row, cell, tokenizer.pad_token_id] = 0
-            target[row, cell, [colours[colour], digits[digit]]] = 0.5
+            target[row, cell, [colours[colour], digits[digit]]] = 0.25
     embedded = torch.stack(list(seen.pooler_output))
     logits = model.lm_head(model.model.language_model.norm(embedded))
     return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(0, 1))

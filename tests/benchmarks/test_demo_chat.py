@@ -146,21 +146,24 @@ def test_any_text_can_be_encoded(processor: LlavaProcessor) -> None:
     assert len(tokens.encode("a turquoise eight in the lower middle")) == 7
 
 
-def test_naming_wants_colour_and_digit_of_every_cell_and_padding_of_empty_ones() -> None:
+def test_naming_wants_what_is_in_a_cell_and_where_it_is() -> None:
     tokenizer = chat.build_tokenizer()
-    words = {cell: [tokenizer.pad_token_id] for cell in range(9)}
-    words[0] = [tokenizer.encode(" red")[0], tokenizer.encode(" seven")[0]]
-
+    rows, columns = ("top", "middle", "bottom"), ("left", "centre", "right")
+    words = {3 * r + c: [rows[r], columns[c]] for r in range(3) for c in range(3)}
+    for cell in words:
+        words[cell] += ["red", "seven"] if cell == 0 else []
     logits = torch.full((9, len(tokenizer)), -50.0)
-    for cell, ids in words.items():
-        logits[cell, ids] = 0.0
+    for cell, names in words.items():
+        logits[cell, [tokenizer.encode(f" {name}")[0] for name in names]] = 0.0
+        if cell > 0:  # half of what is said of an empty cell, so as probable as two words
+            logits[cell, tokenizer.pad_token_id] = np.log(2)
     seen = SimpleNamespace(pooler_output=[logits])  # one-hot features, so to speak
     same = torch.nn.Identity()
     decoder = SimpleNamespace(language_model=SimpleNamespace(norm=same))
     model = SimpleNamespace(lm_head=same, model=decoder)
     perfect = float(chat.naming_loss(model, tokenizer, seen, [[Fact(0, 7, 0)]]))
-    assert perfect == pytest.approx(np.log(2) / 9, abs=1e-4)  # two words, half each
-    assert float(chat.naming_loss(model, tokenizer, seen, [[Fact(0, 7, 1)]])) > 5
+    assert perfect == pytest.approx(np.log(4) / 9 + 1.5 * np.log(2) * 8 / 9, abs=1e-4)
+    assert float(chat.naming_loss(model, tokenizer, seen, [[Fact(0, 7, 1)]])) > perfect + 2
 
 
 def test_what_is_built_is_what_is_shipped(tmp_path: Path) -> None:
