@@ -36,7 +36,9 @@ from vlp_plugins.models.adapter import (
     RetrievalAdapter,
     StatementAdapter,
     Stream,
+    TokenKind,
     WeightSpec,
+    WeightView,
     need,
 )
 from vlp_plugins.models.generic import ModuleAdapter
@@ -129,6 +131,7 @@ __all__ = [
     "StructureError",
     "Target",
     "TieError",
+    "TokenKind",
     "UnclaimedModelError",
     "UnknownNameError",
     "UnsupportedError",
@@ -136,6 +139,7 @@ __all__ = [
     "Weight",
     "WeightMap",
     "WeightSpec",
+    "WeightView",
     "hookimpl",
     "need",
     "restored",

@@ -306,7 +306,7 @@ class LossProbe:
             for whole_gradient in (found[id(parameter)] for parameter in uses):
                 if whole_gradient is None:
                     continue
-                part = self._weights[name].part_of(whole_gradient).float()
+                part = self._weights[name].view_of(whole_gradient).float()
                 known = gradients.get(name)
                 gradients[name] = part if known is None else known + part
         return gradients

@@ -134,8 +134,8 @@ class ActivationProbe:
             for use in uses:
                 inputs = first
                 real = real_of(self._adapter, self._stream, use.owner, first)
-                if (part := use.owner.part) is not None and part.reads is not None:
-                    inputs, real = part.reads(module, args, kwargs, real)
+                if (view := use.owner.view) is not None and view.reads is not None:
+                    inputs, real = view.reads(module, args, kwargs, real)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
                     value = self._value(statistic, inputs, real, reader)

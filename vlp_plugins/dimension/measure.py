@@ -260,8 +260,8 @@ def _of_one_module(weights: WeightMap) -> dict[str, list[str]]:
     """By weight those that have the same output: matrices of one module, of its experts say."""
     by_module: dict[str, list[str]] = {}
     for name, weight in weights.items():
-        parts = weight.owners[0].part is not None
-        by_module.setdefault(weight.owners[0].module if parts else name, []).append(name)
+        views = weight.owners[0].view is not None
+        by_module.setdefault(weight.owners[0].module if views else name, []).append(name)
     return {name: group for group in by_module.values() for name in group}
 
 

@@ -223,7 +223,7 @@ class OutputProbe:
             inputs = args[0] if args else next(iter(kwargs.values()))
             tokens = self._tokens(path, module, output)
             # Several matrices of one module have one output: see `measure`.
-            for use in uses[:1] if uses[0].owner.part is not None else uses:
+            for use in uses[:1] if uses[0].owner.view is not None else uses:
                 site = Site(use.weight, self._stream.name, use.index)
                 call = self._calls[site]
                 self._calls[site] += 1

@@ -211,7 +211,7 @@ class SparsityLock(AbstractContextManager["SparsityLock"]):
     def _mask_gradient(self, name: str, parameter: nn.Parameter) -> None:
         removed = self._removed.get(name)
         if removed is not None and parameter.grad is not None:
-            self._weights[name].part_of(here(parameter.grad)).masked_fill_(removed, 0)
+            self._weights[name].view_of(here(parameter.grad)).masked_fill_(removed, 0)
 
     def _check_held(self, optimizers: tuple[Optimizer, ...]) -> None:
         outside = held_by_none(self._uses, *optimizers)

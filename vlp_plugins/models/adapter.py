@@ -35,8 +35,8 @@ all); returns the rows `[..., in]` that one of its matrices reads, and which of 
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Which part of a parameter is the matrix `[out, in]` of a weight.
+class WeightView:
+    """The view of a parameter that is the matrix `[out, in]` of a weight.
 
     Attributes:
         index: along dimension 0, of a parameter that holds a matrix for each expert; None: all.
@@ -66,13 +66,13 @@ class Owner:
         tokens: name of the token space of the module's *input* (`"vision"`, `"text"`), a key of
             `Stream.real`. The keys and values of a cross-attention read image tokens.
         parameter: attribute of the module that holds the weight.
-        part: of that parameter; None: the whole.
+        view: of that parameter; None: the whole.
     """
 
     module: str
     tokens: str
     parameter: str = "weight"
-    part: Part | None = None
+    view: WeightView | None = None
 
     @property
     def path(self) -> str:

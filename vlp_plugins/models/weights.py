@@ -28,8 +28,8 @@ class Weight:
         name: canonical name.
         modality: the group it belongs to.
         depth: layer index within its tower.
-        parameter: the tensor itself, never a copy: a `Parameter`, or a detached view of one that
-            the weight is a `Part` of.
+        parameter: the tensor itself, never a copy: a `Parameter`, or a detached view of one, see
+            `WeightView`.
         owners: the modules that use it, the published owner first.
         aliases: every parameter path that reaches it, the first owner's first.
         copy_of: canonical name of the weight whose mask it inherits, if any.
@@ -43,10 +43,10 @@ class Weight:
     aliases: tuple[str, ...]
     copy_of: str | None = None
 
-    def part_of(self, values: torch.Tensor) -> torch.Tensor:
+    def view_of(self, values: torch.Tensor) -> torch.Tensor:
         """What belongs to the weight of a tensor of the whole `Parameter`'s shape; a view."""
-        part = self.owners[0].part
-        return values if part is None else part.of(values)
+        view = self.owners[0].view
+        return values if view is None else view.of(values)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,15 +114,15 @@ class WeightMap(Mapping[str, Weight]):
                 continue  # a layer without inputs or outputs has nothing to remove
             parameter: torch.Tensor = stored
             key = whole_key = _memory_key(stored)
-            if (part := spec.owners[0].part) is not None:
+            if (view := spec.owners[0].view) is not None:
                 if is_sharded((stored,)):
                     raise UnsupportedError(
                         f"{spec.owners[0].path} holds several matrices or a transposed one, and is "
-                        "sharded over processes, which parts of parameters cannot be; exclude it, "
+                        "sharded over processes, which views of parameters cannot be; exclude it, "
                         "or leave it whole: fully_shard(model, ignored_params=...)"
                     )
-                parameter = part.of(stored.detach())
-                key = (*whole_key, part.index, part.rows)
+                parameter = view.of(stored.detach())
+                key = (*whole_key, view.index, view.rows)
             first = by_memory.setdefault(key, spec.name)
             if first in found:
                 known = found[first]

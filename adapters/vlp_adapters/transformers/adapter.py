@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_adapters.transformers.parts import attended, output_projections, parts_of
+from vlp_adapters.transformers.matrices import attended, matrices_of, output_projections
 from vlp_adapters.transformers.tokens import Sequences, kinds_of_text
 from vlp_adapters.transformers.towers import DESIGNED, Towers, inner_model, is_pretrained
 from vlp_plugins.models.adapter import (
@@ -18,10 +18,10 @@ from vlp_plugins.models.adapter import (
     Exclusion,
     Negatives,
     Owner,
-    Part,
     Stream,
     TokenKind,
     WeightSpec,
+    WeightView,
     need,
 )
 from vlp_plugins.models.generic import Rule, asked_for, bind, explain_rest, prunable_parameters
@@ -81,17 +81,17 @@ class TransformersAdapter(Adapter):
             own = path.removeprefix(towers.prefix)
             canonical = towers.canonical(path) + ("" if name == "weight" else f".{name}")
             place = (towers.modality(own), towers.depth(own))
-            parts: dict[str, Part | None] = {"": None, **parts_of(module, name)}
-            if len(parts) > 1:
-                del parts[""]
+            views: dict[str, WeightView | None] = {"": None, **matrices_of(module, name)}
+            if len(views) > 1:
+                del views[""]
             if module in uncalled:
                 path, _, layer = path.rpartition(".")
-                name, parts = f"{layer}.{name}", {"": attended()}
-            for part_name, part in parts.items():
+                name, views = f"{layer}.{name}", {"": attended()}
+            for matrix, view in views.items():
                 yield WeightSpec(
-                    f"{canonical}.{part_name}" if part_name else canonical,
+                    f"{canonical}.{matrix}" if matrix else canonical,
                     *place,
-                    (Owner(path, towers.reads(own), name, part),),
+                    (Owner(path, towers.reads(own), name, view),),
                 )
 
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
@@ -186,7 +186,7 @@ class TransformersAdapter(Adapter):
 
         def kept(module: nn.Module, name: str) -> str | None:
             weight = name == "weight" and module in uncalled
-            return "" if weight or parts_of(module, name) else None
+            return "" if weight or matrices_of(module, name) else None
 
         def rule(path: str, module: nn.Module, name: str) -> str | None:
             if reason := asked(path, module, name):

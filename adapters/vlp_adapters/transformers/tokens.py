@@ -109,7 +109,7 @@ class Sequences:
                 fit = (
                     None
                     if is_other
-                    else self._fit(call, kinds, inputs, part=owner.part is not None)
+                    else self._fit(call, kinds, inputs, fused=owner.view is not None)
                 )
                 if fit is not None:
                     return fit
@@ -202,7 +202,7 @@ class Sequences:
         )
 
     def _fit(
-        self, call: _Call, kinds: Tensor, inputs: Tensor, *, part: bool = False
+        self, call: _Call, kinds: Tensor, inputs: Tensor, *, fused: bool = False
     ) -> Tensor | TokenKind | None:
         """The kinds of an input that is the sequence, a part of it, or its tokens in one row."""
         lead = inputs.shape[:-1]
@@ -215,7 +215,7 @@ class Sequences:
             return TokenKind.TEXT  # one vector per sample
         if lead.numel() == kinds.numel():
             return self._derive(kinds, ("all", *lead), lambda: kinds.reshape(lead))
-        if part and inputs.ndim == 2 and len(inputs) % kinds.numel() == 0:
+        if fused and inputs.ndim == 2 and len(inputs) % kinds.numel() == 0:
             copies = len(inputs) // kinds.numel()  # one for each expert
             return self._derive(kinds, ("all", *lead), lambda: kinds.flatten().repeat(copies))
         if inputs.ndim != 3 or lead[0] != size or not 0 < lead[1] < length:

@@ -46,7 +46,7 @@ def _gradients_of(
         for parameter in parameters:
             if parameter.grad is None:
                 continue
-            gradient = weights[name].part_of(parameter.grad.detach()).float()
+            gradient = weights[name].view_of(parameter.grad.detach()).float()
             if scale is not None:
                 gradient = gradient / scale.to(gradient.device)
             found[name] = found[name] + gradient if name in found else gradient

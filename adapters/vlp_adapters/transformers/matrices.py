@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlp_adapters.transformers.towers import is_a
-from vlp_plugins.models.adapter import Part
+from vlp_plugins.models.adapter import WeightView
 
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 _LLAMA4 = "transformers.models.llama4.modeling_llama4.Llama4TextExperts"
@@ -27,25 +27,26 @@ def output_projections(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def parts_of(module: nn.Module, name: str) -> dict[str, Part]:
+def matrices_of(module: nn.Module, name: str) -> dict[str, WeightView]:
     """The matrices of a parameter that is not the weight of a `Linear`, by what names them.
 
     Empty for a parameter that is no such; the whole of one has an empty name.
     """
     if is_a(module, _CONV1D) and name == "weight":
-        return {"": Part(transposed=True)}
+        return {"": WeightView(transposed=True)}
     if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
         width = module.embed_dim
         return {
-            each: Part(rows=(place * width, (place + 1) * width), reads=partial(_projected, place))
+            each: WeightView(
+                rows=(place * width, (place + 1) * width), reads=partial(_projected, place)
+            )
             for place, each in enumerate(("query", "key", "value"))
         }
     if name in (*_FIRST, _LAST) and _is_fused(module) and module.get_parameter(name).ndim == 3:
         reads = _intermediate if name == _LAST else _routed
+        transposed = _is_transposed(module)
         return {
-            str(index): Part(
-                index=index, transposed=_is_transposed(module), reads=partial(reads, index)
-            )
+            str(index): WeightView(index=index, transposed=transposed, reads=partial(reads, index))
             for index in range(len(module.get_parameter(name)))
         }
     return {}
@@ -116,9 +117,9 @@ def _projected(
     return inputs, kept if module.batch_first else kept.T
 
 
-def attended() -> Part:
+def attended() -> WeightView:
     """What `nn.MultiheadAttention` gives its `out_proj`, which it does not call."""
-    return Part(reads=_attended)
+    return WeightView(reads=_attended)
 
 
 def _attended(
