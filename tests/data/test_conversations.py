@@ -252,6 +252,13 @@ class TestWithoutTemplate:
         assert "labels" not in asking
         assert ("input_ids" in asking) == (family != "git")
 
+    def test_a_processor_that_tokenizes_twice(self) -> None:
+        chat = chat_processor(without_template("kosmos2"), continues=True)
+        assert isinstance(chat, ChatProcessor)
+        batch = chat(images=IMAGES, text=["two", "a red seven"])
+        rows = [row[row != IGNORED] for row in batch["labels"]]
+        assert [chat.tokenizer.decode(row) for row in rows] == ["two</s>", "a red seven</s>"]
+
     def test_a_conversation_of_several_answers_is_not_for_them(self) -> None:
         turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}] * 2
         chat = chat_processor(without_template("blip2"), continues=True)

@@ -12,6 +12,7 @@ from transformers import (
     Blip2Processor,
     CLIPVisionConfig,
     GitProcessor,
+    Kosmos2Processor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -137,6 +138,9 @@ def without_template(family: str) -> Any:
     if family == "blip2":
         return Blip2Processor(BlipImageProcessorPil(size=sides), words, num_query_tokens=4)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides)
+    if family == "kosmos2":
+        words.unk_token = "<pad>"
+        return Kosmos2Processor(images, words, num_patch_index_tokens=1)
     return GitProcessor(images, words)
 
 

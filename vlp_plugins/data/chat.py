@@ -151,19 +151,20 @@ class ChatProcessor:
         if any(answered) != all(answered):
             raise DataError("some conversations of a batch end with an answer, others do not")
         write = self._written if self._continues else self._rendered
-        prompts, answers = zip(*map(write, said), strict=True)
+        written, answers = zip(*map(write, said), strict=True)
+        prompts, known = _numbered(written, answers)
         side = "right" if all(answered) else "left"
         inner = copy.copy(self.inner)  # batches are made in several threads
-        inner.tokenizer = recorder = _Recorder(self.tokenizer, answers, side)
+        inner.tokenizer = recorder = _Recorder(self.tokenizer, known, len(said), side)
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         if self._takes_suffix and all(answered):
-            prompts = tuple(_SENTINELS.sub("", each).strip() for each in prompts)
-            options["suffix"] = [each for (each,) in answers]
-            inner.tokenizer = recorder = _Recorder(self.tokenizer, [()] * len(said), side)
+            prompts = [_SENTINELS.sub("", each).strip() for each in prompts]
+            options["suffix"] = known
+            inner.tokenizer = recorder = _Recorder(self.tokenizer, [], len(said), side)
         if _starts_itself(self.tokenizer, prompts[0]):
             options["add_special_tokens"] = False
         try:
-            made = inner(images=shown if any(shown) else None, text=list(prompts), **options)
+            made = inner(images=shown if any(shown) else None, text=prompts, **options)
         except (ValueError, TypeError, IndexError, StopIteration) as error:
             raise DataError(
                 f"{type(self.inner).__name__} cannot make a batch of {len(said)} conversations "
@@ -335,10 +336,12 @@ class _Recorder:
     sentinels, and it is known which characters, and with them which tokens, are theirs.
     """
 
-    def __init__(self, tokenizer: Any, answers: Sequence[Sequence[str]], side: str) -> None:
+    def __init__(self, tokenizer: Any, answers: Sequence[str], rows: int, side: str) -> None:
         self._tokenizer, self._answers, self.padding_side = tokenizer, answers, side
+        self._rows = rows
         self._spans: list[list[tuple[int, int]]] = []
-        self._offsets: Any = None
+        self._offsets: Any = ()
+        self._ids: Any = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -347,52 +350,77 @@ class _Recorder:
         return len(self._tokenizer)
 
     def __call__(self, text: Any, *others: Any, **options: Any) -> Any:
-        if not isinstance(text, list) or len(text) != len(self._answers):
+        if not isinstance(text, list):
             return self._tokenizer(text, *others, **options)
         options = options | {"padding_side": self.padding_side}
-        filled = []
-        self._spans = []
-        for each, answers in zip(text, self._answers, strict=True):
-            pieces = _SENTINELS.split(each)[::2]
-            said, spans = pieces[0], []
-            for answer, piece in zip(answers, pieces[1:], strict=True):
-                spans.append((len(said), len(said) + len(answer)))
-                said += answer + piece
-            filled.append(said)
-            self._spans.append(spans)
-        if not any(self._answers):
+        found = [self._filled(each) for each in text]
+        filled = [said for said, _ in found]
+        if not self._answers or len(text) != self._rows:
             return self._tokenizer(filled, *others, **options)
         if not getattr(self._tokenizer, "is_fast", False):
             raise DataError(
                 f"{type(self._tokenizer).__name__} does not say which token is which part of a "
                 "text, so answers cannot be told from questions; save it with a tokenizer.json"
             )
+        self._spans = [spans for _, spans in found]
         made = self._tokenizer(filled, *others, **options, return_offsets_mapping=True)
-        offsets = made.pop("offset_mapping")
-        self._offsets = offsets.tolist() if hasattr(offsets, "tolist") else offsets
+        self._offsets, self._ids = _listed(made.pop("offset_mapping")), _listed(made["input_ids"])
         return made
+
+    def _filled(self, text: str) -> tuple[str, list[tuple[int, int]]]:
+        """A text with the answers in their places, and which characters are theirs."""
+        said, *rest = _SENTINELS.split(text)
+        spans = []
+        for number, piece in zip(rest[::2], rest[1::2], strict=True):
+            answer = self._answers[int(number)]
+            spans.append((len(said), len(said) + len(answer)))
+            said += answer + piece
+        return said, spans
 
     def labels(self, ids: torch.Tensor) -> torch.Tensor:
         """`[B, T]` int64: the ids of answers and of the special token after each, or `IGNORED`."""
-        if self._offsets is None or len(self._offsets) != len(ids):
+        if len(self._ids) != len(ids):
             raise DataError("the processor did not tokenize the conversations as they are")
-        labels = ids.new_full(ids.shape, IGNORED)
-        before = ids.shape[1] - len(self._offsets[0])  # tokens of the image that were put first
-        labels[:, before:] = self._own(ids[:, before:])
-        return labels
-
-    def _own(self, ids: torch.Tensor) -> torch.Tensor:
         labels = ids.new_full(ids.shape, IGNORED)
         special = set(self._tokenizer.all_special_ids)
         for row, (spans, offsets) in enumerate(zip(self._spans, self._offsets, strict=True)):
+            own = []
             for first, last in spans:
-                own = [n for n, (a, b) in enumerate(offsets) if a < last and b > first and b > a]
-                if not own:
-                    continue
-                end = own[-1] + 1
+                found = [n for n, (a, b) in enumerate(offsets) if a < last and b > first and b > a]
+                end = found[-1] + 1 if found else len(offsets)
                 # What ends the turn is to be learned as well: it directly follows.
                 ends = end < len(offsets) and offsets[end][0] == last < offsets[end][1]
-                if ends and int(ids[row, end]) in special:
-                    own.append(end)
-                labels[row, own] = ids[row, own]
+                if ends and self._ids[row][end] in special:
+                    found.append(end)
+                own += found
+            place = self._place(ids[row].tolist(), row, own)
+            labels[row, [place + n for n in own]] = ids[row, [place + n for n in own]]
         return labels
+
+    def _place(self, ids: list[int], row: int, own: Sequence[int]) -> int:
+        """Where in a row the tokenized text begins: some processors put image tokens first."""
+        said = self._ids[row]
+        for before in dict.fromkeys((len(ids) - len(said), 0)):
+            if all(ids[before + n : before + n + 1] == [said[n]] for n in own):
+                return before
+        raise DataError("the processor did not tokenize the conversations as they are")
+
+
+def _listed(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def _numbered(
+    prompts: Sequence[str], answers: Sequence[Sequence[str]]
+) -> tuple[list[str], list[str]]:
+    """Prompts whose sentinels count the answers of the whole batch, and these answers."""
+    numbered: list[str] = []
+    known: list[str] = []
+    for prompt, own in zip(prompts, answers, strict=True):
+        start = len(known)
+        pieces = _SENTINELS.split(prompt)
+        for at in range(1, len(pieces), 2):
+            pieces[at] = _SENTINEL.format(start + int(pieces[at]))
+        numbered.append("".join(pieces))
+        known += own
+    return numbered, known
