@@ -122,13 +122,15 @@ def models() -> str:
 
 
 def families() -> str:
-    """One row for each kind of families that the tests go through."""
+    """One row for each kind of families that pass the tests, and those that do not pass."""
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "contract"))
     table_of: Any = import_module("families")
     kinds: dict[str, list[str]] = {}
     for name, family in table_of.FAMILIES.items():
         kinds.setdefault(family.kind, []).append(f"`{name}`")
-    return table(["kind", "families"], [[kind, ", ".join(of)] for kind, of in kinds.items()])
+    passed = table(["kind", "families"], [[kind, ", ".join(of)] for kind, of in kinds.items()])
+    causes = "".join(f"- `{name}`: {why}.\n" for name, (_, why) in table_of.EXCEPTIONS.items())
+    return f"{passed}\nThese do not pass:\n\n{causes}"
 
 
 def methods() -> str:

@@ -285,3 +285,16 @@ def test_parts_of_parameters_stay_zero_in_training_and_in_a_sparse_folder(tmp_pa
     assert masks.verify(again) == []
     for first, second in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", ["itersnip", "tamt", "platon", "chita", "sparsegpt"])
+def test_parts_of_parameters_are_put_back_and_pruned_by_every_kind_of_method(method: str) -> None:
+    torch.manual_seed(0)
+    family = FAMILIES["qwen3_vl_moe"]
+    model = family.model().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masks = vlp.prune(model, [family.batch("right")] * 4, method=method, sparsity=0.5)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    masks.apply(model)
+    assert masks.verify(model) == []

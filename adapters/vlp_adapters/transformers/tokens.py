@@ -62,7 +62,6 @@ class Sequences:
 
     def __init__(self, towers: Towers, batch: Batch) -> None:
         self._towers = towers
-        self._prefix = len(towers.prefix)
         self._batch = batch
         self._text = kinds_of_text(towers.model.config, batch)
         self._calls: list[_Call] = []
@@ -106,12 +105,8 @@ class Sequences:
             if kinds is not None and (kinds is not self._text or owner.tokens not in _KIND):
                 if joins_text and kinds is self._text:
                     return TokenKind.IMAGE
-                fit = (
-                    None
-                    if is_other
-                    else self._fit(call, kinds, inputs, fused=owner.view is not None)
-                )
-                if fit is not None:
+                fused = owner.view is not None
+                if not is_other and (fit := self._fit(call, kinds, inputs, fused)) is not None:
                     return fit
                 nearest = kinds if nearest is None else nearest
             if call.closed:
@@ -138,11 +133,11 @@ class Sequences:
         size = batch_size(self._batch)
         device = next(self._towers.model.parameters()).device
         images = self._images() if owner.tokens in _KIND else None
+        if len(lead) == 2 and lead[1] == size and self._is_sequence_first(owner):
+            return torch.arange(size, device=device).expand(lead)
         if images is None:
             if lead[0] == size:
                 return None
-            if len(lead) == 2 and lead[1] == size and self._is_sequence_first(owner):
-                return torch.arange(size, device=device).expand(lead)
             counts = self._divided(lead.numel(), [1] * size)
             found = list(range(size))
         else:
@@ -202,9 +197,16 @@ class Sequences:
         )
 
     def _fit(
-        self, call: _Call, kinds: Tensor, inputs: Tensor, *, fused: bool = False
+        self, call: _Call, kinds: Tensor, inputs: Tensor, fused: bool = False
     ) -> Tensor | TokenKind | None:
-        """The kinds of an input that is the sequence, a part of it, or its tokens in one row."""
+        """The kinds of an input that is the sequence, a part of it, or its tokens in one row.
+
+        Args:
+            call: that the kinds are of.
+            kinds: uint8 `[batch, tokens]`.
+            inputs: of a module inside the call.
+            fused: whether the module may read every token once for each expert.
+        """
         lead = inputs.shape[:-1]
         size, length = kinds.shape
         if lead == kinds.shape:
@@ -213,7 +215,7 @@ class Sequences:
             return self._derive(kinds, ("all", *lead), lambda: kinds.expand(lead))
         if inputs.ndim == 2 and len(inputs) == size:
             return TokenKind.TEXT  # one vector per sample
-        if lead.numel() == kinds.numel():
+        if lead.numel() == kinds.numel() and (len(lead) == 1 or lead[0] == size):
             return self._derive(kinds, ("all", *lead), lambda: kinds.reshape(lead))
         if fused and inputs.ndim == 2 and len(inputs) % kinds.numel() == 0:
             copies = len(inputs) // kinds.numel()  # one for each expert
