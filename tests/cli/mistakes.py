@@ -39,8 +39,8 @@ MODELS = [
     (f"{MAGNITUDE} --model {{noise}}", r"a checkpoint file that no adapter recognises; give"),
     (f"{MAGNITUDE} --model {{xvlm}}/model.safetensors", r"give the folder that it is in"),
     (
-        f"{MAGNITUDE} --model {{chinese_clip}}",
-        r"claims ChineseCLIPModel .*ModuleAdapter.*--adapter module",
+        f"{MAGNITUDE} --model {{chinese_clip}} --adapter clip",
+        r"'clip' does not know ChineseCLIPModel; leave it out .*'module'",
     ),
     (f"{MAGNITUDE} --model {{truncated_model}}", r"cannot load the X-VLM model in"),
     (f"{MAGNITUDE} --model {{truncated_clip}} --adapter module", r"cannot load a model from"),
