@@ -344,7 +344,7 @@ searchSpace:
     _type: choice
     _value:
       - _name: omp
-      - {{_name: chita, lambda: {{_type: loguniform, _value: [1.0e-5, 1.0]}}}}
+      - {{_name: chita, lambda: {{_type: loguniform, _value: [0.001, 1.0]}}}}
   sparsity: {{_type: quniform, _value: [0.5, 0.9, 0.1]}}
   data.batches: {{_type: randint, _value: [1, 3]}}
 trialCommand: vlp nni-trial trial.yaml

@@ -29,6 +29,7 @@ from vlp_plugins.runtime.errors import (
     UnknownNameError,
     VlpError,
     first_line,
+    shown,
     suggest,
 )
 
@@ -230,23 +231,25 @@ def _check_space(where: str, space: Any) -> None:
     NNI checks some of it when the experiment runs, and most of that only to log it.
     """
     if not isinstance(space, Mapping):
-        raise RecipeError(f"{where} must be a mapping of keys to {{_type, _value}}, not {space!r}")
+        raise RecipeError(
+            f"{where} must be a mapping of keys to {{_type, _value}}, not {shown(space)}"
+        )
     for key, spec in space.items():
         at = f"{where}.{key}"
         if not isinstance(spec, Mapping):
             raise RecipeError(
                 f"{at} is a {type(spec).__name__}, expect a dict; a single value is written "
-                f"{{_type: choice, _value: [{spec}]}}"
+                f"{{_type: choice, _value: [{shown(spec)}]}}"
             )
         if set(spec) != {"_type", "_value"}:
             raise RecipeError(f"{at} must have _type and _value, not {', '.join(map(str, spec))}")
         kind, values = spec["_type"], spec["_value"]
         if kind not in _TYPES:
             raise RecipeError(
-                f"{at} has unsupported type {kind!r}{suggest(str(kind), list(_TYPES))}"
+                f"{at} has unsupported type {shown(kind)}{suggest(shown(kind), list(_TYPES))}"
             )
         if not isinstance(values, list):
-            raise RecipeError(f"{at}: _value must be a list, not {values!r}")
+            raise RecipeError(f"{at}: _value must be a list, not {shown(values)}")
         if found := _number_as_text(values):
             raise RecipeError(f"{at}: YAML takes {found[0]} for text; write {yaml_way(found)}")
         if kind == "choice":
@@ -271,7 +274,7 @@ def _check_choice(at: str, key: str, values: list[Any]) -> None:
         elif not isinstance(value, (str, bool)) and not _is_number(value):
             raise RecipeError(
                 f"{at}._value[{number}] must be a finite number, text, true, false, or "
-                f"{{{NAME}: ...}}, not {value!r}"
+                f"{{{NAME}: ...}}, not {shown(value)}"
             )
 
 
@@ -279,12 +282,12 @@ def _check_range(at: str, kind: str, values: list[Any]) -> None:
     """A range of numbers: two ends, or mean and standard deviation, and a step after them."""
     expected = 3 if kind.startswith("q") else 2
     if len(values) != expected:
-        raise RecipeError(f"{at}: {kind} must have {expected} values, not {values}")
+        raise RecipeError(f"{at}: {kind} must have {expected} values, not {shown(values)}")
     for value in values:
         whole = kind != "randint" or (_is_number(value) and value == int(value))
         if not _is_number(value) or not whole:
             what = "whole numbers" if kind == "randint" else "finite numbers"
-            raise RecipeError(f"{at}: {kind} must have {what}, not {value!r}")
+            raise RecipeError(f"{at}: {kind} must have {what}, not {shown(value)}")
     low, high = values[:2]
     largest = max(abs(low), abs(high))
     if kind.endswith("normal"):
@@ -299,7 +302,7 @@ def _check_range(at: str, kind: str, values: list[Any]) -> None:
                 )
             largest = math.exp(low + 2 * high)
     elif low >= high:
-        raise RecipeError(f"{at}: {kind} must have high > low, not {values}")
+        raise RecipeError(f"{at}: {kind} must have high > low, not {shown(values)}")
     elif "log" in kind and low <= 0:
         raise RecipeError(f"{at}: {kind} must have ends above 0, not {low}")
     if expected == 3 and values[2] <= largest / sys.float_info.max:
