@@ -81,7 +81,7 @@ class DatasetSource(CaptionSource):
             self._said = columns_said(features, caption_column, captions, where=description)
         # Undecoded, so that one damaged image does not end the iteration.
         undecoded: Any = datasets.Image(decode=False)
-        kind = features.get(self._image)
+        kind: Any = features.get(self._image)
         if hasattr(kind, "feature"):  # a list of them
             undecoded = type(kind)(undecoded)
         self._rows = _guarded(
