@@ -96,6 +96,18 @@ def test_the_number_format_of_a_checkpoint_is_kept(
     assert {p.dtype for p in vlp_plugins.load(tmp_path / "sparse").parameters()} == {dtype}
 
 
+def test_gradients_in_float16_are_warned_of(
+    vlp: Command, models: Path, photos: Path, tmp_path: Path
+) -> None:
+    words = ("--model", models / "clip", "--data", photos, "--sparsity", "0.5", "--dtype")
+    for method, dtype, warned in (
+        ("snip", "float16", True), ("snip", "bfloat16", False), ("wanda", "float16", False),
+    ):  # fmt: skip
+        out = tmp_path / f"{method}-{dtype}"
+        result = vlp("prune", *words, dtype, "--method", method, "--out", out)
+        assert ("small gradients are lost" in result.stderr) == warned
+
+
 def test_statistics_of_a_half_precision_model_are_sums_in_float64(
     vlp: Command, models: Path, photos: Path, tmp_path: Path
 ) -> None:

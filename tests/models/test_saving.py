@@ -11,7 +11,7 @@ from toy_masks import Pretraining, ToyAdapter
 from transformers import ViTConfig, ViTModel
 
 from vlp_plugins.loading import load_structure
-from vlp_plugins.models.saving import restored, save_model
+from vlp_plugins.models.saving import copy_companions, restored, save_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 
@@ -88,3 +88,19 @@ def test_a_configuration_of_an_unknown_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "surprise"}')
     with pytest.raises(UnsupportedError, match=r"cannot make a model of .*config.json"):
         load_structure(str(tmp_path))
+
+
+def test_what_a_processor_is_made_of_comes_along(tmp_path: Path) -> None:
+    names = {
+        "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "tokenizer.model",
+        "video_preprocessor_config.json", "spiece.model", "qformer_tokenizer/tokenizer.json",
+        "qformer_tokenizer/tokenizer_config.json",
+    }  # fmt: skip
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name in (*names, "notes.txt", "model.safetensors"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    target.mkdir()
+    copy_companions(str(source), target)
+    found = {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()}
+    assert found == names

@@ -81,8 +81,9 @@ class DatasetSource(CaptionSource):
             self._said = columns_said(features, caption_column, captions, where=description)
         # Undecoded, so that one damaged image does not end the iteration.
         undecoded: Any = datasets.Image(decode=False)
-        if isinstance(features.get(self._image), datasets.List):
-            undecoded = datasets.List(undecoded)
+        kind: Any = features.get(self._image)
+        if hasattr(kind, "feature"):  # a list of them
+            undecoded = type(kind)(undecoded)
         self._rows = _guarded(
             description,
             lambda: dataset.select_columns([self._image, *self._said]).cast_column(

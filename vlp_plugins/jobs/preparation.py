@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ from vlp_plugins.runtime.model_state import autocast_of
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.scoring.selection import Scored
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,12 @@ def prepare(recipe: Recipe, *, planned: bool = False) -> Prepared:
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
     job = Prepared(recipe, model, adapter, method, targets, weights)
+    half = any(weight.parameter.dtype == torch.float16 for weight in weights.values())
+    if half and method.takes_gradients and recipe.statistics is None:
+        _log.warning(
+            "the model is in float16, in which small gradients are lost (those below 6e-8 are 0); "
+            "--dtype bfloat16 keeps them"
+        )
     if profile is not None:
         job = job.guided(profile)
     if recipe.allocation or recipe.floor or any(isinstance(t, Mapping) for t in targets):
