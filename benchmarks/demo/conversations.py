@@ -26,6 +26,7 @@ CAPTION_PROMPTS = (
 BRIEFLY = "\nAnswer the question using a single word or phrase."
 BRIEFLY_SHARE = 0.7
 TURNS = 3
+MATCHING_SHARE = 0.4  # of the questions of a training conversation: see `count_matching`
 PRESENT_SHARE = 0.7  # of the questions "how many are red?" that ask for a colour that is there
 
 
@@ -112,6 +113,29 @@ def _ask_count(facts: Sequence[Fact], rng: np.random.Generator) -> Question:
     return Question("count", text, (DIGITS[number],), None)
 
 
+def count_matching(facts: Sequence[Fact], rng: np.random.Generator) -> Question:
+    """Ask how many objects show one digit, or are in one cell.
+
+    Without such questions the chat model does not learn to find an object by digit or cell: here
+    a half-found match already makes an answer more likely. It found colours by their counts.
+
+    Args:
+        facts: the objects of the scene.
+        rng: source of every random choice.
+    """
+    fact = _pick(facts, rng)
+    shown = rng.random() < 0.5
+    if rng.random() < 0.5:
+        digit = fact.digit if shown else int(rng.integers(len(DIGITS)))
+        number = sum(other.digit == digit for other in facts)
+        text = f"How many {DIGITS[digit]}{'es' if DIGITS[digit] == 'six' else 's'} are there?"
+    else:
+        cell = fact.cell if shown else int(rng.integers(len(CELLS)))
+        number = sum(other.cell == cell for other in facts)
+        text = f"How many digits are in the {_pick(CELLS[cell], rng)}?"
+    return Question("count", text, (DIGITS[number],), None)
+
+
 def describe(facts: Sequence[Fact], rng: np.random.Generator) -> Conversation:
     """A caption, asked for in one of several ways."""
     return [Turn(_pick(CAPTION_PROMPTS, rng), captions.write(facts, rng))]
@@ -122,7 +146,8 @@ def converse(facts: Sequence[Fact], rng: np.random.Generator) -> Conversation:
     ending = BRIEFLY if rng.random() < BRIEFLY_SHARE else ""
     turns = []
     for _ in range(TURNS):
-        question = ask(_pick(KINDS, rng), facts, rng)
+        matching = rng.random() < MATCHING_SHARE
+        question = count_matching(facts, rng) if matching else ask(_pick(KINDS, rng), facts, rng)
         turns.append(Turn(question.text + ending, _pick(question.answers, rng)))
         ending = ""
     return turns
