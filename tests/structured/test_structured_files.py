@@ -122,8 +122,9 @@ def test_a_model_of_bfloat16_stays_one(tmp_path: Path) -> None:
     save_structured(model, tmp_path / "model", record)
     again, _ = rebuild(tmp_path / "model")
     assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
-    loaded, _ = load_model(str(tmp_path / "model"), device="cpu")
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    for dtype, expected in {"auto": torch.bfloat16, "float32": torch.float32}.items():
+        loaded, _ = load_model(str(tmp_path / "model"), dtype=dtype, device="cpu")
+        assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
 
 
 def test_loading_knows_such_a_folder(folder: Path) -> None:

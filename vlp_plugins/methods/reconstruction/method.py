@@ -51,6 +51,7 @@ class Reconstruction(Composition):
 
     def check(self, context: Context) -> None:
         super().check(context)
+        self._solver(context)
         if context.statistics is not None:
             return
         taken = self.statistics_bytes(context.weights)
@@ -62,6 +63,15 @@ class Reconstruction(Composition):
                 "or multiflow, or a smaller model"
             )
 
+    def _solver(self, context: Context) -> Solver:
+        solver = self.published_solver if context.published else self.solver
+        if solver is None:
+            raise UnsupportedError(
+                f"method {self.name!r} is of this project and has no published variant; leave out "
+                "variant='published'"
+            )
+        return solver
+
     def gather(self, context: Context, *, keep_state: bool = False) -> Statistics | None:
         self.check(context)
         return super().gather(context, keep_state=keep_state)
@@ -72,12 +82,7 @@ class Reconstruction(Composition):
         if statistics is None:
             raise StatisticsError(f"method {self.name!r} needs statistics; run the data pass first")
         ranked, selections = self._selected(context, statistics, half)
-        solver = self.published_solver if context.published else self.solver
-        if solver is None:
-            raise UnsupportedError(
-                f"method {self.name!r} is of this project and has no published variant; leave out "
-                "variant='published'"
-            )
+        solver = self._solver(context)
         owners = context.resolved_owners
         supports: list[dict[str, torch.Tensor]] = [{} for _ in selections]
         values: list[dict[str, torch.Tensor]] = [{} for _ in selections]
