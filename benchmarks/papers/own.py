@@ -51,7 +51,7 @@ from vlp_plugins.jobs.recipe_values import (
     read_yaml,
     text,
 )
-from vlp_plugins.jobs.tasks import read_samples
+from vlp_plugins.jobs.samples import read_samples
 from vlp_plugins.loading import load_model
 from vlp_plugins.runtime.errors import RecipeError
 

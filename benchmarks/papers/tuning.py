@@ -18,15 +18,9 @@ from torch import nn
 
 from benchmarks.papers.world import World
 from vlp_plugins.jobs.inputs import Loaded
-from vlp_plugins.jobs.tasks import (
-    TASK_CLASSES,
-    RetrievalTask,
-    Task,
-    TaskMetrics,
-    TaskRequest,
-    TaskSamples,
-    read_samples,
-)
+from vlp_plugins.jobs.metrics import TaskMetrics
+from vlp_plugins.jobs.samples import TaskSamples, read_samples
+from vlp_plugins.jobs.tasks import TASK_CLASSES, RetrievalTask, Task, TaskRequest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap

@@ -41,7 +41,7 @@ from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
 from vlp_plugins import prune
 from vlp_plugins.data.batches import collated
 from vlp_plugins.data.processors import load_processor
-from vlp_plugins.jobs.tasks import read_samples
+from vlp_plugins.jobs.samples import read_samples
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.weights import WeightMap

@@ -18,9 +18,9 @@ from transformers import BlipModel, ViTConfig
 from vlp_command import Command, command
 
 from vlp_plugins.cli.compare import compare
+from vlp_plugins.data.labelled import class_numbers
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.data.records import upright_rgb
-from vlp_plugins.jobs.tasks import class_numbers
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.discovery import registry

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlp_plugins.jobs.comparison import Cell, Comparison, Score, comparison_table, sentences
-from vlp_plugins.jobs.tasks import TaskMetrics
+from vlp_plugins.jobs.metrics import TaskMetrics
 from vlp_plugins.tasks.retrieval import recall_at_k
 
 

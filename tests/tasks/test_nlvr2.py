@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlp_plugins.data.batches import Example, ExampleBatches, open_batches
 from vlp_plugins.data.nlvr2 import has_statements
-from vlp_plugins.jobs.tasks import read_samples
+from vlp_plugins.jobs.samples import read_samples
 from vlp_plugins.models.adapter import Adapter, StatementAdapter
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError

@@ -165,7 +165,7 @@ def _check(experiment: Path, recipe: Any, settings: Any) -> None:
 
 def _run(recipe: Any, settings: Any) -> None:
     from vlp_plugins.hosts.nni.trial import NniTrial, folder_of, run_trial
-    from vlp_plugins.jobs.tasks import title_of
+    from vlp_plugins.jobs.metrics import title_of
 
     trial = NniTrial.current()
     if trial.alone:

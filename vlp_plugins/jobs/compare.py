@@ -32,9 +32,11 @@ from vlp_plugins.jobs.comparison import (
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, in_memory, open_data, task_of
 from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.metrics import TaskMetrics
 from vlp_plugins.jobs.plan import timing_of
 from vlp_plugins.jobs.preparation import title_of
-from vlp_plugins.jobs.tasks import Task, TaskMetrics, TaskSamples
+from vlp_plugins.jobs.samples import TaskSamples
+from vlp_plugins.jobs.tasks import Task
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, gather

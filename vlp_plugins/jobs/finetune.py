@@ -16,7 +16,7 @@ from vlp_plugins.jobs.facts import SPEED, StopWatch, memory_facts, size_tile, wr
 from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import need
-from vlp_plugins.jobs.tasks import read_samples
+from vlp_plugins.jobs.samples import read_samples
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.saving import REBUILT, check_can_save, copy_companions, write_model

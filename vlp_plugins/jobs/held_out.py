@@ -13,14 +13,8 @@ from vlp_plugins.data.batches import ExampleBatches
 from vlp_plugins.data.chat import ChatProcessor
 from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
-from vlp_plugins.jobs.tasks import (
-    TASK_CLASSES,
-    Task,
-    TaskRequest,
-    TaskSamples,
-    able_tasks,
-    read_samples,
-)
+from vlp_plugins.jobs.samples import TaskSamples, read_samples
+from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskRequest, able_tasks
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, VlpError

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,16 +17,15 @@ from torch import nn
 
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.data.batches import Example, ExampleBatches, captioned, first
+from vlp_plugins.data.batches import Example, ExampleBatches
 from vlp_plugins.data.chat import CHOICE_PROMPT, ChatProcessor
 from vlp_plugins.data.conversations import Asked, chosen
-from vlp_plugins.data.labelled import class_numbers, open_labelled
-from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
+from vlp_plugins.data.labelled import class_numbers
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.data.questions import open_questions
-from vlp_plugins.data.records import said_of
-from vlp_plugins.data.sources import checked_source, open_source
+from vlp_plugins.data.sources import checked_source
 from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.metrics import TaskMetrics
+from vlp_plugins.jobs.samples import TaskSamples, read_samples
 from vlp_plugins.loading import processor_for
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import (
@@ -47,7 +44,6 @@ from vlp_plugins.runtime.model_state import buffers_kept, neutral_state, takes_m
 from vlp_plugins.tasks import LOSS, MEASURED
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
 from vlp_plugins.tasks.classification import classification, classifies, zero_shot
-from vlp_plugins.tasks.finetuning.samples import Sample
 from vlp_plugins.tasks.nlvr2 import statement_accuracy
 from vlp_plugins.tasks.retrieval import two_stage_retrieval
 from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
@@ -129,82 +125,6 @@ _OF_TASKS = (
 _DEFAULTS = {one.name: one.default for one in fields(TaskRequest)}
 
 
-_TITLES = {
-    "mean": "mean recall",
-    **{f"bleu{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR",
-    "spice": "SPICE",
-    "top1": "top-1",
-    "top5": "top-5",
-}
-_FEATURES = "features_"
-
-
-def title_of(metric: str) -> str:
-    """How a metric is called: `image_to_text_r1` is `image to text R@1`."""
-    if metric in _TITLES:
-        return _TITLES[metric]
-    name, _, rank = metric.rpartition("_r")
-    return f"{name.replace('_', ' ')} R@{rank}" if name and rank.isdecimal() else metric
-
-
-def titles_of(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Titles of metrics by name; of two stages of retrieval the ranking by features leads."""
-    by_features = [name for name in metrics if name.startswith(_FEATURES)]
-    titles = {
-        name: f"{title_of(name.removeprefix(_FEATURES))} (features alone)" for name in by_features
-    }
-    second = {name.removeprefix(_FEATURES) for name in by_features}
-    for name in metrics:
-        titles.setdefault(name, title_of(name) + (" (re-ranked)" if name in second else ""))
-    return titles
-
-
-def shown(value: float, digits: int = 2) -> str:
-    """A metric with so many digits after the point."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
-
-
-@dataclass(frozen=True, repr=False)
-class TaskMetrics(Mapping[str, float]):
-    """Figures of one model: a mapping of the metrics, which prints as a table.
-
-    Attributes:
-        metrics: numbers by name.
-        absent: by metric, why it is not there.
-        texts: captions or answers, in the order of the examples; empty for other tasks.
-        title: task and data, the first line of what is printed.
-        by_sample: of the metrics in `Task.score` a value for every sample, whose mean is the
-            metric: so that two models can be compared sample by sample.
-    """
-
-    metrics: Mapping[str, float]
-    absent: Mapping[str, str] = field(default_factory=dict)
-    texts: Sequence[str] = ()
-    title: str = ""
-    by_sample: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
-
-    def __getitem__(self, name: str) -> float:
-        return self.metrics[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.metrics)
-
-    def __len__(self) -> int:
-        return len(self.metrics)
-
-    def __repr__(self) -> str:
-        titles = titles_of(self.metrics)
-        lines = [self.title] if self.title else []
-        width = max(map(len, titles.values()), default=0)
-        for name, title in titles.items():
-            lines.append(f"  {title:<{width}}  {shown(self.metrics[name]):>6}")
-        lines += [f"  {title_of(name)} is absent: {why}" for name, why in self.absent.items()]
-        return "\n".join(lines)
-
-
 Track = Callable[[Iterable[Batch]], Iterable[Batch]]
 """Wraps the batches of a pass, to show how far it is."""
 
@@ -222,140 +142,6 @@ class Tracker:
             self._done += 1
             if self._progress is not None:
                 self._progress(min(self._done, total), total)
-
-
-@dataclass(frozen=True)
-class TaskSamples:
-    """The data of a task.
-
-    Attributes:
-        description: what was read.
-        samples: in stored order; no image is decoded yet.
-        classes: names of the classes by number; empty where the data names none.
-        answers: that models choose among; None where the data brings no list.
-    """
-
-    description: str
-    samples: tuple[Sample, ...]
-    classes: tuple[str, ...] = ()
-    answers: tuple[str, ...] | None = None
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes, or their numbers as text where they have no names; empty without classes."""
-        labels = [s.label for s in self.samples if s.label is not None and s.second is None]
-        return self.classes or tuple(map(str, range(max(labels, default=-1) + 1)))
-
-
-def read_samples(
-    task: str,
-    data: str,
-    *,
-    split: str | None = None,
-    limit: int | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    chat: bool = False,
-) -> TaskSamples:
-    """Reads lists and annotations.
-
-    See `open_source`, `open_questions`, `open_labelled` and `open_nlvr2`.
-
-    Args:
-        task: one of `vlp_plugins.tasks.MEASURED`.
-        data: folder, file or id.
-        split: None takes the only one, or `train`.
-        limit: images (questions, statements) to keep, the first ones; None for all.
-        image_column: of captioned images; None finds it.
-        caption_column: of captioned images; None finds it.
-        chat: for the loss also whole conversations and questions with answers are read.
-
-    Raises:
-        DataError: if it is not there, empty, or not data of the task.
-    """
-    if task == "vqa":
-        try:
-            asked = open_questions(data, split)
-        except DataError as error:
-            return _rows_with_questions(data, split, limit, image_column, error, chat=chat)
-        questions = list(first(asked.items, limit, asked.description))
-        unanswered = next((item.place for item in questions if not item.answers), None)
-        if unanswered is not None:
-            raise DataError(
-                f"{asked.description}: {unanswered} has no answers to compare with or learn from "
-                "(those of test sets are not published); give another --split"
-            )
-        samples = (
-            Sample(q.place, q.image, (q.text,), q.answers, choices=q.choices) for q in questions
-        )
-        return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
-    if task == "nlvr2":
-        folder = Path(data).expanduser()
-        chosen = nlvr2_split(folder, split)
-        description = f"{folder} ({chosen})"
-        statements = first(open_nlvr2(folder, chosen), limit, description)
-        samples = (
-            Sample(s.place, s.images[0], (s.text,), label=int(s.label), second=s.images[1])
-            for s in statements
-        )
-        return TaskSamples(description, tuple(samples))
-    if task == "classification":
-        labelled = open_labelled(data, split)
-        items = first(labelled.items, limit, labelled.description)
-        samples = (Sample(item.place, item.image, label=item.label) for item in items)
-        found = TaskSamples(labelled.description, tuple(samples), labelled.classes)
-        if not found.samples:
-            raise DataError(f"{found.description} holds no image")
-        return found
-    talks = chat and task == LOSS
-    source = open_source(
-        data,
-        split=split,
-        image_column=image_column,
-        caption_column=caption_column,
-        captions="conversations" if talks else "all",
-    )
-    if talks:
-        records = first(source.records(None), limit, source.description)
-        samples = (Sample(each.place, each.image, (said_of(each),)) for each in records)
-        return TaskSamples(source.description, tuple(samples))
-    pairs = captioned(source, limit)
-    samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
-    return TaskSamples(source.description, tuple(samples))
-
-
-def _rows_with_questions(
-    data: str,
-    split: str | None,
-    limit: int | None,
-    image_column: str | None,
-    error: DataError,
-    *,
-    chat: bool,
-) -> TaskSamples:
-    """Questions of what `datasets` reads; `error` if it has no such columns."""
-    try:
-        source = open_source(data, split=split, image_column=image_column, captions="conversations")
-        records = list(first(source.records(None), limit, source.description))
-        asked = [said_of(each) for each in records]
-    except (DataError, ValueError):
-        raise error from None
-    samples = []
-    for record, said in zip(records, asked, strict=True):
-        if not isinstance(said, Asked):
-            raise error
-        image = record.image if chat else partial(_first_image, record.image)
-        samples.append(
-            Sample(record.place, image, (said.question,), said.answers, choices=said.choices)
-        )
-    return TaskSamples(source.description, tuple(samples))
-
-
-def _first_image(opened: Callable[[], Any]) -> Image.Image:
-    """The one that models read which take one."""
-    found = opened()
-    image: Image.Image = found[0] if isinstance(found, list) else found
-    return image
 
 
 class Task(ABC):

@@ -1,0 +1,156 @@
+"""The data of a task, read once: lists and annotations; no image is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlp_plugins.data.batches import captioned, first
+from vlp_plugins.data.conversations import Asked
+from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
+from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.records import said_of
+from vlp_plugins.data.sources import open_source
+from vlp_plugins.runtime.errors import DataError
+from vlp_plugins.tasks import LOSS
+from vlp_plugins.tasks.finetuning.samples import Sample
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """The data of a task.
+
+    Attributes:
+        description: what was read.
+        samples: in stored order; no image is decoded yet.
+        classes: names of the classes by number; empty where the data names none.
+        answers: that models choose among; None where the data brings no list.
+    """
+
+    description: str
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...] = ()
+    answers: tuple[str, ...] | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, or their numbers as text where they have no names; empty without classes."""
+        labels = [s.label for s in self.samples if s.label is not None and s.second is None]
+        return self.classes or tuple(map(str, range(max(labels, default=-1) + 1)))
+
+
+def read_samples(
+    task: str,
+    data: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    chat: bool = False,
+) -> TaskSamples:
+    """Reads lists and annotations.
+
+    See `open_source`, `open_questions`, `open_labelled` and `open_nlvr2`.
+
+    Args:
+        task: one of `vlp_plugins.tasks.MEASURED`.
+        data: folder, file or id.
+        split: None takes the only one, or `train`.
+        limit: images (questions, statements) to keep, the first ones; None for all.
+        image_column: of captioned images; None finds it.
+        caption_column: of captioned images; None finds it.
+        chat: for the loss also whole conversations and questions with answers are read.
+
+    Raises:
+        DataError: if it is not there, empty, or not data of the task.
+    """
+    if task == "vqa":
+        try:
+            asked = open_questions(data, split)
+        except DataError as error:
+            return _rows_with_questions(data, split, limit, image_column, error, chat=chat)
+        questions = list(first(asked.items, limit, asked.description))
+        unanswered = next((item.place for item in questions if not item.answers), None)
+        if unanswered is not None:
+            raise DataError(
+                f"{asked.description}: {unanswered} has no answers to compare with or learn from "
+                "(those of test sets are not published); give another --split"
+            )
+        samples = (
+            Sample(q.place, q.image, (q.text,), q.answers, choices=q.choices) for q in questions
+        )
+        return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
+    if task == "nlvr2":
+        folder = Path(data).expanduser()
+        chosen = nlvr2_split(folder, split)
+        description = f"{folder} ({chosen})"
+        statements = first(open_nlvr2(folder, chosen), limit, description)
+        samples = (
+            Sample(s.place, s.images[0], (s.text,), label=int(s.label), second=s.images[1])
+            for s in statements
+        )
+        return TaskSamples(description, tuple(samples))
+    if task == "classification":
+        labelled = open_labelled(data, split)
+        items = first(labelled.items, limit, labelled.description)
+        samples = (Sample(item.place, item.image, label=item.label) for item in items)
+        found = TaskSamples(labelled.description, tuple(samples), labelled.classes)
+        if not found.samples:
+            raise DataError(f"{found.description} holds no image")
+        return found
+    talks = chat and task == LOSS
+    source = open_source(
+        data,
+        split=split,
+        image_column=image_column,
+        caption_column=caption_column,
+        captions="conversations" if talks else "all",
+    )
+    if talks:
+        records = first(source.records(None), limit, source.description)
+        samples = (Sample(each.place, each.image, (said_of(each),)) for each in records)
+        return TaskSamples(source.description, tuple(samples))
+    pairs = captioned(source, limit)
+    samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
+    return TaskSamples(source.description, tuple(samples))
+
+
+def _rows_with_questions(
+    data: str,
+    split: str | None,
+    limit: int | None,
+    image_column: str | None,
+    error: DataError,
+    *,
+    chat: bool,
+) -> TaskSamples:
+    """Questions of what `datasets` reads; `error` if it has no such columns."""
+    try:
+        source = open_source(data, split=split, image_column=image_column, captions="conversations")
+        records = list(first(source.records(None), limit, source.description))
+        asked = [said_of(each) for each in records]
+    except (DataError, ValueError):
+        raise error from None
+    samples = []
+    for record, said in zip(records, asked, strict=True):
+        if not isinstance(said, Asked):
+            raise error
+        image = record.image if chat else partial(_first_image, record.image)
+        samples.append(
+            Sample(record.place, image, (said.question,), said.answers, choices=said.choices)
+        )
+    return TaskSamples(source.description, tuple(samples))
+
+
+def _first_image(opened: Callable[[], Any]) -> Image.Image:
+    """The one that models read which take one."""
+    found = opened()
+    image: Image.Image = found[0] if isinstance(found, list) else found
+    return image
