@@ -1,8 +1,8 @@
 """What training made of the chat model: `python -m benchmarks.demo.trained MODEL_DIR --seed 0`.
 
-Prints how far the weights of every part are from those they were drawn with, the sum of learning
-rate times weight decay in the log, and the outlier channels of every layer's output: channels
-whose root mean square over tokens is several times that of the median channel.
+Prints how far the weights of every part are from those they were drawn with, and the outlier
+channels of every layer's output: channels whose root mean square over tokens is several times that
+of the median channel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.demo import chat, schedule
+from benchmarks.demo import chat
 from benchmarks.demo.conversations import CAPTION_PROMPTS, Turn
 from benchmarks.demo.courses import ChatCourse
 from benchmarks.demo.processors import normalise
@@ -39,17 +39,6 @@ def initial_cosines(trained: nn.Module, initial: nn.Module) -> dict[str, float]:
         part: float(torch.cosine_similarity(torch.cat(before[part]), torch.cat(after[part]), dim=0))
         for part in before
     }
-
-
-def summed_decay(log: Path) -> float:
-    """Sum over all steps of learning rate times weight decay; between records as at their ends."""
-    total, done = 0.0, 0
-    for line in log.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        rate = schedule.learning_rate(record["step"], record["progress"], ChatCourse.peak)
-        total += (record["step"] - done) * rate * ChatCourse.decay
-        done = record["step"]
-    return total
 
 
 @torch.inference_mode()
@@ -89,7 +78,6 @@ def main() -> None:
         "cosine_with_initial_weights": {
             part: round(cosine, 3) for part, cosine in initial_cosines(model, initial).items()
         },
-        "summed_decay": round(summed_decay(args.model / "train.jsonl"), 2),
         "outlier_channels_and_largest_ratio": outlier_channels(
             model, tokenizer, calibration_sample(100, CHAT_OBJECTS)
         ),
