@@ -113,7 +113,7 @@ def test_the_chat_model_starts_with_one_spread_and_learns_to_name_first() -> Non
     batch = next(course.batches(0, clock))
     history = [take_step(course, optimizer, batch, clock, False) for _ in range(20)]
     assert set(history[0]) == {"naming"}
-    assert history[-1]["naming"] < 0.7 * history[0]["naming"]
+    assert history[-1]["naming"] < 0.8 * history[0]["naming"]
     decoder = course.model.model.language_model.layers[0].mlp.up_proj.weight
     assert decoder.grad is None  # its turn comes
 

@@ -149,7 +149,7 @@ def apply(
             save_model(loaded, target, source=model, origin=origin, overwrite=overwrite)
         whole = found.model_sparsity
         of_model = "" if whole is None else f", {whole:.1%} of the whole model"
-        click.echo(f"{target}: {found.sparsity:.4%} of the prunable weights are zero{of_model}")
+        say(f"{target}: {found.sparsity:.4%} of the prunable weights are zero{of_model}")
         if found.new_values is not None:
             say(f"the others were {'left as they are' if keep_weights else 'given new values'}")
         if sparse:
