@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from vlp_plugins.data.folder import (
 )
 from vlp_plugins.data.records import SPLITS, CaptionSource, Record, buffered, choose_split
 from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line, shown
-from vlp_plugins.runtime.untrusted import check_read
+from vlp_plugins.runtime.untrusted import read_limit
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
         split: `train`, `test`, ...; None takes the only one, or `train`.
 
     Raises:
-        DataError: if it is none of these, files are missing or damaged, or scipy, which reads
-            Flowers-102, is not installed.
+        DataError: if it is none of these, or files are missing or damaged.
     """
     from vlp_plugins.data.hub import FILE_BUILDERS, is_saved
 
@@ -391,26 +391,46 @@ def _from_flowers(folder: Path, split: str | None) -> LabelledImages:
     return LabelledImages(f"{folder} ({chosen})", items)
 
 
+_MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 9: "f8", 12: "i8", 13: "u8"}
+_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
+
+
 def _numbers(path: Path, key: str) -> np.ndarray:
-    """A row of integers of a MATLAB file, `[n]`."""
+    """A row of integers of a MATLAB file (version 5), `[n]`."""
+    # Not by scipy, whose parser crashes the process on some damaged files.
+    data = path.read_bytes()
+    found = []
     try:
-        from scipy.io import loadmat, whosmat
-    except ImportError as error:
-        raise DataError(
-            f'{path} is a MATLAB file, which scipy reads: pip install "vlp-plugins[eval]"'
-        ) from error
-    try:
-        for name, shape, _ in whosmat(str(path)):
-            size = math.prod(shape) * 8  # bytes of a number, at most
-            check_read(f"{path}: {name}", size, DataError)
-        content: dict[str, Any] = loadmat(str(path))
-    except DataError:
-        raise
-    except Exception as error:  # damaged files raise what the parser raises
+        if data[126:128] != b"IM":
+            raise ValueError("it does not begin as one of version 5 does")
+        for kind, body in _mat_elements(data[128:]):
+            if kind == _MAT_COMPRESSED:
+                inner = zlib.decompressobj().decompress(body, read_limit())
+                ((kind, body),) = _mat_elements(inner)
+            if kind != _MAT_MATRIX:
+                continue
+            _, _, (_, name), *values = _mat_elements(body)
+            found.append(name.decode("ascii"))
+            if found[-1] == key:
+                number, content = values[0]
+                row = np.frombuffer(content, np.dtype(_MAT_TYPES[number]).newbyteorder("<"))
+                return row.astype(np.int64)
+    except (ValueError, KeyError, IndexError, struct.error, zlib.error) as error:
         raise DataError(
             f"{path} is damaged or no MATLAB file: {first_line(error)}; fetch it again"
         ) from error
-    if key not in content:
-        found = ", ".join(name for name in content if not name.startswith("__"))
-        raise DataError(f"{path} has no {key!r} (it has: {found or 'nothing'})")
-    return np.asarray(content[key]).astype(np.int64).reshape(-1)
+    raise DataError(f"{path} has no {key!r} (it has: {shown(', '.join(found)) or 'nothing'})")
+
+
+def _mat_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of every element, https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf."""
+    place = 0
+    while place < len(data):
+        kind, size = struct.unpack_from("<II", data, place)
+        begin, padded = place + 8, -(-size // 8) * 8
+        if kind >> 16:  # up to four bytes lie in the tag
+            kind, size, begin, padded = kind & 0xFFFF, kind >> 16, place + 4, 4
+        if begin + size > len(data):
+            raise ValueError("it ends in the middle of an element")
+        yield kind, data[begin : begin + size]
+        place = begin + (size if kind == _MAT_COMPRESSED else padded)
