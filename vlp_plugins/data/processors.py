@@ -280,7 +280,12 @@ def _length_limit(folder: str, tokenizer: Any, asked: int | None) -> int:
     if asked is not None and asked < 3:
         raise DataError(f"max_length must leave room for a word, at least 3, not {asked}")
     limits = [limit for limit in (asked, _positions(folder)) if limit is not None]
-    return min([int(tokenizer.model_max_length), *limits])
+    own = tokenizer.model_max_length
+    if not isinstance(own, int | float):
+        raise DataError(
+            f"tokenizer_config.json of {folder}: model_max_length is {shown(own)}, not a number"
+        )
+    return min([int(own), *limits])
 
 
 def _positions(folder: str) -> int | None:

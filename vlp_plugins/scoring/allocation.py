@@ -14,7 +14,7 @@ import numpy as np
 
 from vlp_plugins.models.request import Target, budget_of, check_sparsity
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, shown, suggest
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.selection import PatternSelection, RowSelection, Scored, Selection
 from vlp_plugins.scoring.threshold import Cut
@@ -541,5 +541,5 @@ def allocation_by_name(name: str) -> Allocation:
     if match := re.fullmatch(r"keep=(\d+),\s*of=(\d+)", name):
         return Pattern(int(match[1]), int(match[2]))
     if name not in ALLOCATIONS:
-        raise SparsityError(f"unknown allocation {name!r}{suggest(name, list(ALLOCATIONS))}")
+        raise SparsityError(f"unknown allocation {shown(name)}{suggest(name, list(ALLOCATIONS))}")
     return ALLOCATIONS[name]()
