@@ -72,6 +72,23 @@ class CheckpointShapes:
         """Patches per side, from a table of positions whose first is that of the class token."""
         return math.isqrt(self[name][dim] - 1)
 
+    def vision_transformer(self, root: str, heads: int | None) -> dict[str, int]:
+        """Sizes of one with the names of timm, by the keywords of transformers' configurations.
+
+        Args:
+            root: what its names begin with.
+            heads: see `attention_heads`.
+        """
+        width, _, _, patch_size = self[f"{root}patch_embed.proj.weight"]
+        return {
+            "hidden_size": width,
+            "intermediate_size": self[f"{root}blocks.0.mlp.fc1.weight"][0],
+            "num_hidden_layers": len(self.indices(rf"{re.escape(root)}blocks\.(\d+)\.")),
+            "num_attention_heads": attention_heads(width, "vision", heads),
+            "image_size": self.grid(f"{root}pos_embed", dim=1) * patch_size,
+            "patch_size": patch_size,
+        }
+
 
 def attention_heads(width: int, tower: str, given: int | None = None) -> int:
     """The number of attention heads, which shapes do not tell: 64 dimensions each.

@@ -30,6 +30,7 @@ from benchmarks.demo.conversations import BRIEFLY, CAPTION_PROMPTS, KINDS, Conve
 from benchmarks.demo.language import Fact
 from benchmarks.demo.processors import build_image_processor, normalise
 from benchmarks.demo.scenes import CELL_SIZE, CHAT_OBJECTS, GRID, IMAGE_SIZE
+from vlp_plugins.data.chat import IGNORED
 
 WEIGHT_STD = 0.02  # of every matrix, filter and embedding at the start
 IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -38,7 +39,7 @@ IMAGE_TOKENS = (IMAGE_SIZE // CELL_SIZE) ** 2
 MAX_TOKENS = 512
 CAPTION_TOKENS, ANSWER_TOKENS = 48, 4  # the longest that is generated
 BATCH = 200
-IGNORED = -100
+
 TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}

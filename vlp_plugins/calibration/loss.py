@@ -276,7 +276,7 @@ class LossProbe:
         terms = self._losses(batch)
         check_loss(terms, index, together=self.sharded)
         loss = total(terms)
-        leaves = list({id(p): p for uses in self._uses.values() for p in uses}.values())
+        leaves = list(dict.fromkeys(p for uses in self._uses.values() for p in uses))
         if not loss.requires_grad or not leaves:
             return {}
         half = torch.float16 in (self._autocast, leaves[0].dtype)
@@ -288,7 +288,7 @@ class LossProbe:
             for scale in scales:
                 scaled = loss * scale if half else loss
                 found = differentiate(scaled, leaves, retain_graph=half)
-                gradients = self._by_weight(dict(zip(map(id, leaves), found, strict=True)))
+                gradients = self._by_weight(dict(zip(leaves, found, strict=True)))
                 bad = _first_nonfinite(gradients)
                 if bad is None:
                     break
@@ -299,11 +299,13 @@ class LossProbe:
                 gradient.div_(scale)
         return gradients
 
-    def _by_weight(self, found: Mapping[int, torch.Tensor | None]) -> dict[str, torch.Tensor]:
-        """Adds up the gradients of the `Parameter`s that are one weight, by their ids."""
+    def _by_weight(
+        self, found: Mapping[nn.Parameter, torch.Tensor | None]
+    ) -> dict[str, torch.Tensor]:
+        """Adds up the gradients of the `Parameter`s that are one weight."""
         gradients: dict[str, torch.Tensor] = {}
         for name, uses in self._uses.items():
-            for whole_gradient in (found[id(parameter)] for parameter in uses):
+            for whole_gradient in (found[parameter] for parameter in uses):
                 if whole_gradient is None:
                     continue
                 part = self._weights[name].view_of(whole_gradient).float()

@@ -27,6 +27,7 @@ from vlp_plugins.calibration.tokens import (
     TokenReader,
     Use,
     check_reached,
+    first_argument,
     hooked,
     modules_using,
     named,
@@ -130,7 +131,7 @@ class ActivationProbe:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._stream is None:
                 return
-            first = args[0] if args else next(iter(kwargs.values()))
+            first = first_argument(args, kwargs)
             for use in uses:
                 inputs = first
                 real = real_of(self._adapter, self._stream, use.owner, first)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -232,6 +233,11 @@ def kinds_of(
     kind = TokenKind.IMAGE if owner.tokens == "vision" else TokenKind.TEXT
     real = _declared(adapter, stream, owner)
     return kind if real is None else real.to(torch.uint8) * kind
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module was called with first, by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def real_of(

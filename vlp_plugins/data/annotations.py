@@ -31,6 +31,12 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not JSON ({first_line(error)}); fetch it again") from error
 
 
+def beginning(path: Path) -> str:
+    """The first 64 KiB of a file, which tell what it lists."""
+    with path.open("rb") as file:
+        return file.read(1 << 16).decode("utf-8", "replace")
+
+
 def read_rows(path: Path, key: str | None = None) -> list[Mapping[str, Any]]:
     """The rows of a JSON file: a list of objects, or the one under `key`.
 

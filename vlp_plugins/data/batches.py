@@ -17,13 +17,12 @@ from torch import nn
 from vlp_plugins.data.chat import ChatProcessor
 from vlp_plugins.data.karpathy import is_karpathy
 from vlp_plugins.data.labelled import LabelSource, open_labelled
-from vlp_plugins.data.nlvr2 import StatementSource, has_statements
+from vlp_plugins.data.nlvr2 import has_statements, statement_source
 from vlp_plugins.data.processors import Processor, reads_text
 from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright_rgb
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.adapter import Adapter, Batch, StatementAdapter
 from vlp_plugins.runtime.errors import DataError, first_line
-from vlp_plugins.runtime.memory import local_processes
 from vlp_plugins.runtime.parallel import ahead, default_workers, prefetched
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class CaptionedBatches:
         self.batch_size = batch_size
         self.limit = limit
         self.shuffle_seed = shuffle_seed
-        self.workers = default_workers(local_processes()) if workers is None else workers
+        self.workers = default_workers() if workers is None else workers
         self.shortfalls: tuple[str, ...] = ()
         """What the last iteration gave less than was asked for, in sentences."""
 
@@ -90,7 +89,6 @@ class CaptionedBatches:
         images: list[Any] = []
         texts: list[Any] = []
         made = 0
-        alone = isinstance(self.processor, ChatProcessor)
         for image, text in self.source.pairs(self.shuffle_seed, workers=self.workers):
             images.append(image)
             texts.append(text)
@@ -101,7 +99,7 @@ class CaptionedBatches:
                 if made == self.limit:
                     self.source.check()  # the source itself checks only at its end
                     return
-        if len(images) > 1 or (images and alone):
+        if len(images) >= self._least:
             yield self._batch(images, texts)
             made += 1
         if not made:
@@ -112,11 +110,16 @@ class CaptionedBatches:
         lacking = []
         if self.limit is not None and made < self.limit:
             lacking.append(f"{made:,} batches of the {self.limit:,} asked for")
-        if len(images) == 1 and not alone:
+        if 0 < len(images) < self._least:
             lacking.append("the last pair is left out, as it makes no batch by itself")
         if lacking and not self.shortfalls:
             logger.warning("%s: %s", self.source.description, "; ".join(lacking))
         self.shortfalls = tuple(lacking)
+
+    @property
+    def _least(self) -> int:
+        """Rows of a batch: a conversation needs no other, a pair does."""
+        return 1 if isinstance(self.processor, ChatProcessor) else 2
 
     def _batch(self, images: list[Any], texts: list[Any]) -> Batch:
         if self.source.captions == "labels":
@@ -141,7 +144,7 @@ class CaptionedBatches:
         if pairs is None:
             raise TypeError(f"{self.source.description} is a stream of unknown length")
         whole, rest = divmod(pairs, self.batch_size)
-        batches = whole + (rest > (0 if isinstance(self.processor, ChatProcessor) else 1))
+        batches = whole + (rest >= self._least)
         return batches if self.limit is None else min(batches, self.limit)
 
     def __repr__(self) -> str:
@@ -193,7 +196,7 @@ def open_batches(
     folder = Path(data).expanduser()
     is_captioned = image_column is not None or is_karpathy(folder)
     if isinstance(adapter, StatementAdapter) and has_statements(folder):
-        source = StatementSource(folder, split)
+        source = statement_source(folder, split)
     elif not is_captioned and not reads_text(processor):
         with suppress(DataError):  # images without classes
             source = LabelSource(open_labelled(data, split), model)
@@ -260,7 +263,7 @@ class ExampleBatches:
             workers: see `CaptionedBatches`.
         """
         self._examples = examples
-        self._workers = default_workers(local_processes()) if workers is None else workers
+        self._workers = default_workers() if workers is None else workers
         self._processor, self._adapter = processor, adapter
         self._batch_size = batch_size
 

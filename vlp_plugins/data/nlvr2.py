@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from vlp_plugins.data.annotations import (
     Text,
+    beginning,
     contents,
     image_of,
     image_root,
@@ -19,11 +19,10 @@ from vlp_plugins.data.annotations import (
     read_rows,
 )
 from vlp_plugins.data.folder import read_metadata
-from vlp_plugins.data.records import CaptionSource, Record, choose_split
+from vlp_plugins.data.records import Record, RecordList, choose_split
 from vlp_plugins.runtime.errors import DataError, shown
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
-_BEGINNING = 1 << 16  # bytes that tell what a file lists
 _SPLITS = ("train", "dev", "test")
 _BELOW = ("images", "images/train", "images/dev", "images/test1")
 
@@ -78,21 +77,15 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
     ]
 
 
-class StatementSource(CaptionSource):
-    """The statements of a split in place of captions, each with two images."""
+def statement_source(folder: Path, split: str | None) -> RecordList:
+    """The statements of a split in place of captions, each with two images.
 
-    def __init__(self, folder: Path, split: str | None) -> None:
-        """Reads the list; see `open_nlvr2` and `nlvr2_split`."""
-        chosen = nlvr2_split(folder, split)
-        super().__init__(f"{folder} ({chosen})", "statements")
-        self._items = open_nlvr2(folder, chosen)
-        self.length = len(self._items)
-
-    def records(self, seed: int | None) -> Iterator[Record]:
-        items = self._items
-        if seed is not None:
-            items = random.Random(seed).sample(items, len(items))
-        return (Record(item.place, item.both, item) for item in items)
+    Raises:
+        DataError: see `open_nlvr2` and `nlvr2_split`.
+    """
+    chosen = nlvr2_split(folder, split)
+    records = [Record(item.place, item.both, item) for item in open_nlvr2(folder, chosen)]
+    return RecordList(records, f"{folder} ({chosen})", "statements")
 
 
 def has_statements(path: Path) -> bool:
@@ -104,9 +97,8 @@ def has_statements(path: Path) -> bool:
 
 
 def _lists_statements(path: Path) -> bool:
-    with path.open("rb") as file:
-        beginning = file.read(_BEGINNING)
-    return b'"sentence"' in beginning and b'"label"' in beginning
+    text = beginning(path)
+    return '"sentence"' in text and '"label"' in text
 
 
 def nlvr2_split(folder: Path, split: str | None) -> str:

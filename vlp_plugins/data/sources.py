@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from PIL import Image
 
 from vlp_plugins.data import conversations
-from vlp_plugins.data.annotations import image_of, image_root, read_rows
+from vlp_plugins.data.annotations import beginning, image_of, image_root, read_rows
 from vlp_plugins.data.conversations import CHOICES
 from vlp_plugins.data.folder import (
     METADATA_SUFFIXES,
@@ -101,7 +101,6 @@ def open_source(
 
 
 _LISTED = re.compile(rf'"({"|".join(conversations.COLUMNS)})"\s*:\s*\[')
-_BEGINNING = 2**16  # bytes in which the first conversation of a file begins
 
 
 def _open_conversations(path: Path, split: str | None) -> CaptionSource | None:
@@ -136,8 +135,7 @@ def _open_conversations(path: Path, split: str | None) -> CaptionSource | None:
 def _lists_conversations(path: Path) -> bool:
     if path.suffix not in (".json", ".jsonl") or path.stem == "metadata":
         return False
-    with path.open("rb") as file:
-        return _LISTED.search(file.read(_BEGINNING).decode("utf-8", "replace")) is not None
+    return _LISTED.search(beginning(path)) is not None
 
 
 def _images_of(row: Mapping[str, Any]) -> list[str]:

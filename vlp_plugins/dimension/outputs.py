@@ -15,6 +15,7 @@ from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.moments import Site
 from vlp_plugins.calibration.tokens import (
     Use,
+    first_argument,
     hooked,
     modules_using,
     real_of,
@@ -220,7 +221,7 @@ class OutputProbe:
         ) -> None:
             if self._stream is None:
                 return
-            inputs = args[0] if args else next(iter(kwargs.values()))
+            inputs = first_argument(args, kwargs)
             tokens = self._tokens(path, module, output)
             # Several matrices of one module have one output: see `measure`.
             for use in uses[:1] if uses[0].owner.view is not None else uses:

@@ -102,6 +102,7 @@ class Composition(Factored):
         Raises:
             VlpError: see `calibrate`.
         """
+        self.check(context)
         if not self.needs or context.statistics is not None:
             return context.statistics if self.needs else None
         return gather(self.needs, context, keep_state=keep_state)

@@ -82,6 +82,21 @@ def bind(
         raise BatchError(f"batch ({has}) does not fit the forward: {error}") from error
 
 
+def forward_of(model: nn.Module, arguments: inspect.BoundArguments) -> Any:
+    """The forward of a model on what `bind` found.
+
+    Raises:
+        BatchError: if it does not take that.
+    """
+    try:
+        return model(*arguments.args, **arguments.kwargs)
+    except (TypeError, ValueError) as error:
+        raise BatchError(
+            f"the forward of {type(model).__name__} does not take such a batch "
+            f"({', '.join(arguments.arguments)}): {type(error).__name__}: {error}"
+        ) from error
+
+
 _TIED = "tied to an embedding or to an excluded layer"
 _EMBEDDING, _BIAS, _VECTOR = "embedding", "bias", "normalisation, scale or other vector"
 _ASKED = "excluded on request"
@@ -386,16 +401,7 @@ class ModuleAdapter(Adapter):
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
         real = {space: real_tokens(space, batch) for space in sorted(spaces)}
 
-        def forward() -> Any:
-            try:
-                return model(*arguments.args, **arguments.kwargs)
-            except (TypeError, ValueError) as error:
-                raise BatchError(
-                    f"the forward of {type(model).__name__} does not take such a batch "
-                    f"({', '.join(arguments.arguments)}): {type(error).__name__}: {error}"
-                ) from error
-
-        return iter((Stream("forward", forward, real),))
+        return iter((Stream("forward", lambda: forward_of(model, arguments), real),))
 
     def _warn(self, given: int, optional: Sequence[str]) -> None:
         """Says once that items of the batches are not taken for optional inputs."""

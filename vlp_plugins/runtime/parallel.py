@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import islice
 from threading import Event, Thread
 from typing import Any, TypeVar
 
 import torch
+
+from vlp_plugins.runtime.memory import local_processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,26 +69,25 @@ _MOST_WORKERS = 8
 _PATIENCE = 0.1  # seconds
 
 
-def default_workers(processes: int = 1) -> int:
-    """Threads that prepare data next to the model: the cores but one, at most 8.
+def default_workers() -> int:
+    """Threads that prepare data next to the model: this process' share of the cores but one.
 
-    Args:
-        processes: that share the machine.
+    At most 8.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_WORKERS, ((cores or 1) - 1) // processes)
+    return min(_MOST_WORKERS, ((cores or 1) - 1) // local_processes())
 
 
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """`map(function, items)` in the same order, by threads that work a few items ahead.
+    """`map(function, items)` in the same order, by threads that work `workers` items ahead.
 
     For functions that spend their time outside of Python, as decoding an image does. What one
     raises is raised in its turn.
 
     Args:
-        function: called from several threads.
+        function: called from several threads; must not draw from the global random state then.
         items: iterated over by the caller's thread.
         workers: number of threads; 0 for none, which is `map`.
     """
@@ -96,14 +96,15 @@ def ahead(
         return
     pool = ThreadPoolExecutor(workers, "vlp-data")
     try:
-        remaining = iter(items)
-        pending = deque(pool.submit(function, item) for item in islice(remaining, 2 * workers))
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
         while pending:
-            first: Future[Result] = pending.popleft()
-            yield first.result()
-            pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+            yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:

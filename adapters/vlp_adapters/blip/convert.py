@@ -358,13 +358,6 @@ def _sep(given: int | None, words: int) -> int:
 
 
 def _vision(shapes: CheckpointShapes, heads: int | None) -> BlipVisionConfig:
-    width, _, patch_size, _ = shapes["visual_encoder.patch_embed.proj.weight"]
     return BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=shapes["visual_encoder.blocks.0.mlp.fc1.weight"][0],
-        num_hidden_layers=len(shapes.indices(r"visual_encoder\.blocks\.(\d+)\.")),
-        num_attention_heads=attention_heads(width, "vision", heads),
-        image_size=shapes.grid("visual_encoder.pos_embed", dim=1) * patch_size,
-        patch_size=patch_size,
-        layer_norm_eps=1e-6,
+        **shapes.vision_transformer("visual_encoder.", heads), layer_norm_eps=1e-6
     )

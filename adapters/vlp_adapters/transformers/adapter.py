@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlp_adapters.objectives import IGNORED
 from vlp_adapters.transformers.matrices import attended, matrices_of, output_projections
 from vlp_adapters.transformers.tokens import Sequences, kinds_of_text
 from vlp_adapters.transformers.towers import DESIGNED, Towers, inner_model, is_pretrained
@@ -24,11 +25,16 @@ from vlp_plugins.models.adapter import (
     WeightView,
     need,
 )
-from vlp_plugins.models.generic import Rule, asked_for, bind, explain_rest, prunable_parameters
+from vlp_plugins.models.generic import (
+    Rule,
+    asked_for,
+    bind,
+    explain_rest,
+    forward_of,
+    prunable_parameters,
+)
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import BatchError, UnsupportedError
-
-_IGNORED = -100  # a label that the losses of transformers leave out
+from vlp_plugins.runtime.errors import UnsupportedError
 
 
 class TransformersAdapter(Adapter):
@@ -214,18 +220,11 @@ def _parameters(model: nn.Module) -> Iterable[str]:
 
 def _run(model: nn.Module, inputs: Batch) -> Any:
     """The forward of a model on what it takes of the inputs."""
-    arguments = bind(model.forward, inputs)
-    try:
-        return model(*arguments.args, **arguments.kwargs)
-    except (TypeError, ValueError) as error:
-        raise BatchError(
-            f"the forward of {type(model).__name__} does not take such a batch "
-            f"({', '.join(arguments.arguments)}): {type(error).__name__}: {error}"
-        ) from error
+    return forward_of(model, bind(model.forward, inputs))
 
 
 def _labels(config: Any, batch: Batch) -> Tensor:
     """The text of a batch, `[B, T]`, and -100 elsewhere."""
     ids, _ = need(batch, "input_ids", "attention_mask")
     kinds: Any = kinds_of_text(config, batch)
-    return ids.masked_fill(kinds != TokenKind.TEXT, _IGNORED)
+    return ids.masked_fill(kinds != TokenKind.TEXT, IGNORED)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import check_fit, few, joined, options_beside, read_state, write_state
 from vlp_adapters.names import rebegin, reverse
-from vlp_adapters.shapes import CheckpointShapes, attention_heads, check_options, shapes_of
+from vlp_adapters.shapes import CheckpointShapes, check_options, shapes_of
 from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -247,18 +247,12 @@ def infer_config(
     from transformers import ViTConfig
 
     shapes = CheckpointShapes(state, "ViT")
-    width, channels, _, patch_size = shapes["patch_embed.proj.weight"]
     labels = {"num_labels": len(state["head.weight"])} if "head.weight" in state else {}
     options = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
     check_options(options, {})
     return ViTConfig(
-        hidden_size=width,
-        intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
-        num_hidden_layers=len(shapes.indices(r"blocks\.(\d+)\.")),
-        num_attention_heads=attention_heads(width, "vision", vision_heads),
-        num_channels=channels,
-        image_size=shapes.grid("pos_embed", dim=1) * patch_size,
-        patch_size=patch_size,
+        **shapes.vision_transformer("", vision_heads),
+        num_channels=shapes["patch_embed.proj.weight"][1],
         qkv_bias="blocks.0.attn.qkv.bias" in state,
         **options,
         **labels,

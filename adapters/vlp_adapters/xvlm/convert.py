@@ -294,15 +294,9 @@ def _clip(shapes: CheckpointShapes, heads: int | None) -> CLIPVisionConfig:
 
 
 def _deit(shapes: CheckpointShapes, heads: int | None) -> ViTConfig:
-    width, channels, patch_size, _ = shapes["vision_encoder.patch_embed.proj.weight"]
     return ViTConfig(
-        hidden_size=width,
-        intermediate_size=shapes["vision_encoder.blocks.0.mlp.fc1.bias"][0],
-        num_hidden_layers=len(shapes.indices(r"vision_encoder\.blocks\.(\d+)\.")),
-        num_attention_heads=attention_heads(width, "vision", heads),
-        num_channels=channels,
-        image_size=shapes.grid("vision_encoder.pos_embed", dim=1) * patch_size,
-        patch_size=patch_size,
+        **shapes.vision_transformer("vision_encoder.", heads),
+        num_channels=shapes["vision_encoder.patch_embed.proj.weight"][1],
         layer_norm_eps=1e-6,
     )
 

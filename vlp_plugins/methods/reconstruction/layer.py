@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -140,7 +140,6 @@ Reconstructed = tuple[torch.Tensor, torch.Tensor]
 """Support, bool `[out, in]`, and values, float32 `[out, in]`, zero outside of it."""
 
 
-@runtime_checkable
 class Solver(Protocol):
     """Chooses which elements of a layer stay, and their values. It knows no model."""
 

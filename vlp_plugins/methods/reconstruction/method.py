@@ -10,6 +10,7 @@ import torch
 from vlp_plugins.calibration.moments import INPUT_GRAM, InputGram, Statistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import pack
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.reconstruction.alps import Alps
@@ -72,10 +73,6 @@ class Reconstruction(Composition):
             )
         return solver
 
-    def gather(self, context: Context, *, keep_state: bool = False) -> Statistics | None:
-        self.check(context)
-        return super().gather(context, keep_state=keep_state)
-
     def masks(
         self, context: Context, statistics: Statistics | None = None, *, half: int | None = None
     ) -> list[Masks]:
@@ -84,7 +81,7 @@ class Reconstruction(Composition):
         ranked, selections = self._selected(context, statistics, half)
         solver = self._solver(context)
         owners = context.resolved_owners
-        supports: list[dict[str, torch.Tensor]] = [{} for _ in selections]
+        packed: list[dict[str, torch.Tensor]] = [{} for _ in selections]
         values: list[dict[str, torch.Tensor]] = [{} for _ in selections]
         for name, weight in context.weights.items():
             matrix = whole(weight.parameter).detach().reshape(weight.rows_and_columns).float()
@@ -99,14 +96,10 @@ class Reconstruction(Composition):
             except VlpError as error:
                 raise type(error)(f"weight {name!r}: {error}") from error
             for each, (support, fitted) in enumerate(found):
-                supports[each][name] = support.view(weight.shape).cpu()
-                values[each][name] = fitted.view(weight.shape).cpu()
-        return [
-            Masks.from_dense(kept, manifest, new)
-            for kept, manifest, new in zip(
-                supports, self._manifests(context, statistics), values, strict=True
-            )
-        ]
+                packed[each][name] = pack(support.view(weight.shape).cpu())
+                values[each][name] = fitted[support].cpu()
+        manifests = self._manifests(context, statistics)
+        return [Masks(*each) for each in zip(packed, manifests, values, strict=True)]
 
 
 def sparsegpt(*, damping: float = 0.01, block: int = 128) -> Reconstruction:

@@ -24,6 +24,7 @@ from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.distributed import all_gather
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
+from vlp_plugins.runtime.parallel import ahead
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.engine import Engine, TaskLoss
 from vlp_plugins.tasks.finetuning.files import (
@@ -37,7 +38,7 @@ from vlp_plugins.tasks.finetuning.files import (
     seed_of,
     state_of,
 )
-from vlp_plugins.tasks.finetuning.samples import Batches, Epochs, Group, made, prefetched
+from vlp_plugins.tasks.finetuning.samples import Batches, Epochs, Group, made
 from vlp_plugins.tasks.finetuning.settings import (
     FinetuneSettings,
     build_optimizer,
@@ -104,7 +105,7 @@ class _Steps:
     ) -> Iterator[Place]:
         """Takes the steps that are left; yields where the run stands after each."""
         groups = islice(epochs.from_place(place.epoch, place.group), self.steps - place.step)
-        for (epoch, number, _), mine in prefetched(groups, self._mine, self.workers):
+        for epoch, number, mine in ahead(self._mine, groups, self.workers):
             rate = set_rate(self.optimizer, self.settings, place.step, self.steps)
             norm = self._take(mine, place.step)
             place = Place(place.step + 1, epoch, number + 1)
@@ -118,10 +119,11 @@ class _Steps:
                 self.log.write(place.step, self.engine.mean, writes=writes, **facts)
             yield place
 
-    def _mine(self, found: tuple[int, int, Group]) -> dict[int, Batch]:
-        """The batches of a group that this process computes, by their numbers in it."""
-        group, engine = found[2], self.engine
-        return {n: made(group[n]) for n in range(engine.index, len(group), engine.processes)}
+    def _mine(self, found: tuple[int, int, Group]) -> tuple[int, int, dict[int, Batch]]:
+        """Epoch and group, and the batches of it that this process computes, by their numbers."""
+        (epoch, number, group), engine = found, self.engine
+        mine = range(engine.index, len(group), engine.processes)
+        return epoch, number, {n: made(group[n]) for n in mine}
 
     def _take(self, mine: Mapping[int, Batch], step: int) -> Tensor | None:
         engine = self.engine
@@ -191,7 +193,7 @@ def finetune(
             had not been interrupted.
         checkpoint_every: steps from one state to the next.
         log_every: steps that a line of the log is the mean of.
-        workers: threads that prefetch batches, if those are functions; see `prefetched`.
+        workers: threads that prefetch batches, if those are functions; see `ahead`.
         about: what else a resumed run must have in common with the interrupted one, in values of
             JSON: the data, the size of its batches.
         progress: called with steps done and steps in all.

@@ -6,16 +6,16 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
 
 from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.data.batches import collated
+from vlp_plugins.data.chat import IGNORED
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import upright_rgb
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -121,43 +121,6 @@ def _length(batches: Iterable[object]) -> int | None:
 def made(batch: Batch | LazyBatch) -> Batch:
     """The batch itself."""
     return batch if isinstance(batch, Mapping) else batch()
-
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
-
-
-def prefetched(
-    items: Iterable[Item], make: Callable[[Item], Made], workers: int
-) -> Iterator[tuple[Item, Made]]:
-    """Yields every item with what is made of it, in their order.
-
-    Args:
-        items: are taken `workers` ahead.
-        make: is called in other threads (which run at the same time while images are decoded), and
-            must not draw from the global random state then.
-        workers: number of threads; 0 makes everything here, when it is needed.
-
-    Raises:
-        Exception: what `make` raises, when the item is due.
-    """
-    if not workers:
-        for item in items:
-            yield item, make(item)
-        return
-    waiting: deque[tuple[Item, Future[Made]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="vlp-batches")
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(make, item)))
-            if len(waiting) > workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _log = logging.getLogger(__name__)
@@ -280,7 +243,7 @@ class SampleEpochs:
         if answers:
             tokenizer = tokenizer_of(self._processor, "answers need")
             made = tokenizer(answers, padding=True, truncation=True, return_tensors="pt")
-            batch["labels"] = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
+            batch["labels"] = made["input_ids"].masked_fill(made["attention_mask"] == 0, IGNORED)
         return batch
 
 
