@@ -147,9 +147,7 @@ def compare(
         steps_shown(),
     ):
         result = run(
-            lambda: Loaded.of(
-                source, max_length=data.max_length, prompt=data.prompt, max_pixels=data.max_pixels
-            ),
+            lambda: Loaded.of(source, **data.of_processor),
             request, out, command=line, resume=resume, overwrite=overwrite,
             progress=progress, begin=begin,
         )  # fmt: skip

@@ -112,9 +112,7 @@ def id_(
         rank_zero,
     ):
         result = measure_dimensions(
-            lambda: Loaded.of(
-                source, max_length=data.max_length, prompt=data.prompt, max_pixels=data.max_pixels
-            ),
+            lambda: Loaded.of(source, **data.of_processor),
             data, options, out, command=line, resume=resume, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip

@@ -141,9 +141,7 @@ def sensitivity(
         source.device, line, lambda: work_left(out), what="pruning and measuring", units="points"
     ) as (progress, rank_zero):
         result = measure_sensitivity(
-            lambda: Loaded.of(
-                source, max_length=data.max_length, prompt=data.prompt, max_pixels=data.max_pixels
-            ),
+            lambda: Loaded.of(source, **data.of_processor),
             request, out, command=line, resume=resume, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if not rank_zero:

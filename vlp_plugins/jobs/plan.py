@@ -244,10 +244,7 @@ def _plan_by_shapes(job: Prepared) -> Plan:
     statistics, cost = 0, None
     besides = 0
     if isinstance(method, Composition):
-        for need in method.needs:
-            for weight in job.weights.values():
-                sites = 1 if isinstance(need, LossStatistic) else len(weight.owners)
-                statistics += _HALVES * sites * need.size(weight)
+        statistics = method.statistics_bytes(job.weights)
         if any(isinstance(need, LossStatistic) for need in method.needs):
             besides = 4 * job.weights.numel  # the gradients of a batch
     elif isinstance(method, Procedure):
@@ -272,10 +269,6 @@ def _plan_by_shapes(job: Prepared) -> Plan:
         timing=Timing(None, None, 0.0),
         cost=cost,
     )
-
-
-_HALVES = 2 * 8
-"""Bytes of an element of a statistic: float64, of even and odd batches apart."""
 
 
 def _itemsize(job: Prepared) -> int:
@@ -475,9 +468,7 @@ def plan_dimensions(
         StatisticsError: if they are too few.
         UnsupportedError: if a single layer does not fit into the budget.
     """
-    loaded = Loaded.of(
-        source, max_length=data.max_length, prompt=data.prompt, max_pixels=data.max_pixels
-    )
+    loaded = Loaded.of(source, **data.of_processor)
     samples = _samples(loaded, data)
     size = min(data.batch_size, samples)
     return _planned_dimensions(

@@ -87,10 +87,7 @@ class Prepared:
             DataError: if there is none.
         """
         source, data = str(self.recipe.processor or self.recipe.model), self.recipe.data
-        return processor_for(
-            self.model, self.adapter, source, max_length=data.max_length, prompt=data.prompt,
-            max_pixels=data.max_pixels,
-        )  # fmt: skip
+        return processor_for(self.model, self.adapter, source, **data.of_processor)
 
     def batches(self) -> CaptionedBatches:
         """The calibration batches; a model of images only gets them without captions.

@@ -61,6 +61,11 @@ class DataRecipe:
     prompt: str | None = None
     max_pixels: int | None = None
 
+    @property
+    def of_processor(self) -> dict[str, Any]:
+        """What the processor of the model is told; keywords of `processor_for`."""
+        return {name: getattr(self, name) for name in ("max_length", "prompt", "max_pixels")}
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -78,7 +78,12 @@ class Composition(Factored):
 
     def statistics_bytes(self, weights: WeightMap) -> int:
         """What the sums of `needs` take, in float64, of the even and of the odd batches."""
-        return 2 * 8 * sum(s.size(w) for s in self.needs for w in weights.values())
+        sums = 0
+        for need in self.needs:
+            for weight in weights.values():
+                sites = 1 if isinstance(need, LossStatistic) else len(weight.owners)
+                sums += sites * need.size(weight)
+        return 2 * 8 * sums
 
     def run(self, context: Context) -> list[Masks]:
         return self.masks(context, self.gather(context))
