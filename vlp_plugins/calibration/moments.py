@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -51,9 +51,11 @@ class ActivationStatistic(ABC):
         name: key of its sums, in files, too. It must contain every parameter that changes the
             values (`f"input_power_{p}"`, set in `__init__`): statistics of one name share one set
             of sums. Without `|`.
+        block_dtype: of its sums in the block-by-block pass.
     """
 
     name: str
+    block_dtype: ClassVar[torch.dtype] = torch.float64
 
     @abstractmethod
     def size(self, weight: Weight) -> int:
@@ -193,6 +195,7 @@ class InputGram(ActivationStatistic):
     """
 
     name = INPUT_GRAM
+    block_dtype = torch.float32
 
     def size(self, weight: Weight) -> int:
         return weight.rows_and_columns[1] ** 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -43,6 +43,10 @@ from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 logger = logging.getLogger("vlp_plugins.calibration")
 
 
+_Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+Choose = Callable[[str, torch.Tensor, torch.Tensor | None], torch.Tensor | None]
+
+
 class _Measured(NamedTuple):
     inputs: weakref.ref[torch.Tensor]
     version: int
@@ -78,6 +82,9 @@ class ActivationProbe:
             (s.name, name): s.size(weights[name]) for s in self._statistics for name in weights
         }
         self._stream: Stream | None = None
+        self._names: Collection[str] | None = None
+        self._choose: Choose | None = None
+        self._hooks: dict[str, tuple[nn.Module, _Hook]] = {}
         self._found: list[tuple[Key, Owner, torch.Tensor]] = []
         self._measured: dict[tuple[object, ...], _Measured] = {}
 
@@ -92,6 +99,7 @@ class ActivationProbe:
             modules = modules_using(self._model, self._weights) if self._statistics else ()
             for path, module, uses in modules:
                 hook = self._hook(path, uses, reader_of(path, module))
+                self._hooks[path] = module, hook
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield self
 
@@ -117,6 +125,36 @@ class ActivationProbe:
             self._found.clear()
             self._measured.clear()
 
+    @contextmanager
+    def reading(
+        self, stream: Stream, names: Collection[str], choose: Choose | None = None
+    ) -> Iterator[None]:
+        """Measures what runs meanwhile, a part of a stream; inside `attached`.
+
+        Args:
+            stream: that the part is of.
+            names: canonical names of the weights to measure.
+            choose: takes a name, an input and which of its tokens are real, and returns which of
+                them count.
+        """
+        self._stream, self._names, self._choose = stream, names, choose
+        try:
+            yield
+        finally:
+            self._stream = self._names = self._choose = None
+
+    def enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Measures a call of a module that is made without its hooks; inside `reading`."""
+        if path in self._hooks:
+            module, hook = self._hooks[path]
+            hook(module, args, kwargs)
+
+    def taken(self) -> list[tuple[Key, Owner, torch.Tensor]]:
+        """What was measured since the last call: key, module, and the statistic, float32."""
+        found, self._found = self._found, []
+        self._measured.clear()
+        return found
+
     def _run(self, batch: Batch) -> None:
         for stream in self._adapter.streams(self._model, batch, published=self._published):
             self._stream = stream
@@ -125,16 +163,18 @@ class ActivationProbe:
             finally:
                 self._stream = None
 
-    def _hook(
-        self, path: str, uses: list[Use], reader: TokenReader
-    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def _hook(self, path: str, uses: list[Use], reader: TokenReader) -> _Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._stream is None:
                 return
             first = first_argument(args, kwargs)
             for use in uses:
+                if self._names is not None and use.weight not in self._names:
+                    continue
                 inputs = first
                 real = real_of(self._adapter, self._stream, use.owner, first)
+                if self._choose is not None:
+                    real = self._choose(use.weight, first, real)
                 if (view := use.owner.view) is not None and view.reads is not None:
                     inputs, real = view.reads(module, args, kwargs, real)
                 site = Site(use.weight, self._stream.name, use.index)

@@ -80,20 +80,21 @@ def sum_over_processes(
     give the same masks. (Beyond that they agree to about 1e-16.)
 
     Args:
-        sums: of this process, float64; processes may have other sites. Emptied tensor by tensor, so
+        sums: of this process; processes may have other sites. Emptied tensor by tensor, so
             that nothing of the model's size exists twice.
         device: where to sum if the process group does not work on CPU.
     """
     shapes = {
         key: shape
-        for process in all_gather({key: tuple(value.shape) for key, value in sums.items()})
+        for process in all_gather({k: (tuple(v.shape), v.dtype) for k, v in sums.items()})
         for key, shape in process.items()
     }
     found = {}
     for key in sorted(shapes):
         part = sums.pop(key, None)
         if part is None:
-            part = torch.zeros(shapes[key], dtype=torch.float64)
+            shape, dtype = shapes[key]
+            part = torch.zeros(shape, dtype=dtype)
         found[key] = _all_reduce(part, device).cpu()
     return found
 

@@ -214,6 +214,15 @@ class Adapter(ABC):
         """What is not pruned, and why. The first pattern that matches a parameter explains it."""
         return ()
 
+    def blocks(self, model: nn.Module) -> Sequence[str]:
+        """Paths of the modules that the block-by-block pass runs and prunes one at a time.
+
+        Together they hold every module that uses a weight; none is inside of another. By default
+        the elements of the outermost `ModuleList`s, and what stands outside of them by itself.
+        """
+        owners = (owner.module for spec in self.weights(model) for owner in spec.owners)
+        return blocks_with(model, owners, lambda module: True)
+
     def losses(
         self,
         model: nn.Module,
@@ -488,3 +497,28 @@ def need(batch: Batch, *keys: str) -> list[torch.Tensor]:
             hint = "; make batches with the model's processor and padding=True, which returns one"
         raise BatchError(f"batch has no {', '.join(missing)} (it has: {', '.join(batch)}){hint}")
     return [batch[key] for key in keys]
+
+
+def blocks_with(
+    model: nn.Module, modules: Iterable[str], is_block: Callable[[nn.Module], bool]
+) -> list[str]:
+    """The blocks that modules stand in, in the order of the modules.
+
+    Args:
+        model: that they are of.
+        modules: their paths.
+        is_block: whether an element of a `ModuleList` is one. The outermost that is counts, or else
+            the outermost element; a module outside of all lists is a block by itself.
+    """
+    found: dict[str, None] = {}
+    for path in modules:
+        parts = path.split(".")
+        outer = (".".join(parts[:n]) for n, part in enumerate(parts, 1) if part.isdigit())
+        lists = [each for each in outer if _in_list(model, each)] or [path]
+        known = (each for each in lists if is_block(model.get_submodule(each)))
+        found[next(known, lists[0])] = None
+    return [path for path in found if not any(path.startswith(f"{each}.") for each in found)]
+
+
+def _in_list(model: nn.Module, path: str) -> bool:
+    return type(model.get_submodule(path.rpartition(".")[0])).__name__ == "ModuleList"

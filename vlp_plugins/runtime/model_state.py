@@ -193,6 +193,20 @@ _FAST_PATH = _FastPath()
 
 
 @contextmanager
+def caches_off(model: nn.Module) -> Iterator[None]:
+    """Models of transformers keep no keys and values: a layer may be run twice on the same input."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    cached = {id(c): c for c in configs if getattr(c, "use_cache", False)}.values()
+    try:
+        for config in cached:
+            config.use_cache = False
+        yield
+    finally:
+        for config in cached:
+            config.use_cache = True
+
+
+@contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restores the buffers of a model afterwards: a forward may change its own state."""
     kept = [

@@ -23,6 +23,7 @@ from vlp_plugins.models.adapter import (
     TokenKind,
     WeightSpec,
     WeightView,
+    blocks_with,
     need,
 )
 from vlp_plugins.models.generic import (
@@ -131,6 +132,17 @@ class TransformersAdapter(Adapter):
                 return _run(model, {**batch, **options})
 
         return iter((Stream("forward", run, kinds=sequences.kinds, samples=sequences.samples),))
+
+    def blocks(self, model: nn.Module) -> Sequence[str]:
+        """The layers that transformers keeps whole on one device, and what is in none of them."""
+        owners = [owner.module for spec in self.weights(model) for owner in spec.owners]
+        kinds = {
+            kind
+            for module in model.modules()
+            if is_pretrained(module)
+            for kind in getattr(module, "_no_split_modules", None) or ()
+        }
+        return blocks_with(model, owners, lambda module: type(module).__name__ in kinds)
 
     def losses(
         self,

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,6 +34,7 @@ _OTHERS = (
     "cross_modal_hidden_states",
 )  # fmt: skip
 _OTHER_MASKS = ("encoder_attention_mask", "cross_attention_mask")
+_OBSERVING: ContextVar[Sequences | None] = ContextVar("observing", default=None)
 _QUERIES = "query_embeds"
 _RESIDUAL = "input_tensor"  # what BERT's layers add to their input, and a part of the same sequence
 
@@ -74,6 +76,8 @@ class Sequences:
         model = self._towers.model
         decoders = _decoders(model)
         with ExitStack() as stack:
+            token = _OBSERVING.set(self)
+            stack.callback(_OBSERVING.reset, token)
             stack.callback(self._calls.clear)
             stack.callback(self._known.clear)
             stack.callback(self._derived.clear)
@@ -249,6 +253,8 @@ class Sequences:
         other_default = TokenKind.TEXT if written else TokenKind.IMAGE
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _OBSERVING.get() is not self:
+                return  # another forward of the same model, while this one waits
             values = (*zip(names, args, strict=False), *kwargs.items())
             given = {name: value for name, value in values if isinstance(value, Tensor)}
             length = next((value for name, value in values if name == "query_length"), None)
@@ -323,7 +329,7 @@ class Sequences:
         return self._known[key][1]
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        while self._calls and self._calls.pop().module is not module:
+        while _OBSERVING.get() is self and self._calls and self._calls.pop().module is not module:
             pass
 
     def _of_mask(
