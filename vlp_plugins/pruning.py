@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from vlp_plugins.calibration.selections import TokenSelection
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.outputs import Padding
@@ -20,7 +21,7 @@ from vlp_plugins.masks.compare import Overlap
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.id_guided import IdGuided
-from vlp_plugins.methods.method import Context, Method
+from vlp_plugins.methods.method import Context, Method, Walk
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
@@ -92,6 +93,8 @@ def prune(
     progress: Callable[[int, int | None], None] | None = None,
     autocast: torch.dtype | str | None = None,
     skip_nonfinite: bool = False,
+    walk: Walk | None = None,
+    tokens: TokenSelection | None = None,
     memory_budget: int | str | None = None,
     workplace: Path | None = None,
     id_profile: IdProfile | str | Path | None = None,
@@ -131,6 +134,10 @@ def prune(
         progress: called with (batches done, batches in all or None).
         autocast: `bfloat16` or `float16` for forward passes of methods that need gradients.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
+        walk: `blocks` prunes block by block: each is measured on what the pruned ones before it
+            give out, which takes a walk for every sparsity; `model` runs the dense model once.
+            None: the method's own.
+        tokens: which of the real tokens count, in a walk by blocks.
         memory_budget: what gradients of many batches, or the points that dimensions are measured
             from, may take in addition to the model, bytes or `"8GiB"`; None: three quarters of what
             is free.
@@ -169,6 +176,8 @@ def prune(
         limit=limit,
         autocast=autocast_of(autocast),
         skip_nonfinite=skip_nonfinite,
+        walk=walk,
+        tokens=tokens,
         memory_budget=None if memory_budget is None else bytes_of(memory_budget),
         workplace=workplace,
         checkpoint=checkpoint,

@@ -40,7 +40,7 @@ from vlp_plugins.calibration.tokens import (
     modules_using,
     run_without_gradients,
 )
-from vlp_plugins.masks.packed import unpack
+from vlp_plugins.masks.packed import Pruned
 from vlp_plugins.models.adapter import Adapter, Batch, Stream, TokenKind
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, rank_and_size
@@ -98,26 +98,6 @@ class BlockStatistics:
             )
         total = found[0] if len(found) == 1 else torch.stack(found).sum(0)
         return total / self.samples
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What was decided of one weight.
-
-    Attributes:
-        bits: what `pack` makes of its mask.
-        values: float32 `[kept]`, what stays, in row-major order; None: as it was.
-    """
-
-    bits: torch.Tensor
-    values: torch.Tensor | None = None
-
-    def write(self, parameter: torch.Tensor) -> None:
-        """Prunes a parameter in place."""
-        mask = unpack(self.bits, tuple(parameter.shape)).to(parameter.device)
-        parameter.masked_fill_(~mask, 0)
-        if self.values is not None:
-            parameter[mask] = self.values.to(parameter)
 
 
 Decide = Callable[[Visit, Mapping[str, Weight], BlockStatistics], Mapping[str, Pruned]]
@@ -370,13 +350,14 @@ class BlockPass:
             names: of the weights.
             go_on: whether the forwards go on behind the block as it is.
         """
-        state = None if walk.tokens is None else walk.tokens.begin()
-        if state is not None and walk.tokens.reads_all_first:
+        tokens = walk.tokens
+        state = None if tokens is None else tokens.begin()
+        if tokens is not None and state is not None and tokens.reads_all_first:
             for forward in forwards:
-                state.observe(self._call(visit, forward, walk, names))
+                state.observe(self._call(visit, forward, tokens, names))
         for forward in forwards:
-            if state is not None and not walk.tokens.reads_all_first:
-                state.observe(self._call(visit, forward, walk, names))
+            if tokens is not None and state is not None and not tokens.reads_all_first:
+                state.observe(self._call(visit, forward, tokens, names))
             chosen = None if state is None else partial(_chosen, state, forward.index, {})
             with walk.probe.reading(forward.stream, names, chosen):
                 args, kwargs = forward.call
@@ -395,10 +376,9 @@ class BlockPass:
                 forward.proceed(output)
 
     def _call(
-        self, visit: Visit, forward: _Forward, walk: _Walk, names: Collection[str]
+        self, visit: Visit, forward: _Forward, tokens: TokenSelection, names: Collection[str]
     ) -> BlockCall:
         """A batch in a block, as token selections read it."""
-        assert walk.tokens is not None
         hidden = first_argument(*forward.call)
         owner = next(
             owner
@@ -414,12 +394,12 @@ class BlockPass:
         attention: list[torch.Tensor] = []
         with ExitStack() as stack:
             block = self._model.get_submodule(visit.block)
-            if walk.tokens.reads_modules:
+            if tokens.reads_modules:
                 for _, module, uses in modules_using(self._model, self._weights):
                     own = [use.weight for use in uses if use.weight in names]
                     note = partial(_note_output, own, outputs)
                     stack.callback(module.register_forward_hook(note).remove)
-            if walk.tokens.reads_attention:
+            if tokens.reads_attention:
                 for module in block.modules():
                     stack.callback(
                         module.register_forward_hook(partial(_note_attention, attention)).remove
@@ -470,9 +450,7 @@ class BlockPass:
         check_reached(self._adapter, self._weights, self._last_use)
         self.visits = [visit for visit in self.visits if self._inside[visit.block]]
 
-    def _rehearse_batch(
-        self, kept: tuple[int, Batch], uses: set[tuple[Visit, str]]
-    ) -> list[Visit]:
+    def _rehearse_batch(self, kept: tuple[int, Batch], uses: set[tuple[Visit, str]]) -> list[Visit]:
         order = []
         with self._stopping([kept]) as (forward,), ExitStack() as stack:
             for path, module, users in modules_using(self._model, self._weights):
@@ -501,8 +479,6 @@ class BlockPass:
         finally:
             for parameter, values in before:
                 parameter.copy_(values)
-
-
 
 
 @dataclass
@@ -581,7 +557,7 @@ def _pausing(module: nn.Module, path: str) -> Iterator[None]:
 
 
 def _note(
-    forward: _Forward, names: set[str], uses: set[tuple[Visit, str]], module: nn.Module, _: Any
+    forward: _Forward, names: set[str], uses: set[tuple[Visit, str]], *_: Any
 ) -> None:
     """A hook that notes the visit in which a module is called."""
     if forward.in_block:
@@ -591,15 +567,16 @@ def _note(
 def _note_output(
     names: Sequence[str],
     outputs: dict[str, torch.Tensor],
-    module: nn.Module,
-    _: Any,
+    _: nn.Module,
+    __: Any,
     output: Any,
 ) -> None:
+    """A hook that notes what a module gives out."""
     if isinstance(output, torch.Tensor):
         outputs.update(dict.fromkeys(names, output))
 
 
-def _note_attention(found: list[torch.Tensor], module: nn.Module, _: Any, output: Any) -> None:
+def _note_attention(found: list[torch.Tensor], _: nn.Module, __: Any, output: Any) -> None:
     """A hook that notes attention probabilities, which modules return behind their output."""
     if isinstance(output, tuple) and len(output) > 1:
         second = output[1]

@@ -1,9 +1,10 @@
-"""Masks as bits: packing, unpacking, counting."""
+"""Masks as bits: packing, unpacking, counting; and what was decided of one weight."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +30,26 @@ def unpack(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Inverse of `pack`: bool on the CPU, of the given shape."""
     bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
     return torch.from_numpy(bits.view(np.bool_)).reshape(tuple(shape))
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a method decided of one weight.
+
+    Attributes:
+        bits: of its mask, see `pack`.
+        values: float32 `[kept]` on the CPU, what stays, in row-major order; None: as it was.
+    """
+
+    bits: torch.Tensor
+    values: torch.Tensor | None = None
+
+    def write(self, parameter: torch.Tensor) -> None:
+        """Prunes a parameter in place."""
+        mask = unpack(self.bits, parameter.shape).to(parameter.device)
+        parameter.masked_fill_(~mask, 0)
+        if self.values is not None:
+            parameter[mask] = self.values.to(parameter)
 
 
 def packed_size(numel: int) -> int:

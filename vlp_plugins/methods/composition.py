@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.moments import LossStatistic, Statistic, distinct
+from vlp_plugins.calibration.selections import TokenSelection
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.masks.packed import pack
-from vlp_plugins.methods.method import Context, Factored, Method
+from vlp_plugins.masks.packed import Pruned, pack
+from vlp_plugins.methods.blocks import masks_by_blocks, masks_of
+from vlp_plugins.methods.method import Context, Factored, Method, Walk
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
@@ -38,7 +40,10 @@ class Composition(Factored):
         parameters: what the user set, for the manifest.
         factors: what multiplies the score that the allocation reads; None: nothing. See
             `with_factors`.
+        tokens: which of the real tokens count, block by block; None: all.
     """
+
+    walks: ClassVar[tuple[Walk, ...]] = ("model", "blocks")
 
     name: str
     score: Scorer
@@ -46,6 +51,7 @@ class Composition(Factored):
     allocation_score: Scorer | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     factors: Factors | None = None
+    tokens: TokenSelection | None = None
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -54,10 +60,10 @@ class Composition(Factored):
         Raises:
             UnsupportedError: if the scores need different statistics of one name.
         """
-        return distinct(self._read)
+        return distinct(self.read)
 
     @property
-    def _read(self) -> tuple[Statistic, ...]:
+    def read(self) -> tuple[Statistic, ...]:
         """What the scores read."""
         return (
             *self.score.needs,
@@ -85,10 +91,27 @@ class Composition(Factored):
                 sums += sites * need.size(weight)
         return 2 * 8 * sums
 
+    def walk_of(self, context: Context) -> Walk:
+        if context.walk is None and self.tokens is not None:
+            return "blocks"
+        walk = super().walk_of(context)
+        return walk if self.needs else "model"  # weights alone are the same in both
+
     def run(self, context: Context) -> list[Masks]:
+        self.check(context)
+        if self.walk_of(context) == "blocks":
+            return masks_by_blocks(self, context)
         return self.masks(context, self.gather(context))
 
     def check(self, context: Context) -> None:
+        if self.walk_of(context) == "blocks":
+            if context.statistics is not None:
+                raise StatisticsError(
+                    "a walk by blocks measures each block behind pruned ones, and cannot use "
+                    "statistics of the dense model; give batches"
+                )
+            if not context.has_batches:
+                raise StatisticsError("a walk by blocks needs data: give batches")
         if self.needs and context.statistics is None and not context.has_batches:
             raise StatisticsError(
                 f"method {self.name!r} needs data: give batches, or statistics of an earlier pass"
@@ -131,18 +154,57 @@ class Composition(Factored):
         weights = context.weights
         ranked, selections = self._selected(context, statistics, half)
 
-        def bits_of(weight: Weight) -> list[torch.Tensor]:
+        def mean(statistic: str, name: str) -> torch.Tensor:
+            assert statistics is not None  # `needs` says so
+            owners = context.resolved_owners
+            return statistics.mean(statistic, name, owners=owners, half=half)
+
+        def reduced(weight: Weight) -> list[Pruned]:
             scores = ranked.scores(weight.name)
             chosen = [selection[weight.name] for selection in selections]
             if self.allocation_score is not None:
                 chosen = _recut(ranked, scores, chosen, weight)
-            return [pack(selection.mask(scores).view(weight.shape)) for selection in chosen]
+            return self.reduced(context, weight, scores, chosen, mean)
 
-        with in_turn(weights.sharded):
-            bits = over_tensors(bits_of, weights.values(), ranked.device)
-        packed = [dict(zip(weights, each, strict=True)) for each in zip(*bits, strict=True)]
-        manifests = self._manifests(context, statistics)
-        return [Masks(bits, manifest) for bits, manifest in zip(packed, manifests, strict=True)]
+        with in_turn(weights.sharded or self.changes_weights):
+            found = over_tensors(reduced, weights.values(), ranked.device)
+        masks = []
+        for each, manifest in zip(
+            zip(*found, strict=True), self.manifests(context, _calibration(statistics)), strict=True
+        ):
+            pruned = dict(zip(weights, each, strict=True))
+            masks.append(masks_of(pruned, manifest))
+        return masks
+
+    def reduced(
+        self,
+        context: Context,
+        weight: Weight,
+        scores: torch.Tensor,
+        selections: Sequence[Selection],
+        mean: Callable[[str, str], torch.Tensor],
+    ) -> list[Pruned]:
+        """What stays of one weight, for every selection.
+
+        Args:
+            context: of the run.
+            weight: the dense one.
+            scores: that rank its elements, float32 `[out, in]`.
+            selections: each says how many elements go, and which by the scores.
+            mean: takes the names of a statistic and of a weight; see `Statistics.mean`.
+        """
+        return [Pruned(pack(each.mask(scores).view(weight.shape))) for each in selections]
+
+    def allocating(self) -> Composition:
+        """The composition of what the allocation reads; it makes the same selections."""
+        score = self.allocation_score or self.score
+        return Composition(self.name, score, self.allocation, factors=self.factors)
+
+    def selections(
+        self, context: Context, statistics: Statistics | None
+    ) -> list[dict[str, Selection]]:
+        """For every target what chooses in each tensor; see `masks`."""
+        return self._selected(context, statistics, None)[1]
 
     def _selected(
         self, context: Context, statistics: Statistics | None, half: int | None
@@ -162,8 +224,10 @@ class Composition(Factored):
             selections = self.allocation.select(allocated, context.targets, floor=context.floor)
         return ranked.ranking(), selections
 
-    def _manifests(self, context: Context, statistics: Statistics | None) -> list[Manifest]:
-        """One for every target."""
+    def manifests(self, context: Context, calibration: dict[str, Any] | None) -> list[Manifest]:
+        """One for every target; `calibration` says what was read, None if nothing was."""
+        tokens = context.tokens or self.tokens
+        walk = self.walk_of(context)
         manifest = Manifest.for_weights(
             context.weights,
             method=self.name,
@@ -173,9 +237,11 @@ class Composition(Factored):
                 "floor": context.floor,
                 "owners": context.resolved_owners,
                 "variant": context.variant,
+                **({} if walk == "model" else {"walk": walk}),
+                **({} if tokens is None else tokens.record()),
             },
             seed=context.seed,
-            calibration=_calibration(statistics if self.needs else None),
+            calibration=calibration if self.needs else None,
         )
         asked = [dict(t) if isinstance(t, Mapping) else t for t in context.targets]
         return [replace(manifest, sparsity=sparsity) for sparsity in asked]
@@ -200,7 +266,7 @@ class Composition(Factored):
         def means(name: str) -> dict[str, torch.Tensor]:
             return {
                 s.name: statistics.mean(s.name, name, owners=owners, half=half)
-                for s in distinct(self._read)
+                for s in distinct(self.read)
             }
 
         return {name: Evidence(name, seed, means(name)) for name in weights}

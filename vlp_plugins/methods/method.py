@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from vlp_plugins.calibration.batches import (
     warn_if_fewer,
 )
 from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.selections import TokenSelection
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -26,6 +27,8 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors
+
+Walk = Literal["model", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Context:
         limit: number of batches to read; None reads all.
         autocast: dtype of the forward passes under `torch.autocast`; None runs as the model is.
         skip_nonfinite: leave out batches whose loss or gradients are not finite.
+        walk: `model`: every batch runs through the model as it is; `blocks`: block by block, each
+            measured on what the pruned ones before it give. None: the method's own.
+        tokens: which of the real tokens count, in a walk by blocks; None: the method's own.
         memory_budget: bytes that gradients may take, besides the model; None: what is free.
         workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
             checkpoints.
@@ -69,6 +75,8 @@ class Context:
     limit: int | None = None
     autocast: torch.dtype | None = None
     skip_nonfinite: bool = False
+    walk: Walk | None = None
+    tokens: TokenSelection | None = None
     memory_budget: int | None = None
     workplace: Path | None = None
     checkpoint: Path | None = None
@@ -177,6 +185,7 @@ class Method(ABC):
         name: the name that masks and reports carry.
         allocation: how many elements each tensor keeps.
         parameters: what the user set, for the manifest.
+        walks: what `Context.walk` may be, the method's own first.
         trains: whether an optimizer makes steps; for `vlp methods`, as what follows.
         changes_weights: whether masks bring new values of the weights that stay.
     """
@@ -184,6 +193,7 @@ class Method(ABC):
     name: str
     allocation: Allocation
     parameters: dict[str, Any]
+    walks: ClassVar[tuple[Walk, ...]] = ("model",)
     trains: ClassVar[bool] = False
     changes_weights: ClassVar[bool] = False
 
@@ -222,6 +232,7 @@ class Method(ABC):
             StatisticsError: if it has not, or has statistics that the method cannot use.
             NonFiniteError: if weights are not finite.
         """
+        self.walk_of(context)
         if context.statistics is not None:
             raise StatisticsError(
                 f"method {self.name!r} runs the model as it goes and cannot use statistics of an "
@@ -235,6 +246,24 @@ class Method(ABC):
             if count is not None:
                 warn_if_fewer(count, context.limit)
         context.weights.check_finite()
+
+    def walk_of(self, context: Context) -> Walk:
+        """The walk of a run.
+
+        Raises:
+            UnsupportedError: if the method cannot walk so.
+        """
+        tokens = None if context.tokens is None else f"tokens={context.tokens.name!r}"
+        walk = context.walk or ("blocks" if tokens else self.walks[0])
+        if walk not in self.walks:
+            asked = f"walk={walk!r}" if context.walk else tokens
+            raise UnsupportedError(
+                f"method {self.name!r} runs the whole model at a time, and {asked} takes one that "
+                "prunes block by block, such as wanda, sparsegpt or alps; leave it out"
+            )
+        if walk == "model" and tokens:
+            raise UnsupportedError(f"{tokens}: tokens are chosen block by block; leave walk out")
+        return walk
 
     @abstractmethod
     def with_allocation(self, allocation: Allocation | None) -> Method:

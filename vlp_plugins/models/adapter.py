@@ -221,7 +221,7 @@ class Adapter(ABC):
         the elements of the outermost `ModuleList`s, and what stands outside of them by itself.
         """
         owners = (owner.module for spec in self.weights(model) for owner in spec.owners)
-        return blocks_with(model, owners, lambda module: True)
+        return blocks_with(model, owners)
 
     def losses(
         self,
@@ -500,23 +500,24 @@ def need(batch: Batch, *keys: str) -> list[torch.Tensor]:
 
 
 def blocks_with(
-    model: nn.Module, modules: Iterable[str], is_block: Callable[[nn.Module], bool]
+    model: nn.Module, modules: Iterable[str], is_block: Callable[[nn.Module], bool] | None = None
 ) -> list[str]:
     """The blocks that modules stand in, in the order of the modules.
 
     Args:
         model: that they are of.
         modules: their paths.
-        is_block: whether an element of a `ModuleList` is one. The outermost that is counts, or else
-            the outermost element; a module outside of all lists is a block by itself.
+        is_block: whether an element of a `ModuleList` is one; of those that are, or if none is, the
+            outermost counts. A module outside of all lists is a block by itself.
     """
     found: dict[str, None] = {}
     for path in modules:
         parts = path.split(".")
         outer = (".".join(parts[:n]) for n, part in enumerate(parts, 1) if part.isdigit())
         lists = [each for each in outer if _in_list(model, each)] or [path]
-        known = (each for each in lists if is_block(model.get_submodule(each)))
-        found[next(known, lists[0])] = None
+        if is_block is not None:
+            lists = [each for each in lists if is_block(model.get_submodule(each))] or lists
+        found[lists[0]] = None
     return [path for path in found if not any(path.startswith(f"{each}.") for each in found)]
 
 

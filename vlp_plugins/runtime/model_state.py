@@ -194,8 +194,8 @@ _FAST_PATH = _FastPath()
 
 @contextmanager
 def caches_off(model: nn.Module) -> Iterator[None]:
-    """Models of transformers keep no keys and values: a layer may be run twice on the same input."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
+    """Models of transformers keep no keys and values, so that a layer can be run twice."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     cached = {id(c): c for c in configs if getattr(c, "use_cache", False)}.values()
     try:
         for config in cached:

@@ -160,10 +160,12 @@ class Allocation(ABC):
     Attributes:
         name: what `allocation_by_name`, reports and mask files call it.
         takes_budgets: whether a target may be a budget per modality.
+        compares: whether what one tensor keeps depends on others, so that it takes all of them.
     """
 
     name: ClassVar[str]
     takes_budgets: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     @abstractmethod
     def select(
@@ -280,6 +282,7 @@ class Pattern(Allocation):
     keep: int
     of: int
     takes_budgets: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= self.of:
@@ -325,6 +328,8 @@ class Pattern(Allocation):
 
 class EvenAllocation(Allocation):
     """Every tensor loses the same fraction."""
+
+    compares: ClassVar[bool] = False
 
     @abstractmethod
     def removed(self, weight: Weight, sparsity: float) -> int:

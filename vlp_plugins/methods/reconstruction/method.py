@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from vlp_plugins.calibration.moments import INPUT_GRAM, InputGram, Statistic
-from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.masks.masks import Masks
-from vlp_plugins.masks.packed import pack
+from vlp_plugins.masks.packed import Pruned, pack
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.reconstruction.alps import Alps
 from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit, Solver
 from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
-from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, VlpError
+from vlp_plugins.models.weights import Weight
+from vlp_plugins.runtime.errors import UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import text_of, usable_bytes
-from vlp_plugins.runtime.sharding import whole
 from vlp_plugins.scoring.allocation import LayerAllocation, RowAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.selection import Selection
 from vlp_plugins.scoring.threshold import Cut
 from vlp_plugins.scoring.wanda import Wanda
 
@@ -53,7 +53,7 @@ class Reconstruction(Composition):
     def check(self, context: Context) -> None:
         super().check(context)
         self._solver(context)
-        if context.statistics is not None:
+        if context.statistics is not None or self.walk_of(context) == "blocks":
             return
         taken = self.statistics_bytes(context.weights)
         free = context.memory_budget or usable_bytes(torch.device("cpu"), 0)
@@ -73,33 +73,25 @@ class Reconstruction(Composition):
             )
         return solver
 
-    def masks(
-        self, context: Context, statistics: Statistics | None = None, *, half: int | None = None
-    ) -> list[Masks]:
-        if statistics is None:
-            raise StatisticsError(f"method {self.name!r} needs statistics; run the data pass first")
-        ranked, selections = self._selected(context, statistics, half)
-        solver = self._solver(context)
-        owners = context.resolved_owners
-        packed: list[dict[str, torch.Tensor]] = [{} for _ in selections]
-        values: list[dict[str, torch.Tensor]] = [{} for _ in selections]
-        for name, weight in context.weights.items():
-            matrix = whole(weight.parameter).detach().reshape(weight.rows_and_columns).float()
-            gram = statistics.mean(INPUT_GRAM, name, owners=owners, half=half)
-            rules = [
-                Largest(rule.remove) if isinstance(rule, Cut) else rule
-                for rule in (selection[name] for selection in selections)
-            ]
-            try:
-                layer = Layer(matrix, gram.to(matrix.device).view(matrix.shape[1], -1))
-                found = solver.solve(layer, ranked.scores(name), rules)
-            except VlpError as error:
-                raise type(error)(f"weight {name!r}: {error}") from error
-            for each, (support, fitted) in enumerate(found):
-                packed[each][name] = pack(support.view(weight.shape).cpu())
-                values[each][name] = fitted[support].cpu()
-        manifests = self._manifests(context, statistics)
-        return [Masks(*each) for each in zip(packed, manifests, values, strict=True)]
+    def reduced(
+        self,
+        context: Context,
+        weight: Weight,
+        scores: torch.Tensor,
+        selections: Sequence[Selection],
+        mean: Callable[[str, str], torch.Tensor],
+    ) -> list[Pruned]:
+        matrix = weight.matrix.detach().float()
+        rules = [Largest(each.remove) if isinstance(each, Cut) else each for each in selections]
+        try:
+            gram = mean(INPUT_GRAM, weight.name).to(matrix.device).view(matrix.shape[1], -1)
+            found = self._solver(context).solve(Layer(matrix, gram), scores, rules)
+        except VlpError as error:
+            raise type(error)(f"weight {weight.name!r}: {error}") from error
+        return [
+            Pruned(pack(support.view(weight.shape).cpu()), fitted[support].cpu())
+            for support, fitted in found
+        ]
 
 
 def sparsegpt(*, damping: float = 0.01, block: int = 128) -> Reconstruction:

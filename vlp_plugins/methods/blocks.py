@@ -1,0 +1,257 @@
+"""Compositions block by block: each block is pruned by what the pruned ones before it give out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vlp_plugins.calibration.batches import batches_again
+from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, Visit
+from vlp_plugins.calibration.moments import ActivationStatistic
+from vlp_plugins.masks.manifest import Manifest
+from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.packed import Pruned, flaw
+from vlp_plugins.models.request import Target
+from vlp_plugins.models.weights import Weight
+from vlp_plugins.runtime.artifacts import Format
+from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
+from vlp_plugins.runtime.distributed import all_gather, rank_and_size
+from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
+from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.selection import Scored, Selection
+from vlp_plugins.scoring.threshold import Cut
+
+if TYPE_CHECKING:
+    from vlp_plugins.methods.composition import Composition
+    from vlp_plugins.methods.method import Context
+
+logger = logging.getLogger("vlp_plugins.methods")
+
+_FORM = Format(
+    "state of a walk",
+    "vlp_walk",
+    1,
+    StatisticsError,
+    "delete the folder of work and run the walk from the start",
+)
+
+
+def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
+    """Masks of a composition for every target, one walk over the blocks each.
+
+    What compares tensors by a score of the data reads that from the dense model first, in a pass of
+    its own.
+
+    Raises:
+        VlpError: see `BlockPass`, and `Composition.masks`.
+    """
+    weights = context.weights
+    weights.check_finite()
+    again = batches_again(context.batches, context.limit)
+    counts = _counts(method, replace(context, batches=_Passes(again)))
+    blocks = BlockPass(
+        context.model, context.adapter, weights, again(), published=context.published
+    )
+    walks = [
+        _Walk(method, context, blocks, target, selections)
+        for target, selections in zip(context.targets, counts, strict=True)
+    ]
+    found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
+    calibration = {
+        "fingerprint": blocks.fingerprint,
+        "batches": blocks.batches,
+        "samples": blocks.samples,
+        "tokens": "real ones, by the adapter",
+    }
+    manifests = method.manifests(context, calibration)
+    return [masks_of(each, manifest) for each, manifest in zip(found, manifests, strict=True)]
+
+
+def masks_of(pruned: Mapping[str, Pruned], manifest: Manifest) -> Masks:
+    """The masks of what was decided of every weight, with new values if there are any."""
+    values = {name: each.values for name, each in pruned.items() if each.values is not None}
+    return Masks({name: each.bits for name, each in pruned.items()}, manifest, values or None)
+
+
+class _Passes:
+    """Batches that can be read again."""
+
+    def __init__(self, again: Callable[[], Any]) -> None:
+        self._again = again
+
+    def __iter__(self) -> Any:
+        return self._again()
+
+
+def _counts(method: Composition, context: Context) -> Sequence[Mapping[str, Selection] | None]:
+    """For every target how many elements each tensor loses, where tensors are compared.
+
+    None where each tensor loses its own share.
+    """
+    if not method.allocation.compares:
+        return [None] * len(context.targets)
+    dense = method.allocating()
+    statistics = dense.gather(context)
+    return dense.selections(context, statistics)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The walk for one target.
+
+    Attributes:
+        method: what prunes.
+        context: of the run.
+        blocks: of the model.
+        target: sparsity.
+        selections: by canonical name what the dense model gave, where tensors are compared.
+    """
+
+    method: Composition
+    context: Context
+    blocks: BlockPass
+    target: Target
+    selections: Mapping[str, Selection] | None
+
+    def run(self, number: int, walks: int) -> dict[str, Pruned]:
+        """What was decided of every weight.
+
+        Args:
+            number: of the walk, from 0, for `Context.progress`.
+            walks: how many there are.
+        """
+        context, visits = self.context, len(self.blocks.visits)
+        known = self._resumed() if context.resume else {}
+        found: dict[str, Pruned] = {}
+        for decided in known.values():
+            found |= decided
+
+        def decide(
+            visit: Visit, weights: Mapping[str, Weight], statistics: BlockStatistics
+        ) -> Mapping[str, Pruned]:
+            decided = self._decided(weights, statistics)
+            self._file(visit).save(partial(_pack, decided))
+            found.update(decided)
+            return decided
+
+        def progress(done: int, _: int | None) -> None:
+            if context.progress is not None:
+                context.progress(number * visits + done, walks * visits)
+
+        self.blocks.run(
+            _activations(self.method),
+            decide,
+            known=known,
+            tokens=context.tokens or self.method.tokens,
+            skip_nonfinite=context.skip_nonfinite,
+            progress=progress,
+        )
+        return found
+
+    def _decided(
+        self, weights: Mapping[str, Weight], statistics: BlockStatistics
+    ) -> dict[str, Pruned]:
+        """What the method makes of the weights of a block; processes divide them."""
+        context, method = self.context, self.method
+        rank, world = rank_and_size()
+        mean = partial(statistics.mean, owners=context.resolved_owners)
+        mine = {name: weights[name] for name in list(weights)[rank::world]}
+        evidence = {
+            name: Evidence(name, context.seed, {s.name: mean(s.name, name) for s in method.read})
+            for name in mine
+        }
+        scored = Scored(method.score, mine, evidence, context.published)
+        chosen = {} if self.selections is not None else self._shares(scored)
+        found = {}
+        for name, weight in mine.items():
+            scores = scored.ranking().scores(name)
+            rule = chosen[name] if self.selections is None else self.selections[name]
+            if self.selections is not None and isinstance(rule, Cut):
+                rule = scored.ranking().cuts_of(scores, [rule.remove])[0]
+            found[name] = method.reduced(context, weight, scores, [rule], mean)[0]
+        return {name: each for theirs in all_gather(found) for name, each in theirs.items()}
+
+    def _shares(self, scored: Scored) -> dict[str, Selection]:
+        """The selections of an allocation that compares nothing."""
+        chosen: dict[str, Selection] = {}
+        for modality in {weight.modality: None for weight in scored.weights.values()}:
+            part = scored.subset([n for n, w in scored.weights.items() if w.modality == modality])
+            budget = self.target
+            if isinstance(budget, Mapping):
+                budget = budget[modality]
+            chosen |= self.method.allocation.select(part, [budget], floor=self.context.floor)[0]
+        return chosen
+
+    def _file(self, visit: Visit) -> Checkpoint:
+        context, method = self.context, self.method
+        tokens = context.tokens or method.tokens
+        identity = {
+            **context.identity(context.weights.content_hash()),
+            "method": method.name,
+            "parameters": method.parameters,
+            **method.allocation.record(),
+            **({} if tokens is None else tokens.record()),
+            "target": self.target,
+            "floor": context.floor,
+            "owners": context.resolved_owners,
+            "seed": context.seed,
+            "data": self.blocks.fingerprint,
+            "block": str(visit),
+        }
+        name = f"block-{self.blocks.visits.index(visit):04}"
+        return Checkpoint.of_run(context.workplace, name, _FORM, identity, unit="block")
+
+    def _resumed(self) -> dict[Visit, dict[str, Pruned]]:
+        """What an earlier run decided, up to the block where it stopped."""
+        known: dict[Visit, dict[str, Pruned]] = {}
+        for visit in self.blocks.visits:
+            names = self.blocks.pruned_at(visit)
+            if not names:
+                continue
+            weights = {name: self.context.weights[name] for name in names}
+            found = self._file(visit).load(
+                partial(_unpack, weights, values=self.method.changes_weights)
+            )
+            if found is None:
+                break
+            known[visit] = found
+        logger.info("resuming after %d blocks", len(known))
+        return known
+
+
+def _activations(method: Composition) -> list[ActivationStatistic]:
+    """What a block must be measured for.
+
+    Raises:
+        UnsupportedError: if the method needs gradients.
+    """
+    found = [need for need in method.needs if isinstance(need, ActivationStatistic)]
+    if len(found) < len(method.needs):
+        raise UnsupportedError(
+            f"method {method.name!r} needs gradients of the whole model's loss, which a block "
+            "alone does not have; take walk='model'"
+        )
+    return found
+
+
+def _pack(decided: Mapping[str, Pruned]) -> tuple[Tensors, Content]:
+    tensors = {f"bits|{name}": each.bits for name, each in decided.items()}
+    for name, each in decided.items():
+        if each.values is not None:
+            tensors[f"values|{name}"] = each.values
+    return tensors, {}
+
+
+def _unpack(
+    weights: Mapping[str, Weight], tensors: Tensors, _: Content, *, values: bool
+) -> dict[str, Pruned]:
+    found = {}
+    for name, weight in weights.items():
+        bits = tensors[f"bits|{name}"]
+        if wrong := flaw(bits, weight.shape):
+            raise ValueError(f"the mask of {name!r} {wrong}")
+        found[name] = Pruned(bits, tensors[f"values|{name}"] if values else None)
+    return found
