@@ -269,7 +269,7 @@ class BlockPass:
             known: what an earlier, interrupted walk decided; those visits are run as pruned.
             tokens: which of the real tokens count; None: all.
             skip_nonfinite: leave a batch out from the block on that gets NaN or infinity.
-            progress: called with (visits done, all of them).
+            progress: called with (batches that ran through a block, all of them).
 
         Raises:
             NonFiniteError: if an input of a weight holds NaN or infinity.
@@ -288,7 +288,7 @@ class BlockPass:
                     waiting = [f for f in forwards if not f.dead and f.at == visit]
                     self._visit(visit, waiting, walk, decide, (known or {}).get(visit))
                     if progress is not None:
-                        progress(number, len(self.visits))
+                        progress(number * self.batches, len(self.visits) * self.batches)
 
         run_without_gradients(self._model, run)
 
@@ -556,9 +556,7 @@ def _pausing(module: nn.Module, path: str) -> Iterator[None]:
             del module.forward
 
 
-def _note(
-    forward: _Forward, names: set[str], uses: set[tuple[Visit, str]], *_: Any
-) -> None:
+def _note(forward: _Forward, names: set[str], uses: set[tuple[Visit, str]], *_: Any) -> None:
     """A hook that notes the visit in which a module is called."""
     if forward.in_block:
         uses.update((forward.at, name) for name in names)

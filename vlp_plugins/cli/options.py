@@ -191,6 +191,11 @@ recipe_options = grouped(
     ),
     option("Method", "--variant", type=_VARIANT, standard="default", **_variant),
     option(
+        "Method", "--walk", type=click.Choice(["model", "blocks"]), standard="the method's own",
+        help="'blocks' prunes one layer of the model after the other, each by what the pruned ones "
+        "before it give out; 'model' looks at the whole dense model.",
+    ),
+    option(
         "Data", "--statistics", metavar="FILE",
         help="File statistics.safetensors of an earlier run, to be used in place of data: other "
         "sparsities within seconds.",

@@ -65,6 +65,11 @@ class Prepared:
         return next(self.model.parameters()).device
 
     @property
+    def by_blocks(self) -> bool:
+        """Whether the method walks block by block."""
+        return self.method.walk_of(self.context()) == "blocks"
+
+    @property
     def published(self) -> bool:
         """Whether the published variant is asked for."""
         return is_published(self.recipe.variant)
@@ -140,6 +145,7 @@ class Prepared:
             limit=recipe.data.batches,
             autocast=autocast_of(recipe.autocast),
             skip_nonfinite=recipe.skip_nonfinite,
+            walk=recipe.walk,  # type: ignore[arg-type]
             memory_budget=None if recipe.memory_budget is None else bytes_of(recipe.memory_budget),
             workplace=workplace,
             checkpoint=checkpoint,
@@ -181,6 +187,7 @@ def prepare(recipe: Recipe, *, planned: bool = False) -> Prepared:
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
     job = Prepared(recipe, model, adapter, method, targets, weights)
+    method.walk_of(job.context())
     half = any(weight.parameter.dtype == torch.float16 for weight in weights.values())
     if half and method.takes_gradients and recipe.statistics is None:
         _log.warning(

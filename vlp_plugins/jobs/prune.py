@@ -222,14 +222,16 @@ def run(
             job = job.guided(profile)
             watch.lap("measuring intrinsic dimensions")
         statistics = None
-        if isinstance(job.method, Procedure):
+        if isinstance(job.method, Procedure) or job.by_blocks:
             # What measuring has left in the folder of work stays for a resumed run.
             with working(out, resume=resume or profile is not None) as work:
                 shown = None
-                if batches is not None:
+                if batches is not None and isinstance(job.method, Procedure):
                     solving = _solving_seconds(job, job.method, batches, work)
                     part = f", {duration(solving)} of it to solve" if solving >= 1 else ""
                     shown = ahead(part, solving)
+                elif batches is not None:
+                    shown = ahead(", each through one of the blocks")
                 context = job.context(read, workplace=work, resume=resume, progress=shown)
                 with no_exit(f"method {job.method.name!r}"):
                     made = job.method.run(context)

@@ -83,6 +83,7 @@ class Recipe:
         floor: least fraction that every tensor keeps.
         owners: `all` or `first`: whose inputs count for a tied weight; None: by the variant.
         variant: `default` or `published`.
+        walk: `model` or `blocks`; None: the method's own.
         data: where batches come from.
         statistics: file of an earlier pass, used instead of data.
         id_profile: file with the model's intrinsic dimensions, for `id*NAME` and the allocation
@@ -109,6 +110,7 @@ class Recipe:
     floor: float = 0.0
     owners: str | None = None
     variant: str = "default"
+    walk: str | None = None
     data: DataRecipe = field(default_factory=DataRecipe)
     statistics: str | None = None
     id_profile: str | None = None
@@ -301,6 +303,7 @@ _READERS: Readers = {
     "floor": number,
     "owners": choice("all", "first"),
     "variant": choice("default", "published"),
+    "walk": choice("model", "blocks"),
     "data": _data,
     "statistics": text,
     "id_profile": text,

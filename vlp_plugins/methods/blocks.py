@@ -123,7 +123,7 @@ class _Walk:
             number: of the walk, from 0, for `Context.progress`.
             walks: how many there are.
         """
-        context, visits = self.context, len(self.blocks.visits)
+        context, runs = self.context, len(self.blocks.visits) * self.blocks.batches
         known = self._resumed() if context.resume else {}
         found: dict[str, Pruned] = {}
         for decided in known.values():
@@ -139,7 +139,7 @@ class _Walk:
 
         def progress(done: int, _: int | None) -> None:
             if context.progress is not None:
-                context.progress(number * visits + done, walks * visits)
+                context.progress(number * runs + done, walks * runs)
 
         self.blocks.run(
             _activations(self.method),

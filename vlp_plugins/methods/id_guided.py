@@ -10,7 +10,7 @@ from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.method import Context, Cost, Method, Procedure
+from vlp_plugins.methods.method import Context, Cost, Method, Procedure, Walk
 from vlp_plugins.models.request import Owners
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, StatisticsError, UnsupportedError
@@ -63,6 +63,9 @@ class IdGuided(Procedure):
     @property
     def takes_gradients(self) -> bool:
         return self.method.takes_gradients
+
+    def walk_of(self, context: Context) -> Walk:
+        return self.method.walk_of(context)
 
     def with_allocation(self, allocation: Allocation | None) -> IdGuided:
         return replace(self, method=self.method.with_allocation(allocation))

@@ -49,6 +49,9 @@ class DelegatingAdapter(Adapter):
     def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
         return self.adapter.exclusions(model)
 
+    def blocks(self, model: nn.Module) -> Sequence[str]:
+        return self.adapter.blocks(model)
+
     def losses(
         self,
         model: nn.Module,
