@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from vlp_command import command
 
 import vlp_plugins as vlp
+from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, Visit
+from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.calibration.tokens import kinds_of
+from vlp_plugins.masks.packed import Pruned, pack
 from vlp_plugins.models.adapter import Adapter, Owner, TokenKind
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
@@ -264,3 +267,19 @@ def test_families_that_are_excepted(family: Family) -> None:
 def test_few_families_are_excepted() -> None:
     assert len(FAMILIES) >= 45
     assert len(EXCEPTIONS) <= 5
+
+
+def test_block_by_block_each_weight_is_measured_as_in_a_whole_forward(case: Case) -> None:
+    batches = [case.family.batch(side) for side in case.sides]
+    dense = vlp.gather(case.model, batches, adapter=case.adapter, method="wanda")
+    walk = BlockPass(case.model, case.adapter, case.weights, batches)
+    found: dict[str, Tensor] = {}
+
+    def keep(_: Visit, weights: Any, statistics: BlockStatistics) -> dict[str, Pruned]:
+        found.update({name: statistics.mean(INPUT_SECOND_MOMENT, name) for name in weights})
+        return {name: Pruned(pack(torch.ones(w.shape).bool())) for name, w in weights.items()}
+
+    walk.run([InputSecondMoment()], keep)
+    assert found.keys() == case.weights.keys()
+    for name, moment in found.items():
+        torch.testing.assert_close(moment, dense.mean(INPUT_SECOND_MOMENT, name), rtol=1e-6, atol=0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ from vlp_plugins.calibration.tokens import (
     run_without_gradients,
 )
 from vlp_plugins.masks.packed import Pruned
-from vlp_plugins.models.adapter import Adapter, Batch, Stream, TokenKind
+from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError, UnsupportedError
@@ -249,7 +249,7 @@ class BlockPass:
 
     def pruned_at(self, visit: Visit) -> tuple[str, ...]:
         """Canonical names of the weights whose last use a visit is."""
-        return tuple(name for name, last in self._last_use.items() if last == visit)
+        return tuple(name for name in self._weights if self._last_use[name] == visit)
 
     def run(
         self,
@@ -351,6 +351,8 @@ class BlockPass:
             go_on: whether the forwards go on behind the block as it is.
         """
         tokens = walk.tokens
+        if tokens is not None and not self._is_mixed(visit, forwards):
+            tokens = None
         state = None if tokens is None else tokens.begin()
         if tokens is not None and state is not None and tokens.reads_all_first:
             for forward in forwards:
@@ -379,17 +381,6 @@ class BlockPass:
         self, visit: Visit, forward: _Forward, tokens: TokenSelection, names: Collection[str]
     ) -> BlockCall:
         """A batch in a block, as token selections read it."""
-        hidden = first_argument(*forward.call)
-        owner = next(
-            owner
-            for name in self._inside[visit.block]
-            for owner in self._weights[name].owners
-            if _is_in(owner.module, visit.block)
-        )
-        kinds = kinds_of(self._adapter, forward.stream, owner, hidden)
-        if not isinstance(kinds, torch.Tensor) or kinds.shape != hidden.shape[:-1]:
-            kind = kinds if not isinstance(kinds, torch.Tensor) else TokenKind.TEXT
-            kinds = torch.full(hidden.shape[:-1], kind, dtype=torch.uint8, device=hidden.device)
         outputs: dict[str, torch.Tensor] = {}
         attention: list[torch.Tensor] = []
         with ExitStack() as stack:
@@ -407,8 +398,32 @@ class BlockPass:
             output = forward.run_block()
         output = output if isinstance(output, torch.Tensor) else output[0]
         return BlockCall(
-            forward.index, kinds, hidden, output, outputs, attention[0] if attention else None
+            forward.index,
+            self._kinds(visit, forward),
+            first_argument(*forward.call),
+            output,
+            outputs,
+            attention[0] if attention else None,
         )
+
+    def _is_mixed(self, visit: Visit, forwards: Sequence[_Forward]) -> bool:
+        """Whether a block reads several kinds of tokens, which a selection chooses among."""
+        kinds = {kind for f in forwards for kind in self._kinds(visit, f).unique().tolist()}
+        return len({kind for theirs in all_gather(kinds) for kind in theirs} - {0}) > 1
+
+    def _kinds(self, visit: Visit, forward: _Forward) -> torch.Tensor:
+        """The kinds of the hidden states that enter a block, uint8 `[batch, tokens]`."""
+        hidden = first_argument(*forward.call)
+        owner = next(
+            owner
+            for name in self._inside[visit.block]
+            for owner in self._weights[name].owners
+            if _is_in(owner.module, visit.block)
+        )
+        kinds = kinds_of(self._adapter, forward.stream, owner, hidden)
+        if isinstance(kinds, torch.Tensor):
+            return kinds
+        return torch.full(hidden.shape[:-1], kinds, dtype=torch.uint8, device=hidden.device)
 
     @contextmanager
     def _stopping(self, batches: Iterable[tuple[int, Batch]]) -> Iterator[list[_Forward]]:
@@ -540,6 +555,7 @@ def _pausing(module: nn.Module, path: str) -> Iterator[None]:
     forward = module.forward
     own = "forward" in vars(module)
 
+    @wraps(forward)  # some read its signature
     def paused(*args: Any, **kwargs: Any) -> Any:
         caller = getcurrent()
         if isinstance(caller, _Forward) and not caller.in_block:

@@ -51,6 +51,8 @@ class SelectionState(ABC):
 class TokenSelection(ABC):
     """A rule that chooses tokens block by block. Configuration lives in the instance.
 
+    It is asked in blocks that read several kinds of tokens; elsewhere all real ones count.
+
     Attributes:
         name: what it is registered under.
         reads_all_first: whether `observe` must get all batches before the first `selected`.

@@ -218,7 +218,7 @@ class Adapter(ABC):
         """Paths of the modules that the block-by-block pass runs and prunes one at a time.
 
         Together they hold every module that uses a weight; none is inside of another. By default
-        the elements of the outermost `ModuleList`s, and what stands outside of them by itself.
+        the elements of the outermost lists of modules, and what stands outside by itself.
         """
         owners = (owner.module for spec in self.weights(model) for owner in spec.owners)
         return blocks_with(model, owners)
@@ -507,8 +507,8 @@ def blocks_with(
     Args:
         model: that they are of.
         modules: their paths.
-        is_block: whether an element of a `ModuleList` is one; of those that are, or if none is, the
-            outermost counts. A module outside of all lists is a block by itself.
+        is_block: whether an element of a list of modules is one. The outermost that is counts, or
+            else the outermost element; a module outside of all lists is a block by itself.
     """
     found: dict[str, None] = {}
     for path in modules:
@@ -522,4 +522,10 @@ def blocks_with(
 
 
 def _in_list(model: nn.Module, path: str) -> bool:
-    return type(model.get_submodule(path.rpartition(".")[0])).__name__ == "ModuleList"
+    """Whether a module is an element of a list, and no list itself, which may never be called."""
+    outer, own = model.get_submodule(path.rpartition(".")[0]), model.get_submodule(path)
+    return _is_list(outer) and not _is_list(own)
+
+
+def _is_list(module: nn.Module) -> bool:
+    return type(module).__name__ in ("ModuleList", "Sequential")

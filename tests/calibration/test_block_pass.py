@@ -1,0 +1,267 @@
+"""The block-by-block pass, compared with whole forwards: of a dense and of a half pruned model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import chat_models
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import ToyAdapter, toy_batches, toy_model
+from two_processes import run_two_processes
+
+import vlp_plugins as vlp
+from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, Visit
+from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
+from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection
+from vlp_plugins.masks.packed import Pruned, pack
+from vlp_plugins.models.adapter import TokenKind
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
+
+
+def qwen_batch(seed: int, *, image: bool = True) -> dict[str, Tensor]:
+    """A sample of 4 image tokens among words, or of words alone."""
+    draw = torch.Generator().manual_seed(seed)
+    words = torch.randint(7, 90, (1, 5 + seed % 3), generator=draw)
+    found = {"input_ids": words}
+    if image:
+        picture = torch.tensor([[3, 5, 5, 5, 5, 4]])
+        found = {
+            "input_ids": torch.cat([words[:, :2], picture, words[:, 2:]], 1),
+            "pixel_values": torch.randn(16, 3 * 2 * 8 * 8, generator=draw),
+            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        }
+    found["mm_token_type_ids"] = (found["input_ids"] == 5).long()
+    return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
+
+
+@pytest.fixture(scope="module")
+def qwen() -> nn.Module:
+    torch.manual_seed(0)
+    return chat_models.qwen().eval()
+
+
+def block_pass(model: nn.Module, batches: Any, **options: Any) -> BlockPass:
+    adapter = options.pop("adapter", None) or registry().adapter_for(model)
+    return BlockPass(model, adapter, WeightMap.of(model, adapter), batches, **options)
+
+
+def measured(walk: BlockPass, **options: Any) -> dict[str, Tensor]:
+    """The second moments of a walk that prunes nothing."""
+    found: dict[str, Tensor] = {}
+
+    def keep(_: Visit, weights: Any, statistics: BlockStatistics) -> dict[str, Pruned]:
+        found.update({name: statistics.mean(INPUT_SECOND_MOMENT, name) for name in weights})
+        ones = {
+            name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()
+        }
+        return {name: Pruned(pack(mask)) for name, mask in ones.items()}
+
+    walk.run([InputSecondMoment()], keep, **options)
+    return found
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_walk_that_prunes_nothing_measures_what_the_dense_model_does() -> None:
+    """Also where layers run twice, share a weight, or stand in no list."""
+    model, batches = toy_model(), toy_batches(4)
+    walk = block_pass(model, batches, adapter=ToyAdapter())
+    dense = vlp.gather(model, batches, adapter=ToyAdapter(), method="wanda")
+    for name, moment in measured(walk).items():
+        torch.testing.assert_close(moment, dense.mean(INPUT_SECOND_MOMENT, name), rtol=1e-6, atol=0)
+    assert Visit("feed", 1) in walk.visits
+    assert walk.pruned_at(Visit("feed", 0)) == ()
+    assert walk.pruned_at(Visit("feed", 1)) == ("text.feed",)
+    assert walk.pruned_at(Visit("decoder_out", 0)) == ("text.out_proj",)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_each_block_is_pruned_by_what_the_pruned_ones_before_it_give(
+    qwen: nn.Module, method: str
+) -> None:
+    """The same by whole forwards of the half pruned model, a pass over the data for each block."""
+    batches = [qwen_batch(0), qwen_batch(1, image=False), qwen_batch(2)]
+    before = state(qwen)
+    prune = partial(vlp.prune, qwen, batches, method=method, sparsity=0.5)
+    masks = prune(walk="blocks")
+    assert same(qwen, before)
+    walk = block_pass(qwen, batches)
+    wrong = 0
+    for visit in walk.visits:
+        expected = prune(walk="model")
+        for name in walk.pruned_at(visit):
+            wrong += int((expected[name] != masks[name]).sum())
+            weight = WeightMap.of(qwen, registry().adapter_for(qwen))[name]
+            values = None if masks.new_values is None else masks.new_values[name]
+            Pruned(masks.packed[name], values).write(weight.parameter.detach())
+    qwen.load_state_dict(before)
+    assert wrong == 0
+
+
+def test_the_model_and_its_configuration_are_as_before(qwen: nn.Module) -> None:
+    before, flags = state(qwen), [module.training for module in qwen.modules()]
+    cached: Any = qwen
+    vlp.prune(qwen, [qwen_batch(0)], method="wanda", sparsity=0.5, walk="blocks")
+    assert same(qwen, before)
+    assert [module.training for module in qwen.modules()] == flags
+    assert not any("forward" in vars(module) for module in qwen.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in qwen.modules())
+    assert cached.config.text_config.use_cache
+
+
+class Reverse(nn.Module):
+    """A block that changes its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layer(states.mul_(2))
+
+
+class Chain(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers:
+            states = layer(states)
+        return states
+
+
+def chain_pass(model: nn.Module, **options: Any) -> Any:
+    return vlp.prune(
+        model, [{"states": torch.ones(2, 4)}, {"states": torch.full((2, 4), 2.0)}],
+        method="wanda", adapter="module", sparsity=0.5, walk="blocks", **options,
+    )  # fmt: skip
+
+
+def test_a_block_that_changes_its_input_is_an_error() -> None:
+    model = Chain(nn.Linear(4, 4), Reverse())
+    before = state(model)
+    with pytest.raises(UnsupportedError, match="layers.1 changes its inputs in place"):
+        chain_pass(model)
+    assert same(model, before)
+
+
+class Spoil(nn.Module):
+    """Infinity from the second batch on."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return torch.where(states.abs().max() > 1.5, torch.inf, states)
+
+
+def test_a_batch_that_becomes_infinite_is_named_or_left_out() -> None:
+    model = Chain(nn.Linear(4, 4), Spoil(), nn.Linear(4, 4))
+    nn.init.eye_(model.layers[0].weight)
+    nn.init.zeros_(model.layers[0].bias)
+    with pytest.raises(NonFiniteError, match=r"layers\.2 .* in batch 1"):
+        chain_pass(model)
+    assert chain_pass(model, skip_nonfinite=True).removed == 16
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["wanda", "alps"])
+def test_a_walk_is_resumed_behind_its_last_block(
+    qwen: nn.Module, tmp_path: Path, method: str
+) -> None:
+    batches = [qwen_batch(0), qwen_batch(1)]
+    prune = partial(vlp.prune, qwen, batches, method=method, sparsity=[0.5, 0.7], walk="blocks")
+    whole = prune()
+    before = state(qwen)
+    for stop in (2, 3):
+        left = stop * len(batches)
+
+        def interrupt(done: int, _: int | None, left: int = left) -> None:
+            if done == left:
+                raise Broken
+
+        with pytest.raises(Broken):
+            prune(workplace=tmp_path, resume=stop > 2, progress=interrupt)
+        assert same(qwen, before)
+    written = len(list(tmp_path.iterdir()))
+    assert written == 3
+    assert prune(workplace=tmp_path, resume=True) == whole
+    with pytest.raises(StatisticsError, match="of another run|the folder that"):
+        prune(resume=True)
+
+
+class Words(TokenSelection):
+    """The words alone."""
+
+    name = "words"
+
+    class State(SelectionState):
+        def __init__(self) -> None:
+            self.kinds: dict[int, Tensor] = {}
+
+        def observe(self, call: BlockCall) -> None:
+            assert call.inputs.shape == call.outputs.shape
+            self.kinds[call.sample] = call.kinds == TokenKind.TEXT
+
+        def selected(self, sample: int, weight: str) -> Tensor:
+            return self.kinds[sample]
+
+    def begin(self) -> SelectionState:
+        return self.State()
+
+
+def test_tokens_that_are_not_selected_do_not_count(qwen: nn.Module) -> None:
+    """A sum over words: the decoder's first inputs, before they have seen an image, tell."""
+    batches = [qwen_batch(0), qwen_batch(1)]
+    found = measured(block_pass(qwen, batches), tokens=Words())
+    plain = measured(block_pass(qwen, batches))
+    inputs: list[Tensor] = []
+    layer: Any = qwen.get_submodule("model.language_model.layers.0.self_attn.q_proj")
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    for batch in batches:
+        qwen(**batch)
+    handle.remove()
+    words = sum(
+        states[batch["input_ids"] != 5].square().sum(0)
+        for states, batch in zip(inputs, batches, strict=True)
+    )
+    name = "language_model.layers.0.self_attn.q_proj"
+    torch.testing.assert_close(found[name], words.double() / 2, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(plain[name], found[name])
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "gradients": ({"method": "snip", "walk": "blocks"}, "gradients"),
+    "procedure": ({"method": "tamt", "walk": "blocks"}, "block by block"),
+    "tokens": ({"method": "wanda", "walk": "model", "tokens": Words()}, "leave walk out"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_cannot_walk_so_says_it(qwen: nn.Module, case: str) -> None:
+    options, message = MISTAKES[case]
+    with pytest.raises(UnsupportedError, match=message):
+        vlp.prune(qwen, [qwen_batch(0)], sparsity=0.5, **options)
+
+
+def test_two_processes_make_the_masks_of_one(qwen: nn.Module, tmp_path: Path) -> None:
+    run_two_processes(Path(__file__).with_name("walk_in_processes.py"), tmp_path)
+    for method in ("wanda", "sparsegpt"):
+        batches = [qwen_batch(seed) for seed in range(5)]
+        one = vlp.prune(qwen, batches, method=method, sparsity=0.5, walk="blocks")
+        two = vlp.Masks.load(tmp_path / f"{method}.safetensors")
+        different = sum(int((one[name] != two[name]).sum()) for name in one)
+        assert different <= 1e-3 * one.total
