@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from toy import ToyAdapter, toy_batches, toy_model
 from two_processes import run_two_processes
 
 import vlp_plugins as vlp
-from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, Visit
+from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics
 from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
+from vlp_plugins.calibration.paused import HiddenStates, Visit
 from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection
 from vlp_plugins.masks.packed import Pruned, pack
+from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.resolve import resolve_method
 from vlp_plugins.models.adapter import TokenKind
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
@@ -201,6 +206,42 @@ def test_a_walk_is_resumed_behind_its_last_block(
     assert prune(workplace=tmp_path, resume=True) == whole
     with pytest.raises(StatisticsError, match="of another run|the folder that"):
         prune(resume=True)
+
+
+def test_batches_wait_on_the_disk_beyond_the_budget(
+    qwen: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune = partial(
+        vlp.prune, qwen, [qwen_batch(seed) for seed in range(4)],
+        method="wanda", sparsity=0.5, walk="blocks",
+    )  # fmt: skip
+    away: set[int] = set()
+    path = HiddenStates._path
+
+    def noted(store: HiddenStates, index: int) -> Path:
+        away.add(index)
+        return path(store, index)
+
+    monkeypatch.setattr(HiddenStates, "_path", noted)
+    assert prune(memory_budget=3_000, workplace=tmp_path) == prune()
+    assert away == {2, 3}
+    assert not list(tmp_path.glob("hidden-*"))
+
+
+def test_a_plan_says_what_a_walk_needs(qwen: nn.Module) -> None:
+    adapter = registry().adapter_for(qwen)
+    method = resolve_method("sparsegpt", None, [0.5], {})
+    weights = WeightMap.of(qwen, adapter)
+    context = Context(
+        qwen, adapter, weights, [qwen_batch(0)], targets=[0.5], walk="blocks", limit=8
+    )
+    assert isinstance(method, Composition)
+    cost = method.cost(context)
+    layer = [weights[name] for name in weights if name.startswith("language_model.layers.0.")]
+    gram = sum(4 * w.rows_and_columns[1] ** 2 + w.numel * 4 for w in layer)
+    assert cost.ram_bytes == gram + 8 * method.cost(replace(context, limit=1)).ram_bytes - 8 * gram
+    assert cost.forward_batches == 16
+    assert any("6 blocks" in note for note in cost.notes)
 
 
 class Words(TokenSelection):

@@ -9,17 +9,15 @@ are pruned; all batches run it again and go on to the next one.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from greenlet import getcurrent, greenlet
 from torch import nn
 
 from vlp_plugins.calibration.batches import (
@@ -30,12 +28,12 @@ from vlp_plugins.calibration.batches import (
     warn_if_fewer,
 )
 from vlp_plugins.calibration.moments import ActivationStatistic, Key
+from vlp_plugins.calibration.paused import HiddenStates, PausedForward, Visit, pausing
 from vlp_plugins.calibration.probes import ActivationProbe
 from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection
 from vlp_plugins.calibration.sums import sum_over_processes
 from vlp_plugins.calibration.tokens import (
     check_reached,
-    first_argument,
     kinds_of,
     modules_using,
     run_without_gradients,
@@ -48,22 +46,6 @@ from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsErro
 from vlp_plugins.runtime.model_state import caches_off, flags_kept
 
 logger = logging.getLogger("vlp_plugins.calibration")
-
-
-@dataclass(frozen=True, order=True)
-class Visit:
-    """One call of a block in the forward of a batch.
-
-    Attributes:
-        block: path of the module.
-        turn: how many calls of it there were before in the same forward.
-    """
-
-    block: str
-    turn: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.block} (call {self.turn + 1})" if self.turn else self.block
 
 
 @dataclass(frozen=True)
@@ -106,76 +88,6 @@ Decide = Callable[[Visit, Mapping[str, Weight], BlockStatistics], Mapping[str, P
 Progress = Callable[[int, int | None], None]
 
 
-class _Forward(greenlet):
-    """The forward of one batch: paused at the entry of a block, or ended (`dead`).
-
-    Attributes:
-        index: of the batch.
-        samples: in it.
-        stream: of the adapter, that runs.
-        at: the visit that it waits at.
-        call: the arguments of that.
-    """
-
-    stream: Stream
-    at: Visit
-    call: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __init__(
-        self, index: int, batch: Batch, streams: Callable[[Batch], Iterator[Stream]]
-    ) -> None:
-        super().__init__(self._run)
-        # What transformers keeps in context variables during a forward is this forward's own.
-        self.gr_context = copy_context()
-        self.index = index
-        self.samples = batch_size(batch)
-        self.in_block = False
-        self._batch = batch
-        self._streams = streams
-        self._turns: Counter[str] = Counter()
-
-    def _run(self) -> None:
-        for stream in self._streams(self._batch):
-            self.stream = stream
-            stream.run()
-
-    def pause(self, block: str, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """The call of a block, made in this forward: wait, run it as often as asked, return."""
-        self.at = Visit(block, self._turns[block])
-        self._turns[block] += 1
-        self.call = args, kwargs
-        answer = self.parent.switch()
-        while answer is None:
-            self.in_block = True
-            try:
-                output = forward(*args, **kwargs)
-            finally:
-                self.in_block = False
-            answer = self.parent.switch(output)
-        return answer[0]
-
-    def run_block(self) -> Any:
-        """What the block gives out; the forward still waits.
-
-        Raises:
-            UnsupportedError: if the block changes what it is called with.
-        """
-        args, kwargs = self.call
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        versions = [value._version for value in given]
-        output = self.switch(None)
-        if [value._version for value in given] != versions:
-            raise UnsupportedError(
-                f"block {self.at} changes its inputs in place, so that it cannot be run as it is "
-                "and then pruned; leave walk='blocks' out"
-            )
-        return output
-
-    def proceed(self, output: Any) -> None:
-        """Runs on behind the block, until the next one or the end."""
-        self.switch((output,))
-
-
 class BlockPass:
     """Walks over the blocks of a model. The model is as it was found between two visits.
 
@@ -184,6 +96,7 @@ class BlockPass:
         samples: in these.
         fingerprint: hash of the batches in their order.
         visits: in the order in which blocks are pruned.
+        waiting_bytes: that the first batch waits with at most.
     """
 
     def __init__(
@@ -237,18 +150,12 @@ class BlockPass:
         self.fingerprint = digest.hex()[:16]
         check_same(self.fingerprint, f"{self.batches} batches")
         self._blocks = tuple(adapter.blocks(model))
-        self._inside = {
-            block: tuple(
-                name
-                for name, weight in weights.items()
-                if any(_is_in(owner.module, block) for owner in weight.owners)
-            )
-            for block in self._blocks
-        }
+        self._inside = weights_by_block(self._blocks, weights)
+        self.waiting_bytes = 0
         run_without_gradients(model, self._rehearse)
 
     def pruned_at(self, visit: Visit) -> tuple[str, ...]:
-        """Canonical names of the weights whose last use a visit is."""
+        """Canonical names of the weights whose last use a visit is, in the adapter's order."""
         return tuple(name for name in self._weights if self._last_use[name] == visit)
 
     def run(
@@ -259,6 +166,8 @@ class BlockPass:
         known: Mapping[Visit, Mapping[str, Pruned]] | None = None,
         tokens: TokenSelection | None = None,
         skip_nonfinite: bool = False,
+        memory_budget: int | None = None,
+        folder: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Walks over all blocks, once.
@@ -269,6 +178,9 @@ class BlockPass:
             known: what an earlier, interrupted walk decided; those visits are run as pruned.
             tokens: which of the real tokens count; None: all.
             skip_nonfinite: leave a batch out from the block on that gets NaN or infinity.
+            memory_budget: bytes of the tensors that batches wait with between two blocks; those of
+                the others are on the disk. None: all in memory.
+            folder: for these files, which are removed at the end; None: that of the system.
             progress: called with (batches that ran through a block, all of them).
 
         Raises:
@@ -280,9 +192,10 @@ class BlockPass:
         )
         dtypes = {statistic.name: statistic.block_dtype for statistic in statistics}
         walk = _Walk(probe, dtypes, tokens, skip_nonfinite)
+        store = HiddenStates(memory_budget, folder)
 
         def run() -> None:
-            with self._stopping(self._kept) as forwards, probe.attached():
+            with self._forwards(self._kept, store) as forwards, probe.attached():
                 for number, visit in enumerate(self.visits, 1):
                     self._catch_up(forwards, number - 1, walk.decided)
                     waiting = [f for f in forwards if not f.dead and f.at == visit]
@@ -293,7 +206,7 @@ class BlockPass:
         run_without_gradients(self._model, run)
 
     def _catch_up(
-        self, forwards: Sequence[_Forward], done: int, decided: Mapping[str, Pruned]
+        self, forwards: Sequence[PausedForward], done: int, decided: Mapping[str, Pruned]
     ) -> None:
         """Runs what waits at a visit that is over, or was not foreseen, with what is decided."""
         ahead = set(self.visits[done:])
@@ -306,7 +219,7 @@ class BlockPass:
     def _visit(
         self,
         visit: Visit,
-        forwards: list[_Forward],
+        forwards: list[PausedForward],
         walk: _Walk,
         decide: Decide,
         known: Mapping[str, Pruned] | None,
@@ -335,7 +248,7 @@ class BlockPass:
     def _measure(
         self,
         visit: Visit,
-        forwards: list[_Forward],
+        forwards: list[PausedForward],
         walk: _Walk,
         names: Collection[str],
         *,
@@ -356,15 +269,16 @@ class BlockPass:
         state = None if tokens is None else tokens.begin()
         if tokens is not None and state is not None and tokens.reads_all_first:
             for forward in forwards:
-                state.observe(self._call(visit, forward, tokens, names))
+                with forward.present():
+                    state.observe(self._call(visit, forward, tokens, names))
         for forward in forwards:
-            if tokens is not None and state is not None and not tokens.reads_all_first:
-                state.observe(self._call(visit, forward, tokens, names))
             chosen = None if state is None else partial(_chosen, state, forward.index, {})
-            with walk.probe.reading(forward.stream, names, chosen):
-                args, kwargs = forward.call
-                walk.probe.enter(visit.block, args, kwargs)
-                output = forward.run_block()
+            with forward.present():
+                if tokens is not None and state is not None and not tokens.reads_all_first:
+                    state.observe(self._call(visit, forward, tokens, names))
+                with walk.probe.reading(forward.stream, names, chosen):
+                    walk.probe.enter(visit.block, *forward.call)
+                    output = forward.run_block()
             try:
                 walk.add(forward)
             except NonFiniteError as error:
@@ -372,13 +286,12 @@ class BlockPass:
                     raise
                 logger.warning("left batch %d out: %s", forward.index, error)
                 walk.skipped += forward.samples
-                forward.throw()
-                continue
-            if go_on:
+                forward.stop()
+            if go_on and not forward.dead:
                 forward.proceed(output)
 
     def _call(
-        self, visit: Visit, forward: _Forward, tokens: TokenSelection, names: Collection[str]
+        self, visit: Visit, forward: PausedForward, tokens: TokenSelection, names: Collection[str]
     ) -> BlockCall:
         """A batch in a block, as token selections read it."""
         outputs: dict[str, torch.Tensor] = {}
@@ -400,51 +313,59 @@ class BlockPass:
         return BlockCall(
             forward.index,
             self._kinds(visit, forward),
-            first_argument(*forward.call),
+            forward.hidden,
             output,
             outputs,
             attention[0] if attention else None,
         )
 
-    def _is_mixed(self, visit: Visit, forwards: Sequence[_Forward]) -> bool:
+    def _is_mixed(self, visit: Visit, forwards: Sequence[PausedForward]) -> bool:
         """Whether a block reads several kinds of tokens, which a selection chooses among."""
         kinds = {kind for f in forwards for kind in self._kinds(visit, f).unique().tolist()}
         return len({kind for theirs in all_gather(kinds) for kind in theirs} - {0}) > 1
 
-    def _kinds(self, visit: Visit, forward: _Forward) -> torch.Tensor:
+    def _kinds(self, visit: Visit, forward: PausedForward) -> torch.Tensor:
         """The kinds of the hidden states that enter a block, uint8 `[batch, tokens]`."""
-        hidden = first_argument(*forward.call)
         owner = next(
             owner
             for name in self._inside[visit.block]
             for owner in self._weights[name].owners
             if _is_in(owner.module, visit.block)
         )
-        kinds = kinds_of(self._adapter, forward.stream, owner, hidden)
-        if isinstance(kinds, torch.Tensor):
-            return kinds
-        return torch.full(hidden.shape[:-1], kinds, dtype=torch.uint8, device=hidden.device)
+        with forward.present():
+            hidden = forward.hidden
+            kinds = kinds_of(self._adapter, forward.stream, owner, hidden)
+            if isinstance(kinds, torch.Tensor):
+                return kinds
+            return torch.full(hidden.shape[:-1], kinds, dtype=torch.uint8, device=hidden.device)
 
     @contextmanager
-    def _stopping(self, batches: Iterable[tuple[int, Batch]]) -> Iterator[list[_Forward]]:
+    def _forwards(
+        self, batches: Iterable[tuple[int, Batch]], store: HiddenStates
+    ) -> Iterator[list[PausedForward]]:
         """A forward of each batch, at its first block; what has not ended is ended afterwards."""
-        forwards: list[_Forward] = []
+        forwards: list[PausedForward] = []
 
         def streams(batch: Batch) -> Iterator[Stream]:
             return self._adapter.streams(self._model, batch, published=self._published)
 
-        with flags_kept(self._model), caches_off(self._model), ExitStack() as stack:
+        with (
+            flags_kept(self._model),
+            caches_off(self._model),
+            store.open(),
+            ExitStack() as stack,
+        ):
             self._model.eval()
             for path in self._blocks:
-                stack.enter_context(_pausing(self._model.get_submodule(path), path))
+                stack.enter_context(pausing(self._model.get_submodule(path), path))
             try:
                 for index, batch in batches:
-                    forwards.append(_Forward(index, to_device(batch, self._device), streams))
-                    forwards[-1].switch()
+                    moved = to_device(batch, self._device)
+                    forwards.append(PausedForward(index, moved, streams, store))
                 yield forwards
             finally:
                 for forward in forwards:
-                    forward.throw()
+                    forward.stop()
 
     def _rehearse(self) -> None:
         """Finds the visits, and the last one that uses each weight, from as few batches as do."""
@@ -467,13 +388,14 @@ class BlockPass:
 
     def _rehearse_batch(self, kept: tuple[int, Batch], uses: set[tuple[Visit, str]]) -> list[Visit]:
         order = []
-        with self._stopping([kept]) as (forward,), ExitStack() as stack:
+        with self._forwards([kept], HiddenStates(None, None)) as (forward,), ExitStack() as stack:
             for path, module, users in modules_using(self._model, self._weights):
                 if path not in self._inside:
                     note = partial(_note, forward, {use.weight for use in users}, uses)
                     stack.callback(module.register_forward_pre_hook(note).remove)
             while not forward.dead:
                 order.append(forward.at)
+                self.waiting_bytes = max(self.waiting_bytes, sum(t.nbytes for t in forward.given))
                 for name in self._inside[forward.at.block]:
                     if any(o.module == forward.at.block for o in self._weights[name].owners):
                         uses.add((forward.at, name))
@@ -518,7 +440,7 @@ class _Walk:
     sums: dict[Key, torch.Tensor] = field(default_factory=dict)
     skipped: int = 0
 
-    def add(self, forward: _Forward) -> None:
+    def add(self, forward: PausedForward) -> None:
         """Adds what the probe has measured of a batch to the sums.
 
         Raises:
@@ -544,35 +466,44 @@ class _Walk:
         return {key: self.sums.pop(key) for key in sorted(self.sums) if key[1].weight in names}
 
 
+def weights_by_block(blocks: Iterable[str], weights: WeightMap) -> dict[str, tuple[str, ...]]:
+    """Canonical names of the weights that each block uses."""
+    return {
+        block: tuple(
+            name
+            for name, weight in weights.items()
+            if any(_is_in(owner.module, block) for owner in weight.owners)
+        )
+        for block in blocks
+    }
+
+
+def largest_block_bytes(
+    blocks: Iterable[str], weights: WeightMap, statistics: Iterable[ActivationStatistic]
+) -> int:
+    """What the block that needs most does: sums of its statistics, and a copy of its weights.
+
+    Args:
+        blocks: of `Adapter.blocks`.
+        weights: of the model.
+        statistics: what is gathered.
+    """
+
+    def needed(name: str) -> int:
+        weight = weights[name]
+        sums = sum(each.block_dtype.itemsize * each.size(weight) for each in statistics)
+        copy = weight.numel * weight.parameter.element_size()
+        return sums * len(weight.owners) + copy
+
+    return max(sum(map(needed, names)) for names in weights_by_block(blocks, weights).values())
+
+
 def _is_in(path: str, block: str) -> bool:
     """Whether a module is a block, or in it."""
     return path == block or path.startswith(f"{block}.")
 
 
-@contextmanager
-def _pausing(module: nn.Module, path: str) -> Iterator[None]:
-    """Makes forwards wait where they call a module; other callers run it."""
-    forward = module.forward
-    own = "forward" in vars(module)
-
-    @wraps(forward)  # some read its signature
-    def paused(*args: Any, **kwargs: Any) -> Any:
-        caller = getcurrent()
-        if isinstance(caller, _Forward) and not caller.in_block:
-            return caller.pause(path, forward, *args, **kwargs)
-        return forward(*args, **kwargs)
-
-    module.forward = paused
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = forward
-        else:
-            del module.forward
-
-
-def _note(forward: _Forward, names: set[str], uses: set[tuple[Visit, str]], *_: Any) -> None:
+def _note(forward: PausedForward, names: set[str], uses: set[tuple[Visit, str]], *_: Any) -> None:
     """A hook that notes the visit in which a module is called."""
     if forward.in_block:
         uses.update((forward.at, name) for name in names)

@@ -243,7 +243,10 @@ def _plan_by_shapes(job: Prepared) -> Plan:
     method = job.method.method if isinstance(job.method, IdGuided) else job.method
     statistics, cost = 0, None
     besides = 0
-    if isinstance(method, Composition):
+    if isinstance(method, Composition) and job.by_blocks:
+        cost = method.cost(job.context())
+        besides = cost.ram_bytes
+    elif isinstance(method, Composition):
         statistics = method.statistics_bytes(job.weights)
         if any(isinstance(need, LossStatistic) for need in method.needs):
             besides = 4 * job.weights.numel  # the gradients of a batch
@@ -336,6 +339,29 @@ def _plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
         passes=1 if method.needs else 0,
         timing=Timing(job.recipe.data.batches if reads else 0, seconds, other),
         statistics=statistics,
+    )
+
+
+def _plan_blocks(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
+    """Walks over the blocks with one dummy batch, and with two: the difference is one batch's."""
+    method, context = composed(job.method), job.context()
+    dummies = [] if batches is None else list(batches)
+    cost = method.cost(replace(context, batches=dummies))
+    one = replace(context, targets=context.targets[:1], limit=None)
+
+    def seconds(count: int) -> float:
+        return _seconds_of(lambda: method.run(replace(one, batches=dummies[:count])))
+
+    _, first, both = seconds(1), seconds(1), seconds(2)  # the very first is slower
+    each = max(0.0, both - first)
+    number = context.limit and context.limit * len(context.targets)
+    return _plan(
+        job,
+        _by_magnitude(method, context),
+        peak_resident_bytes() + cost.ram_bytes,
+        passes=cost.passes,
+        timing=Timing(number, each, len(context.targets) * max(0.0, first - each)),
+        cost=cost,
     )
 
 
@@ -570,4 +596,6 @@ def _plan_job(job: Prepared, batches: _DummyBatches | None) -> Plan:
         return _plan_guided(job, job.method, batches)
     if isinstance(job.method, Procedure):
         return _plan_procedure(job, job.method, batches)
+    if job.by_blocks:
+        return _plan_blocks(job, batches)
     return _plan_composition(job, batches)

@@ -9,24 +9,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.calibration.batches import batches_again
-from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, Visit
+from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, largest_block_bytes
 from vlp_plugins.calibration.moments import ActivationStatistic
+from vlp_plugins.calibration.paused import Visit
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, flaw
+from vlp_plugins.methods.method import Context, Cost
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import all_gather, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
+from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.scoring.selection import Scored, Selection
 from vlp_plugins.scoring.threshold import Cut
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.composition import Composition
-    from vlp_plugins.methods.method import Context
 
 logger = logging.getLogger("vlp_plugins.methods")
 
@@ -84,6 +86,35 @@ class _Passes:
 
     def __iter__(self) -> Any:
         return self._again()
+
+
+def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> Cost:
+    """What walks over the blocks of a model need besides it, one for every target.
+
+    Args:
+        method: what prunes.
+        context: of the run; `limit` says how many batches there will be.
+        waiting: bytes that a batch waits with at a block.
+    """
+    names = context.adapter.blocks(context.model)
+    block = largest_block_bytes(names, context.weights, _activations(method))
+    first = int(method.allocation.compares and bool(method.allocating().needs))
+    runs = 2 if (context.tokens or method.tokens) is None else 3
+    number = context.limit or 0
+    notes = [
+        f"{len(names)} blocks, one after the other; each runs every batch {runs} times",
+        f"{text_of(block)} for the statistics and the dense weights of the largest block"
+        + (f", about {text_of(number * waiting)} for batches that wait" if waiting else ""),
+        "a resumed run keeps the blocks that were pruned, and runs the batches through them",
+    ]
+    if first:
+        notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
+    return Cost(
+        ram_bytes=block + number * waiting,
+        passes=first + len(context.targets),
+        forward_batches=number * (first + runs * len(context.targets)),
+        notes=tuple(notes),
+    )
 
 
 def _counts(method: Composition, context: Context) -> Sequence[Mapping[str, Selection] | None]:
@@ -147,6 +178,8 @@ class _Walk:
             known=known,
             tokens=context.tokens or self.method.tokens,
             skip_nonfinite=context.skip_nonfinite,
+            memory_budget=context.memory_budget,
+            folder=context.workplace,
             progress=progress,
         )
         return found

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from vlp_plugins.calibration.block_pass import BlockPass
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.moments import LossStatistic, Statistic, distinct
 from vlp_plugins.calibration.selections import TokenSelection
@@ -15,8 +16,8 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, pack
-from vlp_plugins.methods.blocks import masks_by_blocks, masks_of
-from vlp_plugins.methods.method import Context, Factored, Method, Walk
+from vlp_plugins.methods.blocks import cost_by_blocks, masks_by_blocks, masks_of
+from vlp_plugins.methods.method import Context, Cost, Factored, Method, Walk
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
@@ -90,6 +91,21 @@ class Composition(Factored):
                 sites = 1 if isinstance(need, LossStatistic) else len(weight.owners)
                 sums += sites * need.size(weight)
         return 2 * 8 * sums
+
+    def cost(self, context: Context) -> Cost:
+        """What a walk by blocks will need; `context.limit` says how many batches there will be."""
+        waiting = 0
+        if context.has_batches:
+            blocks = BlockPass(
+                context.model,
+                context.adapter,
+                context.weights,
+                context.batches,
+                published=context.published,
+                limit=1,
+            )
+            waiting = 3 * blocks.waiting_bytes  # its input, its output, and what comes back
+        return cost_by_blocks(self, context, waiting)
 
     def walk_of(self, context: Context) -> Walk:
         if context.walk is None and self.tokens is not None:
