@@ -17,8 +17,9 @@ IGNORED = -100
 def similarity(features: Tensor, others: Tensor, temperature: Tensor) -> Tensor:
     """`features [B, D] @ others [D, M] / temperature`, never in less than float32."""
     exact = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
-        return features.to(exact) @ others.to(exact) / temperature.to(exact)
+    there = features.device  # the towers of a model may be on several devices
+    with torch.autocast(there.type, enabled=False):
+        return features.to(exact) @ others.to(there, exact) / temperature.to(there, exact)
 
 
 def batch_contrastive_loss(similarities: Tensor) -> Tensor:
@@ -51,7 +52,8 @@ def matching_loss(
     own = torch.arange(pairs, device=image_embeds.device)
     rows = torch.cat([own, own, wrong_texts])
     images = image_embeds[torch.cat([own, wrong_images, own])]
-    logits = match(texts[rows], attention_mask[rows], images)
+    words = rows.to(texts.device)
+    logits = match(texts[words], attention_mask[rows.to(attention_mask.device)], images)
     target = torch.zeros(3 * pairs, dtype=torch.long, device=logits.device)
     target[:pairs] = 1
     return functional.cross_entropy(logits, target)

@@ -21,6 +21,7 @@ from vlp_plugins.runtime.model_state import (
     precision,
     random_state_kept,
 )
+from vlp_plugins.runtime.parallel import on_host
 from vlp_plugins.runtime.sharding import (
     as_forward,
     at_rest,
@@ -42,15 +43,16 @@ gradients must not depend on the batches that a process has seen before.
 
 def total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the terms, scalars of any shape and dtype, in float32."""
-    return torch.stack([term.float().reshape(()) for term in terms.values()]).sum()
+    device = next(iter(terms.values())).device
+    return torch.stack([term.to(device).float().reshape(()) for term in terms.values()]).sum()
 
 
 def check_loss(terms: Mapping[str, torch.Tensor], index: int, *, together: bool = False) -> None:
     """Raises `NonFiniteError` for the first term that is NaN or infinite, in all ranks together."""
-    values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
+    values = on_host([term.detach().float() for term in terms.values()])
     bad = ~torch.isfinite(values)
     if together:
-        bad = in_any_process(bad)
+        bad = in_any_process(bad.to(next(iter(terms.values())).device))
     for name, value, is_bad in zip(terms, values.tolist(), bad.tolist(), strict=True):
         if is_bad:
             raise NonFiniteError(
@@ -70,7 +72,7 @@ def _first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
         return next((name for name, is_bad in zip(gradients, bad, strict=True) if is_bad), None)
     # NaN or infinity always shows in the sum, at a fraction of the cost of a test of every
     # element, and one transfer has all sums. An overflow shows too, hence the second test.
-    sums = torch.stack([gradient.sum() for gradient in gradients.values()])
+    sums = on_host([gradient.sum() for gradient in gradients.values()])
     suspects = (~torch.isfinite(sums)).tolist()
     for (name, gradient), suspect in zip(gradients.items(), suspects, strict=True):
         if suspect and not bool(torch.isfinite(gradient).all()):

@@ -38,6 +38,7 @@ from vlp_plugins.calibration.tokens import (
 from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.parallel import on_host
 from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -220,7 +221,7 @@ class ActivationProbe:
         if not self._found:
             return {}
         distinct = {id(value): value for _, _, value in self._found}
-        joined = torch.cat(list(distinct.values())).cpu().double()
+        joined = on_host(list(distinct.values())).double()
         self._check_finite(joined, index)
         parts = dict(zip(distinct, joined.split([len(v) for v in distinct.values()]), strict=True))
         sums: dict[Key, torch.Tensor] = {}

@@ -64,9 +64,9 @@ class TokenReader(ABC):
                 )
             if tokens.shape[:-1] != real.shape:
                 raise self._misfit(tokens, real)
-            real = real.to(tokens.device)
-            if not bool(real.all()):
-                return tokens[real]
+            rows = _rows_of(real, tokens.device)
+            if rows is not None:
+                return tokens.flatten(0, -2).index_select(0, rows)
         return tokens.reshape(-1, tokens.shape[-1])
 
     def _misfit(self, tokens: torch.Tensor, real: torch.Tensor) -> BatchError:
@@ -75,6 +75,22 @@ class TokenReader(ABC):
             f"{list(real.shape)}; if the layer sees other tokens than those, the adapter must give "
             "it a token space of its own: with ModuleAdapter, tokens={regular expression: None}"
         )
+
+
+def _rows_of(real: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """Places of the real tokens among all, int64; None if all are real. One wait per mask."""
+    version = None if real.is_inference() else real._version
+    known = _ROWS.get(real)
+    if version is not None and known is not None and known[:2] == (device, version):
+        return known[2]
+    rows = torch.nonzero(real.flatten())[:, 0]
+    found = None if len(rows) == real.numel() else rows.to(device)
+    _ROWS[real] = (device, version, found)
+    return found
+
+
+_ROWS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of each mask of tokens, as long as it lives: a look at its values waits for a device."""
 
 
 class _Rows(TokenReader):

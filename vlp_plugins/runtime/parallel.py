@@ -1,11 +1,11 @@
-"""Threads: one function over many tensors, each on one core; data made ahead of their use."""
+"""One function over many tensors, data made ahead of their use, one wait for many numbers."""
 
 from __future__ import annotations
 
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,6 +63,12 @@ def over_tensors(
             return list(pool.map(as_caller, items))
     finally:
         torch.set_num_threads(before)  # what the next new thread inherits
+
+
+def on_host(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Small tensors of one dtype joined on the CPU, 1-D, after one wait for their devices."""
+    device = next((v.device for v in values if v.device.type != "cpu"), torch.device("cpu"))
+    return torch.cat([value.detach().flatten().to(device) for value in values]).cpu()
 
 
 _MOST_WORKERS = 8

@@ -114,10 +114,10 @@ def _cuts(
     zeros = {name: b.zeros for name, b in buckets.items()}
     if removal <= sum(zeros.values()):
         return _cuts_of_zeros(zeros, removal)
-    counts = torch.cat([b.counts for b in buckets.values()])
+    counts = _joined([b.counts for b in buckets.values()])
     rank = removal - sum(zeros.values())
-    at_least = _quantile(torch.cat([b.lower for b in buckets.values()]), counts, rank)
-    at_most = _quantile(torch.cat([b.upper for b in buckets.values()]), counts, rank)
+    at_least = _quantile(_joined([b.lower for b in buckets.values()]), counts, rank)
+    at_most = _quantile(_joined([b.upper for b in buckets.values()]), counts, rank)
     certain: dict[str, int] = {}
     open_values: dict[str, torch.Tensor] = {}
     open_scores: dict[str, torch.Tensor] = {}
@@ -127,7 +127,7 @@ def _cuts(
         unsure = ~gone & (b.lower <= at_most)
         certain[name] = b.zeros + int(b.counts[gone].sum())
         open_values[name], open_scores[name] = _scores_of(weight, b, unsure)
-    scores = torch.cat(list(open_scores.values()))
+    scores = _joined(list(open_scores.values()))
     # At least one uncertain element goes: what is certain to go lies below the threshold.
     rank = removal - sum(certain.values())
     threshold = float(torch.kthvalue(scores, rank).values)
@@ -141,6 +141,11 @@ def _cuts(
         edge = torch.nn.functional.pad(buckets[name].edges, (0, 1), value=torch.inf)[below]
         cuts[name] = _magnitude_cut(weight, open_values[name], count, certain[name], edge)
     return cuts
+
+
+def _joined(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """1-D tensors, where the first of them is."""
+    return torch.cat([value.to(values[0].device) for value in values])
 
 
 def _cuts_of_zeros(zeros: Mapping[str, int], removal: int) -> dict[str, Cut]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import NonFiniteError
+from vlp_plugins.runtime.parallel import on_host
 from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.scoring.factors import Scaled, before_scaling
 from vlp_plugins.scoring.magnitude import Magnitude
@@ -43,14 +45,23 @@ class Scored:
         Raises:
             NonFiniteError: if the score has NaN or infinity.
         """
-        scores = scores_of(self.scorer, self.weights[name].matrix, self.evidence[name])
-        # The sum shows every NaN and infinity, at a fraction of the cost; an overflow shows too.
-        if not torch.isfinite(scores.sum()) and not bool(torch.isfinite(scores).all()):
-            raise NonFiniteError(
-                f"scorer {self.scorer.name!r} gives NaN or infinite scores for weight {name!r}; "
-                "check its weights and statistics for such values"
-            )
+        scores = self._unchecked(name)
+        self._check({name: scores.sum()})
         return scores
+
+    def _unchecked(self, name: str) -> torch.Tensor:
+        return scores_of(self.scorer, self.weights[name].matrix, self.evidence[name])
+
+    def _check(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Raises `NonFiniteError` for the first scores with NaN or infinity; one wait for all."""
+        # The sum shows every NaN and infinity, at a fraction of the cost; an overflow shows too.
+        finite = torch.isfinite(on_host(list(sums.values()))).tolist()
+        for name in (name for name, is_finite in zip(sums, finite, strict=True) if not is_finite):
+            if not bool(torch.isfinite(self._unchecked(name)).all()):
+                raise NonFiniteError(
+                    f"scorer {self.scorer.name!r} gives NaN or infinite scores for weight "
+                    f"{name!r}; check its weights and statistics for such values"
+                )
 
     @property
     def device(self) -> torch.device:
@@ -110,13 +121,25 @@ class Scored:
         """Cuts of the scores themselves."""
         sources = {name: self.source(name) for name in self.weights}
         samples = {name: self._sampled(name) for name in self.weights}
-        return find_cuts(
+        sums: dict[str, torch.Tensor] = {}
+        if self.device.type != "cpu":  # a check of each would wait for each
+            sources = {name: partial(self._summed, name, sums) for name in self.weights}
+        found = find_cuts(
             sources,
             removals,
             all_ties=self.published,
             device=self.device,
             samples=samples if self.scorer.elementwise else None,
         )
+        if sums:
+            self._check(sums)
+        return found
+
+    def _summed(self, name: str, sums: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The scores of one weight, whose sum is kept to be checked with the others."""
+        scores = self._unchecked(name)
+        sums[name] = scores.sum()
+        return scores
 
     def cuts_of(self, scores: torch.Tensor, removals: Sequence[int]) -> list[Cut]:
         """Cuts of one tensor's scores that remove so many of its smallest, one per count."""

@@ -13,13 +13,13 @@ the model's size is ever stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from vlp_plugins.runtime.parallel import over_tensors
+from vlp_plugins.runtime.parallel import on_host, over_tensors
 
 ScoreSource = Callable[[], torch.Tensor]
 """Computes the float32 scores of one tensor, the same every time."""
@@ -47,6 +47,8 @@ class Cut:
         if self.remove == 0:
             return torch.ones_like(scores, dtype=torch.bool)  # also those of -inf
         keep = _above(scores, self.threshold)
+        if self.ties == 0 < self.equal:
+            return scores >= self.threshold
         if self.ties < self.equal:
             places = torch.nonzero((scores == self.threshold).flatten())[self.ties :, 0]
             keep.view(-1)[places] = True
@@ -99,16 +101,17 @@ def _bracketed_cuts(
     """Cuts by removal, for those removals whose bracket held the threshold."""
     total = sum(sample.numel for sample in samples.values())
     stride = spread(total // min(_DRAWS, max(1024, total // 128)))
-    drawn = torch.cat([sample.every(stride).flatten().cpu() for sample in samples.values()])
-    ordered = np.sort(drawn.numpy())
+    ordered = np.sort(on_host([sample.every(stride) for sample in samples.values()]).numpy())
     brackets = [_bracket(ordered, removal / total) for removal in removals]
+    if device.type == "cpu":
 
-    def sweep(name: str) -> list[_Swept]:
-        scores = sources[name]().flatten()
-        split = _split_by if scores.device.type == "cpu" else _split_on_device
-        return [split(scores, bracket) for bracket in brackets]
+        def sweep(name: str) -> list[_Swept]:
+            scores = sources[name]().flatten()
+            return [_split_by(scores, bracket) for bracket in brackets]
 
-    swept = dict(zip(sources, over_tensors(sweep, sources, device), strict=True))
+        swept = dict(zip(sources, over_tensors(sweep, sources, device), strict=True))
+    else:
+        swept = _swept_on_device(sources, brackets)
     found = {}
     for i, removal in enumerate(removals):
         parts = {name: each[i] for name, each in swept.items()}
@@ -161,17 +164,62 @@ def _split_by(scores: torch.Tensor, bracket: _Bracket) -> _Swept:
     return _Swept(below, at_low, np.concatenate(inside) if inside else values, at_high)
 
 
-def _split_on_device(scores: torch.Tensor, bracket: _Bracket) -> _Swept:
+def _swept_on_device(
+    sources: Mapping[str, ScoreSource], brackets: Sequence[_Bracket]
+) -> dict[str, list[_Swept]]:
+    """Counts everything, then picks: two waits for the device, whatever the number of tensors."""
+
+    def parts() -> Iterator[tuple[str, int, torch.Tensor]]:
+        for name, source in sources.items():
+            for part in source().flatten().split(_DEVICE_CHUNK):
+                yield from ((name, i, part) for i in range(len(brackets)))
+
+    places, counts = [], []
+    for name, i, part in parts():
+        places.append((name, i))
+        counts.append(_counted(part, brackets[i]))
+    numbers = on_host(counts).view(-1, 4).tolist()
+    sizes = [inside for _, _, inside, _ in numbers]
+    picked = [
+        _picked(part, _inside(part, brackets[i]), size)
+        for (_, i, part), size in zip(parts(), sizes, strict=True)
+    ]
+    swept = {name: [_Swept(0, 0, np.empty(0, np.float32), 0)] * len(brackets) for name in sources}
+    for (name, i), (below, at_low, _, at_high), values in zip(
+        places, numbers, on_host(picked).split(sizes), strict=True
+    ):
+        sofar = swept[name][i]
+        swept[name][i] = _Swept(
+            sofar.below + below,
+            sofar.at_low + at_low,
+            np.concatenate([sofar.inside, values.numpy()]),
+            sofar.at_high + at_high,
+        )
+    return swept
+
+
+def _inside(scores: torch.Tensor, bracket: _Bracket) -> torch.Tensor:
     reached = scores > bracket.low if bracket.many_low else scores >= bracket.low
-    chosen = reached & (scores < bracket.high if bracket.many_high else scores <= bracket.high)
-    below = int((scores < bracket.low).count_nonzero())
-    at_high = int((reached & (scores == bracket.high)).count_nonzero()) if bracket.many_high else 0
-    return _Swept(
-        below,
-        scores.numel() - below - int(reached.count_nonzero()),
-        scores[chosen].cpu().numpy(),
-        at_high,
+    return reached & (scores < bracket.high if bracket.many_high else scores <= bracket.high)
+
+
+def _counted(scores: torch.Tensor, bracket: _Bracket) -> torch.Tensor:
+    """How many scores are below, equal to a low end that has many, inside, equal to such a high."""
+    nothing = torch.zeros((), dtype=torch.int64, device=scores.device)
+    return torch.stack(
+        [
+            (scores < bracket.low).sum(),
+            (scores == bracket.low).sum() if bracket.many_low else nothing,
+            _inside(scores, bracket).sum(),
+            (scores == bracket.high).sum() if bracket.many_high else nothing,
+        ]
     )
+
+
+def _picked(values: torch.Tensor, chosen: torch.Tensor, size: int) -> torch.Tensor:
+    """`values[chosen]`, 1-D, whose size is known: nothing waits for it."""
+    places = (chosen.cumsum(0) - 1).where(chosen, size)
+    return values.new_empty(size + 1).scatter_(0, places, values)[:size]
 
 
 def spread(stride: int) -> int:
@@ -246,7 +294,7 @@ def order_keys(scores: torch.Tensor) -> torch.Tensor:
         int32, 1-D; scores that are not negative keep their bits.
     """
     bits = scores.contiguous().view(torch.int32).flatten()
-    if bits.numel() == 0 or int(bits.min()) >= 0:
+    if bits.numel() == 0 or (bits.device.type == "cpu" and int(bits.min()) >= 0):
         return bits
     bits = (scores + 0.0).contiguous().view(torch.int32).flatten()  # -0.0 becomes +0.0
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -288,8 +336,9 @@ def find_cuts(
     """
     device = device or torch.device("cpu")
     found: dict[int, dict[str, Cut]] = {0: dict.fromkeys(sources, KEEP_ALL)}
-    if samples is not None and (size := sum(s.numel for s in samples.values())) >= SAMPLED_FROM:
-        inner = [removal for removal in dict.fromkeys(removals) if 0 < removal < size]
+    size = sum(sample.numel for sample in samples.values()) if samples is not None else 0
+    inner = [removal for removal in dict.fromkeys(removals) if 0 < removal < size]
+    if samples is not None and inner and size >= SAMPLED_FROM:
         found |= _bracketed_cuts(sources, samples, inner, all_ties=all_ties, device=device)
     if missing := [removal for removal in removals if removal not in found]:
         found |= _cuts_by_histogram(sources, missing, all_ties, device)
@@ -305,8 +354,7 @@ def _cuts_by_histogram(
     names = list(sources)
     counted = over_tensors(lambda name: _coarse_counts(sources[name]()), names, device)
     coarse = dict(zip(names, counted, strict=True))
-    total = sum(counts.to("cpu", torch.int64) for counts in coarse.values())
-    cumulative = torch.as_tensor(total).cumsum(0)
+    cumulative = _summed(coarse.values()).cumsum(0)
     size = int(cumulative[-1])
     buckets: dict[int, int] = {}
     for removal in removals:
@@ -322,21 +370,34 @@ def _cuts_by_histogram(
             rank = removal - (int(cumulative[bucket - 1]) if bucket else 0)
             found[removal] = _split(rank, bucket, coarse, fine[bucket], all_ties=all_ties)
         else:
-            sizes = {name: int(counts.sum()) for name, counts in coarse.items()}
-            found[removal] = {name: Cut(n, math.inf) for name, n in sizes.items()}
+            sizes = on_host([counts.sum() for counts in coarse.values()]).tolist()
+            found[removal] = {name: Cut(n, math.inf) for name, n in zip(coarse, sizes, strict=True)}
     return found
 
 
 def _coarse_counts(scores: torch.Tensor) -> torch.Tensor:
     """Counts of the upper 16 bits of the keys, the most negative bucket first."""
     upper = _upper(order_keys(scores)).contiguous()
-    if upper.numel() and int(upper.min()) < 0:
+    if upper.device.type != "cpu" or (upper.numel() and int(upper.min()) < 0):
         return _count(upper.int() + _BUCKETS // 2, _BUCKETS)
     return torch.nn.functional.pad(_count(upper, _BUCKETS // 2), (_BUCKETS // 2, 0))
 
 
 def _count(values: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.bincount(values, minlength=size).to(torch.int32)
+    if values.device.type == "cpu":
+        return torch.bincount(values, minlength=size).to(torch.int32)
+    # bincount waits for the largest value.
+    counts = torch.zeros(size, dtype=torch.int32, device=values.device)
+    return counts.index_add_(0, values, torch.ones_like(values))
+
+
+def _summed(counts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum on the CPU, int64; one wait for each device."""
+    sums: dict[torch.device, torch.Tensor] = {}
+    for count in counts:
+        known = sums.get(count.device)
+        sums[count.device] = count.long() if known is None else known.add_(count)
+    return torch.stack([total.cpu() for total in sums.values()]).sum(0)
 
 
 def _fine_counts(
@@ -349,10 +410,13 @@ def _fine_counts(
 
     def count(name: str) -> torch.Tensor:
         keys = order_keys(sources[name]())
-        inside = pick(keys, _upper(keys) == bucket - _BUCKETS // 2)
-        return _count(inside & 0xFFFF, _BUCKETS)
+        chosen = _upper(keys) == bucket - _BUCKETS // 2
+        if keys.device.type == "cpu":
+            return _count(pick(keys, chosen) & 0xFFFF, _BUCKETS)
+        return _count((keys & 0xFFFF).where(chosen, _BUCKETS), _BUCKETS + 1)[:_BUCKETS]
 
-    names = [name for name in sources if int(coarse[name][bucket])]
+    held = on_host([counts[bucket] for counts in coarse.values()]).tolist()
+    names = [name for name, count in zip(coarse, held, strict=True) if count]
     return dict(zip(names, over_tensors(count, names, device), strict=True))
 
 
@@ -365,21 +429,20 @@ def _split(
     all_ties: bool,
 ) -> dict[str, Cut]:
     """The cuts at the `rank`-th smallest (1-based) element of a bucket."""
-    merged = torch.as_tensor(sum(counts.to("cpu", torch.int64) for counts in fine.values()))
-    cumulative = merged.cumsum(0)
+    cumulative = _summed(fine.values()).cumsum(0)
     low = int(torch.searchsorted(cumulative, rank))
     quota = rank - (int(cumulative[low - 1]) if low else 0)
     threshold = _key_to_score(((bucket - _BUCKETS // 2) << 16) | low)
-    cuts = {}
+    parts = []
     for name, counts in coarse.items():
-        below = int(counts[:bucket].sum(dtype=torch.int64))
-        equal = 0
-        if name in fine:
-            below += int(fine[name][:low].sum(dtype=torch.int64))
-            equal = int(fine[name][low])
+        own = fine.get(name, counts.new_zeros(1))
+        parts += [counts[:bucket].sum(), own[:low].sum(), own[low : low + 1].sum()]
+    cuts = {}
+    numbers = on_host(parts).view(-1, 3).tolist()
+    for name, (below, less, equal) in zip(coarse, numbers, strict=True):
         ties = equal if all_ties else min(equal, quota)
         quota -= min(equal, quota)
-        cuts[name] = Cut(below + ties, threshold, ties, equal)
+        cuts[name] = Cut(below + less + ties, threshold, ties, equal)
     return cuts
 
 

@@ -28,8 +28,10 @@ class Similarities(NamedTuple):
 @torch.no_grad()
 def update_momentum(online: nn.Module, twin: nn.Module, momentum: float) -> None:
     """Moves every weight of `twin` in place: `twin = momentum * twin + (1 - momentum) * online`."""
-    for slow, fast in zip(twin.parameters(), online.parameters(), strict=True):
-        slow.mul_(momentum).add_(fast, alpha=1.0 - momentum)
+    slow: list[Tensor] = list(twin.parameters())
+    fast = [f.to(s.device) for s, f in zip(slow, online.parameters(), strict=True)]
+    torch._foreach_mul_(slow, momentum)
+    torch._foreach_add_(slow, fast, alpha=1.0 - momentum)
 
 
 @torch.no_grad()
@@ -45,7 +47,7 @@ def enqueue(queue: Tensor, pointer: Tensor, features: Tensor) -> None:
     """
     size = queue.shape[1]
     columns = (pointer + torch.arange(len(features), device=queue.device))[-size:] % size
-    new = features[-size:].T.to(queue.dtype)
+    new = features[-size:].T.to(queue.device, queue.dtype)
     queue[:, columns] = torch.where(new.isfinite().all(0), new, queue[:, columns])
 
 

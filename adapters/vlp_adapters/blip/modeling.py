@@ -203,8 +203,8 @@ class BlipForPretraining(BlipTowers):
         text = self.get_text_features(input_ids, attention_mask)
         with torch.no_grad():
             image_m, text_m = self._momentum_features(pixel_values, input_ids, attention_mask)
-            images = torch.cat([image_m.T, self.image_queue], dim=1)
-            texts = torch.cat([text_m.T, self.text_queue], dim=1)
+            images = torch.cat([image_m.T.to(self.image_queue.device), self.image_queue], dim=1)
+            texts = torch.cat([text_m.T.to(self.text_queue.device), self.text_queue], dim=1)
             by_image_m = similarity(image_m, texts, self.temp)
             by_text_m = similarity(text_m, images, self.temp)
             if update_state:

@@ -11,6 +11,7 @@ import torch
 
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.parallel import on_host
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.lamp import lamp
@@ -236,10 +237,9 @@ class SignedScores:
 
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
         """One step of gradient descent; see `Scores`. It overwrites the gradients."""
-        squares = 0.0
         for name, gradient in gradients.items():
             gradient.mul_(self._dense[name])
-            squares += float(gradient.double().square().sum())
+        squares = sum(on_host([g.double().square().sum() for g in gradients.values()]).tolist())
         count = sum(value.numel() for value in self.values.values())
         if squares == 0:
             return
