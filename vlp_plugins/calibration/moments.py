@@ -162,9 +162,13 @@ def sum_of_squares(inputs: torch.Tensor) -> torch.Tensor:
     tokens, features = inputs.shape
     rows = max(1, min(tokens, max(8, _BLOCK // max(1, features))))
     block = inputs.new_zeros((rows, features), dtype=torch.float32)
-    for part in inputs.split(rows):
+    full = tokens - tokens % rows
+    for part in inputs[:full].view(-1, rows, features).unbind(0):
         values = part.float()
-        block[: len(part)].addcmul_(values, values)
+        block.addcmul_(values, values)
+    if full < tokens:
+        values = inputs[full:].float()
+        block[: tokens - full].addcmul_(values, values)
     return block.sum(0)
 
 

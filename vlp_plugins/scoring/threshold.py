@@ -72,9 +72,9 @@ def pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.compress(chosen.numpy(), values.numpy()))
 
 
-_DRAWS = 1 << 18  # elements of a sample of many tensors
+_DRAWS = 1 << 20  # elements of a sample of many tensors
 _BLOCK = 1 << 17  # scores in a block: half a megabyte
-_SIGMAS = 6.0  # half the width of a bracket, in standard errors of the sample's quantile
+_SIGMAS = 5.0  # half the width of a bracket, in standard errors of the sample's quantile
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _bracketed_cuts(
 ) -> dict[int, dict[str, Cut]]:
     """Cuts by removal, for those removals whose bracket held the threshold."""
     total = sum(sample.numel for sample in samples.values())
-    stride = spread(total // min(_DRAWS, max(1024, total // 128)))
+    stride = spread(total // min(_DRAWS, max(1024, total // 32)))
     ordered = np.sort(on_host([sample.every(stride) for sample in samples.values()]).numpy())
     brackets = [_bracket(ordered, removal / total) for removal in removals]
     if device.type == "cpu":
