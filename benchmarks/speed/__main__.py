@@ -79,6 +79,13 @@ def _data(parser: argparse.ArgumentParser) -> None:
     _device(parser)
 
 
+def _solvers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--inputs", nargs="+", type=int, default=[512, 1024, 2048, 4096])
+    parser.add_argument("--outputs", type=int, help="of the layer; as many as inputs if left out")
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=3)
+
+
 def _chita(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--p", nargs="+", type=float, default=[1e5, 1e6, 4e6])
@@ -148,6 +155,7 @@ def _device(parser: argparse.ArgumentParser) -> None:
 TIMINGS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "multiflow": ("MULTIFLOW, OMP and LAMP at full size", _multiflow),
     "methods": ("methods without gradients on the demo's models", _methods),
+    "solvers": ("solvers of one layer and their statistics, next to bare products", _solvers),
     "snip": ("SNIP at full size", _snip),
     "data": ("a run on photographs, next to decoding and computing alone", _data),
     "chita": ("CHITA's solver alone", _chita),

@@ -77,3 +77,12 @@ def test_points_of_neighbours_have_fewer_dimensions_than_coordinates():
     points = neighbours.curved(300, 2000, torch.device("cpu"))
 
     assert 8 < estimate(points).dimension < 25
+
+
+def test_solvers_print_their_ratios_and_how_they_grow(tmp_path, monkeypatch, capsys):
+    sizes = ["--inputs", "128", "256", "--outputs", "16", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["speed", "solvers", *sizes, "--out", str(tmp_path)])
+    assert main() in (0, 1)  # how long it takes is not for a test to say
+    said = capsys.readouterr().out
+    assert "from 128 to 256 inputs: sparsegpt ^" in said
+    assert "over" in (tmp_path / "solvers-speed.json").read_text()

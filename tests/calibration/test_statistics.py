@@ -15,7 +15,7 @@ from torch import nn
 from toy import Toy, ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.calibration.moments import ActivationStatistic, InputSecondMoment, Site
+from vlp_plugins.calibration.moments import ActivationStatistic, InputGram, InputSecondMoment, Site
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.generic import ModuleAdapter
@@ -297,3 +297,12 @@ def test_a_file_of_a_version_that_fed_labels_is_told(
     replace(statistics, adapter=adapter).save(tmp_path / "statistics.safetensors")
     Statistics.load(tmp_path / "statistics.safetensors")
     assert ("labels of (inputs, labels) batches" in caplog.text) == told
+
+
+@pytest.mark.parametrize("features", [1, 7, 128, 300, 1100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gram_matrix_made_of_parts_is_the_whole_product(features, dtype):
+    inputs = torch.randn(50, features, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = InputGram().measure(inputs).view(features, features)
+    exact = inputs.double().T @ inputs.double()
+    torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=1e-5)

@@ -190,6 +190,33 @@ class InputSecondMoment(ActivationStatistic):
 
 
 INPUT_GRAM = "input_gram"
+_GRAM_PARTS, _LEAST_PART = 8, 128
+
+
+def add_gram(total: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Adds X'X in place, the parts on and below the diagonal alone; `mirror` makes it whole.
+
+    One product per part takes little more than half the time of the whole product.
+
+    Args:
+        total: float32 `[in_features, in_features]`.
+        inputs: X, `[tokens, in_features]`, any floating dtype.
+    """
+    values = inputs.float()
+    for rows in _parts(len(total)):
+        total[rows, : rows.stop].addmm_(values[:, rows].T, values[:, : rows.stop])
+
+
+def mirror(total: torch.Tensor) -> torch.Tensor:
+    """Writes what `add_gram` left out, in place, and returns it."""
+    for rows in _parts(len(total)):
+        total[: rows.start, rows] = total[rows, : rows.start].T
+    return total
+
+
+def _parts(features: int) -> list[slice]:
+    size = max(_LEAST_PART, -(-features // _GRAM_PARTS))
+    return [slice(first, min(first + size, features)) for first in range(0, features, size)]
 
 
 class InputGram(ActivationStatistic):
@@ -205,8 +232,10 @@ class InputGram(ActivationStatistic):
         return weight.rows_and_columns[1] ** 2
 
     def measure(self, inputs: torch.Tensor) -> torch.Tensor:
-        values = inputs.float()
-        return (values.T @ values).flatten()
+        features = inputs.shape[1]
+        total = inputs.new_zeros((features, features), dtype=torch.float32)
+        add_gram(total, inputs)
+        return mirror(total).flatten()
 
 
 MEAN_GRADIENT = "mean_gradient"

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from benchmarks.parity.layers import compare_layers, held_out
-from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit
+from benchmarks.speed.solvers import plain_sparsegpt
+from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit, cholesky
 from vlp_plugins.methods.reconstruction.method import alps, alps_plus, sparsegpt
 from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
 from vlp_plugins.models.generic import ModuleAdapter
@@ -195,3 +196,54 @@ def test_new_values_keep_what_every_layer_puts_out():
 
     changes = {method: change(method) for method in ("omp", "wanda", *SOLVERS)}
     assert max(changes[name] for name in SOLVERS) < 0.7 * min(changes["omp"], changes["wanda"])
+
+
+def test_a_factorisation_that_rounding_spoils_is_made_in_float64(monkeypatch):
+    """Equal inputs but for the last bits, and next to no damping."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 1, generator=generator).expand(64, 16).double()
+    inputs = inputs + 1e-5 * torch.randn(64, 16, generator=generator, dtype=torch.float64)
+    layer = Layer(torch.randn(8, 16, generator=generator), inputs.T @ inputs)
+    tried = []
+    original = torch.linalg.cholesky_ex
+
+    def recorded(matrix, **options):
+        found = original(matrix, **options)
+        tried.append((matrix.dtype, int(found.info)))
+        return found
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", recorded)
+    support, values = SparseGpt(1e-9).solve(layer, layer.weight.abs(), [Largest(64)])[0]
+    assert tried[0][0] == torch.float32
+    assert tried[0][1] > 0
+    assert tried[1] == (torch.float64, 0)
+    assert int((~support).sum()) == 64
+    assert bool(torch.isfinite(values).all())
+
+
+def test_a_matrix_that_no_format_can_factorise_is_named():
+    with pytest.raises(UnsupportedError, match="not positive definite; give a larger damping"):
+        cholesky(lambda dtype: torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=dtype))
+
+
+def test_a_factor_takes_the_place_of_its_matrix():
+    layer = drawn(6)
+    made = []
+
+    def damped(dtype):
+        made.append(layer.gram.to(dtype) + torch.eye(32, dtype=dtype))
+        return made[-1]
+
+    factor = cholesky(damped)
+    assert factor.data_ptr() == made[0].data_ptr()
+    assert torch.equal(factor, factor.tril())
+    torch.testing.assert_close(factor @ factor.T, layer.gram + torch.eye(32), rtol=1e-5, atol=1e-2)
+
+
+def test_sparsegpt_does_what_the_paper_writes():
+    """Its algorithm in plain torch, as the timings compare with it."""
+    layer = drawn(7, rows=24, columns=256)
+    expected = plain_sparsegpt(layer.weight, layer.gram, 0.5)
+    values = SparseGpt(published=True).solve(layer, layer.weight, [Largest(24 * 128)])[0][1]
+    assert torch.equal(values != 0, expected != 0)
+    torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlp_plugins.methods.reconstruction.layer import Layer, Reconstructed, Scaled
+from vlp_plugins.methods.reconstruction.layer import Layer, Reconstructed, Scaled, cholesky
 from vlp_plugins.scoring.selection import PatternSelection, Selection
 
 RHO = 0.1
@@ -23,8 +23,8 @@ class Alps:
     """The solver: two copies of the weights, one exact and one sparse, are drawn together.
 
     B minimises the error and is free; D is the projection of B on what may stay; the penalty rho
-    between them grows while the support changes. One eigendecomposition of H serves every step and
-    every selection.
+    between them grows while the support changes. Published code decomposes H once, in
+    float64; here H + rho I is factorised for every rho, which takes less time, in float32.
 
     Attributes:
         damping: added to the diagonal of H, in means of it; stays in the objective (alps-L1).
@@ -46,11 +46,10 @@ class Alps:
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
     ) -> list[Reconstructed]:
-        scaled = layer.scaled(self.damping, self.own_damping)
-        values, vectors = torch.linalg.eigh(scaled.gram)
+        scaled = layer.scaled(self.damping, self.own_damping, torch.float32)
         found = []
         for selection in selections:
-            free = self._split(scaled, values.float(), vectors.float(), selection)
+            free = self._split(scaled, selection)
             support = selection.mask(self._filled(free.abs(), selection))
             refitted = scaled.refitted(
                 support, free, tolerance=self.tolerance, steps=self.refit_steps
@@ -58,23 +57,23 @@ class Alps:
             found.append((support, refitted))
         return found
 
-    def _split(
-        self, scaled: Scaled, values: torch.Tensor, vectors: torch.Tensor, selection: Selection
-    ) -> torch.Tensor:
+    def _split(self, scaled: Scaled, selection: Selection) -> torch.Tensor:
         """B at the end, in scaled coordinates, float32 `[out, in]`."""
-        weight = scaled.weight.float()
-        target = (scaled.weight @ scaled.gram).float()
+        weight, target = scaled.weight, scaled.weight @ scaled.gram
         kept = weight.numel() - selection.remove
         start = weight * selection.mask(weight.abs())
         sparse, dual, before = start, torch.zeros_like(weight), start != 0
-        rho, grown = RHO, False
+        rho, grown, factor = RHO, False, None
         for iteration in range(1, _MOST_ITERATIONS + 1):
+            if factor is None:
+                factor = _shifted(scaled.gram, rho)
             free = (target - dual).add_(sparse, alpha=rho)
-            free = (free @ vectors).div_(values + rho) @ vectors.T
+            free = torch.cholesky_solve(free.T.to(factor.dtype), factor).T.float()
             moved = torch.add(free, dual, alpha=1 / rho)
             support = selection.mask(moved.abs())
             sparse = moved * support
-            dual.add_(free - sparse, alpha=rho)
+            # V + rho (B - D), which is nothing where D has B + V / rho.
+            dual = moved.sub_(sparse).mul_(rho)
             if iteration % _EVERY:
                 continue
             changed = int((support != before).sum())
@@ -88,6 +87,7 @@ class Alps:
                 rho, sparse, dual = rho / 5, start, torch.zeros_like(weight)
             if iteration > _LEAST_ITERATIONS and share < _SETTLED:
                 break
+            factor = None  # frees it before the next one is made
         return free
 
     def _filled(self, sizes: torch.Tensor, selection: Selection) -> torch.Tensor:
@@ -96,3 +96,14 @@ class Alps:
             return sizes
         places = sizes.argmax(1, keepdim=True)
         return sizes.scatter(1, places, torch.inf) if selection.remove else sizes
+
+
+def _shifted(gram: torch.Tensor, rho: float) -> torch.Tensor:
+    """The Cholesky factor of H + rho I."""
+
+    def shifted(dtype: torch.dtype) -> torch.Tensor:
+        matrix = gram.to(dtype, copy=True)
+        matrix.diagonal().add_(rho)
+        return matrix
+
+    return cholesky(shifted)

@@ -6,7 +6,7 @@ other weights V is tr((W - V) H (W - V)'), so a solver needs W and H alone, up t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,20 +65,46 @@ class Layer:
         dense = self.weight.double()
         return float((change @ exact).mul_(change).sum() / (dense @ exact).mul_(dense).sum())
 
-    def scaled(self, mean: float, own: float = 0.0) -> Scaled:
+    def scaled(self, mean: float, own: float = 0.0, dtype: torch.dtype = torch.float64) -> Scaled:
         """The damped layer in coordinates where every input has the same norm.
 
         Args:
             mean: what is added to the diagonal of H, in means of the diagonal.
             own: the same in the diagonal's own elements: what an input's noise of this share of
                 its power would add.
+            dtype: of the result.
         """
-        gram = self.gram.double()
+        gram = self.gram.to(dtype, copy=True)
         squares = gram.diagonal().clone()
         gram.diagonal().add_(mean * squares.mean() + own * squares)
         norms = gram.diagonal().sqrt() + 1e-8 * squares.mean().sqrt()
         gram.div_(norms).div_(norms[:, None])
-        return Scaled(gram, self.weight.double() * norms, norms)
+        return Scaled(gram, self.weight.to(dtype) * norms, norms)
+
+
+def cholesky(matrix: Callable[[torch.dtype], torch.Tensor]) -> torch.Tensor:
+    """The lower Cholesky factor of a symmetric matrix, in its place: no second one is held.
+
+    Args:
+        matrix: makes it, contiguous, in a number format; it may be overwritten. float32 is tried
+            first, float64 where rounding leaves it not positive definite.
+
+    Returns:
+        L with L L' the matrix, zero above its diagonal.
+
+    Raises:
+        UnsupportedError: if it is not positive definite.
+    """
+    for dtype in (torch.float32, torch.float64):
+        turned = matrix(dtype).mT  # as LAPACK has it: column by column
+        status = torch.empty((), dtype=torch.int32, device=turned.device)
+        torch.linalg.cholesky_ex(turned, out=(turned, status))
+        if not int(status):
+            return turned
+        del turned  # before the next one is made
+    raise UnsupportedError(
+        "the damped Gram matrix of a layer is not positive definite; give a larger damping"
+    )
 
 
 @dataclass(frozen=True)
@@ -86,9 +112,9 @@ class Scaled:
     """A layer in coordinates where the (damped) Gram matrix has a diagonal of about 1.
 
     Attributes:
-        gram: float64 `[in, in]`.
-        weight: float64 `[out, in]`.
-        norms: what weights were multiplied by, float64 `[in]`.
+        gram: float64 or float32 `[in, in]`.
+        weight: of the same, `[out, in]`.
+        norms: what weights were multiplied by, of the same, `[in]`.
     """
 
     gram: torch.Tensor

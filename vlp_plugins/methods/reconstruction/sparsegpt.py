@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Reconstructed
+from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Reconstructed, cholesky
 from vlp_plugins.scoring.selection import RowSelection, Selection
 
 BLOCK = 128
 DAMPING = 0.01
+_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -37,55 +38,78 @@ class SparseGpt:
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
     ) -> list[Reconstructed]:
-        factor, dead = self._factor(layer)
-        return [self._pruned(layer.weight, factor, dead, selection) for selection in selections]
+        dead = layer.gram.diagonal() == 0
+        lower = cholesky(lambda dtype: self._damped(layer.gram, dead, dtype))
+        return [self._pruned(layer.weight, lower, dead, selection) for selection in selections]
 
-    def _factor(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-        """U, upper triangular with H^-1 = U'U, and which inputs are all zero."""
-        gram = layer.gram.double()
-        squares = gram.diagonal()
-        dead = squares == 0
+    def _damped(self, gram: torch.Tensor, dead: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """J H J with damping, for the reversal J.
+
+        With J H J = L L' and the upper R = J L J, H = R R' and U = R^-1.
+        """
+        gram = gram.flip(0, 1).to(dtype)
+        squares, dead = gram.diagonal(), dead.flip(0)
         # Published: 1 before the mean is taken. That depends on the scale of H, which is free.
         usual = 1.0 if self.published else float(squares[~dead].mean())
         squares.masked_fill_(dead, usual)
         squares.add_(self.damping * squares.mean())
-        # With J the reversal, J H J = L L' gives H = R R' for the upper R = J L J, and U = R^-1:
-        # one factorisation and one triangular inverse.
-        lower = torch.linalg.cholesky(gram.flip(0, 1))
-        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-        return upper.float(), dead
+        return gram
 
     def _pruned(
-        self, dense: torch.Tensor, factor: torch.Tensor, dead: torch.Tensor, selection: Selection
+        self, dense: torch.Tensor, lower: torch.Tensor, dead: torch.Tensor, selection: Selection
     ) -> Reconstructed:
-        weight = dense.float().clone()
+        # U as a whole is not needed: if D is by how much columns were changed so far, their errors
+        # are E = D R, and what they leave of the next block is W + D R U, with that block's own U.
+        # All of it transposed, so that a column is one piece of memory.
+        weight = dense.float().T.contiguous()
         if self.published:
-            weight[:, dead] = 0
-        support = torch.ones_like(weight, dtype=torch.bool)
-        diagonal = factor.diagonal()
-        columns, of = weight.shape[1], getattr(selection, "of", 1)
+            weight[dead] = 0
+        change, support = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.bool)
+        columns, of = len(weight), getattr(selection, "of", 1)
         width = max(of, self.block // of * of)
         for start in range(0, columns, width):
             stop = min(start + width, columns)
-            block, inside = weight[:, start:stop], factor[start:stop, start:stop]
-            kept = support[:, start:stop]
+            upper = lower[columns - stop :, columns - stop : columns - start].flip(0, 1)
+            identity = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
+            factor = torch.linalg.solve_triangular(upper[start:], identity, upper=True).float()
+            block, kept, now = weight[start:stop], support[start:stop], change[start:stop]
+            now.copy_(block)
+            block.addmm_(factor.T, upper[:start].float().T @ change[:start])
             if of == 1:
-                cost = (block / diagonal[start:stop]).square_()
-                kept.copy_(self._kept(cost, selection, start / columns, stop / columns))
-            errors = torch.empty_like(block)
-            for j in range(stop - start):
+                cost = (block / factor.diagonal()[:, None]).square_()
+                kept.copy_(self._kept(cost.T, selection, start / columns, stop / columns).T)
+            self._sweep(block, kept, factor, selection)
+            now.sub_(block)
+        return support.T.contiguous(), weight.T.contiguous()
+
+    def _sweep(
+        self, block: torch.Tensor, kept: torch.Tensor, factor: torch.Tensor, selection: Selection
+    ) -> None:
+        """Prunes a block `[columns, out]` in place from top to bottom.
+
+        Args:
+            block: weights as the columns before left them.
+            kept: what stays, of that shape; of a pattern it is found here.
+            factor: U of the block.
+            selection: the rule.
+        """
+        of, columns = getattr(selection, "of", 1), len(block)
+        step = max(of, _STEP // of * of)
+        scales = factor.diagonal().reciprocal()[:, None]
+        gone = torch.empty_like(block) if of > 1 else ~kept * scales
+        for first in range(0, columns, step):
+            last = min(first + step, columns)
+            errors = torch.empty_like(block[first:last])
+            for j in range(first, last):
                 if of > 1 and j % of == 0:
                     group = slice(j, j + of)
-                    cost = (block[:, group] / diagonal[start + j : start + j + of]).square_()
-                    kept[:, group] = selection.mask(cost)
-                column = block[:, j]
-                error = column.masked_fill(kept[:, j], 0).div_(inside[j, j])
-                column.masked_fill_(~kept[:, j], 0)
-                block[:, j + 1 :].addr_(error, inside[j, j + 1 :], alpha=-1)
-                errors[:, j] = error
-            weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-        return support, weight.masked_fill_(~support, 0)
+                    costs = (block[group] * scales[group]).square_()
+                    kept[group] = selection.mask(costs.T).T
+                    torch.mul(~kept[group], scales[group], out=gone[group])
+                error = torch.mul(block[j], gone[j], out=errors[j - first])
+                block[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
+            block[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+        block.masked_fill_(~kept, 0)
 
     def _kept(
         self, cost: torch.Tensor, selection: Selection, begin: float, end: float
