@@ -44,6 +44,7 @@ from vlp_plugins.runtime.errors import (
     nearest_path,
 )
 from vlp_plugins.runtime.model_state import default_device, neutral_state, takes_model
+from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.structured.files import is_structured, rebuild
 
 _log = logging.getLogger(__name__)
@@ -244,15 +245,14 @@ def _for_chat(
 ) -> Processor:
     """The processor with prompt and limit, which only one of a chat model takes."""
     own = most_pixels(getattr(processor, "image_processor", None))
-    if max_pixels is None and own is not None and own > _CPU_PIXELS:
-        place = next((each.device.type for each in model.parameters()), "cpu")
-        if place == "cpu":
-            max_pixels = _CPU_PIXELS
-            _log.warning(
-                "images are made no larger than %s pixels on a CPU, where the processor allows "
-                "%s; max_pixels (--max-pixels) changes that",
-                f"{max_pixels:,}", f"{own:,}",
-            )  # fmt: skip
+    too_large = max_pixels is None and own is not None and own > _CPU_PIXELS
+    if too_large and device_of(model).type == "cpu":
+        max_pixels = _CPU_PIXELS
+        _log.warning(
+            "images are made no larger than %s pixels on a CPU, where the processor allows "
+            "%s; max_pixels (--max-pixels) changes that",
+            f"{max_pixels:,}", f"{own:,}",
+        )  # fmt: skip
     can: Any = getattr(model, "can_generate", None)
     continues = adapter.general and callable(can) and can() and not _is_encoder_decoder(model)
     made = chat_processor(processor, prompt=prompt, max_pixels=max_pixels, continues=continues)

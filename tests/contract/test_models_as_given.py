@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from equal_values import same
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -178,16 +179,6 @@ ENTRIES: dict[str, Any] = {
     "finetune": finetuned,
     "ModuleAdapter": of_any_module,
 }
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

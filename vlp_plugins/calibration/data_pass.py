@@ -35,6 +35,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import batch_shard, broadcast, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, StatisticsError
+from vlp_plugins.runtime.offload import device_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -235,7 +236,7 @@ def calibrate(
         first = broadcast(replace(state, sums={}, skipped=Tally()))
         if rank_and_size()[0]:
             state, large, file = first, {}, None
-    device = next(model.parameters()).device
+    device = device_of(model)
     running = RunningPass(probes, device, file, checkpoint_every, state, large)
     total = number_of_batches(batches, limit)
     with probes.attached():

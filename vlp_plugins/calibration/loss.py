@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from vlp_plugins.runtime.model_state import (
     precision,
     random_state_kept,
 )
+from vlp_plugins.runtime.offload import brought, device_of
 from vlp_plugins.runtime.parallel import on_host
 from vlp_plugins.runtime.sharding import (
     as_forward,
@@ -151,10 +153,11 @@ class LossProbe:
         self.skip_nonfinite = skip_nonfinite
         at_rest(model)
         self.sharded = is_sharded(model.parameters())
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         self._uses: dict[str, list[nn.Parameter]] = {}
         self._stateful = False
         self._found: dict[str, torch.Tensor] = {}
+        self._brought: list[tuple[str, nn.Parameter]] = []
 
     @contextmanager
     def attached(
@@ -173,12 +176,28 @@ class LossProbe:
 
         Raises:
             UnsupportedError: if the model was made in inference mode, or if its losses change
-                parameters that are sharded.
+                parameters that are sharded or offloaded.
         """
         at_rest(self._model)
-        with flags_kept(self._model), fast_path_off():
-            self._uses = self._parameters(self._weights if names is None else names)
-            requiring = [(p, p.requires_grad) for p in self._model.parameters()]
+        wanted = self._weights if names is None else names
+        away = {
+            path
+            for name, weight in self._weights.items()
+            if name in wanted and weight.offloaded
+            for path in weight.aliases
+        }
+        with (
+            flags_kept(self._model),
+            fast_path_off(),
+            brought(self._model, away) as self._brought,
+        ):
+            self._uses = self._parameters(wanted)
+            # By module and name: accelerate makes other objects for every call of an offloaded one.
+            requiring = [
+                (module, name, parameter.requires_grad)
+                for module in self._model.modules()
+                for name, parameter in module.named_parameters(recurse=False)
+            ]
             state = list(self._adapter.loss_state(self._model))
             if is_sharded(state):  # what `fully_shard` gathers for a forward pass is thrown away
                 raise UnsupportedError(
@@ -186,13 +205,18 @@ class LossProbe:
                     "fully_shard has sharded; leave these parameters whole: "
                     "fully_shard(model, ignored_params=set(adapter.loss_state(model)))"
                 )
+            if any(tensor.is_meta for tensor in state):
+                raise UnsupportedError(
+                    "the losses of this model change parameters in place (momentum copies?) that "
+                    "accelerate has offloaded; leave these in the model by its device_map"
+                )
             self._stateful = bool(state)
             with nullcontext() if keep_state else loss_state_kept(self._model, self._adapter):
                 try:
                     self._model.eval()
                     # Any other parameter would have its gradient computed for nothing.
-                    for parameter, _ in requiring:
-                        parameter.requires_grad_(False)
+                    for module, name, _ in requiring:
+                        module.get_parameter(name).requires_grad_(False)
                     for parameter in (p for uses in self._uses.values() for p in uses):
                         parameter.requires_grad_(True)
                     yield self
@@ -200,8 +224,8 @@ class LossProbe:
                     at_rest(self._model)
                     self._found.clear()
                     self._uses = {}
-                    for parameter, flag in requiring:
-                        parameter.requires_grad_(flag)
+                    for module, name, flag in requiring:
+                        module.get_parameter(name).requires_grad_(flag)
 
     def measure(self, batch: Batch, index: int) -> dict[str, torch.Tensor] | None:
         """The gradients of one batch; to be called inside `attached`.
@@ -265,6 +289,7 @@ class LossProbe:
                     torch.cuda.manual_seed(index)
             stack.enter_context(callers_defaults(self._model))
             stack.enter_context(precision(device, self._autocast))
+            stack.callback(self._brought.clear)
             yield
 
     def _losses(self, batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -278,7 +303,8 @@ class LossProbe:
         terms = self._losses(batch)
         check_loss(terms, index, together=self.sharded)
         loss = total(terms)
-        leaves = list(dict.fromkeys(p for uses in self._uses.values() for p in uses))
+        uses = self._uses_now()
+        leaves = list(dict.fromkeys(p for each in uses.values() for p in each))
         if not loss.requires_grad or not leaves:
             return {}
         half = torch.float16 in (self._autocast, leaves[0].dtype)
@@ -290,7 +316,7 @@ class LossProbe:
             for scale in scales:
                 scaled = loss * scale if half else loss
                 found = differentiate(scaled, leaves, retain_graph=half)
-                gradients = self._by_weight(dict(zip(leaves, found, strict=True)))
+                gradients = self._by_weight(uses, dict(zip(leaves, found, strict=True)))
                 bad = _first_nonfinite(gradients)
                 if bad is None:
                     break
@@ -301,19 +327,42 @@ class LossProbe:
                 gradient.div_(scale)
         return gradients
 
+    def _uses_now(self) -> dict[str, list[nn.Parameter]]:
+        """By canonical name the leaves of the graph that are the weight."""
+        if not self._brought:
+            return self._uses
+        made: dict[str, list[tuple[int, nn.Parameter]]] = {}
+        for order, (path, parameter) in enumerate(self._brought):
+            made.setdefault(path, []).append((-order, parameter))
+        found = {}
+        for name, uses in self._uses.items():
+            # The last call first, which is how autograd adds the uses of one parameter up.
+            called = sorted(
+                (each for path in self._weights[name].aliases for each in made.get(path, ())),
+                key=itemgetter(0),
+            )
+            resident = [parameter for parameter in uses if not parameter.is_meta]
+            found[name] = list(dict.fromkeys([*resident, *(p for _, p in called)]))
+        return found
+
     def _by_weight(
-        self, found: Mapping[nn.Parameter, torch.Tensor | None]
+        self,
+        uses: Mapping[str, Sequence[nn.Parameter]],
+        found: Mapping[nn.Parameter, torch.Tensor | None],
     ) -> dict[str, torch.Tensor]:
         """Adds up the gradients of the `Parameter`s that are one weight."""
         gradients: dict[str, torch.Tensor] = {}
-        for name, uses in self._uses.items():
-            for whole_gradient in (found[parameter] for parameter in uses):
+        for name, parameters in uses.items():
+            weight = self._weights[name]
+            for whole_gradient in (found[parameter] for parameter in parameters):
                 if whole_gradient is None:
                     continue
-                part = self._weights[name].view_of(whole_gradient).float()
+                part = weight.view_of(whole_gradient)
+                if not weight.offloaded:
+                    part = part.float()
                 known = gradients.get(name)
                 gradients[name] = part if known is None else known + part
-        return gradients
+        return {name: gradient.float() for name, gradient in gradients.items()}
 
     def _parameters(self, names: Collection[str]) -> dict[str, list[nn.Parameter]]:
         """By canonical name every `Parameter` that is the weight: a tie may be several."""

@@ -38,6 +38,7 @@ from vlp_plugins.calibration.tokens import (
 from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.offload import at_hand, device_of
 from vlp_plugins.runtime.parallel import on_host
 from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
 
@@ -177,7 +178,8 @@ class ActivationProbe:
                 if self._choose is not None:
                     real = self._choose(use.weight, first, real)
                 if (view := use.owner.view) is not None and view.reads is not None:
-                    inputs, real = view.reads(module, args, kwargs, real)
+                    with at_hand(module):
+                        inputs, real = view.reads(module, args, kwargs, real)
                 site = Site(use.weight, self._stream.name, use.index)
                 for statistic in self._statistics:
                     value = self._value(statistic, inputs, real, reader)
@@ -269,7 +271,7 @@ class Probes:
         self._adapter = adapter
         at_rest(model)
         self.sharded = is_sharded(model.parameters())
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         self._skip = skip_nonfinite
         self._keep_state = keep_state
         self._activation_probe = None
@@ -342,7 +344,7 @@ class Probes:
         """
         for name, gradient in gradients.items():
             # One at a time: of a sharded model, gradients and weights never exist whole together.
-            weight, gradient = whole(self._weights[name].parameter), whole(gradient)
+            weight, gradient = self._weights[name].values, whole(gradient)
             if sums is None:
                 continue
             for statistic in self._losses:

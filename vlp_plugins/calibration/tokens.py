@@ -25,6 +25,7 @@ from vlp_plugins.runtime.model_state import (
     flags_kept,
     random_state_kept,
 )
+from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.runtime.sharding import as_forward, at_rest
 
 # Elements of an unfolded convolution input that exist at a time: 64 MiB of float32.
@@ -203,7 +204,7 @@ def run_without_gradients(model: nn.Module, run: Callable[[], None]) -> None:
     Inference mode is left: its tensors have no version counter, which shows whether a tensor was
     changed.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     with (
         torch.inference_mode(False),
         torch.no_grad(),

@@ -22,6 +22,7 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import all_gather, broadcast, failing_together
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.offload import device_of
 
 _DIGITS = 16
 
@@ -243,7 +244,7 @@ class Pass:
         self._probe, self._sites, self._left = probe, sites, left
         self._budget, self._dtype = budget, dtype
         self._rank, self._processes = turn
-        self._device = next(probe.model.parameters()).device
+        self._device = device_of(probe.model)
         self.group: list[Site] = []
         self.later = 0
 

@@ -32,6 +32,7 @@ from vlp_plugins.runtime.distributed import (
 )
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.runtime.memory import usable_bytes
+from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.runtime.sharding import at_rest, is_sharded
 
 PUBLISHED_BLOCKS = 20
@@ -215,7 +216,7 @@ def measure(
         )
     at_rest(model)
     sharded = is_sharded(model.parameters())
-    device = next(model.parameters()).device
+    device = device_of(model)
     settings = {
         "estimator": asdict(estimator),
         "padding": padding,

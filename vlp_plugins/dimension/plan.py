@@ -17,6 +17,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import all_reduce_min, batch_shard
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.runtime.memory import text_of, usable_bytes
+from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.runtime.sharding import at_rest, is_sharded
 
 
@@ -92,7 +93,7 @@ def plan(
     if samples < 1:
         raise DataError(f"{samples} samples; there must be at least one")
     at_rest(model)
-    device = next(model.parameters()).device
+    device = device_of(model)
     sites = Sites()
 
     def note(output: Output) -> None:

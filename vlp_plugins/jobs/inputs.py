@@ -15,6 +15,7 @@ from vlp_plugins.loading import load_model, processor_for
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import made_by, versions
+from vlp_plugins.runtime.offload import device_of
 
 
 def batches_for(
@@ -82,7 +83,7 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @classmethod
     def of(

@@ -41,6 +41,7 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.runtime.memory import bytes_of
 from vlp_plugins.runtime.model_state import autocast_of
+from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.scoring.selection import Scored
@@ -62,7 +63,7 @@ class Prepared:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def by_blocks(self) -> bool:

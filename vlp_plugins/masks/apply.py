@@ -19,7 +19,7 @@ from vlp_plugins.models.discovery import recall_adapter
 from vlp_plugins.models.weights import Weight, WeightMap, surplus_layer
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.runtime.sharding import here, is_sharded, part_of, whole, zero_outside
+from vlp_plugins.runtime.sharding import here, is_sharded, part_of, zero_outside
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -92,9 +92,9 @@ def write_kept(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor
         mine.copy_(torch.where(part_of(mask, parameter), spread, mine))
 
 
-def holds(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor) -> bool:
+def holds(weight: Weight, mask: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether `write_kept` would change nothing; see there. A collective if it is sharded."""
-    dense = whole(parameter)
+    dense = weight.values
     return torch.equal(dense[mask.to(dense.device)], values.to(dense.device, dense.dtype))
 
 
@@ -137,11 +137,8 @@ def fit(
     weights = WeightMap.of(model, adapter)
     matched = match(manifest, weights)
     for weight in weights.values():
-        if weight.parameter.is_meta:
-            raise MaskError(
-                f"{weight.aliases[0]} is on the meta device; load its values first, or bring back "
-                "what accelerate has offloaded: accelerate.hooks.remove_hook_from_submodules(model)"
-            )
+        if weight.absent:
+            raise MaskError(f"{weight.aliases[0]} is on the meta device; load its values first")
     return weights, matched
 
 
@@ -193,10 +190,11 @@ def apply_masks(masks: Masks, model: nn.Module, adapter: Adapter | None, *, valu
             _check_range(name, new_values[matched[name]], weight.parameter)
         _warn_of_overwriting(masks, new_values, weights, matched)
     for name, weight in weights.items():
-        mask = masks[matched[name]].to(weight.parameter.device)
-        zero_outside(weight.parameter, mask)
-        if new_values is not None:
-            write_kept(weight.parameter, mask, new_values[matched[name]])
+        mask = masks[matched[name]].to(weight.device)
+        with weight.changing() as parameter:
+            zero_outside(parameter, mask)
+            if new_values is not None:
+                write_kept(parameter, mask, new_values[matched[name]])
 
 
 def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[Violation]:
@@ -204,8 +202,8 @@ def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[
     weights, matched = fit(masks, model, adapter)
     found = []
     for name, weight in weights.items():
-        mask = masks[matched[name]].to(weight.parameter.device)
-        values = whole(weight.parameter)
+        mask = masks[matched[name]].to(weight.device)
+        values = weight.values
         if values.element_size() == 1:  # of 8-bit floats nothing can be computed
             values = values.float()
         revived = int(torch.count_nonzero(values.masked_fill(mask, 0)))
@@ -238,7 +236,7 @@ def _warn_of_overwriting(
     overwritten = (
         name
         for name, weight in weights.items()
-        if not holds(weight.parameter, masks[matched[name]], values[matched[name]])
+        if not holds(weight, masks[matched[name]], values[matched[name]])
     )
     if (first := next(overwritten, None)) is None:
         return

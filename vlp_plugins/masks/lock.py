@@ -18,6 +18,7 @@ from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight, uses_of
 from vlp_plugins.runtime.errors import MaskError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare, before_updates, unwrapped
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.runtime.sharding import here, is_sharded, part_of
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class SparsityLock(AbstractContextManager["SparsityLock"]):
         """
         self._model = bare(model)
         self._weights, _ = fit(masks, self._model, adapter)
+        check_resident(self._model, "training")
         self._uses = {name: uses_of(self._model, weight) for name, weight in self._weights.items()}
         self._removed: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []

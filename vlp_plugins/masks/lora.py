@@ -18,6 +18,7 @@ from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
 from vlp_plugins.runtime.model_state import bare
+from vlp_plugins.runtime.offload import check_resident
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -200,6 +201,7 @@ def _peft_model(tuned: Any) -> PeftModel:
             f"{type(found).__name__} is no PeftModel; give what get_peft_model or "
             "PeftModel.from_pretrained returns"
         )
+    check_resident(found, "an update of its weights")
     model: PeftModel = found
     return model
 

@@ -217,7 +217,7 @@ FAULTS = (
 
 
 def _content_hash(weights: WeightMap) -> str | None:
-    if any(weight.parameter.is_meta for weight in weights.values()):
+    if any(weight.absent for weight in weights.values()):
         return None
     return weights.content_hash()
 

@@ -24,11 +24,13 @@ from vlp_plugins.masks.sparse_files import (
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.architecture import fill, unfilled_model
 from vlp_plugins.models.discovery import recall_adapter, registry
+from vlp_plugins.models.places import Places, filled_state
 from vlp_plugins.models.saving import check_not_rebuilt, copy_companions, write_configuration
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
 from vlp_plugins.runtime.model_state import bare, neutral_state
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.runtime.sharding import is_sharded
 
 
@@ -89,9 +91,13 @@ def save_sparse(
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """What the model would save, detached, each tensor once under its first name."""
-    saved = model.state_dict().keys()
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach() for name, tensor in named if name in saved}
+    saved = filled_state(model)
+    named = [*Places(model).distinct(), *model.named_buffers()]
+    return {
+        name: (saved[name] if tensor.is_meta else tensor).detach()
+        for name, tensor in named
+        if name in saved
+    }
 
 
 def check_whole(model: nn.Module, remedy: str) -> None:
@@ -175,6 +181,7 @@ def load_sparse(
         model = _rebuilt(folder, stored)
     else:
         model = bare(into)
+        check_resident(model, "loading into it")
         check_whole(model, "load into it before it is sharded, and after `to_empty`")
         _check_fits(model, stored, folder)
     adapter = recall_adapter(model, stored.header["adapter"], stored.header["settings"])

@@ -156,7 +156,8 @@ def surviving(composition: Composition, masks: Masks, *, published: bool) -> Com
 def remove_weights(weights: WeightMap, masks: Masks) -> None:
     """Sets what masks remove to zero, in place."""
     for name, weight in weights.items():
-        zero_outside(weight.parameter, masks[name])
+        with weight.changing() as parameter:
+            zero_outside(parameter, masks[name])
 
 
 DEFAULT_ROUNDS = 8

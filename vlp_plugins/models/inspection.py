@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vlp_plugins.models.adapter import Adapter, Exclusion
+from vlp_plugins.models.places import Places
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.model_state import takes_model
 
@@ -138,7 +139,7 @@ def _excluded(model: nn.Module, adapter: Adapter, weights: WeightMap) -> list[Ex
     rules = [(re.compile(rule.pattern), rule) for rule in adapter.exclusions(model)]
     undeclared = Exclusion("", "not declared by the adapter")
     found: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
-    for path, parameter in model.named_parameters():
+    for path, parameter in Places(model).distinct():
         if path not in prunable:
             rule = next((each for pattern, each in rules if pattern.search(path)), undeclared)
             found.setdefault((rule.reason, rule.by_design), []).append((path, parameter))

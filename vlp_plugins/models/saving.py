@@ -9,15 +9,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from vlp_plugins.models.places import filled_state
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.runtime.sharding import here
+from vlp_plugins.runtime.offload import is_offloaded
 
 REBUILT = "vlp_rebuilt"
 """Attribute of a model that is true once its layers are not those that its configuration makes."""
@@ -100,7 +100,10 @@ def write_model(model: nn.Module, folder: Path, *, source: str | None = None) ->
     """`save_model` into a folder that is itself part of something atomic."""
     check_can_save(model)
     save: Any = model.save_pretrained
-    save(folder)
+    if is_offloaded(model):  # transformers would look for some of it in the wrong hook
+        save(folder, state_dict=filled_state(model))
+    else:
+        save(folder)
     config = folder / "config.json"
     for weights in folder.glob("*.safetensors"):  # safetensors makes them private
         shutil.copymode(config, weights)
@@ -134,14 +137,10 @@ def copy_companions(source: str | None, folder: Path) -> None:
 
 @contextmanager
 def restored(weights: WeightMap) -> Iterator[None]:
-    """Gives prunable weights back the values that they had before the block.
-
-    A copy of them is kept on the CPU meanwhile; of sharded ones the part of this process.
-    """
-    dense = {name: here(weight.parameter).cpu().clone() for name, weight in weights.items()}
+    """Gives prunable weights back the values that they had before the block; see `Weight.kept`."""
+    restores = [weight.kept() for weight in weights.values()]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                here(weight.parameter).copy_(dense[name])
+        for restore in restores:
+            restore()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 from torch import nn
 
 from vlp_plugins.models.adapter import Adapter, Owner, WeightSpec
+from vlp_plugins.models.places import Places
 from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
-from vlp_plugins.runtime.sharding import at_rest, is_sharded, whole
+from vlp_plugins.runtime.offload import Offloaded
+from vlp_plugins.runtime.sharding import at_rest, here, is_sharded, whole
 
 _SAMPLE = 4096  # words
 
@@ -33,6 +36,8 @@ class Weight:
         owners: the modules that use it, the published owner first.
         aliases: every parameter path that reaches it, the first owner's first.
         copy_of: canonical name of the weight whose mask it inherits, if any.
+        offloaded: where accelerate keeps its values, which `parameter` lacks then (it is on the
+            meta device); empty for a weight that is in the model.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Weight:
     owners: tuple[Owner, ...]
     aliases: tuple[str, ...]
     copy_of: str | None = None
+    offloaded: tuple[Offloaded, ...] = ()
 
     def view_of(self, values: torch.Tensor) -> torch.Tensor:
         """What belongs to the weight of a tensor of the whole `Parameter`'s shape; a view."""
@@ -59,12 +65,60 @@ class Weight:
         return self.parameter.numel()
 
     @property
-    def matrix(self) -> torch.Tensor:
-        """The detached weight as `[out, in]`; a convolution is flattened to `[out, in*kh*kw]`.
+    def device(self) -> torch.device:
+        """Where it is computed on; an offloaded weight is brought there when it is read."""
+        outside = self.parameter.is_meta and self.offloaded
+        return self.offloaded[0].device if outside else self.parameter.device
 
-        A weight that is sharded over processes is gathered every time (a collective).
+    @property
+    def absent(self) -> bool:
+        """Whether it has no values anywhere: the model was made on the meta device."""
+        return self.parameter.is_meta and not self.offloaded
+
+    @property
+    def values(self) -> torch.Tensor:
+        """All elements, detached, in the shape of the parameter; for reading only.
+
+        A weight that is sharded over processes is gathered every time (a collective), an offloaded
+        one is read every time.
         """
-        return whole(self.parameter).flatten(1)
+        if self.parameter.is_meta and self.offloaded:
+            return self.offloaded[0].read(self.view_of)
+        return whole(self.parameter)
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """`values` as `[out, in]`; a convolution is flattened to `[out, in*kh*kw]`."""
+        return self.values.flatten(1)
+
+    @contextmanager
+    def changing(self) -> Iterator[torch.Tensor]:
+        """What `runtime.sharding` writes into in place; an offloaded weight is written back."""
+        tensor = self.parameter
+        if tensor.is_meta and self.offloaded:
+            tensor = self.values.clone()
+        yield tensor
+        part = None if self.owners[0].view is None else self.view_of
+        for each in self.offloaded:
+            each.write(tensor, part)
+
+    def kept(self) -> Callable[[], None]:
+        """Keeps the values of now; what it returns brings them back.
+
+        They are copied to the CPU, those of a sharded weight by each process its own; of a weight
+        that is offloaded to disk the file is kept.
+        """
+        held = [each.kept() for each in self.offloaded]
+        dense = None if self.parameter.is_meta else here(self.parameter).cpu().clone()
+
+        def restore() -> None:
+            if dense is not None:
+                with torch.no_grad():
+                    here(self.parameter).copy_(dense)
+            for bring_back in held:
+                bring_back()
+
+        return restore
 
     @property
     def rows_and_columns(self) -> tuple[int, int]:
@@ -105,15 +159,15 @@ class WeightMap(Mapping[str, Weight]):
             UnsupportedError: if nothing is prunable or a path does not exist.
         """
         at_rest(model)
-        paths = _aliases(model)
+        places = Places(model)
         by_memory: dict[tuple[object, ...], str] = {}
         found: dict[str, Weight] = {}
         for spec in adapter.weights(model):
-            stored = _resolve(model, spec)
+            key = whole_key = _resolve(model, spec, places)
+            stored = places.parameter(whole_key)
             if not stored.numel():
                 continue  # a layer without inputs or outputs has nothing to remove
             parameter: torch.Tensor = stored
-            key = whole_key = _memory_key(stored)
             if (view := spec.owners[0].view) is not None:
                 if is_sharded((stored,)):
                     raise UnsupportedError(
@@ -129,17 +183,17 @@ class WeightMap(Mapping[str, Weight]):
                 owners = (*known.owners, *(o for o in spec.owners if o not in known.owners))
                 found[first] = replace(known, owners=owners)
                 continue
-            aliases = dict.fromkeys([spec.owners[0].path, *paths[whole_key]])
+            aliases = dict.fromkeys([spec.owners[0].path, *places.paths(whole_key)])
             found[spec.name] = Weight(
                 spec.name, spec.modality, spec.depth, parameter, spec.owners,
-                tuple(aliases), spec.copy_of,
+                tuple(aliases), spec.copy_of, places.offloaded(whole_key),
             )  # fmt: skip
         if not found:
             reasons = [each.reason for each in adapter.exclusions(model) if not each.by_design]
             why = f" ({'; '.join(reasons)})" if reasons else ""
             raise UnsupportedError(f"{type(model).__name__} has no prunable weight{why}")
         _reject_overlaps(found)
-        elements = sum(parameter.numel() for parameter in model.parameters())
+        elements = sum(parameter.numel() for _, parameter in places.distinct())
         return cls(found, adapter.name, adapter.settings(), elements)
 
     def __getitem__(self, name: str) -> Weight:
@@ -188,7 +242,7 @@ class WeightMap(Mapping[str, Weight]):
         digest = hashlib.sha256()
         for weight in self.values():
             digest.update(f"{weight.name}|{weight.parameter.dtype}|{weight.shape}|".encode())
-            values = whole(weight.parameter).reshape(-1)
+            values = weight.values.reshape(-1)
             sample = values[:: max(1, len(values) // _SAMPLE)].contiguous()
             digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -198,11 +252,10 @@ class WeightMap(Mapping[str, Weight]):
         for weight in self.values():
             parameter = weight.parameter
             what = f"weight {weight.name!r} ({weight.aliases[0]}) is"
-            if parameter.is_meta:
+            if weight.absent:
                 raise UnsupportedError(
-                    f"{what} on the meta device, which holds no values; load the model's weights, "
-                    "or bring back what accelerate has offloaded: "
-                    "accelerate.hooks.remove_hook_from_submodules(model)"
+                    f"{what} on the meta device, which holds no values: of such a model there are "
+                    "`inspect` and `plan` alone; load its weights"
                 )
             if parameter.is_floating_point() and parameter.element_size() < 2:
                 raise UnsupportedError(
@@ -268,41 +321,24 @@ def _kind(name: str) -> str:
     return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
-def _resolve(model: nn.Module, spec: WeightSpec) -> nn.Parameter:
-    """The parameter that all owners of a declaration share."""
-    tensors = []
+def _resolve(model: nn.Module, spec: WeightSpec, places: Places) -> tuple[object, ...]:
+    """Where the parameter is that all owners of a declaration share."""
     for owner in spec.owners:
         try:
-            tensors.append(model.get_parameter(owner.path))
+            model.get_parameter(owner.path)
         except AttributeError as error:
             raise UnsupportedError(
                 f"adapter declares {spec.name!r} at {owner.path}, which {type(model).__name__} "
                 f"does not have: {error}"
             ) from error
-    first = tensors[0]
-    for owner, tensor in zip(spec.owners, tensors, strict=True):
-        if tensor is not first and _memory_key(tensor) != _memory_key(first):
+    first = spec.owners[0]
+    for owner in spec.owners:
+        if not places.same(first.path, owner.path):
             raise TieError(
-                f"{spec.name!r} should be one weight, but {spec.owners[0].path} and {owner.path} "
+                f"{spec.name!r} should be one weight, but {first.path} and {owner.path} "
                 "are no longer tied; call model.tie_weights() before pruning"
             )
-    return first
-
-
-def _memory_key(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for tensors that are one view of one storage."""
-    # Of a sharded tensor a process may hold nothing; ties of sharded tensors are one object.
-    if tensor.numel() == 0 or tensor.device.type == "meta" or is_sharded((tensor,)):
-        return (id(tensor),)
-    pointer = tensor.untyped_storage().data_ptr()
-    return (pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.device)
-
-
-def _aliases(model: nn.Module) -> dict[tuple[object, ...], list[str]]:
-    names: dict[tuple[object, ...], list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(_memory_key(parameter), []).append(path)
-    return names
+    return places.of(first.path)
 
 
 def _reject_overlaps(weights: Mapping[str, Weight]) -> None:

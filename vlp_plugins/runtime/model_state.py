@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from vlp_plugins.runtime.errors import UnsupportedError, first_line, suggest
+from vlp_plugins.runtime.offload import device_of
 
 _WRAPPERS = (
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
@@ -273,7 +274,7 @@ def callers_defaults(model: nn.Module) -> Iterator[None]:
         yield
         return
     parameter = next(model.parameters())
-    device = found[0] if found[0].type == parameter.device.type else torch.device("cpu")
+    device = found[0] if found[0].type == device_of(model).type else torch.device("cpu")
     dtype = found[1] if found[1] == parameter.dtype else torch.float32
     with _defaults(device, dtype):
         yield
@@ -379,7 +380,6 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
     Yields:
         The device that its inputs belong on.
     """
-    first = next(model.parameters(), None)
     with flags_kept(model), torch.no_grad():
         model.eval()
-        yield first.device if first is not None else torch.device("cpu")
+        yield device_of(model)

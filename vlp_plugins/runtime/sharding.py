@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, nn
 
+from vlp_plugins.runtime.offload import at_hand
+
 Result = TypeVar("Result")
 _FORWARD = "_vlp_plugins_forward"
 
@@ -90,11 +92,13 @@ def at_rest(model: nn.Module) -> None:
 def as_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
     """Calls a function that runs parts of the model, as if it was the forward of the whole.
 
-    `fully_shard` gathers the parameters of the root module for its `forward` alone.
+    `fully_shard`, and accelerate of an offloaded model, bring the parameters of the root module for
+    its `forward` alone.
     """
     kind = _kind("torch.distributed.fsdp", "FSDPModule")
     if kind is None or not isinstance(model, kind):
-        return function()
+        with at_hand(model):
+            return function()
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     errors: list[Exception] = []

@@ -66,7 +66,7 @@ class Scored:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(iter(self.weights.values())).parameter.device
+        return next(iter(self.weights.values())).device
 
     def source(self, name: str) -> ScoreSource:
         """`scores` of one weight as a function."""

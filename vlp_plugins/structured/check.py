@@ -12,6 +12,7 @@ from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import StructureError, UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
+from vlp_plugins.runtime.offload import device_of
 
 _SAMPLES = 2
 _TOKENS = 8
@@ -43,9 +44,9 @@ def example_batch(model: nn.Module, adapter: Adapter) -> Batch:
             f"of a vocabulary, so no inputs can be made up for adapter {adapter.name!r}; give a "
             "batch of your own"
         )
-    like = next(model.parameters())
+    device, dtype = device_of(model), next(model.parameters()).dtype
     return {
-        name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+        name: value.to(device, dtype if value.is_floating_point() else None)
         for name, value in batch.items()
     }
 
@@ -105,7 +106,7 @@ def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tenso
         BatchError: if the batch lacks an input.
         StructureError: if no stream returns a tensor.
     """
-    batch = to_device(batch, next(model.parameters()).device)
+    batch = to_device(batch, device_of(model))
     with flags_kept(model), callers_defaults(model):
         model.eval()
         found = {

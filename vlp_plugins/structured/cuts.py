@@ -15,6 +15,7 @@ from vlp_plugins.models.saving import REBUILT
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import StructureError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import bare, takes_model
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.sites import Site, heads_of, scales_at_run_time, set_heads
@@ -114,6 +115,7 @@ def prepare(model: nn.Module, adapter: Adapter) -> None:
     a model whose layers were split with `save_structured`: `from_pretrained` would look for the
     fused ones, not find them, and draw them at random.
     """
+    check_resident(model, "cutting")
     before = sum(1 for _ in model.modules())
     adapter.split_fused(model)
     if sum(1 for _ in model.modules()) != before:
@@ -136,8 +138,9 @@ def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
 
     Raises:
         StructureError: if the record does not fit; the model is untouched then.
-        UnsupportedError: if the model is sharded.
+        UnsupportedError: if the model is sharded or offloaded.
     """
+    check_resident(model, "cutting")
     if is_sharded(model.parameters()):
         raise UnsupportedError(
             "the model is sharded; cut it before it is wrapped by fully_shard, and wrap it then"

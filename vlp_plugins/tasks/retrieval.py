@@ -24,6 +24,7 @@ from vlp_plugins.models.adapter import (
 )
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
+from vlp_plugins.runtime.offload import device_of
 
 # Rows of the similarity matrix that are compared at a time: bounds the temporaries.
 _BLOCK = 512
@@ -231,7 +232,7 @@ def match_scores(
     by_text = nothing.scatter(0, best_images, True)
     asked = (by_image | by_text).nonzero()
     scores = torch.zeros(count, texts, dtype=torch.float32, device="cpu")
-    device = next(model.parameters()).device
+    device = device_of(model)
     for part in asked.split(_ROWS):
         rows, columns = part.unbind(1)
         here, of_pair = rows.unique(return_inverse=True)

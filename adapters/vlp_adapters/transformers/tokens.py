@@ -24,6 +24,7 @@ from vlp_adapters.transformers.towers import (
 from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.models.adapter import Batch, Owner, TokenKind
 from vlp_plugins.runtime.errors import BatchError
+from vlp_plugins.runtime.offload import device_of
 
 _KIND = {VISION: TokenKind.IMAGE, AUDIO: TokenKind.AUDIO}
 _PLACEHOLDER = re.compile(r"^(image|video|audio)_token_(id|index)$")
@@ -135,7 +136,7 @@ class Sequences:
             BatchError: if that cannot be told.
         """
         size = batch_size(self._batch)
-        device = next(self._towers.model.parameters()).device
+        device = device_of(self._towers.model)
         images = self._images() if owner.tokens in _KIND else None
         if len(lead) == 2 and lead[1] == size and self._is_sequence_first(owner):
             return torch.arange(size, device=device).expand(lead)

@@ -91,7 +91,7 @@ def masks_of(pruner: Compressor) -> Masks:
         values = made.new_values
         if values is None or found != Masks(made.packed, made.manifest):
             return found
-        if all(holds(w.parameter, found[name], values[name]) for name, w in weights.items()):
+        if all(holds(w, found[name], values[name]) for name, w in weights.items()):
             return made
     return found
 

@@ -47,6 +47,7 @@ from vlp_plugins.runtime.errors import (
     suggest,
 )
 from vlp_plugins.runtime.model_state import bare, neutral_state
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import GUIDED
 
@@ -181,6 +182,7 @@ class VlpPruner(Pruner):
             VlpError: if something does not fit; the model is unchanged then.
         """
         model = bare(model)
+        check_resident(model, "wrapping by NNI")
         if existed := next(iter(wrappers_in(model)), None):
             raise UnsupportedError(
                 f"{existed!r} is wrapped by another compressor; make this pruner of it by "

@@ -251,7 +251,7 @@ def _whole(
         for name, weight in weights.items():
             if name not in values:
                 every = torch.ones(weight.shape, dtype=torch.bool, device="cpu")
-                values[name] = compact(name, weight.parameter, every)
+                values[name] = compact(name, weight.values, every)
     manifest = Manifest.for_weights(
         weights,
         method=method,

@@ -26,6 +26,7 @@ from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 from vlp_plugins.runtime.model_state import callers_defaults, flags_kept, neutral_state, takes_model
 from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.runtime.sharding import is_sharded
 from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error
@@ -317,10 +318,12 @@ def prune_structured(
 
     Raises:
         StructureError: if the model cannot be cut, or computes something else afterwards.
-        UnsupportedError: for what the model or method cannot do, or a sharded model.
+        UnsupportedError: for what the model or method cannot do, or a sharded or offloaded
+            model.
         SparsityError: for a ratio that cannot be met.
         VlpError: see `vlp_plugins.prune`.
     """
+    check_resident(model, "cutting")
     if is_sharded(model.parameters()):
         raise UnsupportedError("the model is sharded; cut it before fully_shard wraps it")
     adapter = resolve_adapter(model, adapter)

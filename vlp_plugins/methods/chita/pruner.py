@@ -16,7 +16,7 @@ from vlp_plugins.methods.method import Context
 from vlp_plugins.models.request import Target, budget_of
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
-from vlp_plugins.runtime.sharding import whole, write
+from vlp_plugins.runtime.sharding import write
 from vlp_plugins.scoring.allocation import (
     Allocation,
     GlobalAllocation,
@@ -148,9 +148,7 @@ def dense_again(weights: WeightMap, dense: Mapping[str, torch.Tensor]) -> Iterat
             holds exactly.
     """
     before = {
-        name: dense[name]
-        if weight.parameter.dtype in _HELD_BY_FLOAT32
-        else whole(weight.parameter).clone()
+        name: dense[name] if weight.parameter.dtype in _HELD_BY_FLOAT32 else weight.values.clone()
         for name, weight in weights.items()
     }
     try:
@@ -162,7 +160,8 @@ def dense_again(weights: WeightMap, dense: Mapping[str, torch.Tensor]) -> Iterat
 def write_values(weights: WeightMap, values: Mapping[str, torch.Tensor]) -> None:
     """Writes values into the parameters, in their dtype; ties stay, for the memory is the same."""
     for name, weight in weights.items():
-        write(weight.parameter, values[name])
+        with weight.changing() as parameter:
+            write(parameter, values[name])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.rounds import RecordedBatches
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.distributed import check_same
-from vlp_plugins.runtime.sharding import OnDemand, whole
+from vlp_plugins.runtime.offload import device_of
+from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors
 
@@ -50,7 +51,7 @@ def row_plan(context: Context, settings: Settings, n: int, sweeps: int = 1) -> R
         settings.dtype,
         sweeps,
         keep_in=settings.keep_in,
-        device=next(context.model.parameters()).device,
+        device=device_of(context.model),
     )
 
 
@@ -123,7 +124,7 @@ class Setup:
     @property
     def device(self) -> torch.device:
         """Of the model."""
-        return next(self.context.model.parameters()).device
+        return device_of(self.context.model)
 
     def values(self) -> Mapping[str, torch.Tensor]:
         """The weights as they are now, float32; views of the parameters where they are float32.
@@ -131,7 +132,7 @@ class Setup:
         Those that are sharded are gathered when they are asked for (a collective).
         """
         weights = self.context.weights
-        return OnDemand(weights, lambda name: whole(weights[name].parameter).float())
+        return OnDemand(weights, lambda name: weights[name].values.float())
 
     @contextmanager
     def pruner(

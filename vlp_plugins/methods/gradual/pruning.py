@@ -31,6 +31,7 @@ from vlp_plugins.models.request import Target, checked_arguments, target_of
 from vlp_plugins.models.weights import WeightMap, uses_of
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.model_state import bare, before_updates, unwrapped
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.scoring.allocation import Allocation, allocation_by_name
 from vlp_plugins.scoring.factors import Factors
@@ -127,11 +128,12 @@ class GradualPruning:
         Raises:
             SparsityError: if the numbers do not fit together.
             StatisticsError: if factors or profile are of another model.
-            UnsupportedError: if the model is sharded among processes.
+            UnsupportedError: if the model is sharded among processes, or offloaded.
         """
         model = bare(model)
         adapter = resolve_adapter(model, adapter)
         weights = WeightMap.of(model, adapter)
+        check_resident(model, "training")
         if weights.sharded:
             raise UnsupportedError(
                 "gradual pruning remembers whole weights and does not run on a model that "

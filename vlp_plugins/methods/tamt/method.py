@@ -55,8 +55,9 @@ def write_masked(weights: WeightMap, dense: Mapping[str, torch.Tensor], scores: 
     """Gives every weight its dense values where it stays, and zero elsewhere; in place."""
     masks = masks_of(scores, weights)
     for name, weight in weights.items():
-        write(weight.parameter, dense[name])
-        zero_outside(weight.parameter, masks[name])
+        with weight.changing() as parameter:
+            write(parameter, dense[name])
+            zero_outside(parameter, masks[name])
 
 
 def masks_of(scores: Scores, weights: WeightMap) -> dict[str, torch.Tensor]:
@@ -71,12 +72,13 @@ def masks_of(scores: Scores, weights: WeightMap) -> dict[str, torch.Tensor]:
 @contextmanager
 def dense_values(weights: WeightMap) -> Iterator[dict[str, torch.Tensor]]:
     """Copies of the weights on their device, which are written back at the end."""
-    dense = {name: whole(weight.parameter).clone() for name, weight in weights.items()}
+    dense = {name: weight.values.clone() for name, weight in weights.items()}
     try:
         yield dense
     finally:
         for name, weight in weights.items():
-            write(weight.parameter, dense[name])
+            with weight.changing() as parameter:
+                write(parameter, dense[name])
 
 
 @dataclass(frozen=True)

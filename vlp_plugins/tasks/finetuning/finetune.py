@@ -24,6 +24,7 @@ from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.distributed import all_gather
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import flags_kept, random_state_kept, takes_model
+from vlp_plugins.runtime.offload import check_resident
 from vlp_plugins.runtime.parallel import ahead
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.engine import Engine, TaskLoss
@@ -210,6 +211,7 @@ def finetune(
         RecipeError: if the number of steps is unknown.
     """
     settings = settings or FinetuneSettings()
+    check_resident(model, "training")
     trained(model)
     engine = engine or Engine(next(model.parameters()).device, settings.autocast)
     epochs = Epochs(batches, settings.accumulate * engine.processes, seed=settings.seed)

@@ -157,11 +157,11 @@ def _missing_points(
         for target, masks in zip(wanted, made, strict=True):
             with restored(part):
                 for name, mask in masks.items():
-                    parameter = part[name].parameter
-                    kept = mask.to(parameter.device)
-                    zero_outside(parameter, kept)
-                    if masks.new_values is not None:
-                        write_kept(parameter, kept, masks.new_values[name])
+                    kept = mask.to(part[name].device)
+                    with part[name].changing() as parameter:
+                        zero_outside(parameter, kept)
+                        if masks.new_values is not None:
+                            write_kept(parameter, kept, masks.new_values[name])
                 point = evaluator.measure(target, masks.removed)
             found[key_of(group, target)] = point
             record.add(group, point)
