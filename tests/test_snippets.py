@@ -33,7 +33,10 @@ PAGES = [
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if not any(str(path.relative_to(ROOT)).startswith(place) for place in ELSEWHERE)
 ]
-SHOWS_OUTPUT = {"README.md"}  # blocks of text are what the command before them printed
+SHOWS_OUTPUT = {
+    "README.md",
+    "tutorial-chat.md",
+}  # blocks of text are what the command before them printed
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"# not run by the tests: (\S.{10,})\n")
 FILE = re.compile(r"# ([\w./-]+\.(?:yaml|toml|py|jsonl))\n")
