@@ -128,6 +128,8 @@ def inspected(model: nn.Module, data: Any) -> Any:
 
 ENTRIES: dict[str, Any] = {
     "omp": pruned("omp"),
+    "wanda by blocks": pruned("wanda", walk="blocks"),
+    "sparsegpt by blocks": pruned("sparsegpt", walk="blocks"),
     "lamp": pruned("lamp"),
     "multiflow": pruned("multiflow"),
     "snip": pruned("snip"),

@@ -44,6 +44,7 @@ from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError, UnsupportedError
 from vlp_plugins.runtime.model_state import caches_off, flags_kept
+from vlp_plugins.runtime.offload import device_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -134,7 +135,7 @@ class BlockPass:
         check_batches(batches, limit)
         self._model, self._adapter, self._weights = model, adapter, weights
         self._published = published
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         rank, world = rank_and_size()
         digest, self.batches, self.samples = b"", 0, 0
         self._kept: list[tuple[int, Batch]] = []
@@ -405,17 +406,14 @@ class BlockPass:
     @contextmanager
     def _written(self, block: str, decided: Mapping[str, Pruned]) -> Iterator[None]:
         """The decided weights of a block pruned; afterwards they are as before."""
-        before: list[tuple[torch.Tensor, torch.Tensor]] = []
-        try:
+        with ExitStack() as stack:
             for name in self._inside[block]:
                 if name in decided:
-                    parameter = self._weights[name].parameter.detach()
-                    before.append((parameter, parameter.clone()))
-                    decided[name].write(parameter)
+                    weight = self._weights[name]
+                    stack.callback(weight.kept())
+                    with weight.changing() as parameter:
+                        decided[name].write(parameter.detach())
             yield
-        finally:
-            for parameter, values in before:
-                parameter.copy_(values)
 
 
 @dataclass
