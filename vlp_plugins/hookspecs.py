@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from vlp_plugins.calibration.selections import TokenSelection
     from vlp_plugins.methods.method import Method
     from vlp_plugins.models.adapter import Adapter
+    from vlp_plugins.scoring.allocation import Allocation
     from vlp_plugins.scoring.score import Scorer
 
 PROJECT = "vlp_plugins"
@@ -35,6 +37,28 @@ def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:  # type: ignore[empty-
         name -> class or factory. Called with the scorer's parameters as keywords. A scorer is at
         once usable as a method of the same name (its score with global allocation) unless a
         method has that name.
+    """
+
+
+@hookspec
+def vlp_allocations() -> Mapping[str, Callable[..., Allocation]]:  # type: ignore[empty-body]
+    """Allocations by name.
+
+    Returns:
+        name -> class or factory. Called with the allocation's parameters as keywords, or without:
+        `allocation="NAME"`, `allocation="NAME(parameter=value)"`.
+    """
+
+
+@hookspec
+def vlp_token_selections() -> Mapping[  # type: ignore[empty-body]
+    str, Callable[..., TokenSelection]
+]:
+    """Token selections by name.
+
+    Returns:
+        name -> class or factory. Called with the selection's parameters as keywords, or without:
+        `tokens="NAME"`, `tokens="NAME(parameter=value)"`.
     """
 
 

@@ -11,16 +11,16 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from vlp_plugins.calibration.outputs import Padding
 from vlp_plugins.calibration.selections import TokenSelection
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.measure import measure
-from vlp_plugins.dimension.outputs import Padding
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.dimension.twonn import Estimator
 from vlp_plugins.masks.compare import Overlap
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Method, Walk
 from vlp_plugins.methods.resolve import (
     resolve_adapter,

@@ -22,8 +22,8 @@ from vlp_command import Command
 
 from vlp_adapters.xvlm import XvlmForPretraining, XvlmPretrainConfig
 from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.calibration.outputs import OutputProbe
 from vlp_plugins.calibration.probes import ActivationProbe
-from vlp_plugins.dimension.outputs import OutputProbe
 from vlp_plugins.jobs import facts
 from vlp_plugins.jobs.preparation import prepare
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe

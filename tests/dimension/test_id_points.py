@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
-from vlp_plugins.dimension.outputs import RealTokens
+from vlp_plugins.calibration.outputs import RealTokens
 from vlp_plugins.dimension.points import Points
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 

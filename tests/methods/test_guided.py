@@ -9,7 +9,7 @@ from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.dimension import measure as usual
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Procedure
 from vlp_plugins.methods.resolve import make_method, resolve_method
 from vlp_plugins.models.discovery import registry

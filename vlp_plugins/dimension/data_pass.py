@@ -16,7 +16,7 @@ from vlp_plugins.calibration.batches import (
     warn_if_fewer,
 )
 from vlp_plugins.calibration.moments import Site
-from vlp_plugins.dimension.outputs import Output, OutputProbe
+from vlp_plugins.calibration.outputs import Output, OutputProbe
 from vlp_plugins.dimension.points import LayerUse, Need, Points, Room, Sites, expected, fits, pack
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import all_gather, broadcast, failing_together

@@ -13,9 +13,9 @@ from torch import distributed, nn
 
 from vlp_plugins.calibration.batches import named_batches
 from vlp_plugins.calibration.moments import Site
+from vlp_plugins.calibration.outputs import OutputProbe, Padding
 from vlp_plugins.calibration.tokens import check_reached
 from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
-from vlp_plugins.dimension.outputs import OutputProbe, Padding
 from vlp_plugins.dimension.points import Points, Sites
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.dimension.state import Dimension, State, file_of, pack, resumed

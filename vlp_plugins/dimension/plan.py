@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, to_device
+from vlp_plugins.calibration.outputs import Output, OutputProbe, Padding
 from vlp_plugins.calibration.tokens import check_reached
-from vlp_plugins.dimension.outputs import Output, OutputProbe, Padding
 from vlp_plugins.dimension.points import LayerUse, Need, Room, Sites, expected, pack
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap

@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 
 from vlp_plugins.calibration.moments import Site
+from vlp_plugins.calibration.outputs import Output
 from vlp_plugins.dimension.neighbours import working_bytes
-from vlp_plugins.dimension.outputs import Output
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.memory import text_of
 

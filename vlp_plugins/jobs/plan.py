@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 from vlp_plugins.calibration.moments import LossStatistic
+from vlp_plugins.calibration.outputs import Padding
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.measure import default_settings
-from vlp_plugins.dimension.outputs import Padding
 from vlp_plugins.dimension.plan import IdPlan, plan
 from vlp_plugins.dimension.twonn import Estimator, check_number
 from vlp_plugins.jobs.facts import bytes_of_statistics
@@ -29,7 +29,7 @@ from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import Guided, IdGuided, Measuring
 from vlp_plugins.methods.iterative import Iterative
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -51,7 +51,9 @@ from vlp_plugins.scoring.allocation import (
     Pattern,
     overall,
 )
+from vlp_plugins.scoring.budgets import GroupAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.wanda import Wanda
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def _itemsize(job: Prepared) -> int:
 def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
     """What a target removes by modality, as far as no scores decide it, and in all."""
     allocation, groups = job.method.allocation, job.weights.by_modality()
-    guided = isinstance(job.method, IdGuided)  # dimensions divide what is removed
+    guided = isinstance(job.method, Guided)  # what is measured divides what is removed
     if isinstance(allocation, Pattern):
         removed = {name: sum(each.numel // allocation.of * (allocation.of - allocation.keep)
                              for each in group) for name, group in groups.items()}  # fmt: skip
@@ -297,6 +299,11 @@ def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
         removed = {name: int(budget[name] * sum(each.numel for each in group))
                    for name, group in groups.items()}  # fmt: skip
     else:
+        if isinstance(target, Mapping):
+            budget = budget_of(target, list(groups))
+            sizes = {name: sum(each.numel for each in group) for name, group in groups.items()}
+            stay = sum(size - int(budget[name] * size) for name, size in sizes.items())
+            return {"all": Count(stay, sum(sizes.values()))}
         total = job.weights.numel
         return {"all": Count(total - int(overall(target, allocation.name) * total), total)}
     counts = {}
@@ -310,7 +317,7 @@ def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
 
 def _divided_by_data(method: Method) -> bool:
     if not isinstance(method.allocation, GlobalAllocation):
-        return False
+        return isinstance(method.allocation, GroupAllocation)
     if isinstance(method, Composition):
         return bool((method.allocation_score or method.score).needs)
     return True
@@ -407,6 +414,9 @@ def timing_of(
     seconds = None
     if batches is not None and isinstance(method, Iterative):
         seconds = _gathered(context, method.composition, batches)[1]
+    elif batches is not None and isinstance(method, Measuring):
+        forward = Composition("forward", Wanda())
+        seconds = _gathered(context, forward, batches)[1]
     elif batches is not None and cost.gradient_batches:
         seconds = _seconds_per_gradient(context, batches)
     other = cost.seconds

@@ -20,7 +20,7 @@ from vlp_plugins.jobs.recipes import Recipe, need
 from vlp_plugins.loading import load_model, load_structure, processor_for
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided, Measuring
 from vlp_plugins.methods.method import Context, Method, Procedure
 from vlp_plugins.methods.resolve import (
     resolve_method,
@@ -213,6 +213,11 @@ def resolve_names(recipe: Recipe) -> tuple[Method, list[Target], IdProfile | Non
     profile = resolve_profile(recipe.id_profile)
     targets = with_pattern(targets, method.allocation)
     _check_targets(targets, recipe.floor)
+    if isinstance(method, Measuring) and recipe.statistics is not None:
+        raise StatisticsError(
+            f"allocation {method.method.allocation.name!r} runs the model before it allocates, "
+            "which statistics of an earlier pass do not replace; give --data in their place"
+        )
     if isinstance(method, IdGuided) and profile is None and recipe.statistics is not None:
         raise StatisticsError(
             f"{method.name!r} measures the model's intrinsic dimensions from data; give "

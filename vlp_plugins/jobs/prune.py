@@ -38,7 +38,7 @@ from vlp_plugins.jobs.recipes import Recipe, command_of, need
 from vlp_plugins.jobs.work_dir import claimed, work_left, working
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided, Measuring
 from vlp_plugins.methods.method import Procedure
 from vlp_plugins.models.inspection import inspect_model
 from vlp_plugins.models.saving import check_can_save, restored, write_model
@@ -221,6 +221,11 @@ def run(
                 )
             job = job.guided(profile)
             watch.lap("measuring intrinsic dimensions")
+        if isinstance(job.method, Measuring):
+            shown = ahead(" to measure for the allocation; pruning comes on top")
+            ready = job.method.ready(job.context(read, progress=shown))
+            job = replace(job, method=ready)
+            watch.lap("measuring for the allocation")
         statistics = None
         if isinstance(job.method, Procedure) or job.by_blocks:
             # What measuring has left in the folder of work stays for a resumed run.

@@ -26,7 +26,7 @@ from vlp_plugins.jobs.recipe_values import (
     value_of,
 )
 from vlp_plugins.models.request import Target, check_sparsity
-from vlp_plugins.runtime.errors import RecipeError, SparsityError, suggest
+from vlp_plugins.runtime.errors import RecipeError, SparsityError, VlpError, suggest
 from vlp_plugins.scoring.allocation import allocation_by_name
 
 LAMBDA = "lambda"
@@ -270,7 +270,7 @@ def _allocation(value: Value) -> str:
     name = text(value)
     try:
         allocation_by_name(name)
-    except SparsityError as error:
+    except VlpError as error:
         raise RecipeError(f"{value.where}: {error}") from error
     return name
 

@@ -18,7 +18,7 @@ from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe, sparsity_text
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import Guided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.drawing import Chart
@@ -330,7 +330,7 @@ def _first(loaded: Loaded, data: DataRecipe, count: int) -> list[Batch]:
 
 def _inner(method: Method) -> Composition:
     """The composition itself, whether or not dimensions guide it."""
-    return composed(method.method if isinstance(method, IdGuided) else method)
+    return composed(method.method if isinstance(method, Guided) else method)
 
 
 def _read(loaded: Loaded, request: SensitivityRequest) -> Iterable[Batch]:

@@ -6,6 +6,14 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from vlp_plugins.calibration.amia import Amia
+from vlp_plugins.calibration.selections import (
+    AllTokens,
+    Atv,
+    ImageTokens,
+    TextTokens,
+    TokenSelection,
+)
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.methods.chita.method import chita, chita_plus_plus
 from vlp_plugins.methods.composition import Composition
@@ -14,10 +22,20 @@ from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.reconstruction.method import alps, alps_plus, refit, sparsegpt
 from vlp_plugins.methods.tamt.method import lamp_tamt, tamt
-from vlp_plugins.scoring.allocation import ModalityAllocation, RowAllocation
+from vlp_plugins.scoring.allocation import (
+    Allocation,
+    GlobalAllocation,
+    IdAllocation,
+    LayerAllocation,
+    ModalityAllocation,
+    RowAllocation,
+)
+from vlp_plugins.scoring.das import Das
+from vlp_plugins.scoring.ecoflap import Ecoflap
 from vlp_plugins.scoring.information_flow import InformationFlow
 from vlp_plugins.scoring.lamp import Lamp
 from vlp_plugins.scoring.magnitude import LayerL2, Magnitude, Random
+from vlp_plugins.scoring.owl import Owl
 from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.snip import Snip
 from vlp_plugins.scoring.wanda import Wanda
@@ -66,6 +84,29 @@ def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:
         Snip,
     )
     return {scorer.name: scorer for scorer in scorers}
+
+
+@hookimpl
+def vlp_allocations() -> Mapping[str, Callable[..., Allocation]]:
+    """Allocations; a pattern is written `keep=2,of=4` and has no name."""
+    allocations: tuple[type[Allocation], ...] = (
+        GlobalAllocation,
+        ModalityAllocation,
+        LayerAllocation,
+        RowAllocation,
+        IdAllocation,
+        Owl,
+        Das,
+        Ecoflap,
+    )
+    return {allocation.name: allocation for allocation in allocations}
+
+
+@hookimpl
+def vlp_token_selections() -> Mapping[str, Callable[..., TokenSelection]]:
+    """Which tokens of a block count, in a block-by-block pass."""
+    selections: tuple[type[TokenSelection], ...] = (AllTokens, TextTokens, ImageTokens, Atv, Amia)
+    return {selection.name: selection for selection in selections}
 
 
 @hookimpl

@@ -36,8 +36,8 @@ class Composition(Factored):
         name: the name that masks and reports carry.
         score: ranks the elements within a tensor.
         allocation: decides how many elements each tensor keeps.
-        allocation_score: the score that the allocation reads; None: `score`. MULTIFLOW ranks by
-            information flow and allocates by magnitude.
+        allocation_score: the score that the allocation reads, if it has none of its own; None:
+            `score`. MULTIFLOW ranks by information flow and allocates by magnitude.
         parameters: what the user set, for the manifest.
         factors: what multiplies the score that the allocation reads; None: nothing. See
             `with_factors`.
@@ -53,6 +53,12 @@ class Composition(Factored):
     parameters: dict[str, Any] = field(default_factory=dict)
     factors: Factors | None = None
     tokens: TokenSelection | None = None
+    reads_any_score: ClassVar[bool] = True
+
+    @property
+    def score_of_allocation(self) -> Scorer | None:
+        """The score that the allocation reads; None: `score`."""
+        return self.allocation.score or self.allocation_score
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -68,7 +74,7 @@ class Composition(Factored):
         """What the scores read."""
         return (
             *self.score.needs,
-            *(self.allocation_score.needs if self.allocation_score else ()),
+            *(self.score_of_allocation.needs if self.score_of_allocation else ()),
         )
 
     @property
@@ -178,7 +184,7 @@ class Composition(Factored):
         def reduced(weight: Weight) -> list[Pruned]:
             scores = ranked.scores(weight.name)
             chosen = [selection[weight.name] for selection in selections]
-            if self.allocation_score is not None:
+            if self.score_of_allocation is not None:
                 chosen = _recut(ranked, scores, chosen, weight)
             return self.reduced(context, weight, scores, chosen, mean)
 
@@ -213,7 +219,7 @@ class Composition(Factored):
 
     def allocating(self) -> Composition:
         """The composition of what the allocation reads; it makes the same selections."""
-        score = self.allocation_score or self.score
+        score = self.score_of_allocation or self.score
         return Composition(self.name, score, self.allocation, factors=self.factors)
 
     def selections(
@@ -230,11 +236,11 @@ class Composition(Factored):
         weights.check_finite()
         evidence = self.evidence(context, statistics, half)
         ranked = Scored(self.score, weights, evidence, published)
-        allocated = Scored(self.allocation_score or self.score, weights, evidence, published)
+        allocated = Scored(self.score_of_allocation or self.score, weights, evidence, published)
         if self.factors is not None:
             self.factors.check(weights)
             allocated = replace(allocated, scorer=Scaled(allocated.scorer, self.factors))
-        if self.allocation_score is None:
+        if self.score_of_allocation is None:
             ranked = allocated
         with in_turn(weights.sharded):
             selections = self.allocation.select(allocated, context.targets, floor=context.floor)

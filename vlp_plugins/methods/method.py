@@ -188,6 +188,7 @@ class Method(ABC):
         walks: what `Context.walk` may be, the method's own first.
         trains: whether an optimizer makes steps; for `vlp methods`, as what follows.
         changes_weights: whether masks bring new values of the weights that stay.
+        reads_any_score: whether an allocation may read a score that is not the method's.
     """
 
     name: str
@@ -196,6 +197,7 @@ class Method(ABC):
     walks: ClassVar[tuple[Walk, ...]] = ("model",)
     trains: ClassVar[bool] = False
     changes_weights: ClassVar[bool] = False
+    reads_any_score: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -305,6 +307,12 @@ class Factored(Method):
     def with_allocation(self, allocation: Allocation | None) -> Self:
         if allocation is None:
             return self
+        if allocation.score is not None and not self.reads_any_score:
+            raise UnsupportedError(
+                f"allocation {allocation.name!r} reads scores of {allocation.score.name!r}, which "
+                f"method {self.name!r} does not gather; choose another allocation"
+            )
+        allocation = allocation.within(self.allocation)
         if self.factors is not None:
             allocation = allocation.with_factors(self.factors)
         return replace(self, allocation=allocation)  # type: ignore[type-var]

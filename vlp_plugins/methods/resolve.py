@@ -10,7 +10,7 @@ from torch import nn
 
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided, Measuring
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
@@ -61,7 +61,8 @@ def resolve_method(
 
     Budgets per modality need an allocation that has them: without an explicit one, a method whose
     own takes none becomes modality-wise. What needs the intrinsic dimensions of the model, `id*` in
-    front of a name or the allocation `id`, is an `IdGuided`: see `with_profile`.
+    front of a name or the allocation `id`, is an `IdGuided`: see `with_profile`. A method whose
+    allocation has to run the model first is a `Measuring`.
 
     Raises:
         UnknownNameError: for an unknown method or parameter.
@@ -92,7 +93,7 @@ def resolve_method(
     composition = composition.with_allocation(allocation)
     if scaled or composition.allocation == IdAllocation():
         return IdGuided(composition, scaled=scaled)
-    return composition
+    return composition if composition.allocation.measured else Measuring(composition)
 
 
 def with_profile(

@@ -1,8 +1,9 @@
-"""Scorers, methods, adapters and hosts by name, each made with checked parameters."""
+"""What plug-ins offer, by kind and name, each made with checked parameters."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import keyword
 import logging
 import os
@@ -34,11 +35,13 @@ from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.sharding import is_sharded
 
 Factory = Callable[..., Any]
-Kind = Literal["scorers", "methods", "adapters", "hosts"]
+Kind = Literal["scorers", "methods", "allocations", "token_selections", "adapters", "hosts"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: Mapping[Kind, str] = {
     "scorers": "scorer",
     "methods": "method",
+    "allocations": "allocation",
+    "token_selections": "token selection",
     "adapters": "adapter",
     "hosts": "host",
 }
@@ -54,9 +57,9 @@ class Offer:
     """One name that one plug-in registers.
 
     Attributes:
-        kind: scorers, methods, adapters or hosts.
+        kind: one of `KINDS`.
         name: the name that the plug-in gives.
-        factory: makes the scorer, method, adapter or host.
+        factory: makes what is offered.
         plugin: name of the plug-in.
         distribution: normalised name of the distribution that the plug-in is part of.
         builtin: true for our own.
@@ -247,6 +250,13 @@ def _checked(what: str, value: Any, parameter: inspect.Parameter) -> Any:
     return value
 
 
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def public_name(name: str) -> str:
     """The name that users write: without the underscore that only Python needs."""
     return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
@@ -301,7 +311,9 @@ def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
             "version": report.version,
             "status": report.status,
             "registered": "; ".join(
-                f"{kind}: {', '.join(names)}" for kind, names in report.registered.items() if names
+                f"{kind.replace('_', ' ')}: {', '.join(names)}"
+                for kind, names in report.registered.items()
+                if names
             ),
             "notes": report.error or "; ".join(report.notes),
         }
@@ -498,6 +510,35 @@ class Registry:
             + (suggest(name, known) if known else f" (no {what} is registered)")
             + (f"; skipped plug-ins: {', '.join(skipped)} (see `vlp plugins`)" if skipped else "")
         )
+
+    def make(self, kind: Kind, text: str, expected: type[Made]) -> Made:
+        """What is named, with the parameters that may follow the name in parentheses.
+
+        Args:
+            kind: of what is offered.
+            text: `owl`, or `owl(M=3)`; values are read as JSON, anything else is text.
+            expected: the class that the result must have.
+
+        Raises:
+            UnknownNameError: if there is none of that name, or it has no such parameter.
+            UnsupportedError: if it cannot be made with these parameters.
+        """
+        name, _, rest = text.partition("(")
+        if not rest:
+            return make(self.find(text, kind), {}, expected)
+        offer = self.find(name.strip(), kind)
+        pairs = [pair.partition("=") for pair in rest.removesuffix(")").split(",") if pair.strip()]
+        if not rest.endswith(")") or not all(equals for _, equals, _ in pairs):
+            raise UnsupportedError(
+                f"{SINGULAR[kind]} {text!r:.80}: parameters are written {name.strip()}(name=value)"
+            )
+        return make(
+            offer, {key.strip(): _value(value.strip()) for key, _, value in pairs}, expected
+        )
+
+    def names(self, kind: Kind) -> list[str]:
+        """Names of all of one kind, sorted."""
+        return sorted(self._offers[kind])
 
     def scorer_names(self) -> list[str]:
         """Names of all scorers, sorted."""

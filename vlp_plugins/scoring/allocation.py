@@ -5,19 +5,30 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.request import Target, budget_of, check_sparsity
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.runtime.errors import SparsityError, UnsupportedError, shown, suggest
+from vlp_plugins.runtime.errors import (
+    SparsityError,
+    UnknownNameError,
+    UnsupportedError,
+    shown,
+    suggest,
+)
 from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import PatternSelection, RowSelection, Scored, Selection
 from vlp_plugins.scoring.threshold import Cut
+
+if TYPE_CHECKING:
+    from vlp_plugins.methods.method import Context
 
 _BISECTIONS = 200
 
@@ -58,7 +69,7 @@ def shares(
     return whole.tolist()
 
 
-def _proportional(
+def proportional(
     keep: int,
     proportions: Mapping[str, float],
     least: Mapping[str, int],
@@ -108,13 +119,13 @@ def most_removed(scored: Scored, floor: float) -> dict[str, int]:
     """How many elements each tensor may lose.
 
     Raises:
-        SparsityError: see `_least_kept`.
+        SparsityError: see `least_kept`.
     """
-    least = _least_kept(scored.weights, floor, published=scored.published)
+    least = least_kept(scored.weights, floor, published=scored.published)
     return {name: weight.numel - least[name] for name, weight in scored.weights.items()}
 
 
-def _least_kept(
+def least_kept(
     weights: Mapping[str, Weight], floor: float, *, published: bool = False
 ) -> dict[str, int]:
     """How many elements each tensor keeps; `SparsityError` for a floor that is no fraction."""
@@ -161,11 +172,44 @@ class Allocation(ABC):
         name: what `allocation_by_name`, reports and mask files call it.
         takes_budgets: whether a target may be a budget per modality.
         compares: whether what one tensor keeps depends on others, so that it takes all of them.
+        score: what `select` reads, whatever score ranks within a tensor; None: that of the method.
     """
 
     name: ClassVar[str]
     takes_budgets: ClassVar[bool] = True
     compares: ClassVar[bool] = True
+    score: ClassVar[Scorer | None] = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether it knows of the model what `select` needs; if not, `measure` finds it out."""
+        return True
+
+    def measure(self, context: Context) -> Allocation:
+        """The same allocation, with what it had to run the model for.
+
+        It is called in all processes at once, before anything else of a run. Model and random
+        state are as they were afterwards; the result does not depend on the number of processes.
+
+        Args:
+            context: of the run: model, adapter, weights, batches and how they are read.
+
+        Raises:
+            VlpError: if the model cannot be measured.
+        """
+        return self
+
+    def forwards(self, weights: Mapping[str, Weight], batches: int) -> int:
+        """How many forward passes `measure` takes, one batch each; for a plan."""
+        return 0
+
+    def within(self, own: Allocation) -> Allocation:
+        """The allocation as it takes the place of a method's own one.
+
+        An allocation that says how much whole blocks keep divides that inside a block as the
+        method does, by tensor or by row.
+        """
+        return self
 
     @abstractmethod
     def select(
@@ -448,8 +492,8 @@ class ByFactor(Allocation):
         sizes = {name: weight.numel for name, weight in weights.items()}
         kept = {name: size - even[name] for name, size in sizes.items()}
         proportions = {name: count * self.factors[name] for name, count in kept.items()}
-        least = _least_kept(weights, floor, published=scored.published)
-        found = _proportional(sum(kept.values()), proportions, least, sizes, floor)
+        least = least_kept(weights, floor, published=scored.published)
+        found = proportional(sum(kept.values()), proportions, least, sizes, floor)
         return {name: size - found[name] for name, size in sizes.items()}
 
 
@@ -476,6 +520,10 @@ class IdAllocation(Allocation):
     name: ClassVar[str] = "id"
     takes_budgets: ClassVar[bool] = False
 
+    @property
+    def measured(self) -> bool:
+        return self.factors is not None
+
     def with_factors(self, factors: Factors) -> Allocation:
         return IdAllocation(factors)
 
@@ -488,7 +536,7 @@ class IdAllocation(Allocation):
     ) -> list[dict[str, Selection]]:
         total = sum(weight.numel for weight in scored.weights.values())
         keeps = [total - int(overall(target, self.name) * total) for target in targets]
-        _least_kept(scored.weights, floor, published=scored.published)  # says what is wrong
+        least_kept(scored.weights, floor, published=scored.published)  # says what is wrong
         found = [self.kept(scored.weights, keep, floor) for keep in keeps]
         removals = {}
         for modality, names in modalities_of(scored).items():
@@ -515,7 +563,7 @@ class IdAllocation(Allocation):
                 "prune by name (allocation='id') with batches to measure them"
             )
         self.factors.check(weights)
-        kept = _least_kept(weights, floor)
+        kept = least_kept(weights, floor)
         sizes: dict[str, int] = {}
         least: dict[str, int] = {}
         proportions: dict[str, float] = {}
@@ -525,26 +573,23 @@ class IdAllocation(Allocation):
             least[group] = least.get(group, 0) + kept[name]
             share = weight.numel * self.factors[name]
             proportions[group] = proportions.get(group, 0.0) + share
-        return _proportional(keep, proportions, least, sizes, floor)
-
-
-ALLOCATIONS: dict[str, Callable[[], Allocation]] = {
-    "global": GlobalAllocation,
-    "modality": ModalityAllocation,
-    "layer": LayerAllocation,
-    "row": RowAllocation,
-    "id": IdAllocation,
-}
+        return proportional(keep, proportions, least, sizes, floor)
 
 
 def allocation_by_name(name: str) -> Allocation:
-    """`global`, `modality`, `layer`, `row`, `id` or a pattern such as `keep=2,of=4`.
+    """A registered one, `owl` or `owl(M=3)`, or a pattern such as `keep=2,of=4`.
 
     Raises:
-        SparsityError: for anything else.
+        SparsityError: if there is none of that name.
+        UnknownNameError: if it has no such parameter.
+        UnsupportedError: if it cannot be made with these parameters.
     """
     if match := re.fullmatch(r"keep=(\d+),\s*of=(\d+)", name):
         return Pattern(int(match[1]), int(match[2]))
-    if name not in ALLOCATIONS:
-        raise SparsityError(f"unknown allocation {shown(name)}{suggest(name, list(ALLOCATIONS))}")
-    return ALLOCATIONS[name]()
+    known = registry()
+    try:
+        known.find(name.partition("(")[0].strip(), "allocations")
+    except UnknownNameError as error:
+        hint = suggest(name, known.names("allocations"))
+        raise SparsityError(f"unknown allocation {shown(name)}{hint}") from error
+    return known.make("allocations", name, Allocation)  # type: ignore[type-abstract]

@@ -26,7 +26,7 @@ from vlp_plugins.jobs.preparation import Prepared, resolve_names, try_allocation
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.loading import load_outline
 from vlp_plugins.methods.composition import Composition
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import Guided, IdGuided
 from vlp_plugins.methods.method import Method, Procedure
 from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.models.request import budget_of
@@ -171,7 +171,7 @@ def _first_batch(job: Prepared, source: str, processor: Processor) -> Batch:
 def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:
     """Whether a method differentiates the loss; a procedure may refuse what it is to do."""
     context = job.context()
-    method: Method = job.method.method if isinstance(job.method, IdGuided) else job.method
+    method: Method = job.method.method if isinstance(job.method, Guided) else job.method
     if isinstance(method, Composition):
         return statistics is None and any(isinstance(s, LossStatistic) for s in method.needs)
     assert isinstance(method, Procedure)

@@ -13,7 +13,7 @@ from vlp_plugins.calibration.moments import ActivationStatistic, Statistic
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Method, Procedure
 from vlp_plugins.methods.resolve import with_profile
 from vlp_plugins.models.weights import WeightMap

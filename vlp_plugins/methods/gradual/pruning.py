@@ -143,6 +143,11 @@ class GradualPruning:
         known = _factors(factors, resolve_profile(id_profile), weights)
         if isinstance(allocation, str):
             allocation = allocation_by_name(allocation)
+        if allocation.score is not None or not allocation.measured:
+            raise UnsupportedError(
+                f"allocation {allocation.name!r} reads data, and gradual pruning has only the "
+                "weights and gradients of training; give another one, such as global or layer"
+            )
         before, after = default_warmup(steps) if warmup is None else warmup
         rise = Rise(
             training_score(score),

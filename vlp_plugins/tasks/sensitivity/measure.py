@@ -19,7 +19,7 @@ from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.apply import write_kept
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.id_guided import IdGuided
+from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import (
     resolve_adapter,

@@ -17,11 +17,12 @@ from vlp_plugins.calibration.tokens import (
     Use,
     first_argument,
     hooked,
+    kinds_of,
     modules_using,
     real_of,
     run_without_gradients,
 )
-from vlp_plugins.models.adapter import Adapter, Batch, Stream
+from vlp_plugins.models.adapter import Adapter, Batch, Stream, TokenKind
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
@@ -122,6 +123,7 @@ class Output:
         call: index of the call in its stream; most modules are called once.
         tokens: `[batch, T, features]`, on the model's device.
         padding: bool `[batch, T]`, true where the point has zeros instead; None: nowhere.
+        kinds: uint8 `[batch, T]`, the `TokenKind`s; None if they were not asked for.
     """
 
     site: Site
@@ -129,6 +131,7 @@ class Output:
     call: int
     tokens: torch.Tensor
     padding: torch.Tensor | None
+    kinds: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -147,6 +150,7 @@ class OutputProbe:
         *,
         padding: Padding = "real",
         published: bool = False,
+        kinds: bool = False,
     ) -> None:
         """Changes nothing yet.
 
@@ -157,8 +161,10 @@ class OutputProbe:
             padding: `real`: a point holds the real tokens of its sample in their order, then zeros;
                 `published`: the outputs for the padding of the batch, too.
             published: run the published streams.
+            kinds: say of what kind each token is.
         """
         self.model = model
+        self._kinds = kinds
         self._adapter = adapter
         self._weights = weights
         self._padding = padding
@@ -228,9 +234,27 @@ class OutputProbe:
                 site = Site(use.weight, self._stream.name, use.index)
                 call = self._calls[site]
                 self._calls[site] += 1
-                self._take(Output(site, path, call, *self._selected(path, use, inputs, tokens)))
+                found = self._selected(path, use, inputs, tokens)
+                kinds = self._kinds_of(path, use, inputs, tokens) if self._kinds else None
+                self._take(Output(site, path, call, *found, kinds))
 
         return see
+
+    def _kinds_of(
+        self, path: str, use: Use, inputs: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The kinds of the tokens that `_selected` returns."""
+        assert self._stream is not None
+        kinds = kinds_of(self._adapter, self._stream, use.owner, inputs)
+        lead = tokens.shape[:-1]
+        if isinstance(kinds, TokenKind) or kinds.shape != lead:
+            real = real_of(self._adapter, self._stream, use.owner, inputs)
+            plain = kinds if isinstance(kinds, TokenKind) else TokenKind.TEXT
+            kinds = torch.full(lead, int(plain), dtype=torch.uint8, device=tokens.device)
+            if real is not None and real.shape == lead:
+                kinds = kinds * real.to(kinds.device)
+        found, _ = self._selected(path, use, inputs, kinds.to(tokens.device).unsqueeze(-1))
+        return found[..., 0]
 
     def _tokens(self, path: str, module: nn.Module, output: Any) -> torch.Tensor:
         """`[batch, ...tokens, features]`; a convolution's features are its channels."""
