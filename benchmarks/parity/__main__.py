@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.results import add_record_options, recorded
@@ -20,6 +21,7 @@ def main() -> int:
     from benchmarks.parity.dimensions import compare_dimensions
     from benchmarks.parity.family import families
     from benchmarks.parity.layers import compare_layers
+    from benchmarks.parity.lvlm import compare_lvlm
 
     found = families(options.folder)
     lines = []
@@ -29,7 +31,11 @@ def main() -> int:
         for line in compare_family(family):
             lines.append(line)
             print(line, flush=True)
-    for line in (*compare_dimensions(options.folder), *compare_layers(options.folder)):
+    for line in chain(
+        compare_dimensions(options.folder),
+        compare_layers(options.folder),
+        compare_lvlm(options.folder),
+    ):
         lines.append(line)
         print(line, flush=True)
     if not lines:

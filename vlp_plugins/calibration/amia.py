@@ -17,6 +17,7 @@ from vlp_plugins.runtime.errors import UnsupportedError
 NEIGHBOURS = 3
 _DISCOUNT = 0.2
 _TOLERANCE = 0.1
+_TIE = 1e-5  # of the largest score
 _EQUAL = 1e-5  # distance of unit vectors up to which two tokens count as the same
 
 
@@ -112,6 +113,7 @@ def representative_tokens(
         near.numpy(),
         torch.exp(-_DISCOUNT * distances).double().numpy(),
         threshold,
+        0.0 if published else _TIE * float(scores.abs().max()),
     )
     return torch.from_numpy(chosen)
 
@@ -187,9 +189,17 @@ def _neighbours(distances: torch.Tensor, *, published: bool) -> tuple[torch.Tens
 
 
 def _greedy(
-    scores: np.ndarray, kernel: np.ndarray, near: np.ndarray, discounts: np.ndarray, enough: float
+    scores: np.ndarray,
+    kernel: np.ndarray,
+    near: np.ndarray,
+    discounts: np.ndarray,
+    enough: float,
+    tie: float,
 ) -> np.ndarray:
-    """Takes tokens until the maximum mean discrepancy to all tokens is below `enough`."""
+    """Takes tokens until the maximum mean discrepancy to all tokens is below `enough`.
+
+    Of scores within `tie` of the largest the first is taken: copies of a token have one score.
+    """
     count = len(scores)
     chosen = np.zeros(count, dtype=bool)
     columns, everything = kernel.mean(0), kernel.mean()
@@ -197,6 +207,8 @@ def _greedy(
     inner = across = 0.0
     for taken in range(1, count + 1):
         best = int(open_scores.argmax())
+        if tie:
+            best = int((open_scores >= open_scores[best] - tie).argmax())
         open_scores[near[best]] -= discounts[best] * max(open_scores[best], 0.0)
         inner += 2 * kernel[best, chosen].sum() + kernel[best, best]
         across += columns[best]
