@@ -16,6 +16,7 @@ from vlp_plugins.calibration.moments import (
     LossStatistic,
     MeanGradient,
 )
+from vlp_plugins.calibration.selections import BlockCall, BlockTokens, TokenSelection
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.masks.masks import Masks
@@ -63,6 +64,7 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.scoring.allocation import (
     Allocation,
+    EvenAllocation,
     GlobalAllocation,
     LayerAllocation,
     ModalityAllocation,
@@ -70,6 +72,7 @@ from vlp_plugins.scoring.allocation import (
     RowAllocation,
     shares,
 )
+from vlp_plugins.scoring.budgets import GroupAllocation, Groups
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer
@@ -86,6 +89,8 @@ __all__ = [
     "Batch",
     "BatchError",
     "Block",
+    "BlockCall",
+    "BlockTokens",
     "CaptioningAdapter",
     "ClassifyingAdapter",
     "Composition",
@@ -93,11 +98,14 @@ __all__ = [
     "Cost",
     "DataError",
     "DelegatingAdapter",
+    "EvenAllocation",
     "Evidence",
     "Exclusion",
     "Factors",
     "FeedForward",
     "GlobalAllocation",
+    "GroupAllocation",
+    "Groups",
     "ImageTokensAdapter",
     "InputSecondMoment",
     "LayerAllocation",
@@ -132,6 +140,7 @@ __all__ = [
     "Target",
     "TieError",
     "TokenKind",
+    "TokenSelection",
     "UnclaimedModelError",
     "UnknownNameError",
     "UnsupportedError",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +13,8 @@ from vlp_plugins.cli.options import json_option
 from vlp_plugins.cli.tables import print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
-    from vlp_plugins.methods.description import MethodDescription
+    from vlp_plugins.methods.description import MethodDescription, PartDescription
+    from vlp_plugins.models.registry import Kind
 
 _NOTES = (
     "needs: data are images with captions; gradients (with data) and training (with both) are of "
@@ -22,6 +25,11 @@ _NOTES = (
     "`vlp methods NAME` shows one method with its settings. id*NAME is the method NAME with the "
     "importance of each layer multiplied by its intrinsic dimension.",
 )
+
+_PARTS: Mapping[Kind, str] = {
+    "allocations": "Allocations: how much each weight loses (--allocation NAME)",
+    "token_selections": "Token selections: which tokens count, block by block",
+}
 
 
 @click.command(
@@ -34,10 +42,10 @@ _NOTES = (
 def methods(name: str | None, as_json: bool) -> None:
     """List the pruning methods: what each does, what it needs, what it costs.
 
-    With NAME one of them, with its settings (for --parameter) and those of its paper. Methods of
-    plug-ins are there too.
+    Then the allocations and the token selections that methods take. With NAME one of the methods,
+    with its settings (for --parameter) and those of its paper. What plug-ins bring is there too.
     """
-    from vlp_plugins.methods.description import describe_method, describe_methods
+    from vlp_plugins.methods.description import describe_method, describe_methods, describe_parts
     from vlp_plugins.models.discovery import registry
     from vlp_plugins.scoring.factors import GUIDED
 
@@ -49,8 +57,12 @@ def methods(name: str | None, as_json: bool) -> None:
             _show(found)
         return
     rows = list(map(_record, describe_methods(registry())))
+    parts = {kind: describe_parts(registry(), kind) for kind in _PARTS}
     if as_json:
-        print_json({"methods": rows})
+        described: dict[str, Any] = {
+            kind: list(map(_part_record, each)) for kind, each in parts.items()
+        }
+        print_json({"methods": rows, **described})
         return
     print_table(
         "",
@@ -67,8 +79,20 @@ def methods(name: str | None, as_json: bool) -> None:
         ],
         names=True,
     )
+    for kind, each in parts.items():
+        print_table(
+            _PARTS[kind],
+            ["name", "what it does"],
+            [[part.name, part.summary] for part in each],
+            names=True,
+        )
     say()
     print_lines(_NOTES)
+
+
+def _part_record(part: PartDescription) -> dict[str, Any]:
+    """An allocation or a token selection as JSON has it; see docs/json.md."""
+    return {**asdict(part), "paper": part.paper or None}
 
 
 def _record(found: MethodDescription) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every registered method is, for someone who has to choose one."""
+"""What every registered method, allocation and token selection is, for someone who chooses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import make_method
-from vlp_plugins.models.registry import Registry, parameters_of, public_name
+from vlp_plugins.models.registry import Kind, Offer, Registry, parameters_of, public_name
 
 _PAPER = re.compile(r" ?\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
@@ -90,19 +90,15 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
         method = make_method(registry, name)
     except Exception:  # a plug-in whose factory wants a parameter, or is broken: the others show
         method = None
-    # Not `inspect.getdoc`: what a base class says is not what this method does.
-    own = offer.factory.__doc__
-    text = inspect.cleandoc(own) if isinstance(own, str) else ""
-    described = _SECTION.split(text)[0].strip()
-    summary, *details = (" ".join(part.split()) for part in described.split("\n\n"))
-    paper = _PAPER.search(summary)
+    text = _own_docstring(offer)
+    summary, paper, details = _described(text)
     helps = {**_helps(method), **docstring_entries(text)}
     return MethodDescription(
         name,
         offer.distribution,
-        _PAPER.sub("", summary).removesuffix("."),
+        summary,
         tuple(details),
-        paper[1] if paper else "",
+        paper,
         tuple(
             MethodParameter(
                 public_name(each.name),
@@ -115,6 +111,46 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
         ),
         method,
     )
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """An allocation or a token selection, as `vlp methods` shows it.
+
+    Attributes:
+        name: what users call it.
+        distribution: who brings it.
+        summary: the first line of its docstring.
+        paper: where it was published; empty if the docstring does not say.
+    """
+
+    name: str
+    distribution: str
+    summary: str
+    paper: str
+
+
+def describe_parts(registry: Registry, kind: Kind) -> list[PartDescription]:
+    """Everything of one kind that is registered, by name."""
+    offers = {name: registry.find(name, kind) for name in registry.names(kind)}
+    return [
+        PartDescription(name, offer.distribution, *_described(_own_docstring(offer))[:2])
+        for name, offer in offers.items()
+    ]
+
+
+def _own_docstring(offer: Offer) -> str:
+    """Not `inspect.getdoc`: what a base class says is not what this one does."""
+    own = offer.factory.__doc__
+    return inspect.cleandoc(own) if isinstance(own, str) else ""
+
+
+def _described(text: str) -> tuple[str, str, list[str]]:
+    """The first line of a docstring without its paper, the paper, and the paragraphs."""
+    described = _SECTION.split(text)[0].strip()
+    summary, *details = (" ".join(part.split()) for part in described.split("\n\n"))
+    paper = _PAPER.search(summary)
+    return _PAPER.sub("", summary).removesuffix("."), paper[1] if paper else "", details
 
 
 def _helps(method: Method | None) -> Mapping[str, str]:
