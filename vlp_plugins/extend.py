@@ -16,7 +16,7 @@ from vlp_plugins.calibration.moments import (
     LossStatistic,
     MeanGradient,
 )
-from vlp_plugins.calibration.selections import BlockCall, BlockTokens, TokenSelection
+from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.masks.masks import Masks
@@ -90,7 +90,6 @@ __all__ = [
     "BatchError",
     "Block",
     "BlockCall",
-    "BlockTokens",
     "CaptioningAdapter",
     "ClassifyingAdapter",
     "Composition",
@@ -131,6 +130,7 @@ __all__ = [
     "Scored",
     "Scorer",
     "Selection",
+    "SelectionState",
     "SparsityError",
     "StatementAdapter",
     "Statistics",

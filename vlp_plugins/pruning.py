@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.outputs import Padding
-from vlp_plugins.calibration.selections import TokenSelection
+from vlp_plugins.calibration.selections import TokenSelection, selection_of
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.dimension.measure import measure
 from vlp_plugins.dimension.profile import IdProfile
@@ -94,7 +94,7 @@ def prune(
     autocast: torch.dtype | str | None = None,
     skip_nonfinite: bool = False,
     walk: Walk | None = None,
-    tokens: TokenSelection | None = None,
+    tokens: TokenSelection | str | None = None,
     memory_budget: int | str | None = None,
     workplace: Path | None = None,
     id_profile: IdProfile | str | Path | None = None,
@@ -137,7 +137,8 @@ def prune(
         walk: `blocks` prunes block by block: each is measured on what the pruned ones before it
             give out, which takes a walk for every sparsity; `model` runs the dense model once.
             None: the method's own.
-        tokens: which of the real tokens count, in a walk by blocks.
+        tokens: which of the real tokens count, in a walk by blocks: the name of a token selection,
+            such as `text` or `atv(alpha=1.5)`, or one itself.
         memory_budget: what gradients of many batches, or the points that dimensions are measured
             from, may take in addition to the model, bytes or `"8GiB"`; None: three quarters of what
             is free.
@@ -177,7 +178,7 @@ def prune(
         autocast=autocast_of(autocast),
         skip_nonfinite=skip_nonfinite,
         walk=walk,
-        tokens=tokens,
+        tokens=None if tokens is None else selection_of(tokens),
         memory_budget=None if memory_budget is None else bytes_of(memory_budget),
         workplace=workplace,
         checkpoint=checkpoint,

@@ -260,7 +260,7 @@ class Words(TokenSelection):
         def selected(self, sample: int, weight: str) -> Tensor:
             return self.kinds[sample]
 
-    def begin(self) -> SelectionState:
+    def begin(self, *, published: bool = False) -> SelectionState:
         return self.State()
 
 

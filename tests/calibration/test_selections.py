@@ -7,7 +7,7 @@ import torch
 
 from vlp_plugins.calibration import selections
 from vlp_plugins.calibration.amia import Amia, cosine_means, representative_tokens
-from vlp_plugins.calibration.selections import Atv, BlockCall, TextTokens, selected, selection_of
+from vlp_plugins.calibration.selections import Atv, BlockCall, TextTokens, selection_of
 from vlp_plugins.models.adapter import TokenKind
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 
@@ -30,7 +30,13 @@ def of_block(selection, calls, weight="w", **options):
         for each in calls:
             state.observe(each)
         state.agree()
-    return [selected(state, each, weight, selection.name) for each in calls]
+    found = []
+    for each in calls:
+        if not selection.reads_all_first:
+            state.observe(each)
+        found.append(state.selected(each.sample, weight))
+        assert state.selected(each.sample, weight) is found[-1]
+    return found
 
 
 def naive_atv(calls, alpha, visual):
@@ -86,7 +92,7 @@ def test_atv_of_several_processes_is_that_of_one(monkeypatch):
     for state in states:
         state.agree()
 
-    together = [states[i % 2].selected(each, "w") for i, each in enumerate(calls)]
+    together = [states[i % 2].selected(i, "w") for i in range(4)]
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -224,9 +230,10 @@ def test_amia_chooses_for_every_layer_and_sample_by_itself():
     attention = torch.rand(2, 3, 8, 8, generator=generator)
     block = call(kinds, module_outputs=outputs, attention=attention)
     state = Amia().begin()
+    state.observe(block)
 
     for name, last in (("q", (7, 4)), ("k", (7, 4))):
-        found = selected(state, block, name, "amia")
+        found = state.selected(0, name)
         for row, real in enumerate(block.real):
             expected = representative_tokens(
                 outputs[name][row, real],
@@ -235,14 +242,14 @@ def test_amia_chooses_for_every_layer_and_sample_by_itself():
             )
             assert torch.equal(found[row, real], expected)
             assert not found[row, ~real].any()
-    assert torch.equal(selected(state, block, "other", "amia"), block.real)
+    assert torch.equal(state.selected(0, "other"), block.real)
 
 
 def test_amia_without_attention_says_what_to_do():
     block = call([[T, M, T]], module_outputs={"q": torch.randn(1, 3, 4)})
 
     with pytest.raises(UnsupportedError, match="attn_implementation='eager'"):
-        Amia().begin().selected(block, "q")
+        Amia().begin().observe(block)
 
 
 def test_cosine_means_are_over_pairs():

@@ -7,9 +7,7 @@ import torch
 
 from vlp_plugins.calibration.selections import (
     BlockCall,
-    BlockTokens,
-    TokenSelection,
-    selected,
+    check_selected,
     selection_of,
 )
 from vlp_plugins.models.adapter import TokenKind
@@ -58,7 +56,13 @@ def choices(selection, calls, **options):
         for each in calls:
             state.observe(each)
         state.agree()
-    return [selected(state, each, "w", selection.name) for each in calls]
+    found = []
+    for each in calls:
+        if not selection.reads_all_first:
+            state.observe(each)
+        found.append(state.selected(each.sample, "w"))
+        check_selected(found[-1], each.kinds.shape, selection.name, "w")
+    return found
 
 
 def test_it_is_registered_under_its_own_name(selection):
@@ -130,39 +134,22 @@ def test_the_published_variant_chooses_or_says_why_not(selection):
     assert all(torch.equal(f.any(1), c.real.any(1)) for f, c in zip(found, calls, strict=True))
 
 
-def test_what_it_records_is_json_with_its_name(selection):
+def test_what_it_records_makes_it_again(selection):
     record = json.loads(json.dumps(selection.record()))
 
-    assert record["tokens"] == selection.name
-
-
-class _Bad(TokenSelection):
-    """Returns whatever it is given."""
-
-    name = "bad"
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def begin(self, *, published=False):
-        answer = self.answer
-
-        class State(BlockTokens):
-            def selected(self, call, weight):
-                return answer
-
-        return State()
+    again = selection_of(record["tokens"])
+    assert type(again) is type(selection)
+    assert again.record() == record
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (None, "returned NoneType"),
-        (torch.ones(2, 10), "returned torch.float32"),
-        (torch.ones(2, 3, dtype=torch.bool), r"a tensor \[2, 3\].*tokens are \[2, 10\]"),
+        (torch.ones(2, 10), r"returned float32 \[2, 10\]"),
+        (torch.ones(2, 3, dtype=torch.bool), r"returned bool \[2, 3\].*here \[2, 10\]"),
     ],
 )
 def test_an_answer_that_is_no_selection_is_refused(answer, message):
-    bad = _Bad(answer)
     with pytest.raises(UnsupportedError, match=message):
-        choices(bad, [call(bad, MIXED)])
+        check_selected(answer, torch.Size([2, 10]), "bad", "w")

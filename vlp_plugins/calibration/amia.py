@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vlp_plugins.calibration.selections import VISUAL, BlockCall, BlockTokens, TokenSelection
+from vlp_plugins.calibration.selections import VISUAL, BlockCall, SelectionState, TokenSelection
 from vlp_plugins.models.adapter import TokenKind
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -35,33 +35,49 @@ class Amia(TokenSelection):
     reads_modules: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = True
 
-    def begin(self, *, published: bool = False) -> BlockTokens:
+    def begin(self, *, published: bool = False) -> SelectionState:
         return _AmiaTokens(published)
 
 
-@dataclass(frozen=True)
-class _AmiaTokens(BlockTokens):
-    published: bool
+class _AmiaTokens(SelectionState):
+    """The tokens of the batch that was observed last."""
 
-    def selected(self, call: BlockCall, weight: str) -> torch.Tensor:
-        outputs = call.module_outputs.get(weight)
-        if outputs is None or outputs.shape[:-1] != call.kinds.shape:
-            return call.real
-        if call.attention is None:
+    def __init__(self, published: bool) -> None:
+        self._published = published
+        self._real = torch.zeros(0)
+        self._found: dict[str, torch.Tensor] = {}
+
+    def observe(self, call: BlockCall) -> None:
+        self._real = call.real
+        self._found = {
+            weight: self._chosen(call, call.attention, outputs, weight)
+            for weight, outputs in call.module_outputs.items()
+            if outputs.shape[:-1] == call.kinds.shape
+        }
+
+    def selected(self, sample: int, weight: str) -> torch.Tensor:
+        return self._found.get(weight, self._real)
+
+    def _chosen(
+        self, call: BlockCall, attention: torch.Tensor | None, outputs: torch.Tensor, weight: str
+    ) -> torch.Tensor:
+        if attention is None:
             raise UnsupportedError(
                 f"token selection 'amia' reads attention probabilities, and the block of weight "
                 f"{weight!r} gives none; load the model with attn_implementation='eager', or take "
                 "tokens='atv'"
             )
-        visual = call.of_kinds(TokenKind.IMAGE) if self.published else call.of_kinds(*VISUAL)
+        visual = call.of_kinds(TokenKind.IMAGE) if self._published else call.of_kinds(*VISUAL)
         chosen = torch.zeros_like(call.real)
         for row, real in enumerate(call.real):
             places = real.nonzero()[:, 0]
             if not len(places):
                 continue
-            attention = call.attention[row, :, places[-1]].mean(0)[places]
             found = representative_tokens(
-                outputs[row, places], attention, visual[row, places], published=self.published
+                outputs[row, places],
+                attention[row, :, places[-1]].mean(0)[places],
+                visual[row, places],
+                published=self._published,
             )
             chosen[row, places] = found.to(chosen.device)
         return chosen

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -30,7 +30,12 @@ from vlp_plugins.calibration.batches import (
 from vlp_plugins.calibration.moments import ActivationStatistic, Key
 from vlp_plugins.calibration.paused import HiddenStates, PausedForward, Visit, pausing
 from vlp_plugins.calibration.probes import ActivationProbe
-from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection
+from vlp_plugins.calibration.selections import (
+    BlockCall,
+    SelectionState,
+    TokenSelection,
+    check_selected,
+)
 from vlp_plugins.calibration.sums import sum_over_processes
 from vlp_plugins.calibration.tokens import (
     check_reached,
@@ -43,7 +48,7 @@ from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError, UnsupportedError
-from vlp_plugins.runtime.model_state import caches_off, flags_kept
+from vlp_plugins.runtime.model_state import caches_off, eager_attention, flags_kept
 from vlp_plugins.runtime.offload import device_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -196,7 +201,9 @@ class BlockPass:
         store = HiddenStates(memory_budget, folder)
 
         def run() -> None:
-            with self._forwards(self._kept, store) as forwards, probe.attached():
+            reads = tokens is not None and tokens.reads_attention
+            eager = eager_attention(self._model) if reads else nullcontext()
+            with eager, self._forwards(self._kept, store) as forwards, probe.attached():
                 for number, visit in enumerate(self.visits, 1):
                     self._catch_up(forwards, number - 1, walk.decided)
                     waiting = [f for f in forwards if not f.dead and f.at == visit]
@@ -267,13 +274,16 @@ class BlockPass:
         tokens = walk.tokens
         if tokens is not None and not self._is_mixed(visit, forwards):
             tokens = None
-        state = None if tokens is None else tokens.begin()
+        state = None if tokens is None else tokens.begin(published=self._published)
         if tokens is not None and state is not None and tokens.reads_all_first:
             for forward in forwards:
                 with forward.present():
                     state.observe(self._call(visit, forward, tokens, names))
+            state.agree()
         for forward in forwards:
-            chosen = None if state is None else partial(_chosen, state, forward.index, {})
+            chosen = None
+            if tokens is not None and state is not None:
+                chosen = partial(_chosen, tokens.name, state, forward, {})
             with forward.present():
                 if tokens is not None and state is not None and not tokens.reads_all_first:
                     state.observe(self._call(visit, forward, tokens, names))
@@ -528,15 +538,17 @@ def _note_attention(found: list[torch.Tensor], _: nn.Module, __: Any, output: An
 
 
 def _chosen(
+    name: str,
     state: SelectionState,
-    sample: int,
+    forward: _Forward,
     views: dict[tuple[int, torch.Size], tuple[torch.Tensor, torch.Tensor]],
     weight: str,
     inputs: torch.Tensor,
     real: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """Which tokens of the input of a weight count; the same tensor for the same tokens."""
-    selected = state.selected(sample, weight)
+    selected = state.selected(forward.index, weight)
+    check_selected(selected, first_argument(*forward.call).shape[:-1], name, weight)
     lead = inputs.shape[:-1]
     if selected.shape == lead:
         return selected

@@ -96,7 +96,10 @@ class TokenSelection(ABC):
         """
 
     def record(self) -> dict[str, Any]:
-        """For the manifest of masks and the identity of a run that can be resumed."""
+        """For the manifest of masks and the identity of a run that can be resumed.
+
+        Its `tokens` make the selection again, as `selection_of` reads them.
+        """
         return {"tokens": self.name}
 
 
@@ -216,7 +219,7 @@ class Atv(TokenSelection):
         return _AtvTokens(self.alpha, (TokenKind.IMAGE,) if published else VISUAL)
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "alpha": self.alpha}
+        return {"tokens": f"{self.name}(alpha={self.alpha:g})"}
 
 
 class _AtvTokens(SelectionState):

@@ -196,6 +196,11 @@ recipe_options = grouped(
         "before it give out; 'model' looks at the whole dense model.",
     ),
     option(
+        "Method", "--tokens", metavar="NAME", standard="the method's own, or all",
+        help="Which tokens count, layer by layer: text, image, atv, amia or a plug-in's "
+        "(`vlp methods`); implies --walk blocks.",
+    ),
+    option(
         "Data", "--statistics", metavar="FILE",
         help="File statistics.safetensors of an earlier run, to be used in place of data: other "
         "sparsities within seconds.",

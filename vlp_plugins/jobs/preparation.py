@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.data_pass import Progress
+from vlp_plugins.calibration.selections import selection_of
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.data.processors import Processor
@@ -147,6 +148,7 @@ class Prepared:
             autocast=autocast_of(recipe.autocast),
             skip_nonfinite=recipe.skip_nonfinite,
             walk=recipe.walk,  # type: ignore[arg-type]
+            tokens=None if recipe.tokens is None else selection_of(recipe.tokens),
             memory_budget=None if recipe.memory_budget is None else bytes_of(recipe.memory_budget),
             workplace=workplace,
             checkpoint=checkpoint,

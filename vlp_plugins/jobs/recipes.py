@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vlp_plugins.calibration.selections import selection_of
 from vlp_plugins.jobs.recipe_values import (
     Readers,
     Value,
@@ -84,6 +85,7 @@ class Recipe:
         owners: `all` or `first`: whose inputs count for a tied weight; None: by the variant.
         variant: `default` or `published`.
         walk: `model` or `blocks`; None: the method's own.
+        tokens: which tokens count, block by block; None: the method's own.
         data: where batches come from.
         statistics: file of an earlier pass, used instead of data.
         id_profile: file with the model's intrinsic dimensions, for `id*NAME` and the allocation
@@ -111,6 +113,7 @@ class Recipe:
     owners: str | None = None
     variant: str = "default"
     walk: str | None = None
+    tokens: str | None = None
     data: DataRecipe = field(default_factory=DataRecipe)
     statistics: str | None = None
     id_profile: str | None = None
@@ -275,6 +278,15 @@ def _allocation(value: Value) -> str:
     return name
 
 
+def _tokens(value: Value) -> str:
+    name = text(value)
+    try:
+        selection_of(name)
+    except VlpError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+    return name
+
+
 def _parameters(value: Value) -> dict[str, Any]:
     return {name: plain(inner) for name, inner in value.items().items()}
 
@@ -304,6 +316,7 @@ _READERS: Readers = {
     "owners": choice("all", "first"),
     "variant": choice("default", "published"),
     "walk": choice("model", "blocks"),
+    "tokens": _tokens,
     "data": _data,
     "statistics": text,
     "id_profile": text,

@@ -71,6 +71,30 @@ def wanda() -> Composition:
     return Composition("wanda", Wanda(), RowAllocation())
 
 
+def atv(*, alpha: float = 1.0) -> Composition:
+    """ATV-Pruning (Li et al., CVPR 2026): Wanda on text and the visual tokens that drift most.
+
+    Block by block: drift of a visual token is how far the unpruned block turns it; the more visual
+    tokens drift in a block, the more of them count.
+
+    Args:
+        alpha: how many visual tokens count; 0 leaves text alone.
+    """
+    return Composition(
+        "atv", Wanda(), RowAllocation(), tokens=Atv(alpha), parameters={"alpha": alpha}
+    )
+
+
+def tamp() -> Composition:
+    """TAMP (Lee et al., Findings of ACL 2025): Wanda on few tokens, budgets by how outputs vary.
+
+    The allocation `das` gives layers whose outputs vary more, within text or images and between
+    them, more weights; block by block the token selection `amia` chooses for every layer the tokens
+    that attention and variety call for.
+    """
+    return Composition("tamp", Wanda(), Das(even=RowAllocation()), tokens=Amia())
+
+
 @hookimpl
 def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:
     """Scores; each is also a method of its name with global allocation."""
@@ -116,6 +140,8 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
         "omp": omp,
         "multiflow": multiflow,
         "wanda": wanda,
+        "atv": atv,
+        "tamp": tamp,
         "itersnip": itersnip,
         "tamt": tamt,
         "lamp-tamt": lamp_tamt,

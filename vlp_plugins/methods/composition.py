@@ -87,6 +87,8 @@ class Composition(Factored):
 
     @property
     def relative_cost(self) -> str:
+        if self.tokens is not None:
+            return "3 per sparsity"
         return "3" if self.takes_gradients else str(int(self.reads_data))
 
     def statistics_bytes(self, weights: WeightMap) -> int:
@@ -114,7 +116,12 @@ class Composition(Factored):
         return cost_by_blocks(self, context, waiting)
 
     def walk_of(self, context: Context) -> Walk:
-        if context.walk is None and self.tokens is not None:
+        if self.tokens is not None:
+            if context.walk == "model":
+                raise UnsupportedError(
+                    f"method {self.name!r} chooses tokens block by block, and walk='model' runs "
+                    "the whole model at a time; leave the walk out"
+                )
             return "blocks"
         walk = super().walk_of(context)
         return walk if self.needs else "model"  # weights alone are the same in both

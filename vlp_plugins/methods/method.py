@@ -188,7 +188,7 @@ class Method(ABC):
         walks: what `Context.walk` may be, the method's own first.
         trains: whether an optimizer makes steps; for `vlp methods`, as what follows.
         changes_weights: whether masks bring new values of the weights that stay.
-        reads_any_score: whether an allocation may read a score that is not the method's.
+        reads_any_score: whether an allocation may read a score of data that is not the method's.
     """
 
     name: str
@@ -307,7 +307,7 @@ class Factored(Method):
     def with_allocation(self, allocation: Allocation | None) -> Self:
         if allocation is None:
             return self
-        if allocation.score is not None and not self.reads_any_score:
+        if allocation.score is not None and allocation.score.needs and not self.reads_any_score:
             raise UnsupportedError(
                 f"allocation {allocation.name!r} reads scores of {allocation.score.name!r}, which "
                 f"method {self.name!r} does not gather; choose another allocation"

@@ -208,6 +208,21 @@ def caches_off(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Models of transformers compute attention probabilities, which other kernels do not give."""
+    key = "_attn_implementation"
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    kernels = {id(c): (c, getattr(c, key)) for c in configs if hasattr(c, key)}.values()
+    try:
+        for config, _ in kernels:
+            setattr(config, key, "eager")
+        yield
+    finally:
+        for config, kernel in kernels:  # from the whole to its parts, which follow it
+            setattr(config, key, kernel)
+
+
+@contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restores the buffers of a model afterwards: a forward may change its own state."""
     kept = [

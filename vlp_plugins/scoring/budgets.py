@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from vlp_plugins.scoring.allocation import (
     shares,
 )
 from vlp_plugins.scoring.factors import Factors
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import Scored, Selection
 
 if TYPE_CHECKING:
@@ -175,6 +177,8 @@ class BudgetAllocation(GroupAllocation):
     margin: float = 0.1
     found: Mapping[str, Any] | None = None
 
+    score: ClassVar[Scorer | None] = Magnitude()  # none is read, and it needs no data
+
     def __post_init__(self) -> None:
         super().__post_init__()
         margin = self.margin
@@ -228,7 +232,7 @@ class BudgetAllocation(GroupAllocation):
         room = [size - low for size, low in zip(groups.sizes, base, strict=True)]
         highest = max(groups.importances)
         weighted = [
-            size * (max(value, 1e-9 * highest) if highest else 1.0)
+            size * (max(value / highest, 1e-9) if highest else 1.0)
             for size, value in zip(groups.sizes, groups.importances, strict=True)
         ]
         extra = shares(keep - sum(base), weighted, [0] * len(room), room)

@@ -143,7 +143,7 @@ class GradualPruning:
         known = _factors(factors, resolve_profile(id_profile), weights)
         if isinstance(allocation, str):
             allocation = allocation_by_name(allocation)
-        if allocation.score is not None or not allocation.measured:
+        if (allocation.score and allocation.score.needs) or not allocation.measured:
             raise UnsupportedError(
                 f"allocation {allocation.name!r} reads data, and gradual pruning has only the "
                 "weights and gradients of training; give another one, such as global or layer"
