@@ -18,10 +18,12 @@ from benchmarks.parity.family import Line
 from vlp_adapters.transformers import TransformersAdapter
 from vlp_plugins.calibration.amia import representative_tokens
 from vlp_plugins.calibration.selections import visual_budget
+from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.pruning import prune
 from vlp_plugins.scoring.budgets import Groups, published_budgets
 from vlp_plugins.scoring.das import Das, measure_similarities
 from vlp_plugins.scoring.ecoflap import moved, normal_noise
@@ -41,6 +43,10 @@ MEAN_TOLERANCE = 1e-6
 """Absolute, of mean cosines."""
 COEFFICIENT_TOLERANCE = 1e-6
 """Absolute, of the mean drift of a layer."""
+WEIGHT_TOLERANCE = 1e-5
+"""Absolute, of SparseGPT's weights after three layers."""
+CHOICE_TOLERANCE = 0.03
+"""Share of the bits, where rounding chooses among equal tokens and later layers follow."""
 COUNT_TOLERANCE = 1.5
 """Elements, of budgets in float32."""
 GRADIENT_TOLERANCE = 5e-3
@@ -93,6 +99,27 @@ class TinyQwen:
         options = {"published": True, **options}
         return Context(self.model, self.adapter, self.weights, batches=self.batches, **options)
 
+    def pruned(
+        self,
+        method: str,
+        sparsity: float,
+        *,
+        tokens: str | None = None,
+        allocation: str | None = None,
+    ) -> Masks:
+        """Masks of a walk block by block, in the published variant."""
+        return prune(
+            self.model,
+            self.batches,
+            method=method,
+            sparsity=sparsity,
+            walk="blocks",
+            tokens=tokens,
+            allocation=allocation,
+            adapter=self.adapter,
+            variant="published",
+        )
+
     def results(self) -> dict[str, Any]:
         """What was recorded of the walks, by run."""
         return json.loads((self.folder / "qwen" / "results.json").read_text())["runs"]
@@ -112,6 +139,7 @@ def compare_lvlm(folder: Path) -> Iterator[Line]:
     if (recorded.folder / "qwen").is_dir():
         yield compare_amia(recorded)
         yield from compare_atv(recorded)
+        yield from compare_walks(recorded)
     path = recorded.folder / "sparsity" / "sparsities.json"
     if path.exists():
         runs = json.loads(path.read_text())
@@ -158,6 +186,64 @@ def compare_atv(recorded: TinyQwen) -> Iterator[Line]:
         detail = f"{same} of {selections} selections the same, coefficients within {worst:.1e}"
         fine = same == selections and worst <= COEFFICIENT_TOLERANCE
         yield Line("lvlm/qwen", f"{method} tokens", detail, worst, fine)
+
+
+def compare_walks(recorded: TinyQwen) -> Iterator[Line]:
+    """Masks of whole walks block by block, and what SparseGPT gives the weights that stay."""
+    masks = recorded.stored("masks_mrope")
+    for run, result in recorded.results().items():
+        variant, _, name = run.partition(".")
+        if variant != "mrope":
+            continue
+        method, tokens = _WALKS[name.split(".")[0]]
+        found = recorded.pruned(method, result["sparsity"], tokens=tokens)
+        prefix = f"{name}."
+        theirs = {k.removeprefix(prefix): v for k, v in masks.items() if k.startswith(prefix)}
+        yield _masks_line(recorded, "lvlm/qwen", f"walk {name}", theirs, found, tokens == "amia")
+    owl = recorded.folder / "sparsity" / "owl_masks.safetensors"
+    if owl.exists():
+        theirs = {k.removeprefix("owl.0.7."): v for k, v in load_file(owl).items()}
+        found = recorded.pruned("wanda", 0.7, allocation="owl")
+        yield _masks_line(recorded, "lvlm/sparsity", "walk owl.0.7", theirs, found, False)
+    weights = recorded.folder / "qwen" / "sparsegpt_0.6_mrope.safetensors"
+    if weights.exists():
+        values = {k: v for k, v in load_file(weights).items() if k.startswith("layers.")}
+        found = recorded.pruned("sparsegpt", 0.6)
+        worst, bits = 0.0, 0
+        for name, expected in values.items():
+            mask = found[recorded.canonical(name)]
+            mine = torch.zeros(expected.shape)
+            mine[mask] = (found.new_values or {})[recorded.canonical(name)].float()
+            bits += int((mask != (expected != 0)).sum())
+            worst = max(worst, float((mine - expected).abs().max()))
+        detail = f"{bits} bits differ, largest difference of weights {worst:.1e}"
+        fine = bits == 0 and worst <= WEIGHT_TOLERANCE
+        yield Line("lvlm/qwen", "walk sparsegpt.0.6", detail, worst, fine)
+
+
+_WALKS: Mapping[str, tuple[str, str | None]] = {
+    "wanda": ("wanda", None),
+    "atv": ("wanda", "atv"),
+    "atv_alpha3": ("wanda", "atv(alpha=3)"),
+    "tamp": ("wanda", "amia"),  # with uniform budgets
+}
+"""Our method and token selection by the name of a recorded run."""
+
+
+def _masks_line(
+    recorded: TinyQwen,
+    family: str,
+    title: str,
+    theirs: Mapping[str, torch.Tensor],
+    masks: Masks,
+    loose: bool,
+) -> Line:
+    """How many bits differ; a loose comparison allows for choices that rounding makes."""
+    bits = sum(int((masks[recorded.canonical(n)] != each).sum()) for n, each in theirs.items())
+    share = bits / sum(each.numel() for each in theirs.values())
+    return Line(
+        family, title, f"{bits} bits differ", share, share <= (CHOICE_TOLERANCE if loose else 0)
+    )
 
 
 def compare_rule(recorded: Mapping[str, Any]) -> Iterator[Line]:

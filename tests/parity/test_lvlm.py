@@ -23,6 +23,9 @@ def test_every_recorded_selection_and_budget_is_reproduced():
     assert [str(line) for line in lines if not line.ok] == []
     kinds = {line.what.split()[0] for line in lines}
     assert {"AMIA", "atv.0.6", "atv_alpha3.0.5", "rule", "DAS", "OWL", "ECoFLaP"} <= kinds
+    walks = {line.what: line.detail for line in lines if line.what.startswith("walk")}
+    names = ("wanda.0.6", "atv.0.6", "atv_alpha3.0.5", "tamp.0.6", "owl.0.7")
+    assert walks == {f"walk {name}": "0 bits differ" for name in names}
 
 
 @pytest.fixture(scope="module")
