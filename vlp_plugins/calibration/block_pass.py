@@ -540,7 +540,7 @@ def _note_attention(found: list[torch.Tensor], _: nn.Module, __: Any, output: An
 def _chosen(
     name: str,
     state: SelectionState,
-    forward: _Forward,
+    forward: PausedForward,
     views: dict[tuple[int, torch.Size], tuple[torch.Tensor, torch.Tensor]],
     weight: str,
     inputs: torch.Tensor,
@@ -548,7 +548,7 @@ def _chosen(
 ) -> torch.Tensor | None:
     """Which tokens of the input of a weight count; the same tensor for the same tokens."""
     selected = state.selected(forward.index, weight)
-    check_selected(selected, first_argument(*forward.call).shape[:-1], name, weight)
+    check_selected(selected, forward.hidden.shape[:-1], name, weight)
     lead = inputs.shape[:-1]
     if selected.shape == lead:
         return selected
