@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -242,6 +245,38 @@ def test_a_plan_says_what_a_walk_needs(qwen: nn.Module) -> None:
     assert cost.ram_bytes == gram + 8 * method.cost(replace(context, limit=1)).ram_bytes - 8 * gram
     assert cost.forward_batches == 16
     assert any("6 blocks" in note for note in cost.notes)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {toys!r}]
+import chat_models
+import vlp_plugins as vlp
+from test_block_pass import qwen_batch
+
+def kill(done, total):
+    if done == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+vlp.prune(
+    chat_models.qwen(), [qwen_batch(0), qwen_batch(1)], method="alps", sparsity=0.5, walk="blocks",
+    workplace=Path({work!r}), memory_budget=1, progress=kill,
+)
+"""
+
+
+def test_a_walk_that_was_killed_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    script = KILLED.format(tests=str(tests), toys=str(tests.parent / "toys"), work=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert len(list(tmp_path.glob("block-*"))) == 3
+    prune = partial(
+        vlp.prune, chat_models.qwen(), [qwen_batch(0), qwen_batch(1)],
+        method="alps", sparsity=0.5, walk="blocks",
+    )  # fmt: skip
+    assert prune(workplace=tmp_path, resume=True) == prune()
 
 
 class Words(TokenSelection):

@@ -158,3 +158,11 @@ def test_a_pattern_brings_its_own_sparsity(vlp, xvlm, tmp_path) -> None:
     vlp("prune", "--model", xvlm, "--method", "omp", "--allocation", "keep=2,of=4", "--out", out)
     assert masks_in(out)["masks-0.5.safetensors"].sparsity == 0.5
     assert yaml.safe_load((out / "recipe.yaml").read_text())["allocation"] == "keep=2,of=4"
+
+
+def test_a_pattern_stands_in_the_place_of_a_sparsity(vlp, xvlm, tmp_path) -> None:
+    words = ("prune", "--model", xvlm, "--method", "omp", "--out", tmp_path / "out")
+    result = vlp(*words, "--sparsity", "0.5", "keep=2,of=4", code=2)
+    assert "give it alone" in result.stderr
+    vlp(*words, "--sparsity", "keep=2,of=4")
+    assert masks_in(tmp_path / "out")["masks-0.5.safetensors"].sparsity == 0.5

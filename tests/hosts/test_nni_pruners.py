@@ -103,6 +103,14 @@ def test_masks_and_weights_are_those_without_nni(batches, method):
     assert final.get_submodule(ENCODER).weight is final.get_submodule(DECODER).weight
 
 
+def test_a_pruner_walks_block_by_block(batches):
+    masks = prune(examples.blip(), batches, method="sparsegpt", sparsity=0.75, walk="blocks")
+    pruner = host.SparsegptPruner(examples.blip(), LINEARS, batches=batches, walk="blocks")
+    pruner.compress()
+    assert pruner.masks == masks
+    assert masks.manifest.parameters["walk"] == "blocks"
+
+
 def test_a_method_guided_by_dimensions_is_a_pruner_too():
     batches = batches_from_golden(examples.GOLDEN)
     alone = prune(examples.blip(), batches, method="id*magnitude", sparsity=0.5)

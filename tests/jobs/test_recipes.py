@@ -44,6 +44,8 @@ allocation: modality
 floor: 1e-2
 owners: first
 variant: published
+walk: blocks
+tokens: atv
 data:
   source: photos/
   split: train
@@ -79,6 +81,8 @@ EXPECTED = Recipe(
     floor=0.01,
     owners="first",
     variant="published",
+    walk="blocks",
+    tokens="atv",
     data=DataRecipe("photos/", "train", 8, 20, 3, "scan", "words", 30),
     statistics="old.safetensors",
     id_profile="id-profile.json",

@@ -161,7 +161,7 @@ recipe_options = grouped(
         "Method", "--sparsity", several=True, metavar="FRACTION...",
         help="Fraction of the weights to remove, such as 0.75. Several make several sets of masks. "
         "Modalities, the vision, text and fusion part of a model, may have one each: "
-        "vision=0.5,text=0.8.",
+        "vision=0.5,text=0.8. keep=2,of=4 keeps 2 of each 4 inputs.",
     ),
     calibration_option,
     option("Output", "--out", metavar="FOLDER", help="New folder for masks and report."),
@@ -261,11 +261,11 @@ def read_recipe(recipe: Path | None, **options: Any) -> Recipe:
         Recipe,
         load_recipe,
         parameter_of,
-        sparsity_of,
+        sparsity_or_pattern,
         with_options,
     )
 
-    options["sparsity"] = tuple(map(sparsity_of, options["sparsity"])) or None
+    options |= sparsity_or_pattern(options["sparsity"], options["allocation"])
     options["parameter"] = dict(map(parameter_of, options["parameter"])) or None
     if options["lambda"] is not None:
         options["lambda"] = penalty_of(options["lambda"], "--lambda")

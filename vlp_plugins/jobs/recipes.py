@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ class Recipe:
     device: str | None = None
 
 
+_PATTERN = re.compile(r"keep=\d+,\s*of=\d+")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTOCASTS = DTYPES[2:]
 
@@ -426,6 +428,30 @@ def sparsity_of(text: str) -> Target:
         raise SparsityError(
             f"{text!r} is no sparsity; write 0.75, or vision=0.5,text=0.8 for budgets per modality"
         ) from error
+
+
+def sparsity_or_pattern(texts: Sequence[str], allocation: str | None) -> dict[str, Any]:
+    """Sparsities as the command line has them, or the pattern that stands in their place.
+
+    Args:
+        texts: of `--sparsity`.
+        allocation: of `--allocation`.
+
+    Returns:
+        Values of the options `sparsity` and `allocation`.
+
+    Raises:
+        SparsityError: for what is neither, or a pattern together with another target or allocation.
+    """
+    patterns = [text for text in texts if _PATTERN.fullmatch(text)]
+    if not patterns:
+        return {"sparsity": tuple(map(sparsity_of, texts)) or None}
+    if len(texts) > 1 or allocation is not None:
+        raise SparsityError(
+            f"--sparsity {patterns[0]} is a pattern, which fixes how much every layer loses; give "
+            "it alone, without other sparsities and without --allocation"
+        )
+    return {"sparsity": None, "allocation": patterns[0]}
 
 
 def sparsity_text(target: Target) -> str:
