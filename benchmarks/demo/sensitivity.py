@@ -21,7 +21,7 @@ from benchmarks.demo import MODELS
 from benchmarks.demo.build_data import build
 from benchmarks.results import add_record_options, recorded
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.pruning import measure_id

@@ -37,7 +37,7 @@ from benchmarks.papers.pruning import load
 from benchmarks.papers.tuning import TUNINGS, measured, tuned
 from benchmarks.papers.world import World
 from benchmarks.results import FOLDER, add_record_options
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.files import write_text
 from vlp_plugins.tasks.captioning import caption_scores

@@ -15,7 +15,7 @@ from benchmarks.papers.vit import MatchingAdapter, RecoveryAdapter, images
 from benchmarks.papers.ways import Way
 from benchmarks.papers.world import World
 from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.jobs.inputs import Loaded, ModelSource, batches_for
+from vlp_plugins.jobs.preparation import Loaded, ModelSource, batches_for
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter, Batch

@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from benchmarks.papers.world import World
-from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.metrics import TaskMetrics
+from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.jobs.samples import TaskSamples, read_samples
 from vlp_plugins.jobs.tasks import TASK_CLASSES, RetrievalTask, Task, TaskRequest
 from vlp_plugins.masks.masks import Masks

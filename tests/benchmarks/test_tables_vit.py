@@ -28,7 +28,7 @@ from benchmarks.papers.vit import (
 )
 from benchmarks.papers.ways import VIT_WAYS, Way
 from benchmarks.papers.world import World
-from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.pruning import prune
 from vlp_plugins.tasks.finetuning.finetune import downstream
 

@@ -18,7 +18,7 @@ from vlp_plugins.data.conversations import Asked
 from vlp_plugins.data.processors import load_processor
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.tasks.generation import generate
+from vlp_plugins.tasks.captioning import generate
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 230)}
 

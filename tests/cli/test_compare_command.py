@@ -21,7 +21,7 @@ from vlp_plugins import prune
 from vlp_plugins.jobs import compare as job
 from vlp_plugins.jobs.compare import METHODS
 from vlp_plugins.jobs.held_out import CompareRequest, open_data
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks

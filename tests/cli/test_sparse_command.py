@@ -9,8 +9,7 @@ from vlp_command import Command
 
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.masks.sparse import load_sparse
-from vlp_plugins.masks.sparse_files import SPARSE_FILE
+from vlp_plugins.masks.sparse import SPARSE_FILE, load_sparse
 
 
 @pytest.fixture(scope="module")

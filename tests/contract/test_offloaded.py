@@ -29,8 +29,8 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.runtime.offload import offloading
 from vlp_plugins.structured.cuts import prepare
+from vlp_plugins.tasks.captioning import generate
 from vlp_plugins.tasks.finetuning.finetune import finetune
-from vlp_plugins.tasks.generation import generate
 from vlp_plugins.tasks.sensitivity.measure import sensitivity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "blip"

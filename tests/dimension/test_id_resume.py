@@ -13,9 +13,8 @@ import torch
 from toy import ToyAdapter, toy_batches, toy_model
 
 from vlp_plugins.dimension import points as room
-from vlp_plugins.dimension.measure import measure
+from vlp_plugins.dimension.measure import FORM, NAME, measure
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.dimension.state import FORM, NAME
 from vlp_plugins.dimension.twonn import Estimator
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact

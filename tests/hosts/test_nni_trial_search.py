@@ -21,8 +21,8 @@ from nni import parameter_expressions
 from nni.tools.package_utils.config_manager import get_all_algo_meta
 from nni_trial_examples import Told, command, recipe_in, save_world, tiny_models
 
+from vlp_plugins.hosts.nni import search
 from vlp_plugins.hosts.nni import trial as experiment
-from vlp_plugins.hosts.nni import tuners
 from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 from vlp_plugins.hosts.nni.search import check_experiment, draws
 from vlp_plugins.hosts.nni.trial import run_trial
@@ -282,14 +282,14 @@ def test_what_the_tuners_do_by_themselves_is_what_nni_says() -> None:
     for meta in get_all_algo_meta():
         if meta.algo_type != "tuner":
             continue
-        assert (meta.name in tuners._TUNERS) != (meta.name in tuners._UNFIT), meta.name
+        assert (meta.name in search._TUNERS) != (meta.name in search._UNFIT), meta.name
         module, _, name = meta.class_name.rpartition(".")
         try:
             made = getattr(importlib.import_module(module), name)
         except ImportError:
             continue
         mode = inspect.signature(made).parameters.get("optimize_mode")
-        if known := tuners._TUNERS.get(meta.name):
+        if known := search._TUNERS.get(meta.name):
             assert known.mode == (mode and mode.default), meta.name
             checked.add(meta.name)
     assert checked >= {"TPE", "Random", "GridSearch", "Evolution"}

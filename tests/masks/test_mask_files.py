@@ -12,9 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from toy_masks import Captioning, Pretraining, random_masks
 
-from vlp_plugins.masks.files import FORMAT
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.masks import FORMAT, Masks
 from vlp_plugins.runtime.artifacts import checksum
 from vlp_plugins.runtime.errors import MaskError, OutputError
 from vlp_plugins.runtime.version import __version__

@@ -8,8 +8,7 @@ from test_mask_files import refusal, rewrite
 from toy_masks import Pretraining, random_masks
 from toy_values import valued_masks
 
-from vlp_plugins.masks.files import FORMAT
-from vlp_plugins.masks.masks import Masks
+from vlp_plugins.masks.masks import FORMAT, Masks
 from vlp_plugins.runtime.artifacts import read_artifact
 from vlp_plugins.runtime.errors import MaskError
 

@@ -14,13 +14,15 @@ from torch import nn
 from transformers import AutoModel, ViTConfig, ViTModel
 
 from vlp_plugins.loading import load_model
-from vlp_plugins.masks.sparse import is_sparse, load_sparse, save_sparse
-from vlp_plugins.masks.sparse_files import (
+from vlp_plugins.masks.sparse import (
     SPARSE_FILE,
+    is_sparse,
     kept_bits,
     kept_values,
+    load_sparse,
     mismatch,
     packed_bytes,
+    save_sparse,
     unpacked,
 )
 from vlp_plugins.models.discovery import registry

@@ -12,8 +12,8 @@ import torch
 import vlp_plugins
 from vlp_plugins.calibration.batches import DIGEST_BYTES
 from vlp_plugins.calibration.checkpoint import FORM, PassState, pack_state
-from vlp_plugins.dimension.state import FORM as DIMENSIONS
-from vlp_plugins.dimension.state import State, pack
+from vlp_plugins.dimension.measure import FORM as DIMENSIONS
+from vlp_plugins.dimension.measure import State, pack
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.method import ChitaRun, Stage, chita_plus_plus

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from vlp_plugins.runtime.errors import first_line, shown
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 
 class Size(TypedDict):

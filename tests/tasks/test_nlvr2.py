@@ -18,8 +18,8 @@ from vlp_plugins.jobs.samples import read_samples
 from vlp_plugins.models.adapter import Adapter, StatementAdapter
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import BatchError, DataError, UnsupportedError
+from vlp_plugins.tasks.classification import statement_accuracy
 from vlp_plugins.tasks.finetuning.samples import SampleEpochs
-from vlp_plugins.tasks.nlvr2 import statement_accuracy
 
 
 class Redder(ModuleAdapter):

@@ -15,7 +15,7 @@ from vlp_plugins.calibration.sums import Tally
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.errors import StatisticsError
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 FORM = Format(
     "checkpoint",

@@ -15,7 +15,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError, first_line
 from vlp_plugins.runtime.numbers import count
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 logger = logging.getLogger(__name__)
 

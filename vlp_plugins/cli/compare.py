@@ -123,7 +123,7 @@ def compare(
     from vlp_plugins.jobs.compare import compare as run
     from vlp_plugins.jobs.comparison import comparison_table, sentences
     from vlp_plugins.jobs.held_out import CompareRequest
-    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.preparation import Loaded
     from vlp_plugins.jobs.recipes import DataRecipe, sparsity_of
     from vlp_plugins.jobs.work_dir import work_left
 

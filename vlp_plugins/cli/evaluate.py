@@ -116,7 +116,7 @@ def evaluate(
     """
     from vlp_plugins.jobs.evaluate import evaluate as measure
     from vlp_plugins.jobs.evaluate import metrics_table, sentences
-    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.preparation import Loaded
     from vlp_plugins.jobs.tasks import TaskRequest
 
     if overwrite and out is None:

@@ -161,7 +161,7 @@ def finetune(
     losses.jsonl and finetuning.json. On several GPUs: accelerate launch -m vlp_plugins finetune ...
     """
     from vlp_plugins.jobs.finetune import run_finetuning
-    from vlp_plugins.jobs.inputs import Loaded, ModelSource
+    from vlp_plugins.jobs.preparation import Loaded, ModelSource
     from vlp_plugins.jobs.work_dir import work_left
 
     wanted = _recipe(recipe, values)

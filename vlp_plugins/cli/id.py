@@ -25,7 +25,7 @@ from vlp_plugins.cli.tables import print_facts, print_lines, print_table, say
 from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
-    from vlp_plugins.jobs.inputs import ModelSource
+    from vlp_plugins.jobs.preparation import ModelSource
     from vlp_plugins.jobs.recipes import DataRecipe
 
 
@@ -96,7 +96,7 @@ def id_(
     torchrun --nproc-per-node 2 -m vlp_plugins id ...
     """
     from vlp_plugins.jobs.dimensions import measure_dimensions
-    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.preparation import Loaded
     from vlp_plugins.jobs.work_dir import work_left
 
     source, data = model_source(values), data_recipe(values)

@@ -122,8 +122,7 @@ def apply(
     """
     from vlp_plugins.loading import load_model
     from vlp_plugins.masks.masks import Masks
-    from vlp_plugins.masks.sparse import save_sparse
-    from vlp_plugins.masks.sparse_files import SPARSE_FILE
+    from vlp_plugins.masks.sparse import SPARSE_FILE, save_sparse
     from vlp_plugins.models.saving import ORIGIN_FILE, save_model
     from vlp_plugins.runtime.files import check_new_folder, reserved
 

@@ -11,7 +11,7 @@ import click
 from vlp_plugins.cli.help import Option
 
 if TYPE_CHECKING:
-    from vlp_plugins.jobs.inputs import ModelSource
+    from vlp_plugins.jobs.preparation import ModelSource
     from vlp_plugins.jobs.recipes import DataRecipe, Recipe
 
 
@@ -292,7 +292,7 @@ calibration_options = grouped(
 
 def model_source(values: dict[str, Any]) -> ModelSource:
     """Takes what says how the model is loaded out of the values of the options."""
-    from vlp_plugins.jobs.inputs import ModelSource
+    from vlp_plugins.jobs.preparation import ModelSource
 
     names = ("model", "adapter", "processor", "dtype", "device")
     return ModelSource(**{name: values.pop(name) for name in names})

@@ -102,7 +102,7 @@ def sensitivity(
     does not read. The folder --out holds sensitivity.json,
     points.csv and report.html.
     """
-    from vlp_plugins.jobs.inputs import Loaded
+    from vlp_plugins.jobs.preparation import Loaded
     from vlp_plugins.jobs.recipes import parameter_of
     from vlp_plugins.jobs.sensitivity import (
         SensitivityRequest,

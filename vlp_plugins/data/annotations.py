@@ -13,8 +13,7 @@ from PIL import Image
 
 from vlp_plugins.data.images import read_image
 from vlp_plugins.runtime.errors import DataError, first_line
-from vlp_plugins.runtime.typed import read_as
-from vlp_plugins.runtime.untrusted import check_inside, is_file
+from vlp_plugins.runtime.untrusted import check_inside, is_file, read_as
 
 
 def read_json(path: Path) -> Any:

@@ -15,7 +15,7 @@ from vlp_plugins.models.weights import WeightMap, surplus_layer
 from vlp_plugins.runtime.artifacts import made_before, read_json, write_json
 from vlp_plugins.runtime.errors import StatisticsError, first_line
 from vlp_plugins.runtime.numbers import count
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.factors import Factors
 
 logger = logging.getLogger(__name__)

@@ -31,10 +31,9 @@ from vlp_plugins.jobs.comparison import (
 )
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, in_memory, open_data, task_of
-from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.metrics import TaskMetrics
 from vlp_plugins.jobs.plan import timing_of
-from vlp_plugins.jobs.preparation import title_of
+from vlp_plugins.jobs.preparation import Loaded, title_of
 from vlp_plugins.jobs.samples import TaskSamples
 from vlp_plugins.jobs.tasks import Task
 from vlp_plugins.jobs.work_dir import claimed, working
@@ -56,7 +55,7 @@ from vlp_plugins.runtime.errors import (
     no_exit,
 )
 from vlp_plugins.runtime.files import atomic_folder
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 RECORD = "compare.json"
 SCHEMA = 1

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vlp_plugins.jobs.facts import SPEED, size_tile
-from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.metrics import TaskMetrics, shown, title_of
+from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.drawing import Axis, Chart, line_chart
 from vlp_plugins.report.layers import csv_text

@@ -12,7 +12,7 @@ from typing import Any
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts, write_report
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.pruning import measure_id

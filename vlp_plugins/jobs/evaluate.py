@@ -23,8 +23,8 @@ from vlp_plugins.jobs.facts import (
     size_tile,
     write_report,
 )
-from vlp_plugins.jobs.inputs import Loaded
 from vlp_plugins.jobs.metrics import TaskMetrics, shown, title_of, titles_of
+from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskRequest, Tracker
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks

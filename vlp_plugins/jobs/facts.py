@@ -15,8 +15,7 @@ from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.batches import CaptionedBatches
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.inputs import ModelSource
-from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.preparation import ModelSource, Prepared
 from vlp_plugins.jobs.tasks import able_tasks
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.adapter import Adapter

@@ -14,7 +14,7 @@ from torch import nn
 
 from vlp_plugins.jobs.facts import SPEED, StopWatch, memory_facts, size_tile, write_report
 from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
-from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.jobs.recipes import need
 from vlp_plugins.jobs.samples import read_samples
 from vlp_plugins.jobs.work_dir import claimed, working

@@ -11,7 +11,7 @@ import torch
 
 from vlp_plugins.data.batches import ExampleBatches
 from vlp_plugins.data.chat import ChatProcessor
-from vlp_plugins.jobs.inputs import Loaded
+from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.samples import TaskSamples, read_samples
 from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskRequest, able_tasks

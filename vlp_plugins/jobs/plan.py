@@ -22,8 +22,7 @@ from vlp_plugins.dimension.measure import default_settings
 from vlp_plugins.dimension.plan import IdPlan, plan
 from vlp_plugins.dimension.twonn import Estimator, check_number
 from vlp_plugins.jobs.facts import bytes_of_statistics
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
-from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.preparation import Loaded, ModelSource, Prepared
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks

@@ -32,8 +32,7 @@ from vlp_plugins.jobs.facts import (
     size_tile,
     write_report,
 )
-from vlp_plugins.jobs.inputs import ModelSource
-from vlp_plugins.jobs.preparation import Prepared, prepare, title_of
+from vlp_plugins.jobs.preparation import ModelSource, Prepared, prepare, title_of
 from vlp_plugins.jobs.recipes import Recipe, command_of, need
 from vlp_plugins.jobs.work_dir import claimed, work_left, working
 from vlp_plugins.masks.masks import Masks

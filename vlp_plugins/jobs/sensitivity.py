@@ -14,7 +14,7 @@ from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe, sparsity_text
 from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.methods.composition import Composition, composed

@@ -23,8 +23,8 @@ from vlp_plugins.data.conversations import Asked, chosen
 from vlp_plugins.data.labelled import class_numbers
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.sources import checked_source
-from vlp_plugins.jobs.inputs import Loaded, ModelSource
 from vlp_plugins.jobs.metrics import TaskMetrics
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.samples import TaskSamples, read_samples
 from vlp_plugins.loading import processor_for
 from vlp_plugins.methods.resolve import resolve_adapter
@@ -43,8 +43,12 @@ from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError,
 from vlp_plugins.runtime.model_state import buffers_kept, neutral_state, takes_model
 from vlp_plugins.tasks import LOSS, MEASURED
 from vlp_plugins.tasks.captioning import caption_scores, write_captions
-from vlp_plugins.tasks.classification import classification, classifies, zero_shot
-from vlp_plugins.tasks.nlvr2 import statement_accuracy
+from vlp_plugins.tasks.classification import (
+    classification,
+    classifies,
+    statement_accuracy,
+    zero_shot,
+)
 from vlp_plugins.tasks.retrieval import two_stage_retrieval
 from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from vlp_plugins.models.weights import WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import made_before, made_by, versions
 from vlp_plugins.runtime.errors import MaskError, first_line, shown
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 SCHEMA = 1
 """Version of the manifest and of the file around it; a change that old code cannot read adds 1."""

@@ -1,15 +1,21 @@
-"""Masks: which elements of every weight are kept, as exact bits, with where they come from."""
+"""Masks: which elements of every weight are kept, as exact bits, with where they come from.
+
+A mask file is one safetensors file, built as `runtime.artifacts` says. Every weight is a uint8
+tensor under its canonical name, one bit per element in row-major order, the most significant bit
+first. The header is the manifest. New values of the kept elements, if there are any, are float32
+tensors under `values:` and the name; such files have format 2.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from vlp_plugins.masks import files
 from vlp_plugins.masks.apply import (
     Violation,
     apply_masks,
@@ -24,7 +30,9 @@ from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manif
 from vlp_plugins.masks.packed import clear_padding, count_ones, flaw, pack, unpack
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.files import check_new
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.numbers import count, percent
 
@@ -248,7 +256,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return Masks(bits, replace(self.manifest, note="; ".join(parts) or None))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Writes one safetensors file, whole or not at all; see `masks.files` for the format.
+        """Writes one safetensors file, whole or not at all.
 
         Args:
             path: the file; missing folders above it are made.
@@ -257,7 +265,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
-        files.write(path, self, overwrite=overwrite)
+        write_masks(path, self, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -266,8 +274,89 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             MaskError: if the file is missing, damaged, foreign or of a newer version.
         """
-        return cls(*files.read(path))
+        return cls(*read_masks(path))
 
 
 def _equal(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+FORMAT = Format("mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again")
+_VALUES = "values:"
+
+
+def write_masks(path: str | os.PathLike[str], masks: Masks, *, overwrite: bool) -> None:
+    """See `Masks.save`."""
+    check_new(path, overwrite=overwrite)
+    # Files without new values stay readable by versions that know none.
+    form = replace(FORMAT, schema=masks.manifest.schema)
+    values = {f"{_VALUES}{name}": tensor for name, tensor in (masks.new_values or {}).items()}
+    header = asdict(masks.manifest)
+    write_artifact(path, form, {**masks.packed, **values}, header, overwrite=overwrite)
+
+
+def read_masks(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, torch.Tensor], Manifest, dict[str, torch.Tensor] | None]:
+    """Reads what `write_masks` wrote and checks that bits, manifest and values agree.
+
+    Returns:
+        uint8 1-D bits by canonical name, the manifest, and the new values if there are any.
+
+    Raises:
+        MaskError: if the file is missing, damaged, foreign or of a newer version.
+    """
+    form = FORMAT
+    if Path(path).suffix in (".pth", ".pt", ".bin"):
+        hint = "; `vlp masks import` reads published .pth files"
+        form = replace(FORMAT, remedy=FORMAT.remedy + hint)
+    tensors, header = read_artifact(path, form)
+    try:
+        manifest = Manifest.from_header(header)
+        packed, values = _parted(tensors, manifest)
+        _check_file(packed, values, manifest)
+    except MaskError as error:
+        raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
+    return packed, manifest, values
+
+
+def _parted(
+    tensors: Mapping[str, torch.Tensor], manifest: Manifest
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+    """Bits and new values by canonical name; files of format 1 have none."""
+    if manifest.schema < SCHEMA_WITH_VALUES:
+        return dict(tensors), None
+    bits, values = {}, {}
+    for name, tensor in tensors.items():
+        if name.startswith(_VALUES) and name not in manifest.weights:
+            values[name.removeprefix(_VALUES)] = tensor
+        else:
+            bits[name] = tensor
+    return bits, values
+
+
+def _check_file(
+    packed: Mapping[str, torch.Tensor],
+    values: Mapping[str, torch.Tensor] | None,
+    manifest: Manifest,
+) -> None:
+    """Raises `MaskError` at the first weight whose bits or values are not as the manifest says."""
+    for name in (*manifest.weights, *packed):
+        if name not in packed:
+            raise MaskError(f"is damaged: the mask of {name!r} is missing")
+        if name not in manifest.weights:
+            raise MaskError(f"is damaged: {name!r} is not in its manifest")
+        bits, record = packed[name], manifest.weights[name]
+        if found := flaw(bits, manifest.shape(name)):
+            raise MaskError(f"is damaged: the mask of {name!r} {found}")
+        kept = count_ones(bits)
+        if kept != record["kept"]:
+            raise MaskError(
+                f"is damaged: {name!r} keeps {kept} elements, its manifest says {record['kept']}"
+            )
+    if values is None:
+        return
+    try:
+        check_values(values, manifest)
+    except MaskError as error:
+        raise MaskError(f"is damaged: {error}") from error

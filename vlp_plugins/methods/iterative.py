@@ -29,7 +29,7 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, SparsityError
 from vlp_plugins.runtime.sharding import zero_outside
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.allocation import Allocation, Pattern
 from vlp_plugins.scoring.factors import GUIDED, guided_name
 from vlp_plugins.scoring.schedules import levels_of, schedule_by_name

@@ -22,7 +22,7 @@ from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, state_tensor
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.sharding import is_sharded
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.schedules import levels_of
 from vlp_plugins.scoring.score import Evidence, Scorer, scores_of
 

@@ -23,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from vlp_plugins.runtime.errors import StatisticsError, VlpError, first_line, shown
 from vlp_plugins.runtime.files import atomic_file, write_text
-from vlp_plugins.runtime.typed import read_as
-from vlp_plugins.runtime.untrusted import check_read
+from vlp_plugins.runtime.untrusted import check_read, read_as
 from vlp_plugins.runtime.version import __version__
 
 _ALIGNMENT = 8

@@ -26,7 +26,7 @@ from vlp_plugins.runtime.artifacts import Format, made_by, read_artifact, versio
 from vlp_plugins.runtime.errors import StructureError, UnsupportedError, first_line, shown
 from vlp_plugins.runtime.files import atomic_folder, write_text
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.structured.cuts import fitting, prepare, shrink
 from vlp_plugins.structured.record import Record
 

@@ -18,8 +18,7 @@ from vlp_plugins.calibration.batches import check_batches, to_device
 from vlp_plugins.models.adapter import Adapter, AnsweringAdapter, Batch
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.model_state import evaluating, takes_model
-from vlp_plugins.tasks.captioning import texts_of_tokens, tokenizer_of
-from vlp_plugins.tasks.generation import generate, generates
+from vlp_plugins.tasks.captioning import generate, generates, texts_of_tokens, tokenizer_of
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.tasks.sensitivity.curves import Point
-from vlp_plugins.tasks.sensitivity.prunability import (
+from vlp_plugins.tasks.sensitivity.curves import (
+    Point,
     difference_of,
     jackknife_error,
     mean_over,

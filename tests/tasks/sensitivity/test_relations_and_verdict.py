@@ -11,8 +11,7 @@ from vlp_plugins.tasks.sensitivity.analysis import (
     verdict_of,
     vision_sentences,
 )
-from vlp_plugins.tasks.sensitivity.curves import Group
-from vlp_plugins.tasks.sensitivity.prunability import prunabilities
+from vlp_plugins.tasks.sensitivity.curves import Group, prunabilities
 from vlp_plugins.tasks.sensitivity.relations import (
     RankCorrelation,
     dimensions_of,

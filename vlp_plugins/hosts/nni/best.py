@@ -12,7 +12,7 @@ from typing import Any
 from vlp_plugins.runtime.artifacts import read_json, write_json
 from vlp_plugins.runtime.errors import DataError, StatisticsError, first_line
 from vlp_plugins.runtime.files import atomic_folder, check_new_folder
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 FILE = "trial.json"
 _KIND = "trial of an NNI experiment"

@@ -21,8 +21,7 @@ from vlp_plugins.dimension.measure import default_settings
 from vlp_plugins.dimension.twonn import check_number
 from vlp_plugins.hosts.nni.drawn_settings import TrialSettings
 from vlp_plugins.hosts.nni.trial import check_test, source_of
-from vlp_plugins.jobs.inputs import batches_for
-from vlp_plugins.jobs.preparation import Prepared, resolve_names, try_allocation
+from vlp_plugins.jobs.preparation import Prepared, batches_for, resolve_names, try_allocation
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.loading import load_outline
 from vlp_plugins.methods.composition import Composition

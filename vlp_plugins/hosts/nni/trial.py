@@ -21,8 +21,7 @@ from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.hosts.nni.best import TrialRecord
 from vlp_plugins.hosts.nni.drawn_settings import PAIRS, Metric, TrialSettings, overlay
-from vlp_plugins.jobs.inputs import batches_for
-from vlp_plugins.jobs.preparation import Prepared
+from vlp_plugins.jobs.preparation import Prepared, batches_for
 from vlp_plugins.jobs.prune import delete_checkpoints, run
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.jobs.work_dir import delete_work

@@ -32,7 +32,7 @@ from vlp_plugins.methods.rounds import InRounds, Progress, RecordedBatches, RunI
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.checkpoint import state_tensor
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name

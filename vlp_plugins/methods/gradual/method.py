@@ -28,7 +28,7 @@ from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, pack_moments, restore_moments, state_tensor
 from vlp_plugins.runtime.distributed import broadcast
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name

@@ -16,7 +16,7 @@ import torch
 from vlp_plugins.masks.packed import flaw, pack, unpack
 from vlp_plugins.methods.gradual.rising_masks import RisingMasks
 from vlp_plugins.runtime.errors import MaskError, first_line, shown
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 
 _ABOUT, _KEEP, _SUM, _STATE = "about", "keep", "sum", "state"
 _SCHEMA = 1

@@ -22,7 +22,7 @@ from vlp_plugins.runtime.artifacts import Format, checksum
 from vlp_plugins.runtime.checkpoint import pack_moments, restore_moments, state_tensor
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.files import append_text, check_own, write_text
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.tasks.finetuning.engine import Engine
 
 STATE_FILE = "finetuning.safetensors"

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from vlp_plugins.dimension.profile import LayerDimension
 from vlp_plugins.report.dimensions import vision_sentences as vision_dimensions
 from vlp_plugins.report.drawing import Axis, Chart, Point, line_chart
-from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Sensitivity
-from vlp_plugins.tasks.sensitivity.prunability import (
+from vlp_plugins.tasks.sensitivity.curves import (
     TOLERANCE,
+    Curve,
+    Group,
     Prunability,
+    Sensitivity,
     difference_of,
     prunabilities,
     prunability_of,

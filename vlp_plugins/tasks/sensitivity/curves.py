@@ -1,10 +1,19 @@
-"""Loss and retrieval of a model with one group of weights pruned."""
+"""Loss and retrieval of a model with one group of weights pruned, and one number for each curve.
+
+Prunability is the mean of (dense loss / loss of the pruned model) over all sparsities from 0 to
+the highest that was measured, by the trapezoid rule. It is 1 if pruning never changes the loss and
+tends to 0 if the least pruning destroys the model. It has no unit and no threshold, uses the whole
+curve, and orders groups that a tolerance cannot tell apart because all of them stay below it.
+Sparsity is a fraction of the group's own elements, so large and small groups are compared at equal
+fractions, not at equal numbers of removed weights.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from vlp_plugins.models.weights import Weight, WeightMap
@@ -170,3 +179,139 @@ class Sensitivity:
     def levels(self) -> Sequence[str]:
         """The levels that were measured, in order."""
         return list(dict.fromkeys(curve.group.level for curve in self.curves))
+
+
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Prunability:
+    """How much pruning a group takes.
+
+    Attributes:
+        group: of weights.
+        loss: prunability by the loss.
+        error: its standard error over the batches, by the jackknife; None for a single batch.
+        tolerated: the highest sparsity at which the loss is at most a tolerance above the dense
+            one, interpolated; the highest measured one if it never is.
+        recall: the same mean of (R@1 / dense R@1); None if it was not measured, or dense is 0.
+    """
+
+    group: Group
+    loss: float
+    error: float | None
+    tolerated: float
+    recall: float | None
+
+
+def prunability_of(curve: Curve, dense: Point, tolerance: float = TOLERANCE) -> Prunability:
+    """The numbers of one curve.
+
+    Args:
+        curve: at one sparsity or more.
+        dense: the model before, on the same batches.
+        tolerance: fraction of the dense loss that its rise may reach.
+
+    Raises:
+        UnsupportedError: if the dense loss is not positive: there is no ratio to it.
+    """
+    if not dense.loss > 0:
+        raise UnsupportedError(
+            f"the loss of the dense model is {dense.loss:g}; prunability compares ratios of losses "
+            "and needs a positive one"
+        )
+    points = sorted(curve.points, key=lambda point: point.sparsity)
+    sparsities = [point.sparsity for point in points]
+    rises = [point.rise(dense) for point in points]
+    recall = None
+    if dense.recall and all(point.recall is not None for point in points):
+        recall = mean_over(sparsities, [(point.recall or 0) / dense.recall for point in points])
+    return Prunability(
+        curve.group,
+        _by_loss(points, dense),
+        jackknife_error([_by_loss(some, d) for some, d in _leaving_one_out(points, dense)]),
+        tolerated(sparsities, rises, tolerance),
+        recall,
+    )
+
+
+def difference_of(one: Curve, other: Curve, dense: Point) -> tuple[float, float | None]:
+    """By how much the first curve is more prunable than the second, and the standard error.
+
+    Both were measured on the same batches: the error is that of the difference, by the jackknife.
+    """
+    difference = _by_loss(one.points, dense) - _by_loss(other.points, dense)
+    partial = [
+        _by_loss(mine, d) - _by_loss(theirs, d)
+        for (mine, d), (theirs, _) in zip(
+            _leaving_one_out(one.points, dense), _leaving_one_out(other.points, dense), strict=True
+        )
+    ]
+    return difference, jackknife_error(partial)
+
+
+def prunabilities(found: Sensitivity, tolerance: float = TOLERANCE) -> list[Prunability]:
+    """The numbers of every curve."""
+    return [prunability_of(curve, found.dense, tolerance) for curve in found.curves]
+
+
+def mean_over(sparsities: Sequence[float], kept: Sequence[float]) -> float:
+    """Mean of `kept` over sparsities from 0, where it is 1, to the last; trapezoid rule.
+
+    Args:
+        sparsities: rising, the last above 0.
+        kept: what is left of something at each; values that are not finite count as 0.
+    """
+    line = [(0.0, 1.0), *zip(sparsities, (k if math.isfinite(k) else 0.0 for k in kept),
+                             strict=True)]  # fmt: skip
+    area = sum((right - left) * (a + b) / 2 for (left, a), (right, b) in pairwise(line))
+    return area / sparsities[-1]
+
+
+def tolerated(sparsities: Sequence[float], rises: Sequence[float], tolerance: float) -> float:
+    """The sparsity at which a curve first rises above a tolerance, on a line between points.
+
+    Args:
+        sparsities: rising.
+        rises: of the loss, as fractions of the dense loss; may be infinite.
+        tolerance: as a fraction of the dense loss.
+    """
+    line = [(0.0, 0.0), *zip(sparsities, rises, strict=True)]
+    for (left, below), (right, above) in pairwise(line):
+        if not above <= tolerance:
+            share = (tolerance - below) / (above - below) if math.isfinite(above) else 0.0
+            return left + share * (right - left)
+    return sparsities[-1]
+
+
+def jackknife_error(partial: Sequence[float]) -> float | None:
+    """Standard error of a statistic from its values with one sample left out in turn.
+
+    None if there are fewer than two.
+    """
+    count = len(partial)
+    if count < 2:
+        return None
+    mean = sum(partial) / count
+    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in partial))
+
+
+def _by_loss(points: Sequence[Point], dense: Point) -> float:
+    points = sorted(points, key=lambda point: point.sparsity)
+    kept = [dense.loss / point.loss if point.loss > 0 else 0.0 for point in points]
+    return mean_over([point.sparsity for point in points], kept)
+
+
+def _leaving_one_out(points: Sequence[Point], dense: Point) -> list[tuple[list[Point], Point]]:
+    """The points and the dense model as all batches but one see them, for each batch."""
+    count = len(dense.losses)
+    if count < 2:
+        return []
+    return [
+        ([_without(point, batch) for point in points], _without(dense, batch))
+        for batch in range(count)
+    ]
+
+
+def _without(point: Point, batch: int) -> Point:
+    return replace(point, losses=(*point.losses[:batch], *point.losses[batch + 1 :]))

@@ -14,7 +14,7 @@ from vlp_plugins.report.layers import csv_text
 from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.files import append_text, write_text
-from vlp_plugins.runtime.typed import read_as
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.tasks.sensitivity.analysis import Analysis
 from vlp_plugins.tasks.sensitivity.curves import Curve, Group, Point, Sensitivity
 

@@ -11,8 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_plugins.tasks.sensitivity.curves import Group
-from vlp_plugins.tasks.sensitivity.prunability import Prunability
+from vlp_plugins.tasks.sensitivity.curves import Group, Prunability
 
 FEWEST = 3
 """Fewer pairs than that have no rank correlation worth a number."""
