@@ -191,13 +191,7 @@ def main() -> None:
 def explained_interruption(
     command: str, is_left: Callable[[], object], *, shown: bool
 ) -> Iterator[None]:
-    """Says after Ctrl-C or SIGTERM how to resume.
-
-    Args:
-        command: the command line of this run, without `--resume`.
-        is_left: whether there is something to resume from.
-        shown: whether this process prints it.
-    """
+    """Says after Ctrl-C or SIGTERM, if this process is `shown`, how to resume what `is_left`."""
     try:
         yield
     except KeyboardInterrupt as error:

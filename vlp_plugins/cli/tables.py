@@ -27,18 +27,15 @@ _NARROWEST = 12
 
 
 def print_lines(lines: Iterable[object], *, err: bool = False, indent: str = "  ") -> None:
-    """Sentences; with `--quiet` none on standard error, where warnings go.
+    """Sentences; the lines that continue one are indented.
 
-    Args:
-        lines: one sentence each.
-        err: on standard error, where each stays on one line, for programs to find it.
-        indent: of the lines that continue a sentence.
+    On standard error, where warnings go, each stays on one line, for programs to find it; with
+    `--quiet` there are none.
     """
     if err and verbosity() < 0:
         return
     for line in lines:
         text = visible(str(line))
-        # One line each on standard error, where programs look for it.
         parts = (
             [text]
             if err
@@ -70,15 +67,9 @@ def print_table(
 ) -> None:
     """Columns as wide as they need; those of numbers are flush right.
 
-    Text is broken into several lines where the table would be wider than the terminal; nothing is
-    cut.
-
-    Args:
-        title: above the table, if it is not empty.
-        header: of the columns.
-        rows: of cells.
-        names: the first column holds names that people copy, and is not broken.
-        most: characters of a line, where the terminal is wider; None: as wide as that.
+    Text is broken into several lines where the table would be wider than the terminal, or than
+    `most` characters; nothing is cut. If the first column holds `names`, which people copy, it is
+    not broken.
     """
     cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
     numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]

@@ -112,13 +112,7 @@ Progress = Callable[[int, int | None], None]
 def data_progress(
     *, shown: bool, what: str = "reading data", units: str = "batches"
 ) -> Iterator[Progress]:
-    """A progress bar with the time left, on standard error; silent unless that is a terminal.
-
-    Args:
-        shown: whether this process shows it.
-        what: what is done.
-        units: what is counted.
-    """
+    """A progress bar with the time left, on standard error; silent unless that is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -59,12 +59,7 @@ Text = str | int | float
 
 
 def need_keys(row: Mapping[str, Any], keys: Mapping[str, Any], path: Path) -> list[Any]:
-    """The values of keys.
-
-    Args:
-        row: of a file.
-        keys: with the type of each value; see `read_as`.
-        path: of the file.
+    """The values of keys in a row of a file, which must be of a type each; see `read_as`.
 
     Raises:
         DataError: if one is missing or of another type.
@@ -94,13 +89,9 @@ def matching_files(folder: Path, pattern: re.Pattern[str]) -> list[tuple[re.Matc
 
 
 def image_root(folder: Path, names: Sequence[str], below: Sequence[str], source: Path) -> Path:
-    """The folder that the names of images are relative to, checked for every image.
+    """The folder that the names of images in a source are relative to, checked for every image.
 
-    Args:
-        folder: of the data set; tried first.
-        names: relative paths of all images.
-        below: sub-folders where images may be.
-        source: the file that names the images.
+    It is the data set's own, or one of those `below` it.
 
     Raises:
         DataError: if the first is in none of the folders, others are missing, or one is outside

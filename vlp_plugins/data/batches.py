@@ -168,26 +168,13 @@ def open_batches(
     workers: int | None = None,
     model: nn.Module | None = None,
 ) -> CaptionedBatches:
-    """Batches of what a user names as data; see `open_source`.
+    """Batches of what a user names as data; see `open_source` and `CaptionedBatches`.
 
     A model of images only gets them without captions, and with `labels` if they are in classes
-    that it knows: gradient methods need them.
+    that it knows (its configuration may name them): gradient methods need them.
 
     A chat model gets whole conversations where the data has some. A folder with statements of NLVR2
     is read as such, if models of the family judge those; see `StatementAdapter`.
-
-    Args:
-        data: see `open_source`.
-        processor: of the model.
-        adapter: its `collate` makes the batches.
-        batch_size: pairs in a batch.
-        limit: number of batches; None takes all.
-        shuffle_seed: seed of the order of the pairs; None keeps them as stored.
-        split: of the data; None takes the only one, or `train`.
-        image_column: None finds it.
-        caption_column: None finds it.
-        workers: see `CaptionedBatches`.
-        model: its configuration may name its classes.
 
     Raises:
         DataError: if there is no data.
@@ -253,15 +240,7 @@ class ExampleBatches:
         batch_size: int,
         workers: int | None = None,
     ) -> None:
-        """Nothing is read before the first iteration; examples of one image follow each other.
-
-        Args:
-            examples: all of them are measured.
-            processor: of the model.
-            adapter: its `collate` makes the batches.
-            batch_size: examples in a batch.
-            workers: see `CaptionedBatches`.
-        """
+        """Nothing is read before the first iteration; examples of one image follow each other."""
         self._examples = examples
         self._workers = default_workers() if workers is None else workers
         self._processor, self._adapter = processor, adapter

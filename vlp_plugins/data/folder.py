@@ -55,9 +55,8 @@ def find_metadata(folder: Path) -> Path | None:
 def read_metadata(path: Path, *, lines: bool = False) -> list[Row]:
     """The rows of a metadata file; blank lines are left out.
 
-    Args:
-        path: the file; `.jsonl` has one JSON object per line, any other is read as CSV.
-        lines: one JSON object per line, whatever the name of the file.
+    `.jsonl`, or any file if it has `lines`, has one JSON object per line; all others are read as
+    CSV.
 
     Raises:
         DataError: if it cannot be read, with the line at fault.
@@ -185,7 +184,7 @@ def open_folder(
 
 def has_metadata(folder: Path) -> bool:
     """True if a folder or one of its sub-folders holds a metadata file."""
-    return any(find_metadata(place) for place in (folder, *_subfolders(folder)))
+    return any(find_metadata(place) for place in (folder, *subfolders(folder)))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -195,12 +194,13 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name."""
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _metadata_below(folder: Path) -> dict[str, Path]:
-    return {sub.name: found for sub in _subfolders(folder) if (found := find_metadata(sub))}
+    return {sub.name: found for sub in subfolders(folder) if (found := find_metadata(sub))}
 
 
 def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
@@ -260,7 +260,7 @@ def _records(
 
 def _all_images(folder: Path, split: str | None) -> tuple[list[Record], str | None]:
     """All images of a split, and which one that is."""
-    names = [path.name for path in _subfolders(folder)]
+    names = [path.name for path in subfolders(folder)]
     chosen = split_among(names, split, where=str(folder))
     root = folder if chosen is None else folder / chosen
     paths = image_files(root)

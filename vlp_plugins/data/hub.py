@@ -52,15 +52,9 @@ class DatasetSource(CaptionSource):
         captions: Captions = "first",
         roots: Sequence[Path] | None = None,
     ) -> None:
-        """Finds the columns.
+        """Finds the columns of a `datasets.Dataset` or `IterableDataset`, if they are not named.
 
-        Args:
-            dataset: a `datasets.Dataset` or `IterableDataset`.
-            description: for messages.
-            image_column: None takes the column of images, or one with a usual name.
-            caption_column: None takes one with a usual name.
-            captions: see `Captions`.
-            roots: folders that hold every image file that a row names; None allows any.
+        `roots` are the folders that hold every image file that a row names; None allows any.
 
         Raises:
             DataError: if a column is not found.

@@ -45,11 +45,6 @@ def open_karpathy(
 ) -> CaptionSource:
     """The captioned images of one split of a folder that `is_karpathy`.
 
-    Args:
-        folder: of the data set.
-        split: `train`, `val` or `test`; None takes the only one, or `train`.
-        captions: see `Captions`.
-
     Raises:
         DataError: if files or the split are missing, or are not what they should be.
     """

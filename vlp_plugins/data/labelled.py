@@ -23,6 +23,7 @@ from vlp_plugins.data.folder import (
     image_files,
     read_metadata,
     rows_of_split,
+    subfolders,
 )
 from vlp_plugins.data.records import SPLITS, CaptionSource, Record, buffered, choose_split
 from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line, shown
@@ -54,7 +55,6 @@ class LabelledImages:
     """The images of one split.
 
     Attributes:
-        description: what was read.
         items: in stored order.
         classes: names of the classes by their number; empty if unknown.
     """
@@ -76,10 +76,6 @@ def open_labelled(source: str, split: str | None = None) -> LabelledImages:
     - a folder with one sub-folder of images per class, numbered in alphabetical order, perhaps
       below one folder per split;
     - anything that `datasets` reads (extra `data`) with a column of labels.
-
-    Args:
-        source: the folder, file or id.
-        split: `train`, `test`, ...; None takes the only one, or `train`.
 
     Raises:
         DataError: if it is none of these, or files are missing or damaged.
@@ -210,8 +206,8 @@ def _is_number(label: int | str) -> bool:
 def _from_classes(folder: Path, split: str | None) -> LabelledImages:
     # Folders of splits hold folders of classes, not images.
     splits = [
-        path.name for path in _subfolders(folder)
-        if any(image_files(inner) for inner in _subfolders(path))
+        path.name for path in subfolders(folder)
+        if any(image_files(inner) for inner in subfolders(path))
     ]  # fmt: skip
     chosen = split
     if splits and (split is None or not (folder / split).is_dir()):
@@ -219,7 +215,7 @@ def _from_classes(folder: Path, split: str | None) -> LabelledImages:
     elif split is not None and not (folder / split).is_dir():
         raise DataError(f"{folder} has no split {split!r}; it holds {contents(folder)}")
     place = folder if chosen is None else folder / chosen
-    classes = [path for path in _subfolders(place) if image_files(path)]
+    classes = [path for path in subfolders(place) if image_files(path)]
     if len(classes) < 2 or SPLITS.issuperset(path.name.lower() for path in classes):
         raise DataError(
             f"{place} holds no images with classes: expected the binary version of CIFAR, "
@@ -233,10 +229,6 @@ def _from_classes(folder: Path, split: str | None) -> LabelledImages:
     )
     title = str(folder) if chosen is None else f"{folder} ({chosen})"
     return LabelledImages(title, items, tuple(path.name for path in classes))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _from_datasets(source: str, split: str | None) -> LabelledImages:

@@ -42,16 +42,12 @@ class Statement:
 
 
 def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
-    """The statements of a split.
+    """The statements of a split: `train`, `dev`, `test` (the public one, `test1.json`), ...
 
     - as published: `dev.json` (one JSON object per line; also in `data/`), images
       `dev/dev-850-0-img0.png`; those of `train.json` in `images/train/{directory}/`;
     - the lists of BLIP's and X-VLM's: `nlvr_dev.json`, `nlvr2_dev.json`, whose rows name both
       images. Rows of `dev.json` may name them as well: `"images": ["left.png", "right.png"]`.
-
-    Args:
-        folder: of the data set.
-        split: `train`, `dev`, `test` (the public one, `test1.json`), ...
 
     Raises:
         DataError: if files are missing or are not what they should be.

@@ -50,13 +50,7 @@ class CombinedProcessor:
         return_tensors: str | None = None,
         **text_options: Any,
     ) -> dict[str, Any]:
-        """Makes `pixel_values` of images, `input_ids` and `attention_mask` of texts.
-
-        Args:
-            images: `B` PIL images, or None.
-            text: `B` captions, or None.
-            return_tensors: `"pt"` for torch.
-            **text_options: of the tokenizer.
+        """Makes `pixel_values` of `B` images, `input_ids` and `attention_mask` of `B` texts.
 
         Raises:
             DataError: if there is text and no tokenizer, or the settings in its files fail.

@@ -40,8 +40,6 @@ class Question:
 
     Attributes:
         place: where it is, for messages.
-        image: opens the image.
-        text: the question.
         answers: of the annotators; empty if they are not published. One of the choices if there
             are any, whatever the data calls it by: text, letter or number.
         choices: to choose among; empty for an open question.
@@ -59,7 +57,6 @@ class Questions:
     """The questions of one split.
 
     Attributes:
-        description: what was read.
         items: in stored order.
         answer_list: answers that models choose among; None if the data brings no list.
     """
@@ -79,10 +76,6 @@ def open_questions(source: str, split: str | None = None) -> Questions:
       `choices`, a list of texts that the answer is one of.
 
     Files of annotations may be in `annotations`.
-
-    Args:
-        source: the folder.
-        split: `train`, `val`, ...; None takes the only one, or `train`.
 
     Raises:
         DataError: if it is none of these, or files are missing.

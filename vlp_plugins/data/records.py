@@ -139,7 +139,7 @@ class CaptionSource(ABC):
             if self.captions == "conversations":
                 captions = [said_of(record)]
             elif self.captions == "labels":
-                captions = [self._label(record)]
+                captions = [str(record.caption)]
             elif self.captions == "statements":
                 captions = [cast("Said", record.caption)]
             elif self.captions != "none":
@@ -151,13 +151,6 @@ class CaptionSource(ABC):
             raise
         except Exception as error:  # decoders raise nearly anything on damaged files
             return record, error
-
-    def _label(self, record: Record) -> str:
-        if not isinstance(record.caption, int):
-            raise DataError(
-                f"{self.description}, {record.place}: the label is {record.caption!r}, not a number"
-            )
-        return str(record.caption)
 
     def check(self) -> None:
         """Checks what was read so far; called at the end, and by a caller that stops earlier.
@@ -258,11 +251,8 @@ def columns_said(
 ) -> list[str]:
     """The columns of what is said: a conversation, a question and its answer, or a caption.
 
-    Args:
-        columns: that there are.
-        asked: the column that the user named.
-        captions: see `Captions`; only for `conversations` it may be another than a caption.
-        where: for the message.
+    Only for `conversations` it may be another than a caption; the column that the user `asked` for
+    wins.
 
     Raises:
         DataError: if there is none.

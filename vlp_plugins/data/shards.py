@@ -98,9 +98,8 @@ class TarShards(CaptionSource):
 def find_shards(source: str, split: str | None = None) -> tuple[list[Path], str | None]:
     """The shards that a source names, and their split if it has several.
 
-    Args:
-        source: `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder.
-        split: sub-folder of a folder, or what the file names begin with.
+    The source is `dir/{000..003}.tar`, `dir/*.tar`, one file, or a folder. A split is a sub-folder
+    of a folder, or what the file names begin with.
 
     Raises:
         DataError: if there are none.

@@ -96,12 +96,7 @@ class Gatherer:
     """
 
     def __init__(self, sites: Sites, room: Room) -> None:
-        """Starts open: every layer is gathered as long as it fits, until `settle`.
-
-        Args:
-            sites: the layers so far; is added to.
-            room: of this process.
-        """
+        """Starts open: every layer is gathered as long as it fits, until `settle`."""
         self.sites = sites
         self.room = room
         self._open = True
@@ -249,11 +244,7 @@ class Pass:
         self.later = 0
 
     def run(self, reader: Reader, report: Callable[[int], None]) -> dict[Site, Points]:
-        """Reads all batches and runs those of this process.
-
-        Args:
-            reader: of the batches.
-            report: called after every batch with `later`.
+        """Reads all batches and runs those of this process; reports `later` after each of all.
 
         Returns:
             The points of `group` that this process's batches gave.
@@ -316,11 +307,7 @@ class Pass:
 
 
 class PassProgress:
-    """Counts the batches of all passes and reports them.
-
-    Attributes:
-        passes: that are done.
-    """
+    """Counts the batches of all passes and reports them; `passes` are done."""
 
     def __init__(self, progress: Progress | None, total: int | None) -> None:
         self._progress, self._total = progress, total

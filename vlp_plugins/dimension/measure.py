@@ -52,7 +52,6 @@ class Dimension:
     """The dimension of one use of a weight.
 
     Attributes:
-        estimate: what the estimator found.
         ambient: numbers in a point.
         points: number of samples.
     """

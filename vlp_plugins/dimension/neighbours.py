@@ -108,10 +108,6 @@ def product_error(points: torch.Tensor, dtype: torch.dtype) -> float:
     magnitudes, `u` the unit roundoff; that sum is at most the product of the norms. What is lost
     when the mean is taken off, and by reduced precision of the products where PyTorch was allowed
     it (`float32_product_error`), comes on top. Sums of chunks are float64.
-
-    Args:
-        points: `[n, D]`.
-        dtype: of the products.
     """
     terms = _width(*points.shape) + 16
     if dtype == torch.float64:
@@ -120,13 +116,7 @@ def product_error(points: torch.Tensor, dtype: torch.dtype) -> float:
 
 
 def products_bytes(n: int, coordinates: int, threads: int) -> int:
-    """The most memory that `centred_gram` and `squared_distances` take in addition to the points.
-
-    Args:
-        n: number of points.
-        coordinates: of each.
-        threads: of torch (`torch.get_num_threads()`).
-    """
+    """The most memory that `centred_gram` and `squared_distances` take beyond n points."""
     width = _width(n, coordinates)
     shares = _shares(8 * n * n, threads)
     # A chunk in float64, and centred points or the differences of pairs.
@@ -254,11 +244,7 @@ class DistanceBounds:
             self.upper[one, other] = squared
 
     def nearest_two(self, block: torch.Tensor) -> Neighbours:
-        """The two nearest neighbours within blocks of which no pair is missing.
-
-        Args:
-            block: int64 `[b, m]`: positions of the points of b blocks of m points.
-        """
+        """The two nearest neighbours within blocks int64 `[b, m]` of which no pair is missing."""
         found = [_two_smallest(_between(self.upper, rows, block)) for rows in _tiles(block)]
         r1, r2, first, second = (torch.cat(tiles, 1) for tiles in zip(*found, strict=True))
         return Neighbours(r1.sqrt_(), r2.sqrt_(), first, second)
@@ -397,15 +383,10 @@ def rounding_of(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def working_bytes(n: int, coordinates: int = 1 << 20, threads: int | None = None) -> int:
-    """The most memory that a search takes in addition to the points.
+    """The most memory that a search among n points takes in addition to the points.
 
-    Partial Gram matrices of the threads, bounds of all distances, and chunks of at most 4,096
+    Partial Gram matrices of torch's threads, bounds of all distances, and chunks of at most 4,096
     coordinates: about `(4 + threads) 8 n^2` bytes, and 16 to 50 MiB a thread for many coordinates.
-
-    Args:
-        n: number of points.
-        coordinates: of each.
-        threads: of torch; None for the present number.
     """
     threads = torch.get_num_threads() if threads is None else threads
     return products_bytes(n, coordinates, threads) + bounds_bytes(n)

@@ -23,13 +23,10 @@ from vlp_plugins.runtime.sharding import at_rest, is_sharded
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """One pass over the batches.
+    """One pass over the batches: layers in the order of execution, streams that run, and bytes.
 
-    Attributes:
-        layers: whose points are gathered, in the order of execution.
-        streams: that run.
-        held_bytes: of the points.
-        work_bytes: of the search for neighbours, in addition.
+    Points are held until their layers' dimensions are computed; the search for neighbours takes
+    `work_bytes` in addition.
     """
 
     layers: tuple[LayerUse, ...]
@@ -45,15 +42,7 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class IdPlan:
-    """What one process will do. All bytes are its own.
-
-    Attributes:
-        samples: of all processes.
-        batches: in every pass.
-        budget_bytes: that points and the search for neighbours may take.
-        passes: over the batches.
-        lines: the same as text.
-    """
+    """What one process will do, and `lines` that say it. Bytes are its own; samples are of all."""
 
     samples: int
     batches: int

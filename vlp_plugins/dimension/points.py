@@ -59,11 +59,7 @@ class Points:
         return self._values[: self.count]
 
     def of_batch(self, place: int, widths: Sequence[int]) -> torch.Tensor:
-        """The rows of a complete batch, with blocks that may be wider.
-
-        Args:
-            place: of the batch among `batches`.
-            widths: of the blocks, at least as many and as wide as here.
+        """The rows of a complete batch by its place among `batches`, with blocks that may be wider.
 
         Returns:
             `[size, columns]`, contiguous; a view if the blocks are not wider.
@@ -235,10 +231,6 @@ def pack(needs: Sequence[Need], budget: int) -> list[tuple[int, int]]:
     Among those, every pass but the last ends as early as possible, or at the end of the stream that
     it has begun: streams after its last layer need not run, and what is gathered in a stream that
     runs anyway leaves room in the later passes.
-
-    Args:
-        needs: in the order of execution.
-        budget: bytes.
 
     Returns:
         By pass its first index and the one after its last.

@@ -149,11 +149,7 @@ class IdProfile:
             )
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Writes one JSON file, whole or not at all.
-
-        Args:
-            path: the file; missing folders above it are made.
-            overwrite: replace a file that is there.
+        """Writes one JSON file, whole or not at all; missing folders above it are made.
 
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.

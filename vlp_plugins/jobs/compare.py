@@ -79,12 +79,10 @@ class ComparisonPlan:
     """What a comparison is about to do.
 
     Attributes:
-        facts: task and data.
         left_out: by method, why it cannot be compared, as far as two batches show.
         cells: mask sets to make and to measure.
         done: how many of them an earlier run has measured.
         pruning_seconds: estimated; None if a method cannot say.
-        measuring_seconds: estimated, from the dense model.
     """
 
     facts: Mapping[str, str]
@@ -97,15 +95,7 @@ class ComparisonPlan:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What a run found.
-
-    Attributes:
-        comparison: figures and verdicts.
-        facts: data, time and memory.
-        apply: by sparsity, the command that applies the masks of the best method.
-        record: what compare.json says.
-        out: the folder.
-    """
+    """What a run found; `apply` has by sparsity the command that applies the best masks."""
 
     comparison: Comparison
     facts: Mapping[str, str]
@@ -127,21 +117,13 @@ def compare(
 ) -> CompareResult:
     """Prunes with every method at every sparsity, measures, and writes `out` whole or not at all.
 
-    While it works, the folder `OUT.work` next to it keeps every mask set that is made and every
-    cell that is measured.
-
-    Args:
-        load: gives the model, after the folder of results was found to be free.
-        request: what to do.
-        out: new folder for compare.csv, compare.json, report.html and the folder masks.
-        command: repeats the run, for the report.
-        resume: continue from `OUT.work`; methods, sparsities and seeds may be others.
-        overwrite: replace what this command wrote there before, with all that is in the folder.
-        progress: called with (cells done, cells in all).
-        begin: called once the dense model is measured.
+    The folder has compare.csv, compare.json, report.html and the folder masks. While it works, the
+    folder `OUT.work` next to it keeps every mask set that is made and every cell that is measured;
+    methods, sparsities and seeds of a resumed run may be others. `begin` is called once the dense
+    model is measured. For the other arguments see `vlp_plugins.jobs`.
 
     Raises:
-        VlpError: with one line that says what to do; nothing is written then.
+        VlpError: if data or a method is missing, the model can do no such task, or `out` is taken.
     """
     with claimed(out, writes=True, mark=RECORD, overwrite=overwrite) as results:
         targets, _ = resolve_targets(list(request.sparsity))
@@ -296,7 +278,7 @@ class _Run:
             start = time.perf_counter()
             self.dense = self._measured()
             self.seconds[DENSE] = time.perf_counter() - start
-            self._save()
+            self.state.save(self._pack)
         measuring = self.seconds[DENSE]
         pruning = self._try_methods()
         todo = sum(key not in self.cells for key in self._keys())
@@ -419,7 +401,7 @@ class _Run:
     def _keep(self, name: str, seed: int, made: Sequence[Masks], seconds: float) -> None:
         """Writes mask sets."""
         self.seconds[f"{name} {seed}"] = seconds
-        self._save()
+        self.state.save(self._pack)
         for title, masks in zip(self.targets, made, strict=True):
             masks.save(self._masks_file(name, title, seed), overwrite=True)
 
@@ -485,7 +467,7 @@ class _Run:
             time.perf_counter() - start,
             kept,
         )
-        self._save()
+        self.state.save(self._pack)
 
     def _measured(self) -> TaskMetrics:
         found = self.task.measure(lambda batches: batches)
@@ -499,9 +481,6 @@ class _Run:
     def _sizes(self, measured: TaskMetrics) -> list[int]:
         """How many samples each figure of the score is of."""
         return [len(measured.by_sample[name]) for name in self.task.score]
-
-    def _save(self) -> None:
-        self.state.save(self._pack)
 
     def _pack(self) -> tuple[Tensors, Content]:
         """The cells as JSON, the dense model first; their values by sample as tensors."""

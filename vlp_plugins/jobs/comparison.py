@@ -66,16 +66,11 @@ class Cell:
     """One method at one sparsity with one set of calibration samples, measured.
 
     Attributes:
-        method: its name.
         sparsity: what was asked for, as text (`0.75`).
         seed: of the calibration samples and of random scores.
-        measured: figures of the pruned model.
-        removed: elements that went.
         total: prunable elements.
-        by_modality: sparsity of each modality.
         pruning_seconds: of the method at all sparsities, without the pass over the data that
             several methods share.
-        measuring_seconds: of the figures.
         masks: name of the mask file.
     """
 
@@ -98,13 +93,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer at one sparsity.
-
-    Attributes:
-        sparsity: as text.
-        best: the method with the best score.
-        as_good: methods that cannot be told apart from it.
-    """
+    """The best method at one sparsity, and those that cannot be told apart from it."""
 
     sparsity: str
     best: str
@@ -122,9 +111,7 @@ class Comparison:
     """What was found.
 
     Attributes:
-        task: that was measured.
         score: the metrics whose mean ranks the methods.
-        lower_is_better: whether a lower score is the better one.
         model_elements: parameters of the whole model.
         dense: figures of the model as it was loaded.
         cells: in order of sparsity, method and seed.
@@ -305,16 +292,7 @@ def page_of(
     facts: Mapping[str, str],
     command: str,
 ) -> Page:
-    """The page.
-
-    Args:
-        found: what was measured.
-        loaded: the model.
-        winners: the masks of the best method at each sparsity.
-        steps: what to do with them.
-        facts: data, time and memory.
-        command: repeats the run.
-    """
+    """The page; `winners` are the masks of the best method at each sparsity."""
     name = Path(loaded.source.model).name
     dense, title = found.score_of([found.dense]), found.score_title
     elements = found.model_elements

@@ -38,13 +38,7 @@ LAYER_HEADER = ("weight", "stream", "depth", "ID", "error", "ambient", "points",
 
 @dataclass(frozen=True)
 class IdResult:
-    """What a run measured.
-
-    Attributes:
-        profile: the dimensions.
-        facts: time, memory and data, as the report has them.
-        out: the folder; None if none was asked for.
-    """
+    """What a run measured; `out` is None if no folder was asked for."""
 
     profile: IdProfile
     facts: Mapping[str, str]
@@ -64,17 +58,9 @@ def measure_dimensions(
 ) -> IdResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
 
-    While it works, the folder `OUT.work` next to it keeps the passes that are done.
-
-    Args:
-        load: gives the model, after the folder of results was found to be free.
-        data: where batches come from.
-        options: of `measure_id`: estimator, padding, dtype, memory_budget, variant.
-        out: new folder; None writes nothing and keeps nothing.
-        command: repeats the run, for the report.
-        resume: continue from `OUT.work`.
-        overwrite: replace what this command wrote there before, with all that is in the folder.
-        progress: see `measure_id`.
+    While it works, the folder `OUT.work` next to it keeps the passes that are done. Without `out`
+    nothing is written and nothing kept. `options` are those of `measure_id`: estimator, padding,
+    dtype, memory_budget, variant. For the other arguments see `vlp_plugins.jobs`.
 
     Raises:
         OutputError: if `out` is taken, or if `resume` is asked for without one.
@@ -135,15 +121,7 @@ def summary_of(profile: IdProfile) -> list[str]:
 def page_of(
     profile: IdProfile, source: ModelSource, out: Path, command: str, facts: Mapping[str, str]
 ) -> Page:
-    """The page.
-
-    Args:
-        profile: what was measured.
-        source: of the model.
-        out: the folder of results.
-        command: repeats the run.
-        facts: time, memory and data.
-    """
+    """The page."""
     layers, name = profile.layers, Path(source.model).name
     samples = max(layer.points for layer in layers)
     groups = by_modality(layers)

@@ -79,14 +79,7 @@ def sentences(found: Evaluation) -> list[str]:
 
 
 def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str) -> Page:
-    """The page.
-
-    Args:
-        found: what was measured.
-        loaded: the model.
-        masks: that were applied.
-        command: repeats the run.
-    """
+    """The page."""
     source = loaded.source.model
     name, task = Path(source).name, found.task
     if task in ("vqa", "nlvr2"):
@@ -190,16 +183,12 @@ class Evaluation:
     """What was found.
 
     Attributes:
-        task: its name.
-        data: what was measured on.
         before: figures of the model as it was loaded.
         after: figures with the masks; None without masks.
         masks: about the masks: method, sparsity, note, whether their new weights were written (None
             if they have none); None without masks.
         settings: what decides the figures besides model and data.
-        facts: time and memory.
         out: the folder; None if nothing was written.
-        record: what evaluation.json holds.
     """
 
     task: str
@@ -224,22 +213,15 @@ def evaluate(
     command: str = "",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measures a model on a task, before and after masks.
+    """Measures a model on a task, before and after the masks of a file.
 
-    Args:
-        load: gives the model, after the folder of results was found to be free.
-        request: what to measure on.
-        masks: a mask file; None measures the model as it is.
-        new_weights: whether those that the masks bring are written; None: if they were computed
-            from the weights of this model, as what a model has learned since is to be measured.
-        out: new folder for evaluation.json, report.html and, where models say something,
-            said.jsonl; None writes nothing.
-        overwrite: replace what this command wrote there before, with all that is in the folder.
-        command: repeats the run, for the report.
-        progress: called with (batches done, batches in all).
+    New weights that the masks bring are written if `new_weights` says so, or, where it is None, if
+    they were computed from the weights of this model, as what a model has learned since is to be
+    measured. The folder has evaluation.json, report.html and, where models say something,
+    said.jsonl; without `out` nothing is written. For the other arguments see `vlp_plugins.jobs`.
 
     Raises:
-        VlpError: with one line that says what to do; nothing is written then.
+        VlpError: if an option is not one of the task, or model, masks or data do not fit.
     """
     with (
         nullcontext()

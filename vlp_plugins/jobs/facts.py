@@ -59,14 +59,9 @@ def write_report(folder: Path, page: Callable[[], Page]) -> None:
 def mask_steps(
     source: ModelSource, masks: str, adapter: Adapter, *, measured: str = "", stem: str = ""
 ) -> list[Step]:
-    """What can be done with a mask file: measured, applied, fine-tuned.
+    """What can be done with a mask file: measured (unless it was, on a task), applied, fine-tuned.
 
-    Args:
-        source: of the model, with the options that it was loaded by.
-        masks: the file.
-        adapter: of the model; says which task it can do.
-        measured: what it was measured on already; empty if it was not.
-        stem: what the names of new folders begin with; empty: they are named after the file.
+    Names of new folders begin with `stem`; without it they are named after the file.
     """
     file = Path(masks)
     named = f"{file.parent}-{file.stem.removeprefix('masks-')}" if file.parent.name else file.stem
@@ -151,12 +146,9 @@ class Forecast:
     """
 
     def __init__(self, progress: Progress | None, rest: str = "", besides: float = 0.0) -> None:
-        """Passes on to `progress`.
+        """Passes on to `progress`; `besides` are seconds that are no batch's.
 
-        Args:
-            progress: called with (batches done, batches in all or None).
-            rest: what the time is without, or what else it is for; ends the sentence.
-            besides: seconds that are no batch's.
+        `rest` ends the sentence: what the time is without, or what else it is for.
         """
         self._progress = progress
         self._rest = rest
@@ -201,12 +193,7 @@ def source_facts(batches: CaptionedBatches) -> dict[str, str]:
 
 
 def data_facts(masks: Masks, batches: CaptionedBatches | None) -> dict[str, str]:
-    """What was read.
-
-    Args:
-        masks: one of the sets that the run made; its manifest says what it read.
-        batches: that were read; None if they were read in an earlier run.
-    """
+    """What was read, as the manifest of a mask set says; without batches, in an earlier run."""
     read = masks.manifest.calibration
     if read is None:
         return {"calibration data": "none needed"}
@@ -267,7 +254,13 @@ def agreement(
     if not job.method.reads_data:
         return []
     if statistics is None:
-        return [Table(_ENOUGH, _OVERLAPS, [], _no_halves(job.method.name))]
+        reason = (
+            f"{job.method.name} runs the model as it goes: there are no statistics of either half "
+            "of the data that two mask sets could be made from. To see what other data would "
+            "change, run it again with another --shuffle-seed and compare the masks by "
+            "`vlp masks diff`."
+        )
+        return [Table(_ENOUGH, _OVERLAPS, [], reason)]
     rows = []
     if min(statistics.samples) > 0:
         halves = [job.masks(statistics, half=half) for half in (0, 1)]
@@ -283,11 +276,3 @@ def agreement(
         else "There was a single batch, so there are no two halves to compare. Give more batches."
     )
     return [Table(_ENOUGH, _OVERLAPS, rows, note)]
-
-
-def _no_halves(method: str) -> str:
-    return (
-        f"{method} runs the model as it goes: there are no statistics of either half of the data "
-        "that two mask sets could be made from. To see what other data would change, run it again "
-        "with another --shuffle-seed and compare the masks by `vlp masks diff`."
-    )

@@ -40,13 +40,7 @@ RECORD = "finetuning.json"
 
 @dataclass(frozen=True)
 class TunedResult:
-    """What a run made.
-
-    Attributes:
-        out: the folder, whose model `load_model` reads; process 0 of several wrote it.
-        done: steps and losses.
-        facts: time, memory and data.
-    """
+    """What a run made: a folder that `load_model` reads; process 0 of several wrote it."""
 
     out: Path
     done: Finetuned
@@ -70,20 +64,11 @@ def run_finetuning(
     The folder is a checkpoint of the task's model with the processor of the pre-training model;
     next to them are `masks.safetensors` (those that were given, without new values),
     `losses.jsonl`, `finetuning.json` and `report.html`. Meanwhile `OUT.work` keeps the state.
-
-    Args:
-        load: gives the pre-training model, after the folder was found to be free.
-        recipe: what to do.
-        out: new folder.
-        masks: a mask file of the model; None trains all weights.
-        engine: computes the steps; None: in this process, on the model's device.
-        command: repeats the run, for the record.
-        resume: continue from `OUT.work`.
-        overwrite: replace what this command wrote there before, with all that is in the folder.
-        progress: called with steps done and steps in all.
+    Without a mask file all weights are trained; without an engine, in this process and on the
+    model's device. For the other arguments see `vlp_plugins.jobs`.
 
     Raises:
-        VlpError: with one line that says what to do; nothing is written then.
+        VlpError: if the recipe, the masks or the data do not fit the model, or `out` is taken.
     """
     need(recipe, "task", "data")
     writes = engine is None or engine.index == 0
@@ -165,17 +150,7 @@ def page_of(
     out: Path,
     command: str,
 ) -> Page:
-    """The page.
-
-    Args:
-        result: what the run made.
-        recipe: what was asked for.
-        loaded: the pre-training model.
-        model: that of the task.
-        masks: whose zeros were kept; None if all weights were trained.
-        out: the folder, as the command names it.
-        command: repeats the run.
-    """
+    """The page; `out` as the command names it."""
     name, task, log = Path(loaded.source.model).name, str(recipe.task), result.done.log
     losses = {"loss": [(float(line["step"]), float(line["loss"])) for line in log]}
     terms = dict.fromkeys(term for line in log for term in line["losses"])

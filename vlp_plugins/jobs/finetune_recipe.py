@@ -31,15 +31,12 @@ from vlp_plugins.runtime.errors import RecipeError, suggest
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.settings import RATES, FinetuneSettings
 
-_BETAS = 2
-
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
     """One run of `vlp finetune`.
 
     Attributes:
-        task: one of `TASKS`.
         adapter: name; None asks all.
         batch_size: rows of a step, of all processes and accumulated batches together.
         data: folder, file or id of the data set.
@@ -70,10 +67,7 @@ class FinetuneRecipe:
 
 
 def load_finetune_recipe(path: str | Path) -> FinetuneRecipe:
-    """Reads a recipe of fine-tuning.
-
-    Args:
-        path: of a file, or the name of a recipe of the package; see `find_recipe`.
+    """Reads a recipe of fine-tuning, a file or one of the package; see `find_recipe`.
 
     Raises:
         RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
@@ -88,11 +82,7 @@ def load_finetune_recipe(path: str | Path) -> FinetuneRecipe:
 
 
 def with_finetune_options(recipe: FinetuneRecipe, **values: Any) -> FinetuneRecipe:
-    """The recipe with other values where one is not None.
-
-    Args:
-        recipe: is left as it is.
-        **values: by keys of a recipe.
+    """A new recipe with other values, by its keys, where one is not None.
 
     Raises:
         RecipeError: if a value is out of range, or a key unknown.
@@ -105,7 +95,7 @@ def with_finetune_options(recipe: FinetuneRecipe, **values: Any) -> FinetuneReci
 
 
 def _pair(value: Value) -> tuple[float, float]:
-    if not isinstance(value.data, list) or len(value.data) != _BETAS:
+    if not isinstance(value.data, list) or len(value.data) != 2:
         raise value.wrong("a list of two numbers, such as [0.9, 0.999]")
     one, two = map(number, value.data)
     return one, two

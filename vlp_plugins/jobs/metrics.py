@@ -49,8 +49,6 @@ class TaskMetrics(Mapping[str, float]):
     """Figures of one model: a mapping of the metrics, which prints as a table.
 
     Attributes:
-        metrics: numbers by name.
-        absent: by metric, why it is not there.
         texts: captions or answers, in the order of the examples; empty for other tasks.
         title: task and data, the first line of what is printed.
         by_sample: of the metrics in `Task.score` a value for every sample, whose mean is the

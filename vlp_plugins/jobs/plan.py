@@ -60,7 +60,6 @@ class PlannedDimensions:
     """What measuring intrinsic dimensions will take.
 
     Attributes:
-        plan: passes and bytes.
         seconds_per_batch: of a dummy batch, forward only and with the outputs looked at.
         neighbour_seconds: of the search for neighbours, as matrix products.
     """
@@ -111,17 +110,13 @@ class Plan:
     """The answer of `vlp plan`; bytes and seconds.
 
     Attributes:
-        weights: the prunable weights.
         counts: for every target by modality and under `all` what the run will remove and keep,
             exact; without modalities if it depends on data how they share the sparsity.
-        passes: passes over the data.
         peak_bytes: expected peak of the whole process in RAM.
         device_peak_bytes: expected peak of tensors on the GPU; None without one.
         model_bytes: parameters of the model, each shared one counted once.
         statistics_bytes: accumulators; 0 for a method that gathers none.
         masks_bytes: packed masks of all sparsities.
-        timing: of pruning, by dummy batches.
-        cost: of a method that runs the model as it goes.
         dimensions: intrinsic dimensions that the method needs first; None for none.
     """
 
@@ -399,13 +394,7 @@ def _plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] |
 def timing_of(
     method: Procedure, cost: Cost, context: Context, batches: Iterable[Batch] | None
 ) -> Timing:
-    """Times what the cost counts, once.
-
-    Args:
-        method: whose cost it is.
-        cost: of the whole run.
-        context: of the run.
-        batches: two; the first is slower. None for a method without data.
+    """Times what the cost counts, once, with two batches: the first is slower.
 
     Raises:
         VlpError: if the model has no loss, or not what the method measures.
@@ -491,12 +480,7 @@ def _planned_dimensions(
 def plan_dimensions(
     source: ModelSource, data: DataRecipe, options: Mapping[str, Any]
 ) -> PlannedDimensions:
-    """What `vlp id` will take; no image is read.
-
-    Args:
-        source: of the model.
-        data: `batches` of it, or as many as there are; the index of the data is opened then.
-        options: of `measure_id`.
+    """What `vlp id` will take; no image is read, but the index of data of unknown length is.
 
     Raises:
         DataError: if the number of samples is unknown.

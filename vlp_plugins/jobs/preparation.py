@@ -56,14 +56,7 @@ def batches_for(
     adapter: Adapter,
     model: nn.Module | None = None,
 ) -> CaptionedBatches:
-    """The batches that a recipe describes.
-
-    Args:
-        source: of the pairs; see `open_source`.
-        data: how they are read; its own source is not used.
-        processor: of the model.
-        adapter: collates them.
-        model: see `open_batches`.
+    """The batches of a source of pairs that are read as a recipe says; its own is not used.
 
     Raises:
         DataError: if there is no data.
@@ -125,13 +118,7 @@ class Loaded:
         prompt: str | None = None,
         max_pixels: int | None = None,
     ) -> Loaded:
-        """Loads and checks.
-
-        Args:
-            source: of the model.
-            max_length: most tokens of a caption; None asks the tokenizer.
-            prompt: see `vlp_plugins.batches`, as is `max_pixels`.
-            max_pixels: most pixels of an image.
+        """Loads and checks; the other arguments are those of `processor_for`.
 
         Raises:
             VlpError: if something is unknown, missing or damaged.
@@ -285,10 +272,8 @@ class Prepared:
 def prepare(recipe: Recipe, *, planned: bool = False) -> Prepared:
     """Loads the model and resolves every name, so that mistakes show before the work.
 
-    Args:
-        recipe: what shall be run.
-        planned: a folder with a configuration and no weights will do; the model is then on the
-            meta device.
+    A folder with a configuration and no weights will do if the run is only planned; the model is
+    then on the meta device.
 
     Raises:
         VlpError: if a name is unknown, a sparsity impossible, or the model cannot be pruned.

@@ -151,8 +151,6 @@ class Result:
 
     Attributes:
         out: the folder; process 0 of several wrote it.
-        masks: by title of their sparsity.
-        facts: time, memory and data, as the report has them.
         warnings: about layers that lost (nearly) everything.
     """
 
@@ -179,18 +177,12 @@ def run(
     methods that run the model as they go and of measuring.
 
     In a process group (`torchrun`) all processes read the data and share the work on it; process 0
-    writes.
-
-    Args:
-        recipe: what to do.
-        progress: called with (batches done, batches in all or None).
-        resume: continue from the checkpoint of an interrupted run.
-        overwrite: replace what this command wrote there before, with all that is in the folder.
-        finish: called in process 0 with the job, the masks by title, and the folder before it gets
-            its name: what it adds is there with the rest, or nothing is. It may change the model.
+    writes. It calls `finish` with the job, the masks by title, and the folder before that gets its
+    name: what is added is there with the rest, or nothing is. It may change the model. For the
+    other arguments see `vlp_plugins.jobs`.
 
     Raises:
-        VlpError: with one line that says what to do; nothing is written then.
+        VlpError: if what the recipe names does not fit, is missing, or `out` is taken.
     """
     need(recipe, "model", "out")
     writes = rank_and_size()[0] == 0
@@ -306,15 +298,7 @@ def page_of(
     agreement: Sequence[Table],
     quality: Sequence[Tile] = (),
 ) -> Page:
-    """The page.
-
-    Args:
-        job: what was run.
-        masks: by title.
-        facts: time, memory and data.
-        agreement: of the halves of the data.
-        quality: that was measured; empty if it was not.
-    """
+    """The page."""
     recipe, name = job.recipe, Path(str(job.recipe.model)).name
     inspection = inspect_model(job.model, job.adapter)
     sets = list(masks.values())

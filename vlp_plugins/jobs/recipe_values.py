@@ -91,10 +91,7 @@ def read_section(
 ) -> dict[str, Any]:
     """The values of a section by key; a key with nothing behind it is left out.
 
-    Args:
-        section: a mapping.
-        readers: of the keys that may stand there.
-        hint: what the error says after an unknown key; None suggests the nearest.
+    `hint` gives what an error says after an unknown key; without it the nearest is suggested.
 
     Raises:
         RecipeError: for an unknown key or a wrong value, with the line.
@@ -110,13 +107,9 @@ def read_section(
 
 
 def parse_yaml(text: str, source: str, name: str, *, hints: bool = True) -> Value:
-    """The value that a text is in YAML.
+    """The value that a text is in YAML; messages call it `name`, and the text `source`.
 
-    Args:
-        text: YAML.
-        source: what messages call it.
-        name: what messages call the value.
-        hints: warn about numbers that YAML takes for text.
+    With `hints` a warning names numbers that YAML takes for text.
 
     Raises:
         RecipeError: if it is not YAML, or its aliases stand for more values than memory holds.
@@ -146,13 +139,7 @@ def yaml_way(found: re.Match[str]) -> str:
 
 
 def value_of(data: Any, where: str, name: str) -> Value:
-    """What Python has already, as if it had been read from a file.
-
-    Args:
-        data: text, number, bool, None, or lists and mappings of them.
-        where: what messages call the place it comes from.
-        name: what messages call the value.
-    """
+    """What Python has already, as if it had been read from a file; see `Value`."""
     if isinstance(data, Mapping):
         return Value({str(k): value_of(v, where, str(k)) for k, v in data.items()}, where, name)
     if isinstance(data, (list, tuple)):

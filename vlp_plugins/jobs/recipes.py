@@ -42,7 +42,6 @@ class DataRecipe:
     Attributes:
         source: folder, tar shards, or dataset; see `open_source`.
         split: None takes the only one, or `train`.
-        batch_size: pairs in a batch.
         batches: how many to read; None reads all.
         seed: shuffles the pairs; None keeps their order.
         image_column: None finds it.
@@ -74,26 +73,21 @@ class Recipe:
     """One run of `vlp prune`.
 
     Attributes:
-        model: path or hub id.
         adapter: name; None asks all.
         processor: path or hub id; None takes the model's.
         method: registered name, or `id*` and one.
-        parameters: of the method.
         sparsity: targets; one mask set each. Empty with a pattern.
         allocation: `global`, `modality`, `layer`, `row`, `id`, or a pattern such as `keep=2,of=4`;
             None takes the method's own.
         floor: least fraction that every tensor keeps.
         owners: `all` or `first`: whose inputs count for a tied weight; None: by the variant.
-        variant: `default` or `published`.
-        walk: `model` or `blocks`; None: the method's own.
         tokens: which tokens count, block by block; None: the method's own.
-        data: where batches come from.
+        walk: `model` or `blocks`; None: the method's own.
         statistics: file of an earlier pass, used instead of data.
         id_profile: file with the model's intrinsic dimensions, for `id*NAME` and the allocation
             `id`; None measures them from the data.
         out: folder to make.
         seed: for scores that draw random numbers.
-        save_model: also write the pruned checkpoints.
         checkpoint_every: batches between two checkpoints of the data pass.
         memory_budget: how much gradients of many batches may take, `8GiB`; None: what is free.
         autocast: `bfloat16` or `float16` for forward passes of the loss; None runs in `dtype`.
@@ -147,13 +141,9 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
-    """The file of a recipe: a path, or the name of one that the package brings.
+    """The file of a recipe: a path, relative to a folder, or the name of one of the package.
 
-    A file that exists wins over a name.
-
-    Args:
-        name: path of a YAML file, or a name such as `paper/multiflow-blip`.
-        folder: that a path is relative to.
+    A file that exists wins over a name such as `paper/multiflow-blip`.
 
     Raises:
         RecipeError: if it is neither; suggests the nearest name, or lists them all.
@@ -173,10 +163,7 @@ def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads a recipe.
-
-    Args:
-        path: of a file, or the name of a recipe of the package; see `find_recipe`.
+    """Reads a recipe, a file or one of the package; see `find_recipe`.
 
     Raises:
         RecipeError: for an unknown key (suggests the nearest) or a wrong value (says what was
@@ -186,14 +173,10 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe with other values for some keys, judged like those of a file.
+    """A new recipe with other values for some keys, nested and judged like those of a file.
 
-    Values under `data` and `parameters` leave the other ones there as they are.
-
-    Args:
-        recipe: is left as it is.
-        values: by key, nested as a recipe is.
-        where: what messages call the place they come from.
+    Values under `data` and `parameters` leave the other ones there as they are. Messages call the
+    place that they come from `where`.
 
     Raises:
         RecipeError: see `load_recipe`.
@@ -376,11 +359,9 @@ def command_of(recipe: Recipe) -> str:
 
 
 def with_options(recipe: Recipe, **options: Any) -> Recipe:
-    """The recipe with other values where an option is not None: the command line wins.
+    """A new recipe with other values where an option is not None: the command line wins.
 
-    Args:
-        recipe: is left as it is.
-        **options: by the names of `OPTIONS`, with `_` for `-`: `batch_size=8`.
+    Options go by the names of `OPTIONS`, with `_` for `-`: `batch_size=8`.
 
     Raises:
         RecipeError: for an option that does not exist.

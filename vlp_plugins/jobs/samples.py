@@ -55,18 +55,11 @@ def read_samples(
     caption_column: str | None = None,
     chat: bool = False,
 ) -> TaskSamples:
-    """Reads lists and annotations.
+    """Reads lists and annotations of the data of a task, one of `vlp_plugins.tasks.MEASURED`.
 
-    See `open_source`, `open_questions`, `open_labelled` and `open_nlvr2`.
-
-    Args:
-        task: one of `vlp_plugins.tasks.MEASURED`.
-        data: folder, file or id.
-        split: None takes the only one, or `train`.
-        limit: images (questions, statements) to keep, the first ones; None for all.
-        image_column: of captioned images; None finds it.
-        caption_column: of captioned images; None finds it.
-        chat: for the loss also whole conversations and questions with answers are read.
+    See `open_source`, `open_questions`, `open_labelled` and `open_nlvr2`. The first `limit` images
+    (questions, statements) are kept; None keeps all. For the loss of a chat model also whole
+    conversations and questions with answers are read.
 
     Raises:
         DataError: if it is not there, empty, or not data of the task.

@@ -164,15 +164,7 @@ def page_of(
     command: str,
     facts: Mapping[str, str],
 ) -> Page:
-    """The page.
-
-    Args:
-        analysis: what was found.
-        source: of the model.
-        request: what was asked for.
-        command: repeats the run.
-        facts: time, memory and data.
-    """
+    """The page."""
     found, name = analysis.found, Path(source.model).name
     sections = []
     for level in found.levels:
@@ -240,19 +232,11 @@ def measure_sensitivity(
 ) -> SensitivityResult:
     """Measures and writes `out` whole or not at all; process 0 of several writes.
 
-    While it works, the folder `OUT.work` next to it keeps every point that is measured.
-
-    Args:
-        load: gives the model, after the folder of results was found to be free.
-        request: what to do.
-        out: new folder.
-        command: repeats the run, for the report.
-        resume: continue from `OUT.work`.
-        overwrite: replace what this command wrote there before, with all that is in the folder.
-        progress: see `sensitivity`.
+    While it works, the folder `OUT.work` next to it keeps every point that is measured. For the
+    arguments see `vlp_plugins.jobs`.
 
     Raises:
-        VlpError: with one line that says what to do; nothing is written then.
+        VlpError: if model, method or data do not fit, or `out` is taken.
     """
     writes = rank_and_size()[0] == 0
     with claimed(out, writes=writes, mark=RECORD, overwrite=overwrite) as results:

@@ -59,10 +59,8 @@ class TaskRequest:
 
     Attributes:
         task: one of `vlp_plugins.tasks.MEASURED`.
-        data: the folder, file or id.
         split: None takes the only one, or `train`.
         limit: images (questions, statements) that are measured on, the first ones; None for all.
-        batch_size: rows of a batch.
         image_column: of the data; found if None.
         caption_column: of the data; found if None.
         rerank: candidates of retrieval that the matching head orders, whose figures then come with
@@ -163,12 +161,7 @@ class Task(ABC):
     def __init__(
         self, loaded: Loaded, request: TaskRequest, data: TaskSamples | None = None
     ) -> None:
-        """Opens the data; images are decoded when they are needed.
-
-        Args:
-            loaded: the model.
-            request: what is measured, and how.
-            data: samples to take in place of those that the request names.
+        """Opens the data of the request, or takes samples; images are decoded when they are needed.
 
         Raises:
             DataError: if it is not there or not of this kind.

@@ -49,13 +49,9 @@ def claimed(
 ) -> Iterator[Path]:
     """Makes sure that a folder of results is free, and keeps other runs from it and its work.
 
-    After a run that ends well all processes wait for each other, and its work is deleted.
-
-    Args:
-        out: the folder.
-        writes: whether this process is the one of several that writes.
-        mark: see `atomic_folder`.
-        overwrite: see `atomic_folder`.
+    After a run that ends well all processes wait for each other, and its work is deleted. `writes`
+    says whether this process is the one of several that writes; for `mark` and `overwrite` see
+    `atomic_folder`.
 
     Yields:
         Its absolute path.

@@ -68,10 +68,7 @@ def removed_share(
 ) -> dict[str, float]:
     """How much of the update the masks take away, whether it was masked in training or not.
 
-    Args:
-        tuned: as of `mask_updates`.
-        masks: as of `mask_updates`.
-        adapter: as of `mask_updates`.
+    The arguments are those of `mask_updates`.
 
     Returns:
         By canonical name of every pruned weight with LoRA the Frobenius norm of the part that is
@@ -92,13 +89,9 @@ def removed_share(
 def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = None) -> nn.Module:
     """The plain model with the updates of the active adapters in its weights, as sparse as before.
 
-    An update that was trained without `mask_updates` is masked now, and a warning says how much of
-    it that takes away.
-
-    Args:
-        tuned: as of `mask_updates`; not to be used afterwards.
-        masks: as of `mask_updates`.
-        adapter: as of `mask_updates`.
+    The arguments are those of `mask_updates`; `tuned` is not to be used afterwards. An update that
+    was trained without `mask_updates` is masked now, and a warning says how much of it that takes
+    away.
 
     Returns:
         The model that PEFT has wrapped, with the parameters and ties that it had.

@@ -22,12 +22,10 @@ SCHEMA_WITH_VALUES = 2
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was wrong in older versions.
+    """What was wrong in older versions than `before`.
 
-    Attributes:
-        before: the first version without it.
-        concerns: whether masks with such a manifest, of an NNI trial or not, may suffer from it.
-        says: under which circumstances they were, and what is wrong with them then.
+    `concerns` says whether masks with such a manifest, of an NNI trial or not, may suffer from it,
+    and `says` under which circumstances they do, and what is wrong with them then.
     """
 
     before: tuple[int, int, int]
@@ -122,8 +120,7 @@ class Manifest:
     def doubts(self, *, of_trial: bool = False) -> list[str]:
         """What may be wrong with the masks because of the version that made them, in sentences.
 
-        Args:
-            of_trial: whether they were chosen by an NNI experiment.
+        `of_trial` says whether they were chosen by an NNI experiment.
         """
         return [
             f"{self.made_by} made these masks, and may have made wrong ones: {fault.says}"
@@ -172,11 +169,6 @@ _SEVERAL_PASSES = ("itersnip", "tamt", "lamp-tamt", "taylor", "platon", "chita",
 _BY_GRADIENTS = ("taylor", "platon")
 
 
-def _plain(method: str) -> str:
-    """The method without the mark of intrinsic dimensions."""
-    return method.removeprefix("id*")
-
-
 FAULTS = (
     Fault(
         (0, 2, 0),
@@ -192,7 +184,7 @@ FAULTS = (
     ),
     Fault(
         (0, 2, 0),
-        lambda m, _: _plain(m.method) in _BY_GRADIENTS and m.calibration is None,
+        lambda m, _: m.method.removeprefix("id*") in _BY_GRADIENTS and m.calibration is None,
         "GradualPruning read the gradients of the batch before where the optimizer was given a "
         "closure (Lightning gives one); if yours was, train again",
     ),
@@ -201,7 +193,7 @@ FAULTS = (
         lambda m, _: (
             m.adapter == _MODULE
             and m.calibration is not None
-            and (_plain(m.method) in _SEVERAL_PASSES or "id_factors" in m.parameters)
+            and (m.method.removeprefix("id*") in _SEVERAL_PASSES or "id_factors" in m.parameters)
         ),
         "a forward that changes its input in place changed the batches of later passes; if the "
         "model's does, prune again",

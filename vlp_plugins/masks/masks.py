@@ -256,11 +256,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return Masks(bits, replace(self.manifest, note="; ".join(parts) or None))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Writes one safetensors file, whole or not at all.
-
-        Args:
-            path: the file; missing folders above it are made.
-            overwrite: replace a file that is there.
+        """Writes one safetensors file, whole or not at all; missing folders above it are made.
 
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.

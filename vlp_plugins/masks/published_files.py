@@ -31,11 +31,6 @@ def import_published(path: str | os.PathLike[str], weights: WeightMap, adapter: 
     excluded layers) has masks of ones there and is passed over. A copied weight without a mask of
     its own gets no entry; it inherits when the masks are applied.
 
-    Args:
-        path: the file.
-        weights: the model's prunable weights.
-        adapter: knows the original names.
-
     Raises:
         MaskError: if the file cannot be read safely, a weight has no mask or one of another shape,
             tied names disagree, or something is masked that is not pruned here.
@@ -79,15 +74,8 @@ def export_published(
     """Writes masks as a published file: one key per alias of every weight, in original names.
 
     Where the original keeps several weights in one tensor, their masks are joined; a part of it
-    that is not pruned is kept whole.
-
-    Args:
-        masks: masks that fit the weights.
-        path: the file to write.
-        weights: of the model that the masks are for.
-        adapter: knows the original names. Where it knows none, parameters keep their own.
-        dtype: of the 0/1 tensors; floating, because published code computes with them.
-        overwrite: replace an existing file.
+    that is not pruned is kept whole. Where the adapter knows no original names, parameters keep
+    their own. The 0/1 tensors have a floating dtype, because published code computes with them.
 
     Raises:
         MaskError: if the masks do not fit the weights, or the original has some of the weights

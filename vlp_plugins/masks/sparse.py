@@ -84,14 +84,7 @@ _BITMASK, _VALUES = ".bitmask", ".values"
 
 @dataclass(frozen=True, slots=True)
 class SparseSize:
-    """What a sparse checkpoint takes.
-
-    Attributes:
-        weights: number of weights that are stored as bits and values.
-        stored: their bytes in the file.
-        dense: their bytes in a dense checkpoint.
-        file: bytes of the whole file.
-    """
+    """Bytes of a checkpoint: of its sparse weights, of the same stored dense, and of the file."""
 
     weights: int
     stored: int
@@ -146,11 +139,7 @@ def write_sparse(
 ) -> SparseSize:
     """Writes parameters and buffers by path; the elements of one weight at a time are copied.
 
-    Args:
-        path: a new file.
-        state: parameters and buffers by path.
-        bits: of `kept_bits`, for those that are stored sparse.
-        header: written with the shapes of the sparse weights.
+    Those in `bits` (see `kept_bits`) are stored sparse; the header gets their shapes as well.
     """
     whole = {name: tensor for name, tensor in state.items() if name not in bits}
     whole |= {name + _BITMASK: packed for name, packed in bits.items()}

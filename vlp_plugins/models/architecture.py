@@ -51,10 +51,7 @@ def has_no_weights(path: Path) -> bool:
 
 
 def load_config(source: str | os.PathLike[str]) -> Any:
-    """The configuration of a model as a class of transformers; code of the model is never run.
-
-    Args:
-        source: folder with a `config.json`, or hub id.
+    """The configuration of a folder or hub id as a class of transformers; its code is never run.
 
     Raises:
         UnsupportedError: if only code that comes with the model could read it, its weights are
@@ -84,9 +81,7 @@ def load_config(source: str | os.PathLike[str]) -> Any:
 def bounded(source: str | os.PathLike[str]) -> Iterator[None]:
     """Within it, a model that is made or loaded takes no more than its files of weights can fill.
 
-    Args:
-        source: folder with a `config.json`. Of a hub id, whose files may not be there yet, nothing
-            is checked.
+    Of a hub id, whose files may not be there yet, nothing is checked.
 
     Raises:
         UnsupportedError: if the configuration describes a model that is far larger than what the
@@ -196,12 +191,7 @@ def loading_failure(source: str, error: BaseException) -> str:
 
 
 def code_refused(source: str, what: str) -> str:
-    """The sentence for a folder that brings code.
-
-    Args:
-        source: the folder.
-        what: needs it.
-    """
+    """The sentence for a folder in which `what` needs code that it brings."""
     import transformers
 
     return (
@@ -218,14 +208,11 @@ def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
 
 
 def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
-    """Makes the model that a configuration describes on the CPU, with ties.
+    """Makes the model that a folder's `config.json` describes on the CPU, with ties.
 
     Its weights hold whatever was in memory until `fill`: nothing is drawn. What the configuration
-    alone decides, such as tables of positions, is there.
-
-    Args:
-        source: folder with a `config.json`.
-        adapters: those whose families transformers may not know.
+    alone decides, such as tables of positions, is there. The adapters are those whose families
+    transformers may not know.
 
     Raises:
         UnsupportedError: if the configuration is damaged or of an unknown model.

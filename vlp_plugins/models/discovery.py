@@ -99,7 +99,7 @@ def discover(
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever it raises ends this plug-in alone
-                errors[candidate.name] = _one_line(error)
+                errors[candidate.name] = " ".join(f"{type(error).__name__}: {error}".split())
     named = [(_public_name(offer, offers), offer) for offer in offers]
     reports = [_report(c, named, errors.get(c.name), c.name in blocked) for c in found]
     for report in reports:
@@ -243,21 +243,14 @@ def _describe(offer: Offer) -> str:
     return f"the built-in {kind}" if offer.builtin else f"the {kind} of {offer.distribution}"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 _MODULE = "module"
 
 
 @takes_model
 def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
-    """The adapter of that name; if it does not claim the model, the one that does.
+    """The adapter that a manifest names; if it does not claim the model, the one that does.
 
-    Args:
-        model: what masks shall be applied to.
-        name: of the adapter in their manifest; `module` for a `ModuleAdapter`.
-        settings: `Adapter.settings` of that adapter.
+    A `ModuleAdapter`, whose name is `module`, is made from its settings.
 
     Raises:
         UnclaimedModelError: if no adapter claims the model.

@@ -112,9 +112,7 @@ pruned, None if it may be, and "" if it is, whatever the kind of layer."""
 def prunable_parameters(model: nn.Module, rule: Rule) -> list[tuple[str, nn.Module, str]]:
     """What can be pruned: path and module, of one with two paths the first, and parameter.
 
-    Args:
-        model: any module.
-        rule: leaves layers out in addition to those that cannot be pruned.
+    The rule leaves layers out in addition to those that cannot be pruned.
 
     Raises:
         UnsupportedError: if the model is a single layer.
@@ -138,10 +136,7 @@ def explain_rest(
 ) -> list[Exclusion]:
     """One `Exclusion` per reason for what `prunable_parameters` leaves out.
 
-    Args:
-        model: any module.
-        rule: see `prunable_parameters`.
-        by_design: whether a reason of the rule is no lack of ours; see `Exclusion`.
+    `by_design` says whether a reason of the rule is no lack of ours; see `Exclusion`.
     """
     # Layer numbers become "any number" where all layers agree, so that patterns stay short.
     reasons = dict(_reasons(model, rule))

@@ -24,9 +24,7 @@ class Group:
     """Prunable weights of one modality.
 
     Attributes:
-        modality: its name.
         tensors: number of weights, each shared one counted once.
-        elements: number of elements.
         shared: number of weights that several modules use.
         layers: number of different depths.
     """
@@ -43,9 +41,7 @@ class Excluded:
     """Parameters that are left alone for one reason.
 
     Attributes:
-        reason: why.
         tensors: number of parameters.
-        elements: number of their elements.
         example: path of the first.
         matrices: number of elements of those with two dimensions or more.
         by_design: see `Exclusion`.
@@ -82,12 +78,7 @@ class Inspection:
 
 @takes_model
 def inspect_model(model: nn.Module, adapter: Adapter) -> Inspection:
-    """Describes a model as its adapter sees it.
-
-    Args:
-        model: a model that `adapter` claims; its weights may be on the meta device.
-        adapter: of the model.
-    """
+    """Describes a model as its adapter sees it; its weights may be on the meta device."""
     weights = WeightMap.of(model, adapter)
     excluded = _excluded(model, adapter, weights)
     return Inspection(type(model).__name__, adapter.name, groups_of(weights), excluded, weights)
@@ -109,13 +100,7 @@ def groups_of(weights: WeightMap) -> list[Group]:
 
 @takes_model
 def warn_of_dense(model: nn.Module, adapter: Adapter, weights: WeightMap) -> None:
-    """Warns if 1% or more of the elements of a model's matrices cannot be pruned and stay dense.
-
-    Args:
-        model: a model that `adapter` claims.
-        adapter: of the model.
-        weights: `WeightMap.of(model, adapter)`.
-    """
+    """Warns if 1% or more of the elements of a model's matrices cannot be pruned and stay dense."""
     excluded = _excluded(model, adapter, weights)
     matrices = weights.numel + sum(group.matrices for group in excluded)
     dense = [group for group in excluded if group.matrices and not group.by_design]

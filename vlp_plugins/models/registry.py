@@ -57,12 +57,8 @@ class Offer:
     """One name that one plug-in registers.
 
     Attributes:
-        kind: one of `KINDS`.
-        name: the name that the plug-in gives.
-        factory: makes what is offered.
         plugin: name of the plug-in.
         distribution: normalised name of the distribution that the plug-in is part of.
-        builtin: true for our own.
     """
 
     kind: Kind
@@ -273,10 +269,8 @@ class PluginReport:
     Attributes:
         name: entry-point name, `distribution:name` if an earlier distribution has it already.
         distribution: normalised name of the distribution.
-        version: version of the distribution.
         registered: by kind the names that can be used; empty if it failed or is blocked.
         error: why nothing of it is registered, on one line; None if it is.
-        notes: names that clash.
         blocked: left out by the user, and not imported.
     """
 
@@ -295,14 +289,10 @@ class PluginReport:
 
 
 def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
-    """One row per plug-in.
+    """One row per plug-in, by the names of the columns.
 
-    Args:
-        reports: of `Registry.plugins()`.
-
-    Returns:
-        Rows with the columns `plug-in`, `distribution`, `version`, `status`, `registered`
-        (`scorers: a, b; adapters: c`) and `notes` (why it failed, or clashes).
+    They are `plug-in`, `distribution`, `version`, `status`, `registered` (as `scorers: a, b;
+    adapters: c`) and `notes`: why it failed, or which names clash.
     """
     return [
         {
@@ -411,11 +401,7 @@ class Registry:
         self._reports = list(reports)
 
     def adapter(self, name: str, settings: Mapping[str, Any] | None = None) -> Adapter:
-        """A new adapter.
-
-        Args:
-            name: of the adapter.
-            settings: what `Adapter.settings` of an earlier one returned; None: its defaults.
+        """A new adapter with what `Adapter.settings` of an earlier one returned, or its defaults.
 
         Raises:
             UnknownNameError: if there is no such adapter, or it has no such setting.

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
+from functools import wraps
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vlp_plugins.models.adapter import (
     Adapter,
-    Batch,
-    Exclusion,
-    Negatives,
-    OriginalPart,
-    Stream,
     WeightSpec,
 )
 from vlp_plugins.models.weights import WeightMap
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+
+def _delegated(name: str) -> Any:
+    """A method of `Adapter` that calls the same of `self.adapter`."""
+
+    @wraps(getattr(Adapter, name))
+    def method(self: DelegatingAdapter, *args: Any, **options: Any) -> Any:
+        return getattr(self.adapter, name)(*args, **options)
+
+    return method
 
 
 class DelegatingAdapter(Adapter):
@@ -35,80 +38,25 @@ class DelegatingAdapter(Adapter):
         self.takes_sequences = adapter.takes_sequences
         self.adapter = adapter
 
-    def claims(self, model: nn.Module) -> bool:
-        return self.adapter.claims(model)
-
-    def weights(self, model: nn.Module) -> Iterable[WeightSpec]:
-        return self.adapter.weights(model)
-
-    def streams(
-        self, model: nn.Module, batch: Batch, *, published: bool = False
-    ) -> Iterator[Stream]:
-        return self.adapter.streams(model, batch, published=published)
-
-    def exclusions(self, model: nn.Module) -> Iterable[Exclusion]:
-        return self.adapter.exclusions(model)
-
-    def blocks(self, model: nn.Module) -> Sequence[str]:
-        return self.adapter.blocks(model)
-
-    def losses(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        negatives: Negatives | None = None,
-        published: bool = False,
-    ) -> dict[str, Tensor]:
-        return self.adapter.losses(model, batch, negatives=negatives, published=published)
-
-    def loss_state(self, model: nn.Module) -> Iterable[Tensor]:
-        return self.adapter.loss_state(model)
-
-    def advance(self, model: nn.Module, batch: Batch, *, published: bool = False) -> None:
-        self.adapter.advance(model, batch, published=published)
-
-    def split_fused(self, model: nn.Module) -> None:
-        self.adapter.split_fused(model)
-
-    def followers(self, model: nn.Module) -> dict[str, str]:
-        return self.adapter.followers(model)
-
-    def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        return self.adapter.for_task(task, model)
-
-    def downstream_model(
-        self,
-        task: str,
-        model: nn.Module,
-        *,
-        tokenizer: Any | None = None,
-        classes: int | None = None,
-    ) -> nn.Module:
-        return self.adapter.downstream_model(task, model, tokenizer=tokenizer, classes=classes)
-
-    def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return self.adapter.task_losses(task, model, batch)
-
-    def load(self, source: str) -> nn.Module | None:
-        return self.adapter.load(source)
-
-    def describe(self, source: str) -> str | None:
-        return self.adapter.describe(source)
-
-    def collate(
-        self, processor: Any, images: Sequence[Image], texts: Sequence[str]
-    ) -> dict[str, Tensor]:
-        return self.adapter.collate(processor, images, texts)
-
-    def settings(self) -> dict[str, Any]:
-        return self.adapter.settings()
-
-    def original_name(self, path: str) -> str | None:
-        return self.adapter.original_name(path)
-
-    def original_part(self, path: str) -> OriginalPart | None:
-        return self.adapter.original_part(path)
+    claims = _delegated("claims")
+    weights = _delegated("weights")
+    streams = _delegated("streams")
+    exclusions = _delegated("exclusions")
+    blocks = _delegated("blocks")
+    losses = _delegated("losses")
+    loss_state = _delegated("loss_state")
+    advance = _delegated("advance")
+    split_fused = _delegated("split_fused")
+    followers = _delegated("followers")
+    for_task = _delegated("for_task")
+    downstream_model = _delegated("downstream_model")
+    task_losses = _delegated("task_losses")
+    load = _delegated("load")
+    describe = _delegated("describe")
+    collate = _delegated("collate")
+    settings = _delegated("settings")
+    original_name = _delegated("original_name")
+    original_part = _delegated("original_part")
 
 
 class Within(DelegatingAdapter):

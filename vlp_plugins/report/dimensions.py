@@ -22,12 +22,7 @@ class ModalityDimension:
     average out: the error of the mean is the mean of the errors.
 
     Attributes:
-        modality: its name.
         layers: number of layer outputs; a layer that runs in several streams has several.
-        mean: of their dimensions.
-        error: of the mean.
-        lowest: of their dimensions.
-        highest: of their dimensions.
         spread_error: standard error of `spread`.
     """
 

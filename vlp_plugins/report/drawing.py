@@ -118,15 +118,9 @@ def line_chart(
 ) -> Chart:
     """A chart with one line per series; readers tell them apart without colour, too.
 
-    Args:
-        title: heading.
-        series: points by name, in any order; those that are not finite are left out.
-        x: of the points.
-        y: of the points.
-        reference: a value of y and its name, such as that of the dense model: a line across.
-        dots: faint further points by name of a series.
-        joined: whether lines join the points.
-        note: how to read it.
+    Points are in any order; those that are not finite are left out. `reference` is a value of y and
+    its name, such as that of the dense model, drawn as a line across; `dots` are faint further
+    points by name of a series.
     """
     kept = {name: sorted(filter(_finite, points)) for name, points in series.items()}
     faint = dots or {}
@@ -239,11 +233,7 @@ def _ticks(axis: Axis, low: float, high: float) -> list[float]:
 class HeatMap:
     """A table of fractions, 0 to 1, each on a ground whose colour is the stronger the higher it is.
 
-    Attributes:
-        title: heading.
-        corner: what the rows are.
-        columns: their names.
-        rows: name and fractions; None where there is nothing.
+    `corner` says what the rows are: name and fractions, None where there is nothing.
     """
 
     title: str

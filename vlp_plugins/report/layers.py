@@ -90,10 +90,7 @@ def collapse_warnings(
 ) -> list[str]:
     """A sentence for every mask set that removes nothing, or all or nearly all of a layer.
 
-    Args:
-        rows: of all weights.
-        titles: of the mask sets.
-        masks: the sets, whose manifests record whether the method takes a floor; none: it does.
+    The manifests of `masks` record whether the method takes a floor; without them it does.
     """
     warnings = []
     for i, title in enumerate(titles):
@@ -185,12 +182,7 @@ def excluded_table(inspection: Inspection) -> Table:
 
 
 def heat_maps(rows: Sequence[LayerRow], place: int) -> list[HeatMap]:
-    """Sparsity per layer and kind of weight, one map per modality.
-
-    Args:
-        rows: of all weights.
-        place: of the mask set among those of the rows.
-    """
+    """Sparsity per layer and kind of weight in one of the mask sets, one map per modality."""
     maps = []
     for modality in dict.fromkeys(row.modality for row in rows):
         here = [row for row in rows if row.modality == modality]
@@ -225,12 +217,7 @@ def kind_of(row: LayerRow) -> str:
 
 
 def pruned_sections(inspection: Inspection, masks: Mapping[str, Masks]) -> list[Section]:
-    """What the masks of one run remove: by modality, layer and kind; and what is not pruned.
-
-    Args:
-        inspection: of the model.
-        masks: by the title of their sparsity.
-    """
+    """What the masks of one run, by title, remove, in all and by layer; what is not pruned."""
     titles = list(masks)
     rows = layer_rows(inspection.weights, list(masks.values()))
     highest = max(titles, key=lambda title: masks[title].sparsity)
@@ -291,13 +278,7 @@ def whole_sparsity(model: nn.Module, weights: WeightMap, masks: Masks) -> float:
 
 
 def sparse_bytes(weights: WeightMap, masks: Masks, dense: int) -> int:
-    """Bytes of a sparse checkpoint (`vlp masks apply --sparse`): bits, and values that are kept.
-
-    Args:
-        weights: of the model.
-        masks: that are applied.
-        dense: bytes of the dense checkpoint.
-    """
+    """Bytes of a sparse checkpoint (`vlp masks apply --sparse`) that would take `dense` bytes."""
     counts, matched = masks.counts().by_weight, masks.match(weights)
     for name, weight in weights.items():
         each = weight.parameter.element_size()

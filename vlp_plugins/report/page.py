@@ -95,11 +95,8 @@ class Section:
     """A part of a page: charts, heat maps and tables under one heading.
 
     Attributes:
-        title: heading.
         note: how to read it.
-        charts: in order.
         maps: in order, next to each other where there is room.
-        tables: in order.
         folded: only the heading is shown until a click opens it.
     """
 
@@ -116,14 +113,9 @@ class Page:
     """What a page shows.
 
     Attributes:
-        title: heading.
         command: the exact command that repeats the run.
         lead: what was done, in one sentence.
-        tiles: the figures that matter.
-        warnings: what should not be missed.
         findings: what the figures say, a sentence each.
-        steps: what to do next.
-        sections: pictures and tables.
         facts: short facts by name: data, time, memory.
     """
 
@@ -154,11 +146,7 @@ def write_page(page: Page, folder: Path) -> None:
 
 
 def render(page: Page, folder: Path | None = None) -> str:
-    """A page as text.
-
-    Args:
-        page: what it shows.
-        folder: whose files it links to, which are next to it; None for none.
+    """A page as text, with links to the files of a folder next to it.
 
     Raises:
         UnsupportedError: if the package of the extra `report` is missing.

@@ -47,13 +47,8 @@ def write_tensors(
     """Writes a file that `safetensors` reads; two names may hold one tensor, which it refuses.
 
     `safetensors.torch.save_file` copies all tensors first: twice the memory for sums as large as
-    the model. The format is a length, a JSON header and the bytes
-    (https://github.com/huggingface/safetensors#format).
-
-    Args:
-        path: the file, which is replaced.
-        tensors: on any device, by name; at most one at a time is copied.
-        metadata: kept in the header.
+    the model. Here at most one at a time is copied. The format is a length, a JSON header and the
+    bytes (https://github.com/huggingface/safetensors#format).
 
     Raises:
         OSError: if it cannot be written.
@@ -316,13 +311,7 @@ def write_json(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes a file, whole or not at all.
-
-    Args:
-        path: the file.
-        kind: what it holds.
-        content: what JSON can say.
-        overwrite: replace an existing file.
+    """Writes what JSON can say, and of which `kind` it is, whole or not at all.
 
     Raises:
         OutputError: if the file exists and is not to be overwritten, or cannot be written.
@@ -333,12 +322,7 @@ def write_json(
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str, Any]:
-    """Reads what `write_json` wrote.
-
-    Args:
-        path: the file.
-        kind: what it should be.
-        remedy: what the user should do if it is missing or damaged.
+    """Reads what `write_json` wrote; errors end with the `remedy`.
 
     Raises:
         StatisticsError: if it is missing, damaged, of another kind or too new.

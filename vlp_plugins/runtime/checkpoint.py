@@ -36,11 +36,8 @@ _NOT_A_STATE = (KeyError, IndexError, ValueError, TypeError, AttributeError)
 class Checkpoint:
     """The file of one run. Rank 0 writes and reads it; what it read is broadcast.
 
-    It replaces files of its own kind only, and follows no link. It stays after the run: the caller
-    deletes it when the result is safe.
-
-    Attributes:
-        path: the file; None keeps none.
+    `path` is the file, or None. It replaces files of its own kind only, and follows no link. It
+    stays after the run: the caller deletes it when the result is safe.
     """
 
     def __init__(

@@ -26,9 +26,7 @@ def rank_and_size() -> tuple[int, int]:
 def batch_shard(*, sharded: bool) -> tuple[int, int]:
     """Rank and number of the processes that divide the batches; (0, 1): each runs all of them.
 
-    Args:
-        sharded: whether the parameters of the model are sharded over the processes, which then
-            run every batch together.
+    Processes over which the parameters of the model are sharded run every batch together.
     """
     return (0, 1) if sharded else rank_and_size()
 
@@ -40,10 +38,7 @@ def check_same(value: str, what: str) -> None:
         value: fingerprint of the data that this process read.
         what: how much it read, for the message.
     """
-    if rank_and_size()[1] == 1:
-        return
-    seen: list[tuple[str, str]] = [("", "")] * rank_and_size()[1]
-    distributed.all_gather_object(seen, (value, what))
+    seen = all_gather((value, what))
     for rank, (other, much) in enumerate(seen):
         if other != seen[0][0]:
             raise DataError(

@@ -372,9 +372,6 @@ def float32_product_error(device: torch.device) -> float:
     Set by `torch.set_float32_matmul_precision`, or backend by backend by `fp32_precision`, after
     which the getters of the older switches raise.
 
-    Args:
-        device: where float32 matrices are multiplied.
-
     Returns:
         Relative to the product of the magnitudes: 0, 2^-10 (TF32) or 2^-7 (bfloat16).
     """
@@ -388,9 +385,6 @@ def float32_product_error(device: torch.device) -> float:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """Evaluation mode without gradients; every module gets its own training flag back.
-
-    Args:
-        model: any module.
 
     Yields:
         The device that its inputs belong on.

@@ -114,13 +114,9 @@ def ahead(
 
 
 def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
-    """The items, made by another thread, `depth` of them before they are asked for.
+    """The items, made by another thread, `depth` of them (at least 1) before they are asked for.
 
     What the iterable raises is raised where its item would be. If the caller stops, so does it.
-
-    Args:
-        items: iterated over by that thread.
-        depth: from 1 on.
     """
     made: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stopped = Event()

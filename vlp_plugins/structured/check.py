@@ -94,10 +94,7 @@ def _texts(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
 def outputs(model: nn.Module, adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
     """What each stream of a model gives out, in evaluation mode; training flags are restored.
 
-    Args:
-        model: any that the adapter claims.
-        adapter: of the model.
-        batch: as the adapter reads it; the model gets a copy on its device.
+    The model gets a copy of the batch on its device.
 
     Returns:
         By name of the stream its tensor; of several tensors by `stream.name`.
@@ -127,10 +124,7 @@ def check_equal(
 ) -> None:
     """Checks that two models gave the same `outputs` for one batch.
 
-    Args:
-        expected: by stream.
-        found: by stream.
-        tolerance: largest difference, in units of the largest absolute value of the expected.
+    The tolerance is in units of the largest absolute value that was expected of a stream.
 
     Raises:
         StructureError: naming the first stream that differs, and by how much.

@@ -126,15 +126,11 @@ def prepare(model: nn.Module, adapter: Adapter) -> None:
 def cut(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> None:
     """Removes all that a record does not keep, in place.
 
+    The record is in coordinates of the model as it is now, which must be prepared (see `prepare`).
     Parameters stay the objects that they are, with fewer elements: ties survive. Gradients are
     dropped; an optimizer made before holds averages of the old shapes: make a new one. Networks
     that follow others are cut alike. The factor of attention scores stays that of the uncut heads:
     where a module computes it from their size, its query is rescaled instead.
-
-    Args:
-        model: prepared; see `prepare`.
-        adapter: of the model.
-        record: in coordinates of the model as it is now.
 
     Raises:
         StructureError: if the record does not fit; the model is untouched then.
@@ -254,12 +250,8 @@ def patch(model: nn.Module, adapter: Adapter, heads: Mapping[str, int] | None = 
 
     Where a module computes the factor of its scores from the size of its heads, its query is
     rescaled, so that the factor stays that of the uncut heads. What agrees already is left alone.
-
-    Args:
-        model: whose layers were cut.
-        adapter: of the model.
-        heads: number of heads by block name, as it is now. Without it, as many dimensions per head
-            as before or as many heads as before are assumed; if both fit, it must be given.
+    `heads` is their number by block name, as it is now. Without it, as many dimensions per head as
+    before or as many heads as before are assumed; if both fit, it must be given.
 
     Raises:
         StructureError: if the layers' sizes cannot be explained; nothing was changed then.
@@ -310,15 +302,10 @@ def _guessed(name: str, count: int, size: int, width: int) -> int:
 def masked(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> Iterator[None]:
     """Zeros in the uncut model what a record removes; values return when the block ends.
 
-    Zero columns of the output layer silence a unit, a head, or the value dimensions of one. Of a
-    dimension of a head that stays, the query's row and bias are zero too, as the product with any
-    key adds nothing to a score then. So nothing else needs to be zero: rows of keys, values and
-    units change nothing any more.
-
-    Args:
-        model: prepared, not cut.
-        adapter: of the model.
-        record: in coordinates of the model.
+    The model is prepared, and the record in its coordinates. Zero columns of the output layer
+    silence a unit, a head, or the value dimensions of one. Of a dimension of a head that stays, the
+    query's row and bias are zero too, as the product with any key adds nothing to a score then. So
+    nothing else needs to be zero: rows of keys, values and units change nothing any more.
 
     Raises:
         StructureError: if the record does not fit.
@@ -353,15 +340,11 @@ def _silencing(model: nn.Module, block: Block) -> Iterator[tuple[torch.Tensor, i
 
 @takes_model
 def transferred(model: nn.Module, adapter: Adapter, record: Mapping[str, Kept]) -> Record:
-    """The part of a record that is about blocks of another model of the family.
+    """The part of a record of a pre-training model that is about blocks of another of the family.
 
-    Blocks that the model lacks are left out. A block whose weights are copies of those of a block
-    of the record (a decoder that began as the encoder) keeps what that one keeps.
-
-    Args:
-        model: prepared, not cut; a downstream model with weights of the pre-training model.
-        adapter: of the model.
-        record: in coordinates of the uncut pre-training model.
+    Both models are uncut, and this one is prepared. Blocks that it lacks are left out. A block
+    whose weights are copies of those of a block of the record (a decoder that began as the encoder)
+    keeps what that one keeps.
 
     Raises:
         StructureError: if nothing of the record is about this model, its blocks are smaller, or the

@@ -47,9 +47,6 @@ class Structure:
     """What `vlp_structure.json` says.
 
     Attributes:
-        model: name of the class.
-        adapter: name of the adapter.
-        settings: of the adapter.
         record: what was kept, in coordinates of the model of the configuration.
         history: how it came about; anything that JSON can keep.
     """

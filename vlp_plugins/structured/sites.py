@@ -76,7 +76,6 @@ class Site:
     """A block at one place; tied blocks are at several.
 
     Attributes:
-        kind: what it is.
         path: of the module that holds it.
         inner: paths of the layers whose rows are cut.
         output: path of the layer whose columns are cut.

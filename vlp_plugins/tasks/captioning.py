@@ -68,10 +68,6 @@ def treebank_words(texts: Sequence[str], java: Path) -> list[str]:
     The program and the list of punctuation to leave out are pycocoevalcap's; its own wrapper
     writes into the folder that it is installed in, and to standard error.
 
-    Args:
-        texts: captions.
-        java: the runtime.
-
     Raises:
         UnsupportedError: if the program fails.
     """
@@ -119,7 +115,6 @@ class CaptionScores:
     Attributes:
         scores: `bleu1` to `bleu4`, `cider`, `rouge_l`, and `meteor` and `spice` where they ran.
         absent: by metric, why it is not among the scores.
-        captions: how many were measured.
         words: how they were cut: `ptb` or `plain`.
         cider_by_image: of every caption; `cider` is their mean.
     """
@@ -305,16 +300,12 @@ def generates(model: nn.Module) -> bool:
 
 
 def generate(model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1) -> Tensor:
-    """The most likely continuation of each prompt of a batch.
+    """The most likely continuation of each prompt of a batch, by beam search; one beam is greedy.
 
-    Args:
-        model: of transformers, with a head that generates.
-        batch: prompts, padded on the left, with what the processor made of their images.
-        max_length: most tokens of a continuation.
-        num_beams: width of the beam search; 1 is greedy.
+    Prompts are padded on the left, with what the processor made of their images.
 
     Returns:
-        `[B, L]` token ids, without the prompts.
+        `[B, L]` token ids of at most `max_length` tokens, without the prompts.
 
     Raises:
         UnsupportedError: if the model does not take such a batch.

@@ -38,13 +38,7 @@ class Accuracy:
 
 @takes_model
 def classifies(model: nn.Module, adapter: Adapter, batches: Iterable[Batch]) -> bool:
-    """Whether a model has a classifier; False if it can compare images with texts instead.
-
-    Args:
-        model: is left in the mode it was in.
-        adapter: of the model.
-        batches: of which the first is tried.
-    """
+    """Whether a model has a classifier, tried with the first batch; False if texts tell classes."""
     if not isinstance(adapter, RetrievalAdapter) or not isinstance(adapter, ClassifyingAdapter):
         return True
     batch = next(iter(batches))
@@ -67,14 +61,8 @@ def zero_shot(
 ) -> Accuracy:
     """Accuracy of taking the class whose prompt is most similar to the image.
 
-    Radford et al. 2021 (arXiv:2103.00020), section 3.1, with a single prompt for each class.
-
-    Args:
-        model: is left in the mode it was in.
-        adapter: embeds images and texts with the model.
-        batches: images with `labels`, `[B]` integers.
-        prompts: texts, one for each class by its number.
-        ks: cut-offs.
+    Radford et al. 2021 (arXiv:2103.00020), section 3.1, with a single prompt for each class, by its
+    number. Batches have images and `labels`, `[B]` integers.
 
     Raises:
         UnsupportedError: if models of this family do not embed both in one space.
@@ -102,15 +90,10 @@ def zero_shot(
 def classification(
     model: nn.Module, adapter: Adapter, batches: Iterable[Batch], *, ks: Sequence[int] = (1, 5)
 ) -> Accuracy:
-    """Accuracy of a classifier.
+    """Accuracy of a classifier at the cut-offs `ks`.
 
-    A wrong class that is as likely as the right one counts as ahead of it, and so does NaN.
-
-    Args:
-        model: is left in the mode it was in.
-        adapter: classifies with the model.
-        batches: images with `labels`, `[B]` integers.
-        ks: cut-offs.
+    Batches have images and `labels`, `[B]` integers. A wrong class that is as likely as the right
+    one counts as ahead of it, and so does NaN.
 
     Raises:
         UnsupportedError: if models of this family have no classifier.
@@ -166,12 +149,8 @@ def statement_accuracy(
 ) -> tuple[float, ...]:
     """Of every statement 100 if the model judges it rightly, else 0; the mean is the accuracy.
 
-    Log-odds above 0 say "true", others "false". NaN is wrong.
-
-    Args:
-        model: is left in the mode it was in.
-        adapter: judges with the model.
-        batches: see `StatementAdapter`; with `labels`.
+    NLVR2 (Suhr et al. 2019). Log-odds above 0 say "true", others "false". NaN is wrong. Batches are
+    those of `StatementAdapter`, with `labels`.
 
     Raises:
         UnsupportedError: if models of this family judge no statements.

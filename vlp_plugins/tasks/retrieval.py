@@ -212,15 +212,8 @@ def match_scores(
     """Asks the matching head about the best candidates of every image and of every text.
 
     A pair that is a candidate both ways is asked about once. Where the adapter encodes images
-    apart, the image of successive pairs is encoded once.
-
-    Args:
-        model: in evaluation mode.
-        adapter: its matching head.
-        inputs: of all pairs.
-        similarity: `[I, T]`, by features.
-        image_pairs: the pair that holds each image.
-        candidates: how many per query.
+    apart, the image of successive pairs is encoded once. `similarity` is `[I, T]`, by features;
+    `image_pairs` says which pair holds each image.
     """
     count, texts = similarity.shape
     # A collapsed model may have NaN here; it must not crash the choice of candidates.
@@ -253,13 +246,8 @@ def reranked(
 ) -> tuple[Tensor, Tensor]:
     """Matrices that rank candidates by their score, and all others after them by similarity.
 
-    The similarity of candidates is not added to their score, as BLIP's own evaluation does.
-
-    Args:
-        similarity: `[I, T]`.
-        scores: see `MatchScores`.
-        by_image: see `MatchScores`.
-        by_text: see `MatchScores`.
+    The similarity of candidates is not added to their score, as BLIP's own evaluation does. All are
+    `[I, T]`; see `MatchScores`.
 
     Returns:
         float64 `[I, T]` for images as queries, and for texts as queries.

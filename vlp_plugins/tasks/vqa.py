@@ -78,12 +78,7 @@ _AGREEING = 3  # people who must have given an answer for it to be fully right
 
 @dataclass(frozen=True)
 class VqaAccuracy:
-    """Accuracy of answers in percent.
-
-    Attributes:
-        accuracy: mean over the questions.
-        by_question: of every question, 0 to 100.
-    """
+    """Accuracy of answers in percent: the mean over the questions, and of every question."""
 
     accuracy: float
     by_question: tuple[float, ...]
@@ -118,8 +113,7 @@ def answer_questions(
         UnsupportedError: if models of this family answer no questions.
         DataError: if the processor has no tokenizer, or the list of answers is empty.
     """
-    ranks = isinstance(adapter, AnsweringAdapter)
-    if not ranks and not generates(model):
+    if not isinstance(adapter, AnsweringAdapter) and not generates(model):
         raise UnsupportedError(
             f"adapter {adapter.name!r} does not say how its models answer questions; take "
             "BLIP's or X-VLM's question answering model"

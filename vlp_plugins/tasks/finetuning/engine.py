@@ -42,11 +42,7 @@ class Engine:
     device: torch.device
 
     def __init__(self, device: torch.device | str, autocast: str | None = None) -> None:
-        """Chooses where and in which precision.
-
-        Args:
-            device: of the model.
-            autocast: `bfloat16` or `float16` of forward passes; the latter scales the loss.
+        """Chooses where, and in which precision of forward passes; float16 scales the loss.
 
         Raises:
             UnsupportedError: if the precision is unknown.

@@ -34,13 +34,7 @@ _VALUE, _OWN = "value|", "own|"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run stands.
-
-    Attributes:
-        step: steps done.
-        epoch: the current one, from 0.
-        group: steps done in it.
-    """
+    """Where a run stands: steps done, the current epoch (from 0), and steps done in it."""
 
     step: int = 0
     epoch: int = 0
@@ -56,12 +50,7 @@ def state_of(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Model, optimizer and place, as a checkpoint keeps them.
 
-    Args:
-        model: being trained.
-        optimizer: torch's own.
-        engine: takes the steps.
-        place: where the run stands.
-        own: by process, what `own_buffers` returned there.
+    `own` is by process what `own_buffers` returned there.
     """
     tensors = {f"{_VALUE}{name}": value.detach() for name, value in _values(model)}
     tensors |= pack_moments(optimizer, dict(model.named_parameters()))
@@ -145,11 +134,7 @@ class LossLog:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """Names the place.
-
-        Args:
-            folder: of the file; None keeps the lines in memory.
-        """
+        """Names the place; without a folder the lines are kept in memory."""
         self.lines: list[dict[str, Any]] = []
         self._path = None if folder is None else folder / LOSSES_FILE
         self._sums: dict[str, Tensor] = {}
@@ -184,13 +169,9 @@ class LossLog:
     def write(
         self, step: int, mean: Callable[[Tensor], Tensor], *, writes: bool, **facts: Any
     ) -> None:
-        """Ends a line with what was counted; a collective, if there are several processes.
+        """Ends a line with what was counted and other facts; a collective of several processes.
 
-        Args:
-            step: steps done.
-            mean: over the processes.
-            writes: whether this process has the file.
-            facts: what else the line says.
+        The process that `writes` has the file; `mean` is taken over all.
 
         Raises:
             NonFiniteError: if a term is NaN or infinite, in every process.

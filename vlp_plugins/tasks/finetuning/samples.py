@@ -73,11 +73,9 @@ class Epochs:
         return count // self._per_step
 
     def from_place(self, epoch: int, done: int) -> Iterator[tuple[int, int, Group]]:
-        """Groups without end, from a place on; sets the global random seed at each epoch.
+        """Groups without end; sets the global random seed at each epoch.
 
-        Args:
-            epoch: where to begin.
-            done: groups of that epoch to leave out.
+        They begin in an epoch after the groups that are `done`.
 
         Yields:
             Number of the epoch, number of the group in it, both from 0, and the group.
@@ -177,14 +175,7 @@ class SampleEpochs:
         *,
         seed: int = 0,
     ) -> None:
-        """Nothing is read until a batch is needed.
-
-        Args:
-            samples: all of the same kind.
-            processor: of the model.
-            adapter: its `collate` makes the batches.
-            batch_size: rows of a batch.
-            seed: of the mixture.
+        """Nothing is read until a batch is needed; all samples are of the same kind.
 
         Raises:
             DataError: if there are fewer rows than a batch has.

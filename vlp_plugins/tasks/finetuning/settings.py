@@ -53,13 +53,9 @@ def rate_by_name(name: str) -> Rate:
 
 
 def factor(step: int, steps: int, *, schedule: str, warmup: float = 0.0) -> float:
-    """Fraction of the highest learning rate that a step has.
+    """Fraction of the highest learning rate that a step, counted from 0, has.
 
-    Args:
-        step: from 0.
-        steps: how many there are.
-        schedule: of the steps after the warm-up.
-        warmup: fraction of the steps in which the rate rises on a straight line, rounded down.
+    In the first int(`warmup` x `steps`) it rises on a straight line; the schedule is of the rest.
 
     Raises:
         RecipeError: if there is no such schedule.

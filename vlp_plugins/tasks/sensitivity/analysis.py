@@ -143,12 +143,9 @@ class Analysis:
     """What was measured, and what follows.
 
     Attributes:
-        found: the curves.
-        prunabilities: one per curve, in order.
         tolerance: rise of the loss that `Prunability.tolerated` allows.
         dimensions: ID by canonical name of the weights; None if it is not known.
         relations: rank correlations with the prunability; empty without dimensions.
-        sentences: the summary.
     """
 
     found: Sensitivity
@@ -166,13 +163,10 @@ def analyse(
     *,
     tolerance: float = TOLERANCE,
 ) -> Analysis:
-    """Works out the rest.
+    """Works out the rest from what `sensitivity` measured.
 
-    Args:
-        found: what `sensitivity` measured.
-        dimensions: ID by canonical name of the weights (`IdProfile.factors`).
-        layers: of the profile that they come from, for a sentence that compares modalities.
-        tolerance: see `Prunability`.
+    `dimensions` has the ID by canonical name of the weights (`IdProfile.factors`), and `layers`
+    those of the profile that they come from, for a sentence that compares modalities.
 
     Raises:
         UnsupportedError: if the dense loss is not positive.
@@ -189,14 +183,9 @@ def analyse(
 
 
 def curves_charts(found: Sensitivity, curves: Sequence[Curve], what: str) -> list[Chart]:
-    """Loss over the dense loss, and R@1 if it was measured; one line per curve.
+    """Loss over the dense loss, and R@1 if it was measured; one line per curve of a group.
 
     Points whose loss is not finite are left out. Error bars are standard errors over the batches.
-
-    Args:
-        found: what the curves are of.
-        curves: one per group.
-        what: the groups, for the headings.
     """
     x = Axis("sparsity of the group", percent=True)
     points = {curve.group.title: [found.dense, *curve.points] for curve in curves}

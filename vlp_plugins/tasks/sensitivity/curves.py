@@ -30,10 +30,8 @@ class Group:
     Attributes:
         title: `vision`, `vision 3` or the weight's canonical name; unique within a level.
         level: `modality`, `block` (the weights of one modality at one depth) or `weight`.
-        modality: of its weights.
         depth: of its weights; None of a modality.
         weights: canonical names.
-        elements: number of elements.
     """
 
     title: str
@@ -51,10 +49,7 @@ def groups_of(
 ) -> list[Group]:
     """The groups of every level, in order: all of the first level, then of the next.
 
-    Args:
-        weights: of the model.
-        levels: of `LEVELS`.
-        modalities: those that are looked at; None: all.
+    Only those of some modalities, or (None) of all.
 
     Raises:
         UnknownNameError: for a level or a modality that does not exist.
@@ -159,10 +154,7 @@ class Sensitivity:
 
     Attributes:
         dense: the model as it was, at sparsity 0.
-        curves: one per group.
         structure: hash of the model's prunable structure (`WeightMap.structure`).
-        adapter: name of the adapter.
-        settings: how it was measured.
     """
 
     dense: Point
@@ -189,7 +181,6 @@ class Prunability:
     """How much pruning a group takes.
 
     Attributes:
-        group: of weights.
         loss: prunability by the loss.
         error: its standard error over the batches, by the jackknife; None for a single batch.
         tolerated: the highest sparsity at which the loss is at most a tolerance above the dense
@@ -205,12 +196,9 @@ class Prunability:
 
 
 def prunability_of(curve: Curve, dense: Point, tolerance: float = TOLERANCE) -> Prunability:
-    """The numbers of one curve.
+    """The numbers of one curve, with the dense model measured on the same batches.
 
-    Args:
-        curve: at one sparsity or more.
-        dense: the model before, on the same batches.
-        tolerance: fraction of the dense loss that its rise may reach.
+    The tolerance is the fraction of the dense loss that its rise may reach.
 
     Raises:
         UnsupportedError: if the dense loss is not positive: there is no ratio to it.
@@ -256,11 +244,9 @@ def prunabilities(found: Sensitivity, tolerance: float = TOLERANCE) -> list[Prun
 
 
 def mean_over(sparsities: Sequence[float], kept: Sequence[float]) -> float:
-    """Mean of `kept` over sparsities from 0, where it is 1, to the last; trapezoid rule.
+    """Mean of `kept` over rising sparsities from 0, where it is 1, to the last; trapezoid rule.
 
-    Args:
-        sparsities: rising, the last above 0.
-        kept: what is left of something at each; values that are not finite count as 0.
+    Values that are not finite count as 0.
     """
     line = [(0.0, 1.0), *zip(sparsities, (k if math.isfinite(k) else 0.0 for k in kept),
                              strict=True)]  # fmt: skip
@@ -271,10 +257,7 @@ def mean_over(sparsities: Sequence[float], kept: Sequence[float]) -> float:
 def tolerated(sparsities: Sequence[float], rises: Sequence[float], tolerance: float) -> float:
     """The sparsity at which a curve first rises above a tolerance, on a line between points.
 
-    Args:
-        sparsities: rising.
-        rises: of the loss, as fractions of the dense loss; may be infinite.
-        tolerance: as a fraction of the dense loss.
+    Rises of the loss, which may be infinite, and the tolerance are fractions of the dense loss.
     """
     line = [(0.0, 0.0), *zip(sparsities, rises, strict=True)]
     for (left, below), (right, above) in pairwise(line):

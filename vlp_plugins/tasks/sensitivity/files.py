@@ -60,12 +60,10 @@ class PointsFile:
     """
 
     def __init__(self, folder: Path | None, run: str, rank: int = 0) -> None:
-        """Nothing is read or written yet.
+        """Nothing is read or written yet, and without a folder never.
 
-        Args:
-            folder: exists; None keeps nothing.
-            run: a fingerprint of model, method, data and settings.
-            rank: of this process; each writes a file of its own.
+        `run` is a fingerprint of model, method, data and settings. Each rank writes a file of its
+        own.
         """
         self._folder = folder
         self._run = run

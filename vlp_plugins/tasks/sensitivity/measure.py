@@ -71,14 +71,10 @@ class Evaluator:
         *,
         retrieve: bool,
     ) -> None:
-        """Nothing is run yet.
+        """Nothing is run yet; the model is left as it is found, with what its losses change.
 
-        Args:
-            model: is left as it is found, with what its losses change.
-            adapter: claims it.
-            weights: its prunable weights.
-            batches: pairs of images and texts.
-            retrieve: measure R@1 among all pairs, too, if the adapter embeds images and texts.
+        R@1 among all pairs is measured, too, if that is asked for and the adapter embeds images and
+        texts.
         """
         self._model = model
         self._adapter = adapter
@@ -103,12 +99,7 @@ class Evaluator:
         return point
 
     def measure(self, sparsity: float, removed: int) -> Point:
-        """The model as it is now.
-
-        Args:
-            sparsity: that was asked for.
-            removed: how many elements went.
-        """
+        """The model as it is now, of which so many elements were removed."""
         with self._probe.attached(()) as probe:
             losses = tuple(probe.loss(batch, index) for index, batch in enumerate(self._batches))
         if not self.retrieves:

@@ -205,9 +205,7 @@ def relations(
 ) -> list[Relation]:
     """Rank correlations with prunability over the groups of each level but the modalities.
 
-    Args:
-        prunabilities: of groups of any levels.
-        dimensions: ID by canonical name of the weights.
+    `dimensions` has the ID by canonical name of the weights.
     """
     levels = dict.fromkeys(p.group.level for p in prunabilities if p.group.level != "modality")
     found = []
