@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.memory import peak_memory
 from benchmarks.papers import kept
 from benchmarks.papers.stopwatch import Others, TimedBatches
 from benchmarks.papers.ways import LAMBDA
@@ -29,7 +30,6 @@ from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.files import write_text
-from vlp_plugins.runtime.memory import peak_memory
 
 BATCHES = 12
 PAIRS = 4  # of a batch

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.memory import peak_memory
 from benchmarks.results import recorded
 from benchmarks.speed.workload import full_size, random_batches
 from vlp_plugins.methods.chita.method import chita
@@ -23,7 +24,7 @@ from vlp_plugins.methods.method import Context
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
-from vlp_plugins.runtime.memory import bytes_of, peak_memory, text_of
+from vlp_plugins.runtime.memory import bytes_of, text_of
 
 
 def measure(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:

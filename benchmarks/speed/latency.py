@@ -23,12 +23,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import peak_memory
 from benchmarks.results import recorded
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.parts import Attention
 from vlp_plugins.pruning import prune
-from vlp_plugins.runtime.memory import peak_memory
 from vlp_plugins.structured.cuts import cut, prepare
 from vlp_plugins.structured.record import Kept, Record
 from vlp_plugins.structured.survey import blocks_of

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.memory import peak_memory
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.runtime.memory import peak_memory
 
 
 def full_size(family: str, device: torch.device) -> nn.Module:

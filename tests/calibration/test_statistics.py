@@ -149,14 +149,14 @@ def test_damaged_files_say_what_to_do(statistics, tmp_path):
     assert "checksum differs" in loading(bytes(flipped))
 
     path.unlink()
-    with pytest.raises(StatisticsError, match=f"is no file; {repeat}"):
+    with pytest.raises(StatisticsError, match=f"is not a file; {repeat}"):
         Statistics.load(path)
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     save_file({"w": torch.zeros(2)}, path, metadata={"format": "pt"})
-    with pytest.raises(StatisticsError, match="is no statistics file of vlp-plugins"):
+    with pytest.raises(StatisticsError, match="is not a statistics file of vlp-plugins"):
         Statistics.load(path)
 
 

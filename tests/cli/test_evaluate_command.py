@@ -416,7 +416,7 @@ def test_nothing_is_written_without_a_folder(vlp, downstream, sets, tmp_path, mo
         ),
         ("{blipvqa} --task vqa --data {vqa} --answers x --written", "contradict each other"),
         ("{xvlm} --task retrieval --data {coco} --split test --masks {vitmasks}", "adapter 'vit'"),
-        ("{xvlm} --task retrieval --data {coco} --masks /no.safetensors", "is no file"),
+        ("{xvlm} --task retrieval --data {coco} --masks /no.safetensors", "is not a file"),
         ("{xvlm} --task parsing --data {coco}", "'parsing' is not one of"),
         ("{few} --task classification --data {classes}", "do not fit 6 images and 2 classes"),
     ],

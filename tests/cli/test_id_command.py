@@ -181,7 +181,7 @@ def test_the_published_variant(vlp, xvlm, many, tmp_path) -> None:
         ("id {xvlm} --data {photos} --out {taken}", "is not empty; give another one"),
         ("id {xvlm} --data {photos} --resume", "give the --out of that run"),
         ("id {xvlm} --data {photos} --memory-budget 1KiB", "(?i)budget"),
-        ("id {xvlm} --data {photos} --memory-budget lots", "'lots' is no amount of memory"),
+        ("id {xvlm} --data {photos} --memory-budget lots", "'lots' is not an amount of memory"),
         ("id {xvlm} --data {photos} --points-dtype int8", "dtype 'int8' is unknown"),
         ("id {xvlm} --data {photos} --fit best", "'best' is not one of"),
         ("id {xvlm} --data {photos}", "(?s)20.*points|points.*20"),  # 12 samples

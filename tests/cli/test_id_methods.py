@@ -159,7 +159,7 @@ def test_a_plan_of_more_layers_than_fit_says_how_many_passes(vlp, words) -> None
         (("--method", "id*multiflo"), "no method is called 'multiflo' (did you mean 'multiflow'?)"),
         (("--method", "id*omp", "--allocation", "keep=2,of=4"), "give another allocation"),
         (("--method", "omp", "--id-profile", "PROFILE"), "call it 'id*omp' or give the allocation"),
-        (("--method", "id*omp", "--id-profile", "nowhere.json"), "nowhere.json is no file"),
+        (("--method", "id*omp", "--id-profile", "nowhere.json"), "nowhere.json is not a file"),
         (("--method", "chita", "--allocation", "row"), "within modalities (modality, id)"),
         (("--method", "omp", "--allocation", "ids"), "unknown allocation 'ids'"),
     ],

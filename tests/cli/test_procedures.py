@@ -184,7 +184,9 @@ def test_a_plan_says_the_cost_and_runs_nothing(vlp, words, tmp_path, monkeypatch
     assert re.search(r"^files on the disk meanwhile +3\.000$", text, re.MULTILINE)
     each = float(re.search(r"a batch of 3, forward and backward: about ([\d.]+) s", text)[1])
     # The data has 4 batches, fewer than the 10 that are asked for.
-    found = re.search(r"(\d+) of them in all: about (\S+) s, and 2\.0 min besides, for masks", text)
+    found = re.search(
+        r"(\d+) of them in all: about (\S+) s, and 2\.0 min in addition, for masks", text
+    )
     steps, seconds = int(found[1]), float(found[2])
     assert steps == 3 * 4
     assert seconds == pytest.approx(steps * each, abs=steps * 0.005 + 0.06)

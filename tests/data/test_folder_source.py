@@ -193,7 +193,7 @@ def test_missing_images_are_named_and_counted(photos: Path) -> None:
         (lambda folder: (folder / "a.png").write_bytes(encoded(0)), r"no metadata.*1 images found"),
         (lambda folder: (folder / "metadata.jsonl").write_text("\n"), "has no rows"),
         (lambda folder: (folder / "metadata.jsonl").write_text("{'a'"), "line 1: not JSON"),
-        (lambda folder: (folder / "metadata.jsonl").write_text('"a"'), "line 1: .*no JSON object"),
+        (lambda folder: (folder / "metadata.jsonl").write_text('"a"'), "line 1: .*not a JSON obj"),
         (lambda folder: (folder / "metadata.jsonl").write_text('{"text": "a"}'), "no column 'file"),
         (lambda folder: (folder / "metadata.csv").write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
         (

@@ -64,7 +64,7 @@ def test_a_line_of_pixels_is_no_picture() -> None:
 
 def test_the_limit_is_an_amount_of_memory(monkeypatch) -> None:
     monkeypatch.setenv("VLP_READ_LIMIT", "much")
-    with pytest.raises(Exception, match="VLP_READ_LIMIT: 'much' is no amount of memory"):
+    with pytest.raises(Exception, match="VLP_READ_LIMIT: 'much' is not an amount of memory"):
         open_image(encoded(1))
 
 

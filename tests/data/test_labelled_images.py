@@ -68,7 +68,7 @@ def test_cifar_that_is_cut_off_or_not_whole(tmp_path: Path) -> None:
     place = layouts.cifar_10(tmp_path) / "cifar-10-batches-bin"
     path = place / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="9,218 bytes, which is no multiple of the 3,073"):
+    with pytest.raises(DataError, match="9,218 bytes, which is not a multiple of the 3,073"):
         open_labelled(str(tmp_path), "test")
     path.unlink()
     with pytest.raises(DataError, match=r"test_batch\.bin is missing"):

@@ -108,7 +108,7 @@ def test_nlvr2_that_is_not(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a row has no label"):
         open_nlvr2(tmp_path)
     (tmp_path / "data" / "dev.json").write_text("[1]")
-    with pytest.raises(DataError, match="is no JSON object"):
+    with pytest.raises(DataError, match="is not a JSON object"):
         open_nlvr2(tmp_path)
 
 

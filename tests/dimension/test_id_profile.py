@@ -86,7 +86,7 @@ def test_a_file_holds_the_profile_to_the_last_bit(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no file"),
+        (None, "is not a file"),
         ("{", "is damaged, truncated or no JSON"),
         ("[1]", "holds 'list', not 'intrinsic dimensions'"),
         ('{"kind": "masks"}', "holds 'masks'"),

@@ -60,7 +60,7 @@ def test_names_of_dtypes_and_amounts_of_memory(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
     with pytest.raises(UnsupportedError, match="dtype 'int8'"):
         measure_id(toy_model(), BATCHES, adapter=ToyAdapter(), dtype=torch.int8)
-    with pytest.raises(UnsupportedError, match="'much' is no amount of memory"):
+    with pytest.raises(UnsupportedError, match="'much' is not an amount of memory"):
         measure_id(toy_model(), BATCHES, adapter=ToyAdapter(), memory_budget="much")
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal
 
+from benchmarks.memory import peak_memory
 from vlp_plugins.dimension import neighbours as neighbours_module
 from vlp_plugins.dimension.neighbours import (
     nearest_in_blocks,
@@ -13,7 +14,6 @@ from vlp_plugins.dimension.neighbours import (
     working_bytes,
 )
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
-from vlp_plugins.runtime.memory import peak_memory
 
 
 def nearest_two(points, what="points"):

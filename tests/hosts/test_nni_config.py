@@ -270,7 +270,7 @@ HALF = {"op_types": ["Linear"], "sparse_ratio": 0.5}
         ),
         (HALF, "is one entry, not a list"),
         ([{**HALF, "exclude_op_names": ["lst"]}], "did you mean 'last'"),
-        ([{"op_names_re": ["("], "sparse_ratio": 0.5}], "'\\(', which is no regular expression"),
+        ([{"op_names_re": ["("], "sparse_ratio": 0.5}], "'\\(', which is not a regular expression"),
         ([{"op_types": ["Linear"], "sparse_threshold": 0.1}], "give sparse_ratio"),
         ([{"op_types": ["Linear"], "sparse_ratio": 0.5, "group_id": 1}], "global_group_id"),
         (

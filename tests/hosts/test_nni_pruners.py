@@ -271,7 +271,7 @@ def test_finalize_says_what_is_missing():
     pruner = host.OmpPruner(examples.net(), LINEARS)
     with pytest.raises(MaskError, match="call compress"):
         host.finalize(pruner)
-    with pytest.raises(UnsupportedError, match="LevelPruner is no pruner of vlp_plugins"):
+    with pytest.raises(UnsupportedError, match="LevelPruner is not a pruner of vlp_plugins"):
         host.finalize(LevelPruner(examples.net(), LINEARS))
     with pytest.raises(StatisticsError, match="needs data"):
         host.MultiflowPruner(examples.net(), LINEARS).compress()

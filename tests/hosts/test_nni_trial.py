@@ -198,14 +198,14 @@ def test_what_is_drawn_wins(drawn, expected) -> None:
         ({"pruner": {"lambda": 1}}, "pruner must be a name, not {'lambda': 1}; where one"),
         ({"pruner": {"_name": "chita", "lambda": 1}, "lambda": 2}, "'lambda' is drawn twice"),
         ({"sparsity": 0.5, "sparsity.text": 0.8}, "'sparsity' is drawn twice"),
-        ({"out": "x"}, "out is for the recipe to say, not for a tuner to draw; .* may draw pruner"),
-        ({"data": "photos/"}, "data is for the recipe to say"),
-        ({"data": {"source": "photos/"}}, "data.source is for the recipe to say"),
-        ({"data": {"_name": "photos/"}}, "data is for the recipe to say"),
-        ({"pruner": {"_name": "omp", "model": "m"}}, "model is for the recipe to say"),
-        ({"parameters": {"keep_in": "../x"}}, "keep_in '../x' is no plain word"),
-        ({"keep_in": "/etc/passwd"}, "keep_in '/etc/passwd' is no plain word"),
-        ({"keep_in": ["weights.bin"]}, "keep_in 'weights.bin' is no plain word"),
+        ({"out": "x"}, "out can be set in the recipe only, not by a tuner; .* may draw pruner"),
+        ({"data": "photos/"}, "data can be set in the recipe only"),
+        ({"data": {"source": "photos/"}}, "data.source can be set in the recipe only"),
+        ({"data": {"_name": "photos/"}}, "data can be set in the recipe only"),
+        ({"pruner": {"_name": "omp", "model": "m"}}, "model can be set in the recipe only"),
+        ({"parameters": {"keep_in": "../x"}}, "keep_in '../x' is not a plain word"),
+        ({"keep_in": "/etc/passwd"}, "keep_in '/etc/passwd' is not a plain word"),
+        ({"keep_in": ["weights.bin"]}, "keep_in 'weights.bin' is not a plain word"),
         ([1, 2], r"given values by key, not \[1, 2\]"),
         ("drawn", "given values by key, not 'drawn'"),
         ({"id": "on"}, "id must be true or false, not 'on'"),
@@ -231,7 +231,7 @@ def test_what_may_be_drawn_is_a_closed_list() -> None:
         *(f"data.{name}" for name in ("source", "split", "image_column", "caption_column")),
     }
     for key in refused:
-        with pytest.raises(RecipeError, match=f"search space: {key} is for the recipe to say"):
+        with pytest.raises(RecipeError, match=f"search space: {key} can be set in the recipe only"):
             overlay(BASE, TrialSettings(), {key: 1})
     assert set(DRAWN) - keys == {"pruner", "id", "finetune_steps", "learning_rate"}
     page = (Path(__file__).parents[2] / "docs" / "nni.md").read_text(encoding="utf-8")
@@ -242,7 +242,7 @@ def test_what_may_be_drawn_is_a_closed_list() -> None:
 def test_a_trial_refuses_what_is_not_for_a_tuner(recipe, world, tmp_path) -> None:
     for key in ("model", "processor", "statistics", "data.source"):
         trial = Told({key: str(world / "vit")})
-        with pytest.raises(RecipeError, match=f"{key} is for the recipe to say"):
+        with pytest.raises(RecipeError, match=f"{key} can be set in the recipe only"):
             run_trial(recipe, SETTINGS, trial)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -206,8 +206,11 @@ def test_if_all_that_is_tried_is_whole_all_that_is_drawn_is(kind, data) -> None:
             "finetune_steps must be a whole number from 0 on, not 1.5",
         ),
         # What is not for a tuner.
-        ("model: {_type: choice, _value: [a, b]}", "model is for the recipe to say"),
-        ("data.source: {_type: choice, _value: [a, b]}", "data.source is for the recipe to say"),
+        ("model: {_type: choice, _value: [a, b]}", "model can be set in the recipe only"),
+        (
+            "data.source: {_type: choice, _value: [a, b]}",
+            "data.source can be set in the recipe only",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_experiment(tmp_path, space, message) -> None:
@@ -270,7 +273,7 @@ def test_a_tuner_that_minimises_is_refused(tmp_path, name) -> None:
     tuner = {"name": name, "classArgs": {"optimize_mode": "minimize"}}
     with pytest.raises(RecipeError, match="optimize_mode is 'minimize', but the higher"):
         check(tmp_path, SPACE, tuner=tuner)
-    line = "minimises unless told otherwise.* write `classArgs: {optimize_mode: maximize}` under"
+    line = "minimises by default.* write `classArgs: {optimize_mode: maximize}` under"
     for arguments in ({}, {"classArgs": {"seed": 1}}):
         with pytest.raises(RecipeError, match=line):
             check(tmp_path, SPACE, tuner={"name": name} | arguments)
@@ -319,9 +322,9 @@ WORDS = "allocation: {_type: choice, _value: [global, layer]}"
         (
             "Metis",
             WORDS,
-            "searchSpace.allocation: tuner Metis takes no alternatives that are no nu",
+            "searchSpace.allocation: tuner Metis takes no alternatives that are not nu",
         ),
-        ("GP", WORDS, "tuner GP takes no alternatives that are no numbers"),
+        ("GP", WORDS, "tuner GP takes no alternatives that are not numbers"),
         (
             "Metis",
             RANGE % "loguniform",
@@ -367,7 +370,7 @@ def test_a_tuner_of_ones_own_passes_with_a_note(recipe, tmp_path, caplog) -> Non
     (tmp_path / "mine.py").write_text("raise RuntimeError('its code is not run')")
     tuner = {"className": "mine.Tuner", "codeDirectory": str(tmp_path)}
     assert check(tmp_path, SPACE, recipe, tuner=tuner)[0] == ("multiflow", "chita")
-    assert "the tuner mine.Tuner is none of NNI's own and not looked into" in caplog.text
+    assert "the tuner mine.Tuner is not one of NNI's own and is not looked into" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -404,7 +407,7 @@ def test_a_tuner_of_ones_own_passes_with_a_note(recipe, tmp_path, caplog) -> Non
             {"statistics": "{world}/vit-statistics"},
             "statistics are of another model .adapter 'vit'",
         ),
-        ({"id_profile": "{world}/none.json"}, "none.json is no file"),
+        ({"id_profile": "{world}/none.json"}, "none.json is not a file"),
         ({"model": "{world}/vit", "processor": "{world}/blip"}, "ViTModel has no classifier"),
         (
             {"model": "{world}/vit", "processor": "{world}/blip", "metric": "recall"},
@@ -617,7 +620,7 @@ def test_files_that_are_no_experiment(tmp_path) -> None:
     for text in ("searchspace: {}", "a: b: c", ""):
         path = tmp_path / "search.yaml"
         path.write_text(text)
-        with pytest.raises(RecipeError, match="is no experiment of NNI"):
+        with pytest.raises(RecipeError, match="is not an experiment of NNI"):
             check_experiment(path, RECIPE, TrialSettings())
-    with pytest.raises(RecipeError, match="is no experiment of NNI: .*No such file"):
+    with pytest.raises(RecipeError, match="is not an experiment of NNI: .*No such file"):
         check_experiment(tmp_path / "none.yaml", RECIPE, TrialSettings())

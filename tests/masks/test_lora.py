@@ -292,7 +292,7 @@ def test_one_tower_alone_of_a_shared_weight_is_refused():
 
 def test_what_cannot_be_masked_is_refused():
     model, masks, adapter = pruned()
-    with pytest.raises(UnsupportedError, match="Net is no PeftModel"):
+    with pytest.raises(UnsupportedError, match="Net is not a PeftModel"):
         merge(model, masks, adapter)
     with pytest.raises(UnsupportedError, match="DoraLinearVariant"):
         mask_updates(

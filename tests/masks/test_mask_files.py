@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, masks, monkeypat
 
 
 def test_a_missing_file(tmp_path):
-    assert "is no file" in refusal(tmp_path / "nowhere.safetensors")
+    assert "is not a file" in refusal(tmp_path / "nowhere.safetensors")
 
 
 def test_every_truncation_is_noticed(path):
@@ -148,7 +148,7 @@ def test_text_and_checkpoints_are_no_mask_files(tmp_path):
 
     checkpoint = tmp_path / "model.safetensors"
     save_file({"encoder.weight": torch.ones(2, 2)}, checkpoint)
-    assert "is no mask file of vlp-plugins (perhaps a checkpoint?)" in refusal(checkpoint)
+    assert "is not a mask file of vlp-plugins (perhaps a checkpoint?)" in refusal(checkpoint)
 
     published = tmp_path / "masks.pth"
     torch.save({"encoder.weight_pruning_mask": torch.ones(2, 2)}, published)

@@ -163,7 +163,7 @@ def test_files_without_masks(path, weights, model):
     assert "holds a list, not a state dict" in refusal(path, weights)
 
     path.unlink()
-    assert "is no file" in refusal(path, weights)
+    assert "is not a file" in refusal(path, weights)
 
 
 class MakesFolder:

@@ -280,9 +280,9 @@ def test_damaged_files_are_told_of(tmp_path):
     assert "bits" in lying
     model.save_pretrained(tmp_path / "plain")
     foreign = (tmp_path / "plain" / "model.safetensors").read_bytes()
-    assert "no sparse checkpoint file" in broken(folder, lambda _: foreign)
+    assert "not a sparse checkpoint file" in broken(folder, lambda _: foreign)
     (folder / SPARSE_FILE).unlink()
-    with pytest.raises(UnsupportedError, match="is no file"):
+    with pytest.raises(UnsupportedError, match="is not a file"):
         load_sparse(folder)
 
 

@@ -238,7 +238,7 @@ def test_modalities_are_found_in_paths() -> None:
 def test_patterns_that_cannot_be_meant_are_refused(argument: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"{argument}: 'visoin' is found in no layer"):
         ModuleAdapter(clip(), **{argument: {"visoin": "vision"}})  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="no regular expression"):
+    with pytest.raises(UnsupportedError, match="not a regular expression"):
         ModuleAdapter(clip(), **{argument: {"(": "vision"}})  # type: ignore[arg-type]
 
 

@@ -9,9 +9,9 @@ import time
 
 import torch
 
+from benchmarks.memory import peak_memory
 from vlp_plugins.runtime.memory import (
     peak_device_bytes,
-    peak_memory,
     peak_resident_bytes,
     resident_bytes,
 )

@@ -130,8 +130,8 @@ def test_budgets_per_modality():
     [
         (75, "did you mean 0.75"),
         (1.0, "not 1$"),
-        ("0.75", "is no sparsity; give a number"),
-        (None, "is no sparsity"),
+        ("0.75", "is not a sparsity; give a number"),
+        (None, "is not a sparsity"),
         (-0.1, "lies in"),
         ({"vision": 0.5}, "no budget for modality 'text'"),
         ({"vison": 0.5, "text": 0.5}, "did you mean 'vision'"),

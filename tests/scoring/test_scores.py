@@ -212,5 +212,7 @@ def test_a_scorer_whose_error_is_no_exception_does_not_end_the_program():
             raise type("Own", (BaseException,), {})("odd")
 
     model = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(UnsupportedError, match="scorer 'ending' raises Own: odd, which is no Exc"):
+    with pytest.raises(
+        UnsupportedError, match="scorer 'ending' raises Own: odd, which is not an Exc"
+    ):
         prune(model, method=Ending(), sparsity=0.5, adapter=ModuleAdapter(model))

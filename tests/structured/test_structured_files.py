@@ -253,8 +253,8 @@ def _shallow(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda f: (f / "vlp_structure.json").unlink(), StructureError, "no folder of save_struct"),
-        (lambda f: (f / "vlp_structured.safetensors").unlink(), StructureError, "is no file"),
+        (lambda f: (f / "vlp_structure.json").unlink(), StructureError, "not a folder of save_s"),
+        (lambda f: (f / "vlp_structured.safetensors").unlink(), StructureError, "is not a file"),
         (lambda f: (f / "config.json").unlink(), UnsupportedError, "cannot make a model"),
         (_truncate("vlp_structure.json"), StructureError, "is damaged"),
         (_truncate("vlp_structured.safetensors"), StructureError, "damaged, truncated"),

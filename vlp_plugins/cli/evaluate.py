@@ -40,7 +40,7 @@ from vlp_plugins.tasks import MEASURED
 @click.argument("model")
 @option(
     "Task", "--task", type=click.Choice(MEASURED), required=True,
-    help="What the model shall do: find the caption of an image and the reverse (retrieval), write "
+    help="What the model is to do: find the caption of an image and the reverse (retrieval), write "
     "captions, answer questions (vqa), name the class of an image, or say whether a statement is "
     "true of two images (nlvr2). Or measure its own loss (loss): of a chat model, on the answers.",
 )  # fmt: skip

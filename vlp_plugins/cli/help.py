@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,14 @@ class _Readable:
     def __init__(self, *args: Any, examples: Sequence[str] = (), **others: Any) -> None:
         super().__init__(*args, **others)
         self.examples = tuple(examples)
-        told: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _set_verbosity}
+        common: dict[str, Any] = {
+            "is_flag": True,
+            "expose_value": False,
+            "callback": _set_verbosity,
+        }
         self.params += [
-            Option(["-q", "--quiet"], help="Print results and errors only.", **told),
-            Option(["-v", "--verbose"], help="Also print each step of the work.", **told),
+            Option(["-q", "--quiet"], help="Print results and errors only.", **common),
+            Option(["-v", "--verbose"], help="Also print each step of the work.", **common),
         ]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -110,7 +115,7 @@ class Command(_Readable, click.Command):
         several = {name for each in options for name in each.opts}
         spread: list[str] = []
         current = ""
-        waiting = False  # for the first value, whatever it looks like
+        waiting = False  # for the first value, which may look like an option
         for arg in args:
             option, sign, _ = arg.partition("=")
             is_option = arg.startswith("-") and not _NUMBER.match(arg)
@@ -137,13 +142,9 @@ class Command(_Readable, click.Command):
         if given.get("overwrite") and out is not None and Path(out).is_dir():
             from vlp_plugins.runtime.files import check_outside
 
-            values = given.values()
-            check_outside(out, (each for value in values for each in _each(value)))
+            values = (v if isinstance(v, (list, tuple)) else [v] for v in given.values())
+            check_outside(out, chain.from_iterable(values))
         return super().invoke(ctx)
-
-
-def _each(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 class Group(_Readable, click.Group):

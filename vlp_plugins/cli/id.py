@@ -118,12 +118,12 @@ def id_(
         )  # fmt: skip
     if not rank_zero:
         return
-    from vlp_plugins.jobs.dimensions import LAYER_HEADER, MODALITY_HEADER, summary_of
-    from vlp_plugins.report.dimensions import layer_rows, modality_rows
+    from vlp_plugins.jobs.dimensions import summary_of
+    from vlp_plugins.report.dimensions import layer_table, modality_table
 
     layers = result.profile.layers
-    print_table("By modality", MODALITY_HEADER, modality_rows(layers))
-    print_table("Layers", LAYER_HEADER, layer_rows(layers))
+    for table in (modality_table(layers), layer_table(layers)):
+        print_table(table.title, table.header, table.rows)
     say()
     print_lines(summary_of(result.profile))
     say()

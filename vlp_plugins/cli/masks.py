@@ -320,7 +320,7 @@ def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any
 def _check_order(file: Path, model: str) -> None:
     """Says if the two were swapped: no file of masks, but a file for a model."""
     if not file.is_file() and Path(model).is_file():
-        raise click.UsageError(f"{file} is no file of masks: FILE comes first, then MODEL")
+        raise click.UsageError(f"{file} is not a file of masks: FILE comes first, then MODEL")
 
 
 def _items(values: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
 )  # fmt: skip
 @option(
     "Training", "--report-every", type=COUNT, metavar="N", default=50,
-    help="Number of such steps between two results that NNI is told.",
+    help="Number of such steps between two results that are reported to NNI.",
 )  # fmt: skip
 @option(
     "Computing", "--check", "experiment", type=PATH, metavar="FILE",

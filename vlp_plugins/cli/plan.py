@@ -87,7 +87,7 @@ def _total_time(planned: Plan) -> str:
         return "for a time that only the run will tell"
     return (
         f"about {duration(timing.seconds_per_batch)} for each batch, whose number is unknown "
-        f"(--batches, or --data that is there), and {duration(timing.other_seconds)} besides"
+        f"(--batches, or --data that is there), and {duration(timing.other_seconds)} in addition"
     )
 
 
@@ -209,5 +209,5 @@ def _print_time(job: Prepared, planned: Plan) -> None:
         return
     say(
         f"{timing.batches:,} of them in all: {reading}, and {duration(timing.other_seconds)} "
-        "besides, for masks and solving"
+        "in addition, for masks and solving"
     )

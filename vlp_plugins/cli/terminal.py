@@ -1,4 +1,4 @@
-"""What is written to standard error: warnings, steps, a bar; and what no terminal shall obey."""
+"""What is written to standard error: warnings, steps, a bar; control characters are escaped."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def quiet_libraries() -> None:
 
 
 class _LineHandler(logging.Handler):
-    """One line per record, on whatever standard error is at that moment (a progress bar's)."""
+    """One line per record, on what standard error is at that moment (a progress bar's)."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = visible(" ".join(record.getMessage().split()))

@@ -17,11 +17,7 @@ from vlp_plugins.runtime.untrusted import check_inside, is_file, read_as
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
+    """The content of a JSON file; `DataError` if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

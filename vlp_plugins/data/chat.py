@@ -75,11 +75,8 @@ class ChatProcessor:
     """Makes batches of conversations, with labels on what the assistant says.
 
     Attributes:
-        inner: the processor of transformers.
         prompt: what the user says before a caption; None: `CAPTION_PROMPT`. In a question,
             `{question}` stands for it.
-        tokenizer: of the processor.
-        image_processor: of the processor.
     """
 
     def __init__(self, inner: Any, *, prompt: str | None = None) -> None:
@@ -161,7 +158,8 @@ class ChatProcessor:
             prompts = [_SENTINELS.sub("", each).strip() for each in prompts]
             options["suffix"] = known
             inner.tokenizer = recorder = _Recorder(self.tokenizer, [], len(said), side)
-        if _starts_itself(self.tokenizer, prompts[0]):
+        begins = self.tokenizer.bos_token
+        if begins and prompts[0].startswith(begins):  # the template writes it
             options["add_special_tokens"] = False
         try:
             made = inner(images=shown if any(shown) else None, text=prompts, **options)
@@ -324,11 +322,6 @@ def _lists(images: Any, samples: int) -> list[list[Image]]:
     return [list(each) if isinstance(each, (list, tuple)) else [each] for each in images]
 
 
-def _starts_itself(tokenizer: Any, text: str) -> bool:
-    """Whether the template writes the token that the tokenizer would put first."""
-    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-
 class _Recorder:
     """Stands for the tokenizer while a processor runs.
 
@@ -360,7 +353,7 @@ class _Recorder:
         if not getattr(self._tokenizer, "is_fast", False):
             raise DataError(
                 f"{type(self._tokenizer).__name__} does not say which token is which part of a "
-                "text, so answers cannot be told from questions; save it with a tokenizer.json"
+                "text, so answers and questions cannot be told apart; save it with a tokenizer.json"
             )
         self._spans = [spans for _, spans in found]
         made = self._tokenizer(filled, *others, **options, return_offsets_mapping=True)

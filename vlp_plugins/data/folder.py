@@ -22,6 +22,7 @@ from vlp_plugins.data.records import (
     columns_said,
     said_in,
     split_among,
+    with_split,
 )
 from vlp_plugins.runtime.errors import DataError, first_line, shown
 from vlp_plugins.runtime.untrusted import check_inside, is_file
@@ -130,7 +131,7 @@ def _read_jsonl(path: Path) -> list[Row]:
                 raise DataError(f"{path}, line {number}: not JSON ({reason})") from error
             if not isinstance(row, dict):
                 raise DataError(
-                    f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object such as "
+                    f"{path}, line {number}: {line.strip()[:40]!r} is not a JSON object such as "
                     '{"file_name": "0001.png", "text": "a caption"}'
                 )
             rows.append(row)
@@ -178,8 +179,7 @@ def open_folder(
         records, chosen = _records(folder, metadata, prefix, image_column, caption_column, captions)
         if metadata.parent != folder:
             chosen = metadata.parent.name
-    chosen = chosen or split
-    return RecordList(records, f"{folder} ({chosen})" if chosen else str(folder), captions)
+    return RecordList(records, with_split(folder, chosen or split), captions)
 
 
 def has_metadata(folder: Path) -> bool:

@@ -25,7 +25,14 @@ from vlp_plugins.data.folder import (
     rows_of_split,
     subfolders,
 )
-from vlp_plugins.data.records import SPLITS, CaptionSource, Record, buffered, choose_split
+from vlp_plugins.data.records import (
+    SPLITS,
+    CaptionSource,
+    Record,
+    buffered,
+    choose_split,
+    with_split,
+)
 from vlp_plugins.runtime.errors import DataError, check_hub_id, first_line, shown
 from vlp_plugins.runtime.untrusted import read_limit
 
@@ -37,13 +44,7 @@ _LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """An image with its class.
-
-    Attributes:
-        place: where it is, for messages.
-        image: opens the image.
-        label: number of the class, from 0.
-    """
+    """An image with the number of its class, from 0, and where it is, for messages."""
 
     place: str
     image: Callable[[], Image.Image]
@@ -179,7 +180,7 @@ def _from_metadata(folder: Path, path: Path, split: str | None) -> LabelledImage
         Labelled(name, image_of(root / name), int(str(row[column])))
         for name, row in zip(names, rows, strict=True)
     )
-    return LabelledImages(f"{folder} ({chosen})" if chosen else str(folder), items, classes)
+    return LabelledImages(with_split(folder, chosen), items, classes)
 
 
 def _numbered(labels: list[Any], path: Path) -> tuple[list[int], tuple[str, ...]]:
@@ -227,8 +228,8 @@ def _from_classes(folder: Path, split: str | None) -> LabelledImages:
         for number, images in enumerate(classes)
         for path in image_files(images)
     )
-    title = str(folder) if chosen is None else f"{folder} ({chosen})"
-    return LabelledImages(title, items, tuple(path.name for path in classes))
+    names = tuple(path.name for path in classes)
+    return LabelledImages(with_split(folder, chosen), items, names)
 
 
 def _from_datasets(source: str, split: str | None) -> LabelledImages:
@@ -242,7 +243,7 @@ def _from_datasets(source: str, split: str | None) -> LabelledImages:
             f"dataset {source} has no column of labels ({', '.join(_LABEL_COLUMNS)}); its columns: "
             f"{', '.join(features) or 'unknown'}"
         )
-    title = f"dataset {source}" + (f" ({chosen})" if chosen else "")
+    title = with_split(f"dataset {source}", chosen)
     rows = DatasetSource(dataset, title, caption_column=column, roots=roots_of(source))
     names = tuple(getattr(features[column], "names", None) or ())
     return LabelledImages(title, _LabelledRows(rows), names)
@@ -270,14 +271,9 @@ _PIXELS = _SIDE * _SIDE * _CHANNELS
 
 @dataclass(frozen=True)
 class _Cifar:
-    """The files of CIFAR-10 or CIFAR-100.
+    """The files of CIFAR-10 or CIFAR-100, also in the archive of the Python version.
 
-    Attributes:
-        folder: of the archive.
-        pickled: folder of the archive of the Python version.
-        splits: files of each.
-        labels: bytes before the pixels of an image; the last is the class.
-        names: file with the names of the classes.
+    An image begins with so many bytes of labels; the last is the class.
     """
 
     folder: str
@@ -340,8 +336,8 @@ def _cifar_images(path: Path, cifar: _Cifar) -> list[Labelled]:
     total = path.stat().st_size
     if not total or total % size:
         raise DataError(
-            f"{path} has {total:,} bytes, which is no multiple of the {size:,} of an image: it is "
-            "cut off or no CIFAR file; unpack the archive again"
+            f"{path} has {total:,} bytes, which is not a multiple of the {size:,} of an image: it "
+            "is cut off or no CIFAR file; unpack the archive again"
         )
     rows = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, size)
     return [

@@ -89,12 +89,7 @@ def has_statements(path: Path) -> bool:
     if not path.is_dir():
         return False
     files = filter(None, (_file_of(path, split) for split in _SPLITS))
-    return any(_lists_statements(file) for file in files)
-
-
-def _lists_statements(path: Path) -> bool:
-    text = beginning(path)
-    return '"sentence"' in text and '"label"' in text
+    return any('"sentence"' in text and '"label"' in text for text in map(beginning, files))
 
 
 def nlvr2_split(folder: Path, split: str | None) -> str:

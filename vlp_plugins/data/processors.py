@@ -30,12 +30,7 @@ class Processor(Protocol):
 
 
 class CombinedProcessor:
-    """A tokenizer and an image processor that were saved in one folder.
-
-    Attributes:
-        tokenizer: None for models of images only.
-        image_processor: makes `pixel_values`.
-    """
+    """A tokenizer, or None, and an image processor that were saved in one folder."""
 
     def __init__(self, tokenizer: Any | None, image_processor: Any, source: str) -> None:
         self.tokenizer = tokenizer

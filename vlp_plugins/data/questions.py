@@ -24,7 +24,7 @@ from vlp_plugins.data.annotations import (
 )
 from vlp_plugins.data.conversations import CHOICES, choices_in, chosen
 from vlp_plugins.data.folder import file_column, find_split, read_metadata, rows_of_split
-from vlp_plugins.data.records import choose_split
+from vlp_plugins.data.records import choose_split, with_split
 from vlp_plugins.runtime.errors import DataError, nearest_path
 
 _QUESTIONS = re.compile(
@@ -41,7 +41,7 @@ class Question:
     Attributes:
         place: where it is, for messages.
         answers: of the annotators; empty if they are not published. One of the choices if there
-            are any, whatever the data calls it by: text, letter or number.
+            are any, also where the data has its letter or number.
         choices: to choose among; empty for an open question.
     """
 
@@ -105,9 +105,8 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     path, prefix = found
     rows, part = _read_metadata(path, prefix)
     part = part if path.parent == folder else path.parent.name
-    description = f"{folder} ({part})" if part else str(folder)
     items = _questions(rows, path.parent, (), path)
-    return Questions(description, items, _answer_list(folder))
+    return Questions(with_split(folder, part), items, _answer_list(folder))
 
 
 def holds_questions(folder: Path) -> bool:

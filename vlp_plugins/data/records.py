@@ -321,6 +321,11 @@ def choose_column(
     )
 
 
+def with_split(source: object, split: str | None) -> str:
+    """`photos (train)`: what was read, for messages and reports."""
+    return f"{source} ({split})" if split else str(source)
+
+
 def choose_split(available: Sequence[str], wanted: str | None, *, where: str) -> str:
     """The split that is asked for; of None the only one, or `train`.
 

@@ -31,6 +31,7 @@ from vlp_plugins.data.records import (
     RecordList,
     choose_split,
     said_in,
+    with_split,
 )
 from vlp_plugins.data.shards import TarShards, find_shards, is_shards
 from vlp_plugins.runtime.errors import DataError, check_hub_id
@@ -162,11 +163,7 @@ def _answered(folder: Path, split: str | None) -> CaptionSource:
 
 
 def checked_source(data: object) -> str:
-    """What a Python user names as data, as text.
-
-    Raises:
-        DataError: if it is no path, pattern or id.
-    """
+    """What a Python user names as data, as text; `DataError` if it is no path, pattern or id."""
     if isinstance(data, (str, os.PathLike)):
         return str(data)
     raise DataError(
@@ -183,10 +180,10 @@ class _Options(TypedDict):
 
 def _shards(source: str, split: str | None, options: _Options) -> CaptionSource:
     shards, chosen = find_shards(source, split)
-    return TarShards(shards, source + (f" ({chosen})" if chosen else ""), **options)
+    return TarShards(shards, with_split(source, chosen), **options)
 
 
 def _dataset(source: str, split: str | None, options: _Options) -> CaptionSource:
     dataset, chosen = open_dataset(source, split)
-    description = f"dataset {source}" + (f" ({chosen})" if chosen else "")
+    description = with_split(f"dataset {source}", chosen)
     return DatasetSource(dataset, description, **options, roots=roots_of(source))

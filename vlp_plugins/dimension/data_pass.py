@@ -133,11 +133,7 @@ class Gatherer:
             self._sums.append((use.site, len(block), block.sum(dtype=torch.float32)))
 
     def finish(self, batch: int) -> None:
-        """Ends a batch.
-
-        Raises:
-            NonFiniteError: if what was kept of it holds NaN or infinity.
-        """
+        """Ends a batch; `NonFiniteError` if what was kept of it holds NaN or infinity."""
         for points in self._points.values():
             points.finish(batch)
         if self._sums:

@@ -31,7 +31,7 @@ from vlp_plugins.runtime.distributed import (
     failing_together,
     rank_and_size,
 )
-from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import StatisticsError, check_known
 from vlp_plugins.runtime.memory import usable_bytes
 from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.runtime.sharding import at_rest, is_sharded
@@ -49,12 +49,7 @@ FORM = Format(
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """The dimension of one use of a weight.
-
-    Attributes:
-        ambient: numbers in a point.
-        points: number of samples.
-    """
+    """The dimension of one use of a weight, from so many points of `ambient` numbers each."""
 
     estimate: Estimate
     ambient: int
@@ -94,11 +89,7 @@ def pack(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def unpack(_: Mapping[str, torch.Tensor], content: Mapping[str, Any]) -> State:
-    """Inverse of `pack`.
-
-    Raises:
-        ValueError: if it is something else.
-    """
+    """Inverse of `pack`; `ValueError` if it is something else."""
     uses = (_use(each) for each in read_as(list[dict[str, Any]], content["sites"], "sites"))
     found = read_as(dict[str, Dimension], content["found"], "found")
     return State(
@@ -148,7 +139,7 @@ def resumed(file: Checkpoint | None, *, resume: bool) -> State:
     state = file.load(unpack)
     if state is None:
         return State()
-    logger.info("going on: %d of %d are known", len(state.found), len(state.sites))
+    logger.info("resumed: %d of %d are known", len(state.found), len(state.sites))
     return state
 
 
@@ -240,17 +231,13 @@ def _together(own: Points | None, receiver: int, device: torch.device) -> torch.
         if who == rank and own is not None:
             rows = own.of_batch(where, widths)
             if values is None:
-                _send(rows, receiver)
+                distributed.send(rows.to(_link(rows)).view(torch.uint8), dst=receiver)
             else:
                 values[start : start + size] = rows
         elif values is not None:
             _receive(values[start : start + size], who)
         start += size
     return values
-
-
-def _send(rows: torch.Tensor, receiver: int) -> None:
-    distributed.send(rows.to(_link(rows)).view(torch.uint8), dst=receiver)
 
 
 def _receive(rows: torch.Tensor, sender: int) -> None:
@@ -329,10 +316,7 @@ def measure(
     """
     usual = default_settings(published=published)
     estimator, padding = estimator or usual[0], padding or usual[1]
-    if padding not in get_args(Padding):
-        raise UnsupportedError(
-            f"padding={padding!r} is unknown{suggest(str(padding), list(get_args(Padding)))}"
-        )
+    check_known("padding", padding, get_args(Padding))
     at_rest(model)
     sharded = is_sharded(model.parameters())
     device = device_of(model)

@@ -305,7 +305,7 @@ def nearest_in_blocks(
         For each of `blocks` its neighbours.
 
     Raises:
-        StatisticsError: if these are no points `[n, D]`, or a block has fewer than 3.
+        StatisticsError: if these are not points `[n, D]`, or a block has fewer than 3.
         NonFiniteError: if a coordinate is NaN or infinite.
     """
     if points.ndim != 2 or not points.is_floating_point():
@@ -341,11 +341,6 @@ def merge_duplicates(
 ) -> list[Neighbours]:
     """Distances as they were if points that differ by rounding alone had equal bits.
 
-    Args:
-        points: `[n, D]`, floating.
-        blocks: see `nearest_in_blocks`.
-        found: what it returned.
-
     Returns:
         The same with distances of 0 to duplicates, and with `r2 = r1` where the two neighbours are
         duplicates of each other.
@@ -372,8 +367,8 @@ def rounding_of(dtype: torch.dtype, device: torch.device) -> float:
     50 unit roundoffs through 24 transformer layers and 12 through the 4 of a small BLIP, whose
     nearest samples that differ were 20,000 times as far apart; 64 are allowed. Points of half
     precision that are kept, not computed, in it differ by an epsilon at most; computed in it by a
-    deep model they may differ by five, as far as other samples may be, and are told apart: measure
-    in float32. float64 is judged as float32, in which most points are computed.
+    deep model they may differ by five, as far as other samples may be, and count as different:
+    measure in float32. float64 is judged as float32, in which most points are computed.
 
     Args:
         dtype: of the points.

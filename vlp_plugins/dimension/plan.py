@@ -50,11 +50,6 @@ class IdPlan:
     passes: tuple[PlannedPass, ...]
     lines: tuple[str, ...]
 
-    @property
-    def points_bytes(self) -> int:
-        """Of the points of all layers."""
-        return sum(each.held_bytes for each in self.passes)
-
 
 def plan(
     model: nn.Module,

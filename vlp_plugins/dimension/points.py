@@ -153,8 +153,6 @@ class LayerUse:
     """One use of a weight, as far as it is known.
 
     Attributes:
-        site: weight, stream and owner.
-        module: dotted path.
         widths: numbers per sample of every call of the module, for the longest sample so far.
         itemsize: bytes of a number.
     """

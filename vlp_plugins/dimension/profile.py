@@ -35,10 +35,7 @@ class LayerDimension:
         weight: canonical name of the layer's weight.
         stream: of the adapter's forward, e.g. `vision`, `text`, `fusion`.
         owner: index of the module among the weight's owners.
-        module: dotted path of that module.
         modality: of the weight.
-        depth: of the weight, in its tower.
-        dimension: intrinsic dimension.
         error: its standard error.
         ambient: numbers in a point: tokens x features.
         points: samples, one point each.
@@ -70,8 +67,6 @@ class IdProfile:
     Attributes:
         layers: in the order of the weights.
         structure: hash of the model's prunable structure (`WeightMap.structure`).
-        adapter: name of the adapter.
-        settings: how it was measured.
         shapes: of the model's weights by canonical name; empty in profiles of older versions.
     """
 
@@ -107,7 +102,7 @@ class IdProfile:
 
         Raises:
             StatisticsError: if the profile is of another adapter, or of a deeper or wider model;
-                if a weight was not measured, or a dimension is no positive number.
+                if a weight was not measured, or a dimension is not a positive number.
         """
         if self.adapter and self.adapter != weights.adapter_name:
             raise StatisticsError(
@@ -189,7 +184,7 @@ def _positive(layer: LayerDimension) -> float:
     if not 0 < layer.dimension < math.inf:
         raise StatisticsError(
             f"the dimension of {layer.weight!r:.80} at {layer.module:.80} (stream "
-            f"{layer.stream!r:.80}) is {layer.dimension}, which is no factor of importance; "
+            f"{layer.stream!r:.80}) is {layer.dimension}, which is not a factor of importance; "
             "measure it again with more samples"
         )
     return layer.dimension

@@ -17,7 +17,7 @@ from vlp_plugins.dimension.neighbours import (
     squared_distances,
 )
 from vlp_plugins.models.request import whole_number
-from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, check_known
 
 Fit = Literal["slope", "likelihood"]
 Duplicates = Literal["rounding", "exact"]
@@ -47,15 +47,8 @@ class Estimator:
     duplicates: Duplicates = "rounding"
 
     def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit):
-            raise UnsupportedError(
-                f"fit {self.fit!r} is unknown{suggest(self.fit, [*get_args(Fit)])}"
-            )
-        if self.duplicates not in get_args(Duplicates):
-            raise UnsupportedError(
-                f"duplicates {self.duplicates!r} is unknown"
-                f"{suggest(self.duplicates, [*get_args(Duplicates)])}"
-            )
+        check_known("fit", self.fit, get_args(Fit))
+        check_known("duplicates", self.duplicates, get_args(Duplicates))
         if self.drop is not None and not 0 <= self.drop <= 0.9:
             raise UnsupportedError(f"drop is a fraction from 0 to 0.9, not {self.drop}")
         for name in ("blocks", "seed"):
@@ -127,7 +120,6 @@ class DimensionFit:
     """A dimension fitted to ratios.
 
     Attributes:
-        dimension: intrinsic dimension.
         kept: ratios that entered the fit.
         influence: float64 `[N]`, in the order of the ratios: a change of the share of ratio i in
             the sample by s changes the dimension by s times its influence, to first order

@@ -153,7 +153,9 @@ def compare(
             }  # fmt: skip
             apply = {each: steps[0].command for each, steps in then.items()}
             with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
-                _copy_masks(found.cells, work, folder)
+                (folder / MASKS).mkdir()
+                for file in {cell.masks for cell in found.cells}:
+                    shutil.copy2(work / Path(file).name, folder / file)
                 record = {**loaded.record(SCHEMA, command), **record_of(found), "data": run.facts()}
                 text = json.dumps(record, indent=1, ensure_ascii=False)
                 (folder / RECORD).write_text(text + "\n", encoding="utf-8")
@@ -169,12 +171,6 @@ def compare(
 MASKS = "masks"
 _ODD = r"[^\w.+-]"
 """Characters that names of files should not have, as in `id*omp`."""
-
-
-def _copy_masks(cells: Sequence[Cell], work: Path, folder: Path) -> None:
-    (folder / MASKS).mkdir()
-    for file in {cell.masks for cell in cells}:
-        shutil.copy2(work / Path(file).name, folder / file)
 
 
 def _steps(then: Mapping[str, Sequence[Step]]) -> list[Step]:
@@ -332,7 +328,7 @@ class _Run:
                 yield
         except (OutputError, MemoryError):
             raise
-        except Exception as error:  # of a plug-in, whatever it raises
+        except Exception as error:  # a plug-in may raise anything
             del self.methods[name]
             known = isinstance(error, VlpError)
             self.left_out[name] = str(error) if known else f"{type(error).__name__}: {error}"
@@ -504,7 +500,7 @@ class _Run:
         self.seconds[DENSE]  # every run measures it first
         records = read_as(list[dict[str, Any]], content["cells"], "cells")
         if any(values.ndim != 1 for values in tensors.values()):
-            raise ValueError("its figures are no lists of samples")
+            raise ValueError("its figures are not lists of samples")
         for number, record in enumerate(records):
             by_sample = {
                 key.partition("|")[2]: values.double().tolist()

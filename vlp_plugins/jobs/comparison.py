@@ -68,10 +68,8 @@ class Cell:
     Attributes:
         sparsity: what was asked for, as text (`0.75`).
         seed: of the calibration samples and of random scores.
-        total: prunable elements.
         pruning_seconds: of the method at all sparsities, without the pass over the data that
             several methods share.
-        masks: name of the mask file.
     """
 
     method: str
@@ -112,10 +110,7 @@ class Comparison:
 
     Attributes:
         score: the metrics whose mean ranks the methods.
-        model_elements: parameters of the whole model.
-        dense: figures of the model as it was loaded.
         cells: in order of sparsity, method and seed.
-        left_out: by method, why it could not be compared.
     """
 
     task: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,17 @@ from vlp_plugins.report.dimensions import (
     dimension_by_depth,
     dimension_sentences,
     duplicate_sentences,
-    layer_rows,
+    layer_table,
     layers_csv,
-    modality_rows,
+    modality_table,
     vision_sentences,
 )
-from vlp_plugins.report.page import Page, Section, Step, Table, Tile, value_text
+from vlp_plugins.report.page import Page, Section, Step, Tile, value_text
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import atomic_folder
 
 PROFILE = "id-profile.json"
-MODALITY_HEADER = ("modality", "layers", "mean ID", "lowest", "highest")
-LAYER_HEADER = ("weight", "stream", "depth", "ID", "error", "ambient", "points", "duplicates")
 
 
 @dataclass(frozen=True)
@@ -151,21 +149,10 @@ def page_of(
         ],
         [
             Section("Intrinsic dimension by depth", charts=[dimension_by_depth(layers)]),
-            Section(
-                "By modality",
-                tables=[
-                    Table(
-                        "",
-                        MODALITY_HEADER,
-                        modality_rows(layers),
-                        "Mean over the layers' outputs, with the mean of their standard errors: "
-                        "all come from the same samples, so the errors do not average out.",
-                    )
-                ],
-            ),
+            Section("By modality", tables=[replace(modality_table(layers), title="")]),
             Section(
                 f"All {len(layers)} layers",
-                tables=[Table("", LAYER_HEADER, layer_rows(layers))],
+                tables=[replace(layer_table(layers), title="")],
                 folded=True,
             ),
         ],

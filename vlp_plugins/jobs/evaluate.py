@@ -163,7 +163,7 @@ def _score(measured: TaskMetrics, metric: str) -> Score | None:
 
 
 def _short(task: str, value: float) -> str:
-    """A metric with one digit; scores of captions are no fractions, and a loss is small."""
+    """A metric with one digit; scores of captions are not fractions, and a loss is small."""
     if task == LOSS or not math.isfinite(value):
         return shown(value)
     return f"{value:.1f}" if task == "captioning" else percent(value / 100)
@@ -187,7 +187,7 @@ class Evaluation:
         after: figures with the masks; None without masks.
         masks: about the masks: method, sparsity, note, whether their new weights were written (None
             if they have none); None without masks.
-        settings: what decides the figures besides model and data.
+        settings: what else than model and data decides the figures.
         out: the folder; None if nothing was written.
     """
 

@@ -145,14 +145,16 @@ class Forecast:
     Of several processes each runs its share of the batches, so all take part in the sample.
     """
 
-    def __init__(self, progress: Progress | None, rest: str = "", besides: float = 0.0) -> None:
-        """Passes on to `progress`; `besides` are seconds that are no batch's.
+    def __init__(
+        self, progress: Progress | None, rest: str = "", other_seconds: float = 0.0
+    ) -> None:
+        """Passes on to `progress`; `other_seconds` are seconds that are no batch's.
 
         `rest` ends the sentence: what the time is without, or what else it is for.
         """
         self._progress = progress
         self._rest = rest
-        self._besides = besides
+        self._besides = other_seconds
         self._first: tuple[int, float] | None = None
         self._said = False
 

@@ -1,4 +1,4 @@
-"""What `vlp finetune` shall do, written in YAML; every key is an option of the command.
+"""Recipes of `vlp finetune`, written in YAML; every key is an option of the command.
 
     task: retrieval
     batch_size: 128
@@ -22,8 +22,10 @@ from vlp_plugins.jobs.recipe_values import (
     choice,
     integer,
     number,
+    read_by,
     read_section,
     read_yaml,
+    readers_of,
     text,
 )
 from vlp_plugins.jobs.recipes import AUTOCASTS, find_recipe
@@ -51,18 +53,18 @@ class FinetuneRecipe:
         settings: of the optimizer and its rate.
     """
 
-    task: str | None = None
-    adapter: str | None = None
-    batch_size: int = 32
-    data: str | None = None
-    split: str | None = None
-    limit: int | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    max_length: int | None = None
-    checkpoint_every: int = 500
-    log_every: int = 10
-    workers: int = 1
+    task: str | None = read_by(choice(*TASKS))
+    adapter: str | None = read_by(text)
+    batch_size: int = read_by(integer(1), 32)
+    data: str | None = read_by(text)
+    split: str | None = read_by(text)
+    limit: int | None = read_by(integer(1))
+    image_column: str | None = read_by(text)
+    caption_column: str | None = read_by(text)
+    max_length: int | None = read_by(integer(3))
+    checkpoint_every: int = read_by(integer(1), 500)
+    log_every: int = read_by(integer(1), 10)
+    workers: int = read_by(integer(0), 1)
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
 
@@ -102,19 +104,7 @@ def _pair(value: Value) -> tuple[float, float]:
 
 
 _SETTINGS = tuple(each.name for each in fields(FinetuneSettings))
-_READERS: Readers = {
-    "task": choice(*TASKS),
-    "adapter": text,
-    "batch_size": integer(1),
-    "data": text,
-    "split": text,
-    "limit": integer(1),
-    "image_column": text,
-    "caption_column": text,
-    "max_length": integer(3),
-    "checkpoint_every": integer(1),
-    "log_every": integer(1),
-    "workers": integer(0),
+_READERS: Readers = readers_of(FinetuneRecipe) | {
     "learning_rate": number,
     "betas": _pair,
     "epsilon": number,

@@ -88,7 +88,7 @@ class Timing:
             number is unknown.
         seconds_per_batch: the fastest of those that were timed; None for a method without data,
             and for one whose batches cannot be timed without running it.
-        other_seconds: besides those batches, of making masks, solving and reading the disk.
+        other_seconds: in addition to those batches, of making masks, solving and reading the disk.
     """
 
     batches: int | None
@@ -238,19 +238,19 @@ def _plan_by_shapes(job: Prepared) -> Plan:
     """What the shapes of the weights decide."""
     method = job.method.method if isinstance(job.method, IdGuided) else job.method
     statistics, cost = 0, None
-    besides = 0
+    other = 0
     if isinstance(method, Composition) and job.by_blocks:
         cost = method.cost(job.context())
-        besides = cost.ram_bytes
+        other = cost.ram_bytes
     elif isinstance(method, Composition):
         statistics = method.statistics_bytes(job.weights)
         if any(isinstance(need, LossStatistic) for need in method.needs):
-            besides = 4 * job.weights.numel  # the gradients of a batch
+            other = 4 * job.weights.numel  # the gradients of a batch
     elif isinstance(method, Procedure):
         out = Path(job.recipe.out or ".").absolute()
         with suppress(VlpError):  # of one that has to run the model to know
             cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
-            besides = cost.ram_bytes
+            other = cost.ram_bytes
     size = _itemsize(job)
     model = size * sum(parameter.numel() for parameter in job.model.parameters())
     mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
@@ -260,7 +260,7 @@ def _plan_by_shapes(job: Prepared) -> Plan:
         weights=job.weights,
         counts=[_counts_by_shape(job, target) for target in job.targets],
         passes=passes if job.method.reads_data else 0,
-        peak_bytes=resident_bytes() + model + statistics + besides + copies + 2 * mask_file,
+        peak_bytes=resident_bytes() + model + statistics + other + copies + 2 * mask_file,
         device_peak_bytes=None,
         model_bytes=model,
         statistics_bytes=statistics,
@@ -559,12 +559,7 @@ def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: i
     does; how an allocator fragments its memory cannot be calculated, only repeated.
 
     Of a model on the meta device, whose weights are not there, counts and bytes follow from the
-    shapes, and nothing is timed.
-
-    Args:
-        job: what shall be run.
-        processor: makes batches; needed by methods that read data, unless there are no weights.
-        batch_size: of the run.
+    shapes, and nothing is timed; only then do methods that read data need no processor.
 
     Raises:
         ValueError: if the method reads data and there is no processor.

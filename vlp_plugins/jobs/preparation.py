@@ -80,7 +80,6 @@ class ModelSource:
     """Where a model comes from, as the command line names it.
 
     Attributes:
-        model: path or hub id.
         adapter: name; None asks all.
         processor: path or hub id; None takes the model's.
         dtype: of the model; `auto` keeps that of its checkpoint.
@@ -146,11 +145,7 @@ class Loaded:
         }
 
     def batches(self, data: DataRecipe) -> CaptionedBatches:
-        """Batches of captioned images.
-
-        Raises:
-            DataError: if there are none.
-        """
+        """Batches of captioned images; `DataError` if there are none."""
         return batches_for(str(data.source), data, self.processor, self.adapter, self.model)
 
 
@@ -195,11 +190,7 @@ class Prepared:
         return replace(self, method=method)
 
     def processor(self) -> Processor:
-        """The processor of the model.
-
-        Raises:
-            DataError: if there is none.
-        """
+        """The processor of the model; `DataError` if there is none."""
         source, data = str(self.recipe.processor or self.recipe.model), self.recipe.data
         return processor_for(self.model, self.adapter, source, **data.of_processor)
 

@@ -190,10 +190,6 @@ def run(
         files = (recipe.statistics, recipe.id_profile)
         check_outside(str(recipe.out), (recipe.model, recipe.data.source, recipe.processor, *files))
 
-    def ahead(rest: str, besides: float = 0.0) -> Progress | None:
-        # What a resumed run has seen already passes fast and says nothing about the rest.
-        return progress if resume else Forecast(progress, rest, besides)
-
     with claimed(Path(str(recipe.out)), writes=writes, mark=RECIPE, overwrite=overwrite) as out:
         known = Statistics.load(recipe.statistics) if recipe.statistics is not None else None
         watch = StopWatch()
@@ -206,14 +202,16 @@ def run(
         profile = None
         if isinstance(job.method, IdGuided):
             with working(out, resume=resume) as work:
-                shown = ahead(" to measure dimensions; the search for neighbours comes on top")
+                rest = " to measure dimensions; the search for neighbours comes on top"
+                shown = _forecast(progress, rest, resume=resume)
                 profile = job.method.measured(
                     job.context(read, workplace=work, resume=resume, progress=shown)
                 )
             job = job.guided(profile)
             watch.lap("measuring intrinsic dimensions")
         if isinstance(job.method, Measuring):
-            shown = ahead(" to measure for the allocation; pruning comes on top")
+            rest = " to measure for the allocation; pruning comes on top"
+            shown = _forecast(progress, rest, resume=resume)
             ready = job.method.ready(job.context(read, progress=shown))
             job = replace(job, method=ready)
             watch.lap("measuring for the allocation")
@@ -221,20 +219,11 @@ def run(
         if isinstance(job.method, Procedure) or job.by_blocks:
             # What measuring has left in the folder of work stays for a resumed run.
             with working(out, resume=resume or profile is not None) as work:
-                shown = None
-                if batches is not None and isinstance(job.method, Procedure):
-                    solving = _solving_seconds(job, job.method, batches, work)
-                    part = f", {duration(solving)} of it to solve" if solving >= 1 else ""
-                    shown = ahead(part, solving)
-                elif batches is not None:
-                    shown = ahead(", each through one of the blocks")
-                context = job.context(read, workplace=work, resume=resume, progress=shown)
-                with no_exit(f"method {job.method.name!r}"):
-                    made = job.method.run(context)
+                made = _run(job, batches, work, progress, resume=resume)
             watch.lap("pruning")
         else:
             if batches is not None:
-                shown = ahead("; making masks comes on top")
+                shown = _forecast(progress, "; making masks comes on top", resume=resume)
                 statistics = _gathered(job, batches, out, progress=shown, resume=resume)
                 watch.lap("data pass")
             elif known is not None and composed(job.method).needs:
@@ -274,10 +263,39 @@ def run(
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
 
 
+def _forecast(
+    progress: Progress | None, rest: str, seconds: float = 0.0, *, resume: bool
+) -> Progress | None:
+    """See `Forecast`; what a resumed run has seen already passes fast and foretells nothing."""
+    return progress if resume else Forecast(progress, rest, seconds)
+
+
+def _run(
+    job: Prepared,
+    batches: CaptionedBatches | None,
+    work: Path,
+    progress: Progress | None,
+    *,
+    resume: bool,
+) -> list[Masks]:
+    """Of a method that runs the model as it goes."""
+    method = job.method
+    shown = None
+    if batches is not None and isinstance(method, Procedure):
+        solving = _solving_seconds(job, method, batches, work)
+        rest = f", {duration(solving)} of it to solve" if solving >= 1 else ""
+        shown = _forecast(progress, rest, solving, resume=resume)
+    elif batches is not None:
+        shown = _forecast(progress, ", each through one of the blocks", resume=resume)
+    read = () if batches is None else batches
+    with no_exit(f"method {method.name!r}"):
+        return method.run(job.context(read, workplace=work, resume=resume, progress=shown))
+
+
 def _solving_seconds(
     job: Prepared, method: Procedure, batches: CaptionedBatches, work: Path
 ) -> float:
-    """What the method takes besides its batches, as far as it can say."""
+    """Seconds that the method takes in addition to its batches, as far as it can say."""
     number = job.recipe.data.batches
     if number is None and batches.source.length is not None:
         number = len(batches)

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,27 @@ def read_yaml(path: Path) -> Value:
     root = parse_yaml(text, str(path), path.name)
     if not isinstance(root.data, dict):
         raise RecipeError(
-            f"{path} is no recipe: it holds {_said(root.data)}, not lines such as "
+            f"{path} is not a recipe: it holds {_said(root.data)}, not lines such as "
             "`method: multiflow`"
         )
     return root
 
 
-Readers = Mapping[str, Callable[[Value], Any]]
-"""By key that may stand in a section, what makes a value of it."""
+Reader = Callable[[Value], Any]
+"""Makes a value of what stands at a key."""
+
+Readers = Mapping[str, Reader]
+"""By key that may stand in a section."""
+
+
+def read_by(reader: Reader, default: Any = None) -> Any:
+    """A field of a recipe, with what reads it."""
+    return field(default=default, metadata={"reader": reader})
+
+
+def readers_of(recipe: type) -> dict[str, Reader]:
+    """The readers of the fields that `read_by` has made, by name."""
+    return {each.name: each.metadata["reader"] for each in fields(recipe) if each.metadata}
 
 
 def read_section(
@@ -199,8 +212,8 @@ class _Tree:
         fits = data is None or isinstance(data, (str, int, float))
         if not fits or (isinstance(data, int) and data.bit_length() > _MOST_BITS):
             raise RecipeError(
-                f"{self.where(node)}: {name:.80} is {shown(str(node.value))}, which is no number "
-                f"of up to {_MOST_BITS} bits, true or false; write text like that in quotes"
+                f"{self.where(node)}: {name:.80} is {shown(str(node.value))}, which is not a "
+                f"number of up to {_MOST_BITS} bits, true or false; write text like that in quotes"
             )
         return data
 
@@ -224,20 +237,12 @@ _COMMAND_LINE = "command line"
 
 
 def penalty_of(text: str, name: str) -> float | str:
-    """A number or `auto`, as it would be read from a recipe.
-
-    Raises:
-        RecipeError: for anything else.
-    """
+    """A number or `auto`, as it would be read from a recipe; `RecipeError` for anything else."""
     return penalty(parse_yaml(text, _COMMAND_LINE, name, hints=False))
 
 
 def amount_of(text: str, name: str) -> str:
-    """An amount of memory, as it would be read from a recipe.
-
-    Raises:
-        RecipeError: for anything else.
-    """
+    """An amount of memory, as it would be read from a recipe; `RecipeError` for anything else."""
     return amount(Value(text, _COMMAND_LINE, name))
 
 

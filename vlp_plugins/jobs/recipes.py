@@ -22,8 +22,10 @@ from vlp_plugins.jobs.recipe_values import (
     penalty,
     plain,
     plain_of,
+    read_by,
     read_section,
     read_yaml,
+    readers_of,
     text,
     value_of,
 )
@@ -51,21 +53,99 @@ class DataRecipe:
         max_pixels: of an image of a chat model; see `vlp_plugins.batches`.
     """
 
-    source: str | None = None
-    split: str | None = None
-    batch_size: int = 32
-    batches: int | None = None
-    seed: int | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    max_length: int | None = None
-    prompt: str | None = None
-    max_pixels: int | None = None
+    source: str | None = read_by(text)
+    split: str | None = read_by(text)
+    batch_size: int = read_by(integer(1), 32)
+    batches: int | None = read_by(integer(1))
+    seed: int | None = read_by(integer(0))
+    image_column: str | None = read_by(text)
+    caption_column: str | None = read_by(text)
+    max_length: int | None = read_by(integer(3))
+    prompt: str | None = read_by(text)
+    max_pixels: int | None = read_by(integer(1))
 
     @property
     def of_processor(self) -> dict[str, Any]:
-        """What the processor of the model is told; keywords of `processor_for`."""
+        """Keywords of `processor_for`."""
         return {name: getattr(self, name) for name in ("max_length", "prompt", "max_pixels")}
+
+
+_DATA_READERS: Readers = readers_of(DataRecipe)
+_OTHER_WORDS = {"ties": "owners", "output": "out", "params": "parameters", "dataset": "data"}
+
+
+def _hint(key: str, readers: Readers, elsewhere: Readers, note: str) -> str:
+    if key in _OTHER_WORDS:
+        return f" (it is called {_OTHER_WORDS[key]!r})"
+    return note if key in elsewhere else suggest(key, list(readers))
+
+
+def _read_data(section: Value) -> dict[str, Any]:
+    note = " (it does not belong under data:)"
+    return read_section(
+        section, _DATA_READERS, lambda key: _hint(key, _DATA_READERS, _READERS, note)
+    )
+
+
+def _data(value: Value) -> DataRecipe:
+    if isinstance(value.data, str):
+        return DataRecipe(source=value.data)
+    return DataRecipe(**_read_data(value))
+
+
+def _sparsities(value: Value) -> tuple[Target, ...]:
+    listed = value.data if isinstance(value.data, list) else [value]
+    if not listed:
+        raise value.wrong("a number such as 0.75, budgets by modality, or a list of them")
+    return tuple(_target(inner) for inner in listed)
+
+
+def _target(value: Value) -> Target:
+    if isinstance(value.data, dict):
+        if not value.data:
+            raise value.wrong("a number, or budgets such as {vision: 0.5, text: 0.8}")
+        return {name: _sparsity(inner) for name, inner in value.data.items()}
+    return _sparsity(value)
+
+
+def _sparsity(value: Value) -> float:
+    try:
+        return check_sparsity(number(value))
+    except SparsityError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+
+
+def _pattern(value: Value) -> str:
+    sizes = read_section(value, {"keep": integer(1), "of": integer(1)})
+    if set(sizes) != {"keep", "of"}:
+        raise value.wrong("a mapping with keep and of, such as {keep: 2, of: 4}")
+    return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))
+
+
+def _allocation(value: Value) -> str:
+    name = text(value)
+    try:
+        allocation_by_name(name)
+    except VlpError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+    return name
+
+
+def _tokens(value: Value) -> str:
+    name = text(value)
+    try:
+        selection_of(name)
+    except VlpError as error:
+        raise RecipeError(f"{value.where}: {error}") from error
+    return name
+
+
+def _parameters(value: Value) -> dict[str, Any]:
+    return {name: plain(inner) for name, inner in value.items().items()}
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTOCASTS = DTYPES[2:]
 
 
 @dataclass(frozen=True)
@@ -97,36 +177,42 @@ class Recipe:
         device: None takes a GPU if there is one.
     """
 
-    model: str | None = None
-    adapter: str | None = None
-    processor: str | None = None
-    method: str = "multiflow"
+    model: str | None = read_by(text)
+    adapter: str | None = read_by(text)
+    processor: str | None = read_by(text)
+    method: str = read_by(text, "multiflow")
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    sparsity: tuple[Target, ...] = ()
-    allocation: str | None = None
-    floor: float = 0.0
-    owners: str | None = None
-    variant: str = "default"
-    walk: str | None = None
-    tokens: str | None = None
+    sparsity: tuple[Target, ...] = read_by(_sparsities, ())
+    allocation: str | None = read_by(_allocation)
+    floor: float = read_by(number, 0.0)
+    owners: str | None = read_by(choice("all", "first"))
+    variant: str = read_by(choice("default", "published"), "default")
+    walk: str | None = read_by(choice("model", "blocks"))
+    tokens: str | None = read_by(_tokens)
     data: DataRecipe = field(default_factory=DataRecipe)
-    statistics: str | None = None
-    id_profile: str | None = None
-    out: str | None = None
-    seed: int = 0
-    save_model: bool = False
-    checkpoint_every: int = 50
-    memory_budget: str | None = None
-    autocast: str | None = None
-    skip_nonfinite: bool = False
-    keep_statistics: bool = False
-    dtype: str = "auto"
-    device: str | None = None
+    statistics: str | None = read_by(text)
+    id_profile: str | None = read_by(text)
+    out: str | None = read_by(text)
+    seed: int = read_by(integer(0), 0)
+    save_model: bool = read_by(flag, False)
+    checkpoint_every: int = read_by(integer(1), 50)
+    memory_budget: str | None = read_by(amount)
+    autocast: str | None = read_by(choice(*AUTOCASTS))
+    skip_nonfinite: bool = read_by(flag, False)
+    keep_statistics: bool = read_by(flag, False)
+    dtype: str = read_by(choice(*DTYPES), "auto")
+    device: str | None = read_by(text)
 
 
 _PATTERN = re.compile(r"keep=\d+,\s*of=\d+")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-AUTOCASTS = DTYPES[2:]
+_READERS: Readers = readers_of(Recipe) | {
+    "parameters": _parameters,
+    "data": _data,
+    "pattern": _pattern,
+    LAMBDA: penalty,
+}
+KEYS = frozenset(_READERS)
+"""Every key that a recipe may have at its top."""
 
 
 _PACKAGED = Path(__file__).parents[1] / "recipes"
@@ -204,122 +290,6 @@ def _found(root: Value) -> dict[str, Any]:
             raise RecipeError(f"{root.where}: lambda stands here and among the parameters")
         found["parameters"] = {**found.get("parameters", {}), LAMBDA: found.pop(LAMBDA)}
     return found
-
-
-def _hint(key: str, readers: Readers, elsewhere: Readers, note: str) -> str:
-    if key in _OTHER_WORDS:
-        return f" (it is called {_OTHER_WORDS[key]!r})"
-    return note if key in elsewhere else suggest(key, list(readers))
-
-
-def _read_data(section: Value) -> dict[str, Any]:
-    note = " (it does not belong under data:)"
-    return read_section(
-        section, _DATA_READERS, lambda key: _hint(key, _DATA_READERS, _READERS, note)
-    )
-
-
-def _data(value: Value) -> DataRecipe:
-    if isinstance(value.data, str):
-        return DataRecipe(source=value.data)
-    return DataRecipe(**_read_data(value))
-
-
-def _sparsities(value: Value) -> tuple[Target, ...]:
-    listed = value.data if isinstance(value.data, list) else [value]
-    if not listed:
-        raise value.wrong("a number such as 0.75, budgets by modality, or a list of them")
-    return tuple(_target(inner) for inner in listed)
-
-
-def _target(value: Value) -> Target:
-    if isinstance(value.data, dict):
-        if not value.data:
-            raise value.wrong("a number, or budgets such as {vision: 0.5, text: 0.8}")
-        return {name: _sparsity(inner) for name, inner in value.data.items()}
-    return _sparsity(value)
-
-
-def _sparsity(value: Value) -> float:
-    try:
-        return check_sparsity(number(value))
-    except SparsityError as error:
-        raise RecipeError(f"{value.where}: {error}") from error
-
-
-def _pattern(value: Value) -> str:
-    sizes = read_section(value, {"keep": integer(1), "of": integer(1)})
-    if set(sizes) != {"keep", "of"}:
-        raise value.wrong("a mapping with keep and of, such as {keep: 2, of: 4}")
-    return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))
-
-
-def _allocation(value: Value) -> str:
-    name = text(value)
-    try:
-        allocation_by_name(name)
-    except VlpError as error:
-        raise RecipeError(f"{value.where}: {error}") from error
-    return name
-
-
-def _tokens(value: Value) -> str:
-    name = text(value)
-    try:
-        selection_of(name)
-    except VlpError as error:
-        raise RecipeError(f"{value.where}: {error}") from error
-    return name
-
-
-def _parameters(value: Value) -> dict[str, Any]:
-    return {name: plain(inner) for name, inner in value.items().items()}
-
-
-_DATA_READERS: Readers = {
-    "source": text,
-    "split": text,
-    "batch_size": integer(1),
-    "batches": integer(1),
-    "seed": integer(0),
-    "image_column": text,
-    "caption_column": text,
-    "max_length": integer(3),
-    "prompt": text,
-    "max_pixels": integer(1),
-}
-_READERS: Readers = {
-    "model": text,
-    "adapter": text,
-    "processor": text,
-    "method": text,
-    "parameters": _parameters,
-    "sparsity": _sparsities,
-    "allocation": _allocation,
-    "pattern": _pattern,
-    "floor": number,
-    "owners": choice("all", "first"),
-    "variant": choice("default", "published"),
-    "walk": choice("model", "blocks"),
-    "tokens": _tokens,
-    "data": _data,
-    "statistics": text,
-    "id_profile": text,
-    "out": text,
-    "seed": integer(0),
-    "save_model": flag,
-    "checkpoint_every": integer(1),
-    "lambda": penalty,
-    "memory_budget": amount,
-    "autocast": choice(*AUTOCASTS),
-    "skip_nonfinite": flag,
-    "keep_statistics": flag,
-    "dtype": choice(*DTYPES),
-    "device": text,
-}
-KEYS = frozenset(_READERS)
-"""Every key that a recipe may have at its top."""
-_OTHER_WORDS = {"ties": "owners", "output": "out", "params": "parameters", "dataset": "data"}
 
 
 _KEYS = [
@@ -407,7 +377,8 @@ def sparsity_of(text: str) -> Target:
         return {name.strip(): check_sparsity(float(value)) for name, value in parts}
     except ValueError as error:
         raise SparsityError(
-            f"{text!r} is no sparsity; write 0.75, or vision=0.5,text=0.8 for budgets per modality"
+            f"{text!r} is not a sparsity; write 0.75, or vision=0.5,text=0.8 for budgets per "
+            "modality"
         ) from error
 
 
@@ -450,7 +421,9 @@ def parameter_of(text: str) -> tuple[str, Any]:
     """
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
-        raise RecipeError(f"{text!r} is no parameter; write name=value, for instance edges=false")
+        raise RecipeError(
+            f"{text!r} is not a parameter; write name=value, for instance edges=false"
+        )
     return name.strip(), plain_of(value, name.strip())
 
 

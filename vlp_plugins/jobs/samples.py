@@ -12,10 +12,10 @@ from PIL import Image
 
 from vlp_plugins.data.batches import captioned, first
 from vlp_plugins.data.conversations import Asked
-from vlp_plugins.data.labelled import open_labelled
+from vlp_plugins.data.labelled import LabelledImages, open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
-from vlp_plugins.data.questions import open_questions
-from vlp_plugins.data.records import said_of
+from vlp_plugins.data.questions import Questions, open_questions
+from vlp_plugins.data.records import said_of, with_split
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.tasks import LOSS
@@ -69,35 +69,11 @@ def read_samples(
             asked = open_questions(data, split)
         except DataError as error:
             return _rows_with_questions(data, split, limit, image_column, error, chat=chat)
-        questions = list(first(asked.items, limit, asked.description))
-        unanswered = next((item.place for item in questions if not item.answers), None)
-        if unanswered is not None:
-            raise DataError(
-                f"{asked.description}: {unanswered} has no answers to compare with or learn from "
-                "(those of test sets are not published); give another --split"
-            )
-        samples = (
-            Sample(q.place, q.image, (q.text,), q.answers, choices=q.choices) for q in questions
-        )
-        return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
+        return _questions(asked, limit)
     if task == "nlvr2":
-        folder = Path(data).expanduser()
-        chosen = nlvr2_split(folder, split)
-        description = f"{folder} ({chosen})"
-        statements = first(open_nlvr2(folder, chosen), limit, description)
-        samples = (
-            Sample(s.place, s.images[0], (s.text,), label=int(s.label), second=s.images[1])
-            for s in statements
-        )
-        return TaskSamples(description, tuple(samples))
+        return _statements(Path(data).expanduser(), split, limit)
     if task == "classification":
-        labelled = open_labelled(data, split)
-        items = first(labelled.items, limit, labelled.description)
-        samples = (Sample(item.place, item.image, label=item.label) for item in items)
-        found = TaskSamples(labelled.description, tuple(samples), labelled.classes)
-        if not found.samples:
-            raise DataError(f"{found.description} holds no image")
-        return found
+        return _labelled(open_labelled(data, split), limit)
     talks = chat and task == LOSS
     source = open_source(
         data,
@@ -109,10 +85,40 @@ def read_samples(
     if talks:
         records = first(source.records(None), limit, source.description)
         samples = (Sample(each.place, each.image, (said_of(each),)) for each in records)
-        return TaskSamples(source.description, tuple(samples))
-    pairs = captioned(source, limit)
-    samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
+    else:
+        pairs = captioned(source, limit)
+        samples = (Sample(record.place, record.image, tuple(texts)) for record, texts in pairs)
     return TaskSamples(source.description, tuple(samples))
+
+
+def _questions(asked: Questions, limit: int | None) -> TaskSamples:
+    questions = list(first(asked.items, limit, asked.description))
+    unanswered = next((item.place for item in questions if not item.answers), None)
+    if unanswered is not None:
+        raise DataError(
+            f"{asked.description}: {unanswered} has no answers to compare with or learn from "
+            "(those of test sets are not published); give another --split"
+        )
+    samples = (Sample(q.place, q.image, (q.text,), q.answers, choices=q.choices) for q in questions)
+    return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
+
+
+def _statements(folder: Path, split: str | None, limit: int | None) -> TaskSamples:
+    chosen = nlvr2_split(folder, split)
+    description = with_split(folder, chosen)
+    samples = (
+        Sample(s.place, s.images[0], (s.text,), label=int(s.label), second=s.images[1])
+        for s in first(open_nlvr2(folder, chosen), limit, description)
+    )
+    return TaskSamples(description, tuple(samples))
+
+
+def _labelled(images: LabelledImages, limit: int | None) -> TaskSamples:
+    items = first(images.items, limit, images.description)
+    samples = tuple(Sample(item.place, item.image, label=item.label) for item in items)
+    if not samples:
+        raise DataError(f"{images.description} holds no image")
+    return TaskSamples(images.description, samples, images.classes)
 
 
 def _rows_with_questions(

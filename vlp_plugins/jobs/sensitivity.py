@@ -127,7 +127,7 @@ RECORD = "sensitivity.json"
 
 @dataclass(frozen=True)
 class SensitivityRequest:
-    """What is asked for besides the model.
+    """What is asked for of a model.
 
     Attributes:
         data: for calibration; without `test` also for measuring.

@@ -229,7 +229,7 @@ class Task(ABC):
         """Measures the model as it is now."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the figures besides model and data."""
+        """What else than model and data decides the figures."""
         return {}
 
 
@@ -550,7 +550,7 @@ def evaluate(
         The metrics by name, all of them times 100; captions and answers are in `texts`.
 
     Raises:
-        DataError: if there is no such data, it is none of the task, or no processor is found.
+        DataError: if there is no such data, it is not of the task, or no processor is found.
         RecipeError: for an option that is not one of the task, or if several tasks are possible.
         UnsupportedError: if models of this family do not do the task.
     """
@@ -601,7 +601,7 @@ def _only_task(adapter: Adapter, processor: Processor, data: str, split: str | N
         raise RecipeError(f"several tasks can be measured on {data}; pass {tasks}")
     raise RecipeError(
         f"{data} does not look like data of any task that models of adapter {adapter.name!r} do"
-        + (f"; pass {tasks} to be told what it lacks" if tasks else "")
+        + (f"; pass {tasks} to see what it lacks" if tasks else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""Masks and a model: which mask belongs to which weight, writing them, verifying them.
+"""Masks and a model: which mask belongs to which weight, and the new values of kept elements.
 
 New values are compact: float32, one-dimensional, the kept elements alone in row-major order.
 """
@@ -19,7 +19,7 @@ from vlp_plugins.models.discovery import recall_adapter
 from vlp_plugins.models.weights import Weight, WeightMap, surplus_layer
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.runtime.sharding import here, is_sharded, part_of, zero_outside
+from vlp_plugins.runtime.sharding import here, is_sharded, part_of
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -61,7 +61,7 @@ def check_values(values: Mapping[str, torch.Tensor], manifest: Manifest) -> None
             raise MaskError(f"{bad} of {kept} new values of {name!r} are NaN or infinite")
 
 
-def _check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> None:
+def check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> None:
     """Raises `MaskError` if a value is beyond what the parameter's dtype can hold (float16)."""
     most = torch.finfo(parameter.dtype).max
     if most < torch.finfo(torch.float32).max and values.numel():
@@ -74,12 +74,10 @@ def _check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> No
 
 
 def write_kept(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor) -> None:
-    """Writes compact values into the kept elements of a parameter, in place, in its dtype.
+    """Writes compact values, float32 `[kept]`, into the kept elements of a parameter, in place.
 
-    Args:
-        parameter: any strides, any device; sharded or not.
-        mask: bool, of its shape and on its device.
-        values: float32 `[kept]`, on any device.
+    The parameter may be of any dtype, strides and device, and sharded; the bool mask is of its
+    shape and on its device.
     """
     values = values.to(parameter.device, parameter.dtype)
     with torch.no_grad():
@@ -181,41 +179,9 @@ def _mask_for(manifest: Manifest, weight: Weight) -> str:
     return name
 
 
-def apply_masks(masks: Masks, model: nn.Module, adapter: Adapter | None, *, values: bool) -> None:
-    """See `Masks.apply`."""
-    weights, matched = fit(masks, model, adapter)
-    new_values = masks.new_values if values else None
-    if new_values is not None:
-        for name, weight in weights.items():
-            _check_range(name, new_values[matched[name]], weight.parameter)
-        _warn_of_overwriting(masks, new_values, weights, matched)
-    for name, weight in weights.items():
-        mask = masks[matched[name]].to(weight.device)
-        with weight.changing() as parameter:
-            zero_outside(parameter, mask)
-            if new_values is not None:
-                write_kept(parameter, mask, new_values[matched[name]])
-
-
-def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[Violation]:
-    """See `Masks.verify`."""
-    weights, matched = fit(masks, model, adapter)
-    found = []
-    for name, weight in weights.items():
-        mask = masks[matched[name]].to(weight.device)
-        values = weight.values
-        if values.element_size() == 1:  # of 8-bit floats nothing can be computed
-            values = values.float()
-        revived = int(torch.count_nonzero(values.masked_fill(mask, 0)))
-        if revived:
-            removed = int(mask.numel() - mask.sum())
-            found.append(Violation(weight.name, weight.aliases[0], revived, removed))
-    return found
-
-
 def check_applied(masks: Masks, model: nn.Module, adapter: Adapter | None, remedy: str) -> None:
     """Raises `MaskError` with the first weight that is not zero where its mask removes."""
-    if found := violations(masks, model, adapter):
+    if found := masks.verify(model, adapter):
         first = found[0]
         raise MaskError(
             f"{len(found)} weights are not zero where the masks remove, first {first.weight!r} "
@@ -223,7 +189,7 @@ def check_applied(masks: Masks, model: nn.Module, adapter: Adapter | None, remed
         )
 
 
-def _warn_of_overwriting(
+def warn_of_overwriting(
     masks: Masks,
     values: Mapping[str, torch.Tensor],
     weights: WeightMap,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlp_plugins.masks.manifest import Manifest
-from vlp_plugins.masks.packed import count_ones
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.numbers import count, percent
 
@@ -17,17 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Overlap:
-    """How alike two masks are.
+    """How alike two masks are: elements that both, or either of them, keep, of how many."""
 
-    Attributes:
-        both: number of elements that both keep.
-        either: number of elements that at least one keeps.
-        total: number of elements.
-    """
-
-    both: int
-    either: int
-    total: int
+    both: int = 0
+    either: int = 0
+    total: int = 0
 
     @property
     def differing(self) -> int:
@@ -54,20 +47,6 @@ class Overlap:
         return Overlap(self.both + other.both, self.either + other.either, self.total + other.total)
 
 
-def overlaps(one: Masks, two: Masks) -> dict[str, Overlap]:
-    """See `Masks.compare`."""
-    _check_comparable(one.manifest, two.manifest)
-    groups: dict[str, Overlap] = {}
-    whole = Overlap(0, 0, 0)
-    for name, record in one.manifest.weights.items():
-        first, second = one.packed[name], two.packed[name]
-        both, either = count_ones(first & second), count_ones(first | second)
-        found = Overlap(both, either, one.manifest.numel(name))
-        groups[record["modality"]] = groups.get(record["modality"], Overlap(0, 0, 0)) + found
-        whole += found
-    return {**groups, "all": whole}
-
-
 def distances(one: Masks, two: Masks) -> dict[str, float]:
     """The relative distance of the new values where both sets keep an element.
 
@@ -78,7 +57,7 @@ def distances(one: Masks, two: Masks) -> dict[str, float]:
     Raises:
         MaskError: if they are of different adapters or structures, or one has no new values.
     """
-    _check_comparable(one.manifest, two.manifest)
+    check_comparable(one.manifest, two.manifest)
     if one.new_values is None or two.new_values is None:
         raise MaskError("only masks that both bring new weights can be compared by them")
     squares: dict[str, tuple[float, float]] = {}
@@ -102,7 +81,7 @@ def _ratio(apart: float, size: float) -> float:
     return math.sqrt(apart / size) if size else math.inf
 
 
-def _check_comparable(one: Manifest, two: Manifest) -> None:
+def check_comparable(one: Manifest, two: Manifest) -> None:
     """Raises `MaskError` with the first difference in family or structure."""
     if one.adapter != two.adapter:
         raise MaskError(

@@ -54,7 +54,7 @@ class SparsityLock(AbstractContextManager["SparsityLock"]):
         Args:
             model: of the structure the masks were made for, or a downstream model of the family;
                 wrapped or not.
-            masks: whose removed elements shall stay zero; new values in them are not written:
+            masks: whose removed elements stay zero; new values in them are not written:
                 `masks.apply(model)` does that.
             adapter: see `Masks.apply`.
 

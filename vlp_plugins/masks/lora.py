@@ -110,7 +110,10 @@ def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = 
                 f"the update of {name!r} has NaN or infinite elements; the training diverged, take "
                 "an earlier checkpoint"
             )
-    unmasked = sum(not _is_masked(each) for each in layers.values())
+    unmasked = sum(
+        any(each not in layer.lora_variant for layer in modules for each in layer.lora_A)
+        for modules in layers.values()
+    )
     share = removed_share(tuned, masks, adapter)["all"] if unmasked else 0.0
     mask_updates(tuned, masks, adapter)
     if share:
@@ -125,10 +128,6 @@ def merge(tuned: PeftModel | nn.Module, masks: Masks, adapter: Adapter | None = 
     merged: nn.Module = untyped.merge_and_unload()
     check_applied(masks, merged, adapter, _APPLY_FIRST)
     return merged
-
-
-def _is_masked(layers: list[Any]) -> bool:
-    return all(each in layer.lora_variant for layer in layers for each in layer.lora_A)
 
 
 class _MaskedUpdate:
@@ -191,7 +190,7 @@ def _peft_model(tuned: Any) -> PeftModel:
     found: Any = bare(tuned)
     if not hasattr(found, "get_base_model"):
         raise UnsupportedError(
-            f"{type(found).__name__} is no PeftModel; give what get_peft_model or "
+            f"{type(found).__name__} is not a PeftModel; give what get_peft_model or "
             "PeftModel.from_pretrained returns"
         )
     check_resident(found, "an update of its weights")

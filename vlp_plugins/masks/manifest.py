@@ -100,6 +100,7 @@ class Manifest:
             name: {"shape": list(w.shape), "modality": w.modality, "kept": w.numel}
             for name, w in weights.items()
         }
+        no_values = any(weight.absent for weight in weights.values())
         return cls(
             adapter=weights.adapter_name,
             adapter_settings=weights.adapter_settings,
@@ -110,7 +111,7 @@ class Manifest:
             seed=seed,
             sparsity=dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
             calibration=None if calibration is None else dict(calibration),
-            weights_hash=weights_hash or _content_hash(weights),
+            weights_hash=weights_hash or (None if no_values else weights.content_hash()),
             model_elements=weights.model_elements,
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -206,12 +207,6 @@ FAULTS = (
     ),
 )
 """What masks of older versions may suffer from."""
-
-
-def _content_hash(weights: WeightMap) -> str | None:
-    if any(weight.absent for weight in weights.values()):
-        return None
-    return weights.content_hash()
 
 
 @dataclass(frozen=True, slots=True)

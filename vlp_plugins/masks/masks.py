@@ -18,14 +18,16 @@ from torch import nn
 
 from vlp_plugins.masks.apply import (
     Violation,
-    apply_masks,
     check_mask,
+    check_range,
     check_values,
     compact,
+    fit,
     match,
-    violations,
+    warn_of_overwriting,
+    write_kept,
 )
-from vlp_plugins.masks.compare import Overlap, difference, overlaps
+from vlp_plugins.masks.compare import Overlap, check_comparable, difference
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manifest, WeightRecord
 from vlp_plugins.masks.packed import clear_padding, count_ones, flaw, pack, unpack
 from vlp_plugins.models.adapter import Adapter
@@ -35,6 +37,7 @@ from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import check_new
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.runtime.sharding import zero_outside
 
 _INVERTED = "inverted"
 
@@ -43,7 +46,8 @@ class Masks(Mapping[str, torch.Tensor]):
     """Canonical name -> bool mask of the weight's shape on the CPU, True = kept.
 
     Masks are held as bits, an eighth of a byte per element, and unpacked on access. Two sets are
-    equal if they have the same names, shapes, bits and new values, whatever made them.
+    equal if they have the same names, shapes, bits and new values; how they were made does not
+    count.
 
     Example:
         masks.save("masks.safetensors")
@@ -226,7 +230,18 @@ class Masks(Mapping[str, torch.Tensor]):
             MaskError: if they do not fit; the model is unchanged then.
             UnclaimedModelError: without an adapter, if none claims the model.
         """
-        apply_masks(self, model, adapter, values=values)
+        weights, matched = fit(self, model, adapter)
+        new_values = self.new_values if values else None
+        if new_values is not None:
+            for name, weight in weights.items():
+                check_range(name, new_values[matched[name]], weight.parameter)
+            warn_of_overwriting(self, new_values, weights, matched)
+        for name, weight in weights.items():
+            mask = self[matched[name]].to(weight.device)
+            with weight.changing() as parameter:
+                zero_outside(parameter, mask)
+                if new_values is not None:
+                    write_kept(parameter, mask, new_values[matched[name]])
 
     def verify(self, model: nn.Module, adapter: Adapter | None = None) -> list[Violation]:
         """The weights that are not zero where their mask removes; none if really that sparse.
@@ -234,7 +249,18 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             MaskError: if the masks do not fit the model.
         """
-        return violations(self, model, adapter)
+        weights, matched = fit(self, model, adapter)
+        found = []
+        for name, weight in weights.items():
+            mask = self[matched[name]].to(weight.device)
+            values = weight.values
+            if values.element_size() == 1:  # of 8-bit floats nothing can be computed
+                values = values.float()
+            revived = int(torch.count_nonzero(values.masked_fill(mask, 0)))
+            if revived:
+                removed = int(mask.numel() - mask.sum())
+                found.append(Violation(weight.name, weight.aliases[0], revived, removed))
+        return found
 
     def compare(self, other: Masks) -> dict[str, Overlap]:
         """The overlap of two mask sets by modality, and under `"all"` of the whole.
@@ -243,7 +269,14 @@ class Masks(Mapping[str, torch.Tensor]):
             MaskError: naming the first difference if the sets are of different structures, or
                 the adapters if those differ.
         """
-        return overlaps(self, other)
+        check_comparable(self.manifest, other.manifest)
+        groups: dict[str, Overlap] = {}
+        for name, record in self.manifest.weights.items():
+            first, second = self.packed[name], other.packed[name]
+            both, either = count_ones(first & second), count_ones(first | second)
+            found = Overlap(both, either, self.manifest.numel(name))
+            groups[record["modality"]] = groups.get(record["modality"], Overlap()) + found
+        return {**groups, "all": sum(groups.values(), Overlap())}
 
     def invert(self) -> Masks:
         """Keeps what is removed and removes what is kept, without new values: a sanity check."""

@@ -42,7 +42,7 @@ def import_published(path: str | os.PathLike[str], weights: WeightMap, adapter: 
         if isinstance(key, str) and key.endswith(SUFFIX)
     }
     if not found:
-        raise MaskError(f"{path} has no key that ends in {SUFFIX}; it is no published mask file")
+        raise MaskError(f"{path} has no key that ends in {SUFFIX}; it is not a published mask file")
     places = {weight.name: _places(weight, adapter) for weight in weights.values()}
     parts = _parts(path, found, {place for some in places.values() for place in some})
     packed: dict[str, torch.Tensor] = {}
@@ -68,7 +68,6 @@ def export_published(
     weights: WeightMap,
     adapter: Adapter,
     *,
-    dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
 ) -> None:
     """Writes masks as a published file: one key per alias of every weight, in original names.
@@ -87,7 +86,7 @@ def export_published(
     with atomic_file(path, overwrite=overwrite) as temporary:
         state: dict[str, torch.Tensor] = {}
         for name in weights:
-            mask = masks[matched[name]].to(dtype)
+            mask = masks[matched[name]].float()
             for place in places[name]:
                 key = place.name + SUFFIX
                 if place.of == 1:  # tied names hold the same tensor, which the file stores once
@@ -101,7 +100,7 @@ def export_published(
 
 def _read_state(path: Path) -> Mapping[object, object]:
     if not path.is_file():
-        raise MaskError(f"{path} is no file; give the path of a published mask file")
+        raise MaskError(f"{path} is not a file; give the path of a published mask file")
     try:
         content = load_pickled(path, MaskError)
     except MaskError:
@@ -110,11 +109,11 @@ def _read_state(path: Path) -> Mapping[object, object]:
         if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise MaskError(
                 f"{path} was refused: it holds {unsafe[1]}, which could run code when read, "
-                "besides tensors; nothing was executed: get a file with the bare state dict"
+                "in addition to tensors; nothing was executed: get a file with the bare state dict"
             ) from error
         raise MaskError(
-            f"{path} is no PyTorch file of plain tensors, or it is damaged or truncated; nothing "
-            "in it was executed: copy it again"
+            f"{path} is not a PyTorch file of plain tensors, or it is damaged or truncated; "
+            "nothing in it was executed: copy it again"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -197,7 +196,7 @@ def _as_bool(path: Path, key: OriginalPart, value: object) -> torch.Tensor:
         raise MaskError(f"{path}: {_shown(key)} is a {type(value).__name__}, not a tensor")
     mask = value != 0
     if not torch.equal(mask.to(value.dtype), value):
-        raise MaskError(f"{path}: {_shown(key)} has values other than 0 and 1; it is no mask")
+        raise MaskError(f"{path}: {_shown(key)} has values other than 0 and 1; it is not a mask")
     return mask
 
 

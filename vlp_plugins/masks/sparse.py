@@ -2,7 +2,7 @@
 
 A weight that is sparse enough to gain by it is two tensors of the file: `NAME.bitmask`, uint8, one
 bit per element in row-major order, the most significant bit first; and `NAME.values`, the elements
-whose bit is set. Everything else, parameters and buffers, is there as it is, whatever is tied once.
+whose bit is set. Everything else, parameters and buffers, is there as it is, tied tensors once.
 NAME is the parameter's path in the model.
 """
 
@@ -332,9 +332,12 @@ def load_sparse(
         check_whole(model, "load into it before it is sharded, and after `to_empty`")
         _check_fits(model, stored, folder)
     adapter = recall_adapter(model, stored.header["adapter"], stored.header["settings"])
-    if into is not None:
-        _write_into(model, stored)
-    return (model.eval() if into is None else into), adapter
+    if into is None:
+        return model.eval(), adapter
+    with torch.no_grad():
+        for name, tensor in state_of(model).items():
+            tensor.copy_(stored.dense(name))
+    return into, adapter
 
 
 def sparse_model(folder: str | os.PathLike[str]) -> nn.Module:
@@ -375,9 +378,3 @@ def _check_fits(model: nn.Module, stored: Stored, folder: Path) -> None:
                 f"{folder / SPARSE_FILE}: {name} is {list(found[name])}, but {list(shape)} in the "
                 f"{kind}; {other}"
             )
-
-
-@torch.no_grad()
-def _write_into(model: nn.Module, stored: Stored) -> None:
-    for name, tensor in state_of(model).items():
-        tensor.copy_(stored.dense(name))

@@ -210,7 +210,7 @@ def meta_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
 def unfilled_model(source: str, adapters: Iterable[Adapter]) -> nn.Module:
     """Makes the model that a folder's `config.json` describes on the CPU, with ties.
 
-    Its weights hold whatever was in memory until `fill`: nothing is drawn. What the configuration
+    Its weights hold what was in memory until `fill`: nothing is drawn. What the configuration
     alone decides, such as tables of positions, is there. The adapters are those whose families
     transformers may not know.
 
@@ -235,7 +235,7 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Puts values in place of those that were never set; tied parameters stay one object.
 
     Raises:
-        UnsupportedError: if a value is no floating number where one trains such.
+        UnsupportedError: if a value is not a floating number where one trains such.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in tensors:

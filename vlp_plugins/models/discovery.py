@@ -98,7 +98,7 @@ def discover(
                 offers += _offers_of(candidate)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # whatever it raises ends this plug-in alone
+            except BaseException as error:  # any error ends this plug-in alone
                 errors[candidate.name] = " ".join(f"{type(error).__name__}: {error}".split())
     named = [(_public_name(offer, offers), offer) for offer in offers]
     reports = [_report(c, named, errors.get(c.name), c.name in blocked) for c in found]

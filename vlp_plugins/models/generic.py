@@ -83,11 +83,7 @@ def bind(
 
 
 def forward_of(model: nn.Module, arguments: inspect.BoundArguments) -> Any:
-    """The forward of a model on what `bind` found.
-
-    Raises:
-        BatchError: if it does not take that.
-    """
+    """The forward of a model on what `bind` found; `BatchError` if it does not take that."""
     try:
         return model(*arguments.args, **arguments.kwargs)
     except (TypeError, ValueError) as error:
@@ -106,7 +102,7 @@ _BY_DESIGN = (_TIED, _EMBEDDING, _BIAS, _VECTOR, _ASKED, _ADDED)
 
 Rule = Callable[[str, nn.Module, str], str | None]
 """Takes path and module of a layer, and the name of a parameter of it; returns why that is not
-pruned, None if it may be, and "" if it is, whatever the kind of layer."""
+pruned, None if it may be, and "" if it is pruned in any kind of layer."""
 
 
 def prunable_parameters(model: nn.Module, rule: Rule) -> list[tuple[str, nn.Module, str]]:
@@ -336,7 +332,7 @@ class ModuleAdapter(Adapter):
             name: adapter name that masks carry.
 
         Raises:
-            UnsupportedError: if a pattern is no regular expression or is found in no path, or if
+            UnsupportedError: if a pattern is not a regular expression or is found in no path, or if
                 the model has lazy layers that were never run.
         """
         check_module(model)
@@ -480,7 +476,7 @@ def _compile(
             pattern = re.compile(text)
         except re.error as error:
             raise UnsupportedError(
-                f"{argument}: {text!r} is no regular expression: {error}"
+                f"{argument}: {text!r} is not a regular expression: {error}"
             ) from error
         if not any(pattern.search(path) for path in paths):
             some = ", ".join(path for path in paths[-3:] if path)

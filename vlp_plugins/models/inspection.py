@@ -42,9 +42,7 @@ class Excluded:
 
     Attributes:
         tensors: number of parameters.
-        example: path of the first.
         matrices: number of elements of those with two dimensions or more.
-        by_design: see `Exclusion`.
     """
 
     reason: str

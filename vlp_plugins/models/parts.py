@@ -41,13 +41,10 @@ class Attention:
 
     Attributes:
         name: canonical name (`vision.0.attention`, `text.3.cross`).
-        modality: the group it belongs to.
-        depth: layer index within its tower.
         query: `[heads * head_dim, in]`; so are `key` and `value`.
         key: its rows are those of `query`.
         value: its rows are the columns of `output`.
         output: `[out, heads * head_dim]`.
-        heads: number of heads.
         head_dim: rows of each.
         modules: paths of the modules that hold number and size of the heads as attributes;
             several if their weights are tied. The first is that of the first path of `query`,
@@ -94,11 +91,8 @@ class FeedForward:
 
     Attributes:
         name: canonical name (`vision.0.mlp`, `text.3.ffn`).
-        modality: the group it belongs to.
-        depth: layer index within its tower.
         inner: the layers whose rows are cut: one, or gate and up.
         output: the layer whose columns are cut.
-        width: number of units.
     """
 
     name: str

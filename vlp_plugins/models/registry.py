@@ -174,7 +174,7 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
 
     Raises:
         UnknownNameError: if it has no parameter of such a name; the message lists those it has.
-        UnsupportedError: if a parameter is missing, is no whole number where one is wanted, is
+        UnsupportedError: if a parameter is missing, is not a whole number where one is wanted, is
             refused by the factory with a TypeError, or if the result is of another class.
     """
     what = f"{SINGULAR[offer.kind]} {offer.name!r}"
@@ -214,7 +214,7 @@ def parameters_of(factory: Factory) -> Mapping[str, inspect.Parameter]:
     for resolve in (True, False):
         try:
             return inspect.signature(factory, eval_str=resolve).parameters
-        except Exception:  # evaluating an outsider's annotation raises whatever it raises
+        except Exception:  # evaluating an outsider's annotation may raise anything
             continue
     return _ANY_PARAMETER
 
@@ -405,7 +405,7 @@ class Registry:
 
         Raises:
             UnknownNameError: if there is no such adapter, or it has no such setting.
-            UnsupportedError: if the plug-in offers something that is no adapter.
+            UnsupportedError: if the plug-in offers something that is not an adapter.
         """
         offer = self.find(name, "adapters")
         return make(offer, settings or {}, Adapter)  # type: ignore[type-abstract]
@@ -560,7 +560,7 @@ class Registry:
                     adapter = found if found.claims(model) else None
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # whatever it raises
+            except BaseException as error:  # it may raise anything
                 failures[name] = f"{type(error).__name__}: {error}"
                 _log.warning(
                     "adapter %r of %s was skipped for %s: %s",

@@ -14,6 +14,7 @@ from vlp_plugins.runtime.errors import (
     SparsityError,
     UnknownNameError,
     UnsupportedError,
+    check_known,
     suggest,
 )
 
@@ -47,7 +48,7 @@ def check_sparsity(value: Any) -> float:
         number = None
     if number is None:
         raise SparsityError(
-            f"{value!r} is no sparsity; give a number such as 0.75, or a mapping such as "
+            f"{value!r} is not a sparsity; give a number such as 0.75, or a mapping such as "
             '{"vision": 0.5, "text": 0.8}'
         )
     if not 0 <= number < 1:
@@ -94,7 +95,7 @@ def whole_number(name: str, value: Any) -> int:
             return index(value)
     except TypeError:
         pass
-    raise UnsupportedError(f"{name}={value!r} is no whole number; give one such as 2")
+    raise UnsupportedError(f"{name}={value!r} is not a whole number; give one such as 2")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -114,7 +115,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def kinds_of(annotation: Any) -> set[str]:
-    """The names of the types that an annotation allows besides None: `int` of `int | None`."""
+    """The names of the types that an annotation allows, None left out: `int` of `int | None`."""
     if isinstance(annotation, str):
         kinds = {kind.strip() for kind in annotation.split("|")}
     else:
@@ -162,12 +163,9 @@ Owners = Literal["all", "first"]
 
 
 def is_published(variant: str) -> bool:
-    """True for `published`, False for `default`.
-
-    Raises:
-        UnsupportedError: for anything else.
-    """
-    return _one_of(variant, "variant", ("default", "published")) == "published"
+    """True for `published`, False for `default`; `UnsupportedError` for anything else."""
+    check_known("variant", variant, get_args(Variant))
+    return variant == "published"
 
 
 def resolve_owners(owners: str | None, *, published: bool) -> Owners:
@@ -178,10 +176,5 @@ def resolve_owners(owners: str | None, *, published: bool) -> Owners:
     """
     if owners is None:
         return "first" if published else "all"
-    return "all" if _one_of(owners, "owners", ("all", "first")) == "all" else "first"
-
-
-def _one_of(value: str, what: str, known: tuple[str, str]) -> str:
-    if value not in known:
-        raise UnsupportedError(f"{what} {value!r} is unknown{suggest(str(value), list(known))}")
-    return value
+    check_known("owners", owners, get_args(Owners))
+    return "all" if owners == "all" else "first"

@@ -18,7 +18,7 @@ from vlp_plugins.models.weights import WeightMap
 def _delegated(name: str) -> Any:
     """A method of `Adapter` that calls the same of `self.adapter`."""
 
-    @wraps(getattr(Adapter, name))
+    @wraps(getattr(Adapter, name), updated=())
     def method(self: DelegatingAdapter, *args: Any, **options: Any) -> Any:
         return getattr(self.adapter, name)(*args, **options)
 

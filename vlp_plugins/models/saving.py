@@ -50,14 +50,10 @@ def save_model(
     origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Saves with `save_pretrained`; ties are kept.
+    """Saves a model of transformers or of ours with `save_pretrained`; ties are kept.
 
-    Args:
-        model: a transformers model or one of ours.
-        target: a new folder.
-        source: where the model came from; its tokenizer and processor files are copied.
-        origin: what was done to it, for `ORIGIN_FILE`; None writes no such file.
-        overwrite: replace a folder that has this file.
+    Tokenizer and processor files of the model's source are copied. `origin` says in `ORIGIN_FILE`
+    what was done to it; only folders with that file are overwritten.
 
     Raises:
         UnsupportedError: if the model cannot save itself.

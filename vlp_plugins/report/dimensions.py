@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vlp_plugins.dimension.profile import LayerDimension
 from vlp_plugins.report.drawing import Axis, Chart, Point, line_chart
 from vlp_plugins.report.layers import csv_text
+from vlp_plugins.report.page import Table
 
 _ERRORS = 2.0
 """A difference counts if it is more than so many standard errors."""
@@ -156,22 +157,32 @@ def layers_csv(layers: Sequence[LayerDimension]) -> str:
     ])  # fmt: skip
 
 
-def modality_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
-    """Cells of a table: modality, layers, mean with error, lowest, highest."""
-    return [
-        [g.modality, str(g.layers), _value(g), f"{g.lowest:.2f}", f"{g.highest:.2f}"]
-        for g in by_modality(layers)
-    ]
+def modality_table(layers: Sequence[LayerDimension]) -> Table:
+    """One row per modality."""
+    return Table(
+        "By modality",
+        ("modality", "layers", "mean ID", "lowest", "highest"),
+        [
+            [g.modality, str(g.layers), _value(g), f"{g.lowest:.2f}", f"{g.highest:.2f}"]
+            for g in by_modality(layers)
+        ],
+        "Mean over the layers' outputs, with the mean of their standard errors: all come from the "
+        "same samples, so the errors do not average out.",
+    )
 
 
-def layer_rows(layers: Sequence[LayerDimension]) -> list[list[str]]:
-    """Cells of a table: weight, stream, depth, ID, error, ambient dimension, points, duplicates."""
-    return [
-        [layer.weight, layer.stream, str(layer.depth), f"{layer.dimension:.2f}",
-         f"{layer.error:.2f}", f"{layer.ambient:,}", f"{layer.points:,}",
-         f"{layer.duplicates:,}"]
-        for layer in layers
-    ]  # fmt: skip
+def layer_table(layers: Sequence[LayerDimension]) -> Table:
+    """One row per layer output."""
+    return Table(
+        "Layers",
+        ("weight", "stream", "depth", "ID", "error", "ambient", "points", "duplicates"),
+        [
+            [layer.weight, layer.stream, str(layer.depth), f"{layer.dimension:.2f}",
+             f"{layer.error:.2f}", f"{layer.ambient:,}", f"{layer.points:,}",
+             f"{layer.duplicates:,}"]
+            for layer in layers
+        ],
+    )  # fmt: skip
 
 
 def dimension_by_depth(layers: Sequence[LayerDimension]) -> Chart:

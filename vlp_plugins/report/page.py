@@ -158,7 +158,7 @@ def render(page: Page, folder: Path | None = None) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = _text("page.css"), _text("page.js")
-    # The browser runs and applies exactly these texts, whatever a name or a note may smuggle in.
+    # The browser runs and applies exactly these texts, and nothing from a name or a note.
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -227,7 +227,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {value_text(inner)}" for name, inner in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        pairs = value and all(_is_pair(each) for each in value)
+        pairs = value and all(isinstance(each, (list, tuple)) and len(each) == 2 for each in value)
         inner = (
             (f"{value_text(a)}: {value_text(b)}" for a, b in value)
             if pairs
@@ -235,7 +235,3 @@ def value_text(value: Any) -> str:
         )
         return ("; " if pairs else ", ").join(inner)
     return str(value)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2

@@ -85,16 +85,12 @@ def load_pickled(path: Path, error: type[Exception], *, mmap: bool = False) -> A
     """What `torch.save` wrote, if it is plain data: on the CPU, and no larger than the file.
 
     Tensors have one value for each element there: they are not sparse, quantized, nested, or on
-    the meta device.
-
-    Args:
-        path: the file.
-        error: raised if it describes more than it has, see `runtime.untrusted.read_limit`, or has
-            tensors of another kind.
-        mmap: leave the tensors in the file.
+    the meta device. With `mmap` they stay in the file.
 
     Raises:
-        Exception: what `torch.load` raises for damaged files and for objects that could run code.
+        Exception: what `torch.load` raises for damaged files and for objects that could run code;
+            of type `error`, if the file describes more than it has, see
+            `runtime.untrusted.read_limit`, or has tensors of another kind.
     """
     check_unpacked(path, error)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -218,7 +214,7 @@ def read_artifact(
     """
     path = Path(path)
     if not path.is_file():
-        raise form.error(f"{path} is no file; {form.remedy}")
+        raise form.error(f"{path} is not a file; {form.remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             header = _header(path, form, file.metadata() or {})
@@ -279,7 +275,8 @@ def versions() -> dict[str, str]:
 def _header(path: Path, form: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
     if form.key not in metadata:
         raise form.error(
-            f"{path} is no {form.kind} file of vlp-plugins (perhaps a checkpoint?); {form.remedy}"
+            f"{path} is not a {form.kind} file of vlp-plugins (perhaps a checkpoint?); "
+            f"{form.remedy}"
         )
     header: dict[str, Any] = read_as(dict[str, Any], json.loads(metadata[form.key]), "its header")
     _check_schema(path, header, form.schema, form.error)
@@ -329,7 +326,7 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str) -> dict[str,
     """
     path = Path(path)
     if not path.is_file():
-        raise StatisticsError(f"{path} is no file; {remedy}")
+        raise StatisticsError(f"{path} is not a file; {remedy}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -82,10 +82,7 @@ _SIBLINGS = 1000  # names of a folder that are looked at for a similar one
 def check_hub_id(source: str, what: str, error: type[VlpError]) -> None:
     """Checks that what is not on the disk may be an id of the hub; a path is not looked up there.
 
-    Args:
-        source: what the user wrote; may end in `:configuration`.
-        what: it is to be, `data` or `model`.
-        error: what is raised.
+    The source, which is to be `data` or a `model`, may end in `:configuration`.
 
     Raises:
         VlpError: of type `error`, if it is the path of something that does not exist.
@@ -141,7 +138,7 @@ def no_exit(what: str) -> Iterator[None]:
             raise
         else:  # a class of the plug-in's own, which nothing in a program handles
             raise UnsupportedError(
-                f"{what} raises {type(error).__name__}: {error}, which is no Exception"
+                f"{what} raises {type(error).__name__}: {error}, which is not an Exception"
             ) from error
         raise UnsupportedError(
             f"{what} calls {call}({code!r}), which would end the program; a plug-in raises "
@@ -179,3 +176,10 @@ def suggest(name: str, known: list[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     close = close or [lowered[n] for n in get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)]
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def check_known(what: str, value: object, known: Iterable[str]) -> None:
+    """Raises `UnsupportedError`, with the nearest known value, for any other."""
+    names = list(known)
+    if value not in names:
+        raise UnsupportedError(f"{what} {value!r} is unknown{suggest(str(value), names)}")

@@ -1,9 +1,9 @@
 """Files and folders that appear whole or not at all.
 
-They are written under a temporary name next to the target, synced to the disk and renamed. Whatever
-goes wrong meanwhile, an exception or Ctrl-C, the temporary is removed and the target is untouched.
-After `kill -9` a file named `.unfinished-*` may stay, which the next run there removes; the target
-is untouched then, too.
+They are written under a temporary name next to the target, synced to the disk and renamed. If
+anything goes wrong meanwhile, an exception or Ctrl-C, the temporary is removed and the target is
+untouched. After `kill -9` a file named `.unfinished-*` may stay, which the next run there removes;
+the target is untouched then, too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def atomic_file(
     Folders that are missing above the target are made.
 
     Args:
-        target: where the file shall be. A symbolic link is followed, not replaced.
+        target: the file. A symbolic link is followed, not replaced.
         overwrite: replace an existing file; nothing else than a regular file is ever replaced.
         own: recognises the files that may be replaced; see `check_own`.
 
@@ -87,7 +87,7 @@ def atomic_folder(
     """Gives a temporary folder to fill; it becomes `target` when the block ends well.
 
     Args:
-        target: where the folder shall be. A symbolic link is followed, not replaced.
+        target: the folder. A symbolic link is followed, not replaced.
         mark: name of a file that tells the folders that may be replaced; None: none may.
         overwrite: replace such a folder, with all that is in it.
 
@@ -149,7 +149,7 @@ def check_own(target: Path, own: Callable[[Path], bool]) -> None:
         own: whether a regular file was written by an earlier run.
 
     Raises:
-        OutputError: if something else is there, or a link, wherever it leads.
+        OutputError: if something else is there, or a link.
     """
     if target.is_symlink():
         raise OutputError(
@@ -262,7 +262,7 @@ def check_outside(target: str | os.PathLike[str], inputs: Iterable[object]) -> N
 
     Args:
         target: the folder of results.
-        inputs: paths; whatever else is among them, or does not exist, is passed over.
+        inputs: paths; anything else among them, or that does not exist, is passed over.
 
     Raises:
         OutputError: naming the first input that is the folder or lies in it.

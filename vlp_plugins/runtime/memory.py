@@ -8,9 +8,6 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,7 +35,9 @@ def bytes_of(amount: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(amount).strip())
     factor = _UNITS.get(match[2].upper()) if match else None
     if match is None or factor is None or not 1 <= (found := float(match[1]) * factor) < math.inf:
-        raise UnsupportedError(f"{amount!r:.80} is no amount of memory; write for instance 8GiB")
+        raise UnsupportedError(
+            f"{amount!r:.80} is not an amount of memory; write for instance 8GiB"
+        )
     return int(found)
 
 
@@ -178,50 +177,3 @@ def _field(file: Path, name: str) -> int | None:
 def peak_device_bytes(device: torch.device) -> int | None:
     """The most bytes that tensors of this process ever held on a CUDA device; None on others."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-class PeakMeter:
-    """Peak bytes of a block: RAM, sampled, or the memory of a CUDA device, exact."""
-
-    def __init__(self) -> None:
-        self.start = 0
-        self.peak = 0
-
-    @property
-    def extra(self) -> int:
-        """Bytes above those at the start of the block."""
-        return self.peak - self.start
-
-
-@contextmanager
-def peak_memory(device: torch.device | None = None, interval: float = 0.002) -> Iterator[PeakMeter]:
-    """Measures the peak memory of a block.
-
-    Args:
-        device: a CUDA device measures its allocations; anything else measures RAM.
-        interval: seconds between two samples of RAM.
-    """
-    meter = PeakMeter()
-    if device is not None and device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        meter.start = torch.cuda.memory_allocated(device)
-        try:
-            yield meter
-        finally:
-            meter.peak = torch.cuda.max_memory_allocated(device)
-        return
-    meter.start = meter.peak = resident_bytes()
-    stop = threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(interval):
-            meter.peak = max(meter.peak, resident_bytes())
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield meter
-    finally:
-        stop.set()
-        thread.join()
-        meter.peak = max(meter.peak, resident_bytes())

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from vlp_plugins.runtime.errors import UnsupportedError, first_line, suggest
+from vlp_plugins.runtime.errors import UnsupportedError, check_known, first_line
 from vlp_plugins.runtime.offload import device_of
 
 _WRAPPERS = (
@@ -44,7 +44,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
         raise UnsupportedError(
-            f"{type(optimizer).__name__} is no torch.optim.Optimizer, so its steps cannot be "
+            f"{type(optimizer).__name__} is not a torch.optim.Optimizer, so its steps cannot be "
             "hooked; give the torch optimizer, or call mask_gradients() before and apply() after "
             "every step"
         )
@@ -106,7 +106,7 @@ def exclusive(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def check_module(model: object) -> None:
-    """Raises `UnsupportedError` for what is no module, a path above all."""
+    """Raises `UnsupportedError` for what is not a module, a path above all."""
     if not isinstance(model, nn.Module):
         made = f"vlp_plugins.load({model!r})" if isinstance(model, str) else "vlp_plugins.load"
         raise UnsupportedError(
@@ -357,8 +357,7 @@ def _dtype_in(
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
-    if name not in known:
-        raise UnsupportedError(f"{what} {name!r} is unknown{suggest(name, list(known))}")
+    check_known(what, name, known)
     return known[name]
 
 

@@ -1,8 +1,8 @@
 """Models whose parameters are sharded over processes by `torch.distributed.fsdp.fully_shard`.
 
 Every process runs every batch of such a model, the same one at the same time, and holds a part of
-each parameter. Whatever makes a tensor whole is a collective: all processes must call it, in the
-same order.
+each parameter. Everything that makes a tensor whole is a collective: all processes must call it, in
+the same order.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def read_limit() -> int:
     without it, it is 256 MiB.
 
     Raises:
-        UnsupportedError: if the variable is no amount of memory.
+        UnsupportedError: if the variable is not an amount of memory.
     """
     try:
         return bytes_of(os.environ.get(LIMIT_VARIABLE) or _LIMIT)
@@ -39,11 +39,7 @@ def read_limit() -> int:
 def check_read(what: str, size: int, error: type[Exception], *, stored: int = 0) -> None:
     """Checks, before memory is taken, that what a file describes is within `read_limit`.
 
-    Args:
-        what: to be read, for the message.
-        size: bytes that it will take.
-        error: what is raised.
-        stored: bytes that the file has for it.
+    `stored` are the bytes that the file has for it, `size` those that it will take.
 
     Raises:
         Exception: of type `error`, if it takes more.
@@ -197,7 +193,7 @@ def _mapping(kinds: Sequence[Any], data: object, name: str) -> dict[Any, Any]:
     found = {}
     for key, value in values.items():
         if of_keys is int and not (key.isdecimal() and len(key) < len(str(_LARGEST))):
-            raise ValueError(f"{name} has {shown(key)}, which is no whole number")
+            raise ValueError(f"{name} has {shown(key)}, which is not a whole number")
         found[int(key) if of_keys is int else key] = read_as(of, value, f"{name}.{key:.80}")
     return found
 

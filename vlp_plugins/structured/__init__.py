@@ -4,8 +4,9 @@
     cut(model, adapter, Record({"vision.0.attention": Kept(heads=(0, 2)), ...}))
     save_structured(model, folder, record)
 
-Whoever chooses what to keep (Torch-Pruning, a method of one's own) says so by a `Record`. Only the
-inner width of blocks changes, never the stream between them, so any layer can be cut by itself.
+What to keep is chosen elsewhere (by Torch-Pruning, or your own method) and given as a `Record`.
+Only the inner width of blocks changes, never the stream between them, so any layer can be cut by
+itself.
 """
 
 from vlp_plugins.structured.check import check_equal, example_batch, outputs, relative_error

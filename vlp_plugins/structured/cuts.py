@@ -234,7 +234,7 @@ def _distinct(linears: Iterable[nn.Linear]) -> list[torch.Tensor]:
 
 
 def _take(parameter: torch.Tensor, dim: int, rows: torch.Tensor) -> None:
-    # Through `.data` the Parameter stays the same object, so whatever else holds it is cut too.
+    # Through `.data` the Parameter stays the same object, so everything that holds it is cut too.
     taken = parameter.data.index_select(dim, rows.to(parameter.device))
     parameter.grad = None
     # An earlier loss that is still around keeps the old shape for gradients to come; torch drops it

@@ -87,7 +87,7 @@ def read_structure(folder: str | os.PathLike[str]) -> Structure:
     path = Path(folder) / STRUCTURE_FILE
     if not path.is_file():
         raise StructureError(
-            f"{folder} has no {STRUCTURE_FILE}: it is no folder of save_structured; load other "
+            f"{folder} has no {STRUCTURE_FILE}: it is not a folder of save_structured; load other "
             "models with load_model"
         )
     try:

@@ -154,11 +154,7 @@ class Record(Mapping[str, Kept]):
 
     @classmethod
     def from_json(cls, data: object) -> Record:
-        """The record of which `to_json` made `data`.
-
-        Raises:
-            StructureError: if it is something else.
-        """
+        """The record of which `to_json` made `data`; `StructureError` if it is something else."""
         if not isinstance(data, Mapping):
             raise StructureError(f"a record is a mapping of block names; this is {shown(data)}")
         found = {}

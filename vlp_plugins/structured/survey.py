@@ -78,11 +78,11 @@ def survey(model: nn.Module, adapter: Adapter) -> tuple[list[Group], dict[str, s
         known = tuple(weights.get(f"{path}.weight") for path in sites[0].linears)
         path = sites[0].path
         if not any(known):
-            aside = next((why for rule, why in rules if rule.search(f"{path}.")), None)
-            obstacles |= {site.path: aside or "the adapter does not prune it" for site in sites}
+            reason = next((why for rule, why in rules if rule.search(f"{path}.")), None)
+            obstacles |= {site.path: reason or "the adapter does not prune it" for site in sites}
         elif outside := _outside(key, sites, users):
             obstacles |= {
-                site.path: f"it shares a weight with {outside}, which is no part of such a block"
+                site.path: f"it shares a weight with {outside}, which is not a part of such a block"
                 for site in sites
             }
         else:

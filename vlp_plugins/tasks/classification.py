@@ -52,12 +52,7 @@ def classifies(model: nn.Module, adapter: Adapter, batches: Iterable[Batch]) -> 
 
 @takes_model
 def zero_shot(
-    model: nn.Module,
-    adapter: Adapter,
-    batches: Iterable[Batch],
-    prompts: Iterable[Batch],
-    *,
-    ks: Sequence[int] = (1, 5),
+    model: nn.Module, adapter: Adapter, batches: Iterable[Batch], prompts: Iterable[Batch]
 ) -> Accuracy:
     """Accuracy of taking the class whose prompt is most similar to the image.
 
@@ -67,7 +62,7 @@ def zero_shot(
     Raises:
         UnsupportedError: if models of this family do not embed both in one space.
         BatchError: if labels are missing or do not fit.
-        DataError: if there are no batches, or a cut-off is below 1.
+        DataError: if there are no batches.
     """
     if not isinstance(adapter, RetrievalAdapter):
         raise UnsupportedError(
@@ -78,11 +73,8 @@ def zero_shot(
             [adapter.text_features(model, to_device(batch, device)).float() for batch in prompts]
         )
         return _accuracy(
-            (
-                (batch, adapter.image_features(model, to_device(batch, device)).float() @ classes.T)
-                for batch in batches
-            ),
-            ks,
+            (batch, adapter.image_features(model, to_device(batch, device)).float() @ classes.T)
+            for batch in batches
         )
 
 
@@ -107,16 +99,14 @@ def classification(
         )
     check_batches(batches)
     with evaluating(model) as device:
-        return _accuracy(
-            (
-                (batch, adapter.classify(model, to_device(batch, device)).float())
-                for batch in named_batches(batches, adapter)
-            ),
-            ks,
+        found = (
+            (batch, adapter.classify(model, to_device(batch, device)).float())
+            for batch in named_batches(batches, adapter)
         )
+        return _accuracy(found, ks)
 
 
-def _accuracy(found: Iterable[tuple[Batch, Tensor]], ks: Sequence[int]) -> Accuracy:
+def _accuracy(found: Iterable[tuple[Batch, Tensor]], ks: Sequence[int] = (1, 5)) -> Accuracy:
     """Accuracy of logits `[B, C]`, each with the batch that has the labels."""
     if not ks or min(ks) < 1:
         raise DataError(f"accuracy at k needs cut-offs from 1 on, not {list(ks)}")

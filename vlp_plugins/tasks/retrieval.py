@@ -55,7 +55,7 @@ class Recall:
     def by_image(self, image_of: Sequence[int]) -> tuple[list[float], list[float]]:
         """R@1 both ways in percent, a value for each image, whose mean is the R@1.
 
-        Texts of one image are no independent samples, so that the error of the mean comes from
+        Texts of one image are not independent samples, so that the error of the mean comes from
         images. Where they have one text each, its value is 0 or 100; else the mean over texts is a
         ratio of two sums over images, and an image stands for what it adds to it (delta method).
 

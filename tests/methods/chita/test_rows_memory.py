@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.memory import peak_memory
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import gradient_rows
 from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.memory import peak_memory
 
 MIB = 1 << 20
 WIDTH, N, BUDGET = 1024, 12, 24 * MIB

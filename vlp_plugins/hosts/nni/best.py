@@ -24,12 +24,9 @@ class TrialRecord:
     """One trial that ended well.
 
     Attributes:
-        experiment: id.
-        trial: id.
         number: its place in the experiment, from 0.
         drawn: by key what the tuner chose.
         settings: of `TrialSettings`.
-        method: that pruned.
         target: the sparsity asked for, as it names the mask file.
         sparsity: the fraction of the prunable weights that is removed.
         metric: `recall` or `loss`.
@@ -53,25 +50,17 @@ class TrialRecord:
         return self.results[max(self.results)]
 
     def save(self, folder: Path) -> None:
-        """Writes `trial.json`.
-
-        Raises:
-            OutputError: if it cannot be written.
-        """
+        """Writes `trial.json`; raises `OutputError` if it cannot be written."""
         write_json(folder / FILE, _KIND, asdict(self), overwrite=True)
 
     @classmethod
     def load(cls, folder: Path) -> TrialRecord:
-        """Reads `trial.json`.
-
-        Raises:
-            StatisticsError: if it is missing, damaged or too new.
-        """
+        """Reads `trial.json`; `StatisticsError` if it is missing, damaged or too new."""
         content = read_json(folder / FILE, _KIND, _REMEDY)
         try:
             record: TrialRecord = read_as(cls, content, "the trial")
             if not math.isfinite(record.sparsity + record.final["default"]):
-                raise ValueError("its sparsity or its result is no finite number")
+                raise ValueError("its sparsity or its result is not a finite number")
         except (KeyError, ValueError) as error:
             raise StatisticsError(
                 f"{folder / FILE} is damaged ({first_line(error)}); {_REMEDY}"
@@ -95,8 +84,7 @@ class FinishedTrial:
 def finished_trials(folder: str | Path) -> list[FinishedTrial]:
     """The trials of an experiment that ended well, in their order.
 
-    Args:
-        folder: `OUT/EXPERIMENT`; or `OUT`, if there is a single experiment in it.
+    The folder is `OUT/EXPERIMENT`; or `OUT`, if there is a single experiment in it.
 
     Raises:
         DataError: if there are none, or there are several experiments.
@@ -124,12 +112,10 @@ def finished_trials(folder: str | Path) -> list[FinishedTrial]:
 def best_trial(
     trials: Sequence[FinishedTrial], *, min_sparsity: float | None = None
 ) -> FinishedTrial:
-    """The trial with the highest final result; the first of equal ones.
+    """The trial of an experiment with the highest final result; the first of equal ones.
 
-    Args:
-        trials: of one experiment.
-        min_sparsity: only trials that remove at least this fraction; None: all. A search that
-            draws the sparsity finds the lowest one best.
+    A search that draws the sparsity finds the lowest one best; so only trials that remove at least
+    `min_sparsity` count, if it is given.
 
     Raises:
         DataError: if none is as sparse, or they were measured in different ways.
@@ -147,11 +133,6 @@ def best_trial(
 
 def export_trial(trial: FinishedTrial, out: str | Path, *, overwrite: bool = False) -> Path:
     """Copies masks, recipe and report of a trial to a new folder, whole or not at all.
-
-    Args:
-        trial: one that has ended.
-        out: the new folder.
-        overwrite: replace a folder that a trial was copied to before.
 
     Raises:
         DataError: if there is a link in the trial's folder: trials write none.

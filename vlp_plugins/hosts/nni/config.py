@@ -55,13 +55,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Place:
-    """One of the names of a weight: where NNI finds it.
-
-    Attributes:
-        weight: canonical name.
-        module: dotted path of the module that holds it.
-        parameter: attribute of the module.
-    """
+    """One of the names of a weight: the module and the parameter of it where NNI finds it."""
 
     weight: str
     module: str
@@ -73,8 +67,6 @@ class Scope:
     """Weights with one sparsity in all: a `global_group_id`, or one entry of `config_list`.
 
     Attributes:
-        label: for messages and manifests.
-        weights: canonical names.
         places: every name of every weight.
         settings: NNI's settings of the targets (`sparse_ratio`, ...).
     """
@@ -250,8 +242,8 @@ def _modern(config_list: Sequence[Mapping[str, Any]], model: nn.Module) -> list[
         except SchemaError as error:
             hints = [f"; {hint}" for word, hint in _HINTS.items() if word in config]
             raise UnsupportedError(
-                f"config_list[{index}] is none that NNI takes: {first_line(error)}{''.join(hints)}"
-                "; ratios are floats such as 0.75"
+                f"config_list[{index}] is not one that NNI takes: {first_line(error)}"
+                f"{''.join(hints)}; ratios are floats such as 0.75"
             ) from error
     return modern
 
@@ -339,7 +331,7 @@ def _weights(
         selected = select_modules_by_config(model, selectors)[0]
     except re.error as error:
         raise UnsupportedError(
-            f"{where} has {error.pattern!r}, which is no regular expression: {error}"
+            f"{where} has {error.pattern!r}, which is not a regular expression: {error}"
         ) from error
     by_path = {alias: weight for weight in weights.values() for alias in weight.aliases}
     found: set[str] = set()

@@ -39,7 +39,7 @@ _WORD = re.compile(r"[\w+*-]*")
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What a trial does besides pruning.
+    """What a trial does in addition to pruning.
 
     Attributes:
         test: where the pairs come from that are measured on; None: those of the recipe's data
@@ -158,13 +158,13 @@ def _check_drawn(nested: Mapping[str, Any]) -> None:
     keys = [key for key in nested if key != "data" or not isinstance(data, Mapping)]
     if refused := next((key for key in (*keys, *within) if key not in DRAWN), None):
         raise RecipeError(
-            f"{_WHERE}: {refused} is for the recipe to say, not for a tuner to draw; besides "
+            f"{_WHERE}: {refused} can be set in the recipe only, not by a tuner; in addition to "
             f"parameters of the method it may draw {', '.join(DRAWN)}"
         )
     for name, value in _texts(nested.get("parameters", {}), "parameters"):
         if not _WORD.fullmatch(value):
             raise RecipeError(
-                f"{_WHERE}: {name} {value!r:.80} is no plain word; what a tuner draws names no "
+                f"{_WHERE}: {name} {value!r:.80} is not a plain word; what a tuner draws names no "
                 "file, so write such a value in the recipe, under parameters"
             )
 

@@ -66,10 +66,7 @@ class TransformersEvaluator(_Transformers):
     ) -> None:
         """Takes a trainer made by `nni.trace(Trainer)(...)`.
 
-        Args:
-            trainer: see NNI.
-            dummy_input: see NNI.
-            resume_from_checkpoint: as `Trainer.train` takes it.
+        `resume_from_checkpoint` is as `Trainer.train` takes it.
         """
         super().__init__(trainer, dummy_input)
         self.replaying = False

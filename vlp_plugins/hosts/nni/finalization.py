@@ -69,12 +69,10 @@ def finalize(pruner: Compressor) -> nn.Module:
 
 
 def masks_of(pruner: Compressor) -> Masks:
-    """The masks of a pruner as `Masks` for all prunable weights; what it does not prune stays.
+    """The masks of a pruner, or of that in a schedule, for all prunable weights.
 
-    New values of kept weights (CHITA) are among them as long as the model still has them.
-
-    Args:
-        pruner: one of ours, or a schedule around one.
+    What it does not prune stays. New values of kept weights (CHITA) are among them as long as the
+    model still has them.
 
     Raises:
         UnsupportedError: if it is none of ours; see `masks_from_nni`.
@@ -129,7 +127,7 @@ def _compressed(pruner: Compressor) -> tuple[VlpPruner, Masks, dict[str, ModuleW
                 raise MaskError("no masks were made yet; call compress() of the pruner first")
             return ours, ours.masks, {**ours._module_wrappers, **pruner._module_wrappers}
     raise UnsupportedError(
-        f"{type(pruner).__name__} is no pruner of vlp_plugins.hosts.nni, so its model was not "
+        f"{type(pruner).__name__} is not a pruner of vlp_plugins.hosts.nni, so its model was not "
         "wrapped in a way that keeps ties; for its masks call masks_from_nni(pruner.get_masks(), "
         "model) after pruner.unwrap_model()"
     )

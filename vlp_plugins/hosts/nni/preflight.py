@@ -55,7 +55,6 @@ class Preflight:
     Attributes:
         prepared: the job of one trial, with that model.
         statistics: of an earlier pass; None: the trials read data.
-        batch: of the first pairs.
     """
 
     prepared: Prepared
@@ -97,11 +96,7 @@ class Preflight:
         return cls(job, statistics, batch)
 
     def check(self, recipe: Recipe, settings: TrialSettings) -> None:
-        """Checks one trial.
-
-        Raises:
-            VlpError: says why it would fail.
-        """
+        """Checks one trial; `VlpError` says why it would fail."""
         check_test(recipe, settings, self._opened)
         method, targets, profile = resolve_names(recipe)
         job = replace(self.prepared, recipe=recipe, method=method, targets=targets)

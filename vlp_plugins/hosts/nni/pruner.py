@@ -137,8 +137,6 @@ class VlpPruner(Pruner):
     as they are now. They hold for a weight under all its names; ties and optimizers survive.
 
     Attributes:
-        method: registered name of the method.
-        adapter: describes the model.
         scopes: what `config_list` asks for.
         masks: the last masks, for all prunable weights of the model; None before the first.
     """
@@ -218,12 +216,9 @@ class VlpPruner(Pruner):
     ) -> VlpPruner:
         """A pruner that works together with another compressor on its model.
 
-        Args:
-            compressor: unwrapped by this, and wrapped again together with the new one.
-            new_config_list: of this pruner.
-            *args: an evaluator may come here, as with NNI's own pruners.
-            evaluator: if the compressor has none.
-            **options: keywords of the constructor.
+        That one is unwrapped by this, and wrapped again together with the new one. The evaluator,
+        if the compressor has none, may come by position, as with NNI's own pruners; options are
+        those of the constructor.
         """
         if args:
             evaluator = args[0]

@@ -139,15 +139,10 @@ _OF_CONFIG = {"sparsity": "sparse_ratio", "floor": "max_sparse_ratio", "method":
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """A method and all that `prune` takes besides the sparsity.
+    """A method by its registered name, and all that `prune` takes but the sparsity.
 
-    Attributes:
-        method: registered name.
-        batches: calibration batches, read again for every set of masks.
-        allocation: as `prune` takes it.
-        variant: as `prune` takes it.
-        seed: as `prune` takes it.
-        options: other keywords of `prune`, and the method's parameters.
+    Batches are read again for every set of masks; `options` are other keywords of `prune`, and the
+    method's parameters.
     """
 
     method: str

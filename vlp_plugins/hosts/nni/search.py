@@ -57,12 +57,7 @@ _LARGEST = math.log(sys.float_info.max)
 
 @dataclass(frozen=True)
 class Checked:
-    """An experiment that was checked.
-
-    Attributes:
-        methods: that trials may prune with.
-        draws: how many draws were tried: every alternative, and both ends of every range.
-    """
+    """An experiment that was checked: the methods of its trials, and how many draws were tried."""
 
     methods: tuple[str, ...]
     draws: int
@@ -75,11 +70,6 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
     parameters, types, and numbers of pairs. Model (by its configuration), processor, data and files
     are opened from the experiment's `trialCodeDirectory`, as trials do it; not where they run on
     other machines.
-
-    Args:
-        path: YAML of the experiment, as `nnictl create --config` takes it.
-        recipe: of the trials.
-        settings: of the trials.
 
     Raises:
         RecipeError: says what would make a trial fail, and where it stands.
@@ -110,7 +100,7 @@ def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
     None if it runs something else.
 
     Raises:
-        RecipeError: if the file is no experiment, or its command no line of a shell.
+        RecipeError: if the file is not an experiment, or its command no line of a shell.
     """
     config = _config(Path(path))
     command = config.trial_command or getattr(config.training_service, "trial_command", None) or ""
@@ -226,7 +216,7 @@ def _config(path: Path) -> Any:
     try:
         return ExperimentConfig.load(path).canonical_copy()
     except Exception as error:  # of any of its parsers
-        raise RecipeError(f"{path} is no experiment of NNI: {first_line(error)}") from error
+        raise RecipeError(f"{path} is not an experiment of NNI: {first_line(error)}") from error
 
 
 def _check_space(where: str, space: Any) -> None:
@@ -335,8 +325,8 @@ class _Tuner:
 
     Attributes:
         nested: takes alternatives with parameters of their own.
-        words: takes alternatives that are no numbers.
-        ranges: types that it takes besides `choice`; None: all.
+        words: takes alternatives that are not numbers.
+        ranges: types that it takes in addition to `choice`; None: all.
         mode: `optimize_mode` that it has if none is given; None: it does not look at results.
     """
 
@@ -379,12 +369,6 @@ def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, 
     A tuner of the user's own, which NNI loads from a folder or has registered, passes with a
     warning that says what it must do; its code is not run.
 
-    Args:
-        where: what messages call the experiment.
-        tuner: of the configuration.
-        assessor: of the configuration, or None.
-        space: well formed.
-
     Raises:
         RecipeError: if they cannot, or do not; it says what to write.
     """
@@ -401,8 +385,8 @@ def check_algorithms(where: str, tuner: Any, assessor: Any, space: Mapping[str, 
         name = None if algorithm.class_name else _builtin(where, kind, algorithm.name)
         if name is None:
             _log.warning(
-                "%s: the %s %s is none of NNI's own and not looked into: the higher a trial's "
-                "result, the better, and what it draws must be what searchSpace says",
+                "%s: the %s %s is not one of NNI's own and is not looked into: the higher a "
+                "trial's result, the better, and what it draws must be what searchSpace says",
                 where, kind, algorithm.class_name or algorithm.name,
             )  # fmt: skip
         elif kind == "tuner":
@@ -427,7 +411,7 @@ def _check_tuner(
     tuner = _TUNERS.get(name, _Tuner())
     if tuner.mode == "minimize" and "optimize_mode" not in arguments:
         raise RecipeError(
-            f"{where}: tuner {name} minimises unless told otherwise, but the higher the result of "
+            f"{where}: tuner {name} minimises by default, but the higher the result of "
             f"a trial, the better; write `{_MAXIMIZE}` under tuner"
         )
     for key, spec in space.items():
@@ -444,7 +428,7 @@ def _check_tuner(
                     "or write plain alternatives"
                 )
         elif not tuner.words and any(isinstance(value, (str, bool)) for value in values):
-            raise RecipeError(f"{at} alternatives that are no numbers; {_OTHERS}")
+            raise RecipeError(f"{at} alternatives that are not numbers; {_OTHERS}")
     _try(where, name, arguments, space)
 
 

@@ -26,7 +26,7 @@ from vlp_plugins.jobs.prune import delete_checkpoints, run
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.jobs.work_dir import delete_work
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.adapter import Adapter, Batch, RetrievalAdapter
+from vlp_plugins.models.adapter import Batch, RetrievalAdapter
 from vlp_plugins.models.restricted import DelegatingAdapter
 from vlp_plugins.models.saving import check_can_save, write_model
 from vlp_plugins.report.page import Tile
@@ -49,9 +49,6 @@ class NniTrial:
     in the log.
 
     Attributes:
-        experiment: id.
-        name: id of the trial.
-        number: its place in the experiment, from 0.
         drawn: by key what the tuner chose.
     """
 
@@ -171,13 +168,6 @@ def _nothing_left(data: DataRecipe) -> DataError:
     )
 
 
-def metric_of(metric: Metric, adapter: Adapter) -> Metric:
-    """`auto` is `recall` if the adapter embeds images and texts, else `loss`."""
-    if metric != "auto":
-        return metric
-    return "recall" if isinstance(adapter, RetrievalAdapter) else "loss"
-
-
 def measure(job: Prepared, batches: Sequence[Batch], metric: Metric) -> dict[str, float]:
     """Figures of a job's model by name; `default` is what a tuner makes as high as it can.
 
@@ -196,7 +186,7 @@ def measure(job: Prepared, batches: Sequence[Batch], metric: Metric) -> dict[str
     loss = sum(losses) / len(losses)
     if not math.isfinite(loss):
         raise NonFiniteError(
-            f"the loss of the pruned model is {loss}, which is no result that a tuner could "
+            f"the loss of the pruned model is {loss}, which is not a result that a tuner could "
             "compare; the trial counts as failed: search lower sparsities or learning rates"
         )
     return {DEFAULT: -loss, "loss": loss}
@@ -222,7 +212,7 @@ def check_finetuning(recipe: Recipe, settings: TrialSettings) -> None:
 
 
 class _OwnLosses(DelegatingAdapter):
-    """Trains a model on its own losses, whatever task it is of."""
+    """Trains a model of any task on its own losses."""
 
     def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         return self.losses(model, batch)
@@ -233,11 +223,8 @@ def fine_tuned(
 ) -> None:
     """Trains a job's model by `finetune`, at one rate, on the batches that the recipe reads.
 
-    Args:
-        job: of the model.
-        masks: whose zeros stay.
-        settings: number of steps, learning rate.
-        report: called with the number of steps done after every `report_every` and the last.
+    Zeros of the masks stay. `report` is called with the number of steps done after every
+    `report_every` and the last.
 
     Raises:
         VlpError: see `vlp_plugins.tasks.finetuning.finetune.finetune`.
@@ -273,14 +260,8 @@ def run_trial(
     """Prunes with the job of `vlp prune`, so that the masks are those that it makes.
 
     The folder `OUT/EXPERIMENT/TRIAL` holds what `vlp prune` writes and `trial.json`, whole or not
-    at all. The tuner gets the final result when the folder is there. With `save_model` the
-    fine-tuned model is written, too.
-
-    Args:
-        recipe: of all trials; its `out` is the folder of the experiments.
-        settings: of all trials.
-        trial: what was drawn, and where results are reported.
-        progress: called with (batches done, batches in all or None) of the data pass.
+    at all; OUT is the recipe's. The tuner gets the final result when the folder is there. With
+    `save_model` the fine-tuned model is written, too. Progress is that of the data pass.
 
     Returns:
         What `trial.json` holds.
@@ -339,7 +320,9 @@ def _finish(
     """Measures and fine-tunes with the masks; writes to the folder that becomes the trial's."""
     ((title, each),) = masks.items()
     batches = measured_batches(job, settings)
-    metric = metric_of(settings.metric, job.adapter)
+    metric = settings.metric
+    if metric == "auto":
+        metric = "recall" if isinstance(job.adapter, RetrievalAdapter) else "loss"
     results: dict[int, dict[str, float]] = {}
 
     def report(step: int) -> None:

@@ -68,7 +68,7 @@ class SharingWrapper(ModuleWrapper):
     """Wraps a module whose parameters keep their identity: ties and optimizers survive.
 
     While it is in place the module's own attribute is the value that the last forward pass used,
-    and `state_dict` of the model has the pruned weight under its plain name besides NNI's entries.
+    and `state_dict` of the model has the pruned weight under its plain name, next to NNI's entries.
     """
 
     def __init__(self, module: nn.Module, module_name: str) -> None:
@@ -218,7 +218,7 @@ def unwrapped(model: nn.Module) -> Iterator[None]:
 
 
 NniMasks = dict[str, dict[str, Any]]
-"""By module path and parameter name a tensor of ones and zeros, 1 = kept; None is no mask."""
+"""By module path and parameter name a tensor of ones and zeros, 1 = kept; None is not a mask."""
 
 
 def wrappers_for(

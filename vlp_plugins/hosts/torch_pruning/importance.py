@@ -127,10 +127,7 @@ class Importance(tp.importance.Importance):
     ) -> None:
         """Scores the model again as it is now, cut and trained as it may be.
 
-        Args:
-            model: the model.
-            batches: for methods that need data.
-            statistics: of a pass over the model as it is now, instead of batches.
+        Statistics, in place of batches, must be of a pass over the model as it is now.
 
         Raises:
             VlpError: see `prune`.

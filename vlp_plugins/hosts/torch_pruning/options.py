@@ -125,22 +125,16 @@ def pruner_options(
 ) -> dict[str, Any]:
     """Options for `tp.pruner.BasePruner(model, importance=..., **options)`.
 
+    What is cut is that of `plan_of`; `dims` are the same ones in all heads of a block. The model
+    must be prepared, and inside `shared_modules(model)` if layers are tied; without a batch to
+    trace it with one is made up.
+
     With `scope="layer"` every block loses exactly `int(ratio * size)` (after `step` of `steps`:
     `int(ratio * step / steps * size)`); by itself Torch-Pruning rounds up, and takes too many heads
     in all steps but the first. With `scope="block kind"` Torch-Pruning ranks the units or the
     dimensions of all blocks of a modality together: all that equal its threshold go, so counts may
     be higher, and a block could lose everything, which it then refuses; heads it ranks over the
     whole model. `prune_structured` has none of these limits.
-
-    Args:
-        adapter: of the model.
-        model: prepared, and inside `shared_modules(model)` if layers are tied.
-        ratio: see `plan_of`.
-        cut: see `plan_of`; `dims` are the same ones in all heads of a block.
-        scope: see `plan_of`.
-        steps: see `plan_of`.
-        round_to: see `plan_of`.
-        batch: to trace the model with; None makes one up.
 
     Returns:
         New dicts each time: Torch-Pruning changes those that it is given.

@@ -13,7 +13,7 @@ from torch_pruning.pruner.algorithms.scheduler import linear_scheduler
 
 from vlp_plugins.models.parts import Attention, Block, Kind
 from vlp_plugins.models.request import check_sparsity
-from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import NonFiniteError, SparsityError, UnsupportedError, check_known
 from vlp_plugins.structured.cuts import size_of
 from vlp_plugins.structured.record import Kept
 
@@ -33,9 +33,7 @@ class Scope:
     """Blocks of one modality and kind.
 
     Attributes:
-        modality: of the blocks.
         cut: whole `heads`, `dims` of every head, or units (`ffn`).
-        ratio: fraction removed.
         blocks: as they are before anything is cut.
     """
 
@@ -86,15 +84,10 @@ def plan_of(
     steps: int = 1,
     round_to: int | None = None,
 ) -> Plan:
-    """A plan for blocks, sorted into scopes.
+    """A plan for blocks (see `vlp_plugins.structured.blocks_of`), sorted into scopes.
 
-    Args:
-        blocks: `vlp_plugins.structured.blocks_of` the model.
-        ratio: fraction removed, in [0, 1). Of a mapping, what it does not name stays whole.
-        cut: what goes: of attention `heads` or `dims`, and `ffn`.
-        scope: see `Plan`.
-        steps: see `Plan`.
-        round_to: see `Plan`.
+    `ratio` is the fraction removed, in [0, 1); what a mapping does not name stays whole. `cut` says
+    what goes: of attention `heads` or `dims`, and `ffn`. For the others see `Plan`.
 
     Raises:
         UnsupportedError: for an unknown name, or a model without such blocks.
@@ -134,8 +127,7 @@ def plan_of(
 def _cuts(cut: Sequence[Cut] | Cut) -> tuple[Cut, ...]:
     wanted: tuple[Cut, ...] = (cut,) if isinstance(cut, str) else tuple(dict.fromkeys(cut))
     for each in wanted:
-        if each not in _KINDS:
-            raise UnsupportedError(f"cut {each!r} is unknown{suggest(str(each), list(_KINDS))}")
+        check_known("cut", each, _KINDS)
     if not wanted or ("heads" in wanted and "dims" in wanted):
         raise UnsupportedError(
             f"cut={cut!r}; give 'heads' or 'dims' (not both, or attention loses twice), 'ffn', or "
@@ -180,13 +172,8 @@ def least(
 ) -> list[int]:
     """How many of each vector are among the `remove` least important of all vectors together.
 
-    Equal importances go by position.
-
-    Args:
-        vectors: float `[units]`, importance.
-        remove: how many of all together.
-        floor: how many stay of each vector at least.
-        round_to: what stays of a vector from which something goes is a multiple of it; fewer go.
+    Vectors are float `[units]`; equal importances go by position. At least `floor` stay of each,
+    and of a vector from which something goes a multiple of `round_to`: fewer go then.
 
     Raises:
         SparsityError: if so many cannot go.
@@ -223,11 +210,7 @@ def check_finite(vector: Tensor) -> None:
 
 
 class StepRatios(float):
-    """A ratio with what to give Torch-Pruning at each step, so that counts are exact.
-
-    Attributes:
-        at_steps: at step 0 (before the first), 1, ...
-    """
+    """A ratio with what Torch-Pruning is given at each step, 0 before the first: exact counts."""
 
     at_steps: tuple[float, ...]
 

@@ -36,14 +36,7 @@ class BlockPruner(tp.pruner.BasePruner):
         importance: Score,
         batch: Batch | None = None,
     ) -> None:
-        """Traces the model.
-
-        Args:
-            model: prepared, inside `shared_modules(model)`.
-            adapter: of the model.
-            plan: of its blocks.
-            importance: of Torch-Pruning's or ours.
-            batch: to trace the model with; None makes one up.
+        """Traces the prepared model, inside `shared_modules(model)`, by a batch (None: made up).
 
         Raises:
             StructureError: if Torch-Pruning cannot trace the model.

@@ -157,9 +157,7 @@ class ScoredVectors:
     """`Vectors` by a score, from the current weight and what was measured of the dense one.
 
     Attributes:
-        scorer: whose `neurons` are asked.
         evidence: of the dense weight; statistics are cut as the weight is.
-        needs: the statistics in it.
         neurons: False averages the scores of elements where a score has its own way of scoring
             rows and columns.
     """
@@ -204,7 +202,7 @@ def _cut(statistic: Statistic, values: Tensor, place: Place) -> Tensor:
 
 
 def _fixed(scores: Tensor) -> Vectors:
-    """Vectors of a procedure's scores of elements, whatever became of the weight since."""
+    """Vectors of a procedure's scores of elements, which do not follow the weight's values."""
 
     def vectors(_: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         left = place.left_of(scores)
@@ -223,7 +221,7 @@ def vectors_of(
     """What scores each weight, by canonical name, and a factor of each.
 
     A composition is asked for its score, whose statistics one pass over the batches gathers. A
-    procedure, or a method that writes new values, has no score of elements besides its masks: it
+    procedure, or a method that writes new values, has no score of elements but its masks: it
     makes masks at several sparsities, and an element's score is its size, |w| with new values if
     there are some, summed over the masks that keep it. What goes first scores 0.
 

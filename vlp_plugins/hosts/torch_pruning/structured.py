@@ -43,12 +43,9 @@ class StructuredResult:
     """A model that was cut in place, and how.
 
     Attributes:
-        model: the model.
-        adapter: of the model.
         record: what is kept of every block that lost something, in coordinates of the dense model.
         history: Torch-Pruning's own, `[path of a layer, outputs or inputs, indices]`.
         parameters_before: number of parameters, each counted once.
-        parameters_after: the same afterwards.
         removed: by (modality, `heads`, `dims` or `ffn`) how many went, of how many.
         error: largest difference that the self-check found, relative to the largest value of its
             stream; None without a check.
@@ -389,7 +386,8 @@ def _importance(
         return Importance(importance, model, batches, adapter=adapter, **parameters)
     if not callable(importance):
         raise UnsupportedError(
-            f"{importance!r} is no importance; give the name of a method, or one of Torch-Pruning"
+            f"{importance!r} is not an importance; give the name of a method, or one of "
+            "Torch-Pruning"
         )
     if parameters:
         raise UnsupportedError(

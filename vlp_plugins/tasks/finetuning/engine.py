@@ -34,7 +34,6 @@ class Engine:
     Attributes:
         index: of this process, from 0.
         processes: how many there are; each computes other batches of a step.
-        device: of this process.
     """
 
     index = 0
@@ -56,12 +55,9 @@ class Engine:
         self._loss, self._optimizer = loss, optimizer
 
     def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
-        """Adds gradients of a batch to those that are there.
+        """Adds gradients of a batch, with its share of the loss, to those that are there.
 
-        Args:
-            batch: on the device.
-            share: factor of the loss.
-            last: of the step; gradients of all processes are averaged then.
+        After the last batch of a step gradients of all processes are averaged.
 
         Returns:
             The terms of the loss, by name.
@@ -91,7 +87,7 @@ class Engine:
         return value
 
     def state(self) -> dict[str, Any]:
-        """What the next step depends on besides model and optimizer, as JSON."""
+        """What else than model and optimizer the next step depends on, as JSON."""
         return dict(self._scaler.state_dict())
 
     def restore(self, state: Mapping[str, Any]) -> None:

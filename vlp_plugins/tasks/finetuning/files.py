@@ -84,13 +84,7 @@ def restore(
 
 
 def seed_of(seed: int, step: int, batch: int) -> int:
-    """The random seed of one batch, whatever has been drawn before it.
-
-    Args:
-        seed: of the run.
-        step: from 0.
-        batch: its number among those of the step, of all processes together.
-    """
+    """The random seed of one batch, which does not depend on what was drawn before it."""
     digest = hashlib.sha256(f"{seed}|{step}|{batch}".encode()).digest()
     return int.from_bytes(digest[:8]) >> 1
 

@@ -178,7 +178,7 @@ def finetune(
     and the random state are as before afterwards.
 
     Args:
-        model: what `downstream` returns; wherever it shall be trained, in float32.
+        model: what `downstream` returns; on the device where it is trained, in float32.
         adapter: claims the model; knows the loss of the task.
         batches: tensors, for instance of captions and their images; see `Batches`. All processes
             get the same, and each computes its own. A loader may shuffle (its order depends on

@@ -19,51 +19,25 @@ from torch.optim import Optimizer
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.model_state import autocast_of
 
-Rate = Callable[[float], float]
-"""Fraction of the steps after the warm-up that is done -> fraction of the highest rate."""
-
-
-def cosine(done: float) -> float:
-    """Half a period of a cosine from 1 to 0 (Loshchilov & Hutter, SGDR, ICLR 2017, eq. 5)."""
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def linear(done: float) -> float:
-    """A straight line from 1 to 0."""
-    return 1 - done
-
-
-def constant(done: float) -> float:  # noqa: ARG001 - a Rate
-    """1 throughout."""
-    return 1.0
-
-
-RATES: Mapping[str, Rate] = {"cosine": cosine, "linear": linear, "constant": constant}
-
-
-def rate_by_name(name: str) -> Rate:
-    """`cosine`, `linear` or `constant`.
-
-    Raises:
-        RecipeError: for anything else.
-    """
-    if name not in RATES:
-        raise RecipeError(f"unknown schedule {name!r}{suggest(name, list(RATES))}")
-    return RATES[name]
+RATES: Mapping[str, Callable[[float], float]] = {
+    # Half a period of a cosine (Loshchilov & Hutter, SGDR, ICLR 2017, eq. 5).
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "constant": lambda _: 1.0,
+}
+"""By name: fraction of the steps after the warm-up that is done -> of the highest rate."""
 
 
 def factor(step: int, steps: int, *, schedule: str, warmup: float = 0.0) -> float:
     """Fraction of the highest learning rate that a step, counted from 0, has.
 
-    In the first int(`warmup` x `steps`) it rises on a straight line; the schedule is of the rest.
-
-    Raises:
-        RecipeError: if there is no such schedule.
+    In the first int(`warmup` x `steps`) it rises on a straight line; the schedule, one of `RATES`,
+    is of the rest.
     """
     rise = int(warmup * steps)
     if step < rise:
         return (step + 1) / rise
-    return rate_by_name(schedule)((step - rise) / (steps - rise))
+    return RATES[schedule]((step - rise) / (steps - rise))
 
 
 @dataclass(frozen=True)
@@ -105,7 +79,10 @@ class FinetuneSettings:
             RecipeError: if one is out of range.
             UnsupportedError: if the precision is unknown.
         """
-        rate_by_name(self.schedule)
+        if self.schedule not in RATES:
+            raise RecipeError(
+                f"unknown schedule {self.schedule!r}{suggest(self.schedule, list(RATES))}"
+            )
         autocast_of(self.autocast)
         for name, value, fine, wanted in (
             ("learning rate", self.learning_rate, self.learning_rate > 0, "above 0"),

@@ -97,15 +97,15 @@ def verdict_of(found: RankCorrelation) -> str:
     if found.rho is None:
         return f"{found.count} groups are too few, or all alike, for a correlation"
     text = number_text(found)
-    shown = found.p is not None and found.p < _LEVEL and _excludes_zero(found)
-    if not shown:
+    excludes_zero = (
+        found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    )
+    if found.p is None or found.p >= _LEVEL or not excludes_zero:
         sign = "the claimed sign" if found.rho < 0 else "the opposite of the claimed sign"
         return (
             f"not shown: {text}, {sign}, but interval and p-value do not both exclude no relation"
         )
-    if found.rho < 0:
-        return f"holds here: {text}"
-    return f"the opposite holds here: {text}"
+    return f"{'holds here' if found.rho < 0 else 'the opposite holds here'}: {text}"
 
 
 def number_text(found: RankCorrelation) -> str:
@@ -117,12 +117,6 @@ def number_text(found: RankCorrelation) -> str:
         interval = f"95% interval {found.low:+.2f} to {found.high:+.2f}, "
     p = "" if found.p is None else f"p = {found.p:.2g}"
     return f"rank correlation {found.rho:+.2f} ({interval}{p})"
-
-
-def _excludes_zero(found: RankCorrelation) -> bool:
-    if found.low is None or found.high is None:
-        return False
-    return found.low > 0 or found.high < 0
 
 
 def _compared(lowest: Curve, second: Curve, found: Sensitivity) -> str:

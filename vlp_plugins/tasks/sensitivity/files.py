@@ -82,7 +82,7 @@ class PointsFile:
                 found |= self._read(path)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
-                    f"{path} is damaged ({type(error).__name__}: {first_line(error)}); start anew "
+                    f"{path} is damaged ({type(error).__name__}: {first_line(error)}); start again "
                     "without --resume"
                 ) from error
         return found
@@ -94,7 +94,7 @@ class PointsFile:
         if records and records[0].get("run") != self._run:
             raise DataError(
                 f"{path} holds points of another run (other model, data, method or sparsities); "
-                "start anew without --resume"
+                "start again without --resume"
             )
         return {
             read_as(Key, [each["level"], each["title"], each["sparsity"]], "a part"): point_of(each)
@@ -108,11 +108,7 @@ class PointsFile:
         self._first = lines
 
     def add(self, group: Group, point: Point) -> None:
-        """Keeps a point.
-
-        Raises:
-            OutputError: if the disk does not take it.
-        """
+        """Keeps a point; `OutputError` if the disk does not take it."""
         if self._path is None:
             return
         line = _line(group.level, group.title, point)
@@ -138,11 +134,7 @@ KIND = "sensitivity"
 
 
 def write_analysis(path: str | os.PathLike[str], analysis: Analysis) -> None:
-    """Writes everything, whole or not at all.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Writes everything, whole or not at all; `OutputError` if it cannot be written."""
     write_json(path, KIND, record_of_analysis(analysis), overwrite=True)
 
 

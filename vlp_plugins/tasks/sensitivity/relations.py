@@ -57,7 +57,7 @@ def rank_correlation(
     """Spearman's rank correlation, its interval and its p-value.
 
     With strata, ranks are taken within each stratum and brought to one scale before they are
-    pooled: what is left is the relation within strata, whatever sets the strata apart. Permutations
+    pooled: what is left is the relation within strata, not between them. Permutations
     and resamples stay within strata, too.
 
     Args:
