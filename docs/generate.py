@@ -24,7 +24,7 @@ import transformers.models
 import vlp_adapters
 import vlp_plugins.extend
 from vlp_plugins.cli.program import main
-from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
+from vlp_plugins.jobs.finetune import FinetuneRecipe
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe
 from vlp_plugins.jobs.tasks import able_tasks
 from vlp_plugins.methods.description import describe_methods, docstring_entries

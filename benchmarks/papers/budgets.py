@@ -9,8 +9,7 @@ from typing import Any
 
 from benchmarks.papers.tuning import Tuning
 from benchmarks.papers.ways import LAMBDA, SIZED, Way
-from vlp_plugins.jobs.finetune import rows_of_a_batch
-from vlp_plugins.jobs.finetune_recipe import load_finetune_recipe, with_finetune_options
+from vlp_plugins.jobs.finetune import load_finetune_recipe, rows_of_a_batch, with_finetune_options
 from vlp_plugins.jobs.recipes import DataRecipe, Recipe, load_recipe, packaged_recipes
 from vlp_plugins.scoring.factors import GUIDED
 

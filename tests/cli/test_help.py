@@ -14,7 +14,7 @@ from vlp_command import command
 
 from vlp_plugins.cli import main
 from vlp_plugins.cli.help import HEADINGS, Option
-from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
+from vlp_plugins.jobs.finetune import FinetuneRecipe
 from vlp_plugins.jobs.recipes import OPTIONS, DataRecipe, Recipe
 from vlp_plugins.tasks.finetuning.settings import FinetuneSettings
 

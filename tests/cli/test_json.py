@@ -14,7 +14,7 @@ import torch
 
 from vlp_plugins.cli import program
 from vlp_plugins.cli.masks import NOT_SPARSE
-from vlp_plugins.cli.tables import print_json
+from vlp_plugins.cli.terminal import print_json
 from vlp_plugins.loading import load_model
 from vlp_plugins.models.saving import save_model
 from vlp_plugins.models.weights import WeightMap

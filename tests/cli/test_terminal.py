@@ -17,8 +17,7 @@ from rich.console import Console
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import recipe_options
-from vlp_plugins.cli.tables import print_table
-from vlp_plugins.cli.terminal import data_progress, quiet_libraries, show_log
+from vlp_plugins.cli.terminal import data_progress, print_table, quiet_libraries, show_log
 
 
 def parsed(*words: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vlp_plugins.jobs.finetune_recipe import load_finetune_recipe
+from vlp_plugins.jobs.finetune import load_finetune_recipe
 from vlp_plugins.jobs.recipe_values import amount_of, penalty_of
 from vlp_plugins.jobs.recipes import (
     OPTIONS,

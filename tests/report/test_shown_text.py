@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.cli.program import explain
-from vlp_plugins.cli.tables import print_facts, print_lines, print_table
-from vlp_plugins.cli.terminal import show_log, steps_shown
+from vlp_plugins.cli.terminal import print_facts, print_lines, print_table, show_log, steps_shown
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.models.generic import ModuleAdapter

@@ -26,8 +26,18 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
-from vlp_plugins.cli.tables import columns, print_facts, print_json, print_lines, print_table, say
-from vlp_plugins.cli.terminal import data_progress, steps_shown, verbosity, visible
+from vlp_plugins.cli.terminal import (
+    columns,
+    data_progress,
+    print_facts,
+    print_json,
+    print_lines,
+    print_table,
+    say,
+    steps_shown,
+    verbosity,
+    visible,
+)
 from vlp_plugins.tasks import MEASURED
 
 if TYPE_CHECKING:

@@ -24,8 +24,13 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line
-from vlp_plugins.cli.tables import print_facts, print_json, print_lines, print_table
-from vlp_plugins.cli.terminal import data_progress
+from vlp_plugins.cli.terminal import (
+    data_progress,
+    print_facts,
+    print_json,
+    print_lines,
+    print_table,
+)
 from vlp_plugins.tasks import MEASURED
 
 

@@ -28,12 +28,11 @@ from vlp_plugins.cli.options import (
     split_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
-from vlp_plugins.cli.tables import print_facts
-from vlp_plugins.cli.terminal import data_progress
+from vlp_plugins.cli.terminal import data_progress, print_facts
 from vlp_plugins.tasks import TASKS
 
 if TYPE_CHECKING:
-    from vlp_plugins.jobs.finetune_recipe import FinetuneRecipe
+    from vlp_plugins.jobs.finetune import FinetuneRecipe
     from vlp_plugins.tasks.finetuning.engine import Engine
 
 _recipe_options = grouped(
@@ -191,7 +190,7 @@ def finetune(
 
 
 def _recipe(path: Path | None, values: dict[str, Any]) -> FinetuneRecipe:
-    from vlp_plugins.jobs.finetune_recipe import (
+    from vlp_plugins.jobs.finetune import (
         FinetuneRecipe,
         load_finetune_recipe,
         with_finetune_options,

@@ -21,7 +21,7 @@ from vlp_plugins.cli.options import (
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
-from vlp_plugins.cli.tables import print_facts, print_lines, print_table, say
+from vlp_plugins.cli.terminal import print_facts, print_lines, print_table, say
 from vlp_plugins.runtime.errors import RecipeError
 
 if TYPE_CHECKING:

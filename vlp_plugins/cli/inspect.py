@@ -8,7 +8,7 @@ import click
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import adapter_option, json_option, option
-from vlp_plugins.cli.tables import print_json, print_lines, print_table, say
+from vlp_plugins.cli.terminal import print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.models.inspection import Inspection

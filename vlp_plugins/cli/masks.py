@@ -18,7 +18,7 @@ from vlp_plugins.cli.options import (
     overwrite_option,
     target_option,
 )
-from vlp_plugins.cli.tables import counts_record, print_json, print_lines, print_table, say
+from vlp_plugins.cli.terminal import counts_record, print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.manifest import Count

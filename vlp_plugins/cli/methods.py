@@ -10,7 +10,7 @@ import click
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import json_option
-from vlp_plugins.cli.tables import print_json, print_lines, print_table, say
+from vlp_plugins.cli.terminal import print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.description import MethodDescription, PartDescription

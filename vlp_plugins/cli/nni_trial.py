@@ -21,8 +21,7 @@ from vlp_plugins.cli.options import (
     recipe_options,
     target_option,
 )
-from vlp_plugins.cli.tables import print_table, say
-from vlp_plugins.cli.terminal import data_progress, steps_shown
+from vlp_plugins.cli.terminal import data_progress, print_table, say, steps_shown
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 
 _GIVEN = ParameterSource.COMMANDLINE

@@ -8,7 +8,7 @@ import click
 
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import json_option, read_recipe, recipe_options
-from vlp_plugins.cli.tables import counts_record, print_counts, print_json, print_table, say
+from vlp_plugins.cli.terminal import counts_record, print_counts, print_json, print_table, say
 
 if TYPE_CHECKING:
     from vlp_plugins.jobs.plan import Plan, PlannedDimensions

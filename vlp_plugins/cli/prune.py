@@ -18,8 +18,7 @@ from vlp_plugins.cli.options import (
     resume_option,
 )
 from vlp_plugins.cli.program import distributed_run
-from vlp_plugins.cli.tables import print_facts, print_lines, print_masks, print_table
-from vlp_plugins.cli.terminal import steps_shown
+from vlp_plugins.cli.terminal import print_facts, print_lines, print_masks, print_table, steps_shown
 
 
 def _list_recipes(context: click.Context, _option: click.Parameter, given: bool) -> None:

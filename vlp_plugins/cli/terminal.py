@@ -1,16 +1,30 @@
-"""What is written to standard error: warnings, steps, a bar; control characters are escaped."""
+"""What is printed: text and tables on standard output; warnings, steps and a bar on standard error.
+
+Tables are as wide as the terminal, and nothing is cut. Control characters are escaped.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from vlp_plugins.masks.manifest import Count
+    from vlp_plugins.masks.masks import Masks
+
 
 VERBOSITY = f"{__name__}.verbosity"
 """Key of the context's `meta`."""
@@ -143,3 +157,167 @@ def data_progress(
             bar.update(task, completed=done, total=total, visible=True)
 
         yield show
+
+
+SCHEMA = 1
+"""Of what `--json` prints; a field that goes or changes its meaning adds 1."""
+_NUMBER = re.compile(r"\d\S*( \S{1,3})?")  # perhaps with a unit
+_NARROWEST = 12
+"""Columns of text are not made narrower to fit."""
+
+
+def print_lines(lines: Iterable[object], *, err: bool = False, indent: str = "  ") -> None:
+    """Sentences; the lines that continue one are indented.
+
+    On standard error, where warnings go, each stays on one line, for programs to find it; with
+    `--quiet` there are none.
+    """
+    if err and verbosity() < 0:
+        return
+    for line in lines:
+        text = visible(str(line))
+        parts = (
+            [text]
+            if err
+            else [part for each in text.splitlines() for part in _fitting(each, indent)]
+        )
+        for part in parts or [""]:
+            click.echo(part, err=err)
+
+
+def say(sentence: object = "", *, err: bool = False, indent: str = "  ") -> None:
+    """One of `print_lines`."""
+    print_lines((sentence,), err=err, indent=indent)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Facts of a run with their names, one a line; with `--quiet` none."""
+    if verbosity() < 0:
+        return
+    print_lines(f"{name}: {fact}" for name, fact in facts.items())
+
+
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    names: bool = False,
+    most: int | None = None,
+) -> None:
+    """Columns as wide as they need; those of numbers are flush right.
+
+    Text is broken into several lines where the table would be wider than the terminal, or than
+    `most` characters; nothing is cut. If the first column holds `names`, which people copy, it is
+    not broken.
+    """
+    cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
+    numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+    widths = _widths(cells, numbers, min(columns(), most or columns()), names=names)
+    if title:
+        click.secho(f"\n{visible(title)}", bold=True)
+    for row in cells:
+        parts = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for line in zip_longest(*parts, fillvalue=""):
+            texts = (
+                text.rjust(width) if number else text.ljust(width)
+                for text, width, number in zip(line, widths, numbers, strict=True)
+            )
+            click.echo("  ".join(texts).rstrip())
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document: what is not finite is null, what JSON does not know is text."""
+    document = {"schema": SCHEMA, **document}
+    text = json.dumps(_finite(document), indent=1, allow_nan=False, default=str)
+    click.echo(text.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def columns() -> int:
+    """Width of the terminal, or what COLUMNS says; 80 where neither is known."""
+    return shutil.get_terminal_size().columns
+
+
+def _widths(
+    cells: Sequence[Sequence[str]], numbers: Sequence[bool], room: int, *, names: bool = False
+) -> list[int]:
+    """What each column needs; titles over numbers and what few rows need give way until all fit."""
+    usual = [sum(map(len, column)) / len(column) for column in zip(*cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    least = [
+        max(map(len, (*head.split(), *column))) if number else min(width, _NARROWEST)
+        for (head, *column), width, number in zip(
+            zip(*cells, strict=True), widths, numbers, strict=True
+        )
+    ]
+    if names:
+        least[0] = widths[0]
+    while sum(widths) + 2 * (len(widths) - 1) > room:
+        spare = [i for i, width in enumerate(widths) if width > least[i]]
+        if not spare:
+            break
+        widths[max(spare, key=lambda i: (numbers[i], widths[i] / (1 + usual[i])))] -= 1
+    return widths
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """The text in lines: broken after a space, and in longer words after a dot, slash or hyphen."""
+    pieces = [text]
+    for ends in " ", "[./_,-]":
+        pieces = [
+            part
+            for piece in pieces
+            for part in (re.split(f"(?<={ends})", piece) if len(piece) > width else [piece])
+        ]
+    lines = [""]
+    for piece in pieces:
+        if len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines if line] or [""]
+
+
+def _fitting(line: str, indent: str) -> list[str]:
+    """A sentence in lines no wider than the terminal; words are kept whole."""
+    return textwrap.wrap(
+        line, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False, drop_whitespace=True,
+    ) or [""]  # fmt: skip
+
+
+def print_masks(masks: Mapping[str, Masks]) -> None:
+    """Sparsity and kept elements per modality, one row per mask set and modality."""
+    counts = {title: each.counts() for title, each in masks.items()}
+    print_counts({title: {**c.by_modality, "all": c.all} for title, c in counts.items()})
+
+
+def print_counts(counts: Mapping[str, Mapping[str, Count]]) -> None:
+    """Sparsity and kept elements, one row per title and group."""
+    rows = []
+    for title, groups in counts.items():
+        for name, count in groups.items():
+            removed, kept = f"{count.removed:,}", f"{count.kept:,}"
+            rows.append([title, name, f"{count.sparsity:.4%}", removed, kept])
+    print_table("", ["target", "modality", "sparsity", "removed", "kept"], rows)
+
+
+def counts_record(counts: Mapping[str, Count]) -> dict[str, Any]:
+    """Counts as JSON has them, by modality and under `all`."""
+    return {
+        "counts": {
+            name: {"sparsity": c.sparsity, "removed": c.removed, "kept": c.kept, "total": c.total}
+            for name, c in counts.items()
+        }
+    }
+
+
+def _is_number(text: str) -> bool:
+    return not text or _NUMBER.fullmatch(text) is not None
