@@ -87,7 +87,7 @@ def measure(model: nn.Module, adapter: Adapter, pairs: Pairs) -> Figures:
         adapter: the model's.
         pairs: the pairs to tell apart and to describe.
     """
-    recall = retrieval(model, adapter, pairs.batches, ks=(1,))
+    recall = retrieval(model, adapter, pairs.batches, ks=(1,)).final
     right = None
     if adapter.name == "blip":
         said = write_captions(model, adapter, pairs.batches, pairs.tokenizer, max_length=MAX_TOKENS)

@@ -108,7 +108,7 @@ def test_re_ranking_by_image_tokens_equals_re_ranking_by_pixels() -> None:
     batches = [pairs(), {key: value.flip(0) for key, value in pairs().items()}]
     ids = [0, 1, 2, 2, 1, 0]
     fast, slow = (
-        retrieval(model, adapter, batches, rerank=2, image_ids=ids)
+        retrieval(model, adapter, batches, rerank=2, image_ids=ids).final
         for adapter in (ADAPTER, Pixels())
     )
     assert fast == slow

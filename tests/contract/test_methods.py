@@ -176,7 +176,7 @@ def test_a_single_batch_is_no_list_of_batches(batches, message):
         lambda: measure_id(model, batches, adapter=adapter),
         lambda: sensitivity(model, batches, adapter=adapter),
         lambda: classification(model, registry().adapter("vit"), batches),
-        lambda: retrieval(model, adapter, batches),
+        lambda: retrieval(model, adapter, batches).final,
         lambda: finetune(model, adapter, batches, task="pretraining"),
         lambda: next(interleave([], batches)),
     ]

@@ -48,7 +48,8 @@ ROOMS = [
     "models.saving",
     "models.inspection",
 ]
-INNER = {"match_scores", "missing_points"}  # called by those above, with a model out of its wrapper
+# called by those above, with a model out of its wrapper
+INNER = {"match_scores", "missing_points", "generate", "generates"}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ ENTRIES: dict[str, Any] = {
         inspect_model(model, registry().adapter_for(model)).groups,
         inspect_model(model, registry().adapter_for(model)).model,
     ),
-    "retrieval": lambda m, d, _: retrieval(m, registry().adapter_for(m), d),
+    "retrieval": lambda m, d, _: retrieval(m, registry().adapter_for(m), d).final,
     "sensitivity": lambda m, d, _: sensitivity(m, d, groups=["modality"], sparsity=[0.5]).curves,
     "apply, lock and verify": locked,
     "GradualPruning": gradual,

@@ -93,13 +93,13 @@ BATCHES = [batch_of(NUMBERS[:12], NUMBERS[:12]), batch_of(NUMBERS[12:], NUMBERS[
 
 def test_a_model_that_knows_everything() -> None:
     model = PairModel()
-    assert retrieval(model, PairAdapter(), BATCHES).mean == 100
+    assert retrieval(model, PairAdapter(), BATCHES).final.mean == 100
 
 
 def test_the_model_is_left_as_it_was() -> None:
     model = PairModel().train()
     model.frozen.eval()
-    assert retrieval(model, PairAdapter(), iter(BATCHES)).mean == 100  # dropout was off
+    assert retrieval(model, PairAdapter(), iter(BATCHES)).final.mean == 100  # dropout was off
     assert model.training
     assert model.spoiler.training
     assert not model.frozen.training
@@ -112,10 +112,10 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_images_with_several_texts() -> None:
     model = PairModel()
     batch = batch_of([1, 1, 2, 3], [1, 1, 2, 3])
-    found = retrieval(model, PairAdapter(), [batch], image_ids=[10, 10, 20, 30], ks=[1])
+    found = retrieval(model, PairAdapter(), [batch], image_ids=[10, 10, 20, 30], ks=[1]).final
     assert found == Recall({1: 100.0}, {1: 100.0})
     # Without the identities the two equal images stand in each other's way.
-    assert retrieval(model, PairAdapter(), [batch], ks=[1]) == Recall({1: 50.0}, {1: 50.0})
+    assert retrieval(model, PairAdapter(), [batch], ks=[1]).final == Recall({1: 50.0}, {1: 50.0})
     with pytest.raises(DataError, match="3 image_ids were given for 4 pairs"):
         retrieval(model, PairAdapter(), [batch], image_ids=[1, 2, 3])
 
@@ -137,12 +137,12 @@ class ConfusedAdapter(PairAdapter):
 
 def test_the_matching_head_puts_the_best_candidates_in_order() -> None:
     model = PairModel()
-    plain = retrieval(model, ConfusedAdapter(), BATCHES, ks=[1])
+    plain = retrieval(model, ConfusedAdapter(), BATCHES, ks=[1]).final
     assert plain.mean < 10
-    assert retrieval(model, ConfusedAdapter(), BATCHES, rerank=1, ks=[1]) == plain
-    better = retrieval(model, ConfusedAdapter(), BATCHES, rerank=4, ks=[1])
+    assert retrieval(model, ConfusedAdapter(), BATCHES, rerank=1, ks=[1]).final == plain
+    better = retrieval(model, ConfusedAdapter(), BATCHES, rerank=4, ks=[1]).final
     assert better.mean > 70
-    assert retrieval(model, ConfusedAdapter(), BATCHES, rerank=100, ks=[1]).mean == 100
+    assert retrieval(model, ConfusedAdapter(), BATCHES, rerank=100, ks=[1]).final.mean == 100
 
 
 def test_a_pair_is_asked_about_once() -> None:
@@ -207,7 +207,7 @@ def test_an_image_with_several_texts_is_encoded_once_and_found() -> None:
         batches = [batch_of([1, 1, 2], [1, 1, 2]), batch_of([2, 3, 3], [2, 3, 3])]
         found = retrieval(
             PairModel(), adapter, batches, image_ids=[7, 7, 8, 8, 9, 9], rerank=rerank, ks=(1,)
-        )
+        ).final
         assert adapter.seen == [1, 2, 3]
         # Equal texts of one image do not stand in each other's way.
         assert found.as_dict() == {"image_to_text_r1": 100, "text_to_image_r1": 100, "mean": 100}
@@ -228,8 +228,9 @@ def test_an_adapter_that_encodes_images_apart_is_hardly_asked_twice_for_one() ->
     adapter = Apart()
     adapter.encoded = []
     model, plain = PairModel(), PairModel()
-    assert retrieval(model, adapter, BATCHES, rerank=3) == retrieval(
-        plain, PairAdapter(), BATCHES, rerank=3
+    assert (
+        retrieval(model, adapter, BATCHES, rerank=3).final
+        == retrieval(plain, PairAdapter(), BATCHES, rerank=3).final
     )
     pairs = len(model.asked)
     assert pairs > 3 * len(adapter.encoded)

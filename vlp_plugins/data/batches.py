@@ -48,16 +48,10 @@ class CaptionedBatches:
     ) -> None:
         """Nothing is read before the first iteration.
 
-        Args:
-            source: pairs of image and caption.
-            processor: of the model; its tokenizer says how long a caption may be.
-            adapter: its `collate` makes the batches.
-            batch_size: pairs in a batch.
-            limit: number of batches; None takes all.
-            shuffle_seed: seed of the order of the pairs; None keeps them as stored.
-            workers: threads that decode images while the model computes, and one more that makes
-                the batches; 0 for none; None for the cores but one, at most 8. The batches are the
-                same for any number.
+        `limit` is the number of batches (None: all), and `shuffle_seed` that of the order of the
+        pairs (None: as stored). So many `workers` decode images in threads while the model
+        computes, and one more makes the batches; 0 for none, None for the cores but one, at most 8.
+        The batches are the same for any number.
 
         Raises:
             DataError: if `batch_size` or `limit` is below 1, or `workers` below 0.
@@ -215,7 +209,6 @@ class Example:
     """One row of a batch.
 
     Attributes:
-        place: where it is, for messages.
         image: opens the image; the same object stands for the same image.
         text: what the model reads with it; what a chat model is asked.
         label: number of the class; None without classes.

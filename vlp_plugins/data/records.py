@@ -65,7 +65,6 @@ class Record:
     """One image with what its source says about it, not decoded yet.
 
     Attributes:
-        place: where it is, for messages.
         image: reads and decodes the image, or all images of a conversation; any exception means
             that it cannot be used.
         caption: as the source holds it: text, a list of texts, or something else; or a function

@@ -167,17 +167,11 @@ def compute(
     *,
     complete: bool,
 ) -> dict[Site, Dimension]:
-    """The dimension of each of some layers; all processes return the same.
+    """The dimension of each of some layers, the same ones in all processes, as is the result.
 
-    Args:
-        chosen: the layers, the same in all processes.
-        points: of this process; emptied meanwhile. A layer that its batches did not reach is
-            absent.
-        sites: what is known of the layers.
-        estimator: how.
-        device: of the points.
-        complete: each process has all samples (one process, or a sharded model); else those of its
-            batches, and the processes take turns in receiving all points of a layer.
+    Points of this process, absent for a layer that its batches did not reach, are emptied
+    meanwhile. If they are not `complete`, they are those of its batches, and the processes take
+    turns in receiving all points of a layer.
 
     Raises:
         VlpError: if a dimension cannot be estimated; names the layer.
@@ -272,38 +266,21 @@ def measure(
 ) -> IdProfile:
     """Estimates the dimension of the outputs of every prunable layer. The model is left as it was.
 
+    The arguments are those of `measure_id`, with the `WeightMap` of the model.
+
     A point is the output of a layer for one sample, its tokens one after the other; if its module
-    is called several times in a stream, the calls are side by side. Points of as many layers as the
-    budget allows are gathered in one pass over the batches; the others in further passes, which run
-    the streams up to their last layer only. The result depends neither on the budget nor on how
-    samples are put into batches.
+    is called several times in a stream, the calls are side by side. With `published` padding it
+    holds what the layer gives out at the positions of padding, too, and only batches are filled up
+    with zeros to the longest, as in the published code; there the same text is another point in
+    another batch. Points of as many layers as the budget allows are gathered in one pass over the
+    batches; the others in further passes, which run the streams up to their last layer only. The
+    result depends neither on the budget nor on how samples are put into batches.
 
     In a process group every process must be given the same batches in the same order; process r
     runs those whose index is r modulo the number of processes, the layers are divided among them
     for the estimation, and all return the same profile. A model under `fully_shard` runs every
-    batch in all processes at once.
-
-    Args:
-        model: a model that `adapter` claims; batches are moved to the device of its parameters.
-        adapter: what it is described by.
-        weights: `WeightMap.of(model, adapter)`.
-        batches: any iterable; read once per pass, up to `limit`.
-        estimator: how a dimension is made of points; None: that of `default_settings`.
-        padding: `real`: a point holds the sample's real tokens (as the adapter gives
-            them) in their order, then zeros up to the longest sample. `published`: it holds what
-            the layer gives out at the positions of padding, too, and only batches are filled up
-            with zeros to the longest, as in the published code; there the same text is another
-            point in another batch. None: that of `default_settings`.
-        dtype: that points are kept in; None: that of the outputs. bfloat16 takes half of the memory
-            of float32 and loses digits.
-        memory_budget: bytes that points and the search for neighbours may take, per process, in
-            addition to the model and its forward pass; None: three quarters of what is free.
-        published: run the streams as the published code does where it departs from the idea.
-        limit: number of batches to use; None uses all.
-        workplace: folder for a file with what is known after every pass; it stays when all is done.
-        resume: resume from that file: an interruption costs the pass at work.
-        progress: called after every batch with (batches read in all passes, how many there will be,
-            or None).
+    batch in all processes at once. The budget is that of a process; a file in the workplace keeps
+    what is known after every pass, so that an interruption costs the pass at work.
 
     Raises:
         DataError: if there are no batches, or not the same ones in every pass.

@@ -60,22 +60,7 @@ from vlp_plugins.tasks.finetuning.settings import RATES, FinetuneSettings
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """One run of `vlp finetune`.
-
-    Attributes:
-        adapter: name; None asks all.
-        batch_size: rows of a step, of all processes and accumulated batches together.
-        data: folder, file or id of the data set.
-        split: of the data; None takes the only one, or `train`.
-        limit: images (questions) that are trained on, the first ones; None for all.
-        image_column: of captioned images; None finds it.
-        caption_column: of captioned images; None finds it.
-        max_length: most tokens of a text; None asks the tokenizer.
-        checkpoint_every: steps from one state to the next.
-        log_every: steps that a line of the loss log is the mean of.
-        workers: threads of a process that decode images ahead.
-        settings: of the optimizer and its rate.
-    """
+    """One run of `vlp finetune`; each key is an option of it, explained in `cli.finetune`."""
 
     task: str | None = read_by(choice(*TASKS))
     adapter: str | None = read_by(text)

@@ -27,16 +27,11 @@ from vlp_plugins.tasks.finetuning.samples import Sample
 class CompareRequest:
     """What is compared, and on which data.
 
-    Attributes:
-        data: what calibration samples are drawn from: `batches` of them for each seed.
-        test: what is measured on; None: the part of `data` that is not calibrated with.
-        test_split: of `test`, or of `data` if there is no `test`.
-        task: one of `vlp_plugins.tasks.MEASURED`; None takes the first that model and data can do.
-        methods: names; none: those of `METHODS` that the model can do.
-        sparsity: targets.
-        limit: test images (questions) at most.
-        seeds: how many sets of calibration samples.
-        seed: of the first set, and of which samples are measured on.
+    Calibration samples are drawn from `data`, so many `batches` for each seed. Measured is on
+    `test`, or on the part of `data` that is not calibrated with; `test_split` is of the one or the
+    other. No task takes the first that model and data can do, no methods those of `METHODS` that
+    the model can do. At most `limit` test images (or questions) count. The `seed` is that of the
+    first set of calibration samples, and says which samples are measured on.
     """
 
     data: DataRecipe

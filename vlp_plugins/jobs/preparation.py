@@ -77,14 +77,7 @@ def batches_for(
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from, as the command line names it.
-
-    Attributes:
-        adapter: name; None asks all.
-        processor: path or hub id; None takes the model's.
-        dtype: of the model; `auto` keeps that of its checkpoint.
-        device: None takes a GPU if there is one.
-    """
+    """Where a model comes from, and how it is loaded, as the command line says it."""
 
     model: str
     adapter: str | None = None

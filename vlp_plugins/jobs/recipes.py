@@ -39,19 +39,7 @@ LAMBDA = "lambda"
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Where batches come from.
-
-    Attributes:
-        source: folder, tar shards, or dataset; see `open_source`.
-        split: None takes the only one, or `train`.
-        batches: how many to read; None reads all.
-        seed: shuffles the pairs; None keeps their order.
-        image_column: None finds it.
-        caption_column: None finds it.
-        max_length: most tokens of a caption; None asks the tokenizer.
-        prompt: what the user of a chat model says; see `vlp_plugins.batches`.
-        max_pixels: of an image of a chat model; see `vlp_plugins.batches`.
-    """
+    """Where batches come from; each key is an option, as of `Recipe`."""
 
     source: str | None = read_by(text)
     split: str | None = read_by(text)
@@ -150,31 +138,10 @@ AUTOCASTS = DTYPES[2:]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run of `vlp prune`.
+    """One run of `vlp prune`; each key is an option of it, explained in `cli.options`.
 
-    Attributes:
-        adapter: name; None asks all.
-        processor: path or hub id; None takes the model's.
-        method: registered name, or `id*` and one.
-        sparsity: targets; one mask set each. Empty with a pattern.
-        allocation: `global`, `modality`, `layer`, `row`, `id`, or a pattern such as `keep=2,of=4`;
-            None takes the method's own.
-        floor: least fraction that every tensor keeps.
-        owners: `all` or `first`: whose inputs count for a tied weight; None: by the variant.
-        tokens: which tokens count, block by block; None: the method's own.
-        walk: `model` or `blocks`; None: the method's own.
-        statistics: file of an earlier pass, used instead of data.
-        id_profile: file with the model's intrinsic dimensions, for `id*NAME` and the allocation
-            `id`; None measures them from the data.
-        out: folder to make.
-        seed: for scores that draw random numbers.
-        checkpoint_every: batches between two checkpoints of the data pass.
-        memory_budget: how much gradients of many batches may take, `8GiB`; None: what is free.
-        autocast: `bfloat16` or `float16` for forward passes of the loss; None runs in `dtype`.
-        skip_nonfinite: leave out batches whose loss or gradients are not finite.
-        keep_statistics: write statistics that are larger than 1 GB, too.
-        dtype: of the model; `auto` keeps that of its checkpoint.
-        device: None takes a GPU if there is one.
+    None means that the option is not given: the default depends on the model, the method or the
+    variant. There is one mask set for each target of `sparsity`, which is empty with a pattern.
     """
 
     model: str | None = read_by(text)

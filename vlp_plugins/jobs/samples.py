@@ -27,7 +27,6 @@ class TaskSamples:
     """The data of a task.
 
     Attributes:
-        description: what was read.
         samples: in stored order; no image is decoded yet.
         classes: names of the classes by number; empty where the data names none.
         answers: that models choose among; None where the data brings no list.

@@ -133,9 +133,7 @@ class SensitivityRequest:
         data: for calibration; without `test` also for measuring.
         test: where the pairs come from that are measured on; None: from `data`.
         pairs: how many of them, in whole batches.
-        profile: file of intrinsic dimensions; None for none.
         tolerance: rise of the loss, as a fraction of the dense one, that is taken for harmless.
-        method: as `resolve_method` found it.
         options: of `sensitivity`: sparsity, groups, modalities, variant, seed.
     """
 

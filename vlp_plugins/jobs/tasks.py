@@ -49,29 +49,15 @@ from vlp_plugins.tasks.classification import (
     statement_accuracy,
     zero_shot,
 )
-from vlp_plugins.tasks.retrieval import two_stage_retrieval
+from vlp_plugins.tasks.retrieval import retrieval
 from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What is measured, on which data, and how.
+    """What is measured, on which data, and how; see `evaluate`.
 
-    Attributes:
-        task: one of `vlp_plugins.tasks.MEASURED`.
-        split: None takes the only one, or `train`.
-        limit: images (questions, statements) that are measured on, the first ones; None for all.
-        image_column: of the data; found if None.
-        caption_column: of the data; found if None.
-        rerank: candidates of retrieval that the matching head orders, whose figures then come with
-            those by features; 0: ranked by features alone.
-        num_beams: of the beam search of captions and written answers; None for 3, and for 1,
-            which is greedy, of chat models.
-        length: most tokens of a written text; None for 30 of captions, 10 of answers, and of chat
-            models 64 and 16.
-        answers: file of answers to choose among; None takes those of the data.
-        written: the model writes its answers, even if there is a list.
-        prompt: of a class where images are compared with the names of classes; `{}` is the name.
+    `num_beams` and `length` are called beams and longest there, and `prompt` is that of a class.
     """
 
     task: str
@@ -248,7 +234,7 @@ class RetrievalTask(Task):
         return [Example(each.place, each.image, text) for each in samples for text in each.texts]
 
     def measure(self, track: Track) -> TaskMetrics:
-        found = two_stage_retrieval(
+        found = retrieval(
             self.loaded.model, self.loaded.adapter, track(self.batches),
             rerank=self.request.rerank or None, image_ids=self._images,
         )  # fmt: skip

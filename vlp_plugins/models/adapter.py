@@ -233,13 +233,9 @@ class Adapter(ABC):
     ) -> dict[str, torch.Tensor]:
         """The terms of the pre-training loss by name; gradient methods use their plain sum.
 
-        Random choices depend on the batch and the model only, never on the global random state.
-
-        Args:
-            model: a model that this adapter claims.
-            batch: tensors on the model's device.
-            negatives: hard negatives of the matching loss; drawn if None.
-            published: reproduce what the published code does where it departs from the idea.
+        Random choices depend on the batch and the model only, never on the global random state. The
+        arguments are those of `streams`; hard negatives of the matching loss are drawn if None are
+        given.
 
         Raises:
             UnsupportedError: if the family has no loss of its own.
@@ -319,12 +315,8 @@ class Adapter(ABC):
     def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of the loss of a task by name, whose plain sum is trained.
 
-        By default `losses`, which a model of a single task has of that task.
-
-        Args:
-            task: see `for_task`.
-            model: what `downstream_model` returns.
-            batch: tensors on the model's device.
+        By default `losses`, which a model of a single task has of that task. The model is what
+        `downstream_model` returns.
 
         Raises:
             UnsupportedError: if the model is of another task.
@@ -345,9 +337,6 @@ class Adapter(ABC):
 
     def describe(self, source: str) -> str | None:
         """What a checkpoint in a format that only this family knows is, without loading it.
-
-        Args:
-            source: as of `load`.
 
         Returns:
             A noun phrase ("X-VLM checkpoint of retrieval, CLIP vision tower"), also for what `load`

@@ -245,14 +245,10 @@ def write_captions(
 ) -> list[str]:
     """Captions of the images of all batches, in their order.
 
-    Args:
-        model: is left in the mode it was in.
-        adapter: writes captions with the model.
-        batches: with `pixel_values`; captions in them are not read. For chat models prompts, as
-            their processor makes them of conversations that end with the user.
-        tokenizer: the model's, or a processor that has one.
-        max_length: most tokens of a caption, the start token included.
-        num_beams: width of the beam search; 1 is greedy.
+    Batches have `pixel_values`; captions in them are not read. For chat models they are prompts, as
+    their processor makes them of conversations that end with the user. The tokenizer may be a
+    processor that has one. A caption has at most `max_length` tokens, the start token included; one
+    beam is greedy.
 
     Raises:
         UnsupportedError: if models of this family write no captions.

@@ -297,24 +297,6 @@ def retrieval(
     rerank: int | None = None,
     image_ids: Sequence[int] | None = None,
     ks: Sequence[int] = (1, 5, 10),
-) -> Recall:
-    """Recall of a model among all pairs of the batches, by the last stage.
-
-    See `two_stage_retrieval`, whose arguments these are.
-    """
-    found = two_stage_retrieval(model, adapter, batches, rerank=rerank, image_ids=image_ids, ks=ks)
-    return found.final
-
-
-@takes_model
-def two_stage_retrieval(
-    model: nn.Module,
-    adapter: Adapter,
-    batches: Iterable[Batch],
-    *,
-    rerank: int | None = None,
-    image_ids: Sequence[int] | None = None,
-    ks: Sequence[int] = (1, 5, 10),
 ) -> TwoStages:
     """Recall of a model among all pairs of the batches, by features and re-ranked.
 

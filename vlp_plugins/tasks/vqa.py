@@ -41,14 +41,12 @@ won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you
 """.split()  # noqa: SIM905 - ninety quoted words would be unreadable
 
 
-def _spellings(word: str) -> dict[str, str]:
-    """A contraction by what it is without one of its apostrophes (its only one, if so)."""
-    places = [place for place, letter in enumerate(word) if letter == "'"]
-    return {word[:place] + word[place + 1 :]: word for place in places}
-
-
+# A contraction by what it is without one of its apostrophes.
 _APOSTROPHES = {
-    wrong: right for word in _CONTRACTIONS for wrong, right in _spellings(word).items()
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTIONS
+    for place, letter in enumerate(word)
+    if letter == "'"
 } | {"somebody'd": "somebodyd"}
 
 
@@ -98,16 +96,11 @@ def answer_questions(
 ) -> list[str]:
     """Answers to the questions of all batches, in their order.
 
-    Args:
-        model: is left in the mode it was in.
-        adapter: answers questions with the model.
-        batches: images, and questions as `input_ids` with their mask; of chat models prompts.
-        tokenizer: the model's, or a processor that has one.
-        answers: the model chooses among these, as published models are measured; None lets it
-            write.
-        candidates: answers of the list that are looked at as a whole, chosen by their first word.
-        max_length: most tokens of a written answer, the start token included.
-        num_beams: width of the beam search of written answers.
+    Batches have images, and questions as `input_ids` with their mask; of chat models prompts. The
+    tokenizer may be a processor that has one. The model chooses among a list of `answers`, as
+    published models are measured: of so many `candidates`, chosen by their first word, it looks at
+    the whole. Or (None) it writes at most `max_length` tokens, the start token included, by beam
+    search.
 
     Raises:
         UnsupportedError: if models of this family answer no questions.

@@ -179,7 +179,7 @@ def measure(job: Prepared, batches: Sequence[Batch], metric: Metric) -> dict[str
         NonFiniteError: if the loss is NaN or infinite, which no tuner can read.
     """
     if metric == "recall":
-        named = retrieval(job.model, job.adapter, batches).as_dict()
+        named = retrieval(job.model, job.adapter, batches).final.as_dict()
         return {DEFAULT: named.pop("mean"), **named}
     with LossProbe(job.model, job.adapter, job.weights).attached(()) as probe:
         losses = [probe.loss(batch, index) for index, batch in enumerate(batches)]

@@ -222,14 +222,9 @@ def vectors_of(
 
     A composition is asked for its score, whose statistics one pass over the batches gathers. A
     procedure, or a method that writes new values, has no score of elements but its masks: it
-    makes masks at several sparsities, and an element's score is its size, |w| with new values if
-    there are some, summed over the masks that keep it. What goes first scores 0.
-
-    Args:
-        method: of `resolve_method`.
-        context: its targets are the sparsities at which a procedure makes masks.
-        neurons: see `ScoredVectors`.
-        profile: for `id*NAME`; None measures it from the batches.
+    makes masks at several sparsities, the targets of the context, and an element's score is its
+    size |w|, with new values if there are some, summed over the masks that keep it. What goes first
+    scores 0. Without a profile `id*NAME` measures one from the batches.
 
     Raises:
         VlpError: see `prune`.

@@ -130,8 +130,6 @@ class Sample:
     """One image with what belongs to it.
 
     Attributes:
-        place: where it is, for messages.
-        image: opens the image.
         texts: captions, of which each makes a row of an epoch; or one question; or nothing. For
             the loss of a chat model also one conversation.
         answers: of the question, of which every epoch draws one; empty if the text is no question.

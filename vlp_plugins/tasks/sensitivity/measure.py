@@ -83,12 +83,7 @@ class Evaluator:
         self.retrieves = retrieve and isinstance(adapter, RetrievalAdapter)
 
     def dense(self) -> Point:
-        """The model as it was.
-
-        Raises:
-            NonFiniteError: if its loss on a batch is not finite.
-            UnsupportedError: if the family has no loss.
-        """
+        """The model as it was; `NonFiniteError` if its loss on a batch is not finite."""
         point = self.measure(0.0, 0)
         for index, loss in enumerate(point.losses):
             if not math.isfinite(loss):
@@ -104,7 +99,7 @@ class Evaluator:
             losses = tuple(probe.loss(batch, index) for index, batch in enumerate(self._batches))
         if not self.retrieves:
             return Point(sparsity, removed, losses)
-        recall = retrieval(self._model, self._adapter, self._batches, ks=(1,))
+        recall = retrieval(self._model, self._adapter, self._batches, ks=(1,)).final
         return Point(sparsity, removed, losses, recall.image_to_text[1], recall.text_to_image[1])
 
 
