@@ -53,6 +53,7 @@ def expected_removals(method, weights, sparsity):
     """int(sparsity x N), rounded down once in every scope of the method's allocation."""
     scopes = {
         "global": [weights.numel],
+        "das": [weights.numel],
         "modality": [sum(w.numel for w in g) for g in weights.by_modality().values()],
         "layer": [weight.numel for weight in weights.values()],
         "row": [w.matrix.shape[1] for w in weights.values() for _ in range(w.matrix.shape[0])],
@@ -87,6 +88,8 @@ def test_a_method_takes_what_it_declares(model, batches, monkeypatch, name):
     cost = method.relative_cost.removesuffix(", and a solver")
     if method.takes_gradients:
         assert cost == {4: "3", 8: "3 per sparsity"}[len(gradients)]
+    elif getattr(method, "tokens", None) is not None:
+        assert cost == "3 per sparsity"
     else:
         assert cost == str(int(method.reads_data))
 
@@ -316,7 +319,7 @@ def test_dimensions_change_how_much_every_layer_loses_and_no_ranking(model, batc
     assert same == plain
     composition = make_method(registry(), method)
     if isinstance(composition, Composition):
-        in_rows = composition.allocation.name == "row"
+        in_rows = composition.allocation.name in ("row", "das")
         as_many = composition.with_allocation(AsMany(guided, in_rows=in_rows))
         assert prune(model, batches, method=as_many, sparsity=0.75) == guided
 

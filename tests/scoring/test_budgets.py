@@ -237,7 +237,7 @@ def test_names_bring_parameters():
     }
     with pytest.raises(SparsityError, match="did you mean 'owl'"):
         allocation_by_name("owll")
-    with pytest.raises(UnknownNameError, match="no parameter 'm'; it takes even, M, lambda"):
+    with pytest.raises(UnknownNameError, match="no parameter 'm'; it takes .*M, lambda"):
         allocation_by_name("owl(m=3)")
 
 
@@ -252,12 +252,28 @@ def test_names_bring_parameters():
         (lambda: Ecoflap(batches=0), "batches=0; give a whole number from 1 on"),
         (lambda: Das().select(problem(), [0.5]), "'das' runs the model before it can allocate"),
         (lambda: Das(found={"a": [1]}).select(problem(), [0.5]), "without weight 'vision.0.q'"),
-        (lambda: Owl().with_factors(Factors({})), "take the method without id"),
+        (lambda: Owl(factors=Factors({})).with_factors(Factors({})), "has factors already"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(UnsupportedError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_factors_multiply_the_importance_of_a_group(name):
+    scored = problem()
+    plain = counts(scored, ALL[name].select(scored, [0.6])[0])
+    equal = ALL[name].with_factors(Factors(dict.fromkeys(scored.weights, 3.1)))
+    assert counts(scored, equal.select(scored, [0.6])[0]) == plain
+
+    factors = {n: 4.0 if n.startswith("text.1") else 1.0 for n in scored.weights}
+    found = counts(scored, ALL[name].with_factors(Factors(factors)).select(scored, [0.6])[0])
+
+    assert sum(found.values()) == sum(plain.values())
+    gone = [sum(c for n, c in each.items() if n.startswith("text.1")) for each in (plain, found)]
+    assert gone[1] < gone[0] or name == "owl"  # which may have given it the most already
+    assert found != plain
 
 
 def test_a_floor_that_keeps_too_much_is_refused():

@@ -117,8 +117,8 @@ class Measuring(Guided):
     def check(self, context: Context) -> None:
         if not context.has_batches:
             raise StatisticsError(
-                f"allocation {self.method.allocation.name!r} runs the model before it allocates: "
-                "give batches"
+                f"method {self.name!r} needs data: its allocation "
+                f"{self.method.allocation.name!r} runs the model before it allocates; give batches"
             )
         check_batches(context.batches, context.limit)
         self.method.check(context)
@@ -183,7 +183,8 @@ class IdGuided(Guided):
         method = self.method
         if isinstance(method.allocation, IdAllocation):
             method = method.with_allocation(method.allocation.with_factors(factors))
-        return method.with_factors(factors) if self.scaled else method
+        method = method.with_factors(factors) if self.scaled else method
+        return method if method.allocation.measured else Measuring(method)
 
     def measured(self, context: Context) -> IdProfile:
         """The dimensions of the model; see `vlp_plugins.dimension.measure.measure`."""

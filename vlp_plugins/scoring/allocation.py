@@ -186,7 +186,7 @@ class Allocation(ABC):
         return True
 
     def measure(self, context: Context) -> Allocation:
-        """The same allocation, with what it had to run the model for.
+        """The same allocation, with what it had to run the model for, without factors.
 
         It is called in all processes at once, before anything else of a run. Model and random
         state are as they were afterwards; the result does not depend on the number of processes.

@@ -70,9 +70,11 @@ class GroupAllocation(Allocation):
     Attributes:
         even: how a tensor's part is removed: from the tensor, or from each of its rows. A method
             that compares rows brings that along.
+        factors: multiply the importance of a group, by the mean over its elements; None: nothing.
     """
 
     even: EvenAllocation = _BY_TENSOR
+    factors: Factors | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.even, EvenAllocation):
@@ -85,10 +87,9 @@ class GroupAllocation(Allocation):
         return replace(self, even=own) if isinstance(own, EvenAllocation) else self
 
     def with_factors(self, factors: Factors) -> Allocation:
-        raise UnsupportedError(
-            f"allocation {self.name!r} decides by what it measured of the model, which factors of "
-            "importance do not change; take the method without id*, or another allocation"
-        )
+        if self.factors is not None:
+            raise UnsupportedError(f"allocation {self.name!r} has factors already")
+        return replace(self, factors=factors)
 
     def group_of(self, weight: Weight) -> Group:
         """The group of a weight: by default its transformer layer."""
@@ -115,7 +116,9 @@ class GroupAllocation(Allocation):
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
     ) -> list[dict[str, Selection]]:
-        importances = self.importances(scored)
+        importances = self.importances(replace(scored, scorer=scored.unscaled))
+        if self.factors is not None:
+            importances = self._times_factors(importances, scored.weights, self.factors)
         counts = []
         for target in targets:
             modalities = modalities_of(scored)
@@ -127,6 +130,21 @@ class GroupAllocation(Allocation):
                 count |= self._removed(scored.subset(names), importances, sparsity, floor)
             counts.append({name: count[name] for name in scored.weights})
         return self.even.selected(scored, counts, floor)
+
+    def _times_factors(
+        self,
+        importances: Mapping[Group, float],
+        weights: Mapping[str, Weight],
+        factors: Factors,
+    ) -> dict[Group, float]:
+        factors.check(weights)
+        greatest = max(factors[name] for name in weights)  # equal factors shall change nothing
+        sums = dict.fromkeys(importances, (0.0, 0))
+        for name, weight in weights.items():
+            total, size = sums[self.group_of(weight)]
+            share = weight.numel * (factors[name] / greatest)
+            sums[self.group_of(weight)] = total + share, size + weight.numel
+        return {group: importances[group] * total / size for group, (total, size) in sums.items()}
 
     def _removed(
         self, scored: Scored, importances: Mapping[Group, float], sparsity: float, floor: float
@@ -251,10 +269,11 @@ def published_budgets(
         scores: of the groups, not negative.
         sizes: numbers of elements.
         sparsity: of all together.
-        most: of a single group.
+        most: of a single group; above 1 counts as 1.
     """
     c = np.array(scores, dtype=np.float32)
     n = np.array(sizes, dtype=np.float32)
+    most = min(1.0, most)
     keep_in_all = int(sum(size * (1 - sparsity) for size in sizes))
     keep = np.ceil(n * np.float32(1 - most)).astype(np.float32)
     while keep.sum() < keep_in_all:

@@ -53,7 +53,7 @@ class Das(BudgetAllocation):
         return 0 if self.measured else batches
 
     def measure(self, context: Context) -> Das:
-        return replace(self, found=measure_similarities(context))
+        return replace(self, found=measure_similarities(context), factors=None)
 
     def group_of(self, weight: Weight) -> Group:
         return weight.name, 0

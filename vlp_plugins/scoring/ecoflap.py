@@ -65,7 +65,8 @@ class Ecoflap(BudgetAllocation):
 
     def measure(self, context: Context) -> Ecoflap:
         limit = self.batches if context.limit is None else min(self.batches, context.limit)
-        return replace(self, found=projected_gradients(context, self.eps, limit))
+        found = projected_gradients(context, self.eps, limit)
+        return replace(self, found=found, factors=None)
 
     def importances(self, scored: Scored) -> dict[Group, float]:
         found = self.known(scored.weights)

@@ -89,23 +89,24 @@ class Scored:
         """The same with the cheapest scorer of the same order within a tensor."""
         if self.published:
             return self
-        scorer = self._unscaled
+        scorer = self.unscaled
         return replace(self, scorer=Magnitude() if isinstance(scorer, MagnitudeRanked) else scorer)
 
     @property
-    def _unscaled(self) -> Scorer:
+    def unscaled(self) -> Scorer:
+        """The scorer without factors."""
         return self.scorer.scorer if isinstance(self.scorer, Scaled) else self.scorer
 
     def cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
         """Cuts of the `ranking()` scores that remove exactly so many elements in all."""
         if self.published:
             return self._own_cuts(removals)
-        if isinstance(self._unscaled, MagnitudeRanked):
+        if isinstance(self.unscaled, MagnitudeRanked):
             matrices = OnDemand(self.weights, lambda name: self.weights[name].matrix)
             if not isinstance(self.scorer, Scaled):
-                return self._unscaled.global_cuts(matrices, removals)
+                return self.unscaled.global_cuts(matrices, removals)
             scales = {name: self.scorer.factors.relative(name) for name in self.weights}
-            return self._unscaled.global_cuts(matrices, removals, scales)
+            return self.unscaled.global_cuts(matrices, removals, scales)
         if not isinstance(self.scorer, Scaled):
             return self._own_cuts(removals)
         factors, ranked = self.scorer.factors, self.ranking()
