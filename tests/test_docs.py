@@ -46,7 +46,7 @@ def test_every_method_is_in_the_table_and_every_row_is_a_method():
     assert set(rows) == {
         "multiflow", "omp", "lamp", "l2", "wanda", "random",
         "snip", "itersnip", "tamt", "lamp-tamt", "taylor", "platon", "chita", "chita++",
-        "sparsegpt", "alps", "alps+", "refit",
+        "sparsegpt", "alps", "alps+", "refit", "atv", "tamp",
     }  # fmt: skip
     assert set(rows) <= set(registry().method_names())
 
