@@ -48,6 +48,7 @@ from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.model_state import caches_off, eager_attention, flags_kept
 from vlp_plugins.runtime.offload import device_of
 
@@ -65,6 +66,7 @@ class BlockStatistics:
 
     sums: Mapping[Key, torch.Tensor]
     samples: int
+    _divided: set[int] = field(default_factory=set)
 
     def mean(
         self, statistic: str, weight: str, *, owners: Literal["all", "first"] = "all"
@@ -84,8 +86,13 @@ class BlockStatistics:
                 f"no {statistic!r} was measured of weight {weight!r} at "
                 f"{'its first owner' if owners == 'first' else 'any module that uses it'}"
             )
-        total = found[0] if len(found) == 1 else torch.stack(found).sum(0)
-        return total / self.samples
+        if len(found) > 1:
+            return torch.stack(found).sum(0) / self.samples
+        total = found[0]  # divided in place: a Gram matrix is not held twice
+        if id(total) not in self._divided:
+            self._divided.add(id(total))
+            total.div_(self.samples)
+        return total
 
 
 Decide = Callable[[Visit, Mapping[str, Weight], BlockStatistics], Mapping[str, Pruned]]
@@ -208,6 +215,7 @@ class BlockPass:
                     self._catch_up(forwards, number - 1, walk.decided)
                     waiting = [f for f in forwards if not f.dead and f.at == visit]
                     self._visit(visit, waiting, walk, decide, (known or {}).get(visit))
+                    self._release(visit.block)
                     if progress is not None:
                         progress(number * self.batches, len(self.visits) * self.batches)
 
@@ -222,6 +230,7 @@ class BlockPass:
             while not forward.dead and forward.at not in ahead:
                 with self._written(forward.at.block, decided):
                     output = forward.run_block()
+                self._release(forward.at.block)
                 forward.proceed(output)
 
     def _visit(
@@ -416,14 +425,19 @@ class BlockPass:
     @contextmanager
     def _written(self, block: str, decided: Mapping[str, Pruned]) -> Iterator[None]:
         """The decided weights of a block pruned; afterwards they are as before."""
+        names = [name for name in self._inside[block] if name in decided]
         with ExitStack() as stack:
-            for name in self._inside[block]:
-                if name in decided:
-                    weight = self._weights[name]
-                    stack.callback(weight.kept())
-                    with weight.changing() as parameter:
-                        decided[name].write(parameter.detach())
+            # All before any is written: weights that are views of a file may share a page.
+            for restore in [self._weights[name].kept() for name in names]:
+                stack.callback(restore)
+            for name in names:
+                with self._weights[name].changing() as parameter:
+                    decided[name].write(parameter.detach())
             yield
+
+    def _release(self, block: str) -> None:
+        """Gives back the memory of a block whose values are in a file."""
+        release(self._model.get_submodule(block).parameters())
 
 
 @dataclass

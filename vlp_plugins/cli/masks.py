@@ -121,9 +121,10 @@ def apply(
     written too.
     """
     from vlp_plugins.loading import load_model
+    from vlp_plugins.masks.apply import save_pruned
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.masks.sparse import SPARSE_FILE, save_sparse
-    from vlp_plugins.models.saving import ORIGIN_FILE, save_model
+    from vlp_plugins.models.saving import ORIGIN_FILE
     from vlp_plugins.runtime.files import check_new_folder, reserved
 
     _check_order(file, model)
@@ -132,20 +133,24 @@ def apply(
     with reserved(target):
         found = Masks.load(file)
         loaded, adapter = load_model(model, **_as_made(found, loading))
-        found.apply(loaded, adapter if loading["adapter"] else None, values=not keep_weights)
+        chosen = adapter if loading["adapter"] else None
         if sparse:
+            found.apply(loaded, chosen, values=not keep_weights)
             size = save_sparse(
                 loaded, target, masks=found, adapter=adapter, source=model, overwrite=overwrite
             )
         else:
-            origin = {
-                "model": model,
-                "masks": str(file),
-                "method": found.manifest.method,
-                "sparsity": found.sparsity,
-                "new_weights": found.new_values is not None and not keep_weights,
-            }
-            save_model(loaded, target, source=model, origin=origin, overwrite=overwrite)
+            save_pruned(
+                found,
+                loaded,
+                chosen,
+                target,
+                source=model,
+                values=not keep_weights,
+                keep=False,
+                overwrite=overwrite,
+                origin={"model": model, "masks": str(file)},
+            )
         whole = found.model_sparsity
         of_model = "" if whole is None else f", {whole:.1%} of the whole model"
         say(f"{target}: {found.sparsity:.4%} of the prunable weights are zero{of_model}")

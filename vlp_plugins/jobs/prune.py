@@ -35,12 +35,13 @@ from vlp_plugins.jobs.facts import (
 from vlp_plugins.jobs.preparation import ModelSource, Prepared, prepare, title_of
 from vlp_plugins.jobs.recipes import Recipe, command_of, need
 from vlp_plugins.jobs.work_dir import claimed, work_left, working
+from vlp_plugins.masks.apply import write_pruned
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.guided import IdGuided, Measuring
 from vlp_plugins.methods.method import Procedure
 from vlp_plugins.models.inspection import inspect_model
-from vlp_plugins.models.saving import check_can_save, restored, write_model
+from vlp_plugins.models.saving import check_can_save
 from vlp_plugins.report.layers import (
     collapse_warnings,
     layer_rows,
@@ -195,7 +196,7 @@ def run(
         watch = StopWatch()
         job = prepare(recipe)
         if recipe.save_model:
-            check_can_save(job.model)
+            check_can_save(job.model, out, len(job.targets))
         batches = job.batches() if job.method.reads_data and known is None else None
         read = () if batches is None else batches
         watch.lap("loading")
@@ -374,9 +375,9 @@ def _write_masks(job: Prepared, masks: Mapping[str, Masks], folder: Path) -> Non
     for title, each in masks.items():
         each.save(folder / f"masks-{title}.safetensors")
         if job.recipe.save_model:
-            with restored(job.weights):
-                each.apply(job.model, job.adapter)
-                write_model(job.model, folder / f"model-{title}", source=job.recipe.model)
+            place = folder / f"model-{title}"
+            place.mkdir()
+            write_pruned(each, job.model, job.adapter, place, source=job.recipe.model)
     (folder / RECIPE).write_text(recipe_text(job.recipe), encoding="utf-8")
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +18,20 @@ from torch import nn
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import recall_adapter
+from vlp_plugins.models.saving import (
+    ORIGIN_FILE,
+    Shards,
+    check_can_save,
+    restored,
+    write_model,
+)
 from vlp_plugins.models.weights import Weight, WeightMap, surplus_layer
+from vlp_plugins.runtime.artifacts import write_json
 from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.runtime.sharding import here, is_sharded, part_of
+from vlp_plugins.runtime.sharding import OnDemand, here, is_sharded, part_of, zero_outside
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -177,6 +189,138 @@ def _mask_for(manifest: Manifest, weight: Weight) -> str:
         )
     _check_shape(name, manifest.shape(name), weight.shape)
     return name
+
+
+def apply_masks(masks: Masks, model: nn.Module, adapter: Adapter | None, *, values: bool) -> None:
+    """See `Masks.apply`."""
+    weights, matched = _fit_to_write(masks, model, adapter, values=values)
+    for name, weight in weights.items():
+        with weight.changing() as parameter:
+            _write(masks, matched[name], parameter, values=values)
+
+
+def applied(
+    masks: Masks, model: nn.Module, adapter: Adapter | None, *, values: bool
+) -> Mapping[str, torch.Tensor]:
+    """Pruned parameters by path, each made on access from the model, which stays as it is."""
+    weights, matched = _fit_to_write(masks, model, adapter, values=values)
+    parts: dict[str, list[str]] = {}
+    for name, weight in weights.items():
+        parts.setdefault(weight.aliases[0], []).append(name)
+
+    def pruned(path: str) -> torch.Tensor:
+        whole = model.get_parameter(path).detach().clone()
+        for name in parts[path]:
+            _write(masks, matched[name], weights[name].view_of(whole), values=values)
+        return whole
+
+    return OnDemand(parts, pruned)
+
+
+def write_pruned(
+    masks: Masks,
+    model: nn.Module,
+    adapter: Adapter | None,
+    folder: Path,
+    *,
+    source: str | None,
+    values: bool = True,
+    keep: bool = True,
+) -> None:
+    """Writes the folder of a pruned model; the model itself stays as it is.
+
+    Where its values are views of the safetensors files of its folder, these are written again one
+    tensor after the other, and nothing of the model's size is held.
+
+    Args:
+        masks: of the model.
+        model: dense.
+        adapter: see `Masks.apply`.
+        folder: exists; may be part of something atomic.
+        source: where the model came from.
+        values: see `Masks.apply`.
+        keep: False leaves a model that has values of its own pruned, which saves a copy of them.
+
+    Raises:
+        MaskError: if the masks do not fit.
+        UnsupportedError: if the model cannot be saved.
+    """
+    check_can_save(model)
+    if (shards := Shards.of(model, source)) is not None:
+        shards.write(model, folder, applied(masks, model, adapter, values=values))
+        return
+    with restored(fit(masks, model, adapter)[0]) if keep else nullcontext():
+        apply_masks(masks, model, adapter, values=values)
+        write_model(model, folder, source=source)
+
+
+@takes_model
+def save_pruned(
+    masks: Masks,
+    model: nn.Module,
+    adapter: Adapter | None,
+    target: Path,
+    *,
+    source: str | None,
+    values: bool = True,
+    keep: bool = True,
+    overwrite: bool = False,
+    origin: Mapping[str, str] | None = None,
+) -> None:
+    """`write_pruned` into a new folder, whole or not at all, with `ORIGIN_FILE`.
+
+    Raises:
+        OutputError: if the folder exists and is not to be, or cannot be, replaced, or the disk is
+            too small.
+        VlpError: see `write_pruned`.
+    """
+    check_can_save(model, target)
+    about = {
+        **(origin or {}),
+        "method": masks.manifest.method,
+        "sparsity": masks.sparsity,
+        "new_weights": masks.new_values is not None and values,
+    }
+    with atomic_folder(target, mark=ORIGIN_FILE, overwrite=overwrite) as folder:
+        write_pruned(masks, model, adapter, folder, source=source, values=values, keep=keep)
+        write_json(folder / ORIGIN_FILE, "pruned model", about)
+
+
+def _fit_to_write(
+    masks: Masks, model: nn.Module, adapter: Adapter | None, *, values: bool
+) -> tuple[WeightMap, dict[str, str]]:
+    """See `fit`; new values are checked, too, and a warning says what they overwrite."""
+    weights, matched = fit(masks, model, adapter)
+    if values and masks.new_values is not None:
+        for name, weight in weights.items():
+            check_range(name, masks.new_values[matched[name]], weight.parameter)
+        warn_of_overwriting(masks, masks.new_values, weights, matched)
+    return weights, matched
+
+
+def _write(masks: Masks, name: str, parameter: torch.Tensor, *, values: bool) -> None:
+    """Prunes a parameter in place by the mask of that name."""
+    mask = masks[name].to(parameter.device)
+    zero_outside(parameter, mask)
+    if values and masks.new_values is not None:
+        write_kept(parameter, mask, masks.new_values[name])
+
+
+def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[Violation]:
+    """See `Masks.verify`."""
+    weights, matched = fit(masks, model, adapter)
+    found = []
+    for name, weight in weights.items():
+        mask = masks[matched[name]].to(weight.device)
+        values = weight.values
+        if values.element_size() == 1:  # of 8-bit floats nothing can be computed
+            values = values.float()
+        revived = int(torch.count_nonzero(values.masked_fill(mask, 0)))
+        if revived:
+            removed = int(mask.numel() - mask.sum())
+            found.append(Violation(weight.name, weight.aliases[0], revived, removed))
+        release((weight.parameter,))
+    return found
 
 
 def check_applied(masks: Masks, model: nn.Module, adapter: Adapter | None, remedy: str) -> None:

@@ -18,14 +18,13 @@ from torch import nn
 
 from vlp_plugins.masks.apply import (
     Violation,
+    apply_masks,
     check_mask,
-    check_range,
     check_values,
     compact,
-    fit,
     match,
-    warn_of_overwriting,
-    write_kept,
+    save_pruned,
+    violations,
 )
 from vlp_plugins.masks.compare import Overlap, check_comparable, difference
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manifest, WeightRecord
@@ -37,7 +36,6 @@ from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import check_new
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.numbers import count, percent
-from vlp_plugins.runtime.sharding import zero_outside
 
 _INVERTED = "inverted"
 
@@ -230,18 +228,40 @@ class Masks(Mapping[str, torch.Tensor]):
             MaskError: if they do not fit; the model is unchanged then.
             UnclaimedModelError: without an adapter, if none claims the model.
         """
-        weights, matched = fit(self, model, adapter)
-        new_values = self.new_values if values else None
-        if new_values is not None:
-            for name, weight in weights.items():
-                check_range(name, new_values[matched[name]], weight.parameter)
-            warn_of_overwriting(self, new_values, weights, matched)
-        for name, weight in weights.items():
-            mask = self[matched[name]].to(weight.device)
-            with weight.changing() as parameter:
-                zero_outside(parameter, mask)
-                if new_values is not None:
-                    write_kept(parameter, mask, new_values[matched[name]])
+        apply_masks(self, model, adapter, values=values)
+
+    def save_model(
+        self,
+        model: nn.Module,
+        folder: str | os.PathLike[str],
+        adapter: Adapter | None = None,
+        *,
+        values: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the folder of the pruned model; the model stays as it is.
+
+        The safetensors files of a model on the CPU, as `vlp_plugins.load` gives it, are written
+        again one tensor after the other: what does not fit into the memory is written, too.
+
+        Example:
+            masks.save_model(model, "pruned-model")
+
+        Args:
+            model: see `apply`.
+            folder: a new one.
+            adapter: see `apply`.
+            values: see `apply`.
+            overwrite: replace a folder that this function wrote.
+
+        Raises:
+            MaskError: if they do not fit.
+            UnsupportedError: if the model cannot be saved.
+            OutputError: if the folder exists or cannot be written, or the disk is too small.
+        """
+        source = str(getattr(model, "name_or_path", "")) or None
+        target = Path(os.path.realpath(folder))
+        save_pruned(self, model, adapter, target, source=source, values=values, overwrite=overwrite)
 
     def verify(self, model: nn.Module, adapter: Adapter | None = None) -> list[Violation]:
         """The weights that are not zero where their mask removes; none if really that sparse.
@@ -249,18 +269,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             MaskError: if the masks do not fit the model.
         """
-        weights, matched = fit(self, model, adapter)
-        found = []
-        for name, weight in weights.items():
-            mask = self[matched[name]].to(weight.device)
-            values = weight.values
-            if values.element_size() == 1:  # of 8-bit floats nothing can be computed
-                values = values.float()
-            revived = int(torch.count_nonzero(values.masked_fill(mask, 0)))
-            if revived:
-                removed = int(mask.numel() - mask.sum())
-                found.append(Violation(weight.name, weight.aliases[0], revived, removed))
-        return found
+        return violations(self, model, adapter)
 
     def compare(self, other: Masks) -> dict[str, Overlap]:
         """The overlap of two mask sets by modality, and under `"all"` of the whole.

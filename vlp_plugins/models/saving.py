@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from torch import nn
 
 from vlp_plugins.models.places import filled_state
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import write_json
+from vlp_plugins.runtime.artifacts import stored_tensors, tensor_bytes, write_json
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.runtime.files import atomic_folder
+from vlp_plugins.runtime.files import atomic_folder, check_space
+from vlp_plugins.runtime.mapped import places, release, untouched
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.offload import is_offloaded
 
@@ -24,6 +28,8 @@ REBUILT = "vlp_rebuilt"
 
 ORIGIN_FILE = "vlp_pruned.json"
 """In the folder of a model that masks were applied to: which, and to what."""
+
+_CHUNK = 2**24
 
 _COMPANIONS = (
     "tokenizer*",
@@ -67,9 +73,21 @@ def save_model(
 
 
 @takes_model
-def check_can_save(model: nn.Module) -> None:
-    """Raises `UnsupportedError` if the model has no `save_pretrained`, or was rebuilt."""
+def check_can_save(model: nn.Module, target: Path | None = None, copies: int = 1) -> None:
+    """Asks before the work whether `write_model` could write a model.
+
+    Args:
+        model: to be saved.
+        target: a folder in a place with room for it; None: that is not asked.
+        copies: how many of them will be written there.
+
+    Raises:
+        UnsupportedError: if the model has no `save_pretrained`, or was rebuilt.
+        OutputError: if the disk is too small.
+    """
     check_not_rebuilt(model)
+    if target is not None:
+        check_space(target, copies * sum(each.nbytes for each in model.parameters()))
     if not hasattr(model, "save_pretrained"):
         raise UnsupportedError(
             f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "
@@ -116,6 +134,107 @@ def write_configuration(model: nn.Module, folder: Path, **changed: Any) -> None:
     generation: Any = getattr(model, "generation_config", None)
     if generation is not None:
         generation.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The safetensors files that all values of a model are views of.
+
+    Attributes:
+        files: of the model.
+        places: by path of a parameter or buffer its file, and the first byte in there.
+    """
+
+    files: tuple[Path, ...]
+    places: Mapping[str, tuple[Path, int]]
+
+    @classmethod
+    def of(cls, model: nn.Module, source: str | None) -> Shards | None:
+        """Those of the folder that a model was loaded from; None if it holds values of its own."""
+        home = _folder_of(source)
+        if home is None:
+            return None
+        files = {os.path.realpath(path): path for path in home.glob("*.safetensors")}
+        tensors, found = _saved_tensors(model), {}
+        stored = {path: stored_tensors(path) for path in files.values()}
+        for (name, tensor), place in zip(tensors.items(), places(tensors.values()), strict=True):
+            file = None if place is None else files.get(place.file)
+            if place is None or file is None or not tensor.is_contiguous():
+                return None
+            if stored[file].get(place.begin) != (tensor.dtype, tensor.nbytes):
+                return None
+            found[name] = file, place.begin
+        return cls(tuple(dict.fromkeys(file for file, _ in found.values())), found)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def write(self, model: nn.Module, folder: Path, values: Mapping[str, torch.Tensor]) -> None:
+        """Writes the files of a model again, one tensor after the other.
+
+        Args:
+            model: that they are of; what was written into it is not left out.
+            folder: gets files of the same names, their index, the configuration and the rest.
+            values: by path, in place of those of the model; each is asked for once.
+        """
+        parts: dict[Path, dict[int, str]] = {path: {} for path in self.files}
+        own = _saved_tensors(model)
+        clean = dict(zip(own, untouched(own.values()), strict=True))
+        for name, (path, begin) in self.places.items():
+            if name in values or (not clean[name] and begin not in parts[path]):
+                parts[path][begin] = name
+        for path, changed in parts.items():
+            with path.open("rb") as file, (folder / path.name).open("wb") as copy:
+                for begin, name in sorted(changed.items()):
+                    _copy(file, copy, begin - file.tell())
+                    new = values[name] if name in values else own[name]
+                    copy.write(tensor_bytes(new.to(own[name].dtype)))
+                    file.seek(own[name].nbytes, os.SEEK_CUR)
+                    release((own[name],))
+                _copy(file, copy, None)
+            shutil.copymode(path, folder / path.name)
+        home = self.files[0].parent
+        for pattern in ("config.json", "generation_config.json", "*.safetensors.index.json"):
+            for path in home.glob(pattern):
+                shutil.copy2(path, folder / path.name)
+        copy_companions(str(home), folder)
+
+
+def _saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that belong into a checkpoint, by every path that reaches them."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{path}.{name}".removeprefix(".")] = buffer
+    return found
+
+
+def _folder_of(source: str | None) -> Path | None:
+    """The folder on this machine that a path or hub id names."""
+    if not source:
+        return None
+    if Path(source).is_dir():
+        return Path(source)
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(source, "config.json", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return None if file is None else Path(file).parent
+
+
+def _copy(file: BinaryIO, copy: BinaryIO, length: int | None) -> None:
+    """Copies so many bytes from where a file is, or all that follow."""
+    while length is None or length > 0:
+        part = file.read(_CHUNK if length is None else min(_CHUNK, length))
+        if not part:
+            return
+        copy.write(part)
+        length = None if length is None else length - len(part)
 
 
 def copy_companions(source: str | None, folder: Path) -> None:

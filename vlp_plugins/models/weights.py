@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from vlp_plugins.models.adapter import Adapter, Owner, WeightSpec
 from vlp_plugins.models.places import Places
 from vlp_plugins.runtime.errors import NonFiniteError, TieError, UnsupportedError
+from vlp_plugins.runtime.mapped import discard, release, untouched
 from vlp_plugins.runtime.offload import Offloaded
 from vlp_plugins.runtime.sharding import at_rest, here, is_sharded, whole
 
@@ -106,8 +108,10 @@ class Weight:
         """Keeps the values of now; what it returns brings them back.
 
         They are copied to the CPU, those of a sharded weight by each process its own; of a weight
-        that is offloaded to disk the file is kept.
+        that is offloaded to disk, or a view of a mapped file, the file is kept.
         """
+        if untouched((self.parameter,))[0]:
+            return partial(discard, (self.parameter,))
         held = [each.kept() for each in self.offloaded]
         dense = None if self.parameter.is_meta else here(self.parameter).cpu().clone()
 
@@ -245,6 +249,7 @@ class WeightMap(Mapping[str, Weight]):
             values = weight.values.reshape(-1)
             sample = values[:: max(1, len(values) // _SAMPLE)].contiguous()
             digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
+            release((weight.parameter,))
         return digest.hexdigest()[:16]
 
     def check_values(self) -> None:
@@ -273,7 +278,9 @@ class WeightMap(Mapping[str, Weight]):
         for weight in self.values():
             # NaN or infinity always shows in the sum, which is far cheaper than a look at each
             # element; an overflow shows too, hence the second look.
-            if torch.isfinite(weight.matrix.sum().float()):
+            finite = torch.isfinite(weight.matrix.sum().float())
+            release((weight.parameter,))
+            if finite:
                 continue
             if bad := int((~torch.isfinite(weight.matrix)).sum()):
                 raise NonFiniteError(

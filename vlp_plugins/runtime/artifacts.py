@@ -21,7 +21,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlp_plugins.runtime.errors import StatisticsError, VlpError, first_line, shown
+from vlp_plugins.runtime.errors import (
+    StatisticsError,
+    UnsupportedError,
+    VlpError,
+    first_line,
+    shown,
+)
 from vlp_plugins.runtime.files import atomic_file, write_text
 from vlp_plugins.runtime.untrusted import check_read, read_as
 from vlp_plugins.runtime.version import __version__
@@ -72,10 +78,34 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            file.write(_bytes_of(tensors[name]))
+            file.write(tensor_bytes(tensors[name]))
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def stored_tensors(path: Path) -> dict[int, tuple[torch.dtype, int]]:
+    """What lies in a safetensors file: by first byte the dtype and the number of bytes.
+
+    Raises:
+        UnsupportedError: if it is damaged.
+    """
+    dtypes = {name: dtype for dtype, name in _NAMES.items()}
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            check_read(f"the header of {path}", size, UnsupportedError)
+            header = json.loads(file.read(size))
+        found = {}
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in dtypes:
+                begin, end = entry["data_offsets"]
+                found[8 + size + begin] = dtypes[entry["dtype"]], end - begin
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedError(
+            f"{path} is damaged or no safetensors file ({first_line(error)}); copy it again"
+        ) from error
+    return found
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The elements in row-major order; no copy of a contiguous tensor on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())  # type: ignore[arg-type]
@@ -246,7 +276,7 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(_bytes_of(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

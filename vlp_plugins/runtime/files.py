@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from vlp_plugins.runtime.errors import OutputError
+from vlp_plugins.runtime.memory import text_of
 
 try:
     import fcntl
@@ -255,6 +256,25 @@ def _recover(target: Path) -> None:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 old.rename(target)
+
+
+def check_space(target: str | os.PathLike[str], needed: int) -> None:
+    """Asks before the work whether a disk has room for what will be written.
+
+    Args:
+        target: that will be written; need not exist.
+        needed: bytes.
+
+    Raises:
+        OutputError: if there is less.
+    """
+    place = next(path for path in (_real(target), *_real(target).parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OutputError(
+            f"{target} will take {text_of(needed)}, and its disk has {text_of(free)} left; free "
+            "some, or give a place on another disk"
+        )
 
 
 def check_outside(target: str | os.PathLike[str], inputs: Iterable[object]) -> None:
