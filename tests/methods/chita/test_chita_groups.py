@@ -86,22 +86,22 @@ def test_groups_are_solved_as_if_each_were_alone(matrix, bounds):
     spans = dict(zip(columns.names, pairwise(columns.starts), strict=True))
     one, other = Group(("a", "c", "e"), 7), Group(("b", "d"), 5)
 
-    together = Pruner(dense, MemoryRows(matrix, bounds), columns, "published", 0.0).prune(
-        [one, other], 0.3
-    )
+    pruner = Pruner(dense, MemoryRows(matrix, bounds), columns, "published", 0.0)
+    together = next(pruner.solve([([one, other], 0.3)]))()
 
     objective = 0.0
     for group in (one, other):
         ranges = [spans[name] for name in group.names]
         chosen = torch.cat([torch.arange(a, b) for a, b in ranges])
         alone = columns.only(group.names).bounds
-        found = Pruner(
+        pruner = Pruner(
             dense[chosen],
             MemoryRows(matrix[:, chosen], alone),
             Columns(("all",), ((len(chosen),),), (0, len(chosen)), alone),
             "published",
             0.0,
-        ).prune([Group(("all",), group.keep)], 0.3)
+        )
+        found = next(pruner.solve([([Group(("all",), group.keep)], 0.3)]))()
         assert int(found.support.sum()) == group.keep
         assert torch.equal(together.support[chosen], found.support)
         assert torch.allclose(together.values[chosen], found.values)

@@ -10,13 +10,13 @@ import torch
 from chita_runs import context_of
 from toy_loss import LosingAdapter, spoilt
 
-from vlp_plugins.methods.chita.lambdas import GRID, choose_lambda, grid_around
+from vlp_plugins.methods.chita.lambdas import GRID, choose_lambdas, grid_around
 from vlp_plugins.methods.chita.method import chita
 from vlp_plugins.runtime.errors import NonFiniteError
 
 
 def chosen(loss, grid=GRID):
-    return choose_lambda(lambda ridge: ridge, loss, grid)
+    return choose_lambdas(lambda jobs: [ridge for _, ridge in jobs], loss, [grid])[0]
 
 
 def bowl(best):
@@ -30,7 +30,7 @@ def test_the_lowest_loss_wins_and_is_looked_for_between_the_decades():
     assert choice.found == choice.lambda_
     assert choice.loss == min(loss for _, loss in choice.curve)
     assert [ridge for ridge, _ in choice.curve] == sorted(ridge for ridge, _ in choice.curve)
-    assert len(choice.curve) == len(GRID) + 2
+    assert len(choice.curve) == len(GRID.steps) + 2
     assert choice.warnings == ()
 
 

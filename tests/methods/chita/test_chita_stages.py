@@ -64,9 +64,9 @@ def test_removed_weights_stay_removed(monkeypatch):
     original = Setup.find
 
     def find(*arguments):
-        found = original(*arguments)
+        [found] = original(*arguments)
         supports.append(found.solution.support.clone())
-        return found
+        return [found]
 
     monkeypatch.setattr(Setup, "find", find)
     chita_plus_plus(lambda_=0.01, rounds=3).run(context_of(targets=[0.8]))

@@ -41,7 +41,7 @@ def test_rows_that_fit_stay_in_memory():
 def test_rows_that_do_not_fit_go_to_disk():
     found = plan(ROWS - 1, sweeps=7)
     assert (found.keep_in, found.disk_bytes, found.gradient_batches) == ("disk", ROWS, N)
-    assert found.ram_bytes <= ROWS // 8
+    assert found.ram_bytes <= ROWS // 4  # a part in work, and the next one
     assert str(FREE) in found.lines[0]
     assert found.lines[1].startswith("not in memory: 10 rows of 200,000 columns need 7.6 MiB")
 

@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from vlp_plugins.methods.chita.solver.blocks import by_blocks
 from vlp_plugins.methods.chita.solver.elimination import solve_elimination
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
-from vlp_plugins.methods.chita.solver.published import starting_point
+from vlp_plugins.methods.chita.solver.published import starting_points
 from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast
-from vlp_plugins.methods.chita.solver.solve import solve, solve_blockwise
+from vlp_plugins.methods.chita.solver.solve import searched, solve
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 
 BOUNDS = (0, 40, 40, 100, 101, 240)
@@ -46,19 +47,24 @@ def test_an_unknown_effort_is_named(effort, hint):
         solve(made(), effort)
 
 
+def blockwise(problem, search):
+    """Every block searched as a full problem of its own."""
+    [start] = starting_points([problem])
+    return by_blocks([searched(search, start)])[0].solution()
+
+
 def test_blocks_are_eliminated_at_fast_and_searched_at_best():
     problem = made(first_order=0.1)
     assert torch.equal(solve(problem, "fast").values, solve_elimination(problem).values)
-    searched = solve_blockwise(problem, solve_best)
-    assert torch.equal(solve(problem, "best").values, searched.values)
+    assert torch.equal(solve(problem, "best").values, blockwise(problem, solve_best).values)
 
 
 @pytest.mark.parametrize("search", [solve_fast, solve_best])
 @pytest.mark.parametrize("first_order", [0.0, 0.3])
 def test_every_block_is_a_problem_of_its_own(search, first_order):
     problem = made(first_order=first_order)
-    found = solve_blockwise(problem, search)
-    start = starting_point(problem).support
+    found = blockwise(problem, search)
+    start = starting_points([problem])[0].support
     assert int(found.support.sum()) == problem.keep
     for first, last in pairwise(BOUNDS):
         keep = int(start[first:last].sum())

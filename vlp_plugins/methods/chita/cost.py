@@ -10,11 +10,11 @@ import torch
 
 from vlp_plugins.calibration.loss import bytes_of_state
 from vlp_plugins.methods.chita.calibration import check_enough
-from vlp_plugins.methods.chita.lambdas import GRID
+from vlp_plugins.methods.chita.lambdas import AHEAD, GRID
 from vlp_plugins.methods.chita.pruner import groups_of_weights
 from vlp_plugins.methods.chita.rows.plan import RowPlan
 from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.methods.chita.setup import row_plan
+from vlp_plugins.methods.chita.setup import row_plan, solutions_bytes
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.solve import Effort, solve
 from vlp_plugins.methods.method import Context, Cost
@@ -29,6 +29,8 @@ _SOLVES_AROUND = 7
 """Three around the guess, two more where it was a decade off, and half a decade to both sides."""
 _SOLVES_NEARBY = 5
 """In later rounds, around the lambda of the round before."""
+_STEPS = 3
+"""Sweeps of a search for lambda that all targets share: around the guess, beyond, between."""
 _PAPER_ROWS = 500
 _SWEEPS = {"published": 2, "fast": 6, "best": 27}
 """The most sweeps over the rows that one solve of the full problem takes."""
@@ -81,16 +83,23 @@ def cost_of(
             tries = _tries(settings, index)
             solves += tries
             sweeps += tries * sweeps_of(settings) * len(groups)
-            if settings.auto and not settings.first_order and not index:
-                sweeps += 1  # for the scale of the rows
             kept += tries * sum(group.keep for group in groups)
     gatherings = len(context.targets) * rounds if rounds else 1
+    if settings.columns_of_block is not None:  # all are solved together
+        sweeps = sweeps_of(settings) * gatherings
     plan = row_plan(context, settings, n, -(-sweeps // gatherings))
+    made, held_solutions = solves, 0  # more than are judged where each sweep takes gradients again
+    if settings.auto and plan.groups > 1:
+        made = max(solves, gatherings * (AHEAD + GRID.last + 1))
+        held_solutions = solutions_bytes(context, settings)
+    elif settings.auto:
+        sweeps *= _STEPS
     state = bytes_of_state(context.model, context.adapter)
     stage = 5 * p + state if rounds else 0  # values and support, and what the losses change
     files = len(context.targets) * stage if context.workplace else 0
     part = n * max(b - a for group in plan.cuts for own in group for a, b in pairwise(own))
     ram = plan.ram_bytes + 4 * (_VECTORS * p + _PART_COPIES * part) + (3 * stage if rounds else 0)
+    ram += held_solutions
     forwards = held * (solves + 1) if held else 0
     solving = solve_seconds(settings, plan, kept / max(1, solves * p))
     reading = sweeps * plan.disk_bytes / _DISK_RATE
@@ -99,12 +108,12 @@ def cost_of(
         disk_bytes=plan.disk_bytes + files,
         passes=plan.passes * gatherings,
         gradient_batches=plan.gradient_batches * gatherings + math.ceil(forwards / 3),
-        seconds=solves * solving + reading,
+        seconds=made * solving + reading,
         notes=(
             *_size_notes(n, p, settings),
             *plan.lines,
             f"effort {settings.effort}: up to {sweeps_of(settings)} sweeps over the rows for a "
-            f"solution, {solves} solutions in all",
+            f"solution, {made} solutions in all",
             *_auto_notes(settings, held, solves),
             *([f"a disk is taken to read {text_of(_DISK_RATE)} a second"] if reading else []),
         ),
@@ -117,7 +126,7 @@ def _tries(settings: Settings, index: int) -> int:
         return 1
     if index:
         return _SOLVES_NEARBY
-    return len(GRID) + 2 if settings.first_order else _SOLVES_AROUND
+    return len(GRID.steps) + 2 if settings.first_order else _SOLVES_AROUND
 
 
 def solve_seconds(settings: Settings, plan: RowPlan, density: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -80,8 +80,42 @@ class HeldOut:
         return [together[index] for index in range(len(self._batches))]
 
 
-GRID = tuple(10.0**exponent for exponent in range(-5, 4))
+@dataclass(frozen=True)
+class Grid:
+    """Lambdas in steps of half a decade, counted from one of them.
+
+    Attributes:
+        centre: step 0, above 0.
+        first: the step of the least lambda that is tried in any case, which are a decade apart.
+        last: of the largest.
+    """
+
+    centre: float
+    first: int
+    last: int
+
+    @property
+    def steps(self) -> range:
+        """What is tried in any case."""
+        return range(self.first, self.last + 1, 2)
+
+    @property
+    def top(self) -> int:
+        """The step of the largest lambda that the search may come to."""
+        return math.floor(2 * math.log10(LARGEST * _HALF / self.centre))
+
+    def at(self, step: int) -> float:
+        """The lambda of a step."""
+        return float(self.centre * 10.0 ** (step / 2))
+
+
+GRID = Grid(1.0, -10, 6)
 """Of the papers, for the problem with a first-order term."""
+AHEAD = 10
+"""Steps below the centre that are solved at once where every sweep takes gradients again.
+
+The best lambda is up to four decades below the guess (`python -m benchmarks.demo.chita`).
+"""
 SMALLEST, LARGEST = 1e-30, 1e6
 """Where the search ends. The scale of gradients differs, and a large lambda does no harm."""
 OF_MEAN_SQUARE = 1e-2
@@ -115,62 +149,109 @@ class Choice(Generic[Found]):
     warnings: tuple[str, ...]
 
 
-def choose_lambda(
-    solve: Callable[[float], Found],
+def choose_lambdas(
+    solve: Callable[[Sequence[tuple[int, float]]], Iterable[Found]],
     loss: Callable[[Found], float],
-    grid: Sequence[float] = GRID,
-) -> Choice[Found]:
+    grids: Sequence[Grid],
+    *,
+    ahead: int = 0,
+) -> list[Choice[Found]]:
     """Tries a grid of lambdas, values beyond it while that helps, and half a decade to both sides.
 
     Args:
-        solve: prunes with a lambda.
-        loss: of what that found; need not be finite. No more than two of them are held at a time.
-        grid: lambdas above 0, ascending.
+        solve: prunes, given (index of a problem, lambda), in that order.
+        loss: of what that found; need not be finite.
+        grids: of every problem.
+        ahead: how many solutions may be held because calls of `solve` are dear: all that may be
+            asked for are made in one, if they are not more. The choice is the same.
 
     Raises:
-        NonFiniteError: if no loss is finite.
+        NonFiniteError: if no loss of a problem is finite.
     """
-    curve: dict[float, float] = {}
-    best: tuple[float, float, Found] | None = None
+    searches = [_search(grid, loss) for grid in grids]
+    wanted = {index: next(search) for index, search in enumerate(searches)}
+    known: dict[tuple[int, int], Found] = {}
+    choices: dict[int, Choice[Found]] = {}
+    while wanted:
+        asked = [(index, step) for index, steps in wanted.items() for step in steps]
+        missing = [each for each in asked if each not in known]
+        near = [each for each in _neighbourhood(missing, grids) if each not in known]
+        if len(known) + len(near) <= ahead:
+            known.update(zip(near, solve(_lambdas(near, grids)), strict=True))
+            missing = []
+        fresh = iter(solve(_lambdas(missing, grids)))
+        for index, steps in list(wanted.items()):
+            places = [(index, step) for step in steps]
+            found = (known[each] if each in known else next(fresh) for each in places)
+            try:
+                wanted[index] = searches[index].send(found)
+            except StopIteration as ended:
+                choices[index] = ended.value
+                del wanted[index]
+    return [choices[index] for index in range(len(grids))]
 
-    def attempt(lambda_: float) -> None:
+
+def _lambdas(places: Sequence[tuple[int, int]], grids: Sequence[Grid]) -> list[tuple[int, float]]:
+    return [(index, grids[index].at(step)) for index, step in places]
+
+
+def _neighbourhood(
+    asked: Sequence[tuple[int, int]], grids: Sequence[Grid]
+) -> Iterator[tuple[int, int]]:
+    """All that a search which asks for these steps may ask for next: far below, or all above."""
+    for index, grid in enumerate(grids):
+        own = [step for each, step in asked if each == index]
+        if own:
+            low, high = min(own), max(own)
+            lowest = -AHEAD if low >= -AHEAD else low - AHEAD
+            highest = grid.last if high <= grid.last else max(high, grid.top)
+            yield from ((index, step) for step in range(lowest, highest + 1))
+
+
+def _search(
+    grid: Grid, loss: Callable[[Found], float]
+) -> Generator[Sequence[int], Iterator[Found], Choice[Found]]:
+    """Asks for solutions of some steps at a time, at last returns the choice."""
+    curve: dict[int, float] = {}
+    best: tuple[float, int, Found] | None = None
+
+    def attempt(steps: Sequence[int]) -> Generator[Sequence[int], Iterator[Found], None]:
         nonlocal best
-        found = solve(lambda_)
-        value = curve[lambda_] = loss(found)
-        better = best is None or (value, -lambda_) < (best[0], -best[1])
-        if math.isfinite(value) and better:
-            best = (value, lambda_, found)
+        found = yield steps
+        for step, each in zip(steps, found, strict=True):
+            value = curve[step] = loss(each)
+            better = best is None or (value, -step) < (best[0], -best[1])
+            if math.isfinite(value) and better:
+                best = (value, step, each)
 
-    for lambda_ in reversed(grid):
-        attempt(lambda_)
+    yield from attempt(grid.steps[::-1])
     while best is None:
-        if max(curve) * 10 > LARGEST * _HALF:
+        if grid.at(max(curve) + 2) > LARGEST * _HALF:
             raise NonFiniteError(
                 f"the loss of the pruned model on the held-out batches is NaN or infinite for "
-                f"every lambda from {min(curve):g} to {max(curve):g}; prune less, or give lambda "
-                "as a number"
+                f"every lambda from {grid.at(min(curve)):g} to {grid.at(max(curve)):g}; prune "
+                "less, or give lambda as a number"
             )
-        attempt(max(curve) * 10)
-    while best[1] == max(curve) and best[1] * 10 < LARGEST * _HALF:
-        attempt(best[1] * 10)
-    while best[1] == min(curve) and best[1] / 10 > SMALLEST / _HALF:
-        attempt(best[1] / 10)
+        yield from attempt([max(curve) + 2])
+    while best[1] == max(curve) and grid.at(best[1] + 2) < LARGEST * _HALF:
+        yield from attempt([best[1] + 2])
+    while best[1] == min(curve) and grid.at(best[1] - 2) > SMALLEST / _HALF:
+        yield from attempt([best[1] - 2])
     centre = best[1]
-    for lambda_ in (centre * _HALF, centre / _HALF):
-        if min(curve) < lambda_ < max(curve):
-            attempt(lambda_)
-    value, lambda_, found = best
-    points = tuple(sorted(curve.items()))
-    return Choice(lambda_, value, found, points, _doubts(lambda_, points))
+    inner = [step for step in (centre + 1, centre - 1) if min(curve) < step < max(curve)]
+    yield from attempt(inner)
+    value, step, found = best
+    points = tuple((grid.at(each), curve[each]) for each in sorted(curve))
+    return Choice(grid.at(step), value, found, points, _doubts(grid.at(step), points))
 
 
-def grid_around(lambda_: float) -> Sequence[float]:
-    """Where to look first when the best lambda can be guessed; `choose_lambda` starts there.
+def grid_around(lambda_: float) -> Grid:
+    """Where to look first when the best lambda can be guessed.
 
     Args:
         lambda_: the guess, above 0.
     """
-    return (lambda_ / 10, lambda_, lambda_ * 10)
+    return Grid(lambda_, -2, 2)
 
 
 def curve_text(choice: Choice[Found], target: str) -> str:

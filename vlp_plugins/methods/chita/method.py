@@ -24,7 +24,7 @@ from vlp_plugins.methods.chita.settings import (
     Lambda,
     Settings,
 )
-from vlp_plugins.methods.chita.setup import Pruned, Setup
+from vlp_plugins.methods.chita.setup import Pruned, Setup, Wanted
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
 from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
@@ -84,13 +84,13 @@ class Chita(Factored, Procedure):
         setup = Setup.of(context, settings, self.allocation, factors=self.factors)
         count = settings.rows or setup.calibration.available
         batches = RecordedBatches(setup.calibration.from_(0, count))
-        masks = []
         with setup.pruner(batches, count, progress=context.progress) as pruner:
-            for target, each in zip(context.targets, groups, strict=True):
-                pruned = setup.find(pruner, each, str(target))
-                record = calibration_record([batches.digest], [batches.sizes])
-                masks.append(setup.masks_of(pruned, target, self.name, record))
-        return masks
+            record = calibration_record([batches.digest], [batches.sizes])
+            wanted = [Wanted(*each) for each in zip(groups, map(str, context.targets), strict=True)]
+            return [
+                setup.masks_of(pruned, target, self.name, record)
+                for target, pruned in zip(context.targets, setup.find(pruner, wanted), strict=True)
+            ]
 
     def cost(self, context: Context) -> Cost:
         return cost_of(context, self.settings_for(context), self.allocation)
@@ -204,7 +204,8 @@ class ChitaRun(RunInRounds[Stage]):
         alive = None if before is None else setup.columns.split(before.support)
         with setup.pruner(batches, self.per_round, alive, self.progress(index)) as pruner:
             near = None if before is None else before.facts[-1]["lambda"]
-            pruned = setup.find(pruner, groups, f"{self.target}, round {index + 1}", near)
+            wanted = Wanted(groups, f"{self.target}, round {index + 1}", near)
+            [pruned] = setup.find(pruner, [wanted])
         self._pass_over(batches)
         support, values = pruned.solution.support, pruned.solution.values
         facts = {"sparsity": level, "kept": int(support.sum()), **pruned.facts}

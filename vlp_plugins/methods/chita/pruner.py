@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, islice
 
 import torch
 
 from vlp_plugins.methods.chita.rows.plan import Columns
 from vlp_plugins.methods.chita.solver.problem import Importance, Problem, Rows, Solution
-from vlp_plugins.methods.chita.solver.solve import Effort, solve
+from vlp_plugins.methods.chita.solver.solve import Effort, solve_all
 from vlp_plugins.methods.method import Context
 from vlp_plugins.models.request import Target, budget_of
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.distributed import all_reduce_min
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
+from vlp_plugins.runtime.memory import usable_bytes
 from vlp_plugins.runtime.sharding import write
 from vlp_plugins.scoring.allocation import (
     Allocation,
@@ -105,11 +108,18 @@ class GroupRows(Rows):
     def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
         self.sweeps += 1
         for first, part in self._rows.parts():
-            last = first + part.shape[1]
-            for (start, stop), new in zip(self.ranges, self._starts, strict=False):
-                left, right = max(start, first), min(stop, last)
-                if left < right:
-                    yield new + left - start, part[:, left - first : right - first]
+            yield from self.own(first, part)
+
+    @property
+    def source(self) -> Rows:
+        return self._rows
+
+    def own(self, first: int, part: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        last = first + part.shape[1]
+        for (start, stop), new in zip(self.ranges, self._starts, strict=False):
+            left, right = max(start, first), min(stop, last)
+            if left < right:
+                yield new + left - start, part[:, left - first : right - first]
 
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._rows.add_up(tensor)
@@ -164,6 +174,10 @@ def write_values(weights: WeightMap, values: Mapping[str, torch.Tensor]) -> None
             write(parameter, values[name])
 
 
+Job = tuple[Sequence[Group], float]
+"""What is solved together: groups, each a problem of its own, and lambda."""
+
+
 @dataclass(frozen=True)
 class Pruner:
     """Everything of a problem but lambda and how many weights stay.
@@ -189,56 +203,101 @@ class Pruner:
     alive: torch.Tensor | None = None
     kept_in: str = "ram"
     factors: Factors | None = None
+    _of_groups: dict[tuple[str, ...], Pruner] = field(default_factory=dict, repr=False)
 
-    def mean_square(self) -> float:
-        """Of all elements of the rows; one sweep."""
-        total = self.dense.new_zeros((), dtype=torch.float64)
-        for _, part in self.rows.parts():
-            total += torch.linalg.vector_norm(part, dtype=torch.float64).square()
-        return float(self.rows.add_up(total)) / (self.rows.n * self.rows.p)
+    @property
+    def together(self) -> bool:
+        """Whether many solutions are made in one sweep, because another one costs time."""
+        return self.columns.bounds is not None and self.kept_in != "ram"
 
-    def prune(self, groups: Sequence[Group], ridge: float) -> Solution:
-        """Solves one problem for every group; the objective is the sum of theirs.
+    @property
+    def dear(self) -> bool:
+        """Whether another sweep takes all gradients again."""
+        return self.together and self.kept_in == "passes"
+
+    def solve(self, jobs: Sequence[Job]) -> Iterator[Callable[[], Solution]]:
+        """Solves one problem for every group of each job.
+
+        Rows that are not in memory are read once for all jobs whose solutions memory can hold.
 
         Args:
-            groups: every weight is in one of them.
-            ridge: lambda.
+            jobs: with the same groups but for their counts; every weight is in one of them.
+
+        Yields:
+            By job, what gives its solution; the objective is the sum of those of the groups.
         """
-        if len(groups) == 1:
-            return self._solved(groups[0].keep, ridge)
-        values = torch.zeros_like(self.dense)
-        support = torch.zeros_like(self.dense, dtype=torch.bool)
-        total = 0.0
-        for group in groups:
+        at_once = self.room([groups for groups, _ in jobs]) if self.together else 1
+        for start in range(0, len(jobs), at_once):
+            portion = jobs[start : start + at_once]
+            problems = [
+                self._alone(group)._problem(group.keep, ridge)
+                for groups, ridge in portion
+                for group in groups
+            ]
+            found = solve_all(problems, self.effort)
+            for groups, _ in portion:
+                yield partial(self._joined, groups, list(islice(found, len(groups))))
+
+    def room(self, groups: Sequence[Sequence[Group]]) -> int:
+        """How many solutions memory can hold, packed, of these counts; one at least."""
+        usable = all_reduce_min(usable_bytes(torch.device("cpu"), 0))
+        largest = max((sum(group.keep for group in each) for each in groups), default=0)
+        return max(1, usable // packed_bytes(self.rows.p, largest, self.first_order))
+
+    def _alone(self, group: Group) -> Pruner:
+        """The columns of a group, made once."""
+        if len(group.names) == len(self.columns.names):
+            return self
+        if group.names not in self._of_groups:
             ranges = self.columns.ranges(group.names)
-            alone = replace(
+            self._of_groups[group.names] = replace(
                 self,
                 dense=take_ranges(self.dense, ranges),
                 rows=GroupRows(self.rows, ranges),
                 columns=self.columns.only(group.names),
                 alive=None if self.alive is None else take_ranges(self.alive, ranges),
+                _of_groups={},
             )
-            found = alone._solved(group.keep, ridge)
-            put_ranges(found.values, values, ranges)
-            put_ranges(found.support, support, ranges)
-            total += found.objective
+        return self._of_groups[group.names]
+
+    def _joined(self, groups: Sequence[Group], found: Sequence[Callable[[], Solution]]) -> Solution:
+        """The solution of all groups."""
+        if len(groups) == 1:
+            return self._finished(found[0]())
+        values = torch.zeros_like(self.dense)
+        support = torch.zeros_like(self.dense, dtype=torch.bool)
+        total = 0.0
+        for group, solution in zip(groups, found, strict=True):
+            ranges, each = (
+                self.columns.ranges(group.names),
+                self._alone(group)._finished(solution()),
+            )
+            put_ranges(each.values, values, ranges)
+            put_ranges(each.support, support, ranges)
+            total += each.objective
         return Solution(values, support, total)
 
-    def _solved(self, keep: int, ridge: float) -> Solution:
-        """The solution for all columns together."""
+    def _problem(self, keep: int, ridge: float) -> Problem:
+        """That of all columns."""
         columns, importance = self.columns, None
         if self.factors is not None:
             factors = tuple(self.factors.relative(name) for name in columns.names)
             importance = Importance(columns.starts, factors)
-        problem = Problem(
+        return Problem(
             self.dense, self.rows, ridge, keep, self.first_order, columns.bounds, importance
         )
-        found = solve(problem, self.effort)
+
+    def _finished(self, found: Solution) -> Solution:
         if self.nonzero:
             return replace(found, support=found.values != 0)
         if self.alive is None:
             return found
         return replace(found, support=stay_removed(found.support, self.alive))
+
+
+def packed_bytes(p: int, keep: int, first_order: float) -> int:
+    """Bytes of a solution with `keep` of `p` weights that is held while others are made."""
+    return 4 * keep + p // 8 + (3 * p if first_order else 0)
 
 
 def stay_removed(support: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

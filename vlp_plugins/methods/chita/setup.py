@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +16,23 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.calibration import Calibration
 from vlp_plugins.methods.chita.lambdas import (
+    AHEAD,
     GRID,
     OF_MEAN_SQUARE,
+    Choice,
+    Grid,
     HeldOut,
-    choose_lambda,
+    choose_lambdas,
     curve_text,
     grid_around,
 )
-from vlp_plugins.methods.chita.pruner import Group, Pruner, dense_again, write_values
+from vlp_plugins.methods.chita.pruner import (
+    Group,
+    Pruner,
+    dense_again,
+    packed_bytes,
+    write_values,
+)
 from vlp_plugins.methods.chita.rows.gradients import Progress, gradient_rows
 from vlp_plugins.methods.chita.rows.plan import Columns, RowPlan, plan_rows
 from vlp_plugins.methods.chita.rows.stores import GradientRows
@@ -41,6 +50,16 @@ from vlp_plugins.scoring.factors import Factors
 logger = logging.getLogger("vlp_plugins.methods")
 
 
+def solutions_bytes(context: Context, settings: Settings) -> int:
+    """Of all solutions that are held where lambdas are tried without reading rows again."""
+    if not settings.auto or settings.columns_of_block is None:
+        return 0
+    sparsities = [t.values() if isinstance(t, Mapping) else (t,) for t in context.targets]
+    p = context.weights.numel
+    largest = packed_bytes(p, int((1 - min(map(min, sparsities))) * p), settings.first_order_of(1))
+    return len(sparsities) * (AHEAD + GRID.last + 1) * largest
+
+
 def row_plan(context: Context, settings: Settings, n: int, sweeps: int = 1) -> RowPlan:
     """Where n rows of a run are kept, see `plan_rows`; all of them will be read `sweeps` times."""
     return plan_rows(
@@ -51,6 +70,7 @@ def row_plan(context: Context, settings: Settings, n: int, sweeps: int = 1) -> R
         settings.dtype,
         sweeps,
         keep_in=settings.keep_in,
+        solutions=solutions_bytes(context, settings),
         device=device_of(context.model),
     )
 
@@ -66,6 +86,21 @@ class Pruned:
 
     solution: Solution
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to solve for.
+
+    Attributes:
+        groups: say how many weights stay.
+        title: what to call it in the log.
+        near: a lambda that was best for a similar problem, to look around it only; None: anywhere.
+    """
+
+    groups: Sequence[Group]
+    title: str
+    near: float | None = None
 
 
 @dataclass(frozen=True)
@@ -175,26 +210,32 @@ class Setup:
                 factors=self.factors,
             )
 
-    def find(
-        self, pruner: Pruner, groups: Sequence[Group], target: str, near: float | None = None
-    ) -> Pruned:
+    def find(self, pruner: Pruner, wanted: Sequence[Wanted]) -> Iterator[Pruned]:
         """Solves with the lambda given, or with that of the lowest held-out loss.
 
         Args:
             pruner: has the rows of the model as it is now.
-            groups: say how many weights stay.
-            target: what to call it in the log.
-            near: a lambda that was best for a similar problem, to look around it only; None:
-                anywhere.
+            wanted: what to solve for.
+
+        Yields:
+            By what was wanted.
 
         Raises:
             NonFiniteError: if lambda is to be chosen, and no pruned model has a finite loss.
         """
         if self.held_out is None:
-            facts: dict[str, Any] = {"lambda": float(self.settings.lambda_)}
-            solution = pruner.prune(groups, facts["lambda"])
-        else:
-            solution, facts = self._chosen(self.held_out, pruner, groups, target, near)
+            ridge = float(self.settings.lambda_)
+            for found in pruner.solve([(each.groups, ridge) for each in wanted]):
+                yield self._pruned(pruner, found(), {"lambda": ridge})
+            return
+        # One after the other, unless that costs reading the rows more often.
+        for some in [wanted] if pruner.together else [[each] for each in wanted]:
+            choices = self._choices(self.held_out, pruner, some)
+            for each, choice in zip(some, choices, strict=True):
+                facts = self._facts_of(self.held_out, choice, each.title)
+                yield self._pruned(pruner, choice.found(), facts)
+
+    def _pruned(self, pruner: Pruner, solution: Solution, facts: dict[str, Any]) -> Pruned:
         facts["objective"] = solution.objective
         facts["rows"] = pruner.rows.n
         facts["rows_kept_in"] = pruner.kept_in
@@ -203,28 +244,34 @@ class Setup:
             facts["rows_rounding"] = pruner.rows.rounding
         return Pruned(solution, facts)
 
-    def _chosen(
-        self,
-        held_out: HeldOut,
-        pruner: Pruner,
-        groups: Sequence[Group],
-        target: str,
-        near: float | None,
-    ) -> tuple[Solution, dict[str, Any]]:
-        """The solution of the best lambda, and the facts about that choice."""
+    def _choices(
+        self, held_out: HeldOut, pruner: Pruner, wanted: Sequence[Wanted]
+    ) -> list[Choice[Callable[[], Solution]]]:
+        """The best lambda of each."""
         weights, dense = self.context.weights, self.columns.split(pruner.dense)
 
-        def loss(solution: Solution) -> float:
+        def loss(found: Callable[[], Solution]) -> float:
+            values = self.columns.split(found().values)
             # Dense again before the next lambda: rows kept nowhere are gradients taken again.
             with dense_again(weights, dense):
-                write_values(weights, self.columns.split(solution.values))
+                write_values(weights, values)
                 return held_out.mean_loss()
 
-        choice = choose_lambda(lambda ridge: pruner.prune(groups, ridge), loss, _grid(pruner, near))
-        logger.info("%s", curve_text(choice, target))
+        return choose_lambdas(
+            lambda jobs: pruner.solve([(wanted[index].groups, ridge) for index, ridge in jobs]),
+            loss,
+            [_grid(pruner, each.near) for each in wanted],
+            ahead=pruner.room([each.groups for each in wanted]) if pruner.dear else 0,
+        )
+
+    def _facts_of(
+        self, held_out: HeldOut, choice: Choice[Callable[[], Solution]], title: str
+    ) -> dict[str, Any]:
+        """Says how lambda was chosen."""
+        logger.info("%s", curve_text(choice, title))
         for warning in choice.warnings:
-            logger.warning("sparsity %s: %s", target, warning)
-        return choice.found, {
+            logger.warning("sparsity %s: %s", title, warning)
+        return {
             "lambda": choice.lambda_,
             # JSON has neither NaN nor infinity.
             "lambda_curve": [
@@ -278,14 +325,15 @@ class Setup:
         )
 
 
-def _grid(pruner: Pruner, near: float | None) -> Sequence[float]:
+def _grid(pruner: Pruner, near: float | None) -> Grid:
     """Around a lambda that was good before, or around the scale of the rows.
 
     With a first-order term lambda weighs that term against staying near the dense weights: its best
     value has nothing to do with the scale of the rows, so the grid is that of the papers.
     """
+    rows = pruner.rows
     if near is not None:
         return grid_around(near)
-    if pruner.first_order:
+    if pruner.first_order or not isinstance(rows, GradientRows):
         return GRID
-    return grid_around(OF_MEAN_SQUARE * pruner.mean_square())
+    return grid_around(OF_MEAN_SQUARE * rows.mean_square)

@@ -36,8 +36,8 @@ Gradients = Mapping[str, torch.Tensor]
 Progress = Callable[[int, int | None], None]
 
 
-class Rounding:
-    """Adds up the squares of rows and of their errors, in float64.
+class Squares:
+    """Adds up the squares of rows and of the errors that rounding makes, in float64.
 
     Attributes:
         dtype: what entries are rounded to.
@@ -49,18 +49,16 @@ class Rounding:
 
     def add(self, values: torch.Tensor) -> None:
         """Counts entries, float32 `[m]`, before they are rounded."""
-        if values.dtype != self.dtype:
-            error = values - values.to(self.dtype)
-            norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in (error, values)]
-            self._sums += torch.stack(norms).square_().to(self._sums.device)
+        kept = values.to(self.dtype)
+        norms = [torch.linalg.vector_norm(kept, dtype=torch.float64).square()]
+        if kept.dtype != values.dtype:
+            norms.append(torch.linalg.vector_norm(values - kept, dtype=torch.float64).square())
+        self._sums[: len(norms)] += torch.stack(norms).to(self._sums.device)
 
-    def relative(self) -> float:
-        """The norm of the errors over that of the rows, of all processes; 0 if nothing was rounded.
-
-        A collective.
-        """
-        error, total = add_up(self._sums.clone()).tolist()
-        return float((error / total) ** 0.5) if total else 0.0
+    def totals(self) -> tuple[float, float]:
+        """Of the rows and of the errors, of all processes. A collective."""
+        total, error = add_up(self._sums.clone()).tolist()
+        return total, error
 
 
 class Filler:
@@ -69,7 +67,7 @@ class Filler:
     Attributes:
         probe: of the model.
         plan: where which columns go.
-        rounding: of what was written.
+        squares: of all rows, known after the first run.
         left_out: indices of the batches whose loss or gradient was not finite in the first run.
     """
 
@@ -84,7 +82,7 @@ class Filler:
         """Runs nothing yet; see `gradient_rows`."""
         self.probe, self.plan = probe, plan
         self._batches, self._alive, self._progress = batches, alive, progress
-        self.rounding = Rounding(plan.dtype, plan.solver)
+        self.squares = Squares(plan.dtype, plan.solver)
         self.left_out: frozenset[int] = frozenset()
         self._runs = 0  # that ended well
         self._done = 0  # batches in all runs
@@ -94,15 +92,15 @@ class Filler:
         """Number of rows: one for every batch that was not left out."""
         return self.plan.n - len(self.left_out)
 
-    def run(self, store: Store, group: int, *, all_weights: bool = True) -> None:
+    def run(self, store: Store, group: int) -> None:
         """Writes the rows of a group of columns. Batch i belongs to process i modulo their number.
 
-        All processes together run every batch of a sharded model.
+        All processes together run every batch of a sharded model. The first run looks at all
+        columns: which batches are left out must be known before any column is used.
 
         Args:
             store: for the columns of this process.
             group: index of the group in the plan.
-            all_weights: differentiate by all weights, not only by those of the group.
 
         Raises:
             DataError: if there are fewer batches than rows.
@@ -111,11 +109,13 @@ class Filler:
         n, columns = self.plan.n, self.plan.columns
         ranges = [(cuts[0], cuts[-1]) for cuts in self.plan.cuts[group]]
         names = {name for own in ranges for name, *_ in columns.pieces(*own)}
+        if not self._runs:
+            ranges = list(pairwise(self.plan.edges))
         row = index = 0
         missing: set[int] = set()
         size = batch_shard(sharded=self.probe.sharded)[1]
         batches = islice(self._batches(), n)
-        with self.probe.attached(None if all_weights else names):
+        with self.probe.attached(names if self._runs else None):
             while turn := self._turn(batches, size, index):
                 gradients, have = turn
                 if len(have) == size or index + len(have) == n:
@@ -176,7 +176,8 @@ class Filler:
         def write(sender: int, start: int, values: torch.Tensor) -> None:
             row = places[sender] if sender < len(places) else None
             if row is not None:
-                self.rounding.add(values)
+                if not self._runs:
+                    self.squares.add(values)
                 store.write(row, start, values)
 
         if len(ranges) > 1 and not self.probe.sharded:
@@ -272,10 +273,8 @@ class PassRows(GradientRows):
         self._filler, self._layouts = filler, layouts
         self._flat: torch.Tensor | None = flat
         self._held: int | None = None
-        self._gathered = 0  # groups so far
-        # Which batches are left out must be known before the first column is used.
-        self._gather(0, all_weights=filler.probe.skip_nonfinite)
-        super().__init__(filler.rows, filler.plan.edges, self.rounding)
+        self._gather(0)
+        super().__init__(filler.rows, filler.plan.edges, *filler.squares.totals())
 
     def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
         self.sweeps += 1
@@ -287,14 +286,11 @@ class PassRows(GradientRows):
     def release(self) -> None:
         self._flat = None
 
-    def _gather(self, index: int, *, all_weights: bool = False) -> None:
+    def _gather(self, index: int) -> None:
         """Runs the batches for one group of columns."""
         self._held = None  # in case it ends early
-        self._filler.run(self._store(index), index, all_weights=all_weights)
+        self._filler.run(self._store(index), index)
         self._held = index
-        if index >= self._gathered:
-            self._gathered = index + 1
-            self.rounding = self._filler.rounding.relative()
 
     def _store(self, index: int) -> MemoryStore:
         if self._flat is None:
@@ -354,7 +350,7 @@ def _filled(filler: Filler, stack: ExitStack) -> GradientRows:
     with failing_together():
         store = _store(plan, layouts[0], stack)
     filler.run(store, 0)
-    return KeptRows(store, filler.rows, plan.edges, plan.solver, filler.rounding.relative())
+    return KeptRows(store, filler.rows, plan.edges, plan.solver, *filler.squares.totals())
 
 
 def _store(plan: RowPlan, layout: Layout, stack: ExitStack) -> Store:

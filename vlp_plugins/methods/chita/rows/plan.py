@@ -297,6 +297,7 @@ def plan_rows(
     *,
     keep_in: str = "auto",
     device: torch.device | None = None,
+    solutions: int = 0,
 ) -> RowPlan:
     """The fastest way to keep rows within the budget: in memory, on disk, or in several passes.
 
@@ -311,6 +312,8 @@ def plan_rows(
         keep_in: `ram`, `disk`, `passes` (nowhere: the batches run again for every group of columns
             and sweep), or `auto`: the first of them that fits.
         device: of the model; rows that fit are kept in its memory.
+        solutions: bytes of solutions that would be held in order to take gradients once; without a
+            budget they get up to half of the memory.
 
     Raises:
         UnsupportedError: if the budget is too small, with the least that will do.
@@ -324,7 +327,14 @@ def plan_rows(
     if keep_in not in KEEP_IN:
         raise UnsupportedError(f"keep_in={keep_in!r} is unknown{suggest(keep_in, list(KEEP_IN))}")
     needs = _Needs(
-        columns, n, dtype, sweeps, device or torch.device("cpu"), budget, spill_folder(folder)
+        columns,
+        n,
+        dtype,
+        sweeps,
+        device or torch.device("cpu"),
+        budget,
+        spill_folder(folder),
+        solutions,
     )
     ways = {"ram": needs.in_memory, "disk": needs.on_disk, "passes": needs.in_passes}
     refused: list[Exception] = []
@@ -353,6 +363,7 @@ class _Needs:
     device: torch.device
     budget: int | None
     folder: Path
+    solutions: int
 
     @cached_property
     def edges(self) -> PartBounds:
@@ -394,7 +405,7 @@ class _Needs:
 
     def on_disk(self) -> RowPlan:
         cpu = torch.device("cpu")
-        each = self.dtype.itemsize + self.copy
+        each = 2 * self.dtype.itemsize + self.copy  # while one part is in work the next is read
         usable = self._usable(cpu)
         self._check_block(each, usable)
         free = all_reduce_min(usable_disk(self.folder))
@@ -403,7 +414,7 @@ class _Needs:
                 f"{self.n} rows of {self.columns.p:,} columns need {text_of(self.bytes)} of disk, "
                 f"but {self.folder} has room for {text_of(free)}; {ELSEWHERE}"
             )
-        cuts = self._cuts(usable // (8 * each))
+        cuts = self._cuts(usable // (8 * (self.dtype.itemsize + self.copy)))
         ram = each * self._widest(cuts)
         line = (
             f"the rows go to disk: {text_of(self.bytes * local_processes())} in {self.folder}, "
@@ -414,6 +425,8 @@ class _Needs:
     def in_passes(self) -> RowPlan:
         size = self.dtype.itemsize
         usable = self._usable(self.device)
+        if self.budget is None and self.device.type == "cpu":
+            usable -= min(self.solutions, usable // 2)
         self._check_block(size + self.copy, usable)
         cuts = self._cuts(usable // (8 * size))
         copy = self.copy * self._widest(cuts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ from vlp_plugins.methods.chita.solver.problem import Rows
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.parallel import ahead
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Layout:
             values: `[m]`.
 
         Yields:
-            A position in elements, and the values that belong there.
+            A position in elements, and the values that belong there; columns of other layouts are
+            left out.
         """
-        stop = start + len(values)
-        index = bisect_right(self.cuts, start) - 1
-        first = start
+        first, stop = max(start, self.cuts[0]), min(start + len(values), self.cuts[-1])
+        index = bisect_right(self.cuts, first) - 1
         while first < stop:
             left, right = self.cuts[index : index + 2]
             last = min(stop, right)
@@ -210,28 +210,20 @@ class FileStore(Store):
             raise self._failure(error) from error
 
     def parts(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first `n` rows, mapped.
+        """The first `n` rows; while one part is in work a thread reads the next."""
+        widest = max((width for _, width, _ in self.layout.parts()), default=0)
+        buffers = torch.empty((2, n * widest), dtype=self._dtype)
 
-        While one part is in work the system reads the next, and what was read leaves the memory of
-        this process.
-        """
-        if not self._bytes:
-            return
-        mapped = mmap.mmap(self._file.fileno(), self._bytes)
-        size = self._dtype.itemsize
-        places = [
-            (start, width, offset * size, n * width * size)
-            for start, width, offset in self.layout.parts()
-        ]
-        _advise(mapped, mmap.MADV_WILLNEED, *places[0][2:])
-        for (start, width, offset, length), following in zip(
-            places, [*places[1:], None], strict=True
-        ):
-            if following:
-                _advise(mapped, mmap.MADV_WILLNEED, *following[2:])
-            flat = torch.frombuffer(mapped, dtype=self._dtype, count=n * width, offset=offset)
-            yield start, flat.view(n, width)
-            _advise(mapped, mmap.MADV_DONTNEED, offset, length)
+        def read(item: tuple[int, tuple[int, int, int]]) -> tuple[int, torch.Tensor]:
+            index, (start, width, offset) = item
+            part = buffers[index % 2, : n * width]
+            _read(self._file.fileno(), part, offset * self._dtype.itemsize)
+            return start, part.view(n, width)
+
+        try:
+            yield from ahead(read, enumerate(self.layout.parts()), 1)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """Gives the disk space back."""
@@ -266,30 +258,37 @@ def _write(descriptor: int, values: torch.Tensor, position: int) -> None:
         data, position = data[written:], position + written
 
 
-def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
-    """Tells the system about a range of a file; it goes by whole pages."""
-    first = start - start % mmap.PAGESIZE
-    mapped.madvise(advice, first, start + length - first)
+def _read(descriptor: int, values: torch.Tensor, position: int) -> None:
+    """Reads all of a contiguous tensor; the system may give it in pieces."""
+    data = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while len(data):
+        count = os.preadv(descriptor, [data], position)
+        if not count:
+            raise OSError(errno.EIO, "the file of the rows is too short")
+        data, position = data[count:], position + count
 
 
 class GradientRows(Rows):
     """Rows of a model; every process holds some of the columns.
 
     Attributes:
+        mean_square: of all elements.
         rounding: relative error of the rows by rounding them to their dtype, in the Frobenius norm;
             0 for float32.
     """
 
-    def __init__(self, n: int, edges: Sequence[int], rounding: float) -> None:
+    def __init__(self, n: int, edges: Sequence[int], squares: float, errors: float) -> None:
         """Keeps the numbers.
 
         Args:
             n: number of rows.
             edges: first column of every process, then p.
-            rounding: see the attribute.
+            squares: sum over all elements.
+            errors: the same of what rounding changed.
         """
         self.n, self.p = n, edges[-1]
-        self.rounding = rounding
+        self.mean_square = squares / (self.n * self.p)
+        self.rounding = (errors / squares) ** 0.5 if errors else 0.0
         self._edges = edges
 
     @abstractmethod
@@ -307,9 +306,15 @@ class KeptRows(GradientRows):
     """Rows in a store; their parts are read to the device of the solver."""
 
     def __init__(
-        self, store: Store, n: int, edges: Sequence[int], device: torch.device, rounding: float
+        self,
+        store: Store,
+        n: int,
+        edges: Sequence[int],
+        device: torch.device,
+        squares: float,
+        errors: float,
     ) -> None:
-        super().__init__(n, edges, rounding)
+        super().__init__(n, edges, squares, errors)
         self._store: Store | None = store
         self._device = device
 

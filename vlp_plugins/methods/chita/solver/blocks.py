@@ -1,15 +1,16 @@
-"""The block-diagonal approximation: all blocks of a problem in one sweep over the rows."""
+"""The block-diagonal approximation: all blocks of many problems in one sweep over the rows."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch.nn.functional import pad
 
+from vlp_plugins.masks.packed import pack, unpack
 from vlp_plugins.methods.chita.solver.gram import (
     check_finite,
     factor,
@@ -18,7 +19,7 @@ from vlp_plugins.methods.chita.solver.gram import (
     refit,
     weighted_sum,
 )
-from vlp_plugins.methods.chita.solver.problem import Problem, Solution
+from vlp_plugins.methods.chita.solver.problem import Problem, Solution, swept
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.parallel import over_tensors
 
@@ -75,33 +76,86 @@ class Part:
         return torch.stack(over_tensors(solve, batches, self.matrix.device)).sum(0)
 
 
-def by_blocks(
-    problem: Problem, support: torch.Tensor, solve: Callable[[Part], torch.Tensor]
-) -> Solution:
-    """Solves a problem part by part; one sweep over the rows.
+@dataclass(frozen=True)
+class Task:
+    """A problem that is solved part by part.
 
-    Args:
+    Attributes:
         problem: without block bounds everything is one block, which must be one part.
-        support: bool `[p]`, where to start from; written to.
+        support: bool `[p]`, where to start from.
         solve: sets support and values of a part and returns what its blocks add to F:
             A (w - v) `[n]`, |w - v|^2 and 1'A v, float64 `[n + 2]`.
+    """
+
+    problem: Problem
+    support: torch.Tensor
+    solve: Callable[[Part], torch.Tensor]
+
+
+class Found:
+    """A solution that is made part by part, of the columns of this process.
+
+    Packed, it takes a bit for every weight and the values that stay, in RAM: many can be held.
+    """
+
+    def __init__(self, problem: Problem, *, packed: bool) -> None:
+        self._problem, self._packed = problem, packed
+        self._pieces: list[tuple[slice, torch.Tensor, torch.Tensor]] = []
+        self.sums = problem.weights.new_zeros(problem.rows.n + 2, dtype=torch.float64)
+        if not packed:
+            self._values, self._support = self._vectors()
+
+    def solve(self, task: Task, first: int, matrix: torch.Tensor) -> None:
+        """Solves a part of the rows, see `Part`."""
+        problem, columns = self._problem, slice(first, first + matrix.shape[1])
+        edges = edges_of(problem.bounds or (0, problem.rows.p), columns.start, columns.stop)
+        start = task.support[columns]
+        if self._packed:
+            support, values = start.clone(), torch.zeros_like(problem.weights[columns])
+        else:
+            support, values = self._support[columns].copy_(start), self._values[columns]
+        self.sums += task.solve(Part(problem, columns, matrix, edges, support, values))
+        if self._packed:
+            self._pieces.append((columns, pack(support), values[support].cpu()))
+
+    def solution(self) -> Solution:
+        """The whole of it, in vectors; a collective.
+
+        Raises:
+            NonFiniteError: if the rows hold NaN or infinity.
+        """
+        problem, rows = self._problem, self._problem.rows
+        values, support = self._vectors() if self._packed else (self._values, self._support)
+        for columns, bits, kept in self._pieces:
+            inside = support[columns]
+            inside.copy_(unpack(bits, inside.shape))
+            values[columns][inside] = kept.to(values.device)
+        values, support, sums = (
+            rows.fill(values),
+            rows.fill(support),
+            rows.add_up(self.sums.clone()),
+        )
+        check_finite(sums)
+        moved, (distance, dense) = sums[:-2], sums[-2:].tolist()
+        quadratic = float(moved @ moved) / 2 + rows.n * problem.ridge / 2 * distance
+        linear = problem.first_order * (float(moved.sum()) + dense)
+        return Solution(values, support, quadratic + linear)
+
+    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.zeros_like(self._problem.weights, dtype=torch.float32)
+        return values, torch.zeros_like(values, dtype=torch.bool)
+
+
+def by_blocks(tasks: Sequence[Task]) -> list[Found]:
+    """Solves problems with the same rows part by part; one sweep over the rows.
 
     Raises:
         UnsupportedError: if the rows come in parts that cut a block.
-        NonFiniteError: if the rows hold NaN or infinity.
     """
-    rows, bounds = problem.rows, problem.bounds or (0, problem.rows.p)
-    values = torch.zeros_like(problem.weights, dtype=torch.float32)
-    sums = problem.weights.new_zeros(rows.n + 2, dtype=torch.float64)
-    for first, matrix in rows.parts():
-        columns = slice(first, first + matrix.shape[1])
-        edges = edges_of(bounds, columns.start, columns.stop)
-        sums += solve(Part(problem, columns, matrix, edges, support[columns], values[columns]))
-    values, support, sums = rows.fill(values), rows.fill(support), rows.add_up(sums)
-    check_finite(sums)
-    moved, (distance, dense) = sums[:-2], sums[-2:].tolist()
-    quadratic = float(moved @ moved) / 2 + rows.n * problem.ridge / 2 * distance
-    return Solution(values, support, quadratic + problem.first_order * (float(moved.sum()) + dense))
+    found = [Found(task.problem, packed=len(tasks) > 1) for task in tasks]
+    for index, first, matrix in swept([task.problem for task in tasks]):
+        found[index].solve(tasks[index], first, matrix)
+    return found
 
 
 def edges_of(bounds: tuple[int, ...], start: int, stop: int) -> list[int]:
@@ -141,6 +195,33 @@ def stacked(pieces: list[torch.Tensor]) -> torch.Tensor:
     """Matrices or vectors of blocks `[..., k]` in one tensor `[b, ..., m]`, 0 beyond their ends."""
     width = max(piece.shape[-1] for piece in pieces)
     return torch.stack([pad(piece, (0, width - piece.shape[-1])) for piece in pieces])
+
+
+def together(tensor: torch.Tensor, spans: list[slice]) -> torch.Tensor:
+    """Blocks of a vector `[k]` or matrix `[n, k]` in one tensor `[b, ..., m]`, see `stacked`.
+
+    Neighbours of one width are a view.
+    """
+    if not _neighbours(spans):
+        return stacked([tensor[..., span] for span in spans])
+    return (
+        tensor[..., spans[0].start : spans[-1].stop].unflatten(-1, (len(spans), -1)).movedim(-2, 0)
+    )
+
+
+def put_apart(found: torch.Tensor, vector: torch.Tensor, spans: list[slice]) -> None:
+    """Inverse of `together`: writes `[b, m]` to the blocks of a vector."""
+    if _neighbours(spans):
+        vector[spans[0].start : spans[-1].stop] = found.flatten()
+        return
+    for span, values in zip(spans, found, strict=True):
+        vector[span] = values[: span.stop - span.start]
+
+
+def _neighbours(spans: list[slice]) -> bool:
+    """Whether blocks of one width lie next to each other."""
+    first, width = spans[0].start, spans[0].stop - spans[0].start
+    return all(s == slice(first + i * width, first + (i + 1) * width) for i, s in enumerate(spans))
 
 
 def fit(part: Part) -> torch.Tensor:

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from vlp_plugins.methods.chita.solver.blocks import Part, by_blocks, stacked
+from vlp_plugins.methods.chita.solver.blocks import Part, Task, by_blocks, stacked
 from vlp_plugins.methods.chita.solver.gram import factor
 from vlp_plugins.methods.chita.solver.problem import Problem, Solution
 
@@ -38,10 +38,12 @@ def solve_elimination(problem: Problem, stages: int = STAGES) -> Solution:
     Raises:
         UnsupportedError: if the rows come in parts that cut a block.
     """
-    return by_blocks(problem, problem.largest(), partial(_eliminate, stages=stages))
+    return by_blocks([Task(problem, problem.largest(), partial(eliminate, stages=stages))])[
+        0
+    ].solution()
 
 
-def _eliminate(part: Part, stages: int) -> torch.Tensor:
+def eliminate(part: Part, stages: int = STAGES) -> torch.Tensor:
     """Sets support and values of all blocks of a part; see `by_blocks`."""
     blocks = part.blocks
     keeps = torch.stack([part.support[span].sum() for span in blocks])

@@ -45,6 +45,15 @@ class Rows(ABC):
             wherever the rows were made with block bounds.
         """
 
+    @property
+    def source(self) -> Rows:
+        """The rows that are read: these, or those that these are some columns of."""
+        return self
+
+    def own(self, first: int, part: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """What these rows have of a part of their source, as `parts` yields it."""
+        yield first, part
+
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes; the tensor itself where there is one."""
         return tensor
@@ -239,6 +248,11 @@ class Problem:
         """
         return values if self.importance is None else self.importance.times(values, entries)
 
+    @property
+    def alike(self) -> tuple[int, int]:
+        """The same for problems with the same rows that differ in lambda alone."""
+        return id(self.rows), self.keep
+
     def largest(self) -> torch.Tensor:
         """Bool `[p]`: the `keep` weights of the largest |v|, times their importance."""
         return top_by(
@@ -247,6 +261,30 @@ class Problem:
             self.keep,
             self.weights.device,
         )
+
+
+def largest_of(problems: Sequence[Problem]) -> list[torch.Tensor]:
+    """`Problem.largest` of each; of problems that differ in lambda alone it is one tensor."""
+    found: dict[tuple[int, int], torch.Tensor] = {}
+    for problem in problems:
+        if problem.alike not in found:
+            found[problem.alike] = problem.largest()
+    return [found[problem.alike] for problem in problems]
+
+
+def swept(problems: Sequence[Problem]) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """One sweep over the rows that problems share: a part is read once for all of them.
+
+    Args:
+        problems: at least one; their rows have the same source.
+
+    Yields:
+        The index of a problem, and a part of its rows as `Rows.parts` does.
+    """
+    for first, part in problems[0].rows.source.parts():
+        for index, problem in enumerate(problems):
+            for start, piece in problem.rows.own(first, part):
+                yield index, start, piece
 
 
 @dataclass(frozen=True)

@@ -9,77 +9,30 @@ everything or nothing, ties keep as many as asked for, and systems are solved in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from vlp_plugins.methods.chita.solver.blocks import Part, by_blocks, fit
+from vlp_plugins.methods.chita.solver.blocks import (
+    Part,
+    Task,
+    by_blocks,
+    fit,
+    put_apart,
+    together,
+)
 from vlp_plugins.methods.chita.solver.dual import Dual
 from vlp_plugins.methods.chita.solver.gram import weighted_sum, widened
-from vlp_plugins.methods.chita.solver.problem import Problem, Solution
-from vlp_plugins.scoring.threshold import top, top_by
+from vlp_plugins.methods.chita.solver.problem import Problem, Solution, largest_of, swept
+from vlp_plugins.scoring.threshold import top_by
 
 HALVINGS = 100
 TRIALS = 10
 SLACK = 1e-10
 FLAT = 1e-8
 """A first-order term shorter than this is none."""
-
-
-def stepped_support(
-    problem: Problem,
-    part: torch.Tensor,
-    weights: torch.Tensor,
-    start: torch.Tensor,
-    inside: torch.Tensor,
-) -> torch.Tensor:
-    """The support of a block after one step from `start`.
-
-    Args:
-        problem: what the block belongs to, with a first-order term.
-        part: its columns, `[n, m]`, floating.
-        weights: v, float32 `[m]`.
-        start: beta, float32 `[m]`, zero outside its support.
-        inside: bool `[m]`, the support of `start`.
-
-    Returns:
-        bool `[m]`, as many true as `inside` has.
-    """
-    ridge, c = problem.rows.n * problem.ridge, problem.first_order
-    keep = int(inside.count_nonzero())
-    if keep in (0, len(inside)):
-        return inside
-    change = start - weights
-    moved = weighted_sum(part, change)
-    gradient = _transposed(part, moved + c) + ridge * change
-    uphill = _transposed(part, torch.full_like(moved, c))
-    if float(uphill.norm()) <= FLAT:
-        return inside
-    length = exact_length(
-        weighted_sum(part, gradient.masked_fill(~inside, 0)), gradient[inside], ridge
-    )
-    if length == 0:
-        return inside
-    if stays_on_top(start, gradient, length, inside):
-        return inside
-    length = shortened(start, gradient, length / 2, inside)
-
-    def value(candidate: torch.Tensor) -> float:
-        shift = candidate - weights
-        reached = weighted_sum(part, shift)
-        linear = float(uphill.double() @ candidate.double())
-        distance = float(shift.double() @ shift.double())
-        return float(reached @ reached) / 2 + ridge / 2 * distance + linear
-
-    best, support = value(start), inside
-    for _ in range(TRIALS):
-        candidate = start - length * gradient
-        chosen = top(candidate.abs(), keep)
-        reached = value(candidate.masked_fill_(~chosen, 0))
-        if not reached < best:
-            break
-        best, support, length = reached, chosen, 2 * length
-    return support
+_WIDTH = 1 << 14
 
 
 def exact_length(reached: torch.Tensor, gradient: torch.Tensor, ridge: float) -> float:
@@ -114,113 +67,148 @@ def shortened(
     return length
 
 
-def _transposed(part: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """A' x for x `[n]`; float32 `[m]`."""
-    wide = widened(part)
-    return (vector.to(wide.dtype) @ wide).float()
-
-
 @dataclass(frozen=True)
 class Start:
-    """A support and the vector that blocks start from.
+    """A support and the vector that blocks start from, beta = v - length g.
 
     Attributes:
-        values: beta, float32 `[p]`; its entries outside the support mean nothing.
+        problem: what starts.
         support: bool `[p]`, `keep` of them true.
+        gradient: g, float32 `[p]`; None where there is no step.
+        length: of the step.
     """
 
-    values: torch.Tensor
+    problem: Problem
     support: torch.Tensor
+    gradient: torch.Tensor | None = None
+    length: float = 0.0
+
+    def values(self, columns: slice) -> torch.Tensor:
+        """Beta in some columns, float32; its entries outside the support mean nothing."""
+        weights = self.problem.weights[columns]
+        return weights if self.gradient is None else weights - self.length * self.gradient[columns]
 
 
-def starting_point(problem: Problem) -> Start:
+def starting_points(problems: Sequence[Problem]) -> list[Start]:
     """The largest weights, or with a first-order term the published gradient step from v.
 
     The importance of the columns weighs all sizes that are compared.
 
-    No sweep without a first-order term. With one it is one sweep for the gradient and its exact
-    length, and one more where the step does not keep the support: all candidates of the line
-    search are then evaluated together.
+    No sweep without a first-order term. With one it is one sweep for the gradients and their exact
+    lengths, and one more where a step does not keep its support: all candidates of all line
+    searches are then evaluated together.
+
+    Args:
+        problems: with the same rows.
     """
-    support = problem.largest()
-    if problem.first_order == 0 or problem.keep in (0, problem.rows.p):
-        return Start(problem.weights, support)
-    gradient, length = _gradient(problem, support)
-    if length == 0:
-        return Start(problem.weights, support)
-    sizes = problem.weights, gradient
-    if problem.importance is not None:  # compared as the support is chosen
-        sizes = problem.weighed(problem.weights.clone()), problem.weighed(gradient.clone())
-    if stays_on_top(*sizes, length, support):
-        return Start(problem.weights - length * gradient, support)
-    length = shortened(*sizes, length / 2, support)
-    return _searched(problem, support, gradient, length)
+    starts = [Start(*pair) for pair in zip(problems, largest_of(problems), strict=True)]
+    if problems[0].first_order == 0:
+        return starts
+    starts = _stepped_along_gradients(starts)
+    leaving = [i for i, start in enumerate(starts) if not _keeps_support(start)]
+    for i, found in zip(leaving, _searched([starts[i] for i in leaving]), strict=True):
+        starts[i] = found
+    return starts
 
 
-def _gradient(problem: Problem, support: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The gradient c A'1 of F at v, float32 `[p]`, and its exact length on the support.
+def _sizes(start: Start) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and gradient as they are compared where a support is chosen."""
+    problem, gradient = start.problem, start.gradient
+    assert gradient is not None
+    if problem.importance is None:
+        return problem.weights, gradient
+    return problem.weighed(problem.weights.clone()), problem.weighed(gradient.clone())
 
-    A part holds all rows of its columns, so both come from one sweep. The length is 0 if there is
-    no step to make.
+
+def _keeps_support(start: Start) -> bool:
+    return start.gradient is None or stays_on_top(*_sizes(start), start.length, start.support)
+
+
+def _stepped_along_gradients(starts: Sequence[Start]) -> list[Start]:
+    """A step of exact length on the support along the gradient c A'1 of F at v; one sweep.
+
+    A part holds all rows of its columns, so that the gradient is known when the length needs it.
     """
-    rows, c = problem.rows, problem.first_order
-    gradient = torch.zeros_like(problem.weights)
-    reached = problem.weights.new_zeros(rows.n, dtype=torch.float64)
-    for start, part in rows.parts():
-        columns = slice(start, start + part.shape[1])
-        gradient[columns] = c * widened(part).sum(0)
-        reached += weighted_sum(part, gradient[columns].masked_fill(~support[columns], 0))
-    reached, gradient = rows.add_up(reached), rows.fill(gradient)
-    if float(gradient.norm()) <= FLAT:
-        return gradient, 0.0
-    return gradient, exact_length(reached, gradient[support], rows.n * problem.ridge)
+    unlike = {start.problem.alike: start for start in starts}  # lambda plays no part in the sweep
+    problems = [start.problem for start in unlike.values()]
+    gradients = {id(p.rows): torch.zeros_like(p.weights) for p in problems}
+    reached = {p.alike: p.weights.new_zeros(p.rows.n, dtype=torch.float64) for p in problems}
+    for i, first, part in swept(problems):
+        problem, columns = problems[i], slice(first, first + part.shape[1])
+        gradient = gradients[id(problem.rows)][columns]
+        gradient[:] = problem.first_order * widened(part).sum(0)
+        outside = ~unlike[problem.alike].support[columns]
+        reached[problem.alike] += weighted_sum(part, gradient.masked_fill(outside, 0))
+    for problem in problems:
+        problem.rows.add_up(reached[problem.alike])
+    for rows in {id(p.rows): p.rows for p in problems}.values():
+        rows.fill(gradients[id(rows)])
+    found = []
+    for start in starts:
+        problem, gradient, length = start.problem, gradients[id(start.problem.rows)], 0.0
+        if problem.keep not in (0, problem.rows.p) and float(gradient.norm()) > FLAT:
+            ridge = problem.rows.n * problem.ridge
+            length = exact_length(reached[problem.alike], gradient[start.support], ridge)
+        found.append(replace(start, gradient=gradient, length=length) if length else start)
+    return found
 
 
-def _searched(
-    problem: Problem, support: torch.Tensor, gradient: torch.Tensor, length: float
-) -> Start:
-    """The line search of the published step: doubling while F falls."""
-    weights, p = problem.weights, problem.rows.p
-    members = support.to(torch.int16)  # bit i: candidate i keeps the weight; bit 0 is the start
-    for trial in range(TRIALS):
-        step = length * 2**trial
+def _searched(starts: Sequence[Start]) -> list[Start]:
+    """The line search of the published step: doubling while F falls; one sweep for all."""
+    members, lengths = [], []
+    for start in starts:
+        problem = start.problem
+        length = shortened(*_sizes(start), start.length / 2, start.support)
+        lengths.append([0.0, *(length * 2**trial for trial in range(TRIALS))])
+        members.append(start.support.to(torch.int16))  # bit i: candidate i; bit 0 is the start
+        for trial, step in enumerate(lengths[-1][1:]):
+            tried = replace(start, length=step)
 
-        def size(entries: slice, step: float = step) -> torch.Tensor:
-            moved = (weights[entries] - step * gradient[entries]).abs_()
-            return problem.weighed(moved, entries)
+            def size(entries: slice, tried: Start = tried) -> torch.Tensor:
+                return tried.problem.weighed(tried.values(entries).abs(), entries)
 
-        chosen = top_by(size, p, problem.keep, weights.device)
-        members |= chosen.to(torch.int16) << (trial + 1)
-    lengths = [0.0, *(length * 2**trial for trial in range(TRIALS))]
-    values = _objectives(problem, members, gradient, lengths)
-    best = 0
-    while best < TRIALS and values[best + 1] < values[best]:
-        best += 1
-    return Start(weights - lengths[best] * gradient, (members >> best & 1).bool())
+            chosen = top_by(size, problem.rows.p, problem.keep, problem.weights.device)
+            members[-1] |= chosen.to(torch.int16) << (trial + 1)
+    found = []
+    for start, own, steps, values in zip(
+        starts, members, lengths, _objectives(starts, members, lengths), strict=True
+    ):
+        best = 0
+        while best < TRIALS and values[best + 1] < values[best]:
+            best += 1
+        found.append(replace(start, support=(own >> best & 1).bool(), length=steps[best]))
+    return found
 
 
 def _objectives(
-    problem: Problem, members: torch.Tensor, gradient: torch.Tensor, lengths: list[float]
-) -> list[float]:
+    starts: Sequence[Start], members: Sequence[torch.Tensor], lengths: Sequence[Sequence[float]]
+) -> list[list[float]]:
     """F of the candidates `v - length g` on their supports; one sweep for all of them."""
-    rows, device = problem.rows, problem.weights.device
+    if not starts:
+        return []
+    device = starts[0].problem.weights.device
     steps = torch.tensor(lengths, dtype=torch.float32, device=device)
-    bits = torch.arange(len(lengths), dtype=torch.int16, device=device)
-    moved = torch.zeros(rows.n, len(lengths), dtype=torch.float64, device=device)
-    others = torch.zeros(2, len(lengths), dtype=torch.float64, device=device)
-    for start, part in rows.parts():
-        columns = slice(start, start + part.shape[1])
-        weights = problem.weights[columns, None]
-        candidates = weights - gradient[columns, None] * steps
-        candidates *= members[columns, None] >> bits & 1
-        others[0] += (candidates * gradient[columns, None]).sum(0, dtype=torch.float64)
+    count = steps.shape[1]
+    bits = torch.arange(count, dtype=torch.int16, device=device)
+    moved = torch.zeros(len(starts), starts[0].problem.rows.n, count).to(device, torch.float64)
+    others = torch.zeros(len(starts), 2, count).to(device, torch.float64)
+    for i, first, part in swept([start.problem for start in starts]):
+        columns = slice(first, first + part.shape[1])
+        weights, gradient = starts[i].problem.weights[columns, None], starts[i].gradient
+        assert gradient is not None
+        gradient = gradient[columns, None]
+        candidates = weights - gradient * steps[i]
+        candidates *= members[i][columns, None] >> bits & 1
+        others[i, 0] += (candidates * gradient).sum(0, dtype=torch.float64)
         candidates -= weights
-        others[1] += candidates.square().sum(0, dtype=torch.float64)
-        moved += weighted_sum(part, candidates)
+        others[i, 1] += candidates.square().sum(0, dtype=torch.float64)
+        moved[i] += weighted_sum(part, candidates)
+    rows = starts[0].problem.rows
     moved, others = rows.add_up(moved), rows.add_up(others)
     # The gradient at v is the first-order term itself.
-    ridge = rows.n * problem.ridge
-    return (moved.square().sum(0) / 2 + others[0] + ridge / 2 * others[1]).tolist()
+    ridges = steps.new_tensor([start.problem.ridge for start in starts], dtype=torch.float64)
+    ridges = rows.n * ridges[:, None]
+    return (moved.square().sum(1) / 2 + others[:, 0] + ridges / 2 * others[:, 1]).tolist()
 
 
 def solve_published(problem: Problem) -> Solution:
@@ -232,23 +220,127 @@ def solve_published(problem: Problem) -> Solution:
     Raises:
         UnsupportedError: if the rows come in parts that cut a block.
     """
-    start = starting_point(problem)
-    if problem.bounds is None:
-        dual = Dual.of(problem, start.support)
-        return Solution(dual.values(problem, start.support), start.support, dual.objective)
+    start = starting_points([problem])[0]
+    if problem.bounds is not None:
+        return by_blocks([stepped(start)])[0].solution()
+    dual = Dual.of(problem, start.support)
+    return Solution(dual.values(problem, start.support), start.support, dual.objective)
+
+
+def stepped(start: Start) -> Task:
+    """A step of its own for every block, then the exact weights on what was found."""
 
     def step_and_fit(part: Part) -> torch.Tensor:
-        if problem.first_order:
-            values = start.values[part.columns]
-            for span in part.blocks:
-                inside = part.support[span]
-                part.support[span] = stepped_support(
-                    problem,
-                    part.matrix[:, span],
-                    part.weights[span],
-                    values[span].masked_fill(~inside, 0),
-                    inside,
-                )
+        if start.problem.first_order:
+            step_blocks(part, start.values(part.columns))
         return fit(part)
 
-    return by_blocks(problem, start.support, step_and_fit)
+    return Task(start.problem, start.support, step_and_fit)
+
+
+def step_blocks(part: Part, start: torch.Tensor) -> None:
+    """Sets the support of every block to that after one step from `start`, float32 `[m]`.
+
+    As many weights stay as before in every block. F is that of the block alone.
+    """
+    start, blocks = start.masked_fill(~part.support, 0), part.blocks
+    edges = torch.tensor(part.edges, device=start.device)
+    counts = torch.nn.functional.pad(part.support.cumsum(0), (1, 0))[edges].diff()
+    widths = edges.diff()
+
+    def step(batch: list[int]) -> torch.Tensor:
+        spans, those = [blocks[i] for i in batch], torch.tensor(batch).to(edges.device)
+        weights, beta = together(part.weights, spans), together(start, spans)
+        inside = together(part.support, spans)
+        columns = widened(together(part.matrix, spans))
+        found = _stepped_supports(
+            part.problem, columns, weights, beta, inside, counts[those], widths[those]
+        )
+        put_apart(found, part.support, spans)
+        return start.new_zeros(1)
+
+    part.over_blocks([span.stop - span.start for span in blocks], step)
+
+
+def _stepped_supports(
+    problem: Problem,
+    columns: torch.Tensor,
+    weights: torch.Tensor,
+    start: torch.Tensor,
+    inside: torch.Tensor,
+    keeps: torch.Tensor,
+    widths: torch.Tensor,
+) -> torch.Tensor:
+    """The supports of blocks after one step, bool `[b, m]`.
+
+    Args:
+        problem: what the blocks belong to, with a first-order term.
+        columns: `[b, n, m]`, float32, 0 beyond the end of a block, as everything.
+        weights: v, float32 `[b, m]`.
+        start: beta, float32 `[b, m]`, zero outside its support.
+        inside: bool `[b, m]`, the support of `start`.
+        keeps: int64 `[b]`, how many are inside.
+        widths: int64 `[b]`, columns of every block.
+    """
+    ridge, c = problem.rows.n * problem.ridge, problem.first_order
+    beyond = torch.arange(columns.shape[2], device=widths.device) >= widths[:, None]
+    change = start - weights
+    moved = _reached(columns, change)
+    both = torch.stack((moved + c, torch.full_like(moved, c)), 1).to(columns.dtype) @ columns
+    gradient, uphill = both[:, 0].float() + ridge * change, both[:, 1].float()
+    on_support = gradient.masked_fill(~inside, 0)
+    squared = on_support.double().square().sum(1)
+    along = _reached(columns, on_support).square().sum(1) + ridge * squared
+    length = squared / along.masked_fill(squared == 0, 1)
+    moving = (
+        (length > 0) & (uphill.norm(dim=1) > FLAT) & ~_stay_on_top(start, gradient, length, inside)
+    )
+    length = length / 2
+    for _ in range(HALVINGS):
+        away = moving & ~_stay_on_top(start, gradient, length, inside)
+        if not bool(away.any()):
+            break
+        length = torch.where(away, length / 2, length)
+
+    def value(candidate: torch.Tensor) -> torch.Tensor:
+        shift = candidate - weights
+        linear = (uphill.double() * candidate.double()).sum(1)
+        distance = shift.double().square().sum(1)
+        return _reached(columns, shift).square().sum(1) / 2 + ridge / 2 * distance + linear
+
+    best, support = value(start), inside
+    for _ in range(TRIALS):
+        if not bool(moving.any()):
+            break
+        candidate = start - length.float()[:, None] * gradient
+        chosen = _largest(candidate.abs().masked_fill_(beyond, -1), keeps)
+        reached = value(candidate.masked_fill(~chosen, 0))
+        moving = moving & (reached < best)
+        best = torch.where(moving, reached, best)
+        support = torch.where(moving[:, None], chosen, support)
+        length = 2 * length
+    return support
+
+
+def _reached(columns: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """A x of every block for x `[b, m]`; float64 `[b, n]`, summed in it over chunks of columns."""
+    chunks = zip(columns.split(_WIDTH, dim=2), vectors.split(_WIDTH, dim=1), strict=True)
+    return sum((a @ x[..., None].to(a.dtype)).double() for a, x in chunks)[..., 0]
+
+
+def _stay_on_top(
+    start: torch.Tensor, gradient: torch.Tensor, length: torch.Tensor, inside: torch.Tensor
+) -> torch.Tensor:
+    """`stays_on_top` of every block, bool `[b]`."""
+    size = (start - length.float()[:, None] * gradient).abs_()
+    within = size.masked_fill(~inside, 0).amax(1)
+    return within.double() >= size.masked_fill_(inside, 0).amax(1).double() - SLACK
+
+
+def _largest(sizes: torch.Tensor, keeps: torch.Tensor) -> torch.Tensor:
+    """The `keeps` `[b]` largest of sizes `[b, m]`, one at least; of equal ones the last."""
+    places = (sizes.shape[1] - keeps).clamp_max(sizes.shape[1] - 1)
+    threshold = sizes.sort(1).values.gather(1, places[:, None])
+    above, equal = sizes > threshold, sizes == threshold
+    later = equal.flip(1).cumsum(1).flip(1)
+    return above | (equal & (later <= keeps[:, None] - above.sum(1, keepdim=True)))

@@ -2,40 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-from vlp_plugins.methods.chita.solver.blocks import Part, by_blocks
-from vlp_plugins.methods.chita.solver.elimination import solve_elimination
+from vlp_plugins.methods.chita.solver.blocks import Part, Task, by_blocks
+from vlp_plugins.methods.chita.solver.elimination import eliminate
 from vlp_plugins.methods.chita.solver.gram import weighted_sum, widened
-from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, Solution
-from vlp_plugins.methods.chita.solver.published import solve_published, starting_point
+from vlp_plugins.methods.chita.solver.problem import (
+    MemoryRows,
+    Problem,
+    Solution,
+    largest_of,
+)
+from vlp_plugins.methods.chita.solver.published import (
+    Start,
+    solve_published,
+    starting_points,
+    stepped,
+)
 from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.runtime.parallel import over_tensors
 
 Effort = Literal["fast", "published", "best"]
 
-_SEARCHES: dict[str, Callable[[Problem], Solution]] = {"fast": solve_fast, "best": solve_best}
+_WITHOUT_BLOCKS: dict[Effort, Callable[[Problem], Solution]] = {
+    "fast": solve_fast,
+    "published": solve_published,
+    "best": solve_best,
+}
 
 
 def solve(problem: Problem, effort: Effort = "fast") -> Solution:
-    """Chooses the weights that stay and solves for them.
+    """Chooses the weights that stay and solves for them; see `solve_all`."""
+    return next(solve_all([problem], effort))()
+
+
+def solve_all(problems: Sequence[Problem], effort: Effort) -> Iterator[Callable[[], Solution]]:
+    """Chooses the weights that stay and solves for them, in problems with the same rows.
 
     `published` is the solver of Benbaki et al. (ICML 2023) without its defects. `fast` and `best`
     search for a better support, `fast` in four sweeps over the rows, `best` in 25 at most; the
     objective of neither is above that of the largest weights, solved for exactly.
 
-    A problem with block bounds is solved block by block in one sweep (`best` and `published` make
-    up to two more for a first-order term). There `fast` is staged backward elimination
-    (`elimination`), made for the model rather than for the objective.
+    Problems with block bounds are solved block by block, all of them in one sweep (`best` and
+    `published` make up to two more for a first-order term). There `fast` is staged backward
+    elimination (`elimination`), made for the model rather than for the objective.
 
     Args:
-        problem: see `Problem`.
+        problems: all with block bounds or all without, and of one first-order term.
         effort: `fast`, `published` or `best`.
+
+    Yields:
+        By problem, what gives its solution (a collective). Many with blocks are held packed.
 
     Raises:
         UnsupportedError: if the effort is none of these, the rows come in parts that cut blocks,
@@ -43,33 +65,39 @@ def solve(problem: Problem, effort: Effort = "fast") -> Solution:
             `check_importance`.
         NonFiniteError: if the rows hold NaN or infinity.
     """
-    if effort == "published":
-        return solve_published(problem)
-    if effort not in _SEARCHES:
-        known = [*_SEARCHES, "published"]
-        raise UnsupportedError(f"there is no effort {effort!r}{suggest(effort, known)}")
-    if problem.bounds is None:
-        check_importance(problem.importance is not None, effort, None)
-        return _SEARCHES[effort](problem)
+    if effort not in _WITHOUT_BLOCKS:
+        raise UnsupportedError(
+            f"there is no effort {effort!r}{suggest(effort, list(get_args(Effort)))}"
+        )
+    if problems[0].bounds is None:
+        for problem in problems:
+            check_importance(problem.importance is not None, effort, None)
+            solution = _WITHOUT_BLOCKS[effort](problem)
+            yield partial(_itself, solution)
+        return
     if effort == "fast":
-        return solve_elimination(problem)
-    return solve_blockwise(problem, _SEARCHES[effort])
+        pairs = zip(problems, largest_of(problems), strict=True)
+        tasks = [Task(problem, support, eliminate) for problem, support in pairs]
+    else:
+        starts = starting_points(problems)
+        of_effort = stepped if effort == "published" else partial(searched, solve_best)
+        tasks = [of_effort(start) for start in starts]
+    yield from (found.solution for found in by_blocks(tasks))
 
 
-def solve_blockwise(problem: Problem, search: Callable[[Problem], Solution]) -> Solution:
-    """Solves every block as a full problem of its own, all in memory while its part is.
+def _itself(solution: Solution) -> Solution:
+    return solution
+
+
+def searched(search: Callable[[Problem], Solution], start: Start) -> Task:
+    """Every block as a full problem of its own, all in memory while its part is.
 
     Blocks keep as many weights as in the start of the published solver: one threshold over the
-    whole vector, `keep` in all. One sweep over the rows; with a first-order term one more, or two,
-    for that start.
+    whole vector, `keep` in all.
 
     Args:
-        problem: with block bounds.
         search: a solver of full problems.
-
-    Raises:
-        UnsupportedError: if the rows come in parts that cut a block.
-        NonFiniteError: if the rows hold NaN or infinity.
+        start: of a problem with block bounds.
     """
 
     def search_part(part: Part) -> torch.Tensor:
@@ -78,6 +106,7 @@ def solve_blockwise(problem: Problem, search: Callable[[Problem], Solution]) -> 
         ).sum(0)
 
     def search_block(part: Part, span: slice) -> torch.Tensor:
+        problem = part.problem
         matrix, weights = widened(part.matrix[:, span]).contiguous(), part.weights[span]
         keep = int(part.support[span].count_nonzero())
         alone = Problem(weights, MemoryRows(matrix), problem.ridge, keep, problem.first_order)
@@ -88,7 +117,7 @@ def solve_blockwise(problem: Problem, search: Callable[[Problem], Solution]) -> 
         dense = weighted_sum(matrix, weights).sum()
         return torch.cat((moved, torch.stack((change @ change, dense))))
 
-    return by_blocks(problem, starting_point(problem).support, search_part)
+    return Task(start.problem, start.support, search_part)
 
 
 def check_importance(weighed: bool, effort: Effort, block_size: int | None) -> None:
@@ -97,7 +126,7 @@ def check_importance(weighed: bool, effort: Effort, block_size: int | None) -> N
     Raises:
         UnsupportedError: if the support is searched over the whole vector by the objective alone.
     """
-    if weighed and block_size is None and effort in _SEARCHES:
+    if weighed and block_size is None and effort != "published":
         raise UnsupportedError(
             f"without blocks effort {effort!r} searches the support over all weights by the "
             "objective, where a factor of their importance has no meaning; give a block size, or "
