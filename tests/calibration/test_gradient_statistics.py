@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -241,3 +242,61 @@ def test_statistics_of_one_pass_serve_every_sparsity_and_tell_if_data_was_enough
     assert mask == prune(model, batches, method="snip", adapter=adapter, sparsity=0.75)
     halves = split_half(model, statistics, method="snip", adapter=adapter, sparsity=0.75)
     assert 0.5 < halves["all"].agreement < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("skip", [False, True])
+def test_gradients_go_as_soon_as_they_are_added(dtype: torch.dtype, skip: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))).to(dtype)
+    adapter = ModuleAdapter(model, loss=lambda model, batch: model(batch).float().square().mean())
+    weights = WeightMap.of(model, adapter)
+    probe = LossProbe(model, adapter, weights, skip_nonfinite=skip)
+    seen: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def take(name: str, gradient: torch.Tensor) -> None:
+        seen.append(weakref.ref(gradient))
+        alive.append(sum(each() is not None for each in seen))
+
+    with probe.attached():
+        probe.hand_over(torch.randn(4, 8, dtype=dtype), 0, take)
+    # Where a batch may turn out not to count, all of its gradients are kept until that is known.
+    assert alive == ([1, 2, 3, 4, 5, 6] if skip else [1] * 6)
+
+
+def test_sums_take_8_bytes_for_each_weight_unless_halves_are_asked_for(tmp_path) -> None:
+    model, adapter, batches = losing_toy(), LosingAdapter(), toy_batches(BATCHES)
+    weights = WeightMap.of(model, adapter)
+    together = run(batches, halves=False)
+    apart = run(batches)
+    taken = [
+        sum(total.numel() * total.element_size() for total in each.sums.values())
+        for each in (together, apart)
+    ]
+    assert taken == [8 * weights.numel, 16 * weights.numel]
+    for name in weights:
+        one, other = (each.mean(MEAN_GRADIENT, name) for each in (together, apart))
+        assert torch.equal(one, other)
+    with pytest.raises(StatisticsError, match="of all batches together.*`gather` keeps"):
+        together.mean(MEAN_GRADIENT, next(iter(weights)), half=0)
+    together.save(tmp_path / "together.safetensors")
+    assert same_bits(Statistics.load(tmp_path / "together.safetensors"), together)
+
+    path = tmp_path / "pass.ckpt"
+    run(batches[:2], halves=False, checkpoint=path)
+    assert same_bits(run(batches, halves=False, checkpoint=path, resume=True), together)
+    with pytest.raises(StatisticsError, match="sums"):
+        run(batches, checkpoint=path, resume=True)
+
+
+def test_gradients_given_away_are_those_of_measure() -> None:
+    model, adapter, batches = losing_toy(), LosingAdapter(), toy_batches(2)
+    probe = LossProbe(model, adapter, WeightMap.of(model, adapter))
+    given: list[dict[str, torch.Tensor]] = [{}, {}]
+    with probe.attached():  # the loss has a state, which starts again
+        for index, batch in enumerate(batches):
+            assert probe.hand_over(batch, index, given[index].__setitem__)
+    for found, expected in zip(given, rows_of(batches), strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name].double(), expected[name]) for name in expected)

@@ -150,6 +150,7 @@ def test_the_batches_are_counted_as_they_run(
     for kind in (LossProbe, ActivationProbe, OutputProbe):
         name = "run" if kind is OutputProbe else "measure"
         counted(monkeypatch, kind, name, runs)
+    counted(monkeypatch, LossProbe, "_hand_over", runs)  # in place of `measure`, for sums
     vlp("prune", *words, "--method", method, *options, "--out", tmp_path / "o")
     ran = dict(runs)
     text = vlp("plan", *words, "--method", method, *options).stdout

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlp_plugins.calibration.batches import DIGEST_BYTES
-from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Statistic
+from vlp_plugins.calibration.moments import LOSS_STREAM, Key, LossStatistic, Statistic
 from vlp_plugins.calibration.statistics import pack_sums, pair, unpack_sums
 from vlp_plugins.calibration.sums import Tally
 from vlp_plugins.models.weights import WeightMap
@@ -120,9 +120,12 @@ def identity_of(
     *,
     published: bool,
     autocast: torch.dtype | None = None,
+    halves: bool = True,
 ) -> dict[str, Any]:
     """What a pass must have in common with the one that it resumes. Reads every weight once."""
+    together = not halves and any(isinstance(each, LossStatistic) for each in statistics)
     return {
+        **({"sums": "of all batches together"} if together else {}),
         "adapter": weights.adapter_name,
         "structure": weights.structure,
         "weights": weights.content_hash(),

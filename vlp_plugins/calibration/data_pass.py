@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from vlp_plugins.calibration.checkpoint import (
     pack_state,
     unpack_state,
 )
-from vlp_plugins.calibration.moments import Key, Statistic
+from vlp_plugins.calibration.moments import Key, LossStatistic, Statistic
 from vlp_plugins.calibration.probes import Probes
 from vlp_plugins.calibration.statistics import Statistics, check_sizes
 from vlp_plugins.calibration.sums import LargeSums, Tally, sum_over_processes, sum_tally
@@ -35,6 +35,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import batch_shard, broadcast, check_same, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, OutputError, StatisticsError
+from vlp_plugins.runtime.memory import usable_bytes
 from vlp_plugins.runtime.offload import device_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -56,7 +57,7 @@ class RunningPass:
         file: Checkpoint | None,
         every: int,
         state: PassState,
-        large: Mapping[Key, torch.Tensor],
+        large: LargeSums,
     ) -> None:
         """Resumes from a state and its large sums; writes it to `file` every so many batches."""
         self._probes = probes
@@ -69,7 +70,7 @@ class RunningPass:
         self._replayed_hashes = state.hashes
         self._digest = b""
         self.state = state
-        self.large = LargeSums(large, device)
+        self.large = large
         self.replayed = self._saved = state.batches
 
     def take(self, batch: Any, index: int) -> None:
@@ -87,15 +88,15 @@ class RunningPass:
         if index % self._world != self._rank:
             self._probes.advance(batch, index)
             self.state = self.state.after({}, samples, self._digest)
-        elif (found := self._probes.measure(batch, index)) is not None:
-            values, gradients = found
-            with self.large.changing():
-                self._probes.add(gradients, self.large if self._counts else None, self.state.half)
-                self.state = self.state.after(values if self._counts else {}, samples, self._digest)
-        elif self._counts:
-            self.state = self.state.without(samples, self._digest)
         else:
-            self.state = self.state.after({}, samples, self._digest)
+            large = self.large if self._counts else None
+            with self.large.changing():
+                values = self._probes.measure(batch, index, large, self.state.half)
+                if values is None and self._counts:
+                    self.state = self.state.without(samples, self._digest)
+                else:
+                    counted = values if self._counts and values is not None else {}
+                    self.state = self.state.after(counted, samples, self._digest)
         if self._file is not None and self.state.batches % self._every == 0:
             self.save()
 
@@ -169,6 +170,7 @@ def calibrate(
     autocast: torch.dtype | None = None,
     skip_nonfinite: bool = False,
     keep_state: bool = False,
+    halves: bool = True,
     limit: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 50,
@@ -193,6 +195,8 @@ def calibrate(
             count in no mean.
         keep_state: leave what the losses change (`Adapter.loss_state`) as the last batch left it,
             for a pass that continues from there; the caller restores it.
+        halves: sum statistics of the loss, which are as large as the model, over the even and the
+            odd batches apart: 16 bytes for each element, and 8 otherwise.
         limit: number of batches to use; None uses all.
         checkpoint: file for the state of the pass (one per process, `name.rank0of2`; a single one
             for a sharded model). It stays after the pass; the next one overwrites it.
@@ -228,7 +232,9 @@ def calibrate(
     )
     file = None
     if checkpoint is not None:
-        identity = identity_of(weights, statistics, published=published, autocast=autocast)
+        identity = identity_of(
+            weights, statistics, published=published, autocast=autocast, halves=halves
+        )
         shard = batch_shard(sharded=probes.sharded)
         file = Checkpoint(checkpoint, FORM, identity, unit="batch", shard=shard)
     state, large = _resumed(file, resume, limit, statistics, weights)
@@ -237,7 +243,9 @@ def calibrate(
         if rank_and_size()[0]:
             state, large, file = first, {}, None
     device = device_of(model)
-    running = RunningPass(probes, device, file, checkpoint_every, state, large)
+    place = _place_of_sums(device, statistics, weights, halves=halves)
+    sums = LargeSums(large, place, halves=halves)
+    running = RunningPass(probes, device, file, checkpoint_every, state, sums)
     total = number_of_batches(batches, limit)
     with probes.attached():
         try:
@@ -262,6 +270,22 @@ def calibrate(
     warn_if_fewer(read, limit)
     running.save()
     return running.statistics(weights, published=published)
+
+
+def _place_of_sums(
+    device: torch.device, statistics: Sequence[Statistic], weights: WeightMap, *, halves: bool
+) -> torch.device:
+    """The model's device if it has room for the sums of the gradients, twice, else the CPU."""
+    if device.type != "cuda":
+        return device
+    sizes = sum(
+        each.size(weight)
+        for each in statistics
+        if isinstance(each, LossStatistic)
+        for weight in weights.values()
+    )
+    needed = (2 if halves else 1) * torch.float64.itemsize * sizes
+    return device if 2 * needed <= usable_bytes(device, 0) else torch.device("cpu")
 
 
 def _resumed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from operator import itemgetter
@@ -255,6 +255,84 @@ class LossProbe:
             logger.warning("skipped batch %d: %s", index, error)
             return None
         return self._found
+
+    def hand_over(
+        self, batch: Batch, index: int, take: Callable[[str, torch.Tensor], None]
+    ) -> bool:
+        """`measure`, but that each gradient is given away as soon as the backward pass has made it.
+
+        So they do not exist at the same time, unless that is needed: to leave out a batch whose
+        gradients are not finite, to scale a float16 loss, and where the model is sharded.
+
+        Args:
+            batch: as of `measure`.
+            index: as of `measure`.
+            take: called with canonical name and gradient, in no certain order, before an error in
+                another gradient is found.
+
+        Returns:
+            False if the batch is skipped.
+
+        Raises:
+            VlpError: see `measure`.
+        """
+        half = torch.float16 in (
+            self._autocast,
+            next((p.dtype for uses in self._uses.values() for p in uses), None),
+        )
+        if not (self.sharded or self.skip_nonfinite or half):
+            with self._running(index), torch.enable_grad():
+                self._hand_over(batch, index, take)
+            return True
+        gradients = self.measure(batch, index)
+        for name, gradient in (gradients or {}).items():
+            take(name, gradient)
+        return gradients is not None
+
+    def _hand_over(
+        self, batch: Batch, index: int, take: Callable[[str, torch.Tensor], None]
+    ) -> None:
+        terms = self._losses(batch)
+        check_loss(terms, index)
+        loss = total(terms)
+        uses = self._uses_now()
+        of_leaf: dict[nn.Parameter, list[str]] = {}
+        for name, parameters in uses.items():
+            for parameter in parameters:
+                of_leaf.setdefault(parameter, []).append(name)
+        if not loss.requires_grad or not of_leaf:
+            return
+        found: dict[nn.Parameter, torch.Tensor] = {}
+        given: set[str] = set()
+
+        def give(name: str) -> None:
+            parts = {parameter: found.get(parameter) for parameter in uses[name]}
+            for gradient in self._by_weight({name: uses[name]}, parts).values():
+                if _first_nonfinite({name: gradient}) is not None:
+                    raise NonFiniteError(self._nonfinite(name, gradient, index))
+                take(name, gradient)
+            given.add(name)
+            for parameter in uses[name]:
+                if all(other in given for other in of_leaf[parameter]):
+                    found.pop(parameter, None)
+
+        def arrived(leaf: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+            found[leaf] = gradient
+            for name in of_leaf[leaf]:
+                if all(parameter in found for parameter in uses[name]):
+                    give(name)
+            return gradient.new_zeros(()).expand_as(gradient)  # what autograd keeps until the end
+
+        hooks = [leaf.register_hook(partial(arrived, leaf)) for leaf in of_leaf]
+        try:
+            with torch.autocast(self._device.type, enabled=False):
+                torch.autograd.grad(loss, list(of_leaf), allow_unused=True)
+                for name in uses:
+                    if name not in given and any(parameter in found for parameter in uses[name]):
+                        give(name)  # one of its tied parameters was not reached
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def loss(self, batch: Batch, index: int) -> float:
         """The summed losses of one batch, without gradients; NaN or infinite where they are.

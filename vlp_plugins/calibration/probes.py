@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -301,24 +302,32 @@ class Probes:
             yield self
 
     def measure(
-        self, batch: Batch, index: int
-    ) -> tuple[Mapping[Key, torch.Tensor], Mapping[str, torch.Tensor]] | None:
-        """Runs the probes; `index` is for messages.
+        self, batch: Batch, index: int, sums: LargeSums | None, half: int
+    ) -> Mapping[Key, torch.Tensor] | None:
+        """Runs the probes, and adds the loss statistics to one half of the sums.
+
+        Each gradient is added as soon as it is there, and then let go; where batches may be
+        skipped, all of them after everything of the batch was measured.
+
+        Args:
+            batch: to be measured.
+            index: for messages.
+            sums: None if another process adds them up; it needs this one to gather sharded ones.
+            half: 0 or 1.
 
         Returns:
-            Activation statistics as of `ActivationProbe.measure`, and gradients by canonical name
-            as of `LossProbe.measure`. None if the batch is skipped because it holds NaN or
-            infinity.
+            Activation statistics as of `ActivationProbe.measure`. None if the batch is skipped
+            because it holds NaN or infinity; nothing is added then.
         """
         batch = to_device(batch, self._device)
-        gradients: Mapping[str, torch.Tensor] = {}
         values: Mapping[Key, torch.Tensor] = {}
+        add = partial(self._add, sums, half)
+        held: dict[str, torch.Tensor] = {}
         # The loss first: it must change its state as it does in processes that only advance.
         if self._loss_probe is not None:
-            found = self._loss_probe.measure(batch, index)
-            if found is None:
+            take = held.__setitem__ if self._skip else add
+            if not self._loss_probe.hand_over(batch, index, take):
                 return None
-            gradients = found
         if self._activation_probe is not None:
             try:
                 values = self._activation_probe.measure(batch, index)
@@ -327,29 +336,23 @@ class Probes:
                     raise
                 logger.warning("left batch %d out: %s", index, error)
                 return None
-        return values, gradients
+        for name, gradient in held.items():
+            add(name, gradient)
+        return values
 
     def advance(self, batch: Batch, index: int) -> None:
         """Passes over a batch that is not measured here."""
         if self._loss_probe is not None:
             self._loss_probe.advance(batch, index)
 
-    def add(self, gradients: Mapping[str, torch.Tensor], sums: LargeSums | None, half: int) -> None:
-        """Adds the loss statistics of the gradients of a batch to one half of the sums.
-
-        Args:
-            gradients: by canonical name.
-            sums: None if another process adds them up; it needs this one to gather sharded ones.
-            half: 0 or 1.
-        """
-        for name, gradient in gradients.items():
-            # One at a time: of a sharded model, gradients and weights never exist whole together.
-            weight, gradient = self._weights[name].values, whole(gradient)
-            if sums is None:
-                continue
-            for statistic in self._losses:
-                key = (statistic.name, Site(name, LOSS_STREAM, 0))
-                sums.add(key, statistic.measure(weight, gradient), half)
+    def _add(self, sums: LargeSums | None, half: int, name: str, gradient: torch.Tensor) -> None:
+        # One at a time: of a sharded model, gradients and weights never exist whole together.
+        weight, gradient = self._weights[name].values, whole(gradient)
+        if sums is None:
+            return
+        for statistic in self._losses:
+            key = (statistic.name, Site(name, LOSS_STREAM, 0))
+            sums.add(key, statistic.measure(weight, gradient), half)
 
     def check_reached(self, sums: Mapping[Key, torch.Tensor]) -> None:
         """Raises `StatisticsError` if a weight was reached by no stream, or not by the loss."""

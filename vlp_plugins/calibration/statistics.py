@@ -39,9 +39,11 @@ def unpack_sums(tensors: dict[str, torch.Tensor]) -> dict[Key, torch.Tensor]:
     for name in sorted(tensors):
         statistic, site = name.split("|", 1)
         tensor = tensors[name]
-        if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) != 2:
+        key = statistic, Site.parse(site)
+        rows = (1, 2) if key[1].stream == LOSS_STREAM else (2,)
+        if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) not in rows:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-        sums[statistic, Site.parse(site)] = tensor
+        sums[key] = tensor
     return sums
 
 
@@ -78,7 +80,7 @@ class Statistics:
 
     Attributes:
         sums: by statistic name and site float64 `[2, size]` on CPU; row 0 holds the batches with
-            an even index, row 1 those with an odd one.
+            an even index, row 1 those with an odd one. Of the loss also `[1, size]`, of all.
         samples: number of samples in the two halves.
         batches: number of batches that were read.
         fingerprint: hash of the batches in their order.
@@ -158,11 +160,24 @@ class Statistics:
             )
         # One loss statistic has one site: nothing to stack.
         total = found[0] if len(found) == 1 else torch.stack(found).sum(0)
-        mean = (total[0] + total[1] if half is None else total[half].clone()).div_(count)
+        if half is not None and len(total) == 1:
+            raise StatisticsError(
+                f"the statistics hold {statistic!r} of all batches together, which takes half the "
+                "memory; `gather` keeps either half of them"
+            )
+        if half is not None or len(total) == 1:
+            mean = total[half or 0] / count
+        else:
+            mean = (total[0] + total[1]).div_(count)
         return mean.float() if of_loss else mean
 
     def _counted(self) -> tuple[int, int]:
         return self.counted or ((self.batches + 1) // 2, self.batches // 2)
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether the even and the odd batches are apart, in all of the sums."""
+        return all(len(total) == 2 for total in self.sums.values())
 
     def names(self) -> set[str]:
         """Names of the statistics that were gathered."""

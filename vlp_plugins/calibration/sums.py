@@ -45,11 +45,15 @@ class LargeSums:
 
     Attributes:
         sums: by statistic and site float64 `[2, size]`; row 0 sums the even batches, row 1 the odd.
-        whole: False from the start of a change that did not reach its end.
+            Or `[1, size]`, of all batches: half the memory.
+        whole: False from the first addition of a change that did not reach its end.
     """
 
-    def __init__(self, sums: Mapping[Key, torch.Tensor], device: torch.device) -> None:
+    def __init__(
+        self, sums: Mapping[Key, torch.Tensor], device: torch.device, *, halves: bool = True
+    ) -> None:
         """Starts with the sums of a checkpoint, or none; CPU replaces a device without float64."""
+        self._rows = 2 if halves else 1
         self._device = torch.device("cpu") if device.type == "mps" else device
         self.sums = {key: value.to(self._device) for key, value in sums.items()}
         self.whole = True
@@ -57,7 +61,6 @@ class LargeSums:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Everything that must happen together with an addition."""
-        self.whole = False
         yield
         self.whole = True
 
@@ -65,8 +68,10 @@ class LargeSums:
     def add(self, key: Key, value: torch.Tensor, half: int) -> None:
         """Adds float32 `[size]` of one batch to half 0 or 1; to be called inside `changing`."""
         if key not in self.sums:
-            self.sums[key] = torch.zeros(2, len(value), dtype=torch.float64, device=self._device)
-        self.sums[key][half].add_(value.to(self._device))
+            size = (self._rows, len(value))
+            self.sums[key] = torch.zeros(size, dtype=torch.float64, device=self._device)
+        self.whole = False
+        self.sums[key][half % self._rows].add_(value.to(self._device))
 
 
 def sum_over_processes(

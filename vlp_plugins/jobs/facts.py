@@ -18,6 +18,7 @@ from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.jobs.preparation import ModelSource, Prepared
 from vlp_plugins.jobs.tasks import able_tasks
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.methods.composition import Composition
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.layers import sparse_bytes
@@ -241,6 +242,15 @@ def keeps_statistics(job: Prepared, statistics: Statistics) -> bool:
     return job.recipe.keep_statistics or bytes_of_statistics(statistics) <= LARGE_STATISTICS
 
 
+def keeps_halves(job: Prepared, method: Composition) -> bool:
+    """Whether gradients are summed over the even and the odd batches apart.
+
+    That takes twice the memory, so it is left out where the sums would not be written either.
+    """
+    halves = method.statistics_bytes(job.weights, halves=True)
+    return job.recipe.keep_statistics or halves <= LARGE_STATISTICS
+
+
 def bytes_of_statistics(statistics: Statistics) -> int:
     """Bytes that they take, in memory and in a file."""
     return sum(sums.numel() * sums.element_size() for sums in statistics.sums.values())
@@ -256,13 +266,9 @@ def agreement(
     if not job.method.reads_data:
         return []
     if statistics is None:
-        reason = (
-            f"{job.method.name} runs the model as it goes: there are no statistics of either half "
-            "of the data that two mask sets could be made from. To see what other data would "
-            "change, run it again with another --shuffle-seed and compare the masks by "
-            "`vlp masks diff`."
-        )
-        return [Table(_ENOUGH, _OVERLAPS, [], reason)]
+        return [Table(_ENOUGH, _OVERLAPS, [], _no_halves(job.method.name))]
+    if not statistics.has_halves:
+        return [Table(_ENOUGH, _OVERLAPS, [], _TOGETHER)]
     rows = []
     if min(statistics.samples) > 0:
         halves = [job.masks(statistics, half=half) for half in (0, 1)]
@@ -278,3 +284,17 @@ def agreement(
         else "There was a single batch, so there are no two halves to compare. Give more batches."
     )
     return [Table(_ENOUGH, _OVERLAPS, rows, note)]
+
+
+_TOGETHER = (
+    "Gradients are summed over all batches, which takes half of the memory: there are no two "
+    "halves to compare. With --keep-statistics they are kept, and compared here."
+)
+
+
+def _no_halves(method: str) -> str:
+    return (
+        f"{method} runs the model as it goes: there are no statistics of either half of the data "
+        "that two mask sets could be made from. To see what other data would change, run it again "
+        "with another --shuffle-seed and compare the masks by `vlp masks diff`."
+    )

@@ -21,7 +21,7 @@ from vlp_plugins.data.processors import Processor
 from vlp_plugins.dimension.measure import default_settings
 from vlp_plugins.dimension.plan import IdPlan, plan
 from vlp_plugins.dimension.twonn import Estimator, check_number
-from vlp_plugins.jobs.facts import bytes_of_statistics
+from vlp_plugins.jobs.facts import bytes_of_statistics, keeps_halves
 from vlp_plugins.jobs.preparation import Loaded, ModelSource, Prepared
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.manifest import Count
@@ -243,9 +243,11 @@ def _plan_by_shapes(job: Prepared) -> Plan:
         cost = method.cost(job.context())
         other = cost.ram_bytes
     elif isinstance(method, Composition):
-        statistics = method.statistics_bytes(job.weights)
+        statistics = method.statistics_bytes(job.weights, halves=keeps_halves(job, method))
         if any(isinstance(need, LossStatistic) for need in method.needs):
-            other = 4 * job.weights.numel  # the gradients of a batch
+            # The gradient of a weight; of all where a batch may be left out for one of them.
+            sizes = [weight.numel for weight in job.weights.values()]
+            other = 4 * (sum(sizes) if job.recipe.skip_nonfinite else max(sizes))
     elif isinstance(method, Procedure):
         out = Path(job.recipe.out or ".").absolute()
         with suppress(VlpError):  # of one that has to run the model to know
@@ -323,11 +325,12 @@ def _plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
     statistics = None
     seconds = None
     if method.needs and batches is not None:
-        statistics, seconds = _gathered(job.context(), method, batches)
+        context = replace(job.context(), halves=keeps_halves(job, method))
+        statistics, seconds = _gathered(context, method, batches)
     start = time.perf_counter()
     masks = job.masks(statistics)
     peak = peak_resident_bytes()
-    if statistics is not None:
+    if statistics is not None and statistics.has_halves:
         halves = [job.masks(statistics, half=half) for half in (0, 1)]  # the run compares them
         peak = peak_resident_bytes()
         del halves

@@ -25,6 +25,7 @@ from vlp_plugins.jobs.facts import (
     agreement,
     data_facts,
     dimension_facts,
+    keeps_halves,
     keeps_statistics,
     mask_steps,
     memory_facts,
@@ -74,7 +75,8 @@ def _gathered(
     context = job.context(batches, checkpoint=checkpoint_of(out), resume=resume, progress=progress)
     try:
         # The batches end by themselves.
-        return composed(job.method).gather(replace(context, limit=None))
+        method = composed(job.method)
+        return method.gather(replace(context, limit=None, halves=keeps_halves(job, method)))
     except Exception as error:
         # No checkpoint of a pass that would be rejected again (NaN) is left. That of data that
         # broke off stays, and so does that of an earlier run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from vlp_plugins.methods.method import Context, Cost, Factored, Method, Walk
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.parallel import in_turn, over_tensors
+from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
 from vlp_plugins.scoring.factors import Factors, Scaled, guided_name
 from vlp_plugins.scoring.score import Evidence, Scorer
@@ -91,14 +93,15 @@ class Composition(Factored):
             return "3 per sparsity"
         return "3" if self.takes_gradients else str(int(self.reads_data))
 
-    def statistics_bytes(self, weights: WeightMap) -> int:
-        """What the sums of `needs` take, in float64, of the even and of the odd batches."""
+    def statistics_bytes(self, weights: WeightMap, *, halves: bool = False) -> int:
+        """What the float64 sums of `needs` take; those of the loss as `calibrate` has them."""
         sums = 0
         for need in self.needs:
             for weight in weights.values():
-                sites = 1 if isinstance(need, LossStatistic) else len(weight.owners)
+                of_loss = isinstance(need, LossStatistic)
+                sites = 1 + halves if of_loss else 2 * len(weight.owners)
                 sums += sites * need.size(weight)
-        return 2 * 8 * sums
+        return 8 * sums
 
     def cost(self, context: Context) -> Cost:
         """What a walk by blocks will need; `context.limit` says how many batches there will be."""
@@ -292,11 +295,13 @@ class Composition(Factored):
                 f"{', '.join(sorted(statistics.names()))}: repeat the data pass for this method"
             )
 
-        def means(name: str) -> dict[str, torch.Tensor]:
-            return {
-                s.name: statistics.mean(s.name, name, owners=owners, half=half)
-                for s in distinct(self.read)
-            }
+        def means(name: str) -> Mapping[str, torch.Tensor]:
+            mean = partial(statistics.mean, weight=name, owners=owners, half=half)
+            read = distinct(self.read)
+            if any(isinstance(each, LossStatistic) for each in read):
+                # As large as the weight, so of all weights together as large as the model.
+                return OnDemand((each.name for each in read), mean)
+            return {each.name: mean(each.name) for each in read}
 
         return {name: Evidence(name, seed, means(name)) for name in weights}
 
@@ -330,6 +335,7 @@ def gather(needs: Iterable[Statistic], context: Context, *, keep_state: bool = F
         autocast=context.autocast,
         skip_nonfinite=context.skip_nonfinite,
         keep_state=keep_state,
+        halves=context.halves,
         limit=context.limit,
         checkpoint=context.checkpoint,
         checkpoint_every=context.checkpoint_every,

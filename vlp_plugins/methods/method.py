@@ -60,6 +60,7 @@ class Context:
         checkpoint_every: batches between two writes of it.
         resume: resume from `checkpoint`, or from the checkpoints in `workplace`.
         progress: called with (batches done, batches in all or None).
+        halves: keep sums of gradients apart for even and odd batches; see `calibrate`.
     """
 
     model: nn.Module
@@ -83,6 +84,7 @@ class Context:
     checkpoint_every: int = 50
     resume: bool = False
     progress: Callable[[int, int | None], None] | None = None
+    halves: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batches", named_batches(self.batches, self.adapter))
