@@ -44,9 +44,9 @@ from vlp_plugins.calibration.tokens import (
     run_without_gradients,
 )
 from vlp_plugins.masks.packed import Pruned
-from vlp_plugins.models.adapter import Adapter, Batch, Stream
+from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
 from vlp_plugins.models.weights import Weight, WeightMap
-from vlp_plugins.runtime.distributed import all_gather, check_same, rank_and_size
+from vlp_plugins.runtime.distributed import all_gather, check_same, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError, UnsupportedError
 from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.model_state import caches_off, eager_attention, flags_kept
@@ -289,26 +289,20 @@ class BlockPass:
                 with forward.present():
                     state.observe(self._call(visit, forward, tokens, names))
             state.agree()
-        for forward in forwards:
-            chosen = None
-            if tokens is not None and state is not None:
-                chosen = partial(_chosen, tokens.name, state, forward, {})
-            with forward.present():
-                if tokens is not None and state is not None and not tokens.reads_all_first:
-                    state.observe(self._call(visit, forward, tokens, names))
-                with walk.probe.reading(forward.stream, names, chosen):
-                    walk.probe.enter(visit.block, *forward.call)
-                    output = forward.run_block()
-            try:
-                walk.add(forward)
-            except NonFiniteError as error:
-                if not walk.skip_nonfinite:
-                    raise
-                logger.warning("left batch %d out: %s", forward.index, error)
-                walk.skipped += forward.samples
-                forward.stop()
-            if go_on and not forward.dead:
-                forward.proceed(output)
+        with failing_together():
+            for forward in forwards:
+                chosen = None
+                if tokens is not None and state is not None:
+                    chosen = partial(_chosen, tokens.name, state, forward, {})
+                with forward.present():
+                    if tokens is not None and state is not None and not tokens.reads_all_first:
+                        state.observe(self._call(visit, forward, tokens, names))
+                    with walk.probe.reading(forward.stream, names, chosen):
+                        walk.probe.enter(visit.block, *forward.call)
+                        output = forward.run_block()
+                walk.take(forward)
+                if go_on and not forward.dead:
+                    forward.proceed(output)
 
     def _call(
         self, visit: Visit, forward: PausedForward, tokens: TokenSelection, names: Collection[str]
@@ -462,26 +456,36 @@ class _Walk:
     sums: dict[Key, torch.Tensor] = field(default_factory=dict)
     skipped: int = 0
 
-    def add(self, forward: PausedForward) -> None:
-        """Adds what the probe has measured of a batch to the sums.
+    def take(self, forward: PausedForward) -> None:
+        """Adds what the probe has measured of a batch to the sums, or leaves the batch out.
 
         Raises:
-            NonFiniteError: if an input holds NaN or infinity; nothing is added then.
+            NonFiniteError: if an input holds NaN or infinity and the batch is not to be left out.
         """
         found = self.probe.taken()
-        for (_, site), owner, value in found:
-            if not bool(torch.isfinite(value.sum())):
-                raise NonFiniteError(
-                    f"the input of {owner.module} (weight {site.weight!r}) holds NaN, infinity or "
-                    f"values whose square overflows, in batch {forward.index}; look at that batch, "
-                    "at the checkpoint (weights after a diverged training), or run the model in "
-                    "float32"
-                )
+        try:
+            self._check_finite(found, forward.index)
+        except NonFiniteError as error:
+            if not self.skip_nonfinite:
+                raise
+            logger.warning("left batch %d out: %s", forward.index, error)
+            self.skipped += forward.samples
+            forward.stop()
+            return
         for key, _, value in found:
             if key in self.sums:
                 self.sums[key].add_(value)
             else:
                 self.sums[key] = value.to(self.dtypes[key[0]], copy=True)
+
+    def _check_finite(self, found: Sequence[tuple[Key, Owner, torch.Tensor]], index: int) -> None:
+        for (_, site), owner, value in found:
+            if not bool(torch.isfinite(value.sum())):
+                raise NonFiniteError(
+                    f"the input of {owner.module} (weight {site.weight!r}) holds NaN, infinity or "
+                    f"values whose square overflows, in batch {index}; look at that batch, at the "
+                    "checkpoint (weights after a diverged training), or run the model in float32"
+                )
 
     def taken(self, names: Collection[str]) -> dict[Key, torch.Tensor]:
         """The sums of some weights, which are no longer kept here."""

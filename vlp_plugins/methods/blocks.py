@@ -20,7 +20,7 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
-from vlp_plugins.runtime.distributed import all_gather, rank_and_size
+from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.scoring.score import Evidence
@@ -197,14 +197,15 @@ class _Walk:
             for name in mine
         }
         scored = Scored(method.score, mine, evidence, context.published)
-        chosen = {} if self.selections is not None else self._shares(scored)
         found = {}
-        for name, weight in mine.items():
-            scores = scored.ranking().scores(name)
-            rule = chosen[name] if self.selections is None else self.selections[name]
-            if self.selections is not None and isinstance(rule, Cut):
-                rule = scored.ranking().cuts_of(scores, [rule.remove])[0]
-            found[name] = method.reduced(context, weight, scores, [rule], mean)[0]
+        with failing_together():
+            chosen = {} if self.selections is not None else self._shares(scored)
+            for name, weight in mine.items():
+                scores = scored.ranking().scores(name)
+                rule = chosen[name] if self.selections is None else self.selections[name]
+                if self.selections is not None and isinstance(rule, Cut):
+                    rule = scored.ranking().cuts_of(scores, [rule.remove])[0]
+                found[name] = method.reduced(context, weight, scores, [rule], mean)[0]
         return {name: each for theirs in all_gather(found) for name, each in theirs.items()}
 
     def _shares(self, scored: Scored) -> dict[str, Selection]:
