@@ -66,7 +66,9 @@ class TinyQwen:
     @cached_property
     def model(self) -> nn.Module:
         """The dense model."""
-        return AutoModelForImageTextToText.from_pretrained(self.folder / "qwen" / "model").eval()
+        folder = self.folder / "qwen" / "model"
+        model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False)
+        return model.eval()
 
     @property
     def adapter(self) -> TransformersAdapter:

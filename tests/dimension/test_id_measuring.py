@@ -223,7 +223,7 @@ class Folding(Net):
         ([], {}, DataError, ["the calibration data is empty"]),
         (toy_batches(1)[0], {}, DataError, ["a single batch"]),
         (toy_batches(1), {"limit": 0}, DataError, ["limit=0"]),
-        (toy_batches(1), {"padding": "none"}, UnsupportedError, ["padding='none'", "published"]),
+        (toy_batches(1), {"padding": "none"}, UnsupportedError, ["padding 'none'", "published"]),
         (toy_batches(1), {"resume": True}, StatisticsError, ["workplace"]),
     ],
 )
