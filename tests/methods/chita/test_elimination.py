@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.chita.solver import elimination
 from vlp_plugins.methods.chita.solver.elimination import solve_elimination
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
 from vlp_plugins.methods.chita.solver.published import solve_published
@@ -124,3 +126,26 @@ def test_small_parts_change_nothing():
     assert torch.equal(whole.support, found.support)
     assert torch.allclose(whole.values, found.values, atol=1e-6)
     assert parts.sweeps == 1
+
+
+def test_leverages_of_many_rows_are_estimated_with_nearly_the_same_objective(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    matrix, weights = torch.randn(200, 1_600, generator=draw), torch.randn(1_600, generator=draw)
+    problem = Problem(weights, MemoryRows(matrix, (0, 1_600)), 0.01, 400, bounds=(0, 1_600))
+    exact = solve_elimination(problem)
+    monkeypatch.setattr(elimination, "MANY_ROWS", 199)
+
+    found = solve_elimination(problem)
+
+    assert not torch.equal(found.values, exact.values)
+    assert int(found.support.sum()) == 400
+    assert found.objective == pytest.approx(exact.objective, rel=0.02)
+    assert found.objective == pytest.approx(objective(problem, found.values), rel=1e-5)
+    assert torch.equal(solve_elimination(problem).values, found.values)
+
+
+def test_blocks_of_many_rows_are_larger_by_default():
+    default = Settings()
+    assert [default.for_rows(n).block_size for n in (32, 512, 1_000)] == [2_000, 2_000, 16_000]
+    assert Settings(block_size=300).for_rows(1_000).block_size == 300
+    assert Settings(block_size=None).for_rows(1_000).block_size is None

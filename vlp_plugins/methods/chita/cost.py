@@ -76,6 +76,7 @@ def cost_of(
         )
     held = settings.held_out_of(batches)
     n = settings.rows or max(1, (batches - held) // (rounds or 1))
+    settings = settings.for_rows(n)
     solves = sweeps = kept = 0
     for target in context.targets:
         for index, level in enumerate(levels_of(target, schedule, rounds or 1)):

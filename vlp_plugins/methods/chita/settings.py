@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from vlp_plugins.methods.chita.rows.plan import KEEP_IN
+from vlp_plugins.methods.chita.solver.elimination import MANY_ROWS
 from vlp_plugins.methods.chita.solver.solve import Effort
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 
@@ -20,6 +21,8 @@ DEFAULT_LAMBDA: Lambda = "auto"
 DEFAULT_EFFORT: Effort = "fast"
 DEFAULT_BLOCK_SIZE: int | None = 2_000
 PUBLISHED_BLOCK_SIZE = 10_000
+_COLUMNS_PER_ROW = 16
+"""Of a default block of many rows, so that its n x n systems cost less than its products."""
 DEFAULT_HELD_OUT = 0.2
 DEFAULT_ROUNDS = 8
 DEFAULT_SCHEDULE = "exp"
@@ -39,7 +42,7 @@ class Settings:
         lambda_: ridge penalty above 0, or `auto`: chosen on held-out calibration batches.
         effort: of the solver: `published`, `fast` or `best`.
         block_size: columns of a block of the block-diagonal approximation; None: one problem over
-            all weights. `default` is that of the variant.
+            all weights. `default` is that of the variant, see `for_rows`.
         first_order: weight of the first-order term; True: 1 / (samples of the first batch);
             False: 0. `default` is that of the variant: True if published, else False.
         rows: number of rows, one batch each; None: as many as there are batches.
@@ -97,10 +100,21 @@ class Settings:
         """These, or in the published variant what the published code does."""
         first_order = published if self.first_order == "default" else self.first_order
         if not published:
-            return replace(self, block_size=self.columns_of_block, first_order=first_order)
+            return replace(self, first_order=first_order)
         given = self.block_size
         blocks = PUBLISHED_BLOCK_SIZE if given in ("default", None) else given
         return replace(self, effort="published", block_size=blocks, first_order=first_order)
+
+    def for_rows(self, n: int) -> Settings:
+        """These, with the default block size of so many rows: larger where elimination estimates.
+
+        Of 1,000 rows, blocks of 16,000 columns take half the time of those of 2,000, and both the
+        objective and the loss on other data are lower.
+        """
+        size = self.columns_of_block
+        if self.block_size == "default" and n > MANY_ROWS and self.effort == "fast":
+            size = _COLUMNS_PER_ROW * n
+        return replace(self, block_size=size)
 
     def first_order_of(self, samples: int) -> float:
         """The weight c of the first-order term; `"default"` is that of the default variant, 0.

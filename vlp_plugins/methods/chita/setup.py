@@ -152,6 +152,7 @@ class Setup:
                 calibration.available,
                 skip_nonfinite=context.skip_nonfinite,
             )
+        settings = settings.for_rows(settings.rows or max(1, calibration.available // rounds))
         columns = Columns.of(context.weights, settings.columns_of_block)
         probe = context.loss_probe()
         return cls(context, settings, allocation, calibration, columns, probe, held_out, factors)

@@ -193,6 +193,8 @@ def similar(sizes: list[int]) -> list[list[int]]:
 
 def stacked(pieces: list[torch.Tensor]) -> torch.Tensor:
     """Matrices or vectors of blocks `[..., k]` in one tensor `[b, ..., m]`, 0 beyond their ends."""
+    if len(pieces) == 1:
+        return pieces[0][None]  # a view: large blocks are worked on one by one
     width = max(piece.shape[-1] for piece in pieces)
     return torch.stack([pad(piece, (0, width - piece.shape[-1])) for piece in pieces])
 
