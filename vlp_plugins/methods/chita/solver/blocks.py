@@ -18,6 +18,7 @@ from vlp_plugins.methods.chita.solver.gram import (
     pick_columns,
     refit,
     weighted_sum,
+    widened,
 )
 from vlp_plugins.methods.chita.solver.problem import Problem, Solution, swept
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -199,6 +200,16 @@ def stacked(pieces: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([pad(piece, (0, width - piece.shape[-1])) for piece in pieces])
 
 
+def picked(matrix: torch.Tensor, chosen: list[torch.Tensor]) -> torch.Tensor:
+    """Some columns of every block `[b, n, m]`, float32 at least, 0 beyond their ends; one copy."""
+    width = max(map(len, chosen))
+    columns = widened(matrix[:0]).new_empty((len(chosen), len(matrix), width))
+    for into, positions in zip(columns, chosen, strict=True):
+        into[:, : len(positions)] = pick_columns(matrix, positions)
+        into[:, len(positions) :] = 0
+    return columns
+
+
 def together(tensor: torch.Tensor, spans: list[slice]) -> torch.Tensor:
     """Blocks of a vector `[k]` or matrix `[n, k]` in one tensor `[b, ..., m]`, see `stacked`.
 
@@ -239,7 +250,7 @@ def fit(part: Part) -> torch.Tensor:
         kept = [chosen[ends[i] : ends[i + 1]] for i in batch]
         spans = [blocks[i] for i in batch]
         targets = torch.stack([weighted_sum(matrix[:, s], pruned[s]) for s in spans]) - c
-        columns = stacked([pick_columns(matrix, piece) for piece in kept])
+        columns = picked(matrix, kept)
         systems = gram(columns, ridge)
         squares = systems.diagonal(dim1=1, dim2=2).sum(1)
         systems.diagonal(dim1=1, dim2=2).add_(ridge)
