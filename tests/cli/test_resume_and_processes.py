@@ -45,7 +45,7 @@ def test_a_signal_and_resume_give_the_bits_of_an_uninterrupted_run(
 ):
     words = [
         "prune", "--model", str(xvlm), "--sparsity", "0.75", "--data", str(many_photos),
-        "--batch-size", "2", "--checkpoint-every", "5", "--device", "cpu",
+        "--batch-size", "2", "--checkpoint-every", "5", "--device", "cpu", "--workers", "3",
     ]  # fmt: skip
     out, checkpoint = tmp_path / "out", tmp_path / "out.checkpoint"
     command = [sys.executable, "-m", "vlp_plugins", *words, "--out", str(out)]
@@ -68,6 +68,46 @@ def test_a_signal_and_resume_give_the_bits_of_an_uninterrupted_run(
     vlp(*words, "--out", tmp_path / "whole")
     for name in ("masks-0.75.safetensors",):
         assert Masks.load(out / name) == Masks.load(tmp_path / "whole" / name)
+
+
+def test_any_number_of_workers_makes_the_same_masks(vlp, pruned, xvlm, photos, tmp_path):
+    for workers in ("0", "3"):
+        vlp(
+            "prune", "--model", xvlm, "--sparsity", "0.75", "--data", photos, "--batch-size", "3",
+            "--device", "cpu", "--workers", workers, "--out", tmp_path / workers,
+        )  # fmt: skip
+        masks = Masks.load(tmp_path / workers / "masks-0.75.safetensors")
+        assert masks == Masks.load(pruned / "masks-0.75.safetensors")
+        assert masks.manifest.calibration["batches"] == 4
+
+
+@pytest.mark.parametrize("workers", ["0", "3"])
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (MemoryError(), 2, "out of memory"),
+        (SystemExit("left"), 70, "ended the program by sys.exit"),
+    ],
+)
+def test_a_worker_that_crashes_ends_the_run_with_a_sentence(
+    vlp, xvlm, photos, tmp_path, monkeypatch, workers, error, code, sentence
+):
+    decoded = []
+
+    def crash(image):
+        decoded.append(image)
+        if len(decoded) == 5:
+            raise error
+        return image.convert("RGB")
+
+    monkeypatch.setattr("vlp_plugins.data.records.upright_rgb", crash)
+    result = vlp(
+        "prune", "--model", xvlm, "--sparsity", "0.5", "--data", photos, "--batch-size", "2",
+        "--workers", workers, "--out", tmp_path / "o", code=code,
+    )  # fmt: skip
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "o").exists()
 
 
 def test_resume_without_a_checkpoint_says_so_and_begins(vlp, xvlm, photos, tmp_path) -> None:

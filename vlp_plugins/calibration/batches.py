@@ -274,10 +274,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """A copy of the batch with every tensor on `device`.
 
     Forwards that normalise their input in place change the copy, not the caller's batch, which
-    later passes read again. Tensors made in inference mode become ordinary ones.
+    later passes read again. Tensors made in inference mode become ordinary ones. To a CUDA device
+    they go through pinned memory, and nothing waits for them.
     """
     if isinstance(batch, torch.Tensor):
         with torch.inference_mode(False):
+            if device.type == "cuda" and batch.device.type == "cpu":
+                return batch.pin_memory().to(device, non_blocking=True)
             return batch.to(device, copy=True)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}

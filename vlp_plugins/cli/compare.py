@@ -24,6 +24,7 @@ from vlp_plugins.cli.options import (
     processor_option,
     resume_option,
     split_option,
+    workers_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
 from vlp_plugins.cli.terminal import (
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
 @chat_options
 @processor_option
 @model_options
+@workers_option
 @overwrite_option
 @resume_option
 @click.pass_context
@@ -139,7 +141,7 @@ def compare(
 
     source = model_source(values)
     names = ("split", "batches", "batch_size", "image_column", "caption_column", "max_length",
-             "prompt", "max_pixels")  # fmt: skip
+             "prompt", "max_pixels", "workers")  # fmt: skip
     data = DataRecipe(values.pop("data"), **{name: values.pop(name) for name in names})
     values["sparsity"] = tuple(map(sparsity_of, values["sparsity"]))
     request = CompareRequest(data, **values)

@@ -22,6 +22,7 @@ from vlp_plugins.cli.options import (
     overwrite_option,
     processor_option,
     split_option,
+    workers_option,
 )
 from vlp_plugins.cli.program import command_line
 from vlp_plugins.cli.terminal import (
@@ -98,6 +99,7 @@ from vlp_plugins.tasks import MEASURED
 @chat_options
 @processor_option
 @model_options
+@workers_option
 @json_option
 @click.pass_context
 def evaluate(

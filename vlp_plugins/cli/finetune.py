@@ -26,6 +26,7 @@ from vlp_plugins.cli.options import (
     processor_option,
     resume_option,
     split_option,
+    workers_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
 from vlp_plugins.cli.terminal import data_progress, print_facts
@@ -100,10 +101,7 @@ _recipe_options = grouped(
         "Computing", "--checkpoint-every", type=COUNT, metavar="N", standard="500",
         help="Number of steps between two checkpoints, from which --resume continues.",
     ),
-    option(
-        "Computing", "--workers", type=click.IntRange(min=0), metavar="N", standard="1",
-        help="Number of threads that decode images ahead.",
-    ),
+    workers_option,
     option(
         "Output", "--log-every", type=COUNT, metavar="N", standard="10",
         help="Number of steps that a line of losses.jsonl is the mean of.",

@@ -107,6 +107,12 @@ chat_options = grouped(
         help="Chat models that keep the size of images, such as Qwen-VL: most pixels of an image.",
     ),
 )  # fmt: skip
+workers_option = option(
+    "Computing", "--workers", type=click.IntRange(min=0), metavar="N",
+    standard="the cores but one, at most 8",
+    help="Number of threads of a process that decode images while the model computes; results are "
+    "the same for any number.",
+)  # fmt: skip
 batches_option = option(
     "Data", "--batches", type=COUNT, metavar="N", standard="all of the data",
     help="Number of batches to read.",
@@ -219,6 +225,7 @@ recipe_options = grouped(
     adapter_option,
     option("Computing", "--dtype", standard="auto", **_dtype),
     device_option,
+    workers_option,
     option(
         "Output", "--save-model", is_flag=True, default=None,
         help="Write the pruned models too, each to a folder model-SPARSITY.",
@@ -286,6 +293,7 @@ calibration_options = grouped(
     chat_options,
     processor_option,
     model_options,
+    workers_option,
 )
 """MODEL, how it is loaded, and how calibration data is read."""
 
@@ -303,6 +311,6 @@ def data_recipe(values: dict[str, Any]) -> DataRecipe:
     from vlp_plugins.jobs.recipes import DataRecipe
 
     names = ("split", "batch_size", "batches", "image_column", "caption_column", "max_length",
-             "prompt", "max_pixels")  # fmt: skip
+             "prompt", "max_pixels", "workers")  # fmt: skip
     found = {name: values.pop(name) for name in names}
     return DataRecipe(source=values.pop("data"), seed=values.pop("shuffle_seed"), **found)

@@ -50,6 +50,7 @@ from vlp_plugins.report.page import Page, Section, Step, Tile
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
+from vlp_plugins.runtime.parallel import default_workers
 from vlp_plugins.tasks import TASKS
 from vlp_plugins.tasks.finetuning.engine import Engine
 from vlp_plugins.tasks.finetuning.files import LOSSES_FILE as LOG
@@ -73,7 +74,7 @@ class FinetuneRecipe:
     max_length: int | None = read_by(integer(3))
     checkpoint_every: int = read_by(integer(1), 500)
     log_every: int = read_by(integer(1), 10)
-    workers: int = read_by(integer(0), 1)
+    workers: int | None = read_by(integer(0))
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
 
 
@@ -201,7 +202,7 @@ def run_finetuning(
                 resume=resume,
                 checkpoint_every=recipe.checkpoint_every,
                 log_every=recipe.log_every,
-                workers=recipe.workers,
+                workers=default_workers() if recipe.workers is None else recipe.workers,
                 about={
                     "data": data.description,
                     "number of samples": len(data.samples),

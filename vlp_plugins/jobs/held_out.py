@@ -97,6 +97,7 @@ def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSam
         batch_size=data.batch_size,
         image_column=data.image_column,
         caption_column=data.caption_column,
+        workers=data.workers,
     )
     return TASK_CLASSES[name](loaded, asked, samples)
 

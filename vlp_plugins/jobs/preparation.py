@@ -71,6 +71,7 @@ def batches_for(
         split=data.split,
         image_column=data.image_column,
         caption_column=data.caption_column,
+        workers=data.workers,
         model=model,
     )
 

@@ -51,6 +51,7 @@ class DataRecipe:
     max_length: int | None = read_by(integer(3))
     prompt: str | None = read_by(text)
     max_pixels: int | None = read_by(integer(1))
+    workers: int | None = read_by(integer(0))
 
     @property
     def of_processor(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class TaskRequest:
     answers: Path | None = None
     written: bool = False
     prompt: str = "a photo of a {}"
+    workers: int | None = None
 
     def check(self) -> None:
         """Makes sure that every option concerns the task.
@@ -174,7 +175,8 @@ class Task(ABC):
 
     def _batches_of(self, examples: list[Example]) -> ExampleBatches:
         loaded = self.loaded
-        return ExampleBatches(examples, loaded.processor, loaded.adapter, self.request.batch_size)
+        size, workers = self.request.batch_size, self.request.workers
+        return ExampleBatches(examples, loaded.processor, loaded.adapter, size, workers)
 
     def read(self) -> TaskSamples:
         """The data of the request."""
@@ -492,6 +494,7 @@ def evaluate(
     max_length: int | None = None,
     prompt: str | None = None,
     max_pixels: int | None = None,
+    workers: int | None = None,
     processor: Processor | str | os.PathLike[str] | None = None,
     adapter: Adapter | str | None = None,
     progress: Progress | None = None,
@@ -524,7 +527,8 @@ def evaluate(
         written: of `vqa`: answers are written even if there is a list to choose from.
         image_column: of captioned images; None finds it.
         caption_column: of captioned images; None finds it.
-        max_length: see `batches`, as are `prompt`, `max_pixels`, `processor` and `adapter`.
+        max_length: see `batches`, as are `prompt`, `max_pixels`, `workers`, `processor` and
+            `adapter`.
         prompt: of chat models. Of `classification` without a classifier the text of a class, in
             which `{}` is its name; None: "a photo of a {}".
         max_pixels: of chat models.
@@ -560,6 +564,7 @@ def evaluate(
         length=longest,
         answers=None if answers is None else Path(answers),
         written=written,
+        workers=workers,
         **of_class,
     )
     request.check()
