@@ -20,7 +20,7 @@ SIZES = [(100, 600_000), (1000, 50_000), (2000, 50_000)]
 
 
 def main() -> int:
-    """Command line; the exit code is 1 if `latency` or `hosts` miss what they should meet."""
+    """Command line; the exit code is 1 if `latency`, `growth` or `hosts` miss what they should."""
     lines = [f"    {name:17}{line}" for name, (line, _) in TIMINGS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed",
@@ -148,6 +148,25 @@ def _hosts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--golden", type=Path, default=GOLDEN, help="folder of recorded models")
 
 
+def _growth(parser: argparse.ArgumentParser) -> None:
+    axes = ["weights", "batches", "levels", "processes"]
+    methods = ["omp", "multiflow", "snip", "chita", "id"]
+    parser.add_argument("--axes", nargs="+", default=axes, choices=axes, help="what grows")
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument("--most", type=float, default=2e8, help="weights of the largest model")
+    parser.add_argument("--rounds", type=int, default=2, help="after a first; the best time counts")
+    _device(parser)
+
+
+def _gpu(parser: argparse.ArgumentParser) -> None:
+    checks = ["masks", "waits", "speed", "thresholds", "steps", "runs", "deterministic"]
+    checks += ["two_devices", "training"]
+    parser.add_argument("--checks", nargs="+", default=checks, choices=checks)
+    parser.add_argument("--seconds", type=float, default=540, help="no check begins later")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with small models")
+    _device(parser)
+
+
 def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda where there is a GPU, else cpu, if left out")
 
@@ -163,6 +182,8 @@ TIMINGS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "id": ("intrinsic dimensions at full size", _id),
     "neighbours": ("the search for nearest neighbours", _neighbours),
     "latency": ("models with half of their heads and units, or weights", _latency),
+    "growth": ("how time and memory grow with weights, batches, levels, processes", _growth),
+    "gpu": ("a GPU: masks as on the CPU, waits, speed, memory", _gpu),
     "hosts": ("every method alone, in NNI and in Torch-Pruning", _hosts),
 }
 """What can be timed, by name: a line, and what adds its options."""

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from benchmarks.speed import neighbours
+from benchmarks.speed import growth, neighbours
 from benchmarks.speed.__main__ import TIMINGS, main
 from vlp_plugins.dimension.twonn import estimate
 
@@ -45,6 +45,40 @@ def test_the_exit_code_is_what_a_timing_returns(returned, code, monkeypatch):
     assert main() == code
     assert asked[0].sizes == [(7, 9)]
     assert asked[0].device == torch.device("cpu")
+
+
+def test_without_a_gpu_its_check_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["speed", "gpu", "--device", "cpu"])
+    assert main() == 1
+    assert "there is no GPU here" in capsys.readouterr().out
+
+
+def test_the_check_of_a_gpu_can_be_rehearsed(tmp_path, monkeypatch, capsys):
+    words = ["--device", "cpu", "--rehearse", "--checks", "training", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["speed", "gpu", *words])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("training: ok")
+    assert json.loads((tmp_path / "gpu-cpu.json").read_text())["figures"]["training"]["ok"]
+
+
+def test_growth_finds_an_exponent_and_what_is_above_it():
+    assert growth.exponent([1, 2, 8], [3.0, 12.0, 192.0]) == pytest.approx(2)
+    found = {"time_exponent": 1.2, "memory_exponent": 1.1, "predicted": [1, 1]}
+    assert growth.above(found) == ["time"]
+
+
+def test_growth_makes_its_page_of_what_it_records(tmp_path, monkeypatch, capsys):
+    words = ["--axes", "batches", "--methods", "multiflow", "--rounds", "1", "--device", "cpu"]
+    monkeypatch.setitem(growth.BASE, "weights", 1_000_000)
+    monkeypatch.setattr("sys.argv", ["speed", "growth", *words, "--out", str(tmp_path)])
+    main()
+    said = capsys.readouterr().out
+    curve = json.loads((tmp_path / "growth-cpu.json").read_text())["figures"]["batches"]
+    assert curve["multiflow"]["sizes"] == [4, 8, 16, 32]
+    assert len(curve["multiflow"]["seconds"]) == 4
+    page = (tmp_path / "growth.md").read_text()
+    assert f"{curve['multiflow']['time_exponent']:.2f} (at most 1)" in page
+    assert said.startswith("batches | multiflow | 4: ")
 
 
 def test_neighbours_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):

@@ -34,6 +34,7 @@ from vlp_plugins.report.page import (
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.memory import peak_device_bytes, peak_resident_bytes, text_of
+from vlp_plugins.runtime.model_state import arithmetic_of
 from vlp_plugins.runtime.numbers import duration, percent, size
 
 _log = logging.getLogger(__name__)
@@ -180,6 +181,9 @@ def memory_facts(device: torch.device) -> dict[str, str]:
     facts = {"peak memory of the process": text_of(peak_resident_bytes())}
     if (on_device := peak_device_bytes(device)) is not None:
         facts["peak memory of the GPU"] = text_of(on_device)
+    if device.type != "cpu":
+        arithmetic = arithmetic_of(device).items()
+        facts["arithmetic"] = ", ".join(f"{name}: {value}" for name, value in arithmetic)
     return facts
 
 

@@ -527,11 +527,11 @@ def evaluate(
         written: of `vqa`: answers are written even if there is a list to choose from.
         image_column: of captioned images; None finds it.
         caption_column: of captioned images; None finds it.
-        max_length: see `batches`, as are `prompt`, `max_pixels`, `workers`, `processor` and
-            `adapter`.
+        max_length: see `batches`, as are `prompt`, `max_pixels`, `processor` and `adapter`.
         prompt: of chat models. Of `classification` without a classifier the text of a class, in
             which `{}` is its name; None: "a photo of a {}".
         max_pixels: of chat models.
+        workers: see `batches`.
         processor: see `batches`.
         adapter: see `prune`.
         progress: called with (batches done, batches in all).

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from vlp_plugins.models.weights import WeightMap, structure_of
 from vlp_plugins.runtime.artifacts import made_before, made_by, versions
 from vlp_plugins.runtime.errors import MaskError, first_line, shown
+from vlp_plugins.runtime.model_state import arithmetic_of
 from vlp_plugins.runtime.untrusted import read_as
 
 SCHEMA = 1
@@ -59,6 +60,7 @@ class Manifest:
             model without values.
         model_elements: parameters of the whole model; None if unknown.
         versions: of the packages that took part.
+        arithmetic: device and precision that they were made in; see `arithmetic_of`.
         created: time in UTC, ISO 8601.
         note: anything else worth knowing, such as "inverted".
         schema: version of this format.
@@ -77,6 +79,7 @@ class Manifest:
     weights_hash: str | None = None
     model_elements: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    arithmetic: dict[str, Any] = field(default_factory=dict)
     created: str | None = None
     note: str | None = None
     schema: int = SCHEMA
@@ -101,6 +104,7 @@ class Manifest:
             for name, w in weights.items()
         }
         no_values = any(weight.absent for weight in weights.values())
+        first = next(iter(weights.values()), None)
         return cls(
             adapter=weights.adapter_name,
             adapter_settings=weights.adapter_settings,
@@ -114,6 +118,7 @@ class Manifest:
             weights_hash=weights_hash or (None if no_values else weights.content_hash()),
             model_elements=weights.model_elements,
             versions=versions(),
+            arithmetic={} if first is None or no_values else arithmetic_of(first.parameter.device),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             note=note,
         )

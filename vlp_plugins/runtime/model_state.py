@@ -133,10 +133,24 @@ def takes_model(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
             values[place] = model
         else:
             named["model"] = model
-        with exclusive(model):
+        with exclusive(model), _explained_float64():
             return given(*values, **named)
 
     return call
+
+
+@contextmanager
+def _explained_float64() -> Iterator[None]:
+    """Says what to do on an Apple GPU, where torch has no float64."""
+    try:
+        yield
+    except TypeError as error:
+        if "MPS" not in str(error) or "float64" not in str(error):
+            raise
+        raise UnsupportedError(
+            "the model is on an Apple GPU (MPS), which has no float64, and sums and thresholds "
+            "here need it; move the model to the CPU: model.to('cpu'), or --device cpu"
+        ) from error
 
 
 @contextmanager
@@ -379,6 +393,33 @@ def float32_product_error(device: torch.device) -> float:
     if precision is None:  # torch before 2.9
         precision = _LEGACY_PRECISIONS[torch.get_float32_matmul_precision()]
     return _PRODUCT_ERRORS.get(precision, max(_PRODUCT_ERRORS.values()))
+
+
+_PRODUCTS = {0.0: "float32", 2.0**-10: "TF32", 2.0**-7: "bfloat16"}
+
+
+def arithmetic_of(device: torch.device) -> dict[str, Any]:
+    """What decides the last bits of a result besides data and seed, for the record of a run.
+
+    Args:
+        device: where a model is.
+
+    Returns:
+        `device`, `deterministic` (whether torch runs such algorithms alone), and in what float32
+        `products` of matrices and, on CUDA devices, `convolutions` are computed.
+    """
+    cuda = device.type == "cuda"
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "products": _PRODUCTS[float32_product_error(device)],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if cuda:
+        precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+        if precision is None:  # torch before 2.9
+            precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+        found["convolutions"] = "TF32" if precision == "tf32" else "float32"
+    return found
 
 
 @contextmanager
