@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed, multiprocessing, nn
 
+from benchmarks.memory import peak_memory
 from benchmarks.results import FOLDER, recorded
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.pruning import measure_id, prune
 from vlp_plugins.runtime.files import write_text
-from vlp_plugins.runtime.memory import peak_memory
 
 PAGE = Path(__file__).parents[2] / "docs" / "growth.md"
 WIDTH = 1000

@@ -231,10 +231,11 @@ class ExampleBatches:
         processor: Processor,
         adapter: Adapter,
         batch_size: int,
+        workers: int | None = None,
     ) -> None:
         """Nothing is read before the first iteration; examples of one image follow each other."""
         self._examples = examples
-        self._workers = default_workers()
+        self._workers = default_workers() if workers is None else workers
         self._processor, self._adapter = processor, adapter
         self._batch_size = batch_size
 
