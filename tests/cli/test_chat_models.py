@@ -128,6 +128,66 @@ def test_letters_stand_for_choices(vlp: Command, taught: dict[str, Path], tmp_pa
     assert {row["before"] for row in rows} == {"A", "B", "C"}
 
 
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (("--method", "tamp"), ("measuring for the allocation: ", "pruning: ")),
+        (("--method", "alps", "--tokens", "atv(alpha=2)"), ("pruning: ",)),
+        (("--method", "omp", "--allocation", "das"), ("read by the allocation alone", "masks: ")),
+        (("--method", "wanda", "--allocation", "ecoflap(batches=1)"), ("data pass: ",)),
+        (("--method", "multiflow", "--allocation", "owl(M=3)"), ("data pass: ",)),
+    ],
+)
+def test_tokens_and_budgets_of_blocks(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path, words: Any, facts: Any
+) -> None:
+    data = ("--data", taught["captions"], "--batch-size", 4, "--batches", 2)
+    words = ("--model", taught["model"], *data, "--sparsity", 0.5, *words)
+    planned = vlp("plan", *words).stdout
+    done = vlp("prune", *words, "--out", tmp_path / "out").stdout
+
+    assert all(fact in done for fact in facts)
+    masks = Masks.load(tmp_path / "out" / "masks-0.5.safetensors")
+    total = masks.total
+    assert masks.removed == pytest.approx(0.5 * total, abs=20 if "alps" in words else 0.5)
+    assert f"{masks.removed:,}" in planned
+    record = masks.manifest.parameters
+    if "atv(alpha=2)" in words:
+        assert record["tokens"] == "atv(alpha=2)"
+        assert record["walk"] == "blocks"
+    else:
+        assert "depends on the data" in planned
+    again = vlp("prune", *words, "--out", tmp_path / "again").stdout
+    assert Masks.load(tmp_path / "again" / "masks-0.5.safetensors") == masks
+    assert again
+    if record["allocation"] == "das":
+        assert "allocation das measures the model first: 2 forward passes" in planned
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--tokens", "atvv"), "no token selection is called 'atvv' (did you mean 'atv'?)"),
+        (("--tokens", "atv(alpha=-1)"), "alpha=-1; give a number from 0 on"),
+        (("--tokens", "text", "--method", "lamp"), "method 'lamp' reads no inputs"),
+        (("--tokens", "text", "--walk", "model"), "tokens are chosen block by block"),
+        (("--method", "tamp", "--walk", "model"), "method 'tamp' chooses tokens block by block"),
+        (("--method", "chita", "--allocation", "owl"), "not by allocation 'owl'"),
+        (("--method", "snip", "--tokens", "text"), "needs gradients of the whole model's loss"),
+        (("--method", "wanda", "--allocation", "owl(N=3)"), "has no parameter 'N'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path, words: Any, sentence: str
+) -> None:
+    words = ("--model", taught["model"], "--data", taught["captions"], "--sparsity", 0.5, *words)
+    result = vlp("prune", *words, "--out", tmp_path / "out", code=2)
+
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_removed_is_missed(vlp: Command, taught: dict[str, Path], tmp_path: Path) -> None:
     words = ("--sparsity", 0.98, "--method", "omp")
     vlp("prune", "--model", taught["model"], *words, "--out", tmp_path / "pruned", "--save-model")

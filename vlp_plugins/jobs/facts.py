@@ -203,7 +203,9 @@ def data_facts(masks: Masks, batches: CaptionedBatches | None) -> dict[str, str]
     """What was read, as the manifest of a mask set says; without batches, in an earlier run."""
     read = masks.manifest.calibration
     if read is None:
-        return {"calibration data": "none needed"}
+        if batches is None:
+            return {"calibration data": "none needed"}
+        return {"calibration data": "read by the allocation alone", **source_facts(batches)}
     if not {"samples", "batches", "fingerprint"} <= read.keys():  # of an outsider's method
         return {"calibration data": ", ".join(f"{name} {value}" for name, value in read.items())}
     facts = {

@@ -405,9 +405,6 @@ def timing_of(
     seconds = None
     if batches is not None and isinstance(method, Iterative):
         seconds = _gathered(context, method.composition, batches)[1]
-    elif batches is not None and isinstance(method, Measuring):
-        forward = Composition("forward", Wanda())
-        seconds = _gathered(context, forward, batches)[1]
     elif batches is not None and cost.gradient_batches:
         seconds = _seconds_per_gradient(context, batches)
     other = cost.seconds
@@ -423,7 +420,8 @@ def timing_of(
 def _by_magnitude(method: Method, context: Context) -> list[Masks]:
     """Masks by magnitude in the method's allocation: their counts are the method's."""
     counting = Composition("counts", Magnitude(), method.allocation)
-    return counting.run(replace(context, published=False, owners=None, seed=0))
+    plain = replace(context, published=False, owners=None, seed=0, walk=None, tokens=None)
+    return counting.run(plain)
 
 
 def _seconds_per_gradient(context: Context, batches: Iterable[Batch]) -> float:
@@ -554,6 +552,24 @@ def _plan_guided(job: Prepared, method: IdGuided, batches: _DummyBatches) -> Pla
     )
 
 
+def _plan_measuring(job: Prepared, method: Measuring, batches: _DummyBatches) -> Plan:
+    """What it takes to measure for the allocation, by dummy batches, and then to prune."""
+    inner = _plan_job(
+        replace(job, method=method.method.with_allocation(method.allocation)), batches
+    )
+    forwards = method.method.allocation.forwards(job.weights, job.recipe.data.batches or 1)
+    each = _gathered(job.context(), Composition("forward", Wanda()), batches)[1]
+    cost = inner.cost or Cost(ram_bytes=inner.statistics_bytes)
+    other = inner.timing.other_seconds + forwards * each
+    return replace(
+        inner,
+        counts=[{"all": counts["all"]} for counts in inner.counts],
+        passes=inner.passes + 1,
+        timing=replace(inner.timing, other_seconds=other),
+        cost=replace(cost, notes=(*cost.notes, method.note(forwards))),
+    )
+
+
 def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: int = 32) -> Plan:
     """Finds out what a run costs with two dummy batches, and writes nothing.
 
@@ -585,6 +601,8 @@ def _plan_job(job: Prepared, batches: _DummyBatches | None) -> Plan:
     """The plan by what kind of method it is; see `plan_run`."""
     if isinstance(job.method, IdGuided) and batches is not None:
         return _plan_guided(job, job.method, batches)
+    if isinstance(job.method, Measuring) and batches is not None:
+        return _plan_measuring(job, job.method, batches)
     if isinstance(job.method, Procedure):
         return _plan_procedure(job, job.method, batches)
     if job.by_blocks:

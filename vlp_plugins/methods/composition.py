@@ -127,6 +127,11 @@ class Composition(Factored):
                 )
             return "blocks"
         walk = super().walk_of(context)
+        if context.tokens is not None and not self.needs:
+            raise UnsupportedError(
+                f"method {self.name!r} reads no inputs, so that tokens={context.tokens.name!r} "
+                "changes nothing; leave it out"
+            )
         return walk if self.needs else "model"  # weights alone are the same in both
 
     def run(self, context: Context) -> list[Masks]:

@@ -23,6 +23,8 @@ from vlp_plugins.scoring.allocation import (
     ModalityAllocation,
 )
 from vlp_plugins.scoring.factors import Factors, guided_name
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import Scored, Selection
 
 
@@ -30,6 +32,7 @@ class BeforeMeasuring(GlobalAllocation):
     """In place of an allocation that has to run the model first: the same counts in all."""
 
     takes_budgets: ClassVar[bool] = True
+    score: ClassVar[Scorer | None] = Magnitude()  # nothing is read for it
 
     def select(
         self, scored: Scored, targets: Sequence[Target], *, floor: float = 0.0
@@ -102,6 +105,8 @@ class Guided(Procedure):
         cost = Cost(passes=int(self.method.reads_data))
         if isinstance(self.method, Procedure):
             cost = self.method.with_allocation(self.allocation).cost(context)
+        elif isinstance(self.method, Composition) and self.walk_of(context) == "blocks":
+            cost = self.method.cost(context)
         elif isinstance(self.method, Composition):
             cost = replace(cost, ram_bytes=self.method.statistics_bytes(context.weights))
         return replace(cost, passes=cost.passes + 1)
@@ -110,6 +115,13 @@ class Guided(Procedure):
 @dataclass(frozen=True)
 class Measuring(Guided):
     """Another method, once its allocation has measured the model (DAS, ECoFLaP)."""
+
+    def note(self, forwards: int) -> str:
+        """How it goes about it, for a plan."""
+        return (
+            f"allocation {self.method.allocation.name} measures the model first: {forwards:,} "
+            "forward passes of a batch"
+        )
 
     def ready(self, context: Context) -> Method:
         return self.method.with_allocation(self.method.allocation.measure(context))
@@ -128,9 +140,9 @@ class Measuring(Guided):
         allocation = self.method.allocation
         batches = context.number_of_batches() or 1
         forwards = allocation.forwards(context.weights, batches)
-        note = f"allocation {allocation.name}: {forwards} forward passes of a batch to measure"
-        if isinstance(self.method, Composition) and self.method.reads_data:
-            forwards += batches
+        note = self.note(forwards)
+        if isinstance(self.method, Composition) and not cost.forward_batches:
+            forwards += batches * self.method.reads_data
         return replace(
             cost, forward_batches=cost.forward_batches + forwards, notes=(*cost.notes, note)
         )

@@ -16,6 +16,7 @@ from vlp_plugins.calibration.selections import VISUAL
 from vlp_plugins.calibration.tokens import check_reached, modules_using
 from vlp_plugins.models.adapter import TokenKind
 from vlp_plugins.models.weights import Weight
+from vlp_plugins.runtime.distributed import failing_together
 from vlp_plugins.runtime.errors import NonFiniteError
 from vlp_plugins.scoring.budgets import (
     BudgetAllocation,
@@ -105,7 +106,7 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
         context.model, context.adapter, weights, published=context.published, kinds=True
     )
     found: dict[int, list[float]] = {}
-    with probe.attached():
+    with failing_together(), probe.attached():
         for index, batch in batches_of_this_process(context, context.limit):
             sums = {name: [0.0] * (2 * _MEANS + 1) for name in weights}
 

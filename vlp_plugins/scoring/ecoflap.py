@@ -13,6 +13,7 @@ import torch
 
 from vlp_plugins.calibration.loss import copy_of_state, write_state
 from vlp_plugins.models.weights import Weight
+from vlp_plugins.runtime.distributed import failing_together
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.scoring.budgets import (
     BudgetAllocation,
@@ -112,7 +113,7 @@ def projected_gradients(context: Context, eps: float, limit: int | None) -> dict
         )
     probe = context.loss_probe()
     found: dict[int, list[float]] = {}
-    with probe.attached(()):
+    with failing_together(), probe.attached(()):
         state = copy_of_state(context.model, context.adapter)
         for index, batch in batches_of_this_process(context, limit):
 
