@@ -243,6 +243,29 @@ def test_procedures_prune_scope_by_scope(method):
     assert not any(found.values())
 
 
+@pytest.mark.parametrize("allocation", ["owl", "das", "ecoflap(batches=1)"])
+@pytest.mark.parametrize("ratios", [(0.5,), (0.5, 0.75)])
+def test_budgets_of_blocks_are_those_of_each_scope(allocation, ratios):
+    names = [r"vision_model\..*", r"text_encoder\..*"]
+    config = [
+        {"op_names_re": [name], "sparse_ratio": ratio}
+        for name, ratio in zip(names, ratios, strict=False)
+    ]
+    batches = examples.blip_batches()[:2]
+
+    masks = masks_for(config, "omp", examples.blip(), batches=batches, allocation=allocation)
+
+    weights = WeightMap.of(examples.blip(), registry().adapter_for(examples.blip()))
+    found = removed(masks)
+    vision = [name for name, weight in weights.items() if weight.modality == "vision"]
+    size = sum(weights[name].numel for name in vision)
+    assert sum(found[name] for name in vision) == int(0.5 * size)
+    shares = {found[name] / weights[name].numel for name in vision}
+    assert max(shares) - min(shares) > 0.01 or allocation != "das"
+    assert (sum(found.values()) > int(0.5 * size)) == (len(ratios) == 2)
+    assert masks.manifest.parameters
+
+
 def test_a_pattern_is_an_allocation():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4))
     masks = masks_for(

@@ -33,6 +33,7 @@ from vlp_plugins.scoring.allocation import (
     modalities_of,
     under_floor,
 )
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import Scored, Selection
 
 Parts = Sequence[tuple[Scope, Demand]]
@@ -53,6 +54,11 @@ class PerScope(Allocation):
     def name(self) -> str:  # type: ignore[override]
         """That of the allocation inside."""
         return self.inner.name
+
+    @property
+    def score(self) -> Scorer | None:  # type: ignore[override]
+        """What the allocation inside reads."""
+        return self.inner.score
 
     def record(self) -> dict[str, Any]:
         """That of the inner allocation, and what NNI asked for by scope."""
