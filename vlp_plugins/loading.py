@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.registry import Registry
 from vlp_plugins.models.request import checked_arguments
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.artifacts import stored_tensors
 from vlp_plugins.runtime.errors import (
     DataError,
     UnclaimedModelError,
@@ -43,6 +45,7 @@ from vlp_plugins.runtime.errors import (
     check_hub_id,
     nearest_path,
 )
+from vlp_plugins.runtime.memory import free_ram, text_of
 from vlp_plugins.runtime.model_state import default_device, neutral_state, takes_model
 from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.structured.files import is_structured, rebuild
@@ -466,6 +469,7 @@ def _from_transformers(source: str, dtype: torch.dtype | str) -> tuple[nn.Module
     try:
         loader = transformers_class(load_config(source)) or transformers.AutoModel
         with bounded(source):
+            _check_memory(path, dtype)
             model, report = loader.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
@@ -482,6 +486,27 @@ def _from_transformers(source: str, dtype: torch.dtype | str) -> tuple[nn.Module
     if not isinstance(model, nn.Module):
         raise UnsupportedError(f"{source!r} holds {type(model).__name__}, which is no torch module")
     return model, sorted(report["missing_keys"])
+
+
+def _check_memory(folder: Path, dtype: torch.dtype | str) -> None:
+    """Raises `UnsupportedError` if a number format makes values that do not fit into the memory.
+
+    In the format of its files a model is views of these, mapped, which take no memory of their own
+    until they are written. On Windows transformers reads them.
+    """
+    if isinstance(dtype, str) or not folder.is_dir():
+        return
+    taken = 0
+    for path in folder.glob("*.safetensors"):
+        for stored, size in stored_tensors(path).values():
+            if stored.is_floating_point and (stored != dtype or sys.platform == "win32"):
+                taken += size // stored.itemsize * dtype.itemsize
+    if taken > (free := free_ram()):
+        raise UnsupportedError(
+            f"{folder} in {str(dtype).removeprefix('torch.')} takes {text_of(taken)}, and "
+            f"{text_of(free)} of memory are free; load it in the number format of its files (leave "
+            "--dtype out, in Python dtype), in which values are read from them when needed"
+        )
 
 
 def _report_missing(

@@ -413,7 +413,9 @@ class BlockPass:
                 for name in self._inside[forward.at.block]:
                     if any(o.module == forward.at.block for o in self._weights[name].owners):
                         uses.add((forward.at, name))
-                forward.proceed(forward.run_block())
+                output = forward.run_block()
+                self._release(forward.at.block)
+                forward.proceed(output)
         return order
 
     @contextmanager

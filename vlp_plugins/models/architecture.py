@@ -18,9 +18,9 @@ from torch.nn.modules.module import (
 )
 
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.runtime.artifacts import check_unpacked
+from vlp_plugins.runtime.artifacts import check_unpacked, stored_tensors
 from vlp_plugins.runtime.errors import UnsupportedError, VlpError, first_line
-from vlp_plugins.runtime.untrusted import check_inside, check_read
+from vlp_plugins.runtime.untrusted import check_inside, check_read, is_file
 
 _ATTENTION = "attn_implementation"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -117,12 +117,24 @@ def bounded(source: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises `UnsupportedError` if shards lie in other folders, or unpack to more."""
+    """Raises `UnsupportedError` if shards are missing, damaged, elsewhere, or unpack to more."""
     for index in folder.glob("*.index.json"):
         check_read(str(index), index.stat().st_size, UnsupportedError)
         with suppress(KeyError, TypeError, ValueError, AttributeError):  # transformers will say so
-            for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            for shard in named:
                 check_inside(folder / shard, folder, index, UnsupportedError)
+            missing = sorted(shard for shard in named if not is_file(folder / shard))
+            if missing and len(missing) < len(named):
+                raise UnsupportedError(
+                    f"{folder} lacks {len(missing)} of the {len(named)} shards that {index.name} "
+                    f"names (first: {missing[0]}); copy it again"
+                )
+            for shard in named - {*missing}:
+                if shard.endswith(".safetensors"):
+                    stored_tensors(folder / shard)
+    if is_file(whole := folder / "model.safetensors"):
+        stored_tensors(whole)
     for path in folder.glob("*.bin"):
         check_unpacked(path, UnsupportedError)
 

@@ -85,23 +85,31 @@ def stored_tensors(path: Path) -> dict[int, tuple[torch.dtype, int]]:
     """What lies in a safetensors file: by first byte the dtype and the number of bytes.
 
     Raises:
-        UnsupportedError: if it is damaged.
+        UnsupportedError: if it is damaged or truncated.
     """
     dtypes = {name: dtype for dtype, name in _NAMES.items()}
+    found = {}
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             check_read(f"the header of {path}", size, UnsupportedError)
             header = json.loads(file.read(size))
-        found = {}
+        end = 8 + size
         for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in dtypes:
-                begin, end = entry["data_offsets"]
-                found[8 + size + begin] = dtypes[entry["dtype"]], end - begin
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if name != "__metadata__":
+                first, last = (8 + size + each for each in entry["data_offsets"])
+                end = max(end, last)
+                if entry["dtype"] in dtypes:
+                    found[first] = dtypes[entry["dtype"]], last - first
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsupportedError(
-            f"{path} is damaged or no safetensors file ({first_line(error)}); copy it again"
+            f"{path} is damaged, truncated or no safetensors file ({first_line(error)}); copy it "
+            "again"
         ) from error
+    if (stored := path.stat().st_size) < end:
+        raise UnsupportedError(
+            f"{path} is truncated: it has {stored:,} of {end:,} bytes; copy it again"
+        )
     return found
 
 

@@ -61,19 +61,19 @@ class Alps:
         """B at the end, in scaled coordinates, float32 `[out, in]`."""
         weight, target = scaled.weight, scaled.weight @ scaled.gram
         kept = weight.numel() - selection.remove
-        start = weight * selection.mask(weight.abs())
-        sparse, dual, before = start, torch.zeros_like(weight), start != 0
+        # D is what stays of `moved` = B + V / rho, and V what goes of it, times the rho of then:
+        # three tensors of the layer's size in one.
+        moved, support, dual = weight.clone(), selection.mask(weight.abs()), 0.0
+        before = support
         rho, grown, factor = RHO, False, None
         for iteration in range(1, _MOST_ITERATIONS + 1):
             if factor is None:
                 factor = _shifted(scaled.gram, rho)
-            free = (target - dual).add_(sparse, alpha=rho)
+            # Y - V + rho D
+            free = torch.where(support, rho, -dual).mul_(moved).add_(target)
             free = torch.cholesky_solve(free.T.to(factor.dtype), factor).T.float()
-            moved = torch.add(free, dual, alpha=1 / rho)
-            support = selection.mask(moved.abs())
-            sparse = moved * support
-            # V + rho (B - D), which is nothing where D has B + V / rho.
-            dual = moved.sub_(sparse).mul_(rho)
+            moved.masked_fill_(support, 0).mul_(dual / rho).add_(free)
+            support, dual = selection.mask(moved.abs()), rho
             if iteration % _EVERY:
                 continue
             changed = int((support != before).sum())
@@ -84,7 +84,8 @@ class Alps:
                 place = 0 if share > 0.1 else 1 if share > 0.005 else 2
                 rho, grown = min(rho * self.growth[place], _MOST_RHO), True
             else:
-                rho, sparse, dual = rho / 5, start, torch.zeros_like(weight)
+                moved.copy_(weight)
+                rho, support, dual = rho / 5, selection.mask(weight.abs()), 0.0
             if iteration > _LEAST_ITERATIONS and share < _SETTLED:
                 break
             factor = None  # frees it before the next one is made
