@@ -16,6 +16,10 @@ import vlp_plugins
 from vlp_plugins.data.chat import chat_processor
 from vlp_plugins.data.conversations import Asked
 from vlp_plugins.data.processors import load_processor
+from vlp_plugins.jobs import compare
+from vlp_plugins.jobs.held_out import CompareRequest, open_data
+from vlp_plugins.jobs.preparation import Loaded, ModelSource
+from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.tasks.captioning import generate
@@ -259,6 +263,27 @@ def test_methods_are_compared_by_answers_or_by_the_loss(
             "--methods", "omp", "snip", "--sparsity", 0.5, "--batch-size", 3)  # fmt: skip
         record = json.loads((out / "compare.json").read_text())
         assert record["task"] == (task or {"questions": "vqa", "captions": "loss"}[data])
+
+
+def test_methods_that_walk_by_blocks_are_compared_as_prune_runs_them(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path
+) -> None:
+    """One pass over the dense model would give ATV and TAMP other masks."""
+    out, methods = tmp_path / "out", ("atv", "tamp", "wanda")
+    vlp("compare", taught["model"], "--data", taught["questions"], "--methods", *methods,
+        "--sparsity", 0.5, 0.75, "--batch-size", 3, "--out", out)  # fmt: skip
+    record = json.loads((out / "compare.json").read_text())
+    assert record["left_out"] == {}
+    request = CompareRequest(DataRecipe(str(taught["questions"]), batch_size=3))
+    loaded = Loaded.of(ModelSource(str(taught["model"]), device="cpu"))
+    test, pool = open_data(loaded, request)
+    run = compare._Run(loaded, request, test, pool, {}, {}, work=tmp_path, resume=False)
+    batches = list(run._batches(0))
+    for method in methods:
+        alone = vlp_plugins.prune(loaded.model, batches, method=method, sparsity=[0.5, 0.75])
+        files = (out / "masks" / f"{method}-{sparsity}.safetensors" for sparsity in (0.5, 0.75))
+        assert [Masks.load(file) for file in files] == alone, method
+        assert (alone[0].manifest.parameters.get("walk") == "blocks") == (method != "wanda")
 
 
 def test_a_cpu_gets_smaller_images_unless_more_are_asked_for(

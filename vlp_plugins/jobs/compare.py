@@ -32,7 +32,7 @@ from vlp_plugins.jobs.comparison import (
 from vlp_plugins.jobs.facts import StopWatch, mask_steps, memory_facts, write_report
 from vlp_plugins.jobs.held_out import CompareRequest, in_memory, open_data, task_of
 from vlp_plugins.jobs.metrics import TaskMetrics
-from vlp_plugins.jobs.plan import timing_of
+from vlp_plugins.jobs.plan import timing_by_blocks, timing_of
 from vlp_plugins.jobs.preparation import Loaded, title_of
 from vlp_plugins.jobs.samples import TaskSamples
 from vlp_plugins.jobs.tasks import Task
@@ -345,8 +345,11 @@ class _Run:
         for name, method in list(self.methods.items()):
             with self._or_left_out(name):
                 method.check(context)
-                if isinstance(method, Composition):
-                    method.gather(replace(context, limit=1))
+                if name in self._of_one_pass():
+                    self._of_one_pass()[name].gather(replace(context, limit=1))
+                elif isinstance(method, Composition):
+                    walk = timing_by_blocks(method, replace(context, limit=batches), two)
+                    seconds = None if seconds is None else seconds + (walk.seconds or 0.0)
                 elif isinstance(method, Procedure):
                     cost = method.cost(
                         replace(context, batches=(), limit=batches, workplace=self.work)
@@ -362,10 +365,20 @@ class _Run:
             seconds = None if seconds is None else seconds + batches * per_batch
         return None if seconds is None else seconds * len(self.seeds)
 
+    def _of_one_pass(self) -> dict[str, Composition]:
+        """The methods whose masks are made from statistics of the dense model; others walk."""
+        context = self._context((), self.request.seed)
+        return {
+            name: method
+            for name, method in self.methods.items()
+            if isinstance(method, Composition) and method.walk_of(context) == "model"
+        }
+
     def _reading(self, names: Iterable[str] | None = None) -> list[Composition]:
         """The methods that read statistics of a pass over the data."""
-        chosen = [self.methods[name] for name in (self.methods if names is None else names)]
-        return [m for m in chosen if isinstance(m, Composition) and m.needs]
+        found = self._of_one_pass()
+        chosen = [found[name] for name in (found if names is None else names)]
+        return [method for method in chosen if method.needs]
 
     def _batches(self, seed: int) -> Collection[Batch] | ExampleBatches:
         """The calibration samples of a seed, in stored order, each with one caption."""
@@ -403,8 +416,11 @@ class _Run:
 
     def _prune_at_once(self, seed: int) -> None:
         """Mask sets of all compositions, from one pass over the data."""
-        todo = [name for name, method in self.methods.items()
-                if isinstance(method, Composition) and not self._is_pruned(name, seed)]  # fmt: skip
+        todo = {
+            name: method
+            for name, method in self._of_one_pass().items()
+            if not self._is_pruned(name, seed)
+        }
         needs = distinct(need for method in self._reading(todo) for need in method.needs)
         statistics = None
         context = self._context((), seed)
@@ -416,9 +432,7 @@ class _Run:
             statistics = gather(
                 needs, replace(context, batches=batches, checkpoint=path, resume=resume)
             )
-        for name in todo:
-            method = self.methods[name]
-            assert isinstance(method, Composition)
+        for name, method in todo.items():
             with self._or_left_out(name):
                 start = time.perf_counter()
                 made = method.masks(context, statistics if method.needs else None)

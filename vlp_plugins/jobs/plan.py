@@ -347,26 +347,40 @@ def _plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
 
 
 def _plan_blocks(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
-    """Walks over the blocks with one dummy batch, and with two: the difference is one batch's."""
+    """Asks the method for its cost and times walks over the blocks with dummy batches."""
     method, context = composed(job.method), job.context()
     dummies = [] if batches is None else list(batches)
     cost = method.cost(replace(context, batches=dummies))
-    one = replace(context, targets=context.targets[:1], limit=None)
-
-    def seconds(count: int) -> float:
-        return _seconds_of(lambda: method.run(replace(one, batches=dummies[:count])))
-
-    _, first, both = seconds(1), seconds(1), seconds(2)  # the very first is slower
-    each = max(0.0, both - first)
-    number = context.limit and context.limit * len(context.targets)
     return _plan(
         job,
         _by_magnitude(method, context),
         peak_resident_bytes() + cost.ram_bytes,
         passes=cost.passes,
-        timing=Timing(number, each, len(context.targets) * max(0.0, first - each)),
+        timing=timing_by_blocks(method, context, dummies),
         cost=cost,
     )
+
+
+def timing_by_blocks(method: Composition, context: Context, batches: Sequence[Batch]) -> Timing:
+    """Times a walk over the blocks with one batch, and with two: the difference is one batch's.
+
+    Args:
+        method: walks by blocks.
+        context: of the run; its limit says how many batches there will be.
+        batches: two.
+
+    Raises:
+        VlpError: if the method or the model cannot walk so.
+    """
+    one = replace(context, targets=context.targets[:1], limit=None)
+
+    def seconds(count: int) -> float:
+        return _seconds_of(lambda: method.run(replace(one, batches=batches[:count])))
+
+    _, first, both = seconds(1), seconds(1), seconds(2)  # the very first is slower
+    each = max(0.0, both - first)
+    number = context.limit and context.limit * len(context.targets)
+    return Timing(number, each, len(context.targets) * max(0.0, first - each))
 
 
 def _gathered(
