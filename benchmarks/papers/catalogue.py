@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from benchmarks.demo.processors import FAMILIES
 from benchmarks.papers.candidates import better_cells, final_cells, search_cells
 from benchmarks.papers.cell import Cell
+from benchmarks.papers.chat import SEEDS as CHAT_SEEDS
+from benchmarks.papers.chat import TITLE as CHAT_TITLE
+from benchmarks.papers.chat import run as run_chat
 from benchmarks.papers.downstream.classes import SETS
 from benchmarks.papers.experiments import lambda_grid
 from benchmarks.papers.table7 import TITLE as TITLE7
@@ -201,5 +204,6 @@ TABLES: dict[str, Table] = {
             seeds=(1, 2, 3),
             small=True,
         ),
+        Table("chat", CHAT_TITLE, _none, run=run_chat, seeds=CHAT_SEEDS, small=True),
     )
 }

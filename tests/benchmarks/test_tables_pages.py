@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks.papers import chat
 from benchmarks.papers.catalogue import TABLES, Table
 from benchmarks.papers.findings import Found
 from benchmarks.papers.levels import initial_cosines
@@ -14,7 +15,7 @@ from benchmarks.papers.views import whole
 from benchmarks.results import FOLDER
 
 OUT = FOLDER / "tables"
-OF_CELLS = [table for table in TABLES.values() if table.name != "table7"]
+OF_CELLS = [table for table in TABLES.values() if table.name not in ("table7", "chat")]
 
 
 @pytest.mark.parametrize("table", OF_CELLS, ids=lambda table: table.name)
@@ -25,6 +26,12 @@ def test_a_page_is_what_its_cells_say(table: Table) -> None:
 
     assert (OUT / f"{table.name}.md").read_text(encoding="utf-8") == page(table, found, rendered)
     assert (OUT / f"{table.name}.svg").exists() == (rendered.figure is not None)
+
+
+def test_the_page_of_the_chat_model_is_what_its_cells_say() -> None:
+    found = chat.Found(chat.cells(TABLES["chat"].seeds), OUT / "cells")
+
+    assert (OUT / "chat.md").read_text(encoding="utf-8") == chat.page(found)
 
 
 def test_how_much_is_left_of_the_weights_that_were_drawn_is_what_the_pages_say() -> None:
