@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -42,7 +43,17 @@ class PretendDevices:
 
     @contextmanager
     def active(self) -> Iterator[PretendDevices]:
-        with _Functions(self), _Operations(self):
+        engine = torch.autograd._engine_run_backward
+
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            with _Functions(self):  # off inside of `torch.autograd.grad`, for its hooks too
+                return engine(*args, **kwargs)
+
+        with (
+            patch("torch.autograd._engine_run_backward", backward),
+            _Functions(self),
+            _Operations(self),
+        ):
             yield self
 
     def place(self, tensor: torch.Tensor) -> torch.device:

@@ -82,6 +82,11 @@ def _first_nonfinite(gradients: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
+def _bad(gradient: torch.Tensor) -> int:
+    """How many elements are NaN or infinite."""
+    return int((~torch.isfinite(whole(gradient))).sum())
+
+
 @contextmanager
 def loss_state_kept(model: nn.Module, adapter: Adapter) -> Iterator[None]:
     """`Adapter.loss_state` is as before afterwards."""
@@ -304,12 +309,15 @@ class LossProbe:
             return
         found: dict[nn.Parameter, torch.Tensor] = {}
         given: set[str] = set()
+        bad: dict[str, torch.Tensor] = {}
 
         def give(name: str) -> None:
             parts = {parameter: found.get(parameter) for parameter in uses[name]}
             for gradient in self._by_weight({name: uses[name]}, parts).values():
-                if _first_nonfinite({name: gradient}) is not None:
-                    raise NonFiniteError(self._nonfinite(name, gradient, index))
+                if gradient.device.type != "cpu":  # a look at each would wait for each
+                    bad[name] = (~torch.isfinite(gradient)).sum()
+                elif _first_nonfinite({name: gradient}) is not None:
+                    raise NonFiniteError(self._nonfinite(name, _bad(gradient), index))
                 take(name, gradient)
             given.add(name)
             for parameter in uses[name]:
@@ -330,6 +338,11 @@ class LossProbe:
                 for name in uses:
                     if name not in given and any(parameter in found for parameter in uses[name]):
                         give(name)  # one of its tied parameters was not reached
+            for name, count in zip(
+                bad, on_host([*bad.values()]).tolist() if bad else (), strict=True
+            ):
+                if count:
+                    raise NonFiniteError(self._nonfinite(name, count, index))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -399,7 +412,7 @@ class LossProbe:
                 if bad is None:
                     break
                 if scale == scales[-1]:
-                    raise NonFiniteError(self._nonfinite(bad, gradients[bad], index))
+                    raise NonFiniteError(self._nonfinite(bad, _bad(gradients[bad]), index))
         if half:
             for gradient in gradients.values():
                 gradient.div_(scale)
@@ -457,8 +470,7 @@ class LossProbe:
             found[name] = uses
         return found
 
-    def _nonfinite(self, name: str, gradient: torch.Tensor, index: int) -> str:
-        bad = int((~torch.isfinite(whole(gradient))).sum())
+    def _nonfinite(self, name: str, bad: int, index: int) -> str:
         return (
             f"the gradient of weight {name!r} ({self._weights[name].aliases[0]}) has {bad} NaN or "
             f"infinite elements in batch {index}, though its loss is finite; look at that batch, "
