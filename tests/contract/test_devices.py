@@ -16,8 +16,10 @@ from torch import nn
 from benchmarks.parity import blip, xvlm
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import NonFiniteError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = {"blip": blip, "xvlm": xvlm}
@@ -146,3 +148,12 @@ def test_a_pretended_device_refuses_what_devices_refuse():
         assert len(there[there > 0]) == 3
         assert torch.equal(there.cpu(), here)
         assert devices.waits.total() == 3
+
+
+def test_a_gradient_on_a_device_that_is_not_finite_is_named():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False))
+    adapter = ModuleAdapter(model, loss=lambda model, batch: model(batch).abs().sum().sqrt())
+    with PretendDevices().active():
+        model.to("xpu:0")
+        with pytest.raises(NonFiniteError, match="gradient of weight '0'.* has 12 NaN"):
+            prune(model, [torch.zeros(2, 4)], adapter=adapter, method="snip", sparsity=0.5)
