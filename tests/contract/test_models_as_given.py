@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import chat_models
 import pytest
 import torch
 from equal_values import same
@@ -204,6 +205,39 @@ def test_a_wrapped_model_is_saved_as_what_is_in_it(
     found = through_files(wrap(inner), [], inner, tmp_path / "wrapped")
 
     assert same(found, expected)
+
+
+def with_adapters(model: nn.Module) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+
+
+def check_chat_model(wrap: Any, photos: Path, folder: Path) -> None:
+    """A chat model in a wrapper gives what it gives by itself."""
+    chat_models.save_llava(folder)
+
+    def results(model: Any) -> list[Any]:
+        data = vlp_plugins.batches(photos, model, batch_size=4, count=1)
+        return [
+            *(prune(model, data, method=method, sparsity=0.5) for method in ("multiflow", "snip")),
+            dict(vlp_plugins.evaluate(model, photos, task="loss", limit=2)),
+        ]
+
+    plain, inner = (vlp_plugins.load(folder, device="cpu") for _ in range(2))
+    assert same(results(wrap(inner)), results(plain))
+
+
+def test_a_wrapped_chat_model_is_taken_for_what_is_in_it(
+    wrap: Any, photos: Path, tmp_path: Path
+) -> None:
+    check_chat_model(wrap, photos, tmp_path)
+
+
+def test_of_a_chat_model_with_lora_the_base_weights_are_pruned(
+    photos: Path, tmp_path: Path
+) -> None:
+    check_chat_model(with_adapters, photos, tmp_path)
 
 
 @pytest.mark.parametrize("room", ["", *ROOMS])

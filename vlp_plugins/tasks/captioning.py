@@ -295,6 +295,7 @@ def generates(model: nn.Module) -> bool:
     return callable(can) and bool(can())
 
 
+@takes_model
 def generate(model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1) -> Tensor:
     """The most likely continuation of each prompt of a batch, by beam search; one beam is greedy.
 
