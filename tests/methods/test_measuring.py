@@ -21,7 +21,7 @@ from vlp_plugins.methods.resolve import make_method, resolve_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import gather, prune
-from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.das import measure_similarities
 from vlp_plugins.scoring.ecoflap import Ecoflap, _seed, moved, normal_noise, projected_gradients
 from vlp_plugins.scoring.magnitude import Magnitude
@@ -260,6 +260,18 @@ def test_methods_that_gather_no_such_score_say_so(model):
             toy_pruned(model, method=method, allocation="owl")
     with pytest.raises(UnsupportedError, match="gradual pruning has only"):
         vlp.GradualPruning(model, sparsity=0.5, steps=10, allocation="owl", adapter=LosingAdapter())
+
+
+def test_what_walks_on_its_own_is_made_of_no_statistics(qwen):
+    """Masks of ATV's tokens must not be those of Wanda by mistake."""
+    options = {"adapter": qwen.adapter, "method": "atv"}
+    with pytest.raises(UnsupportedError, match="no statistics that one pass"):
+        gather(qwen.model, qwen.batches, **options)
+    statistics = gather(qwen.model, qwen.batches, adapter=qwen.adapter, method="wanda")
+    with pytest.raises(UnsupportedError, match="no statistics that one pass"):
+        vlp.split_half(qwen.model, statistics, sparsity=0.5, **options)
+    with pytest.raises(StatisticsError, match="cannot use"):
+        prune(qwen.model, sparsity=0.5, statistics=statistics, **options)
 
 
 def test_several_processes_measure_and_select_as_one(tmp_path):

@@ -348,7 +348,8 @@ def _plan_composition(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
 
 def _plan_blocks(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
     """Asks the method for its cost and times walks over the blocks with dummy batches."""
-    method, context = composed(job.method), job.context()
+    method, context = job.method, job.context()
+    assert isinstance(method, Composition)
     dummies = [] if batches is None else list(batches)
     cost = method.cost(replace(context, batches=dummies))
     return _plan(
@@ -421,6 +422,8 @@ def timing_of(
         seconds = _gathered(context, method.composition, batches)[1]
     elif batches is not None and cost.gradient_batches:
         seconds = _seconds_per_gradient(context, batches)
+    elif batches is not None and cost.forward_batches:
+        seconds = _gathered(context, Composition("forward", Wanda()), batches)[1]
     other = cost.seconds
     if cost.choices:
         one = replace(context, targets=context.targets[:1])

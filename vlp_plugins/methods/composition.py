@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 
@@ -349,13 +349,18 @@ def gather(needs: Iterable[Statistic], context: Context, *, keep_state: bool = F
     )
 
 
+def in_one_pass(method: Method) -> TypeGuard[Composition]:
+    """Whether statistics of one pass over the dense model are all that a method reads."""
+    return isinstance(method, Composition) and method.tokens is None
+
+
 def composed(method: Method) -> Composition:
-    """The method, if it is a composition: masks from statistics of one pass over the data.
+    """The method, if its masks are made of statistics of one pass over the data.
 
     Raises:
-        UnsupportedError: if it is a procedure.
+        UnsupportedError: if it is a procedure, or walks block by block of its own.
     """
-    if isinstance(method, Composition):
+    if in_one_pass(method):
         return method
     raise UnsupportedError(
         f"method {method.name!r} runs the model as it goes: there are no statistics that one pass "

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from vlp_plugins.calibration.moments import ActivationStatistic, Statistic
 from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.composition import Composition, composed
+from vlp_plugins.methods.composition import Composition, composed, in_one_pass
 from vlp_plugins.methods.guided import IdGuided
-from vlp_plugins.methods.method import Context, Method, Procedure
+from vlp_plugins.methods.method import Context, Method
 from vlp_plugins.methods.resolve import with_profile
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
@@ -237,7 +237,7 @@ def vectors_of(
             )
         profile = profile or method.measured(context)
         method = with_profile(method, profile, weights, None, published=published)
-    if isinstance(method, Procedure) or method.changes_weights:
+    if not in_one_pass(method) or method.changes_weights:
         masks = prune(
             context.model,
             context.batches,
@@ -247,7 +247,7 @@ def vectors_of(
             variant="published" if published else "default",
             seed=context.seed,
             limit=context.limit,
-            id_profile=profile,
+            id_profile=profile if isinstance(method, IdGuided) else None,
         )
         return {name: _fixed(_summed(name, weights, masks)) for name in weights}, {}
     composition = composed(method)
