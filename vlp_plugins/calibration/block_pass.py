@@ -214,6 +214,8 @@ class BlockPass:
                 for number, visit in enumerate(self.visits, 1):
                     self._catch_up(forwards, number - 1, walk.decided)
                     waiting = [f for f in forwards if not f.dead and f.at == visit]
+                    # What ran until here: embeddings, what is between blocks, the block before.
+                    release(self._model.parameters())
                     self._visit(visit, waiting, walk, decide, (known or {}).get(visit))
                     self._release(visit.block)
                     if progress is not None:
