@@ -71,7 +71,11 @@ class Alps:
                 factor = _shifted(scaled.gram, rho)
             # Y - V + rho D
             free = torch.where(support, rho, -dual).mul_(moved).add_(target)
-            free = torch.cholesky_solve(free.T.to(factor.dtype), factor).T.float()
+            free = free.to(factor.dtype)
+            for upper in (True, False):  # `cholesky_solve` would copy the factor
+                triangle = factor.mT if upper else factor
+                free = torch.linalg.solve_triangular(triangle, free, upper=upper, left=False)
+            free = free.float()
             moved.masked_fill_(support, 0).mul_(dual / rho).add_(free)
             support, dual = selection.mask(moved.abs()), rho
             if iteration % _EVERY:
