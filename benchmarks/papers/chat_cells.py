@@ -38,7 +38,7 @@ SEEDS = (1, 2, 3)
 PATTERN = "keep=2,of=4"
 SPARSITIES = (0.7, PATTERN, 0.6, 0.5)
 """In the order in which they are run."""
-TOKENS_AT = 0.6
+TOKENS_AT = 0.7
 POOL = 1024
 """Calibration scenes of each kind; a seed draws its own from them."""
 SAMPLES, BATCH = 256, 16
