@@ -182,6 +182,29 @@ def test_a_batch_that_becomes_infinite_is_named_or_left_out() -> None:
     assert chain_pass(model, skip_nonfinite=True).removed == 16
 
 
+class Again(nn.Module):
+    """Runs its layer once for each unit of the largest number that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, states: Tensor) -> Tensor:
+        for _ in range(int(states.max())):
+            states = self.layers[0](states).clamp(0, 1)
+        return states
+
+
+def test_a_block_that_is_called_more_often_than_foreseen_is_an_error() -> None:
+    once, twice = {"states": torch.ones(2, 4)}, {"states": torch.full((2, 4), 2.0)}
+    prune = partial(
+        vlp.prune, Again(), method="wanda", adapter="module", sparsity=0.5, walk="blocks"
+    )
+    with pytest.raises(UnsupportedError, match=r"batch 1 calls block layers.0 2 times"):
+        prune([once, twice])
+    assert prune([twice, once]).removed == 8
+
+
 class Broken(Exception):
     pass
 
@@ -245,6 +268,42 @@ def test_a_plan_says_what_a_walk_needs(qwen: nn.Module) -> None:
     assert cost.ram_bytes == gram + 8 * method.cost(replace(context, limit=1)).ram_bytes - 8 * gram
     assert cost.forward_batches == 16
     assert any("6 blocks" in note for note in cost.notes)
+
+
+@pytest.mark.parametrize("options", [
+    {"method": "wanda", "allocation": "owl"},
+    {"method": "multiflow", "tokens": "text"},
+    {"method": "wanda", "allocation": "das"},
+], ids=str)  # fmt: skip
+def test_walks_of_what_compares_layers_are_resumed(
+    qwen: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    batches = [qwen_batch(0), qwen_batch(1)]
+    prune = partial(vlp.prune, qwen, batches, sparsity=0.5, walk="blocks", **options)
+    whole = prune(workplace=tmp_path)
+    states = sorted(tmp_path.glob("block-*"))
+    assert len(states) == 6
+    states[-1].unlink()
+    with caplog.at_level("INFO", "vlp_plugins.methods"):
+        assert prune(workplace=tmp_path, resume=True) == whole
+    assert "resuming after 5 blocks" in caplog.text
+
+
+def test_a_batch_that_was_left_out_is_left_out_of_a_resumed_walk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    batches = [{"states": torch.rand(2, 4)}, {"states": torch.full((2, 4), 1e25)}]
+    prune = partial(
+        vlp.prune, model, batches, method="wanda", adapter="module", sparsity=0.5,
+        walk="blocks", skip_nonfinite=True, workplace=tmp_path,
+    )  # fmt: skip
+    whole = prune()
+    sorted(tmp_path.glob("block-*"))[-1].unlink()
+    assert prune(resume=True) == whole
+    assert (
+        vlp.prune(model, batches[:1], method="wanda", adapter="module", sparsity=0.5, walk="blocks")
+        == whole
+    )
 
 
 KILLED = """

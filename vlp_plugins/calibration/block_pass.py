@@ -62,10 +62,12 @@ class BlockStatistics:
     Attributes:
         sums: by statistic name and site, `[size]`.
         samples: that they are of.
+        left_out: indices of the batches that were left out so far.
     """
 
     sums: Mapping[Key, torch.Tensor]
     samples: int
+    left_out: frozenset[int] = frozenset()
     _divided: set[int] = field(default_factory=set)
 
     def mean(
@@ -93,6 +95,19 @@ class BlockStatistics:
             self._divided.add(id(total))
             total.div_(self.samples)
         return total
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What an earlier walk found at a visit.
+
+    Attributes:
+        pruned: by canonical name.
+        left_out: see `BlockStatistics`.
+    """
+
+    pruned: Mapping[str, Pruned]
+    left_out: frozenset[int] = frozenset()
 
 
 Decide = Callable[[Visit, Mapping[str, Weight], BlockStatistics], Mapping[str, Pruned]]
@@ -148,24 +163,32 @@ class BlockPass:
         self._model, self._adapter, self._weights = model, adapter, weights
         self._published = published
         self._device = device_of(model)
+        self._blocks = tuple(adapter.blocks(model))
+        self._inside = weights_by_block(self._blocks, weights)
+        self.waiting_bytes = 0
         rank, world = rank_and_size()
         digest, self.batches, self.samples = b"", 0, 0
         self._kept: list[tuple[int, Batch]] = []
+        rehearsal = _Rehearsal()
         for index, batch in enumerate(islice(batches, limit)):
             digest = chain_hash(digest, batch)
             self.batches += 1
             self.samples += batch_size(batch)
             if index % world == rank:
                 self._kept.append((index, batch))
+            if not rehearsal.is_enough(weights):
+                run_without_gradients(model, partial(self._rehearse, rehearsal, index, batch))
         if not self.batches:
             raise DataError("the calibration data is empty: no batch was read; check its path")
         warn_if_fewer(self.batches, limit)
         self.fingerprint = digest.hex()[:16]
         check_same(self.fingerprint, f"{self.batches} batches")
-        self._blocks = tuple(adapter.blocks(model))
-        self._inside = weights_by_block(self._blocks, weights)
-        self.waiting_bytes = 0
-        run_without_gradients(model, self._rehearse)
+        order = rehearsal.order
+        check_reached(adapter, weights, {name for _, name in rehearsal.uses})
+        self._last_use = dict.fromkeys(weights, order[0])
+        for visit, name in rehearsal.uses:
+            self._last_use[name] = max(self._last_use[name], visit, key=order.index)
+        self.visits = [visit for visit in order if self._inside[visit.block]]
 
     def pruned_at(self, visit: Visit) -> tuple[str, ...]:
         """Canonical names of the weights whose last use a visit is, in the adapter's order."""
@@ -176,7 +199,7 @@ class BlockPass:
         statistics: Sequence[ActivationStatistic],
         decide: Decide,
         *,
-        known: Mapping[Visit, Mapping[str, Pruned]] | None = None,
+        known: Mapping[Visit, Decided] | None = None,
         tokens: TokenSelection | None = None,
         skip_nonfinite: bool = False,
         memory_budget: int | None = None,
@@ -204,7 +227,7 @@ class BlockPass:
             self._model, self._adapter, self._weights, statistics, published=self._published
         )
         dtypes = {statistic.name: statistic.block_dtype for statistic in statistics}
-        walk = _Walk(probe, dtypes, tokens, skip_nonfinite)
+        walk = _Sums(probe, dtypes, tokens, skip_nonfinite)
         store = HiddenStates(memory_budget, folder)
 
         def run() -> None:
@@ -220,6 +243,10 @@ class BlockPass:
                     self._release(visit.block)
                     if progress is not None:
                         progress(number * self.batches, len(self.visits) * self.batches)
+                with failing_together():
+                    for forward in forwards:
+                        if not forward.dead:
+                            self._check_foreseen(forward)
 
         run_without_gradients(self._model, run)
 
@@ -228,38 +255,56 @@ class BlockPass:
     ) -> None:
         """Runs what waits at a visit that is over, or was not foreseen, with what is decided."""
         ahead = set(self.visits[done:])
-        for forward in forwards:
-            while not forward.dead and forward.at not in ahead:
-                with self._written(forward.at.block, decided):
-                    output = forward.run_block()
-                self._release(forward.at.block)
-                forward.proceed(output)
+        with failing_together():
+            for forward in forwards:
+                while not forward.dead and forward.at not in ahead:
+                    self._check_foreseen(forward)
+                    with self._written(forward.at.block, decided):
+                        output = forward.run_block()
+                    self._release(forward.at.block)
+                    forward.proceed(output)
+
+    def _check_foreseen(self, forward: PausedForward) -> None:
+        """Raises `UnsupportedError` for a call of a block that no batch before made."""
+        if self._inside[forward.at.block] and forward.at not in self.visits:
+            raise UnsupportedError(
+                f"batch {forward.index} calls block {forward.at.block} {forward.at.turn + 1} "
+                "times, more often than the batches before it, so that what the block reads then "
+                "would count in no statistics; put that batch first, or take walk='model'"
+            )
 
     def _visit(
         self,
         visit: Visit,
         forwards: list[PausedForward],
-        walk: _Walk,
+        walk: _Sums,
         decide: Decide,
-        known: Mapping[str, Pruned] | None,
+        known: Decided | None,
     ) -> None:
         """Measures a block, prunes it, and runs all forwards on behind it."""
         names = self.pruned_at(visit)
         measured = set(self._inside[visit.block]) - walk.decided.keys()
         if known is not None:
-            measured -= known.keys()
+            measured -= known.pruned.keys()
+            for forward in forwards:
+                if forward.index in known.left_out:
+                    walk.leave_out(forward)
+            forwards = [forward for forward in forwards if not forward.dead]
         if measured:
             self._measure(visit, forwards, walk, measured, go_on=not names)
         if not names:
             return
-        if known is None:
-            statistics = BlockStatistics(
-                sum_over_processes(walk.taken(names), self._device),
-                self.samples - sum(all_gather(walk.skipped)),
-            )
-            known = decide(visit, {name: self._weights[name] for name in names}, statistics)
-        walk.decided.update(known)
-        with self._written(visit.block, walk.decided):
+        pruned = None if known is None else known.pruned
+        if pruned is None:
+            left_out = frozenset().union(*all_gather(list(walk.left_out)))
+            samples = self.samples - sum(all_gather(sum(walk.left_out.values())))
+            # A forward that waits may have autocast on.
+            with torch.autocast(self._device.type, enabled=False):
+                sums = sum_over_processes(walk.taken(names), self._device)
+                chosen = {name: self._weights[name] for name in names}
+                pruned = decide(visit, chosen, BlockStatistics(sums, samples, left_out))
+        walk.decided.update(pruned)
+        with failing_together(), self._written(visit.block, walk.decided):
             for forward in forwards:
                 if not forward.dead:
                     forward.proceed(forward.run_block())
@@ -268,7 +313,7 @@ class BlockPass:
         self,
         visit: Visit,
         forwards: list[PausedForward],
-        walk: _Walk,
+        walk: _Sums,
         names: Collection[str],
         *,
         go_on: bool,
@@ -287,9 +332,10 @@ class BlockPass:
             tokens = None
         state = None if tokens is None else tokens.begin(published=self._published)
         if tokens is not None and state is not None and tokens.reads_all_first:
-            for forward in forwards:
-                with forward.present():
-                    state.observe(self._call(visit, forward, tokens, names))
+            with failing_together():
+                for forward in forwards:
+                    with forward.present():
+                        state.observe(self._call(visit, forward, tokens, names))
             state.agree()
         with failing_together():
             for forward in forwards:
@@ -375,50 +421,35 @@ class BlockPass:
             for path in self._blocks:
                 stack.enter_context(pausing(self._model.get_submodule(path), path))
             try:
-                for index, batch in batches:
-                    moved = to_device(batch, self._device)
-                    forwards.append(PausedForward(index, moved, streams, store))
+                with failing_together():
+                    for index, batch in batches:
+                        moved = to_device(batch, self._device)
+                        forwards.append(PausedForward(index, moved, streams, store))
                 yield forwards
             finally:
                 for forward in forwards:
                     forward.stop()
 
-    def _rehearse(self) -> None:
-        """Finds the visits, and the last one that uses each weight, from as few batches as do."""
-        uses: set[tuple[Visit, str]] = set()
-        orders: list[list[Visit]] = []
-        for kept in self._kept:
-            orders.append(self._rehearse_batch(kept, uses))
-            if {name for _, name in uses} == self._weights.keys():
-                break
-        found = all_gather((orders, uses))
-        self.visits = _merged([order for theirs, _ in found for order in theirs])
-        place = {visit: index for index, visit in enumerate(self.visits)}
-        self._last_use: dict[str, Visit] = {}
-        for visit, name in sorted(
-            {use for _, theirs in found for use in theirs}, key=lambda use: place[use[0]]
-        ):
-            self._last_use[name] = visit
-        check_reached(self._adapter, self._weights, self._last_use)
-        self.visits = [visit for visit in self.visits if self._inside[visit.block]]
-
-    def _rehearse_batch(self, kept: tuple[int, Batch], uses: set[tuple[Visit, str]]) -> list[Visit]:
-        order = []
-        with self._forwards([kept], HiddenStates(None, None)) as (forward,), ExitStack() as stack:
+    def _rehearse(self, rehearsal: _Rehearsal, index: int, batch: Batch) -> None:
+        """Runs a batch, to see in which order it calls the blocks, and which weights they use."""
+        order: list[Visit] = []
+        store = HiddenStates(None, None)
+        with self._forwards([(index, batch)], store) as (forward,), ExitStack() as stack:
             for path, module, users in modules_using(self._model, self._weights):
                 if path not in self._inside:
-                    note = partial(_note, forward, {use.weight for use in users}, uses)
+                    names = {use.weight for use in users}
+                    note = partial(_note, forward, names, rehearsal.uses)
                     stack.callback(module.register_forward_pre_hook(note).remove)
             while not forward.dead:
                 order.append(forward.at)
                 self.waiting_bytes = max(self.waiting_bytes, sum(t.nbytes for t in forward.given))
                 for name in self._inside[forward.at.block]:
                     if any(o.module == forward.at.block for o in self._weights[name].owners):
-                        uses.add((forward.at, name))
+                        rehearsal.uses.add((forward.at, name))
                 output = forward.run_block()
                 self._release(forward.at.block)
                 forward.proceed(output)
-        return order
+        rehearsal.orders.append(order)
 
     @contextmanager
     def _written(self, block: str, decided: Mapping[str, Pruned]) -> Iterator[None]:
@@ -439,7 +470,38 @@ class BlockPass:
 
 
 @dataclass
-class _Walk:
+class _Rehearsal:
+    """What the first batches show.
+
+    Attributes:
+        orders: of the visits, one for each batch.
+        uses: which weight a visit uses.
+    """
+
+    orders: list[list[Visit]] = field(default_factory=list)
+    uses: set[tuple[Visit, str]] = field(default_factory=set)
+
+    def is_enough(self, weights: WeightMap) -> bool:
+        """Whether every weight was used; how often a block is called twice may depend on data."""
+        once = not any(visit.turn for order in self.orders for visit in order)
+        return once and {name for _, name in self.uses} == weights.keys()
+
+    @property
+    def order(self) -> list[Visit]:
+        """One order of all visits: the longest; others where they are called before it."""
+        merged: list[Visit] = []
+        for order in sorted(self.orders, key=len, reverse=True):
+            place = len(merged)
+            for visit in reversed(order):
+                if visit in merged:
+                    place = merged.index(visit)
+                else:
+                    merged.insert(place, visit)
+        return merged
+
+
+@dataclass
+class _Sums:
     """One walk.
 
     Attributes:
@@ -449,7 +511,7 @@ class _Walk:
         skip_nonfinite: whether batches are left out.
         decided: by canonical name.
         sums: of this process, of weights that are not decided yet.
-        skipped: samples of this process that were left out.
+        left_out: batches of this process that were left out, and the samples in each.
     """
 
     probe: ActivationProbe
@@ -458,7 +520,12 @@ class _Walk:
     skip_nonfinite: bool
     decided: dict[str, Pruned] = field(default_factory=dict)
     sums: dict[Key, torch.Tensor] = field(default_factory=dict)
-    skipped: int = 0
+    left_out: dict[int, int] = field(default_factory=dict)
+
+    def leave_out(self, forward: PausedForward) -> None:
+        """Ends a forward, whose batch counts no longer."""
+        self.left_out[forward.index] = forward.samples
+        forward.stop()
 
     def take(self, forward: PausedForward) -> None:
         """Adds what the probe has measured of a batch to the sums, or leaves the batch out.
@@ -473,8 +540,7 @@ class _Walk:
             if not self.skip_nonfinite:
                 raise
             logger.warning("left batch %d out: %s", forward.index, error)
-            self.skipped += forward.samples
-            forward.stop()
+            self.leave_out(forward)
             return
         for key, _, value in found:
             if key in self.sums:
@@ -580,16 +646,3 @@ def _chosen(
     if key not in views:
         views[key] = selected, selected.view(lead)
     return views[key][1]
-
-
-def _merged(orders: Sequence[Sequence[Visit]]) -> list[Visit]:
-    """One order of all visits: that of the longest, others where they are called before it."""
-    merged: list[Visit] = []
-    for order in sorted(orders, key=len, reverse=True):
-        place = len(merged)
-        for visit in reversed(order):
-            if visit in merged:
-                place = merged.index(visit)
-            else:
-                merged.insert(place, visit)
-    return merged

@@ -9,7 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.calibration.batches import batches_again
-from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics, largest_block_bytes
+from vlp_plugins.calibration.block_pass import (
+    BlockPass,
+    BlockStatistics,
+    Decided,
+    largest_block_bytes,
+)
 from vlp_plugins.calibration.moments import ActivationStatistic
 from vlp_plugins.calibration.paused import Visit
 from vlp_plugins.masks.manifest import Manifest
@@ -23,6 +28,7 @@ from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.scoring.selection import Scored, Selection
 from vlp_plugins.scoring.threshold import Cut
@@ -53,12 +59,16 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
     weights = context.weights
     weights.check_finite()
     again = batches_again(context.batches, context.limit)
-    counts = _counts(method, replace(context, batches=_Passes(again)))
     blocks = BlockPass(
         context.model, context.adapter, weights, again(), published=context.published
     )
+    # The state of a walk is that of its blocks: the pass before it is made again.
+    dense = replace(
+        context, batches=_Passes(again), walk="model", tokens=None, checkpoint=None, resume=False
+    )
+    counts = _counts(method, dense)
     walks = [
-        _Walk(method, context, blocks, target, selections)
+        _TargetWalk(method, context, blocks, target, selections)
         for target, selections in zip(context.targets, counts, strict=True)
     ]
     found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
@@ -109,8 +119,10 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
     ]
     if first:
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
+    held = min(number * waiting, context.memory_budget or number * waiting)
     return Cost(
-        ram_bytes=block + number * waiting,
+        ram_bytes=block + held,
+        disk_bytes=number * waiting - held,
         passes=first + len(context.targets),
         forward_batches=number * (first + runs * len(context.targets)),
         notes=tuple(notes),
@@ -130,7 +142,7 @@ def _counts(method: Composition, context: Context) -> Sequence[Mapping[str, Sele
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _TargetWalk:
     """The walk for one target.
 
     Attributes:
@@ -157,14 +169,14 @@ class _Walk:
         context, runs = self.context, len(self.blocks.visits) * self.blocks.batches
         known = self._resumed() if context.resume else {}
         found: dict[str, Pruned] = {}
-        for decided in known.values():
-            found |= decided
+        for each in known.values():
+            found |= each.pruned
 
         def decide(
             visit: Visit, weights: Mapping[str, Weight], statistics: BlockStatistics
         ) -> Mapping[str, Pruned]:
             decided = self._decided(weights, statistics)
-            self._file(visit).save(partial(_pack, decided))
+            self._file(visit).save(partial(_pack, Decided(decided, statistics.left_out)))
             found.update(decided)
             return decided
 
@@ -238,9 +250,9 @@ class _Walk:
         name = f"block-{self.blocks.visits.index(visit):04}"
         return Checkpoint.of_run(context.workplace, name, _FORM, identity, unit="block")
 
-    def _resumed(self) -> dict[Visit, dict[str, Pruned]]:
+    def _resumed(self) -> dict[Visit, Decided]:
         """What an earlier run decided, up to the block where it stopped."""
-        known: dict[Visit, dict[str, Pruned]] = {}
+        known: dict[Visit, Decided] = {}
         for visit in self.blocks.visits:
             names = self.blocks.pruned_at(visit)
             if not names:
@@ -271,21 +283,21 @@ def _activations(method: Composition) -> list[ActivationStatistic]:
     return found
 
 
-def _pack(decided: Mapping[str, Pruned]) -> tuple[Tensors, Content]:
-    tensors = {f"bits|{name}": each.bits for name, each in decided.items()}
-    for name, each in decided.items():
+def _pack(decided: Decided) -> tuple[Tensors, Content]:
+    tensors = {f"bits|{name}": each.bits for name, each in decided.pruned.items()}
+    for name, each in decided.pruned.items():
         if each.values is not None:
             tensors[f"values|{name}"] = each.values
-    return tensors, {}
+    return tensors, {"left_out": sorted(decided.left_out)}
 
 
 def _unpack(
-    weights: Mapping[str, Weight], tensors: Tensors, _: Content, *, values: bool
-) -> dict[str, Pruned]:
+    weights: Mapping[str, Weight], tensors: Tensors, content: Content, *, values: bool
+) -> Decided:
     found = {}
     for name, weight in weights.items():
         bits = tensors[f"bits|{name}"]
         if wrong := flaw(bits, weight.shape):
             raise ValueError(f"the mask of {name!r} {wrong}")
         found[name] = Pruned(bits, tensors[f"values|{name}"] if values else None)
-    return found
+    return Decided(found, frozenset(read_as(list[int], content["left_out"], "left_out")))

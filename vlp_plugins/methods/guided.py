@@ -96,7 +96,8 @@ class Guided(Procedure):
                 f"of batches or a loader{self._instead}"
             )
         method = self.ready(context)
-        if isinstance(method, Composition) and context.checkpoint is None:
+        walks = method.walk_of(context) == "blocks"
+        if isinstance(method, Composition) and context.checkpoint is None and not walks:
             context = replace(context, resume=False)  # what was measured is kept, its pass is not
         return method.run(context)
 
