@@ -358,11 +358,11 @@ def compare_ecoflap(recorded: TinyQwen, runs: Mapping[str, Any]) -> Iterator[Lin
         probe = recorded.context().loss_probe()
         with probe.attached(()):
             for tensor, expected in run["importance"].items():
-                parameter = recorded.weights[recorded.canonical(tensor)].parameter.detach()
+                weight = recorded.weights[recorded.canonical(tensor)]
                 found = 0.0
                 for index, batch in enumerate(recorded.batches[:count]):
-                    with moved(parameter) as move:
-                        noise = normal_noise(parameter, next(seeds))
+                    with moved(weight) as move:
+                        noise = normal_noise(weight.values, next(seeds))
                         pair = []
                         for step in (eps, -eps):
                             move(noise, step)

@@ -132,6 +132,8 @@ ENTRIES: dict[str, Any] = {
     "sparsegpt by blocks": pruned("sparsegpt", walk="blocks"),
     "lamp": pruned("lamp"),
     "multiflow": pruned("multiflow"),
+    "das": pruned("omp", allocation="das"),
+    "ecoflap": pruned("omp", allocation="ecoflap"),
     "snip": pruned("snip"),
     "alps": pruned("alps"),
     "itersnip": pruned("itersnip", rounds=2),

@@ -18,8 +18,9 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import Measuring
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import make_method, resolve_method
+from vlp_plugins.models.adapter import Owner
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.pruning import gather, prune
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
 from vlp_plugins.scoring.das import measure_similarities
@@ -155,9 +156,10 @@ def test_projected_gradients_are_the_formula(model):
 def test_they_are_near_the_gradient_along_the_noise():
     """A quadratic loss: what differs is linear in eps, and the rest cancels."""
     values = torch.nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+    weight = Weight("w", "text", 0, values, (Owner("layer", "text"),), ("layer.weight",))
     noise = normal_noise(values, 3)
     losses = []
-    with moved(values.detach()) as move:
+    with moved(weight) as move:
         for step in (1e-3, -1e-3):
             move(noise, step)
             losses.append(float(values.detach().double().square().sum()))

@@ -18,6 +18,7 @@ from vlp_plugins.models.adapter import TokenKind
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.distributed import failing_together
 from vlp_plugins.runtime.errors import NonFiniteError
+from vlp_plugins.runtime.offload import device_of
 from vlp_plugins.scoring.budgets import (
     BudgetAllocation,
     Group,
@@ -101,7 +102,7 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
         for path, _, uses in modules_using(context.model, weights)
     }
     only_first = context.resolved_owners == "first"
-    device = next(context.model.parameters()).device
+    device = device_of(context.model)
     probe = OutputProbe(
         context.model, context.adapter, weights, published=context.published, kinds=True
     )

@@ -146,9 +146,8 @@ def projected_gradients(context: Context, eps: float, limit: int | None) -> dict
 
 def _difference(weight: Weight, loss: Callable[[], float], eps: float, seed: int) -> float:
     """|L(W + eps z) - L(W - eps z)|; the weight is as it was afterwards."""
-    parameter = weight.parameter.detach()
-    with moved(parameter) as move:
-        noise = normal_noise(parameter, seed)
+    with moved(weight) as move:
+        noise = normal_noise(weight.values, seed)
         move(noise, eps)
         above = loss()
         move(noise, -eps)
@@ -156,19 +155,20 @@ def _difference(weight: Weight, loss: Callable[[], float], eps: float, seed: int
 
 
 @contextmanager
-def moved(parameter: torch.Tensor) -> Iterator[Callable[[torch.Tensor, float], None]]:
-    """A function that sets a parameter to what it was plus a multiple of a direction."""
-    before = parameter.clone()
+def moved(weight: Weight) -> Iterator[Callable[[torch.Tensor, float], None]]:
+    """A function that sets a weight to what it was plus a multiple of a direction."""
+    restore = weight.kept()
+    before = weight.values.clone()
 
     def move(direction: torch.Tensor, by: float) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), weight.changing() as parameter:
             parameter.copy_(before + by * direction)
 
     try:
         yield move
     finally:
-        with torch.inference_mode(False), torch.no_grad():
-            parameter.copy_(before)
+        with torch.inference_mode(False):
+            restore()
 
 
 def normal_noise(parameter: torch.Tensor, seed: int) -> torch.Tensor:
