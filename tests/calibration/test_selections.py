@@ -96,6 +96,17 @@ def test_atv_of_several_processes_is_that_of_one(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def test_a_batch_of_nan_does_not_choose_for_the_others():
+    calls = [call([[T, T, M, M, M, M]], seed, sample=seed) for seed in range(3)]
+    expected = of_block(Atv(), calls)
+    spoilt = call([[T, T, M, M, M, M]], 3, sample=3)
+    spoilt.outputs[0, 2] = torch.nan
+
+    found = of_block(Atv(), [*calls, spoilt])
+
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=False))
+
+
 def test_a_sample_without_the_kind_counts_as_a_whole():
     tower = call([[M, M, M], [M, P, P]])
     words = call([[T, T, P]])

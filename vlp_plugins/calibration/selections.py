@@ -30,8 +30,8 @@ class BlockCall:
         outputs: of the same shape, what the unpruned block gives out.
         module_outputs: by canonical name of a weight what its module gives out in the unpruned
             block, `[batch, tokens, out]`; filled if the selection `reads_modules`.
-        attention: `[batch, heads, queries, keys]`, float32 probabilities of the unpruned block, if
-            the selection `reads_attention`; None for a block that has none.
+        attention: `[batch, heads, queries, keys]`, probabilities of the unpruned block in the
+            model's dtype, if the selection `reads_attention`; None for a block that has none.
     """
 
     sample: int
@@ -242,7 +242,8 @@ class _AtvTokens(SelectionState):
         self._seen[call.sample] = (call.real, visual, drifts)
         # By sample: the order in which processes see samples shall not matter.
         values = drifts[visual].double()
-        self._sums[call.sample] = (float(values.sum()), len(values))
+        total = float(values.sum())  # not finite: of a batch that is left out
+        self._sums[call.sample] = (total, len(values)) if math.isfinite(total) else (0.0, 0)
 
     def agree(self) -> None:
         found = {sample: each for part in all_gather(self._sums) for sample, each in part.items()}
