@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from chat_models import qwen, save_qwen
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from vlp_command import command
@@ -86,6 +87,23 @@ def test_names_index_generation_and_processor_files_are_those_of_the_source(shar
         assert one.stat().st_mode == other.stat().st_mode
         if not name.endswith(".safetensors"):
             assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_shard_whose_tensors_the_class_leaves_out_comes_along(sharded, tmp_path):
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["extra.weight"] = "extra.safetensors"
+    (sharded / INDEX).write_text(json.dumps(index))
+    save_file({"extra.weight": torch.ones(3)}, sharded / "extra.safetensors", {"format": "pt"})
+    save_file({"other.weight": torch.ones(3)}, sharded / "other.safetensors")
+    model = loaded(sharded)
+    masks = vlp_plugins.prune(model, method="omp", sparsity=0.5)
+    masks.save_model(model, tmp_path / "pruned")
+    assert masks.verify(loaded(tmp_path / "pruned")) == []
+    extra = [
+        (folder / "extra.safetensors").read_bytes() for folder in (sharded, tmp_path / "pruned")
+    ]
+    assert extra[0] == extra[1]
+    assert not (tmp_path / "pruned" / "other.safetensors").exists()
 
 
 def test_tied_and_transposed_weights_are_written_once_and_right(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,11 +167,6 @@ class Shards:
             found[name] = file, place.begin
         return cls(tuple(dict.fromkeys(file for file, _ in found.values())), found)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the files."""
-        return sum(path.stat().st_size for path in self.files)
-
     def write(self, model: nn.Module, folder: Path, values: Mapping[str, torch.Tensor]) -> None:
         """Writes the files of a model again, one tensor after the other.
 
@@ -196,10 +192,21 @@ class Shards:
                 _copy(file, copy, None)
             shutil.copymode(path, folder / path.name)
         home = self.files[0].parent
+        for path in self._left_out(home):
+            shutil.copy2(path, folder / path.name)
         for pattern in ("config.json", "generation_config.json", "*.safetensors.index.json"):
             for path in home.glob(pattern):
                 shutil.copy2(path, folder / path.name)
         copy_companions(str(home), folder)
+
+    def _left_out(self, home: Path) -> list[Path]:
+        """Files that the index names, too, but whose tensors the model's class does not have."""
+        own, named = {path.name for path in self.files}, set[str]()
+        for index in home.glob("*.safetensors.index.json"):
+            with suppress(KeyError, TypeError, ValueError, AttributeError):  # it was not loaded by
+                files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                named |= files if files & own else set()
+        return [path for path in home.glob("*.safetensors") if path.name in named - own]
 
 
 def _saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
