@@ -208,8 +208,18 @@ def test_a_loss_that_is_not_finite_is_named_or_left_out(model):
         toy_pruned(
             model, method="omp", allocation="ecoflap", batches=batches[:1], skip_nonfinite=True
         )
-    with pytest.raises(NonFiniteError, match="the output of .* in batch 0"):
+
+
+def test_an_output_that_is_not_finite_is_named_or_left_out(model, caplog):
+    batches = [spoilt(BATCHES[0]), *BATCHES[1:]]
+    with pytest.raises(NonFiniteError, match=r"the output of .* in batch 0.*--skip-nonfinite"):
         toy_pruned(model, method="omp", allocation="das", batches=batches)
+
+    found = measure_similarities(context(model, batches, skip_nonfinite=True))
+    assert found == measure_similarities(context(model, BATCHES[1:]))
+    assert "left batch 0 out: the output of" in caplog.text
+    with pytest.raises(NonFiniteError, match="in all batches"):
+        measure_similarities(context(model, batches[:1], skip_nonfinite=True))
 
 
 def test_few_batches_are_read(model):

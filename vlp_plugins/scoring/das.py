@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from vlp_plugins.scoring.selection import Scored
 
 if TYPE_CHECKING:
     from vlp_plugins.methods.method import Context
+
+logger = logging.getLogger(__name__)
 
 _MEANS = 3
 
@@ -93,7 +96,8 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
 
     Raises:
         StatisticsError: if a weight was reached by no stream.
-        NonFiniteError: if an output holds NaN or infinity.
+        NonFiniteError: if an output holds NaN or infinity and such batches are not skipped, or all
+            are.
         BatchError: if an output does not fit the samples or the mask of its tokens.
     """
     weights = context.weights
@@ -111,8 +115,23 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
         for index, batch in batches_of_this_process(context, context.limit):
             sums = {name: [0.0] * (2 * _MEANS + 1) for name in weights}
 
-            def take(output: Output, index: int = index, sums: Any = sums) -> None:
-                means = _means_of(output, index)
+            failed: list[NonFiniteError] = []
+
+            def take(
+                output: Output,
+                index: int = index,
+                sums: Any = sums,
+                failed: list[NonFiniteError] = failed,
+            ) -> None:
+                if failed:
+                    return
+                try:
+                    means = _means_of(output, index)
+                except NonFiniteError as error:
+                    if not context.skip_nonfinite:
+                        raise
+                    failed.append(error)
+                    return
                 for name in users[output.module]:
                     if only_first and weights[name].owners[0].module != output.module:
                         continue
@@ -122,8 +141,16 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
                     sums[name][-1] += 1
 
             probe.run(to_device(batch, device), take)
-            found[index] = [value for each in sums.values() for value in each]
-    totals = iter(sum_in_order(found))
+            if failed:
+                logger.warning("left batch %d out: %s", index, failed[0])
+            else:
+                found[index] = [value for each in sums.values() for value in each]
+    totals = iter(all_sums := sum_in_order(found))
+    if not all_sums:
+        raise NonFiniteError(
+            "an output holds NaN or infinity in all batches; look at the checkpoint (weights after "
+            "a diverged training), or run in float32"
+        )
     by_weight = {name: [next(totals) for _ in range(2 * _MEANS + 1)] for name in weights}
     check_reached(context.adapter, weights, [name for name, each in by_weight.items() if each[-1]])
     return {
@@ -146,7 +173,8 @@ def _means_of(output: Output, index: int) -> list[tuple[float, int]]:
         if not bool(rows.isfinite().all()):
             raise NonFiniteError(
                 f"the output of {output.module} holds NaN or infinity in batch {index}; look at "
-                "that batch, at the checkpoint, or run the model in float32"
+                "that batch, at the checkpoint, run the model in float32, or leave such batches "
+                "out with skip_nonfinite (--skip-nonfinite)"
             )
         for place, mean in enumerate(cosine_means(rows, visual)):
             if not math.isnan(mean):
