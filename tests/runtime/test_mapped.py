@@ -1,5 +1,7 @@
 """Views of mapped files: what is given back, what is brought back, and what is left alone."""
 
+import ctypes
+import errno
 import sys
 
 import pytest
@@ -59,6 +61,20 @@ def test_what_was_written_stays_until_it_is_discarded(mapped):
     assert untouched([first, second]) == [True, True]
     with safe_open(path, framework="pt") as file:  # the file never changed
         assert torch.equal(file.get_tensor("first"), dense)
+
+
+def test_what_the_system_refuses_is_told_where_values_depend_on_it(mapped, monkeypatch):
+    class Refusing:
+        def madvise(self, *_):
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    first, _, _ = mapped
+    first[:] = 7
+    monkeypatch.setattr("vlp_plugins.runtime.mapped.ctypes.CDLL", lambda *_, **__: Refusing())
+    release([first])
+    with pytest.raises(OSError, match="Invalid argument: the values of a file cannot be brought"):
+        discard([first])
 
 
 def test_memory_that_is_of_no_file_is_left_alone():

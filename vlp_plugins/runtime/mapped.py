@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -84,10 +85,21 @@ def release(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def discard(tensors: Iterable[torch.Tensor]) -> None:
-    """Brings back what the file has, of tensors that were `untouched` before they were written."""
+    """Brings back what the file has, of tensors that were `untouched` before they were written.
+
+    Raises:
+        OSError: if the system refuses (pages are locked in memory); what was written is still
+            there.
+    """
     for tensor in tensors:
         begin, end = _extent(tensor)
-        _drop(begin // mmap.PAGESIZE * mmap.PAGESIZE, -(-end // mmap.PAGESIZE) * mmap.PAGESIZE)
+        first, last = begin // mmap.PAGESIZE, -(-end // mmap.PAGESIZE)
+        if code := _drop(first * mmap.PAGESIZE, last * mmap.PAGESIZE):
+            raise OSError(
+                code,
+                f"{os.strerror(code)}: the values of a file cannot be brought back into the model, "
+                "whose weights stay as they were written; load it again",
+            )
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -126,7 +138,9 @@ def _flags(begin: int, end: int) -> np.ndarray:
         return np.frombuffer(file.read(8 * (last - first)), dtype=np.uint64)
 
 
-def _drop(begin: int, end: int) -> None:
+def _drop(begin: int, end: int) -> int:
+    """0, or the number of the system's error: then nothing was dropped."""
     library = ctypes.CDLL(None, use_errno=True)
     address, length = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
-    library.madvise(address, length, ctypes.c_int(_DONTNEED))
+    failed = library.madvise(address, length, ctypes.c_int(_DONTNEED))
+    return ctypes.get_errno() if failed else 0
