@@ -231,10 +231,12 @@ def test_names_bring_parameters():
     assert allocation_by_name("owl(M=3, lambda=0.1)") == Owl(M=3, lambda_=0.1)
     assert allocation_by_name("ecoflap(batches=2)").record() == {
         "allocation": "ecoflap",
+        "even": "layer",
         "margin": 0.1,
         "eps": 0.001,
         "batches": 2,
     }
+    assert Owl(even=RowAllocation()).record() != Owl().record()
     with pytest.raises(SparsityError, match="did you mean 'owl'"):
         allocation_by_name("owll")
     with pytest.raises(UnknownNameError, match="no parameter 'm'; it takes .*M, lambda"):

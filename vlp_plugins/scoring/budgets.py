@@ -131,6 +131,9 @@ class GroupAllocation(Allocation):
             counts.append({name: count[name] for name in scored.weights})
         return self.even.selected(scored, counts, floor)
 
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "even": self.even.name}
+
     def _times_factors(
         self,
         importances: Mapping[Group, float],
@@ -229,7 +232,7 @@ class BudgetAllocation(GroupAllocation):
         return self.found
 
     def record(self) -> dict[str, Any]:
-        own = {"allocation": self.name, "margin": self.margin}
+        own = {**super().record(), "margin": self.margin}
         if self.found is None:
             return own
         text = json.dumps(sorted(self.found.items()))
