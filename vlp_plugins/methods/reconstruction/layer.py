@@ -159,7 +159,7 @@ class Scaled:
             new = residual.square().sum(1, keepdim=True)
             direction.mul_(torch.where(running, new / power, 0.0)).add_(residual)
             power = new
-        return found.double().div_(self.norms).float()
+        return found.div_(self.norms).float()
 
 
 Reconstructed = tuple[torch.Tensor, torch.Tensor]
