@@ -392,7 +392,7 @@ def load_outline(source: str, *, adapter: str | None = None) -> tuple[nn.Module,
             with suppress(VlpError):
                 _load_by(known.adapter, name, bare)
     try:
-        with bounded(source):
+        with bounded(source, values=False):
             model = meta_model(source, ()).eval()
     except Exception:  # a format that only an adapter knows, or loading says what is wrong
         return load_model(source, adapter=adapter, device="cpu")

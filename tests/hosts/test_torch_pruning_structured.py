@@ -479,7 +479,7 @@ def test_the_importance_must_know_the_blocks() -> None:
         ({"cut": "units"}, UnsupportedError, "unknown"),
         ({"scope": "global"}, UnsupportedError, "block kind"),
         ({"steps": 0}, SparsityError, "at least 1"),
-        ({"importance": 3}, UnsupportedError, "no importance"),
+        ({"importance": 3}, UnsupportedError, "not an importance"),
         ({"importance": lambda group: None, "edges": False}, UnsupportedError, "edges"),
     ],
 )

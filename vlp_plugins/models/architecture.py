@@ -78,10 +78,11 @@ def load_config(source: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def bounded(source: str | os.PathLike[str]) -> Iterator[None]:
+def bounded(source: str | os.PathLike[str], *, values: bool = True) -> Iterator[None]:
     """Within it, a model that is made or loaded takes no more than its files of weights can fill.
 
-    Of a hub id, whose files may not be there yet, nothing is checked.
+    Of a hub id, whose files may not be there yet, nothing is checked. The files themselves are
+    where their `values` will be read.
 
     Raises:
         UnsupportedError: if the configuration describes a model that is far larger than what the
@@ -93,7 +94,8 @@ def bounded(source: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     _raw_config(os.fspath(source))
-    _check_weights(folder)
+    if values:
+        _check_weights(folder)
     files = (path for pattern in _WEIGHTS for path in folder.glob(pattern))
     stored = _LEAST_BITS * sum(path.stat().st_size for path in files)
     taken = 0

@@ -92,6 +92,8 @@ def stored_tensors(path: Path) -> dict[int, tuple[torch.dtype, int]]:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError(f"its header would have {size:,} bytes")
             check_read(f"the header of {path}", size, UnsupportedError)
             header = json.loads(file.read(size))
         end = 8 + size
