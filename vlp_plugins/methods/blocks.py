@@ -278,7 +278,7 @@ def _activations(method: Composition) -> list[ActivationStatistic]:
     if len(found) < len(method.needs):
         raise UnsupportedError(
             f"method {method.name!r} needs gradients of the whole model's loss, which a block "
-            "alone does not have; take walk='model'"
+            "alone does not have; leave walk and tokens out"
         )
     return found
 

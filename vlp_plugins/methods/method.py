@@ -259,6 +259,8 @@ class Method(ABC):
         """
         tokens = None if context.tokens is None else f"tokens={context.tokens.name!r}"
         walk = context.walk or ("blocks" if tokens else self.walks[0])
+        if walk not in ("model", "blocks"):
+            raise UnsupportedError(f"walk={walk!r} is unknown; give 'model' or 'blocks'")
         if walk not in self.walks:
             asked = f"walk={walk!r}" if context.walk else tokens
             raise UnsupportedError(

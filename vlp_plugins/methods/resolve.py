@@ -87,6 +87,11 @@ def resolve_method(
         )
     if isinstance(allocation, str):
         allocation = allocation_by_name(allocation)
+    elif allocation is not None and not isinstance(allocation, Allocation):
+        raise UnsupportedError(
+            f"allocation={allocation!r:.80} is not an allocation; give a name, such as 'layer', or "
+            "an instance, such as Pattern(keep=2, of=4)"
+        )
     budgets = any(isinstance(target, Mapping) for target in targets)
     if allocation is None and budgets and not composition.allocation.takes_budgets:
         allocation = ModalityAllocation()

@@ -210,10 +210,15 @@ def make(offer: Offer, parameters: Mapping[str, Any], expected: type[Made]) -> M
 
 
 def parameters_of(factory: Factory) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a factory; annotations that do not resolve stay text."""
+    """The parameters of a factory; annotations that do not resolve stay text.
+
+    A class names in `internal` what its own code alone sets.
+    """
+    internal = getattr(factory, "internal", ())
     for resolve in (True, False):
         try:
-            return inspect.signature(factory, eval_str=resolve).parameters
+            found = inspect.signature(factory, eval_str=resolve).parameters
+            return {name: each for name, each in found.items() if name not in internal}
         except Exception:  # evaluating an outsider's annotation may raise anything
             continue
     return _ANY_PARAMETER

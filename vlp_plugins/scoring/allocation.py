@@ -171,12 +171,14 @@ class Allocation(ABC):
     Attributes:
         name: what `allocation_by_name`, reports and mask files call it.
         takes_budgets: whether a target may be a budget per modality.
+        internal: fields that are no parameters of the name.
         compares: whether what one tensor keeps depends on others, so that it takes all of them.
         score: what `select` reads, whatever score ranks within a tensor; None: that of the method.
     """
 
     name: ClassVar[str]
     takes_budgets: ClassVar[bool] = True
+    internal: ClassVar[tuple[str, ...]] = ("even", "factors", "found")
     compares: ClassVar[bool] = True
     score: ClassVar[Scorer | None] = None
 

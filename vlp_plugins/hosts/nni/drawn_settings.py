@@ -21,8 +21,8 @@ NAME = "_name"
 """The key under which NNI gives the chosen alternative of a nested choice."""
 DRAWN = (
     "pruner", "method", "id", "parameters", "lambda", "sparsity", "allocation", "pattern", "floor",
-    "owners", "variant", "seed", "autocast", "dtype", "skip_nonfinite", "data.batches",
-    "data.batch_size", "data.seed", "data.max_length", "data.prompt", "data.max_pixels",
+    "owners", "variant", "walk", "tokens", "seed", "autocast", "dtype", "skip_nonfinite",
+    "data.batches", "data.batch_size", "data.seed", "data.max_length", "data.prompt", "data.max_pixels",
     "finetune_steps", "learning_rate",
 )  # fmt: skip
 """What a tuner may draw; any key that is none of a recipe's is a parameter of the method.
