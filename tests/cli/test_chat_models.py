@@ -140,6 +140,7 @@ def test_letters_stand_for_choices(vlp: Command, taught: dict[str, Path], tmp_pa
         (("--method", "omp", "--allocation", "das"), ("read by the allocation alone", "masks: ")),
         (("--method", "wanda", "--allocation", "ecoflap(batches=1)"), ("data pass: ",)),
         (("--method", "multiflow", "--allocation", "owl(M=3)"), ("data pass: ",)),
+        (("--method", "wanda", "--allocation", "owl", "--walk", "blocks"), ("pruning: ",)),
     ],
 )
 def test_tokens_and_budgets_of_blocks(
@@ -156,6 +157,8 @@ def test_tokens_and_budgets_of_blocks(
     assert masks.removed == pytest.approx(0.5 * total, abs=20 if "alps" in words else 0.5)
     assert f"{masks.removed:,}" in planned
     record = masks.manifest.parameters
+    if "blocks" in words:
+        assert record["walk"] == "blocks"
     if "atv(alpha=2)" in words:
         assert record["tokens"] == "atv(alpha=2)"
         assert record["walk"] == "blocks"
@@ -166,6 +169,14 @@ def test_tokens_and_budgets_of_blocks(
     assert again
     if record["allocation"] == "das":
         assert "allocation das measures the model first: 2 forward passes" in planned
+
+
+def test_a_plan_of_measuring_needs_the_number_of_batches(
+    vlp: Command, taught: dict[str, Path]
+) -> None:
+    words = ("--model", taught["model"], "--method", "omp", "--allocation", "das")
+    refused = vlp("plan", *words, "--sparsity", 0.5, code=2).stderr
+    assert "what measuring for allocation 'das' takes; give their number with --batches" in refused
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from vlp_plugins.masks.manifest import Count
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import packed_size
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.guided import Guided, IdGuided, Measuring
+from vlp_plugins.methods.guided import BeforeMeasuring, Guided, IdGuided, Measuring
 from vlp_plugins.methods.iterative import Iterative
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -44,6 +44,7 @@ from vlp_plugins.runtime.memory import (
 )
 from vlp_plugins.runtime.model_state import dtype_of
 from vlp_plugins.scoring.allocation import (
+    Allocation,
     EvenAllocation,
     GlobalAllocation,
     ModalityAllocation,
@@ -311,9 +312,13 @@ def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
     return {**known, "all": sum(counts.values(), Count(0, 0))}
 
 
+def _reads_data(allocation: Allocation) -> bool:
+    return allocation.score is not None and bool(allocation.score.needs)
+
+
 def _divided_by_data(method: Method) -> bool:
     if not isinstance(method.allocation, GlobalAllocation):
-        return isinstance(method.allocation, GroupAllocation)
+        return isinstance(method.allocation, GroupAllocation) or _reads_data(method.allocation)
     if isinstance(method, Composition):
         return bool((method.allocation_score or method.score).needs)
     return True
@@ -435,8 +440,14 @@ def timing_of(
 
 
 def _by_magnitude(method: Method, context: Context) -> list[Masks]:
-    """Masks by magnitude in the method's allocation: their counts are the method's."""
-    counting = Composition("counts", Magnitude(), method.allocation)
+    """Masks by magnitude in the method's allocation: their counts are the method's.
+
+    An allocation that reads data itself has the same count in all.
+    """
+    allocation = method.allocation
+    if _reads_data(allocation):
+        allocation = BeforeMeasuring() if allocation.takes_budgets else GlobalAllocation()
+    counting = Composition("counts", Magnitude(), allocation)
     plain = replace(context, published=False, owners=None, seed=0, walk=None, tokens=None)
     return counting.run(plain)
 
@@ -538,17 +549,23 @@ def _seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def _known_count(job: Prepared, what: str) -> int:
+    """The number of batches; `DataError` if it is unknown, and with it what something takes."""
+    count = job.recipe.data.batches
+    if count is None:
+        raise DataError(
+            f"the number of batches is unknown, and with it what {what} takes; give their number "
+            "with --batches"
+        )
+    return count
+
+
 def _plan_guided(job: Prepared, method: IdGuided, batches: _DummyBatches) -> Plan:
     """What it takes to measure, by one dummy batch, and then to prune."""
     inner = _plan_job(
         replace(job, method=method.method.with_allocation(method.allocation)), batches
     )
-    count = job.recipe.data.batches
-    if count is None:
-        raise DataError(
-            f"the number of batches is unknown, and with it what measuring dimensions for "
-            f"{method.name!r} takes; give their number with --batches"
-        )
+    count = _known_count(job, f"measuring dimensions for {method.name!r}")
     dimensions = _planned_dimensions(
         job,
         next(iter(batches)),
@@ -574,7 +591,8 @@ def _plan_measuring(job: Prepared, method: Measuring, batches: _DummyBatches) ->
     inner = _plan_job(
         replace(job, method=method.method.with_allocation(method.allocation)), batches
     )
-    forwards = method.method.allocation.forwards(job.weights, job.recipe.data.batches or 1)
+    count = _known_count(job, f"measuring for allocation {method.method.allocation.name!r}")
+    forwards = method.method.allocation.forwards(job.weights, count)
     each = _gathered(job.context(), Composition("forward", Wanda()), batches)[1]
     cost = inner.cost or Cost(ram_bytes=inner.statistics_bytes)
     other = inner.timing.other_seconds + forwards * each
