@@ -30,8 +30,9 @@ class Reconstruction(Composition):
     """A composition whose masks, and the values of what stays, a solver chooses layer by layer.
 
     The allocation says how many elements each layer keeps, by the score; the solver sees the layer
-    and the Gram matrix of its inputs in the dense model. The Gram matrices of all layers are held
-    at once.
+    and the Gram matrix of its inputs. In a walk over the model these are the inputs in the dense
+    model, and the Gram matrices of all layers are held at once; in a walk by blocks those behind
+    pruned blocks, and the matrices of one block.
 
     Attributes:
         solver: chooses support and values.
@@ -97,8 +98,9 @@ class Reconstruction(Composition):
 def sparsegpt(*, damping: float = 0.01, block: int = 128) -> Reconstruction:
     """SparseGPT (Frantar & Alistarh, ICML 2023): prune column by column, pass errors on.
 
-    The Gram matrix is that of the dense model's inputs; the published code prunes the layers of a
-    language model one after another.
+    With `walk="model"` the Gram matrix is that of the inputs in the dense model, with
+    `walk="blocks"` that of the inputs behind pruned blocks; the published code prunes the layers of
+    a language model one after another.
 
     Args:
         damping: added to the diagonal of the Gram matrix, in means of it.
