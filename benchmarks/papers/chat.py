@@ -271,7 +271,7 @@ def _chosen(found: Found) -> list[str]:
         "",
         *markdown(["Method", *MEASURES.values()], rows),
         "",
-        f"First is `{order[0]}`. On the test split, minus `{USUAL}`, which is what is recommended:",
+        f"First is `{order[0]}`. `{first}` on the test split, minus the usual `{USUAL}`:",
         "",
         *_gains(found, [(first, USUAL)], pooled=False),
     ]
