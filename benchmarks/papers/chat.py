@@ -45,6 +45,7 @@ BY_TOKENS = [
 BY_BUDGETS = [(f"{m}-owl-{w}", f"{m}-{w}") for m in ("wanda", "alps") for w in ("model", "blocks")]
 USUAL = "alps-model"
 """What `docs/choosing.md` recommends where weights may change."""
+BY_METHOD = [(way, USUAL) for way in ("sparsegpt-model", "alps+-model", "refit-model", "lamp")]
 
 Values = NDArray[np.float64]
 
@@ -153,6 +154,7 @@ def page(found: Found) -> str:
         ("Block by block, minus the whole-model pass", BY_WALK, True),
         ("Token selections, minus all tokens in the same walk", BY_TOKENS, False),
         ("Budgets by OWL, minus the same sparsity in every layer or row", BY_BUDGETS, False),
+        ("Other methods, minus ALPS", BY_METHOD, False),
     ):
         lines += [f"## {title}", "", *_gains(found, pairs, pooled=pooled), ""]
     return "\n".join([*lines, *_chosen(found)]).rstrip() + "\n"
