@@ -40,9 +40,13 @@ BY_WALK = [
 BY_TOKENS = [
     *((f"{method}-blocks-{kind}", f"{method}-blocks")
       for method in ("wanda", "alps") for kind in ("text", "image")),
-    *(("atv", "wanda-blocks"), ("alps-blocks-atv", "alps-blocks"), ("tamp", "wanda-blocks")),
+    *((way, "wanda-blocks") for way in ("atv", "wanda-blocks-amia", "tamp")),
+    ("alps-blocks-atv", "alps-blocks"),
 ]  # fmt: skip
-BY_BUDGETS = [(f"{m}-owl-{w}", f"{m}-{w}") for m in ("wanda", "alps") for w in ("model", "blocks")]
+BY_BUDGETS = [
+    *((f"{m}-owl-{w}", f"{m}-{w}") for m in ("wanda", "alps") for w in ("model", "blocks")),
+    *((f"{method}-das-blocks", f"{method}-blocks") for method in ("wanda", "alps")),
+]
 USUAL = "alps-model"
 """What `docs/choosing.md` recommends where weights may change."""
 BY_METHOD = [(way, USUAL) for way in ("sparsegpt-model", "alps+-model", "refit-model", "lamp")]
@@ -153,7 +157,7 @@ def page(found: Found) -> str:
     for title, pairs, pooled in (
         ("Block by block, minus the whole-model pass", BY_WALK, True),
         ("Token selections, minus all tokens in the same walk", BY_TOKENS, False),
-        ("Budgets by OWL, minus the same sparsity in every layer or row", BY_BUDGETS, False),
+        ("Budgets of blocks, minus the same sparsity in every layer or row", BY_BUDGETS, False),
         ("Other methods, minus ALPS", BY_METHOD, False),
     ):
         lines += [f"## {title}", "", *_gains(found, pairs, pooled=pooled), ""]

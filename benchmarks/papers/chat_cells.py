@@ -38,7 +38,7 @@ SEEDS = (1, 2, 3)
 PATTERN = "keep=2,of=4"
 SPARSITIES = (0.7, PATTERN, 0.6, 0.5)
 """In the order in which they are run."""
-TOKENS_AT = 0.7
+ONE = 0.7
 POOL = 1024
 """Calibration scenes of each kind; a seed draws its own from them."""
 SAMPLES, BATCH = 256, 16
@@ -64,12 +64,16 @@ WAYS = (
     *(_way(method, budget, walk) for method, budget in WALKING for walk in ("model", "blocks")),
     *(_way("atv"), _way("tamp"), _way("alps", walk="blocks", tokens="atv")),
 )
-OF_TOKENS = tuple(
-    _way(method, walk="blocks", tokens=tokens)
-    for method in ("wanda", "alps")
-    for tokens in ("text", "image")
+AT_ONE = (
+    *(
+        _way(method, walk="blocks", tokens=tokens)
+        for method in ("wanda", "alps")
+        for tokens in ("text", "image")
+    ),
+    *(_way("wanda", walk="blocks", tokens="amia"), _way("wanda", "das", "blocks")),
+    _way("alps", "das", "blocks"),
 )
-"""What is run at one sparsity; all tokens and those of ATV are among `WAYS`."""
+"""What is run at one sparsity: tokens of one kind, and the two parts of TAMP."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ def cells(seeds: Sequence[int]) -> list[Cell]:
         Cell(way, sparsity, seed)
         for sparsity in SPARSITIES
         for seed in seeds
-        for way in (*WAYS, *(OF_TOKENS if sparsity == TOKENS_AT else ()))
+        for way in (*WAYS, *(AT_ONE if sparsity == ONE else ()))
         if not (sparsity == PATTERN and "owl" in way.name)  # a pattern leaves no budgets
         if not (way.name == "lamp" and seed != seeds[0])  # it reads no data
     ]

@@ -19,7 +19,7 @@ from benchmarks.papers.chat import MEASURES, Figure, Found, page
 from benchmarks.papers.chat_cells import PATTERN, SEEDS, Bench, Cell, answer_losses, cells
 from vlp_plugins.runtime.errors import OutputError
 
-WAYS = {way.name: way for way in (*chat_cells.WAYS, *chat_cells.OF_TOKENS)}
+WAYS = {way.name: way for way in (*chat_cells.WAYS, *chat_cells.AT_ONE)}
 
 
 @pytest.fixture(autouse=True)
