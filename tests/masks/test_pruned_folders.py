@@ -159,7 +159,7 @@ def test_a_disk_that_is_too_small_is_told_before_any_work(sharded, tmp_path, mon
     model = loaded(sharded)
     masks = vlp_plugins.prune(model, method="omp", sparsity=0.5)
     monkeypatch.setattr(application, "write_pruned", None)  # it is not reached
-    with pytest.raises(OutputError, match=r"pruned will take .* KiB, and its disk has 1000 bytes"):
+    with pytest.raises(OutputError, match=r"pruned will take .* kB, and its disk has 1.00 kB"):
         masks.save_model(model, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from vlp_plugins.runtime.errors import OutputError
-from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.numbers import size
 
 try:
     import fcntl
@@ -272,7 +272,7 @@ def check_space(target: str | os.PathLike[str], needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise OutputError(
-            f"{target} will take {text_of(needed)}, and its disk has {text_of(free)} left; free "
+            f"{target} will take {size(needed)}, and its disk has {size(free)} left; free "
             "some, or give a place on another disk"
         )
 

@@ -22,8 +22,8 @@ NAME = "_name"
 DRAWN = (
     "pruner", "method", "id", "parameters", "lambda", "sparsity", "allocation", "pattern", "floor",
     "owners", "variant", "walk", "tokens", "seed", "autocast", "dtype", "skip_nonfinite",
-    "data.batches", "data.batch_size", "data.seed", "data.max_length", "data.prompt", "data.max_pixels",
-    "finetune_steps", "learning_rate",
+    "data.batches", "data.batch_size", "data.seed", "data.max_length", "data.prompt",
+    "data.max_pixels", "finetune_steps", "learning_rate",
 )  # fmt: skip
 """What a tuner may draw; any key that is none of a recipe's is a parameter of the method.
 
