@@ -18,7 +18,8 @@ from toy import ToyAdapter, toy_batches, toy_model
 from two_processes import run_two_processes
 
 import vlp_plugins as vlp
-from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics
+from vlp_plugins.calibration.block_pass import BlockPass
+from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.calibration.paused import HiddenStates, Visit
 from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vlp_command import command
 
 import vlp_plugins as vlp
-from vlp_plugins.calibration.block_pass import BlockPass, BlockStatistics
+from vlp_plugins.calibration.block_pass import BlockPass
+from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
 from vlp_plugins.calibration.paused import Visit
 from vlp_plugins.calibration.tokens import kinds_of

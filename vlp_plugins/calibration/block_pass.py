@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +27,8 @@ from vlp_plugins.calibration.batches import (
     to_device,
     warn_if_fewer,
 )
-from vlp_plugins.calibration.moments import ActivationStatistic, Key
+from vlp_plugins.calibration.block_sums import BlockStatistics, Sums
+from vlp_plugins.calibration.moments import ActivationStatistic
 from vlp_plugins.calibration.paused import HiddenStates, PausedForward, Visit, pausing
 from vlp_plugins.calibration.probes import ActivationProbe
 from vlp_plugins.calibration.selections import (
@@ -43,58 +44,17 @@ from vlp_plugins.calibration.tokens import (
     modules_using,
     run_without_gradients,
 )
+from vlp_plugins.calibration.visits import Rehearsal, is_in, weights_by_block
 from vlp_plugins.masks.packed import Pruned
-from vlp_plugins.models.adapter import Adapter, Batch, Owner, Stream
+from vlp_plugins.models.adapter import Adapter, Batch, Stream
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, failing_together, rank_and_size
-from vlp_plugins.runtime.errors import DataError, NonFiniteError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.model_state import caches_off, eager_attention, flags_kept
 from vlp_plugins.runtime.offload import device_of
 
 logger = logging.getLogger("vlp_plugins.calibration")
-
-
-@dataclass(frozen=True)
-class BlockStatistics:
-    """Sums over all batches for the weights of one visit.
-
-    Attributes:
-        sums: by statistic name and site, `[size]`.
-        samples: that they are of.
-        left_out: indices of the batches that were left out so far.
-    """
-
-    sums: Mapping[Key, torch.Tensor]
-    samples: int
-    left_out: frozenset[int] = frozenset()
-    _divided: set[int] = field(default_factory=set)
-
-    def mean(
-        self, statistic: str, weight: str, *, owners: Literal["all", "first"] = "all"
-    ) -> torch.Tensor:
-        """A statistic of one weight, summed over its sites and divided by the samples; `[size]`.
-
-        Raises:
-            StatisticsError: if nothing was measured for it.
-        """
-        found = [
-            total
-            for (name, site), total in sorted(self.sums.items(), key=lambda item: item[0])
-            if (name, site.weight) == (statistic, weight) and (owners == "all" or site.owner == 0)
-        ]
-        if not found:
-            raise StatisticsError(
-                f"no {statistic!r} was measured of weight {weight!r} at "
-                f"{'its first owner' if owners == 'first' else 'any module that uses it'}"
-            )
-        if len(found) > 1:
-            return torch.stack(found).sum(0) / self.samples
-        total = found[0]  # divided in place: a Gram matrix is not held twice
-        if id(total) not in self._divided:
-            self._divided.add(id(total))
-            total.div_(self.samples)
-        return total
 
 
 @dataclass(frozen=True)
@@ -169,7 +129,7 @@ class BlockPass:
         rank, world = rank_and_size()
         digest, self.batches, self.samples = b"", 0, 0
         self._kept: list[tuple[int, Batch]] = []
-        rehearsal = _Rehearsal()
+        rehearsal = Rehearsal()
         for index, batch in enumerate(islice(batches, limit)):
             digest = chain_hash(digest, batch)
             self.batches += 1
@@ -227,7 +187,7 @@ class BlockPass:
             self._model, self._adapter, self._weights, statistics, published=self._published
         )
         dtypes = {statistic.name: statistic.block_dtype for statistic in statistics}
-        walk = _Sums(probe, dtypes, tokens, skip_nonfinite)
+        walk = Sums(probe, dtypes, tokens, skip_nonfinite)
         store = HiddenStates(memory_budget, folder)
 
         def run() -> None:
@@ -277,7 +237,7 @@ class BlockPass:
         self,
         visit: Visit,
         forwards: list[PausedForward],
-        walk: _Sums,
+        walk: Sums,
         decide: Decide,
         known: Decided | None,
     ) -> None:
@@ -313,7 +273,7 @@ class BlockPass:
         self,
         visit: Visit,
         forwards: list[PausedForward],
-        walk: _Sums,
+        walk: Sums,
         names: Collection[str],
         *,
         go_on: bool,
@@ -392,7 +352,7 @@ class BlockPass:
             owner
             for name in self._inside[visit.block]
             for owner in self._weights[name].owners
-            if _is_in(owner.module, visit.block)
+            if is_in(owner.module, visit.block)
         )
         with forward.present():
             hidden = forward.hidden
@@ -430,7 +390,7 @@ class BlockPass:
                 for forward in forwards:
                     forward.stop()
 
-    def _rehearse(self, rehearsal: _Rehearsal, index: int, batch: Batch) -> None:
+    def _rehearse(self, rehearsal: Rehearsal, index: int, batch: Batch) -> None:
         """Runs a batch, to see in which order it calls the blocks, and which weights they use."""
         order: list[Visit] = []
         store = HiddenStates(None, None)
@@ -467,136 +427,6 @@ class BlockPass:
     def _release(self, block: str) -> None:
         """Gives back the memory of a block whose values are in a file."""
         release(self._model.get_submodule(block).parameters())
-
-
-@dataclass
-class _Rehearsal:
-    """What the first batches show.
-
-    Attributes:
-        orders: of the visits, one for each batch.
-        uses: which weight a visit uses.
-    """
-
-    orders: list[list[Visit]] = field(default_factory=list)
-    uses: set[tuple[Visit, str]] = field(default_factory=set)
-
-    def is_enough(self, weights: WeightMap) -> bool:
-        """Whether every weight was used; how often a block is called twice may depend on data."""
-        once = not any(visit.turn for order in self.orders for visit in order)
-        return once and {name for _, name in self.uses} == weights.keys()
-
-    @property
-    def order(self) -> list[Visit]:
-        """One order of all visits: the longest; others where they are called before it."""
-        merged: list[Visit] = []
-        for order in sorted(self.orders, key=len, reverse=True):
-            place = len(merged)
-            for visit in reversed(order):
-                if visit in merged:
-                    place = merged.index(visit)
-                else:
-                    merged.insert(place, visit)
-        return merged
-
-
-@dataclass
-class _Sums:
-    """One walk.
-
-    Attributes:
-        probe: measures the inputs of weights.
-        dtypes: of the sums of each statistic.
-        tokens: which tokens count; None: all real ones.
-        skip_nonfinite: whether batches are left out.
-        decided: by canonical name.
-        sums: of this process, of weights that are not decided yet.
-        left_out: batches of this process that were left out, and the samples in each.
-    """
-
-    probe: ActivationProbe
-    dtypes: Mapping[str, torch.dtype]
-    tokens: TokenSelection | None
-    skip_nonfinite: bool
-    decided: dict[str, Pruned] = field(default_factory=dict)
-    sums: dict[Key, torch.Tensor] = field(default_factory=dict)
-    left_out: dict[int, int] = field(default_factory=dict)
-
-    def leave_out(self, forward: PausedForward) -> None:
-        """Ends a forward, whose batch counts no longer."""
-        self.left_out[forward.index] = forward.samples
-        forward.stop()
-
-    def take(self, forward: PausedForward) -> None:
-        """Adds what the probe has measured of a batch to the sums, or leaves the batch out.
-
-        Raises:
-            NonFiniteError: if an input holds NaN or infinity and the batch is not to be left out.
-        """
-        found = self.probe.taken()
-        try:
-            self._check_finite(found, forward.index)
-        except NonFiniteError as error:
-            if not self.skip_nonfinite:
-                raise
-            logger.warning("left batch %d out: %s", forward.index, error)
-            self.leave_out(forward)
-            return
-        for key, _, value in found:
-            if key in self.sums:
-                self.sums[key].add_(value)
-            else:
-                self.sums[key] = value.to(self.dtypes[key[0]], copy=True)
-
-    def _check_finite(self, found: Sequence[tuple[Key, Owner, torch.Tensor]], index: int) -> None:
-        for (_, site), owner, value in found:
-            if not bool(torch.isfinite(value.sum())):
-                raise NonFiniteError(
-                    f"the input of {owner.module} (weight {site.weight!r}) holds NaN, infinity or "
-                    f"values whose square overflows, in batch {index}; look at that batch, at the "
-                    "checkpoint (weights after a diverged training), or run the model in float32"
-                )
-
-    def taken(self, names: Collection[str]) -> dict[Key, torch.Tensor]:
-        """The sums of some weights, which are no longer kept here."""
-        return {key: self.sums.pop(key) for key in sorted(self.sums) if key[1].weight in names}
-
-
-def weights_by_block(blocks: Iterable[str], weights: WeightMap) -> dict[str, tuple[str, ...]]:
-    """Canonical names of the weights that each block uses."""
-    return {
-        block: tuple(
-            name
-            for name, weight in weights.items()
-            if any(_is_in(owner.module, block) for owner in weight.owners)
-        )
-        for block in blocks
-    }
-
-
-def largest_block_bytes(
-    blocks: Iterable[str], weights: WeightMap, statistics: Iterable[ActivationStatistic]
-) -> int:
-    """What the block that needs most does: sums of its statistics, and a copy of its weights.
-
-    Args:
-        blocks: of `Adapter.blocks`.
-        weights: of the model.
-        statistics: what is gathered.
-    """
-
-    def needed(name: str) -> int:
-        weight = weights[name]
-        sums = sum(each.block_dtype.itemsize * each.size(weight) for each in statistics)
-        copy = weight.numel * weight.parameter.element_size()
-        return sums * len(weight.owners) + copy
-
-    return max(sum(map(needed, names)) for names in weights_by_block(blocks, weights).values())
-
-
-def _is_in(path: str, block: str) -> bool:
-    """Whether a module is a block, or in it."""
-    return path == block or path.startswith(f"{block}.")
 
 
 def _note(forward: PausedForward, names: set[str], uses: set[tuple[Visit, str]], *_: Any) -> None:

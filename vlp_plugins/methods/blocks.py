@@ -9,14 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlp_plugins.calibration.batches import batches_again
-from vlp_plugins.calibration.block_pass import (
-    BlockPass,
-    BlockStatistics,
-    Decided,
-    largest_block_bytes,
-)
+from vlp_plugins.calibration.block_pass import BlockPass, Decided
+from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import ActivationStatistic
 from vlp_plugins.calibration.paused import Visit
+from vlp_plugins.calibration.visits import largest_block_bytes
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, flaw

@@ -1,0 +1,124 @@
+"""Sums of statistics over the batches of a block, and which batches are left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from vlp_plugins.calibration.moments import Key
+from vlp_plugins.calibration.paused import PausedForward
+from vlp_plugins.calibration.probes import ActivationProbe
+from vlp_plugins.calibration.selections import TokenSelection
+from vlp_plugins.masks.packed import Pruned
+from vlp_plugins.models.adapter import Owner
+from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
+
+logger = logging.getLogger("vlp_plugins.calibration")
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """Sums over all batches for the weights of one visit.
+
+    Attributes:
+        sums: by statistic name and site, `[size]`.
+        samples: that they are of.
+        left_out: indices of the batches that were left out so far.
+    """
+
+    sums: Mapping[Key, torch.Tensor]
+    samples: int
+    left_out: frozenset[int] = frozenset()
+    _divided: set[int] = field(default_factory=set)
+
+    def mean(
+        self, statistic: str, weight: str, *, owners: Literal["all", "first"] = "all"
+    ) -> torch.Tensor:
+        """A statistic of one weight, summed over its sites and divided by the samples; `[size]`.
+
+        Raises:
+            StatisticsError: if nothing was measured for it.
+        """
+        found = [
+            total
+            for (name, site), total in sorted(self.sums.items(), key=lambda item: item[0])
+            if (name, site.weight) == (statistic, weight) and (owners == "all" or site.owner == 0)
+        ]
+        if not found:
+            raise StatisticsError(
+                f"no {statistic!r} was measured of weight {weight!r} at "
+                f"{'its first owner' if owners == 'first' else 'any module that uses it'}"
+            )
+        if len(found) > 1:
+            return torch.stack(found).sum(0) / self.samples
+        total = found[0]  # divided in place: a Gram matrix is not held twice
+        if id(total) not in self._divided:
+            self._divided.add(id(total))
+            total.div_(self.samples)
+        return total
+
+
+@dataclass
+class Sums:
+    """One walk.
+
+    Attributes:
+        probe: measures the inputs of weights.
+        dtypes: of the sums of each statistic.
+        tokens: which tokens count; None: all real ones.
+        skip_nonfinite: whether batches are left out.
+        decided: by canonical name.
+        sums: of this process, of weights that are not decided yet.
+        left_out: batches of this process that were left out, and the samples in each.
+    """
+
+    probe: ActivationProbe
+    dtypes: Mapping[str, torch.dtype]
+    tokens: TokenSelection | None
+    skip_nonfinite: bool
+    decided: dict[str, Pruned] = field(default_factory=dict)
+    sums: dict[Key, torch.Tensor] = field(default_factory=dict)
+    left_out: dict[int, int] = field(default_factory=dict)
+
+    def leave_out(self, forward: PausedForward) -> None:
+        """Ends a forward, whose batch counts no longer."""
+        self.left_out[forward.index] = forward.samples
+        forward.stop()
+
+    def take(self, forward: PausedForward) -> None:
+        """Adds what the probe has measured of a batch to the sums, or leaves the batch out.
+
+        Raises:
+            NonFiniteError: if an input holds NaN or infinity and the batch is not to be left out.
+        """
+        found = self.probe.taken()
+        try:
+            self._check_finite(found, forward.index)
+        except NonFiniteError as error:
+            if not self.skip_nonfinite:
+                raise
+            logger.warning("left batch %d out: %s", forward.index, error)
+            self.leave_out(forward)
+            return
+        for key, _, value in found:
+            if key in self.sums:
+                self.sums[key].add_(value)
+            else:
+                self.sums[key] = value.to(self.dtypes[key[0]], copy=True)
+
+    def _check_finite(self, found: Sequence[tuple[Key, Owner, torch.Tensor]], index: int) -> None:
+        for (_, site), owner, value in found:
+            if not bool(torch.isfinite(value.sum())):
+                raise NonFiniteError(
+                    f"the input of {owner.module} (weight {site.weight!r}) holds NaN, infinity or "
+                    f"values whose square overflows, in batch {index}; look at that batch, at the "
+                    "checkpoint (weights after a diverged training), or run the model in float32"
+                )
+
+    def taken(self, names: Collection[str]) -> dict[Key, torch.Tensor]:
+        """The sums of some weights, which are no longer kept here."""
+        return {key: self.sums.pop(key) for key in sorted(self.sums) if key[1].weight in names}
