@@ -68,7 +68,7 @@ def _lines(given: dict[str, Any], method: MethodDescription, name: str) -> Itera
     if LAMBDA not in settings:
         del keys[f"parameters.{LAMBDA}"]
     for heading in HEADINGS:
-        inside = {key: each for key, each in keys.items() if each.heading == heading}
+        inside = {key: each for key, each in keys.items() if _heading(key, each) == heading}
         if not inside:
             continue
         yield f"\n# --- {heading} ---"
@@ -86,6 +86,11 @@ def _lines(given: dict[str, Any], method: MethodDescription, name: str) -> Itera
             yield f"{indent}{mark}{inner}:{_value(given.get(key, standard))}"
         if heading == "Method" and settings:
             yield from _settings(method)
+
+
+def _heading(key: str, option: Option) -> str:
+    """What a key stands below: those of a section stay together."""
+    return "Data" if key.startswith("data.") else str(option.heading)
 
 
 def _settings(method: MethodDescription) -> Iterator[str]:
