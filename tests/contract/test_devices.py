@@ -35,7 +35,14 @@ def given(family: str, count: int = 3) -> tuple[nn.Module, list[Batch]]:
 SLOW = ("alps+",)  # as alps, on a solution of alps
 
 
-@pytest.mark.parametrize("method", [n for n in registry().method_names() if n not in SLOW])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "alps" else ())
+        for name in registry().method_names()
+        if name not in SLOW
+    ],
+)
 def test_masks_of_a_device_are_those_of_the_cpu(method):
     options = {"method": method, "sparsity": 0.5, **QUICK.get(method, {})}
     model, batches = given("blip")

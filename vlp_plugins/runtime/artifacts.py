@@ -13,6 +13,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -276,8 +277,9 @@ def is_of(path: Path, form: Format) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     begin = f'{{"__metadata__":{{{json.dumps(form.key)}:'.encode()
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:  # another process may delete it
         return file.read(8 + len(begin))[8:] == begin
+    return False
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
