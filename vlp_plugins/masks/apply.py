@@ -31,7 +31,7 @@ from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.runtime.sharding import OnDemand, here, is_sharded, part_of, zero_outside
+from vlp_plugins.runtime.sharding import OnDemand
 
 if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
@@ -83,23 +83,6 @@ def check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> Non
                 f"a new value of {name!r} is {greatest:.4g} in size, more than {parameter.dtype} "
                 f"holds ({most:.4g}); load the model in bfloat16 or float32"
             )
-
-
-def write_kept(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor) -> None:
-    """Writes compact values, float32 `[kept]`, into the kept elements of a parameter, in place.
-
-    The parameter may be of any dtype, strides and device, and sharded; the bool mask is of its
-    shape and on its device.
-    """
-    values = values.to(parameter.device, parameter.dtype)
-    with torch.no_grad():
-        if not is_sharded((parameter,)):
-            parameter.masked_scatter_(mask, values)
-            return
-        dense = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-        spread = part_of(dense.masked_scatter_(mask, values), parameter)
-        mine = here(parameter)
-        mine.copy_(torch.where(part_of(mask, parameter), spread, mine))
 
 
 def holds(weight: Weight, mask: torch.Tensor, values: torch.Tensor) -> bool:
@@ -196,7 +179,7 @@ def apply_masks(masks: Masks, model: nn.Module, adapter: Adapter | None, *, valu
     weights, matched = _fit_to_write(masks, model, adapter, values=values)
     for name, weight in weights.items():
         with weight.changing() as parameter:
-            _write(masks, matched[name], parameter, values=values)
+            masks.pruned(matched[name], values=values).write(parameter)
 
 
 def applied(
@@ -211,7 +194,7 @@ def applied(
     def pruned(path: str) -> torch.Tensor:
         whole = model.get_parameter(path).detach().clone()
         for name in parts[path]:
-            _write(masks, matched[name], weights[name].view_of(whole), values=values)
+            masks.pruned(matched[name], values=values).write(weights[name].view_of(whole))
         return whole
 
     return OnDemand(parts, pruned)
@@ -296,14 +279,6 @@ def _fit_to_write(
             check_range(name, masks.new_values[matched[name]], weight.parameter)
         warn_of_overwriting(masks, masks.new_values, weights, matched)
     return weights, matched
-
-
-def _write(masks: Masks, name: str, parameter: torch.Tensor, *, values: bool) -> None:
-    """Prunes a parameter in place by the mask of that name."""
-    mask = masks[name].to(parameter.device)
-    zero_outside(parameter, mask)
-    if values and masks.new_values is not None:
-        write_kept(parameter, mask, masks.new_values[name])
 
 
 def violations(masks: Masks, model: nn.Module, adapter: Adapter | None) -> list[Violation]:

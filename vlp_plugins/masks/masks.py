@@ -28,7 +28,7 @@ from vlp_plugins.masks.apply import (
 )
 from vlp_plugins.masks.compare import Overlap, check_comparable, difference
 from vlp_plugins.masks.manifest import SCHEMA, SCHEMA_WITH_VALUES, Counts, Manifest, WeightRecord
-from vlp_plugins.masks.packed import clear_padding, count_ones, flaw, pack, unpack
+from vlp_plugins.masks.packed import Pruned, clear_padding, count_ones, flaw, pack, unpack
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
@@ -150,6 +150,11 @@ class Masks(Mapping[str, torch.Tensor]):
     def new_values(self) -> Mapping[str, torch.Tensor] | None:
         """New values of the kept elements, float32 `[kept]` in row-major order; None without."""
         return self._values
+
+    def pruned(self, name: str, *, values: bool = True) -> Pruned:
+        """What the masks make of one weight, without new values if they are not wanted."""
+        new = self._values if values else None
+        return Pruned(self._packed[name], None if new is None else new[name])
 
     @property
     def values_bytes(self) -> int:

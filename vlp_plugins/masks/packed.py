@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vlp_plugins.runtime.sharding import write_kept, zero_outside
+
 _ONES = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)  # by byte value
 
 
@@ -45,11 +47,11 @@ class Pruned:
     values: torch.Tensor | None = None
 
     def write(self, parameter: torch.Tensor) -> None:
-        """Prunes a parameter in place."""
+        """Prunes a parameter in place; see `zero_outside` and `write_kept`."""
         mask = unpack(self.bits, parameter.shape).to(parameter.device)
-        parameter.masked_fill_(~mask, 0)
+        zero_outside(parameter, mask)
         if self.values is not None:
-            parameter[mask] = self.values.to(parameter)
+            write_kept(parameter, mask, self.values)
 
 
 def packed_size(numel: int) -> int:

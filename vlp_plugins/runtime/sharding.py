@@ -77,6 +77,23 @@ def zero_outside(parameter: torch.Tensor, mask: torch.Tensor) -> None:
     values.masked_fill_(~part_of(mask, parameter), 0)
 
 
+def write_kept(parameter: torch.Tensor, mask: torch.Tensor, values: torch.Tensor) -> None:
+    """Writes compact values, float32 `[kept]`, into the kept elements of a parameter, in place.
+
+    The parameter may be of any dtype, strides and device, and sharded; the bool mask is of its
+    shape and on its device.
+    """
+    values = values.to(parameter.device, parameter.dtype)
+    with torch.no_grad():
+        if not is_sharded((parameter,)):
+            parameter.masked_scatter_(mask, values)
+            return
+        dense = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+        spread = part_of(dense.masked_scatter_(mask, values), parameter)
+        mine = here(parameter)
+        mine.copy_(torch.where(part_of(mask, parameter), spread, mine))
+
+
 def at_rest(model: nn.Module) -> None:
     """Frees parameters that `fully_shard` has gathered for a forward pass; no collective.
 

@@ -31,7 +31,6 @@ from vlp_plugins.hosts.nni.wrapper import (
     wrappers_for,
     wrappers_in,
 )
-from vlp_plugins.masks.apply import write_kept
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
@@ -48,6 +47,7 @@ from vlp_plugins.runtime.errors import (
 )
 from vlp_plugins.runtime.model_state import bare, neutral_state
 from vlp_plugins.runtime.offload import check_resident
+from vlp_plugins.runtime.sharding import write_kept
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import GUIDED
 

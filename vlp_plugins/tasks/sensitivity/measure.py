@@ -16,7 +16,6 @@ from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batche
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.masks.apply import write_kept
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
@@ -51,7 +50,6 @@ from vlp_plugins.runtime.errors import (
     UnsupportedError,
 )
 from vlp_plugins.runtime.model_state import neutral_state, takes_model
-from vlp_plugins.runtime.sharding import zero_outside
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.tasks.retrieval import retrieval
@@ -142,12 +140,9 @@ def _missing_points(
         made = _group_masks(method, context, group, wanted)
         for target, masks in zip(wanted, made, strict=True):
             with restored(part):
-                for name, mask in masks.items():
-                    kept = mask.to(part[name].device)
+                for name in masks:
                     with part[name].changing() as parameter:
-                        zero_outside(parameter, kept)
-                        if masks.new_values is not None:
-                            write_kept(parameter, kept, masks.new_values[name])
+                        masks.pruned(name).write(parameter)
                 point = evaluator.measure(target, masks.removed)
             found[key_of(group, target)] = point
             record.add(group, point)
