@@ -28,6 +28,7 @@ from vlp_plugins.calibration.batches import (
     warn_if_fewer,
 )
 from vlp_plugins.calibration.block_sums import BlockStatistics, Sums
+from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.moments import ActivationStatistic
 from vlp_plugins.calibration.paused import HiddenStates, PausedForward, Visit, pausing
 from vlp_plugins.calibration.probes import ActivationProbe
@@ -72,8 +73,6 @@ class Decided:
 
 Decide = Callable[[Visit, Mapping[str, Weight], BlockStatistics], Mapping[str, Pruned]]
 """Prunes the weights whose last use a visit is, from their statistics."""
-
-Progress = Callable[[int, int | None], None]
 
 
 class BlockPass:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from vlp_plugins.calibration.moments import Key
+from vlp_plugins.calibration.moments import Key, sums_of
 from vlp_plugins.calibration.paused import PausedForward
-from vlp_plugins.calibration.probes import ActivationProbe
+from vlp_plugins.calibration.probes import ActivationProbe, check_measured
 from vlp_plugins.calibration.selections import TokenSelection
 from vlp_plugins.masks.packed import Pruned
-from vlp_plugins.models.adapter import Owner
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -43,11 +42,7 @@ class BlockStatistics:
         Raises:
             StatisticsError: if nothing was measured for it.
         """
-        found = [
-            total
-            for (name, site), total in sorted(self.sums.items(), key=lambda item: item[0])
-            if (name, site.weight) == (statistic, weight) and (owners == "all" or site.owner == 0)
-        ]
+        found = list(sums_of(self.sums, statistic, weight, owners).values())
         if not found:
             raise StatisticsError(
                 f"no {statistic!r} was measured of weight {weight!r} at "
@@ -97,7 +92,7 @@ class Sums:
         """
         found = self.probe.taken()
         try:
-            self._check_finite(found, forward.index)
+            check_measured(found, forward.index)
         except NonFiniteError as error:
             if not self.skip_nonfinite:
                 raise
@@ -109,15 +104,6 @@ class Sums:
                 self.sums[key].add_(value)
             else:
                 self.sums[key] = value.to(self.dtypes[key[0]], copy=True)
-
-    def _check_finite(self, found: Sequence[tuple[Key, Owner, torch.Tensor]], index: int) -> None:
-        for (_, site), owner, value in found:
-            if not bool(torch.isfinite(value.sum())):
-                raise NonFiniteError(
-                    f"the input of {owner.module} (weight {site.weight!r}) holds NaN, infinity or "
-                    f"values whose square overflows, in batch {index}; look at that batch, at the "
-                    "checkpoint (weights after a diverged training), or run the model in float32"
-                )
 
     def taken(self, names: Collection[str]) -> dict[Key, torch.Tensor]:
         """The sums of some weights, which are no longer kept here."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 
@@ -39,6 +39,19 @@ class Site:
 
 Key = tuple[str, Site]
 """Name of the statistic, and site: the key of a sum."""
+
+
+def sums_of(
+    sums: Mapping[Key, torch.Tensor], statistic: str, weight: str, owners: Literal["all", "first"]
+) -> dict[Site, torch.Tensor]:
+    """The sums of one statistic of one weight by site, of all its owners or of the first."""
+    sites = (
+        site
+        for name, site in sums
+        if name == statistic and site.weight == weight and (owners == "all" or site.owner == 0)
+    )
+    # Sorted, so that the last bit does not depend on the order in which sites ran.
+    return {site: sums[statistic, site] for site in sorted(sites)}
 
 
 class ActivationStatistic(ABC):

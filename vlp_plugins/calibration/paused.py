@@ -47,6 +47,7 @@ class PausedForward(greenlet):
         stream: of the adapter, that runs.
         at: the visit that it waits at.
         call: the arguments of that.
+        in_block: whether the block that it waits at is running.
     """
 
     stream: Stream
@@ -77,7 +78,7 @@ class PausedForward(greenlet):
         self._streams = streams
         self._store = store
         self._turns: Counter[str] = Counter()
-        self._in_block = False
+        self.in_block = False
         self._go(None)
 
     def _run(self, _: Any) -> None:
@@ -97,18 +98,13 @@ class PausedForward(greenlet):
         self.call = args, kwargs
         answer = self.parent.switch()
         while answer is None:
-            self._in_block = True
+            self.in_block = True
             try:
                 output = forward(*args, **kwargs)
             finally:
-                self._in_block = False
+                self.in_block = False
             answer = self.parent.switch(output)
         return answer[0]
-
-    @property
-    def in_block(self) -> bool:
-        """Whether the block that it waits at is running."""
-        return self._in_block
 
     @property
     def given(self) -> list[torch.Tensor]:

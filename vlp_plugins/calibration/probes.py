@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -225,7 +225,8 @@ class ActivationProbe:
             return {}
         distinct = {id(value): value for _, _, value in self._found}
         joined = on_host(list(distinct.values())).double()
-        self._check_finite(joined, index)
+        if not bool(torch.isfinite(joined).all()):
+            check_measured(self._found, index)
         parts = dict(zip(distinct, joined.split([len(v) for v in distinct.values()]), strict=True))
         sums: dict[Key, torch.Tensor] = {}
         for key, _, value in self._found:
@@ -233,17 +234,23 @@ class ActivationProbe:
             sums[key] = sums[key] + part if key in sums else part
         return sums
 
-    def _check_finite(self, joined: torch.Tensor, index: int) -> None:
-        if bool(torch.isfinite(joined).all()):
-            return
-        for (_, site), owner, value in self._found:  # in the order of the calls
-            if not bool(torch.isfinite(value).all()):
-                raise NonFiniteError(
-                    f"the input of {owner.module} (weight {site.weight!r}, stream "
-                    f"{site.stream!r}) holds NaN, infinity or values whose square overflows, in "
-                    f"batch {index}; look at that batch, at the checkpoint (weights after a "
-                    "diverged training), or run the model in float32"
-                )
+
+def check_measured(found: Iterable[tuple[Key, Owner, torch.Tensor]], index: int) -> None:
+    """Makes sure of what was measured of a batch, see `ActivationProbe.taken`.
+
+    Raises:
+        NonFiniteError: with the first module, in the order of the calls, whose input holds NaN or
+            infinity.
+    """
+    for (_, site), owner, value in found:
+        # NaN or infinity always shows in the sum, an overflow too, hence the second look.
+        if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"the input of {owner.module} (weight {site.weight!r}, stream {site.stream!r}) "
+                f"holds NaN, infinity or values whose square overflows, in batch {index}; look at "
+                "that batch, at the checkpoint (weights after a diverged training), or run the "
+                "model in float32"
+            )
 
 
 class Probes:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Site, Statistic
+from vlp_plugins.calibration.moments import LOSS_STREAM, Key, Site, Statistic, sums_of
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_before, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import StatisticsError, first_line
@@ -137,20 +137,15 @@ class Statistics:
         Raises:
             StatisticsError: if nothing was measured for it.
         """
-        # Sorted, so that the last bit does not depend on the order in which sites ran.
-        sites = sorted(
-            site
-            for name, site in self.sums
-            if name == statistic and site.weight == weight and (owners == "all" or site.owner == 0)
-        )
-        found = [self.sums[statistic, site] for site in sites]
+        at = sums_of(self.sums, statistic, weight, owners)
+        found = list(at.values())
         if not found:
             by = "its first owner" if owners == "first" else "any module that uses it"
             raise StatisticsError(
                 f"the statistics hold no {statistic!r} of weight {weight!r} at {by} (they hold "
                 f"{', '.join(sorted(self.names())) or 'nothing'}); repeat the data pass"
             )
-        of_loss = sites[0].stream == LOSS_STREAM
+        of_loss = next(iter(at)).stream == LOSS_STREAM
         counts = self._counted() if of_loss else self.samples
         count = sum(counts) if half is None else counts[half]
         if not count:

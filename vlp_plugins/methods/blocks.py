@@ -64,17 +64,15 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
         context, batches=_Passes(again), walk="model", tokens=None, checkpoint=None, resume=False
     )
     counts = _counts(method, dense)
+    identity = context.identity(weights.content_hash())
     walks = [
-        _TargetWalk(method, context, blocks, target, selections)
+        _TargetWalk(method, context, blocks, identity, target, selections)
         for target, selections in zip(context.targets, counts, strict=True)
     ]
     found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
-    calibration = {
-        "fingerprint": blocks.fingerprint,
-        "batches": blocks.batches,
-        "samples": blocks.samples,
-        "tokens": "real ones, by the adapter",
-    }
+    calibration = calibration_record(
+        blocks.fingerprint, blocks.batches, blocks.samples, published=context.published
+    )
     manifests = method.manifests(context, calibration)
     return [masks_of(each, manifest) for each, manifest in zip(found, manifests, strict=True)]
 
@@ -83,6 +81,18 @@ def masks_of(pruned: Mapping[str, Pruned], manifest: Manifest) -> Masks:
     """The masks of what was decided of every weight, with new values if there are any."""
     values = {name: each.values for name, each in pruned.items() if each.values is not None}
     return Masks({name: each.bits for name, each in pruned.items()}, manifest, values or None)
+
+
+def calibration_record(
+    fingerprint: str, batches: int, samples: int, *, published: bool
+) -> dict[str, Any]:
+    """What was read of the data, for manifests."""
+    return {
+        "fingerprint": fingerprint,
+        "batches": batches,
+        "samples": samples,
+        "tokens": "real ones, by the adapter" + (" as in the published code" if published else ""),
+    }
 
 
 class _Passes:
@@ -146,6 +156,7 @@ class _TargetWalk:
         method: what prunes.
         context: of the run.
         blocks: of the model.
+        identity: of the run, of whatever method.
         target: sparsity.
         selections: by canonical name what the dense model gave, where tensors are compared.
     """
@@ -153,6 +164,7 @@ class _TargetWalk:
     method: Composition
     context: Context
     blocks: BlockPass
+    identity: Mapping[str, Any]
     target: Target
     selections: Mapping[str, Selection] | None
 
@@ -206,14 +218,15 @@ class _TargetWalk:
             for name in mine
         }
         scored = Scored(method.score, mine, evidence, context.published)
+        ranked = scored.ranking()
         found = {}
         with failing_together():
             chosen = {} if self.selections is not None else self._shares(scored)
             for name, weight in mine.items():
-                scores = scored.ranking().scores(name)
+                scores = ranked.scores(name)
                 rule = chosen[name] if self.selections is None else self.selections[name]
                 if self.selections is not None and isinstance(rule, Cut):
-                    rule = scored.ranking().cuts_of(scores, [rule.remove])[0]
+                    rule = ranked.cuts_of(scores, [rule.remove])[0]
                 found[name] = method.reduced(context, weight, scores, [rule], mean)[0]
         return {name: each for theirs in all_gather(found) for name, each in theirs.items()}
 
@@ -232,7 +245,7 @@ class _TargetWalk:
         context, method = self.context, self.method
         tokens = context.tokens or method.tokens
         identity = {
-            **context.identity(context.weights.content_hash()),
+            **self.identity,
             "method": method.name,
             "parameters": method.parameters,
             **method.allocation.record(),

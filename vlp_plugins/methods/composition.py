@@ -17,7 +17,12 @@ from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, pack
-from vlp_plugins.methods.blocks import cost_by_blocks, masks_by_blocks, masks_of
+from vlp_plugins.methods.blocks import (
+    calibration_record,
+    cost_by_blocks,
+    masks_by_blocks,
+    masks_of,
+)
 from vlp_plugins.methods.method import Context, Cost, Factored, Method, Walk
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
@@ -206,11 +211,9 @@ class Composition(Factored):
         with in_turn(weights.sharded or self.changes_weights):
             found = over_tensors(reduced, weights.values(), ranked.device)
         masks = []
-        for each, manifest in zip(
-            zip(*found, strict=True), self.manifests(context, _calibration(statistics)), strict=True
-        ):
-            pruned = dict(zip(weights, each, strict=True))
-            masks.append(masks_of(pruned, manifest))
+        manifests = self.manifests(context, _calibration(statistics))
+        for each, manifest in zip(zip(*found, strict=True), manifests, strict=True):
+            masks.append(masks_of(dict(zip(weights, each, strict=True)), manifest))
         return masks
 
     def reduced(
@@ -389,10 +392,5 @@ def _published_count(removed: int, numel: int) -> int:
 def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
     if statistics is None:
         return None
-    return {
-        "fingerprint": statistics.fingerprint,
-        "batches": statistics.batches,
-        "samples": sum(statistics.samples),
-        "tokens": "real ones, by the adapter"
-        + (" as in the published code" if statistics.published else ""),
-    }
+    read = statistics.fingerprint, statistics.batches, sum(statistics.samples)
+    return calibration_record(*read, published=statistics.published)
