@@ -20,10 +20,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -218,12 +217,13 @@ def samples(options: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
 def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """Loads a model, prunes it and writes it if all of it was pruned; what that took."""
     import vlp_plugins as vlp
+    from benchmarks.memory import peak_memory
     from vlp_adapters.transformers.adapter import TransformersAdapter
     from vlp_plugins.runtime.memory import peak_resident_bytes
 
     start = time.perf_counter()
     written = 0
-    with anonymous_memory() as memory:
+    with peak_memory(interval=0.1, measure=anonymous_bytes) as memory:
         model = vlp.load(folder, device="cpu")
         batches = samples(options)
         forward = bare_forward(model, batches)
@@ -247,7 +247,7 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
     decoder = clock.laps[-options.blocks :] if whole else clock.laps[-1:]
     return {
         "resident": peak_resident_bytes(),
-        "anonymous": memory["peak"],
+        "anonymous": memory.peak,
         "wall": time.perf_counter() - start,
         "sparsity": masks.sparsity,
         "written": written,
@@ -302,24 +302,10 @@ def bare_forward(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> fl
     return taken
 
 
-@contextmanager
-def anonymous_memory(interval: float = 0.1) -> Iterator[dict[str, int]]:
-    """The peak of the process's anonymous memory in bytes, sampled, under `peak`."""
-    found, stop = {"peak": 0}, threading.Event()
-    rollup = Path("/proc/self/smaps_rollup")
-
-    def sample() -> None:
-        while not stop.wait(interval):
-            line = next(x for x in rollup.read_text().splitlines() if x.startswith("Anonymous:"))
-            found["peak"] = max(found["peak"], 1024 * int(line.split()[1]))
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()
+def anonymous_bytes() -> int:
+    """Memory of this process that is no file's."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * int(next(x for x in lines if x.startswith("Anonymous:")).split()[1])
 
 
 if __name__ == "__main__":

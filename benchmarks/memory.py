@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,12 +25,17 @@ class PeakMeter:
 
 
 @contextmanager
-def peak_memory(device: torch.device | None = None, interval: float = 0.002) -> Iterator[PeakMeter]:
+def peak_memory(
+    device: torch.device | None = None,
+    interval: float = 0.002,
+    measure: Callable[[], int] = resident_bytes,
+) -> Iterator[PeakMeter]:
     """Measures the peak memory of a block.
 
     Args:
         device: a CUDA device measures its allocations; anything else measures RAM.
         interval: seconds between two samples of RAM.
+        measure: of the RAM, bytes.
     """
     meter = PeakMeter()
     if device is not None and device.type == "cuda":
@@ -41,12 +46,12 @@ def peak_memory(device: torch.device | None = None, interval: float = 0.002) -> 
         finally:
             meter.peak = torch.cuda.max_memory_allocated(device)
         return
-    meter.start = meter.peak = resident_bytes()
+    meter.start = meter.peak = measure()
     stop = threading.Event()
 
     def sample() -> None:
         while not stop.wait(interval):
-            meter.peak = max(meter.peak, resident_bytes())
+            meter.peak = max(meter.peak, measure())
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -55,4 +60,4 @@ def peak_memory(device: torch.device | None = None, interval: float = 0.002) -> 
     finally:
         stop.set()
         thread.join()
-        meter.peak = max(meter.peak, resident_bytes())
+        meter.peak = max(meter.peak, measure())

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from chosen_tokens import chosen_tokens
 
 from vlp_plugins.calibration import selections
 from vlp_plugins.calibration.amia import Amia, cosine_means, representative_tokens
@@ -22,21 +23,6 @@ def call(kinds, seed=0, sample=0, **parts):
         *kinds.shape, 8, generator=generator
     )
     return BlockCall(sample, kinds, inputs, outputs, **parts)
-
-
-def of_block(selection, calls, weight="w", **options):
-    state = selection.begin(**options)
-    if selection.reads_all_first:
-        for each in calls:
-            state.observe(each)
-        state.agree()
-    found = []
-    for each in calls:
-        if not selection.reads_all_first:
-            state.observe(each)
-        found.append(state.selected(each.sample, weight))
-        assert state.selected(each.sample, weight) is found[-1]
-    return found
 
 
 def naive_atv(calls, alpha, visual):
@@ -75,7 +61,7 @@ def test_atv_is_the_formula(alpha, published):
     ]
     visual = {M} if published else {M, V}
 
-    found = of_block(Atv(alpha), calls, published=published)
+    found = chosen_tokens(Atv(alpha), calls, published=published)
 
     rows = [row.nonzero()[:, 0].tolist() for each in found for row in each]
     assert rows == naive_atv(calls, alpha, visual)
@@ -83,7 +69,7 @@ def test_atv_is_the_formula(alpha, published):
 
 def test_atv_of_several_processes_is_that_of_one(monkeypatch):
     calls = [call([[T, T, M, M, M, M]], seed, sample=seed) for seed in range(4)]
-    alone = of_block(Atv(), calls)
+    alone = chosen_tokens(Atv(), calls)
     states = [Atv().begin(), Atv().begin()]
     for index, each in enumerate(calls):
         states[index % 2].observe(each)
@@ -98,11 +84,11 @@ def test_atv_of_several_processes_is_that_of_one(monkeypatch):
 
 def test_a_batch_of_nan_does_not_choose_for_the_others():
     calls = [call([[T, T, M, M, M, M]], seed, sample=seed) for seed in range(3)]
-    expected = of_block(Atv(), calls)
+    expected = chosen_tokens(Atv(), calls)
     spoilt = call([[T, T, M, M, M, M]], 3, sample=3)
     spoilt.outputs[0, 2] = torch.nan
 
-    found = of_block(Atv(), [*calls, spoilt])
+    found = chosen_tokens(Atv(), [*calls, spoilt])
 
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=False))
 
@@ -111,10 +97,12 @@ def test_a_sample_without_the_kind_counts_as_a_whole():
     tower = call([[M, M, M], [M, P, P]])
     words = call([[T, T, P]])
 
-    assert of_block(TextTokens(), [tower])[0].tolist() == [[True] * 3, [True, False, False]]
-    assert of_block(Atv(), [tower])[0].tolist() == [[True] * 3, [True, False, False]]
-    assert of_block(selection_of("image"), [words])[0].tolist() == [[True, True, False]]
-    assert of_block(selection_of("text"), [call([[T, M, P]])])[0].tolist() == [[True, False, False]]
+    assert chosen_tokens(TextTokens(), [tower])[0].tolist() == [[True] * 3, [True, False, False]]
+    assert chosen_tokens(Atv(), [tower])[0].tolist() == [[True] * 3, [True, False, False]]
+    assert chosen_tokens(selection_of("image"), [words])[0].tolist() == [[True, True, False]]
+    assert chosen_tokens(selection_of("text"), [call([[T, M, P]])])[0].tolist() == [
+        [True, False, False]
+    ]
 
 
 def amia_case(tokens=24, seed=0, width=6):

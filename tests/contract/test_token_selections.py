@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from chosen_tokens import chosen_tokens
 
 from vlp_plugins.calibration.selections import (
     BlockCall,
@@ -50,21 +51,6 @@ def call(selection, kinds, sample=0):
     )
 
 
-def choices(selection, calls, **options):
-    state = selection.begin(**options)
-    if selection.reads_all_first:
-        for each in calls:
-            state.observe(each)
-        state.agree()
-    found = []
-    for each in calls:
-        if not selection.reads_all_first:
-            state.observe(each)
-        found.append(state.selected(each.sample, "w"))
-        check_selected(found[-1], each.kinds.shape, selection.name, "w")
-    return found
-
-
 def test_it_is_registered_under_its_own_name(selection):
     assert type(selection).name in SELECTIONS
     assert type(selection).__doc__
@@ -74,7 +60,7 @@ def test_it_is_registered_under_its_own_name(selection):
 def test_it_chooses_real_tokens_and_of_every_sample_some(selection, case):
     calls = [call(selection, KINDS[case], sample) for sample in range(2)]
 
-    for each, found in zip(calls, choices(selection, calls), strict=True):
+    for each, found in zip(calls, chosen_tokens(selection, calls), strict=True):
         assert found.dtype == torch.bool
         assert found.shape == each.kinds.shape
         assert not found[each.kinds == TokenKind.PADDING].any()
@@ -86,7 +72,7 @@ def test_the_same_calls_give_the_same_tokens_and_are_left_as_they_are(selection)
     before = [(each.inputs.clone(), each.outputs.clone(), each.kinds.clone()) for each in calls]
     random = torch.get_rng_state()
 
-    one, other = choices(selection, calls), choices(selection, calls)
+    one, other = chosen_tokens(selection, calls), chosen_tokens(selection, calls)
 
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert torch.equal(random, torch.get_rng_state())
@@ -108,24 +94,24 @@ def test_padding_does_not_change_what_is_chosen(selection):
         None if plain.attention is None else torch.nn.functional.pad(plain.attention, (2, 3, 2, 3)),
     )
 
-    alone, within = choices(selection, [plain])[0], choices(selection, [padded])[0]
+    alone, within = chosen_tokens(selection, [plain])[0], chosen_tokens(selection, [padded])[0]
 
     assert torch.equal(within[:, 2:-3], alone)
 
 
 def test_blocks_do_not_know_of_each_other(selection):
     first, second = ([call(selection, MIXED, sample)] for sample in (0, 1))
-    alone = choices(selection, second)
-    choices(selection, first)
+    alone = chosen_tokens(selection, second)
+    chosen_tokens(selection, first)
 
-    assert torch.equal(choices(selection, second)[0], alone[0])
+    assert torch.equal(chosen_tokens(selection, second)[0], alone[0])
 
 
 def test_the_published_variant_chooses_or_says_why_not(selection):
     calls = [call(selection, MIXED, sample) for sample in range(2)]
     found, refused = [], ""
     try:
-        found = choices(selection, calls, published=True)
+        found = chosen_tokens(selection, calls, published=True)
     except UnsupportedError as error:
         refused = str(error)
     if refused:

@@ -16,6 +16,7 @@ import yaml
 from vlp_plugins.runtime.errors import (
     RecipeError,
     UnsupportedError,
+    VlpError,
     first_line,
     shown,
     suggest,
@@ -300,6 +301,20 @@ def amount(value: Value) -> str:
     except UnsupportedError as error:
         raise RecipeError(f"{value.where}: {value.name}: {error}") from error
     return found
+
+
+def accepted(check: Callable[[str], object]) -> Callable[[Value], str]:
+    """Reader of a text that a function takes without a `VlpError`."""
+
+    def read(value: Value) -> str:
+        found = text(value)
+        try:
+            check(found)
+        except VlpError as error:
+            raise RecipeError(f"{value.where}: {error}") from error
+        return found
+
+    return read
 
 
 def flag(value: Value) -> bool:

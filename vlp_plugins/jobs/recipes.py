@@ -14,6 +14,7 @@ from vlp_plugins.calibration.selections import selection_of
 from vlp_plugins.jobs.recipe_values import (
     Readers,
     Value,
+    accepted,
     amount,
     choice,
     flag,
@@ -30,7 +31,7 @@ from vlp_plugins.jobs.recipe_values import (
     value_of,
 )
 from vlp_plugins.models.request import Target, check_sparsity
-from vlp_plugins.runtime.errors import RecipeError, SparsityError, VlpError, suggest
+from vlp_plugins.runtime.errors import RecipeError, SparsityError, suggest
 from vlp_plugins.scoring.allocation import allocation_by_name
 
 LAMBDA = "lambda"
@@ -104,29 +105,15 @@ def _sparsity(value: Value) -> float:
         raise RecipeError(f"{value.where}: {error}") from error
 
 
+_allocation = accepted(allocation_by_name)
+_tokens = accepted(selection_of)
+
+
 def _pattern(value: Value) -> str:
     sizes = read_section(value, {"keep": integer(1), "of": integer(1)})
     if set(sizes) != {"keep", "of"}:
         raise value.wrong("a mapping with keep and of, such as {keep: 2, of: 4}")
     return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))
-
-
-def _allocation(value: Value) -> str:
-    name = text(value)
-    try:
-        allocation_by_name(name)
-    except VlpError as error:
-        raise RecipeError(f"{value.where}: {error}") from error
-    return name
-
-
-def _tokens(value: Value) -> str:
-    name = text(value)
-    try:
-        selection_of(name)
-    except VlpError as error:
-        raise RecipeError(f"{value.where}: {error}") from error
-    return name
 
 
 def _parameters(value: Value) -> dict[str, Any]:
