@@ -115,23 +115,8 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
         for index, batch in batches_of_this_process(context, context.limit):
             sums = {name: [0.0] * (2 * _MEANS + 1) for name in weights}
 
-            failed: list[NonFiniteError] = []
-
-            def take(
-                output: Output,
-                index: int = index,
-                sums: Any = sums,
-                failed: list[NonFiniteError] = failed,
-            ) -> None:
-                if failed:
-                    return
-                try:
-                    means = _means_of(output, index)
-                except NonFiniteError as error:
-                    if not context.skip_nonfinite:
-                        raise
-                    failed.append(error)
-                    return
+            def take(output: Output, index: int = index, sums: Any = sums) -> None:
+                means = _means_of(output, index)
                 for name in users[output.module]:
                     if only_first and weights[name].owners[0].module != output.module:
                         continue
@@ -140,9 +125,12 @@ def measure_similarities(context: Context) -> dict[str, list[float | None]]:
                         sums[name][_MEANS + place] += mean[1]
                     sums[name][-1] += 1
 
-            probe.run(to_device(batch, device), take)
-            if failed:
-                logger.warning("left batch %d out: %s", index, failed[0])
+            try:
+                probe.run(to_device(batch, device), take)
+            except NonFiniteError as error:
+                if not context.skip_nonfinite:
+                    raise
+                logger.warning("left batch %d out: %s", index, error)
             else:
                 found[index] = [value for each in sums.values() for value in each]
     totals = iter(all_sums := sum_in_order(found))
