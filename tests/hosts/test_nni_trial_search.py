@@ -616,11 +616,12 @@ def test_a_space_in_a_file_of_its_own(tmp_path) -> None:
         check(tmp_path, "", searchSpaceFile="space.json")
 
 
-def test_files_that_are_no_experiment(tmp_path) -> None:
-    for text in ("searchspace: {}", "a: b: c", ""):
+def test_files_that_are_no_experiment(recipe, tmp_path) -> None:
+    for text in ("searchspace: {}", "tunner: {name: TPE}", "a: b: c", ""):
         path = tmp_path / "search.yaml"
         path.write_text(text)
         with pytest.raises(RecipeError, match="is not an experiment of NNI"):
             check_experiment(path, RECIPE, TrialSettings())
     with pytest.raises(RecipeError, match="is not an experiment of NNI: .*No such file"):
         check_experiment(tmp_path / "none.yaml", RECIPE, TrialSettings())
+    assert check(tmp_path, SPACE, recipe)  # and the next one is read as if it were the first

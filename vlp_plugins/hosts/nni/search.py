@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nni.experiment.config import ExperimentConfig
+from nni.experiment.config.utils import unset_base_path
 from nni.tools.package_utils.config_manager import get_algo_meta, get_all_algo_meta
 from nni.tools.package_utils.tuner_factory import create_builtin_class_instance
 
@@ -217,6 +218,8 @@ def _config(path: Path) -> Any:
         return ExperimentConfig.load(path).canonical_copy()
     except Exception as error:  # of any of its parsers
         raise RecipeError(f"{path} is not an experiment of NNI: {first_line(error)}") from error
+    finally:
+        unset_base_path()  # a file that NNI refuses leaves it set, and every later file would fail
 
 
 def _check_space(where: str, space: Any) -> None:
