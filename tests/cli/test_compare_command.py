@@ -18,8 +18,8 @@ import tiny_models
 from vlp_command import Command, command
 
 from vlp_plugins import prune
+from vlp_plugins.jobs import COMPARED
 from vlp_plugins.jobs import compare as job
-from vlp_plugins.jobs.compare import METHODS
 from vlp_plugins.jobs.held_out import CompareRequest, open_data
 from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
@@ -67,7 +67,7 @@ def test_the_folder_has_figures_and_the_masks_of_every_cell(finished, record) ->
     names = {path.name for path in out.iterdir()}
     assert {"compare.csv", "compare.json", "masks"} <= names
     assert [path.name for path in out.parent.iterdir()] == ["out"], "no work is left"
-    assert len(record["cells"]) == len(METHODS) * 2
+    assert len(record["cells"]) == len(COMPARED) * 2
     for cell in record["cells"]:
         masks = Masks.load(out / cell["masks"])
         assert masks.manifest.method == cell["method"]
@@ -79,7 +79,7 @@ def test_the_folder_has_figures_and_the_masks_of_every_cell(finished, record) ->
 def test_the_table_fits_a_terminal_and_starts_with_the_dense_model(finished) -> None:
     lines = finished[1].stdout.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("sparsity"))
-    table = lines[start : start + 2 + len(METHODS) * 2]
+    table = lines[start : start + 2 + len(COMPARED) * 2]
     assert table[1].split()[0] == "dense"
     assert max(map(len, table)) <= 80
     assert "15 images of" in finished[1].stdout
@@ -95,7 +95,7 @@ def test_the_report_says_the_best_first_and_draws_every_method(finished, record)
     assert places == sorted(places)
     assert page.count("<svg viewBox") == 3  # the mean, and either way
     legend = page.split('class="legend"')[1].split("</ul>")[0]
-    assert all(f"<span>{method}</span>" in legend for method in METHODS)
+    assert all(f"<span>{method}</span>" in legend for method in COMPARED)
     for verdict in record["verdicts"]:
         assert f'<dd class="value">{verdict["best"]}</dd>' in page
         assert verdict["masks"] in page
@@ -144,7 +144,7 @@ def test_figures_are_those_of_the_commands_one_by_one(
 
     run = job._Run(loaded, request, test, pool, {}, {}, work=tmp_path, resume=False)
     batches = list(run._batches(0))
-    for method in METHODS:
+    for method in COMPARED:
         alone = prune(loaded.model, batches, adapter=loaded.adapter, method=method, sparsity=0.75)
         assert Masks.load(out / "masks" / f"{method}-0.75.safetensors") == alone, method
 

@@ -39,6 +39,7 @@ from vlp_plugins.cli.terminal import (
     verbosity,
     visible,
 )
+from vlp_plugins.jobs import COMPARED
 from vlp_plugins.tasks import MEASURED
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @option(
     "Method", "--methods", several=True, metavar="NAME...",
-    standard="omp lamp l2 wanda multiflow snip",
+    standard=" ".join(COMPARED),
     help="Methods to compare; `vlp methods` lists all. One that cannot prune this model is "
     "dropped, with the reason.",
 )  # fmt: skip

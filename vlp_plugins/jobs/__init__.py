@@ -6,3 +6,6 @@ interrupted run kept next to `out`; `overwrite` replaces what the same command w
 with all that is in the folder; `progress` is called with what is done and how much there is in all
 (None: unknown). A `VlpError` is one line that says what to do; nothing is written then.
 """
+
+COMPARED = ("omp", "lamp", "l2", "wanda", "multiflow", "snip", "alps")
+"""Methods that are compared if none are named: one pass over the data at most, no training."""

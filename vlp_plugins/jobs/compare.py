@@ -20,6 +20,7 @@ import torch
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.moments import distinct
 from vlp_plugins.data.batches import ExampleBatches
+from vlp_plugins.jobs import COMPARED
 from vlp_plugins.jobs.comparison import (
     DENSE,
     Cell,
@@ -60,8 +61,6 @@ from vlp_plugins.runtime.untrusted import read_as
 RECORD = "compare.json"
 SCHEMA = 1
 """Of `RECORD`; a change that old code cannot read adds 1."""
-METHODS = ("omp", "lamp", "l2", "wanda", "multiflow", "snip", "alps")
-"""Compared if none are named: one pass over the data at most, no training."""
 BATCHES = 16
 """Calibration batches, if their number is not given."""
 
@@ -193,7 +192,7 @@ def _resolved(
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods by name, and why some cannot be made; an unknown name is an error."""
     methods, left_out = {}, {}
-    for name in request.methods or METHODS:
+    for name in request.methods or COMPARED:
         try:
             methods[name] = resolve_method(name, None, targets, {})
         except UnsupportedError as error:

@@ -29,7 +29,7 @@ class CompareRequest:
 
     Calibration samples are drawn from `data`, so many `batches` for each seed. Measured is on
     `test`, or on the part of `data` that is not calibrated with; `test_split` is of the one or the
-    other. No task takes the first that model and data can do, no methods those of `METHODS` that
+    other. No task takes the first that model and data can do, no methods those of `COMPARED` that
     the model can do. At most `limit` test images (or questions) count. The `seed` is that of the
     first set of calibration samples, and says which samples are measured on.
     """
