@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from contextlib import chdir, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -38,13 +40,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
-    out = tmp_path_factory.mktemp("run") / "demo-out"
-    words = ["--models-dir", str(models), "--out", str(out)]
+def run(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run, and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("run"), StringIO()
+    words = ["--models-dir", str(models)]
     words += ["--pairs", str(PAIRS), "--calibration", str(CALIBRATION)]
-    assert main(words) == 0
-    return out
+    with chdir(folder), redirect_stdout(printed):
+        assert main(words) == 0
+    return folder / "demo-out", printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(run: tuple[Path, str]) -> Path:
+    """The folder of a run."""
+    return run[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +108,17 @@ def test_masks_are_those_of_prune_and_figures_those_of_the_bench(
 
 
 def test_the_command_that_is_printed_is_the_one_that_is_run(
-    models: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    main(["--models-dir", str(models), "--pairs", str(PAIRS), "--calibration", str(CALIBRATION)])
-    lines = re.findall(r"^\$ (vlp compare .*)$", capsys.readouterr().out, re.MULTILINE)
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, printed = run
+    monkeypatch.chdir(finished.parent)
+    lines = re.findall(r"^\$ (vlp compare .*)$", printed, re.MULTILINE)
     assert len(lines) == len(FAMILIES)
     words = shlex.split(lines[0])
     assert words[words.index("--data") + 1] == "demo-out/data/calibration"
-    words[words.index("--out") + 1] = "again"
+    words[words.index("--out") + 1] = str(tmp_path / "again")
     command(*words[1:])
-    again = json.loads(Path("again/compare.json").read_text())
+    again = json.loads((tmp_path / "again" / "compare.json").read_text())
     assert again["methods"] == record_of(finished, "blip")["methods"], "the same in every run"
 
 
