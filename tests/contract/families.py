@@ -29,7 +29,7 @@ class Family:
         kind: of family: the short run of the tests takes the first of each.
         gradients: whether the model has a loss.
         left: whether its texts may be padded on the left.
-        no_points: why the dimension of a layer cannot be measured, as the error says it.
+        constant: the layers that read learned queries alone, which are the same for every sample.
     """
 
     model: Callable[[], nn.Module]
@@ -38,7 +38,7 @@ class Family:
     kind: str
     gradients: bool = True
     left: bool = True
-    no_points: str = ""
+    constant: tuple[str, ...] = ()
 
 
 def written(rows: Sequence[str], side: str, image: int = IMAGE) -> dict[str, Tensor]:
@@ -174,9 +174,6 @@ def pairs(rows: Sequence[str], size: int = 16, **more: Any) -> Callable[[str], d
     """As many images as texts."""
     return lambda side: written(rows, side) | batched(len(rows), size)() | more
 
-
-CONSTANT = "equal"
-"""A layer reads learned queries alone, which are the same for every sample."""
 
 PAIR = ("tttttt", "ttt")
 TOWERS: dict[str, Any] = {
@@ -336,7 +333,7 @@ FAMILIES = {
             "model.connector.perceiver_resampler.layers.0.self_attn.k_proj": {"IMAGE": 52},
         },
         "masked images",
-        no_points=CONSTANT,
+        constant=("connector.perceiver_resampler.layers.0.self_attn.q_proj",),
     ),
     "internvl": Family(
         made(
@@ -472,7 +469,13 @@ FAMILIES = {
             "vision_model.encoder.layers.0.self_attn.qkv": {"IMAGE": 10},
         },
         "queries",
-        no_points=CONSTANT,
+        constant=(
+            "qformer.encoder.layer.0.attention.attention.query",
+            "qformer.encoder.layer.0.attention.attention.key",
+            "qformer.encoder.layer.0.attention.attention.value",
+            "qformer.encoder.layer.0.attention.output.dense",
+            "qformer.encoder.layer.0.crossattention.attention.query",
+        ),
     ),
     "blip2_itr": Family(
         made(
@@ -498,7 +501,7 @@ FAMILIES = {
         },
         "queries",
         gradients=False,
-        no_points=CONSTANT,
+        constant=("qformer.encoder.layer.0.crossattention.attention.query",),
     ),
     "instructblip": Family(
         made(
@@ -837,7 +840,7 @@ FAMILIES = {
         },
         "chat",
         left=False,  # it counts positions by ids, not by the mask
-        no_points=CONSTANT,
+        constant=("image_to_text_projection.x_attn.q_proj",),
     ),
     "glm4v": Family(
         made(
@@ -907,7 +910,6 @@ FAMILIES = {
             "model.multi_modal_projector.linear_1": {"IMAGE": 10},
         },
         "masked images",
-        no_points="cannot be told",  # its projector is called image by image
     ),
     "qwen3_5": Family(
         made(
@@ -988,7 +990,7 @@ FAMILIES = {
             "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 48},
         },
         "experts",
-        no_points=CONSTANT,
+        constant=("multi_modal_projector.cross_attn.q_proj",),
     ),
     "llama4": Family(
         made(

@@ -20,8 +20,11 @@ import vlp_plugins as vlp
 from vlp_plugins.calibration.block_pass import BlockPass
 from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
+from vlp_plugins.calibration.outputs import Output, OutputProbe
 from vlp_plugins.calibration.paused import Visit
 from vlp_plugins.calibration.tokens import kinds_of
+from vlp_plugins.dimension.plan import plan
+from vlp_plugins.jobs.dimensions import summary_of
 from vlp_plugins.masks.packed import Pruned, pack
 from vlp_plugins.models.adapter import Adapter, Owner, TokenKind
 from vlp_plugins.models.discovery import registry
@@ -213,15 +216,42 @@ def samples_of(batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def test_dimensions_are_measured_with_a_point_per_sample(case: Case) -> None:
     batch = case.family.batch("right")
     batches = [samples_of(batch, seed) for seed in range(24)]
-    if case.family.no_points:
-        with pytest.raises(vlp.VlpError, match=case.family.no_points):
-            vlp.measure_id(case.model, batches)
-        return
     profile = vlp.measure_id(case.model, batches)
-    assert {layer.weight for layer in profile.layers} == set(case.weights)
+    assert set(profile.without) == set(case.family.constant)
+    assert {layer.weight for layer in profile.layers} == set(case.weights) - set(profile.without)
     size = len(batch["input_ids" if "input_ids" in batch else "pixel_values"])
+    said = " ".join(summary_of(profile))
+    assert ("Without a dimension" in said) == bool(case.family.constant)
+    assert all(name in said for name in case.family.constant)
+    planned = plan(case.model, case.adapter, case.weights, batch, 24 * size)
+    assert planned.batches == 24
     # A sample without an image has no point in the layers that read images.
     assert all(24 <= layer.points <= 24 * size for layer in profile.layers)
+    masks = vlp.prune(case.model, method="id*omp", sparsity=0.6, id_profile=profile)
+    assert masks.counts().all.removed == exact(case.weights, "omp")
+
+
+def test_the_images_of_a_sample_make_one_point_also_if_they_are_projected_one_by_one() -> None:
+    family = FAMILIES["lfm2_vl"]
+    torch.manual_seed(0)
+    model = family.model().eval()
+    adapter = registry().adapter_for(model)
+    path = "model.multi_modal_projector.linear_1"
+    rows: list[Tensor] = []
+    module = model.get_submodule(path)
+    module.register_forward_hook(lambda _, __, output: rows.append(output.flatten(0, -2)))
+    outputs: list[Output] = []
+    probe = OutputProbe(model, adapter, WeightMap.of(model, adapter), kinds=True)
+    with probe.attached():
+        probe.run(family.batch("right"), outputs.append)
+    (found,) = [each for each in outputs if each.module == path]
+    first, second, third = rows  # of 4 and 2 tokens in the first sample, and of 4 in the second
+    assert torch.equal(found.tokens[0], torch.cat([first, second]))
+    assert torch.equal(found.tokens[1, :4], third)
+    assert found.padding is not None
+    assert found.padding.tolist() == [6 * [False], [False] * 4 + [True] * 2]
+    assert found.kinds is not None
+    assert found.kinds.tolist() == [6 * [TokenKind.IMAGE], 4 * [TokenKind.IMAGE] + [0, 0]]
 
 
 def test_zeros_and_ties_are_kept_by_save_pretrained(case: Case, tmp_path: Path) -> None:

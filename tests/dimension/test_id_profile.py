@@ -64,6 +64,41 @@ def test_weights_that_were_not_measured_are_named():
     assert message.count("cross") == 5
 
 
+def test_a_weight_without_a_dimension_gets_the_mean_of_its_modality(tmp_path):
+    full = profile_of(layer("vision.q", "vision", 0, 9.0))
+    lacking = {"vision.k": "it is constant", "cross.0.q": "it is constant"}
+    kept = tuple(each for each in full.layers if each.weight not in lacking)
+    profile = replace(full, layers=kept, without=lacking)
+    factors = profile.factors(WEIGHTS)
+
+    for members in WEIGHTS.by_modality().values():  # budgets of modalities stay as without it
+        counted = [w for w in members if w.name not in lacking]
+        for weight in members:
+            if weight.name in lacking:
+                assert factors[weight.name] == pytest.approx(mean(factors, counted))
+    assert factors["vision.k"] > 5
+    assert factors.record()["id_profile"]["without_dimension"] == ["vision.k", "cross.0.q"]
+    profile.save(tmp_path / "dimensions.json")
+    assert IdProfile.load(tmp_path / "dimensions.json") == profile
+
+
+def mean(factors, weights):
+    return sum(w.numel * factors[w.name] for w in weights) / sum(w.numel for w in weights)
+
+
+def test_a_modality_without_any_dimension_gets_the_mean_of_the_model():
+    full = profile_of(layer("vision.q", "vision", 0, 9.0))
+    group = WEIGHTS["cross.0.q"].modality
+    lacking = {w.name: "it is constant" for w in WEIGHTS.by_modality()[group]}
+    assert len(lacking) < len(WEIGHTS)
+    kept = tuple(each for each in full.layers if each.weight not in lacking)
+    factors = replace(full, layers=kept, without=lacking).factors(WEIGHTS)
+    others = [w for name, w in WEIGHTS.items() if name not in lacking]
+    assert [factors[name] for name in lacking] == pytest.approx(
+        [mean(factors, others)] * len(lacking)
+    )
+
+
 @pytest.mark.parametrize("dimension", [0.0, -1.0, math.nan, math.inf])
 def test_a_dimension_that_is_no_positive_number_is_no_factor(dimension):
     with pytest.raises(StatisticsError, match="'vision.q' at m"):

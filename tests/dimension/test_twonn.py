@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from point_clouds import naive_nearest_two, normal, torus
 from safetensors.torch import load_file
 
-from vlp_plugins.dimension.twonn import Estimator, disjoint_blocks, estimate, slope
+from vlp_plugins.dimension.twonn import (
+    ConstantError,
+    Estimator,
+    disjoint_blocks,
+    estimate,
+    slope,
+)
 from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "id"
@@ -165,6 +171,21 @@ def test_points_that_differ_by_rounding_alone_are_all_equal():
 
     with pytest.raises(StatisticsError, match="all 50 are equal"):
         estimate(points)
+
+
+def test_points_that_differ_by_how_often_the_same_is_there_have_no_dimension():
+    """What reads learned queries alone gives the same for every image, and a sample has several."""
+    queries = normal(1, 6)[0]
+    none, one, two = (torch.cat([queries.repeat(n), torch.zeros(6 * (2 - n))]) for n in range(3))
+    points = torch.stack([two, *(one,) * 30, *(two,) * 20, none])
+
+    for estimator in (Estimator(), Estimator(duplicates="exact")):
+        with pytest.raises(ConstantError, match="all 52 are equal"):
+            estimate(points, estimator)
+    points[5, 0] += 0.1
+    with pytest.raises(StatisticsError, match="usable") as caught:
+        estimate(points)
+    assert not isinstance(caught.value, ConstantError)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 4])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -120,7 +120,8 @@ class Output:
     Attributes:
         site: weight, stream and owner.
         module: dotted path.
-        call: index of the call in its stream; most modules are called once.
+        call: index of the call in its stream; most modules are called once. Calls that share
+            their samples (`Places.whole`) are one.
         tokens: `[batch, T, features]`, on the model's device.
         padding: bool `[batch, T]`, true where the point has zeros instead; None: nowhere.
         kinds: uint8 `[batch, T]`, the `TokenKind`s; None if they were not asked for.
@@ -174,6 +175,7 @@ class OutputProbe:
         self._take: Callable[[Output], None] = lambda _: None
         self._calls: Counter[Site] = Counter()
         self._masks: dict[int, tuple[torch.Tensor, RealTokens]] = {}
+        self._parts: dict[Site, list[_Part]] = {}
 
     @contextmanager
     def attached(self) -> Iterator[OutputProbe]:
@@ -209,6 +211,7 @@ class OutputProbe:
         finally:
             self._take = lambda _: None
             self._masks.clear()
+            self._parts.clear()
 
     def _run(self, batch: Batch, wanted: Callable[[str], bool]) -> None:
         for stream in self._adapter.streams(self.model, batch, published=self._published):
@@ -220,6 +223,9 @@ class OutputProbe:
                 stream.run()
             finally:
                 self._stream = None
+            for site, parts in self._parts.items():
+                self._take(_together(site, parts))
+            self._parts.clear()
 
     def _hook(self, path: str, uses: list[Use]) -> Callable[..., None]:
         def see(
@@ -232,18 +238,12 @@ class OutputProbe:
             # Several matrices of one module have one output: see `measure`.
             for use in uses[:1] if uses[0].owner.view is not None else uses:
                 site = Site(use.weight, self._stream.name, use.index)
-                call = self._calls[site]
-                self._calls[site] += 1
-                found = self._selected(path, use, inputs, tokens)
-                kinds = self._kinds_of(path, use, inputs, tokens) if self._kinds else None
-                self._take(Output(site, path, call, *found, kinds))
+                self._see(site, path, use, inputs, tokens)
 
         return see
 
-    def _kinds_of(
-        self, path: str, use: Use, inputs: torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """The kinds of the tokens that `_selected` returns."""
+    def _kinds_of(self, use: Use, inputs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The kinds of tokens, uint8 of their leading dimensions."""
         assert self._stream is not None
         kinds = kinds_of(self._adapter, self._stream, use.owner, inputs)
         lead = tokens.shape[:-1]
@@ -253,8 +253,7 @@ class OutputProbe:
             kinds = torch.full(lead, int(plain), dtype=torch.uint8, device=tokens.device)
             if real is not None and real.shape == lead:
                 kinds = kinds * real.to(kinds.device)
-        found, _ = self._selected(path, use, inputs, kinds.to(tokens.device).unsqueeze(-1))
-        return found[..., 0]
+        return kinds.to(tokens.device)
 
     def _tokens(self, path: str, module: nn.Module, output: Any) -> torch.Tensor:
         """`[batch, ...tokens, features]`; a convolution's features are its channels."""
@@ -279,22 +278,74 @@ class OutputProbe:
                 "(ModuleAdapter(exclude=...))"
             )
 
-    def _selected(
-        self, path: str, use: Use, inputs: torch.Tensor, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`[batch, T, features]`, and where that is padding."""
+    def _see(
+        self, site: Site, path: str, use: Use, inputs: torch.Tensor, tokens: torch.Tensor
+    ) -> None:
+        """Takes the output of a call, or keeps it for those that have the rest of its samples."""
         assert self._stream is not None
+        call = self._calls[site]
+        self._calls[site] += 1
         real = None
         if self._padding == "real":
             real = real_of(self._adapter, self._stream, use.owner, inputs)
+        kinds = self._kinds_of(use, inputs, tokens) if self._kinds else None
         if self._stream.samples is not None:
-            samples = self._stream.samples(use.owner, tokens.shape[:-1])
-            if samples is not None:
-                return by_sample(tokens, samples, real)
+            places = self._stream.samples(use.owner, tokens.shape[:-1], call)
+            if places is not None:
+                part = _Part(path, tokens, places.samples, real, kinds)
+                if places.whole:
+                    self._take(_together(site, [part], call))
+                else:
+                    self._parts.setdefault(site, []).append(part.kept())
+                return
         self._check_size(path, tokens)
-        if self._padding == "real" and real is not None:
-            real = real.to(tokens.device)
-            if id(real) not in self._masks:  # the same mask is for many layers
-                self._masks[id(real)] = (real, RealTokens(real))
-            return self._masks[id(real)][1].select(tokens, path)
-        return (tokens.unsqueeze(1) if tokens.ndim == 2 else tokens.flatten(1, -2)), None
+        found, padding = self._in_front(path, tokens, real)
+        if kinds is not None:
+            kinds = self._in_front(path, kinds.unsqueeze(-1), real)[0][..., 0]
+        self._take(Output(site, path, call, found, padding, kinds))
+
+    def _in_front(
+        self, path: str, tokens: torch.Tensor, real: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`[batch, T, features]`, and where that is padding."""
+        if real is None:
+            return (tokens.unsqueeze(1) if tokens.ndim == 2 else tokens.flatten(1, -2)), None
+        real = real.to(tokens.device)
+        if id(real) not in self._masks:  # the same mask is for many layers
+            self._masks[id(real)] = (real, RealTokens(real))
+        return self._masks[id(real)][1].select(tokens, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The output of a call, `[..., features]`, with the sample and the kind of each position."""
+
+    module: str
+    tokens: torch.Tensor
+    samples: torch.Tensor
+    real: torch.Tensor | None
+    kinds: torch.Tensor | None
+
+    @property
+    def is_real(self) -> torch.Tensor:
+        """Bool, of all positions one after the other."""
+        if self.real is None:
+            return self.samples.new_ones(self.samples.numel(), dtype=torch.bool)
+        return self.real.flatten().to(self.samples.device)
+
+    def kept(self) -> _Part:
+        """The same, whatever the model does to the output then."""
+        return replace(self, tokens=self.tokens.clone())
+
+
+def _together(site: Site, parts: Sequence[_Part], call: int = 0) -> Output:
+    """The output of calls that share their samples: of each its tokens, call by call."""
+    samples = torch.cat([part.samples.flatten() for part in parts])
+    tokens = torch.cat([part.tokens.flatten(0, -2) for part in parts])
+    real = None
+    if any(part.real is not None for part in parts):
+        real = torch.cat([part.is_real for part in parts])
+    found, padding = by_sample(tokens, samples, real)
+    marks = [part.kinds.flatten() for part in parts if part.kinds is not None]
+    kinds = by_sample(torch.cat(marks).unsqueeze(-1), samples, real)[0][..., 0] if marks else None
+    return Output(site, parts[0].module, call, found, padding, kinds)

@@ -228,10 +228,12 @@ def check_reached(adapter: Adapter, weights: WeightMap, reached: Collection[str]
 def named(weights: WeightMap, missed: Sequence[str]) -> str:
     """The first of some weights, with its modules, and how many there are, all of them named."""
     owners = ", ".join(owner.module for owner in weights[missed[0]].owners)
-    first = f"weight {missed[0]!r} at {owners} ({len(missed)} weights in all"
+    first = f"weight {missed[0]!r} at {owners}"
+    if len(missed) == 1:
+        return first
     layer = re.compile(r"\.\d+(?=\.|$)")
     kinds = dict.fromkeys(layer.sub(".*", weights[name].owners[0].module) for name in missed)
-    return f"{first}: {', '.join(kinds)})" if len(missed) > 1 else f"{first})"
+    return f"{first} ({len(missed)} weights in all: {', '.join(kinds)})"
 
 
 def kinds_of(

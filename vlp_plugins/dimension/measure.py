@@ -14,11 +14,11 @@ from torch import distributed, nn
 from vlp_plugins.calibration.batches import named_batches
 from vlp_plugins.calibration.moments import Site
 from vlp_plugins.calibration.outputs import OutputProbe, Padding
-from vlp_plugins.calibration.tokens import check_reached
+from vlp_plugins.calibration.tokens import check_reached, named
 from vlp_plugins.dimension.data_pass import Pass, PassProgress, Progress, Reader
 from vlp_plugins.dimension.points import LayerUse, Points, Sites
 from vlp_plugins.dimension.profile import IdProfile, LayerDimension
-from vlp_plugins.dimension.twonn import Estimate, Estimator, estimate
+from vlp_plugins.dimension.twonn import ConstantError, Estimate, Estimator, estimate
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, made_by
@@ -49,9 +49,12 @@ FORM = Format(
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """The dimension of one use of a weight, from so many points of `ambient` numbers each."""
+    """The dimension of one use of a weight, from so many points of `ambient` numbers each.
 
-    estimate: Estimate
+    `estimate` is None where the points do not vary from sample to sample.
+    """
+
+    estimate: Estimate | None
     ambient: int
     points: int
 
@@ -194,7 +197,10 @@ def compute(
         with failing_together():
             if mine is not None:
                 layer = sites[group[rank]]
-                estimated = estimate(mine, estimator, what=f"points of {layer}")
+                try:
+                    estimated = estimate(mine, estimator, what=f"points of {layer}")
+                except ConstantError:
+                    estimated = None
                 result = Dimension(estimated, layer.ambient, len(mine))
         mine = None
         found |= {
@@ -274,7 +280,9 @@ def measure(
     with zeros to the longest, as in the published code; there the same text is another point in
     another batch. Points of as many layers as the budget allows are gathered in one pass over the
     batches; the others in further passes, which run the streams up to their last layer only. The
-    result depends neither on the budget nor on how samples are put into batches.
+    result depends neither on the budget nor on how samples are put into batches. A layer whose
+    output does not vary from sample to sample (it reads learned queries alone) has no dimension:
+    the profile and a warning name it.
 
     In a process group every process must be given the same batches in the same order; process r
     runs those whose index is r modulo the number of processes, the layers are divided among them
@@ -287,8 +295,8 @@ def measure(
         BatchError: if an output does not fit the samples of its batch or the mask of its tokens.
         NonFiniteError: if an output holds NaN or infinity; names the batch and the layer.
         UnsupportedError: if a single layer does not fit into the budget.
-        StatisticsError: if a weight was reached by no stream, there are too few points, or the
-            file in the workplace is damaged or of another run.
+        StatisticsError: if a weight was reached by no stream, there are too few points, no output
+            varies, or the file in the workplace is damaged or of another run.
         OutputError: if it cannot be written.
     """
     usual = default_settings(published=published)
@@ -331,10 +339,14 @@ def measure(
         if not counter.passes:  # all was known; make sure that it is about these batches
             for _ in reader:
                 pass
-    reached = {site.weight for site in state.sites}
-    alike = _of_one_module(weights)
-    check_reached(adapter, weights, reached.union(*(alike[name] for name in reached)))
+    check_measured(adapter, weights, state.sites)
     return _profile(state, weights, settings)
+
+
+def check_measured(adapter: Adapter, weights: WeightMap, sites: Iterable[Site]) -> None:
+    """Raises `StatisticsError` if a weight has none of the outputs that ran."""
+    alike = _of_one_module(weights)
+    check_reached(adapter, weights, {name for site in sites for name in alike[site.weight]})
 
 
 def _of_one_module(weights: WeightMap) -> dict[str, list[str]]:
@@ -350,9 +362,13 @@ def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> I
     order = {name: place for place, name in enumerate(weights)}
     alike = _of_one_module(weights)
     of = [(name, site) for site in state.found for name in alike[site.weight]]
-    layers = []
+    layers: list[LayerDimension] = []
+    without: dict[str, str] = {}
     for name, site in sorted(of, key=lambda each: order[each[0]]):  # stable: streams in order
         found, weight = state.found[site], weights[name]
+        if found.estimate is None:
+            without[name] = f"the output is equal for all {found.points:,} samples that reach it"
+            continue
         layers.append(
             LayerDimension(
                 weight=name,
@@ -368,6 +384,19 @@ def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> I
                 duplicates=found.estimate.duplicates,
             )
         )
+    if not layers:
+        raise StatisticsError(
+            f"the output of no layer varies between the {sum(state.sizes)} samples, so none has a "
+            "dimension; are the samples different?"
+        )
+    for layer in layers:
+        without.pop(layer.weight, None)  # measured in another stream
+    if without:
+        logger.warning(
+            "the output of %s does not vary from sample to sample: no dimension; factors take the "
+            "mean of the modality",
+            named(weights, list(without)),
+        )
     made_of = {
         "weights": weights.content_hash(),
         "samples": sum(state.sizes),
@@ -380,4 +409,5 @@ def _profile(state: State, weights: WeightMap, settings: Mapping[str, Any]) -> I
         weights.adapter_name,
         {**settings, **made_of},
         {name: weight.shape for name, weight in weights.items()},
+        without,
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size, to_device
 from vlp_plugins.calibration.outputs import Output, OutputProbe, Padding
-from vlp_plugins.calibration.tokens import check_reached
+from vlp_plugins.dimension.measure import check_measured
 from vlp_plugins.dimension.points import LayerUse, Need, Room, Sites, expected, pack
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.weights import WeightMap
@@ -86,7 +86,7 @@ def plan(
     probe = OutputProbe(model, adapter, weights, padding=padding, published=published)
     with probe.attached():
         probe.run(to_device(batch, device), note)
-    check_reached(adapter, weights, {site.weight for site in sites})
+    check_measured(adapter, weights, sites)
     budget = all_reduce_min(usable_bytes(device, 0)) if memory_budget is None else memory_budget
     processes = batch_shard(sharded=is_sharded(model.parameters()))[1]
     size = batch_size(batch)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 from vlp_plugins.models.request import Owners
-from vlp_plugins.models.weights import WeightMap, surplus_layer
+from vlp_plugins.models.weights import Weight, WeightMap, surplus_layer
 from vlp_plugins.runtime.artifacts import made_before, read_json, write_json
 from vlp_plugins.runtime.errors import StatisticsError, first_line
 from vlp_plugins.runtime.numbers import count
@@ -68,6 +68,7 @@ class IdProfile:
         layers: in the order of the weights.
         structure: hash of the model's prunable structure (`WeightMap.structure`).
         shapes: of the model's weights by canonical name; empty in profiles of older versions.
+        without: why a weight has no dimension, by canonical name.
     """
 
     layers: tuple[LayerDimension, ...]
@@ -75,6 +76,7 @@ class IdProfile:
     adapter: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    without: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         by_modality: dict[str, list[float]] = {}
@@ -92,7 +94,9 @@ class IdProfile:
 
         The mean over the streams of each owner, then over the owners (`all`), or the first owner
         that was reached (`first`). A weight of a tower that reads a modality in two streams counts
-        both alike, and an owner that runs in more streams counts no more than another.
+        both alike, and an owner that runs in more streams counts no more than another. A weight
+        that has none (`without`) gets the mean over the elements of its modality, or of the model
+        where its modality has none, which changes no budget of a modality.
 
         Args:
             weights: of the model that the factors are for: that of the profile, or another one of
@@ -113,19 +117,28 @@ class IdProfile:
         for layer in self.layers:
             by_owner = measured.setdefault(layer.weight, {})
             by_owner.setdefault(layer.owner, []).append(_positive(layer))
-        if missing := [name for name in weights if name not in measured]:
+        known = measured.keys() | self.without.keys()
+        if missing := [name for name in weights if name not in known]:
             raise StatisticsError(
                 f"the profile (adapter {self.adapter!r}) lacks {len(missing)} of the model's "
                 f"{len(weights)} weights (adapter {weights.adapter_name!r}): "
                 f"{', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}; "
                 f"{_MEASURE}"
             )
-        self._check_shapes(weights, list(measured))
-        found = {}
-        for name in weights:
+        self._check_shapes(weights, list(known))
+        found: dict[str, float] = {}
+        for name in [name for name in weights if name in measured]:
             means = [fmean(values) for _, values in sorted(measured[name].items())]
             found[name] = means[0] if owners == "first" else fmean(means)
-        return Factors(found, {"owners": owners, **self.settings})
+        source = {"owners": owners, **self.settings}
+        without = [name for name in weights if name not in found]
+        if without:
+            source["without_dimension"] = without
+        mean = _mean(found, weights.values()) or 1.0  # any number is neutral if it is for all
+        for members in weights.by_modality().values():
+            neutral = _mean(found, members) or mean
+            found |= {w.name: neutral for w in members if w.name in without}
+        return Factors({name: found[name] for name in weights}, source)
 
     def _check_shapes(self, weights: WeightMap, measured: Sequence[str]) -> None:
         """Raises `StatisticsError` for a model of other widths, or of fewer layers."""
@@ -155,6 +168,7 @@ class IdProfile:
             "settings": dict(self.settings),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "layers": [asdict(layer) for layer in self.layers],
+            "without": dict(self.without),
         }
         write_json(path, _KIND, content, overwrite=overwrite)
 
@@ -178,6 +192,13 @@ class IdProfile:
         except ValueError as error:
             raise StatisticsError(f"{path} is damaged ({first_line(error)}); {_REMEDY}") from error
         return profile
+
+
+def _mean(found: Mapping[str, float], weights: Iterable[Weight]) -> float:
+    """Over the elements of the weights that are found; 0 without any."""
+    known = [weight for weight in weights if weight.name in found]
+    total = sum(weight.numel for weight in known)
+    return sum(weight.numel * found[weight.name] for weight in known) / total if total else 0.0
 
 
 def _positive(layer: LayerDimension) -> float:

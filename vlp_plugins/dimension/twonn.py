@@ -14,7 +14,6 @@ from vlp_plugins.dimension.neighbours import (
     nearest_in_blocks,
     norms,
     rounding_of,
-    squared_distances,
 )
 from vlp_plugins.models.request import whole_number
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError, check_known
@@ -57,6 +56,10 @@ class Estimator:
             raise UnsupportedError(f"blocks is 1 (all points) or more, not {self.blocks}")
         if not 0 <= self.seed < 2**32:
             raise UnsupportedError(f"seed is a number from 0 to 2**32 - 1, not {self.seed}")
+
+
+class ConstantError(StatisticsError):
+    """Points that do not vary from sample to sample, and have no dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,8 @@ def estimate(
         what: names the points in errors.
 
     Raises:
-        StatisticsError: if all points are equal, or fewer than 20 are usable, in a block too.
+        ConstantError: if all points are equal, up to the zeros that shorter ones end in.
+        StatisticsError: if fewer than 20 are usable, in a block too.
         NonFiniteError: if a coordinate is NaN or infinite.
     """
     check_number(len(points), estimator, what=what)
@@ -223,8 +227,8 @@ def estimate(
     if estimator.duplicates == "rounding":
         nearest = merge_duplicates(points, positions, nearest)
     found = [near.cpu() for near in nearest]
-    if not found[0].r2.any() and _all_equal(points, estimator):
-        raise StatisticsError(
+    if _constant(points, estimator):
+        raise ConstantError(
             f"{what}: all {len(points)} are equal and have no dimension; are the samples "
             "different, and do they reach the layer?"
         )
@@ -304,13 +308,19 @@ def _within(
     )
 
 
-def _all_equal(points: torch.Tensor, estimator: Estimator) -> bool:
-    others = torch.arange(1, len(points), device=points.device)
-    pairs = torch.stack([torch.zeros_like(others), others], 1)
-    farthest = float(squared_distances(points, pairs, torch.float64).max().sqrt())
-    if estimator.duplicates == "exact":
-        return farthest == 0
-    return farthest <= rounding_of(points.dtype, points.device) * float(norms(points).max())
+def _constant(points: torch.Tensor, estimator: Estimator) -> bool:
+    """Whether each point is the beginning of the longest, with zeros behind it."""
+    exact = estimator.duplicates == "exact"
+    rounding = 0.0 if exact else rounding_of(points.dtype, points.device)
+    longest = points[0, :0]
+    for point in points:
+        reached = point.nonzero()
+        point = point[: int(reached[-1]) + 1 if len(reached) else 0]
+        short, longest = sorted((point, longest), key=len)
+        apart, size = norms(torch.stack([longest[: len(short)] - short, short])).tolist()
+        if not apart <= rounding * size:
+            return False
+    return True
 
 
 def _too_few(n: int, size: int, blocks: int, what: str) -> str:

@@ -18,6 +18,7 @@ from vlp_plugins.jobs.work_dir import claimed, working
 from vlp_plugins.pruning import measure_id
 from vlp_plugins.report.dimensions import (
     by_modality,
+    constant_sentences,
     dimension_by_depth,
     dimension_sentences,
     duplicate_sentences,
@@ -113,6 +114,7 @@ def summary_of(profile: IdProfile) -> list[str]:
         *dimension_sentences(profile.layers),
         *vision_sentences(profile.layers),
         *duplicate_sentences(profile.layers),
+        *constant_sentences(profile),
     ]
 
 

@@ -54,7 +54,7 @@ def summary_table(analysis: Analysis, level: str) -> Table:
                 f"{each.loss:.3f}{error}",
                 "" if each.recall is None else f"{each.recall:.3f}",
                 f"{each.tolerated:.0%}",
-                *([f"{by_title[each.group.title]:.2f}"] if by_title else []),
+                *([_dimension(by_title.get(each.group.title))] if by_title else []),
             ]
         )
     header = [level, "elements", "prunability, loss", "prunability, R@1",
@@ -66,6 +66,10 @@ def summary_table(analysis: Analysis, level: str) -> Table:
         "changes nothing). Up to: the sparsity at which the loss has risen by the tolerance."
     )
     return Table(f"Prunability by {level}", header, rows, note)
+
+
+def _dimension(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def points_table(analysis: Analysis, level: str) -> Table:
@@ -241,7 +245,10 @@ def measure_sensitivity(
         profile = None if request.profile is None else IdProfile.load(request.profile)
         watch = StopWatch()
         loaded = load()
-        dimensions = None if profile is None else profile.factors(loaded.weights, "all")
+        dimensions = None
+        if profile is not None:
+            factors = profile.factors(loaded.weights, "all")
+            dimensions = {n: value for n, value in factors.items() if n not in profile.without}
         calibration, measured = _batches(loaded, request)
         watch.lap("loading")
         with working(results, resume=resume) as work:

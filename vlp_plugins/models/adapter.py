@@ -150,6 +150,20 @@ A uint8 tensor of the input's leading dimensions that holds `TokenKind`s, or one
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """Which sample each position is of that one call of a module gives out.
+
+    Attributes:
+        samples: int64, of the leading dimensions of the output.
+        whole: whether that is all that the stream has of these samples there; False where it calls
+            the module again for the rest: image by image, or for images and then for videos.
+    """
+
+    samples: torch.Tensor
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """One part of the activation probe: what to run, and which positions are real meanwhile.
 
@@ -162,15 +176,16 @@ class Stream:
         kinds: in place of `real`, for models that read several kinds of tokens in one sequence, or
             call one module with several sequences. It is asked while `run` runs.
         samples: for models in which dimension 0 of what modules give out is not that of samples
-            (images, tiles, packed patches): takes a module and the leading dimensions, and returns
-            the sample of each position, int64; None if dimension 0 is the samples'.
+            (images, tiles, packed patches): takes a module, the leading dimensions of what it
+            gives out, and how often the stream has called it before. It is asked while `run` runs,
+            and returns the sample of each position; None if dimension 0 is the samples'.
     """
 
     name: str
     run: Callable[[], object]
     real: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     kinds: Kinds | None = None
-    samples: Callable[[Owner, torch.Size], torch.Tensor | None] | None = None
+    samples: Callable[[Owner, torch.Size, int], Places | None] | None = None
 
 
 class Adapter(ABC):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlp_plugins.dimension.profile import LayerDimension
+from vlp_plugins.dimension.profile import IdProfile, LayerDimension
 from vlp_plugins.report.drawing import Axis, Chart, Point, line_chart
 from vlp_plugins.report.layers import csv_text
 from vlp_plugins.report.page import Table
@@ -125,6 +125,18 @@ def duplicate_sentences(layers: Sequence[LayerDimension]) -> list[str]:
     return [
         "Duplicates: in the layer that has most of them, so many points equal another one and are "
         f"left out: {', '.join(listed)}. Duplicate samples add no information."
+    ]
+
+
+def constant_sentences(profile: IdProfile) -> list[str]:
+    """Which layers have no dimension, and why; nothing if all have one."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in profile.without.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"Without a dimension, because {reason}: {', '.join(names)}. Methods that go by dimensions "
+        "give such a layer the mean of its modality."
+        for reason, names in by_reason.items()
     ]
 
 

@@ -22,7 +22,7 @@ from vlp_adapters.transformers.towers import (
     sub_configs,
 )
 from vlp_plugins.calibration.batches import batch_size
-from vlp_plugins.models.adapter import Batch, Owner, TokenKind
+from vlp_plugins.models.adapter import Batch, Owner, Places, TokenKind
 from vlp_plugins.runtime.errors import BatchError
 from vlp_plugins.runtime.offload import device_of
 
@@ -34,9 +34,13 @@ _OTHERS = (
     "encoder_hidden_states", "cross_attention_states", "key_value_states",
     "cross_modal_hidden_states",
 )  # fmt: skip
+_VISUAL = (TokenKind.IMAGE, TokenKind.VIDEO)
 _OTHER_MASKS = ("encoder_attention_mask", "cross_attention_mask")
 _OBSERVING: ContextVar[Sequences | None] = ContextVar("observing", default=None)
 _QUERIES = "query_embeds"
+_IMAGES = re.compile(r"pixel_values(_images)?$|image_pixel_values$")
+_VIDEOS = re.compile(r"pixel_values_videos$|video_pixel_values$")
+_READS_VIDEOS = "get_video_features"
 _RESIDUAL = "input_tensor"  # what BERT's layers add to their input, and a part of the same sequence
 
 
@@ -95,7 +99,7 @@ class Sequences:
 
     def kinds(self, owner: Owner, inputs: Tensor) -> Tensor | TokenKind:
         """See `vlp_plugins.models.adapter.Kinds`."""
-        plain = _KIND.get(owner.tokens, TokenKind.TEXT)
+        plain = self._plain(owner.tokens)
         nearest: Tensor | None = None
         is_other = joins_text = False
         for call in reversed(self._calls):
@@ -109,7 +113,7 @@ class Sequences:
             # An image reads no mask of the text around it, unless it is called with one.
             if kinds is not None and (kinds is not self._text or owner.tokens not in _KIND):
                 if joins_text and kinds is self._text:
-                    return TokenKind.IMAGE
+                    return self._seen
                 fused = owner.view is not None
                 if not is_other and (fit := self._fit(call, kinds, inputs, fused)) is not None:
                     return fit
@@ -118,7 +122,7 @@ class Sequences:
                 break
         if is_other:
             images = owner.tokens not in _KIND and "image" in self._towers.inputs
-            return TokenKind.IMAGE if images else TokenKind.TEXT
+            return self._seen if images else TokenKind.TEXT
         if nearest is None or inputs.ndim < 3 or owner.tokens in _KIND:
             return plain
         if bool((nearest == TokenKind.PADDING).any()):
@@ -129,30 +133,36 @@ class Sequences:
             return self._derive(nearest, ("all", *lead), lambda: self._beside_text(lead))
         return plain
 
-    def samples(self, owner: Owner, lead: torch.Size) -> Tensor | None:
-        """The sample of each position of what a module gives out; None if dimension 0 says it.
+    def samples(self, owner: Owner, lead: torch.Size, call: int) -> Places | None:
+        """See `vlp_plugins.models.adapter.Stream.samples`.
 
         Raises:
             BatchError: if that cannot be told.
         """
         size = batch_size(self._batch)
         device = device_of(self._towers.model)
-        images = self._images() if owner.tokens in _KIND else None
         if len(lead) == 2 and lead[1] == size and self._is_sequence_first(owner):
-            return torch.arange(size, device=device).expand(lead)
-        if images is None:
+            return Places(torch.arange(size, device=device).expand(lead))
+        kind = self._plain(owner.tokens)
+        found, lengths = self._placed(kind) if owner.tokens in _KIND else ([], [])
+        counts = None
+        whole = True
+        if not found:
             if lead[0] == size:
                 return None
-            counts = self._divided(lead.numel(), [1] * size)
             found = list(range(size))
+            counts = self._divided(lead.numel(), [1] * size)
         else:
-            found, lengths = images
-            if lead[0] == size and found == list(range(size)):
+            whole = not (self._mixed and kind in _VISUAL)
+            if whole and lead[0] == size and found == list(range(size)):
                 return None
-            counts = None
-            for rows in ([1] * len(found), self._filled_tiles()):
+            for rows in ([1] * len(found), self._filled_tiles(kind)):
                 if counts is None and len(rows) == len(found) and sum(rows) == lead[0]:
                     counts = [count * (lead.numel() // lead[0]) for count in rows]
+            # The language model reads a token for each placeholder, so fewer are not of all images.
+            one = counts is None and lead.numel() < sum(lengths) and call < len(found)
+            if one and lead.numel() == lengths[call]:
+                found, counts, whole = found[call : call + 1], [lead.numel()], False
             counts = counts or self._divided(lead.numel(), lengths)
         if counts is None:
             raise BatchError(
@@ -161,26 +171,50 @@ class Sequences:
                 "exclude the layer (TransformersAdapter(exclude=...))"
             )
         of = torch.tensor(found, device=device)
-        return of.repeat_interleave(torch.tensor(counts, device=device)).reshape(lead)
+        of = of.repeat_interleave(torch.tensor(counts, device=device)).reshape(lead)
+        return Places(of, whole)
 
-    def _images(self) -> tuple[list[int], list[int]] | None:
-        """Of each image the sample that it stands in, and its number of placeholders; None: none.
+    def _plain(self, space: str) -> TokenKind:
+        """The kind of the tokens of a space, where no mask says more."""
+        kind = _KIND.get(space, TokenKind.TEXT)
+        return self._seen if kind is TokenKind.IMAGE else kind
 
-        Images that follow each other without a word between them count as one.
+    @property
+    def _mixed(self) -> bool:
+        """Whether the batch has both images and videos."""
+        names = [name for name, value in self._batch.items() if value is not None]
+        return any(map(_IMAGES.match, names)) and any(map(_VIDEOS.match, names))
+
+    @property
+    def _seen(self) -> TokenKind:
+        """What the vision layers that run now read: images or videos."""
+        names = [name for name, value in self._batch.items() if value is not None]
+        if not any(map(_VIDEOS.match, names)):
+            return TokenKind.IMAGE
+        if not any(map(_IMAGES.match, names)):
+            return TokenKind.VIDEO
+        # Models read them one after the other, with the same layers.
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_code.co_name != _READS_VIDEOS:
+            frame = frame.f_back
+        return TokenKind.IMAGE if frame is None else TokenKind.VIDEO
+
+    def _placed(self, kind: TokenKind) -> tuple[list[int], list[int]]:
+        """Of each image or video the sample that it stands in, and its number of placeholders.
+
+        Those that follow each other without a word between them count as one.
         """
         if self._text is None:
-            return None
-        image = self._text >= int(TokenKind.IMAGE)
-        if not bool(image.any()):
-            return None
-        edges = torch.nn.functional.pad(image.int(), (1, 1)).diff(dim=1)
+            return [], []
+        edges = torch.nn.functional.pad((self._text == kind).int(), (1, 1)).diff(dim=1)
         samples, starts = (edges == 1).nonzero(as_tuple=True)
         ends = (edges == -1).nonzero(as_tuple=True)[1]
         return samples.tolist(), (ends - starts).tolist()
 
-    def _filled_tiles(self) -> list[int]:
-        """How many tiles each image has, where a batch is filled up with empty ones."""
-        pixels = self._batch.get("pixel_values")
+    def _filled_tiles(self, kind: TokenKind) -> list[int]:
+        """How many tiles each image has, or frames a video, where a batch has empty ones too."""
+        names = _VIDEOS if kind is TokenKind.VIDEO else _IMAGES
+        pixels = next((v for name, v in self._batch.items() if names.match(name)), None)
         if not isinstance(pixels, Tensor) or pixels.ndim != 5:
             return []
         return pixels.flatten(2).any(2).sum(1).tolist()
@@ -245,12 +279,12 @@ class Sequences:
     def _enter(self, path: str, names: tuple[str, ...], decoder: bool) -> Any:
         """The hook that notes what a module is called with."""
         towers = self._towers
-        default = _KIND.get(towers.reads(path), TokenKind.TEXT)
+        space = towers.reads(path)
         closed = not path or path in towers.roots
         pretrained = is_pretrained(towers.model.get_submodule(path))
         has_other_mask = any(name in names for name in _OTHER_MASKS)
         # What an encoder-decoder attends to is its text with images; what others do, images.
-        written = default in _KIND.values() or towers.model.config.is_encoder_decoder
+        written = space in _KIND or towers.model.config.is_encoder_decoder
         other_default = TokenKind.TEXT if written else TokenKind.IMAGE
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -267,7 +301,8 @@ class Sequences:
             if length is None:
                 length = given[_QUERIES].shape[1] if _QUERIES in given else 0
             queries = int(length)
-            around = None if default in _KIND.values() else self._around()
+            around = None if space in _KIND else self._around()
+            default = self._plain(space)
             kinds = other_kinds = None
             for name, mask in masks:
                 if kinds is None:

@@ -37,6 +37,13 @@ def test_the_id_of_a_group_is_the_mean_over_its_weights():
     assert dimensions_of([group], {"a": 3.0, "b": 6.0, "c": 100.0}) == {group: 4.5}
 
 
+def test_groups_without_a_dimension_are_not_related_to_it():
+    known = dimensions(STEEPNESS)
+    del known["text 3 weight"]
+    related = relations(prunabilities(blocks()), known)
+    assert {r.scope: r.found.count for r in related if r.by == "ID"}["all"] == len(BLOCKS) - 1
+
+
 def test_scopes_measures_and_what_they_are_compared_with():
     numbers = prunabilities(blocks())
     related = relations(numbers, dimensions(STEEPNESS))

@@ -215,6 +215,8 @@ def relation_chart(
     """ID on x, prunability by the loss on y, one point per group, by modality."""
     groups: dict[str, list[Point]] = {}
     for each in prunabilities:
+        if each.group not in dimensions:
+            continue
         place = (dimensions[each.group], each.loss, each.error)
         groups.setdefault(each.group.modality, []).append(place)
     return line_chart(

@@ -193,11 +193,12 @@ class Relation:
 
 
 def dimensions_of(groups: Sequence[Group], dimensions: Mapping[str, float]) -> dict[Group, float]:
-    """The ID of every group: the mean over its weights, each counted once."""
-    return {
-        group: math.fsum(dimensions[name] for name in group.weights) / len(group.weights)
+    """The ID of every group that has one: the mean over its weights, each counted once."""
+    known = {
+        group: [dimensions[name] for name in group.weights if name in dimensions]
         for group in groups
     }
+    return {group: math.fsum(each) / len(each) for group, each in known.items() if each}
 
 
 def relations(
@@ -212,6 +213,7 @@ def relations(
     for level in levels:
         members = [p for p in prunabilities if p.group.level == level]
         by_group = dimensions_of([p.group for p in members], dimensions)
+        members = [p for p in members if p.group in by_group]
         for measure in ("loss", "recall"):
             if any(getattr(p, measure) is None for p in members):
                 continue
