@@ -129,8 +129,9 @@ def families() -> str:
     for name, family in table_of.FAMILIES.items():
         kinds.setdefault(family.kind, []).append(f"`{name}`")
     passed = table(["kind", "families"], [[kind, ", ".join(of)] for kind, of in kinds.items()])
+    videos = ", ".join(f"`{name}`" for name in table_of.VIDEOS)
     causes = "".join(f"- `{name}`: {why}.\n" for name, (_, why) in table_of.EXCEPTIONS.items())
-    return f"{passed}\nThese do not pass:\n\n{causes}"
+    return f"{passed}\nWith videos too: {videos}.\n\nThese do not pass:\n\n{causes}"
 
 
 def methods() -> str:

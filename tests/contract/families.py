@@ -1,6 +1,6 @@
 """Families of models in transformers: a tiny model of each, batches for it, and tokens by hand.
 
-In texts `t` is a word and `#` one of the placeholders that an image takes.
+In texts `t` is a word, `#` one of the placeholders that an image takes, and `%` of a video.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-PAD, IMAGE, WORDS = 0, 90, range(10, 60)
+PAD, IMAGE, VIDEO, WORDS = 0, 90, 91, range(10, 60)
 Tokens = Mapping[str, int]
 """By kind how many tokens of a batch."""
 
@@ -43,11 +43,12 @@ class Family:
 
 def written(rows: Sequence[str], side: str, image: int = IMAGE) -> dict[str, Tensor]:
     """Ids and mask of texts, padded on a side; words differ, so that padding shows."""
+    marks = {"#": image, "%": VIDEO}
     longest = max(map(len, rows))
     ids, mask = [], []
     for index, row in enumerate(rows):
         words = [
-            image if mark == "#" else WORDS[(7 * index + 3 * place) % len(WORDS)]
+            marks.get(mark, WORDS[(7 * index + 3 * place) % len(WORDS)])
             for place, mark in enumerate(row)
         ]
         padding = [PAD] * (longest - len(row))
@@ -59,8 +60,8 @@ def written(rows: Sequence[str], side: str, image: int = IMAGE) -> dict[str, Ten
 
 def counted(rows: Sequence[str]) -> Tokens:
     """The tokens of texts."""
-    text = "".join(rows)
-    return {kind: n for kind, n in (("TEXT", text.count("t")), ("IMAGE", text.count("#"))) if n}
+    found = {"TEXT": "t", "IMAGE": "#", "VIDEO": "%"}
+    return {kind: n for kind, mark in found.items() if (n := "".join(rows).count(mark))}
 
 
 def pixels(count: int, size: int = 16) -> Tensor:
@@ -126,7 +127,8 @@ QWEN_ROWS = ("tt####t##tt", "t####tt", "ttt")
 def qwen(rows: Sequence[str], images: Callable[[], dict[str, Tensor]]) -> Any:
     def make(side: str) -> dict[str, Tensor]:
         texts = written(rows, side)
-        types = (texts["input_ids"] == IMAGE).int()
+        ids = texts["input_ids"]
+        types = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
         return texts | images() | {"mm_token_type_ids": types}
 
     return make
@@ -464,7 +466,12 @@ FAMILIES = {
             "language_model.model.decoder.layers.0.fc1": {"TEXT": 5, "IMAGE": 8},
             "language_model.model.decoder.layers.0.self_attn.q_proj": {"TEXT": 5, "IMAGE": 8},
             "qformer.encoder.layer.0.attention.attention.query": {"QUERY": 8},
+            "qformer.encoder.layer.0.attention.output.dense": {"QUERY": 8},
+            "qformer.encoder.layer.0.crossattention.attention.query": {"QUERY": 8},
             "qformer.encoder.layer.0.crossattention.attention.key": {"IMAGE": 10},
+            "qformer.encoder.layer.0.crossattention.attention.value": {"IMAGE": 10},
+            "qformer.encoder.layer.0.intermediate_query.dense": {"QUERY": 8},
+            "qformer.encoder.layer.1.output_query.dense": {"QUERY": 8},
             "language_projection": {"IMAGE": 8},
             "vision_model.encoder.layers.0.self_attn.qkv": {"IMAGE": 10},
         },
@@ -521,6 +528,12 @@ FAMILIES = {
         {
             "language_model.model.decoder.layers.0.fc1": {"TEXT": 5, "IMAGE": 8},
             "qformer.encoder.layer.0.attention.attention.query": {"QUERY": 8, "TEXT": 7},
+            "qformer.encoder.layer.0.attention.attention.key": {"QUERY": 8, "TEXT": 7},
+            "qformer.encoder.layer.0.attention.output.dense": {"QUERY": 8, "TEXT": 7},
+            "qformer.encoder.layer.0.crossattention.attention.query": {"QUERY": 8},
+            "qformer.encoder.layer.0.crossattention.attention.key": {"IMAGE": 10},
+            "qformer.encoder.layer.0.crossattention.attention.value": {"IMAGE": 10},
+            "language_projection": {"IMAGE": 8},
             "qformer.encoder.layer.0.intermediate_query.dense": {"QUERY": 8},
             "qformer.encoder.layer.0.intermediate.dense": {"TEXT": 7},
             "qformer.encoder.layer.0.output.dense": {"TEXT": 7},
@@ -655,9 +668,16 @@ FAMILIES = {
             # Once per layer of the two, and once more by the head.
             "bridgetower.cross_modal_image_transform": {"IMAGE": 30},
             "bridgetower.cross_modal_image_layers.0.crossattention.self.key": {"TEXT": 8},
+            "bridgetower.cross_modal_image_layers.0.crossattention.self.value": {"TEXT": 8},
             "bridgetower.cross_modal_image_layers.0.crossattention.self.query": {"IMAGE": 10},
+            "bridgetower.cross_modal_image_layers.0.attention.self.query": {"IMAGE": 10},
+            "bridgetower.cross_modal_image_layers.0.output.dense": {"IMAGE": 10},
+            "bridgetower.cross_modal_image_layers.1.crossattention.self.key": {"TEXT": 8},
+            "bridgetower.cross_modal_image_layers.1.crossattention.self.value": {"TEXT": 8},
             "bridgetower.cross_modal_text_layers.0.crossattention.self.key": {"IMAGE": 10},
+            "bridgetower.cross_modal_text_layers.0.crossattention.self.value": {"IMAGE": 10},
             "bridgetower.cross_modal_text_layers.0.attention.self.query": {"TEXT": 8},
+            "bridgetower.cross_modal_text_layers.1.output.dense": {"TEXT": 8},
         },
         "cross-attention",
         left=False,
@@ -1100,6 +1120,99 @@ FAMILIES = {
         gradients=False,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A batch of videos for a family.
+
+    Attributes:
+        batch: makes it, padded on that side.
+        tokens: by path of a layer, the tokens that enter it, counted by hand.
+    """
+
+    batch: Callable[[str], dict[str, Tensor]]
+    tokens: Mapping[str, Tokens]
+
+
+def videos(*grids: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Packed patches of videos of these lengths, heights and widths in patches."""
+    made_of = [(1, frames * height * width) for frames, height, width in grids]
+    packed = patches(*made_of, width=3 * 2 * 8 * 8)
+    return {
+        "pixel_values_videos": packed["pixel_values"],
+        "video_grid_thw": torch.tensor(grids),
+    }
+
+
+RUN = ("t%%%%%%%%t", "tt%%tt%%%%", "tt")
+"""Videos of 2 x 4 x 4, 1 x 2 x 4 and 1 x 4 x 4 patches, four of which make a token."""
+TIMED = ("tt%%%%t%%%%t", "tt%%tt%%%%", "tt")
+"""The same, with a time in front of each pair of frames."""
+BOTH = ("t####tt%%%%%%%%", "t%%t", "t##tt")
+"""An image of 4 x 4 patches and a video of 2 x 4 x 4, a video of 1 x 2 x 4, an image of 2 x 4."""
+BOTH_TIMED = ("t####t%%%%t%%%%", "t%%t", "t##tt")
+
+
+def run() -> dict[str, Tensor]:
+    return videos((2, 4, 4), (1, 2, 4), (1, 4, 4))
+
+
+def both() -> dict[str, Tensor]:
+    return patches((4, 4), (2, 4), width=3 * 2 * 8 * 8) | videos((2, 4, 4), (1, 2, 4))
+
+
+def qwen_videos(rows: Sequence[str], more: Callable[[], dict[str, Tensor]]) -> Videos:
+    """Of these rows; the vision tower reads four patches for each of their tokens."""
+    words = counted(rows)
+    patched = {kind: 4 * n for kind, n in words.items() if kind != "TEXT"}
+    return Videos(
+        qwen(rows, more),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": words,
+            "model.language_model.layers.1.mlp.down_proj": words,
+            "model.visual.blocks.0.attn.qkv": patched,
+            "model.visual.blocks.1.attn.proj": patched,
+        },
+    )
+
+
+FRAMES = ("tt%%%t", "ttt%%%")
+"""Two frames of 2 x 2 patches, each of which is pooled to one, and the end of the video."""
+
+VIDEOS: dict[str, tuple[Videos, ...]] = {
+    "qwen2_vl": (qwen_videos(RUN, run), qwen_videos(BOTH, both)),
+    "qwen2_5_vl": (qwen_videos(RUN, run), qwen_videos(BOTH, both)),
+    "qwen3_vl": (qwen_videos(TIMED, run), qwen_videos(BOTH_TIMED, both)),
+    "llava_onevision": (
+        Videos(
+            chat(FRAMES, lambda: {"pixel_values_videos": pixels(4).reshape(2, 2, 3, 16, 16)}),
+            {
+                "model.language_model.layers.0.self_attn.q_proj": counted(FRAMES),
+                "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"VIDEO": 16},
+                "model.multi_modal_projector.linear_1": {"VIDEO": 16},
+            },
+        ),
+        Videos(
+            chat(
+                ("tt%%%t", f"t{10 * '#'}t%%%"),
+                lambda: (
+                    {"pixel_values_videos": pixels(4).reshape(2, 2, 3, 16, 16)}
+                    | {name: value[:1] for name, value in tiled().items()}
+                ),
+            ),
+            {
+                "model.language_model.layers.0.self_attn.q_proj": {
+                    "TEXT": 5,
+                    "IMAGE": 10,
+                    "VIDEO": 6,
+                },
+                "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 8, "VIDEO": 16},
+            },
+        ),
+    ),
+}
+"""Families that take videos as such; InternVL and SmolVLM take the frames of a video as images."""
 
 EXCEPTIONS: dict[str, tuple[Family, str]] = {
     "grounding_dino": (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import EXCEPTIONS, FAMILIES, Family
+from families import EXCEPTIONS, FAMILIES, IMAGE, VIDEOS, Family, Videos, pairs, pixels
 from torch import Tensor, nn
 from vlp_command import command
 
@@ -123,6 +123,72 @@ def test_tokens_of_each_kind_are_those_counted_by_hand(case: Case) -> None:
         counted = {path: dict(seen.get(path, {})) for path in case.family.tokens}
         assert counted == {path: dict(found) for path, found in case.family.tokens.items()}, side
         assert set(seen) == {w.owners[0].module for w in case.weights.values()}, side
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((name, place), id=f"{name}-{place}", marks=() if place else pytest.mark.long)
+        for name, several in VIDEOS.items()
+        for place in range(len(several))
+    ]
+)
+def shown(request: pytest.FixtureRequest) -> tuple[Case, Videos]:
+    name, place = request.param
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    model = family.model().eval()
+    adapter = registry().adapter_for(model)
+    return Case(name, family, model, adapter, WeightMap.of(model, adapter)), VIDEOS[name][place]
+
+
+def test_tokens_of_videos_are_those_counted_by_hand(shown: tuple[Case, Videos]) -> None:
+    case, videos = shown
+    for side in case.sides:
+        seen = seen_tokens(case, videos.batch(side))
+        counted = {path: dict(seen[path]) for path in videos.tokens}
+        assert counted == {path: dict(found) for path, found in videos.tokens.items()}, side
+
+
+@pytest.mark.long
+def test_videos_calibrate_and_have_a_point_per_sample(shown: tuple[Case, Videos]) -> None:
+    case, videos = shown
+    batch = videos.batch("right")
+    batches = [samples_of(batch, seed) for seed in range(24)]
+    for method in ("wanda", "snip"):
+        masks = vlp.prune(case.model, batches[:2], method=method, sparsity=0.6)
+        assert masks.counts().all.removed == exact(case.weights, method)
+    check_walk(case, batches[:2])
+    profile = vlp.measure_id(case.model, batches)
+    assert {layer.weight for layer in profile.layers} == set(case.weights)
+    with_any = int((batch["input_ids"] >= IMAGE).any(1).sum())
+    for layer in profile.layers:
+        of_all = layer.modality == "text"
+        assert layer.points == 24 * (len(batch["input_ids"]) if of_all else with_any), layer.module
+
+
+@pytest.mark.parametrize("name", ["internvl", "smolvlm", "llava"])
+def test_videos_are_refused_where_a_model_takes_none(name: str) -> None:
+    family = FAMILIES[name]
+    model = family.model().eval()
+    batch = family.batch("right") | {"pixel_values_videos": pixels(2)}
+    with pytest.raises(vlp.VlpError, match=r"takes no pixel_values_videos: .*frames as images"):
+        vlp.prune(model, [batch], method="wanda", sparsity=0.5)
+
+
+def test_queries_are_not_taken_for_the_padding_of_texts_as_long_as_they_are() -> None:
+    family = FAMILIES["blip2_itr"]  # it has 4 queries
+    torch.manual_seed(0)
+    model = family.model().eval()
+    adapter = registry().adapter_for(model)
+    case = Case("blip2_itr", family, model, adapter, WeightMap.of(model, adapter))
+    path = "qformer.encoder.layer.0.attention.attention.query"
+    for matching in (False, True):
+        seen = Counter[str]()
+        for side in case.sides:
+            batch = pairs(("tttt", "t"), use_image_text_matching_head=matching)(side)
+            seen.update(seen_tokens(case, batch)[path])
+        assert seen == {"QUERY": 2 * 8, "TEXT": 2 * 5}
+        assert seen.total() == 26
 
 
 ONE_IMAGE_EACH = (
@@ -302,7 +368,10 @@ def test_few_families_are_excepted() -> None:
 
 
 def test_block_by_block_each_weight_is_measured_as_in_a_whole_forward(case: Case) -> None:
-    batches = [case.family.batch(side) for side in case.sides]
+    check_walk(case, [case.family.batch(side) for side in case.sides])
+
+
+def check_walk(case: Case, batches: list[dict[str, Tensor]]) -> None:
     dense = vlp.gather(case.model, batches, adapter=case.adapter, method="wanda")
     walk = BlockPass(case.model, case.adapter, case.weights, batches)
     found: dict[str, Tensor] = {}

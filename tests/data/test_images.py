@@ -41,6 +41,16 @@ def test_nothing_but_pictures_is_decoded_whatever_it_is_called(photos: Path, mon
         read(open_source(str(photos)))
 
 
+@pytest.mark.parametrize("place", ["clip.mp4", "."])
+def test_videos_are_refused_in_a_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    with pytest.raises(DataError, match="clip.mp4 is a video, .* give its frames as images"):
+        read(open_source(str(tmp_path / place)))
+    (tmp_path / "metadata.csv").write_text("file_name,caption\nclip.mp4,a boat\n")
+    with pytest.raises(DataError, match="clip.mp4 is a video, .* give its frames as images"):
+        read(open_source(str(tmp_path / place)))
+
+
 def _started(*_: object, **__: object) -> None:
     raise AssertionError("a program was started")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlp_plugins.data.annotations import image_of
+from vlp_plugins.data.images import check_no_video
 from vlp_plugins.data.records import (
     IMAGE_COLUMNS,
     Captions,
@@ -199,6 +200,11 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
+def _check_no_videos(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        check_no_video(path)
+
+
 def _metadata_below(folder: Path) -> dict[str, Path]:
     return {sub.name: found for sub in subfolders(folder) if (found := find_metadata(sub))}
 
@@ -209,8 +215,10 @@ def _locate(folder: Path, split: str | None) -> tuple[Path, str | None]:
     if found is None and (below := _metadata_below(folder)):
         choose_split(list(below), split, where=str(folder))
     if found is None:
+        if not (images := image_files(folder)):
+            _check_no_videos(folder)
         raise DataError(
-            f"{folder} has no metadata.jsonl or metadata.csv ({len(image_files(folder)):,} images "
+            f"{folder} has no metadata.jsonl or metadata.csv ({len(images):,} images "
             'found); write one line for each image: {"file_name": "0001.png", "text": "a caption"}'
         )
     return found
@@ -265,5 +273,6 @@ def _all_images(folder: Path, split: str | None) -> tuple[list[Record], str | No
     root = folder if chosen is None else folder / chosen
     paths = image_files(root)
     if not paths:
+        _check_no_videos(root)
         raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return [Record(path.name, image_of(path), None) for path in paths], chosen

@@ -43,13 +43,27 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+
+
+def check_no_video(path: Path) -> None:
+    """Raises `DataError` for a file of a video, by its name."""
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise DataError(
+            f"{path} is a video, and videos are not read: give its frames as images, several to a "
+            "conversation, or in Python batches of the model's processor, with pixel_values_videos"
+        )
+
+
 def read_image(path: Path) -> Image.Image:
     """`open_image` of a file.
 
     Raises:
-        DataError: if the file cannot be read: not a damaged image, the next would fail as well.
+        DataError: if the file cannot be read, or is a video: not a damaged image, the next would
+            fail as well.
         OSError, ValueError: as of `open_image`.
     """
+    check_no_video(path)
     try:
         check_read(f"its file of {path.stat().st_size:,} bytes", path.stat().st_size, ValueError)
         data = path.read_bytes()

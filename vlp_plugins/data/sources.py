@@ -22,6 +22,7 @@ from vlp_plugins.data.folder import (
     read_metadata,
 )
 from vlp_plugins.data.hub import FILE_BUILDERS, DatasetSource, is_saved, open_dataset, roots_of
+from vlp_plugins.data.images import check_no_video
 from vlp_plugins.data.karpathy import is_karpathy, open_karpathy
 from vlp_plugins.data.questions import holds_questions, open_questions
 from vlp_plugins.data.records import (
@@ -91,6 +92,7 @@ def open_source(
     if is_shards(str(path)) and "://" not in source:
         return _shards(str(path), split, options)
     if path.is_file():
+        check_no_video(path)
         if path.suffix.lower() not in FILE_BUILDERS:
             raise DataError(
                 f"{source} is a single file of unknown kind; give a folder with metadata.jsonl, "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.transformers.matrices import attended, matrices_of, output_projections
-from vlp_adapters.transformers.tokens import Sequences, kinds_of_text
+from vlp_adapters.transformers.tokens import VIDEOS, Sequences, kinds_of_text
 from vlp_adapters.transformers.towers import DESIGNED, Towers, inner_model, is_pretrained
 from vlp_plugins.models.adapter import (
     Adapter,
@@ -35,7 +35,7 @@ from vlp_plugins.models.generic import (
     prunable_parameters,
 )
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import UnsupportedError
+from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 
 class TransformersAdapter(Adapter):
@@ -113,11 +113,11 @@ class TransformersAdapter(Adapter):
         """One stream, `forward`, without labels where the model needs none.
 
         Raises:
-            BatchError: if the batch does not fit the forward, or has text without a mask.
+            BatchError: if the batch does not fit the forward, or has text without a mask or videos
+                that the model does not take.
         """
-        need(batch)  # a mapping
         towers = Towers.of(model)
-        forward = _parameters(towers.model)
+        forward = _taken(towers.model, batch)
         if "input_ids" in batch and "attention_mask" in forward:
             need(batch, "attention_mask")
         options: dict[str, Any] = {}
@@ -167,9 +167,8 @@ class TransformersAdapter(Adapter):
             UnsupportedError: if the model has no loss.
             BatchError: if the batch has no labels.
         """
-        need(batch)  # a mapping
         inner = inner_model(model)[1]
-        forward = _parameters(inner)
+        forward = _taken(inner, batch)
         inputs = dict(batch)
         if "return_loss" in forward:
             inputs["return_loss"] = True
@@ -226,8 +225,17 @@ def _patterns(argument: str, given: Sequence[str] | str) -> list[re.Pattern[str]
         raise UnsupportedError(f"{argument}={given!r} is no regular expression: {error}") from error
 
 
-def _parameters(model: nn.Module) -> Iterable[str]:
-    return inspect.signature(model.forward).parameters.keys()
+def _taken(model: nn.Module, batch: Batch) -> Iterable[str]:
+    """What a model takes; `BatchError` if the batch is no mapping, or has videos without use."""
+    need(batch)
+    forward = inspect.signature(model.forward).parameters.keys()
+    for name in batch:
+        if batch[name] is not None and VIDEOS.match(name) and name not in forward:
+            raise BatchError(
+                f"{type(model).__name__} takes no {name}: it reads no videos, or reads their "
+                "frames as images; make batches with the processor of this model"
+            )
+    return forward
 
 
 def _run(model: nn.Module, inputs: Batch) -> Any:

@@ -38,8 +38,8 @@ _VISUAL = (TokenKind.IMAGE, TokenKind.VIDEO)
 _OTHER_MASKS = ("encoder_attention_mask", "cross_attention_mask")
 _OBSERVING: ContextVar[Sequences | None] = ContextVar("observing", default=None)
 _QUERIES = "query_embeds"
-_IMAGES = re.compile(r"pixel_values(_images)?$|image_pixel_values$")
-_VIDEOS = re.compile(r"pixel_values_videos$|video_pixel_values$")
+VIDEOS = re.compile(r"pixel_values_videos$|video_pixel_values$")
+"""Inputs that are videos."""
 _READS_VIDEOS = "get_video_features"
 _RESIDUAL = "input_tensor"  # what BERT's layers add to their input, and a part of the same sequence
 
@@ -70,7 +70,8 @@ class Sequences:
     def __init__(self, towers: Towers, batch: Batch) -> None:
         self._towers = towers
         self._batch = batch
-        self._text = kinds_of_text(towers.model.config, batch)
+        self._text = text = kinds_of_text(towers.model.config, batch)
+        self._visual = {k for k in _VISUAL if text is not None and bool((text == k).any())}
         self._calls: list[_Call] = []
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
         self._derived: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
@@ -153,7 +154,7 @@ class Sequences:
             found = list(range(size))
             counts = self._divided(lead.numel(), [1] * size)
         else:
-            whole = not (self._mixed and kind in _VISUAL)
+            whole = kind not in self._visual or len(self._visual) < 2
             if whole and lead[0] == size and found == list(range(size)):
                 return None
             for rows in ([1] * len(found), self._filled_tiles(kind)):
@@ -180,19 +181,10 @@ class Sequences:
         return self._seen if kind is TokenKind.IMAGE else kind
 
     @property
-    def _mixed(self) -> bool:
-        """Whether the batch has both images and videos."""
-        names = [name for name, value in self._batch.items() if value is not None]
-        return any(map(_IMAGES.match, names)) and any(map(_VIDEOS.match, names))
-
-    @property
     def _seen(self) -> TokenKind:
         """What the vision layers that run now read: images or videos."""
-        names = [name for name, value in self._batch.items() if value is not None]
-        if not any(map(_VIDEOS.match, names)):
-            return TokenKind.IMAGE
-        if not any(map(_IMAGES.match, names)):
-            return TokenKind.VIDEO
+        if len(self._visual) < 2:
+            return next(iter(self._visual), TokenKind.IMAGE)
         # Models read them one after the other, with the same layers.
         frame = inspect.currentframe()
         while frame is not None and frame.f_code.co_name != _READS_VIDEOS:
@@ -213,8 +205,9 @@ class Sequences:
 
     def _filled_tiles(self, kind: TokenKind) -> list[int]:
         """How many tiles each image has, or frames a video, where a batch has empty ones too."""
-        names = _VIDEOS if kind is TokenKind.VIDEO else _IMAGES
-        pixels = next((v for name, v in self._batch.items() if names.match(name)), None)
+        given = self._batch.get("pixel_values")
+        videos = next((v for name, v in self._batch.items() if VIDEOS.match(name)), given)
+        pixels = videos if kind is TokenKind.VIDEO else given
         if not isinstance(pixels, Tensor) or pixels.ndim != 5:
             return []
         return pixels.flatten(2).any(2).sum(1).tolist()
