@@ -271,7 +271,7 @@ def samples_of(batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
     other = dict(batch)
     for name, value in batch.items():
-        if name.startswith("pixel_values"):
+        if "pixel_values" in name:
             other[name] = torch.randn(value.shape, generator=random).masked_fill(value == 0, 0)
         elif name in ("input_ids", "qformer_input_ids", "labels") and value.ndim > 1:
             words = torch.randint(10, 60, value.shape, generator=random)

@@ -157,7 +157,7 @@ class Sequences:
             whole = kind not in self._visual or len(self._visual) < 2
             if whole and lead[0] == size and found == list(range(size)):
                 return None
-            for rows in ([1] * len(found), self._filled_tiles(kind)):
+            for rows in ([1] * len(found), *self._tiled(kind)):
                 if counts is None and len(rows) == len(found) and sum(rows) == lead[0]:
                     counts = [count * (lead.numel() // lead[0]) for count in rows]
             # The language model reads a token for each placeholder, so fewer are not of all images.
@@ -203,14 +203,16 @@ class Sequences:
         ends = (edges == -1).nonzero(as_tuple=True)[1]
         return samples.tolist(), (ends - starts).tolist()
 
-    def _filled_tiles(self, kind: TokenKind) -> list[int]:
-        """How many tiles each image has, or frames a video, where a batch has empty ones too."""
-        given = self._batch.get("pixel_values")
-        videos = next((v for name, v in self._batch.items() if VIDEOS.match(name)), given)
-        pixels = videos if kind is TokenKind.VIDEO else given
-        if not isinstance(pixels, Tensor) or pixels.ndim != 5:
-            return []
-        return pixels.flatten(2).any(2).sum(1).tolist()
+    def _tiled(self, kind: TokenKind) -> Iterator[list[int]]:
+        """How many tiles each image has, or frames a video: those that are filled, and all."""
+        names = [name for name in self._batch if "pixel_values" in name]
+        videos = [name for name in names if VIDEOS.match(name)]
+        images = [name for name in names if name not in videos]
+        for name in videos or images if kind is TokenKind.VIDEO else images:
+            pixels = self._batch[name]
+            if isinstance(pixels, Tensor) and pixels.ndim == 5:
+                yield pixels.flatten(2).any(2).sum(1).tolist()
+                yield [pixels.shape[1]] * len(pixels)
 
     def _divided(self, total: int, shares: list[int]) -> list[int] | None:
         """A number of tokens divided in proportion; None if that leaves fractions."""

@@ -24,6 +24,7 @@ _NAMES = (
 )
 _INPUTS = {"image": VISION, "video": VISION, "text": TEXT, "audio": AUDIO}
 _READS = re.compile(r"(text|language|word)|image|img|vision|visual|pixel|patch")
+_HEARS = re.compile(r"audio|speech")
 _TO = re.compile(r"([a-z]+)_to_")
 
 _ADDED = "added by PEFT: not part of the model"
@@ -35,8 +36,9 @@ _QUERY = "learned query or position: what is read, not a matrix that reads"
 _ROUTER = "router of a mixture of experts"
 _GENERATOR = "image tokenizer or generator: not run when the model reads images"
 _BEHIND = "vision layer behind vision_feature_layer: its output is not used"
+_SOUND = "reads sound: run by no batch of images and texts"
 DESIGNED = (
-    _ADDED, _HEAD, _OUTPUT, _COMMON, _FIRST, _QUERY, _ROUTER, _GENERATOR, _BEHIND,
+    _ADDED, _HEAD, _OUTPUT, _COMMON, _FIRST, _QUERY, _ROUTER, _GENERATOR, _BEHIND, _SOUND,
 )  # fmt: skip
 """Reasons that are no lack of ours."""
 
@@ -214,6 +216,9 @@ class Towers:
             return _GENERATOR
         if self.base and not path.startswith(self.base) and path:
             return _HEAD
+        hears = self.modality(path) == AUDIO or _HEARS.search(path)
+        if hears and VISION in self.roots.values():
+            return _SOUND
         if _COMMON_SPACE.match(inside) and not root and "text_projection" in self.children:
             return _COMMON
         if _HEADS.search(inside) or self._outside_base(path):
@@ -272,7 +277,9 @@ def _base(model: Any) -> str:
 
 def _read_layers(model: Any, roots: Mapping[str, str]) -> dict[str | None, int]:
     """By path of a vision tower, how many of its layers are read if not all are."""
-    chosen = getattr(model.config, "vision_feature_layer", None)
+    vision = getattr(model.config, "vision_config", None)
+    own = getattr(vision, "feature_layer", None)
+    chosen = getattr(model.config, "vision_feature_layer", own)
     if chosen is None:
         return {}
     chosen = [chosen] if isinstance(chosen, int) else list(chosen)
