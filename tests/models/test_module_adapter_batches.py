@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
+import vlp_plugins as vlp
+from vlp_plugins.calibration.tokens import real_of
 from vlp_plugins.models.adapter import RetrievalAdapter, Stream
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
@@ -168,7 +170,9 @@ def test_text_without_a_mask_is_refused() -> None:
     with pytest.raises(BatchError, match=r"no attention_mask.*padding=True"):
         ModuleAdapter(model).streams(model, {"input_ids": ids})
     everything = ModuleAdapter(model, tokens={"": None})
-    assert only_stream(everything, model, {"input_ids": ids}).real == {"all": None}
+    stream = only_stream(everything, model, {"input_ids": ids})
+    (owner,) = next(iter(everything.weights(model))).owners
+    assert real_of(everything, stream, owner, torch.rand(2, 5, 16)) is None
 
 
 def test_a_mask_of_another_rank_is_refused() -> None:
@@ -198,16 +202,79 @@ def test_tokens_can_be_told() -> None:
     told: Mapping[str, str | None] = {"text_projection": None, "vision_model": "pixel_mask"}
     adapter = ModuleAdapter(model, tokens=told)
     batch = pair_batch() | {"pixel_mask": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
-    real = only_stream(adapter, model, batch).real
-    spaces = {spec.name: spec.owners[0].tokens for spec in adapter.weights(model)}
-    assert real[spaces["text_projection"]] is None
-    vision = real[spaces["vision_model.encoder.layers.1.mlp.fc2"]]
-    assert vision is not None
-    assert vision.tolist() == [[True, False], [True, True]]
-    text = real[spaces["text_model.encoder.layers.1.mlp.fc2"]]
-    assert text is not None  # not told: by default the attention mask
+    stream = only_stream(adapter, model, batch)
+    owners = {spec.name: spec.owners[0] for spec in adapter.weights(model)}
+
+    def real(name: str, tokens: int) -> Any:
+        found = real_of(adapter, stream, owners[name], torch.rand(2, tokens, 16))
+        return None if found is None else found.tolist()
+
+    assert real("text_projection", 5) is None
+    assert real("vision_model.encoder.layers.1.mlp.fc2", 2) == [[True, False], [True, True]]
+    # not told: by default the attention mask
+    assert real("text_model.encoder.layers.1.mlp.fc2", 5) == [[True] * 5, [True] * 3 + [False] * 2]
     with pytest.raises(BatchError, match="no pixel_mask"):
         adapter.streams(model, pair_batch())
+
+
+class Joint(nn.Module):
+    """Reads words and images in one sequence, in either order."""
+
+    def __init__(self, words_first: bool) -> None:
+        super().__init__()
+        self.words, self.patches = nn.Embedding(50, 8), nn.Linear(3, 8)
+        self.encoder = nn.Linear(8, 4)
+        self._words_first = words_first
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+        words, images = self.words(input_ids), self.patches(pixel_values.flatten(2).mT)
+        parts = (words, images) if self._words_first else (images, words)
+        joint: Tensor = self.encoder(torch.cat(parts, 1))
+        return joint
+
+
+def joint_batch(under_padding: int) -> dict[str, Tensor]:
+    texts = text_batch()
+    ids = texts["input_ids"].masked_fill(texts["attention_mask"] == 0, under_padding)
+    images = torch.rand(2, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+    return texts | {"input_ids": ids, "pixel_values": images}
+
+
+def moment(model: Joint, keys: Any, under_padding: int) -> Tensor:
+    adapter = ModuleAdapter(model, tokens={"patches": None, "encoder": keys})
+    batches = [joint_batch(under_padding)]
+    found = vlp.gather(model, batches, adapter=adapter, method="wanda")
+    return found.mean("input_second_moment", "encoder")
+
+
+@pytest.mark.parametrize("words_first", [True, False])
+def test_padding_in_a_joint_sequence_is_left_out(
+    words_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = Joint(words_first).eval()
+    keys = ["attention_mask", None] if words_first else [None, "attention_mask"]
+    first, second = (moment(model, keys, under) for under in (0, 33))
+    assert torch.equal(first, second)
+    batch = joint_batch(0)
+    words = model.words(batch["input_ids"])[batch["attention_mask"] == 1]
+    images = model.patches(batch["pixel_values"].flatten(2).mT).flatten(0, 1)
+    assert len(words) + len(images) == 8 + 12
+    expected = torch.cat([words, images]).double().square().sum(0) / 2
+    torch.testing.assert_close(first, expected, rtol=1e-6, atol=0)
+    assert not caplog.records
+    assert not torch.equal(moment(model, None, 0), moment(model, None, 33))
+    assert "all 11 tokens that encoder reads are real, but the batch has texts padded to 5" in (
+        caplog.text
+    )
+
+
+def test_parts_of_a_joint_sequence_that_do_not_fit_are_told() -> None:
+    model = Joint(words_first=True)
+    with pytest.raises(UnsupportedError, match="has 2 parts without a mask"):
+        ModuleAdapter(model, tokens={"encoder": [None, None]})
+    with pytest.raises(BatchError, match="of encoder has 11 tokens, but its parts .* have 10"):
+        moment(model, ["attention_mask", "attention_mask"], 0)
 
 
 def test_told_tokens_need_named_inputs() -> None:

@@ -74,7 +74,8 @@ class RealTokens:
                 f"the output of {layer} is {list(tokens.shape)}, but the mask of its tokens is "
                 f"{list(self._shape)}; if the layer sees other tokens than those, the adapter must "
                 "give it a token space of its own: with ModuleAdapter, "
-                "tokens={regular expression: None}"
+                "tokens={regular expression: None}, or ['attention_mask', None] in place of None "
+                "for padded words and then images"
             )
         tokens = tokens.flatten(1, -2)
         if self._order is not None:

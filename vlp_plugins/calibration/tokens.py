@@ -74,7 +74,8 @@ class TokenReader(ABC):
         return BatchError(
             f"the input of {self._path} is {list(tokens.shape)}, but the mask of its tokens is "
             f"{list(real.shape)}; if the layer sees other tokens than those, the adapter must give "
-            "it a token space of its own: with ModuleAdapter, tokens={regular expression: None}"
+            "it a token space of its own: with ModuleAdapter, tokens={regular expression: None}, "
+            "or ['attention_mask', None] in place of None for padded words and then images"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from vlp_plugins.models.adapter import (
     Negatives,
     Owner,
     Stream,
+    TokenKind,
     WeightSpec,
     need,
 )
@@ -228,20 +230,26 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 _IMAGE_PATH = re.compile(r"vision|visual|image|patch", re.IGNORECASE)
 
-# Token spaces. A space that the user named is `mask:` and the batch key of its mask.
-_TEXT, _VISION, _ALL, _MASK = "text", "vision", "all", "mask:"
+# Token spaces. A space that the user named is `mask:` and the batch key of its mask, or `parts:`
+# and a list of them.
+_TEXT, _VISION, _ALL, _MASK, _PARTS = "text", "vision", "all", "mask:", "parts:"
+
+TokenMasks = str | Sequence[str | None] | None
+"""Key of the mask of a sequence in the batch, None where all tokens are real, or a list of these
+for the parts of a joint sequence."""
 
 
-def token_space(path: str, masks: Sequence[tuple[re.Pattern[str], str | None]]) -> str:
+def token_space(path: str, masks: Sequence[tuple[re.Pattern[str], TokenMasks]]) -> str:
     """Token space of the input of the layer at `path`.
 
     Args:
         path: of the layer.
-        masks: pattern and the batch key of the mask, or None where all tokens are real. The first
-            pattern found in `path` counts.
+        masks: pattern and `TokenMasks`. The first pattern found in `path` counts.
     """
     for pattern, key in masks:
         if pattern.search(path):
+            if key is not None and not isinstance(key, str):
+                return f"{_PARTS}{json.dumps(list(key))}"
             return _ALL if key is None else f"{_MASK}{key}"
     return _VISION if _IMAGE_PATH.search(path) else _TEXT
 
@@ -253,8 +261,11 @@ def real_tokens(space: str, batch: Batch | Sequence[Any] | Tensor) -> Tensor | N
         BatchError: if the batch has no mask where one is needed, or one of a wrong rank.
     """
     key = _mask_key(space, batch)
-    if key is None:
-        return None
+    return None if key is None else _mask_of(key, batch)
+
+
+def _mask_of(key: str, batch: Batch | Sequence[Any] | Tensor) -> Tensor:
+    """`[batch, tokens]` bool of the mask of that key."""
     if not isinstance(batch, Mapping):
         raise BatchError(
             f"tokens names the batch key {key!r}, but batches are {type(batch).__name__}s; "
@@ -264,6 +275,83 @@ def real_tokens(space: str, batch: Batch | Sequence[Any] | Tensor) -> Tensor | N
     if mask.ndim != 2:
         raise BatchError(f"{key} should be [batch, tokens] but has shape {list(mask.shape)}")
     return mask != 0
+
+
+class JointTokens:
+    """The kinds of tokens in a model of which some layers read several sequences in one.
+
+    A part without a mask is images if the batch has any.
+    """
+
+    def __init__(
+        self,
+        spaces: Iterable[str],
+        batch: Batch | Sequence[Any] | Tensor,
+        warn: Callable[..., None],
+    ) -> None:
+        """Reads the masks.
+
+        Args:
+            spaces: token spaces of the model.
+            batch: that runs.
+            warn: called once with the module and the length of its input where all tokens of one
+                longer than the padded text are said to be real.
+
+        Raises:
+            BatchError: if a mask is missing, or of a wrong rank.
+        """
+        self._warn = warn
+        text = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self._text = text if isinstance(text, Tensor) and bool((text == 0).any()) else None
+        self._others: dict[str, Tensor | TokenKind] = {}
+        self._parts: dict[str, list[Tensor | None]] = {}
+        self._known: dict[tuple[str, int], Tensor] = {}
+        images = isinstance(batch, Mapping) and "pixel_values" in batch
+        self._rest = TokenKind.IMAGE if images else TokenKind.TEXT
+        for space in spaces:
+            if space.startswith(_PARTS):
+                keys = json.loads(space.removeprefix(_PARTS))
+                self._parts[space] = [None if k is None else _mask_of(k, batch) for k in keys]
+            else:
+                kind = TokenKind.IMAGE if space == _VISION else TokenKind.TEXT
+                real = real_tokens(space, batch)
+                self._others[space] = kind if real is None else real.to(torch.uint8) * kind
+
+    def __call__(self, owner: Owner, inputs: Tensor) -> Tensor | TokenKind:
+        """See `vlp_plugins.models.adapter.Kinds`.
+
+        Raises:
+            BatchError: if the input is not as long as its parts.
+        """
+        if owner.tokens == _ALL and self._text is not None and inputs.ndim == 3:
+            length = self._text.shape[1]
+            if inputs.shape[1] > length and not _IMAGE_PATH.search(owner.module):
+                self._warn(owner.module, inputs.shape[1], length)
+        if owner.tokens in self._others:
+            return self._others[owner.tokens]
+        if inputs.ndim < 3:
+            return TokenKind.TEXT  # one vector per sample
+        key = (owner.tokens, inputs.shape[1])
+        if key not in self._known:
+            self._known[key] = self._joined(owner, inputs)
+        return self._known[key]
+
+    def _joined(self, owner: Owner, inputs: Tensor) -> Tensor:
+        parts = self._parts[owner.tokens]
+        rest = inputs.shape[1] - sum(part.shape[1] for part in parts if part is not None)
+        if rest < 0 or (rest and None not in parts):
+            raise BatchError(
+                f"the input of {owner.module} has {inputs.shape[1]} tokens, but its parts "
+                f"{owner.tokens.removeprefix(_PARTS)} have {inputs.shape[1] - rest}; name the "
+                "masks of all its parts, and None for one whose tokens are all real"
+            )
+        kinds = [
+            inputs.new_full((len(inputs), rest), int(self._rest), dtype=torch.uint8)
+            if part is None
+            else part.to(inputs.device, torch.uint8) * TokenKind.TEXT
+            for part in parts
+        ]
+        return torch.cat(kinds, 1)
 
 
 def _mask_key(space: str, batch: Batch | Sequence[Any] | Tensor) -> str | None:
@@ -316,7 +404,7 @@ class ModuleAdapter(Adapter):
         loss: Loss | None = None,
         modalities: Mapping[str, str] | None = None,
         exclude: Sequence[str] | str = (),
-        tokens: Mapping[str, str | None] | None = None,
+        tokens: Mapping[str, TokenMasks] | None = None,
         name: str = "module",
     ) -> None:
         """Describes models of the class of `model`, which is not kept.
@@ -328,12 +416,15 @@ class ModuleAdapter(Adapter):
                 layer counts; `model` where none is.
             exclude: regular expressions; a layer in whose path one is found is not pruned.
             tokens: regular expression -> key of the batch that holds the `[batch, tokens]` mask of
-                the layer's input, or None where all tokens are real. The first found counts.
+                the layer's input, or None where all tokens are real. The first found counts. A list
+                of these is for a sequence of several parts, in their order: `["attention_mask",
+                None]` for words, then images; None would count the padding between them.
             name: adapter name that masks carry.
 
         Raises:
-            UnsupportedError: if a pattern is not a regular expression or is found in no path, or if
-                the model has lazy layers that were never run.
+            UnsupportedError: if a pattern is not a regular expression or is found in no path, if a
+                list has two parts without a mask, or if the model has lazy layers that were never
+                run.
         """
         check_module(model)
         model = bare(model)
@@ -343,11 +434,17 @@ class ModuleAdapter(Adapter):
             )
         self.name = name
         self._type = type(model)
-        self._warned = False
+        self._warned = self._warned_of_padding = False
         self._loss = loss
         paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
         self._modalities = _compile(modalities or {}, "modalities", paths)
         self._tokens = _compile(tokens or {}, "tokens", paths)
+        for pattern, parts in self._tokens:
+            if isinstance(parts, list | tuple) and parts.count(None) > 1:
+                raise UnsupportedError(
+                    f"tokens: {pattern.pattern!r} has {parts.count(None)} parts without a mask, "
+                    "whose lengths cannot be told apart; give all but one a mask in the batch"
+                )
         exclude = (exclude,) if isinstance(exclude, str) else exclude
         self._exclude = [p for p, _ in _compile(dict.fromkeys(exclude), "exclude", paths)]
 
@@ -390,8 +487,10 @@ class ModuleAdapter(Adapter):
         if isinstance(batch, (tuple, list)) and len(batch) > len(arguments.args):
             self._warn(len(arguments.args), _left_out(arguments))
         spaces = {owner.tokens for spec in self.weights(model) for owner in spec.owners}
+        if any(space == _ALL or space.startswith(_PARTS) for space in spaces):
+            joint = JointTokens(sorted(spaces), batch, self._warn_of_padding)
+            return iter((Stream("forward", lambda: forward_of(model, arguments), kinds=joint),))
         real = {space: real_tokens(space, batch) for space in sorted(spaces)}
-
         return iter((Stream("forward", lambda: forward_of(model, arguments), real),))
 
     def _warn(self, given: int, optional: Sequence[str]) -> None:
@@ -405,6 +504,19 @@ class ModuleAdapter(Adapter):
                 given,
                 " is" if given == 1 else "s are",
                 ", ".join(optional),
+            )
+
+    def _warn_of_padding(self, module: str, tokens: int, words: int) -> None:
+        """Says once that padding may be counted where all tokens are said to be real."""
+        if not self._warned_of_padding:
+            self._warned_of_padding = True
+            logger.warning(
+                "tokens says that all %d tokens that %s reads are real, but the batch has texts "
+                "padded to %d: if these are among them, say ['attention_mask', None] for texts and "
+                "then images, [None, 'attention_mask'] for images and then texts",
+                tokens,
+                module,
+                words,
             )
 
     def losses(
