@@ -29,7 +29,8 @@ class Family:
         kind: of family: the short run of the tests takes the first of each.
         gradients: whether the model has a loss.
         left: whether its texts may be padded on the left.
-        constant: the layers that read learned queries alone, which are the same for every sample.
+        constant: the layers whose outputs are the same for every sample, which most of them are
+            because they read learned queries alone.
     """
 
     model: Callable[[], nn.Module]
@@ -206,6 +207,34 @@ TOWERS: dict[str, Any] = {
     "vision_config": VIT,
     "projection_dim": 8,
 }
+REGIONS = {"IMAGE": 85 + 43}
+"""Of 8 x 8, 4 x 4, 2 x 2 and 1 x 1 in the first image, and of its left half in the second."""
+
+
+DETECTOR_QUERIES = (
+    *(f"decoder.layers.0.self_attn.{name}" for name in ("query", "key", "value", "out_proj")),
+    "decoder.layers.0.encoder_attn_text.query",
+    # These start as zeros.
+    *(
+        f"{layer}.{name}"
+        for index in range(2)
+        for layer in (
+            f"encoder.layers.{index}.deformable_layer.self_attn",
+            f"decoder.layers.{index}.encoder_attn",
+        )
+        for name in ("sampling_offsets", "attention_weights")
+    ),
+    "encoder_output_bbox_embed.layers.2",
+)
+
+
+def half_empty(size: int) -> Tensor:
+    """Where two images `[2, size, size]` are real: the second in its left half."""
+    mask = torch.ones(2, size, size, dtype=torch.long)
+    mask[1, :, size // 2 :] = 0
+    return mask
+
+
 IDEFICS_VISION = VIT | {"patch_size": 4}
 DECODED = torch.tensor([[11, 12, 13, 2], [14, 15, 2, -100]])
 """What an encoder-decoder shall write: 4 and 3 tokens."""
@@ -1155,6 +1184,50 @@ FAMILIES = {
         },
         "chat",
     ),
+    "grounding_dino": Family(
+        made(
+            "GroundingDinoModel",
+            backbone_config={
+                "model_type": "swin",
+                "image_size": 32,
+                "patch_size": 4,
+                "embed_dim": 8,
+                "depths": [1, 1, 1, 1],
+                "num_heads": [1, 1, 1, 1],
+                "window_size": 2,
+                "out_indices": [2, 3, 4],
+            },
+            text_config=TOWERS["text_config"] | {"model_type": "bert"},
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            num_queries=4,
+            max_text_len=32,
+        ),
+        pairs(PAIR, 64, pixel_mask=half_empty(64)),
+        {
+            "text_backbone.encoder.layer.0.attention.self.query": {"TEXT": 9},
+            "encoder.layers.0.fusion_layer.attn.vision_proj": REGIONS,
+            "encoder.layers.0.fusion_layer.attn.text_proj": {"TEXT": 9},
+            "encoder.layers.1.text_enhancer_layer.fc1": {"TEXT": 9},
+            "encoder.layers.1.deformable_layer.self_attn.value_proj": REGIONS,
+            "encoder.layers.1.deformable_layer.fc2": REGIONS,
+            "enc_output": REGIONS,
+            "decoder.layers.0.self_attn.query": {"QUERY": 8},
+            "decoder.layers.0.encoder_attn_text.query": {"QUERY": 8},
+            "decoder.layers.0.encoder_attn_text.key": {"TEXT": 9},
+            "decoder.layers.1.encoder_attn.value_proj": REGIONS,
+            "decoder.layers.1.fc1": {"QUERY": 8},
+        },
+        "cross-attention",
+        left=False,
+        gradients=False,
+        constant=DETECTOR_QUERIES,
+    ),
     "dinov3_convnext": Family(
         made("DINOv3ConvNextModel", hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], image_size=32),
         lambda _: {"pixel_values": pixels(2, 32)},
@@ -1257,40 +1330,3 @@ VIDEOS: dict[str, tuple[Videos, ...]] = {
     ),
 }
 """Families that take videos as such; InternVL and SmolVLM take the frames of a video as images."""
-
-EXCEPTIONS: dict[str, tuple[Family, str]] = {
-    "grounding_dino": (
-        Family(
-            made(
-                "GroundingDinoModel",
-                backbone_config={
-                    "model_type": "swin",
-                    "image_size": 32,
-                    "patch_size": 4,
-                    "embed_dim": 8,
-                    "depths": [1, 1, 1, 1],
-                    "num_heads": [1, 1, 1, 1],
-                    "window_size": 2,
-                    "out_indices": [2, 3, 4],
-                },
-                text_config=TOWERS["text_config"] | {"model_type": "bert"},
-                d_model=32,
-                encoder_layers=2,
-                decoder_layers=2,
-                encoder_ffn_dim=32,
-                decoder_ffn_dim=32,
-                encoder_attention_heads=2,
-                decoder_attention_heads=2,
-                num_queries=4,
-                max_text_len=32,
-            ),
-            pairs(PAIR, 64),
-            {"text_backbone.encoder.layer.0.attention.self.query": {"TEXT": 9}},
-            "cross-attention",
-            left=False,
-            gradients=False,
-        ),
-        "its masks are true at the padding, and its detector reads texts and regions at once",
-    ),
-}
-"""Families that do not pass, and why."""

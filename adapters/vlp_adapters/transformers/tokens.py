@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlp_adapters.transformers.towers import (
     AUDIO,
+    FUSION,
     VISION,
     Towers,
     is_pretrained,
@@ -32,10 +33,13 @@ _MASKS = ("attention_mask", "patch_attention_mask", "pixel_attention_mask")
 _SEQUENCES = ("inputs_embeds", "input_ids")
 _OTHERS = (
     "encoder_hidden_states", "cross_attention_states", "key_value_states",
-    "cross_modal_hidden_states",
+    "cross_modal_hidden_states", "text_encoder_hidden_states",
 )  # fmt: skip
 _VISUAL = (TokenKind.IMAGE, TokenKind.VIDEO)
-_OTHER_MASKS = ("encoder_attention_mask", "cross_attention_mask")
+_OTHER_MASKS = (
+    "encoder_attention_mask", "cross_attention_mask", "text_encoder_attention_mask",
+)  # fmt: skip
+_REGIONS = ("vision_features", "vision_encoder_hidden_states")  # with a text next to them
 _OBSERVING: ContextVar[Sequences | None] = ContextVar("observing", default=None)
 _QUERIES = "query_embeds"
 VIDEOS = re.compile(r"pixel_values_videos$|video_pixel_values$")
@@ -75,6 +79,7 @@ class Sequences:
         self._calls: list[_Call] = []
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
         self._derived: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+        self._regions: dict[torch.Size, Tensor] = {}
 
     @contextmanager
     def observed(self) -> Iterator[None]:
@@ -87,10 +92,12 @@ class Sequences:
             stack.callback(self._calls.clear)
             stack.callback(self._known.clear)
             stack.callback(self._derived.clear)
+            stack.callback(self._regions.clear)
             for path, module in model.named_modules():
                 kind: Any = type(module)
                 names = _arguments(kind)
-                if is_pretrained(module) or not {*_MASKS, *_OTHERS, _RESIDUAL}.isdisjoint(names):
+                told = {*_MASKS, *_OTHERS, *_REGIONS, _RESIDUAL}
+                if is_pretrained(module) or not told.isdisjoint(names):
                     enter = self._enter(path, names, module in decoders)
                     before = module.register_forward_pre_hook(enter, with_kwargs=True)
                     after = module.register_forward_hook(self._leave, always_call=True)
@@ -101,6 +108,9 @@ class Sequences:
     def kinds(self, owner: Owner, inputs: Tensor) -> Tensor | TokenKind:
         """See `vlp_plugins.models.adapter.Kinds`."""
         plain = self._plain(owner.tokens)
+        regions = self._regions.get(inputs.shape[:-1])
+        if regions is not None and owner.tokens in (FUSION, VISION):
+            return regions
         nearest: Tensor | None = None
         is_other = joins_text = False
         for call in reversed(self._calls):
@@ -289,6 +299,9 @@ class Sequences:
             given = {name: value for name, value in values if isinstance(value, Tensor)}
             length = next((value for name, value in values if name == "query_length"), None)
             other = next((v for n in _OTHERS if (v := given.get(n)) is not None), None)
+            regions = next((given[n] for n in _REGIONS if n in given), None)
+            if regions is not None and regions.shape[:-1] not in self._regions:
+                self._note_regions(regions.shape[:-1], given)
             masks = [(n, given[n]) for n in _MASKS if n in given]
             other_masks = [(n, given[n]) for n in _OTHER_MASKS if n in given]
             if other is not None and not has_other_mask:  # cross-attention itself
@@ -306,6 +319,10 @@ class Sequences:
             ended = closed
             if kinds is None and decoder:
                 kinds, ended = self._of_labels(), True
+                if regions is not None and kinds is None and sequence is not None:
+                    kinds = sequence.new_full(
+                        sequence.shape[:2], int(TokenKind.QUERY), dtype=torch.uint8
+                    )
             elif kinds is None and pretrained and queries:
                 shape = given[_QUERIES].shape[:2]
                 device = given[_QUERIES].device
@@ -344,6 +361,27 @@ class Sequences:
                 return None
         return self._text
 
+    def _note_regions(self, lead: torch.Size, given: Mapping[str, Tensor]) -> None:
+        """Keeps the kinds of the regions of images, which a detector reads in turn with the text.
+
+        Where the mask of the text is true at the padding, that of the regions is, too.
+        """
+        mask, words = (given.get(f"{of}_attention_mask") for of in ("vision", "text"))
+        if mask is None or mask.shape != lead:
+            device = device_of(self._towers.model)
+            mask, words = torch.ones(lead, dtype=torch.bool, device=device), None
+        real = ~(mask != 0) if words is not None and self._is_inverted(words != 0) else mask != 0
+        self._regions[lead] = real.to(torch.uint8) * TokenKind.IMAGE
+
+    def _is_inverted(self, real: Tensor) -> bool:
+        """Whether a mask is true exactly where the text is padding."""
+        text = self._text
+        return (
+            text is not None
+            and real.shape == text.shape
+            and torch.equal(real.to(text.device), text == TokenKind.PADDING)
+        )
+
     def _tiles(self, other: Tensor) -> Tensor | None:
         """The kinds of images in tiles, of which some are empty, that all texts attend to."""
         mask = self._batch.get("cross_attention_mask")
@@ -371,6 +409,8 @@ class Sequences:
         if key not in self._known:
             # Parts of a model may be on different devices.
             real = _real(name, mask if around is None else mask.to(around.device), around)
+            if real is not None and self._is_inverted(real):
+                real = ~real
             kinds = None if real is None else self._kinds_where(real, default, queries, around)
             self._known[key] = (mask, kinds)
         return self._known[key][1]
