@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, VIDEOS, Family, Videos, pairs, pixels
+from families import FAMILIES, IMAGE, VIDEOS, Family, Videos, pairs, pixels, written
 from torch import Tensor, nn
 from vlp_command import command
 
 import vlp_plugins as vlp
+from vlp_adapters.transformers.tokens import Sequences
+from vlp_adapters.transformers.towers import Towers
 from vlp_plugins.calibration.block_pass import BlockPass
 from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
@@ -300,7 +302,10 @@ def test_dimensions_are_measured_with_a_point_per_sample(case: Case) -> None:
     assert masks.counts().all.removed == exact(case.weights, "omp")
 
 
-def test_the_images_of_a_sample_make_one_point_also_if_they_are_projected_one_by_one() -> None:
+@pytest.mark.parametrize("first", ["tt####t##t", "tt######tt"])
+def test_the_images_of_a_sample_make_one_point_also_if_they_are_projected_one_by_one(
+    first: str,
+) -> None:
     family = FAMILIES["lfm2_vl"]
     torch.manual_seed(0)
     model = family.model().eval()
@@ -312,15 +317,32 @@ def test_the_images_of_a_sample_make_one_point_also_if_they_are_projected_one_by
     outputs: list[Output] = []
     probe = OutputProbe(model, adapter, WeightMap.of(model, adapter), kinds=True)
     with probe.attached():
-        probe.run(family.batch("right"), outputs.append)
+        batch = family.batch("right") | written((first, "t####tt", "ttt"), "right")
+        probe.run(batch, outputs.append)
     (found,) = [each for each in outputs if each.module == path]
-    first, second, third = rows  # of 4 and 2 tokens in the first sample, and of 4 in the second
-    assert torch.equal(found.tokens[0], torch.cat([first, second]))
-    assert torch.equal(found.tokens[1, :4], third)
+    large, small, other = rows  # of 4 and 2 tokens in the first sample, and of 4 in the second
+    assert torch.equal(found.tokens[0], torch.cat([large, small]))
+    assert torch.equal(found.tokens[1, :4], other)
     assert found.padding is not None
     assert found.padding.tolist() == [6 * [False], [False] * 4 + [True] * 2]
     assert found.kinds is not None
     assert found.kinds.tolist() == [6 * [TokenKind.IMAGE], 4 * [TokenKind.IMAGE] + [0, 0]]
+
+
+def test_a_module_that_reads_some_images_alone_is_refused() -> None:
+    family = FAMILIES["lfm2_vl"]
+    model = family.model().eval()
+    sequences = Sequences(Towers.of(model), family.batch("right"))
+    owner = Owner("model.multi_modal_projector.linear_1", "vision")
+    for call, shape in enumerate([(1, 2, 2), (1, 1, 2)]):
+        places = sequences.samples(owner, torch.Size(shape), call)
+        assert places is not None
+        assert not places.whole
+        assert places.samples.tolist() == torch.zeros(shape).tolist()
+    with pytest.raises(vlp.VlpError, match="linear_1 are 6 tokens .* has 10 placeholders"):
+        sequences.check_read()
+    with pytest.raises(vlp.VlpError, match="linear_1 are 14 tokens .* has 10 placeholders"):
+        sequences.samples(owner, torch.Size((1, 2, 4)), 2)
 
 
 def test_zeros_and_ties_are_kept_by_save_pretrained(case: Case, tmp_path: Path) -> None:

@@ -129,7 +129,9 @@ class TransformersAdapter(Adapter):
 
         def run() -> Any:
             with sequences.observed():
-                return _run(model, {**batch, **options})
+                output = _run(model, {**batch, **options})
+                sequences.check_read()
+                return output
 
         return iter((Stream("forward", run, kinds=sequences.kinds, samples=sequences.samples),))
 

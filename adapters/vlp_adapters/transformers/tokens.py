@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ _OBSERVING: ContextVar[Sequences | None] = ContextVar("observing", default=None)
 _QUERIES = "query_embeds"
 VIDEOS = re.compile(r"pixel_values_videos$|video_pixel_values$")
 """Inputs that are videos."""
+_GRIDS = {
+    TokenKind.IMAGE: ("image_grid_thw", "spatial_shapes"),
+    TokenKind.VIDEO: ("video_grid_thw",),
+}
 _READS_VIDEOS = "get_video_features"
 _RESIDUAL = "input_tensor"  # what BERT's layers add to their input, and a part of the same sequence
 
@@ -80,6 +85,8 @@ class Sequences:
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
         self._derived: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
         self._regions: dict[torch.Size, Tensor] = {}
+        self._spots: dict[TokenKind, tuple[list[int], list[int]]] = {}
+        self._read: dict[tuple[str, TokenKind], dict[int, int]] = {}
 
     @contextmanager
     def observed(self) -> Iterator[None]:
@@ -93,6 +100,7 @@ class Sequences:
             stack.callback(self._known.clear)
             stack.callback(self._derived.clear)
             stack.callback(self._regions.clear)
+            stack.callback(self._read.clear)
             for path, module in model.named_modules():
                 kind: Any = type(module)
                 names = _arguments(kind)
@@ -170,10 +178,9 @@ class Sequences:
             for rows in ([1] * len(found), *self._tiled(kind)):
                 if counts is None and len(rows) == len(found) and sum(rows) == lead[0]:
                     counts = [count * (lead.numel() // lead[0]) for count in rows]
-            # The language model reads a token for each placeholder, so fewer are not of all images.
-            one = counts is None and lead.numel() < sum(lengths) and call < len(found)
-            if one and lead.numel() == lengths[call]:
-                found, counts, whole = found[call : call + 1], [lead.numel()], False
+            in_a_row = len(lead) == 1 or lead[0] == 1
+            if counts is None and in_a_row and lead.numel() < sum(lengths):
+                return self._next(owner.module, call, lead, kind)
             counts = counts or self._divided(lead.numel(), lengths)
         if counts is None:
             raise BatchError(
@@ -184,6 +191,34 @@ class Sequences:
         of = torch.tensor(found, device=device)
         of = of.repeat_interleave(torch.tensor(counts, device=device)).reshape(lead)
         return Places(of, whole)
+
+    def _next(self, module: str, call: int, lead: torch.Size, kind: TokenKind) -> Places:
+        """The samples of one of several calls, image by image.
+
+        The language model reads a token for each placeholder: these are the next of them.
+        """
+        assert self._text is not None
+        of = (self._text == kind).nonzero()[:, 0]
+        read = self._read.setdefault((module, kind), {})
+        start = max((stop for other, stop in read.items() if other < call), default=0)
+        read[call] = start + lead.numel()
+        if read[call] > len(of):
+            raise self._misread(module, read[call], len(of))
+        return Places(of[start : read[call]].reshape(lead), whole=False)
+
+    def check_read(self) -> None:
+        """Raises `BatchError` if a module that reads image by image did not read all of them."""
+        for (module, kind), read in self._read.items():
+            total = sum(self._placed(kind)[1])
+            if max(read.values()) != total:
+                raise self._misread(module, max(read.values()), total)
+
+    def _misread(self, module: str, read: int, total: int) -> BatchError:
+        return BatchError(
+            f"the outputs of {module} are {read} tokens of images in several calls, but the batch "
+            f"has {total} placeholders of images, so that the sample of each cannot be told; "
+            "exclude the layer (TransformersAdapter(exclude=...))"
+        )
 
     def _plain(self, space: str) -> TokenKind:
         """The kind of the tokens of a space, where no mask says more."""
@@ -204,14 +239,29 @@ class Sequences:
     def _placed(self, kind: TokenKind) -> tuple[list[int], list[int]]:
         """Of each image or video the sample that it stands in, and its number of placeholders.
 
-        Those that follow each other without a word between them count as one.
+        Where the batch has no grid of patches for each, those that follow each other without a word
+        between them count as one.
         """
         if self._text is None:
             return [], []
-        edges = torch.nn.functional.pad((self._text == kind).int(), (1, 1)).diff(dim=1)
-        samples, starts = (edges == 1).nonzero(as_tuple=True)
-        ends = (edges == -1).nonzero(as_tuple=True)[1]
-        return samples.tolist(), (ends - starts).tolist()
+        if kind not in self._spots:
+            self._spots[kind] = self._on_grids(kind) or _runs(self._text == kind)
+        return self._spots[kind]
+
+    def _on_grids(self, kind: TokenKind) -> tuple[list[int], list[int]] | None:
+        """`_placed` by the grids of patches, of which each placeholder stands for as many."""
+        known = (self._batch.get(name) for name in _GRIDS.get(kind, ()))
+        grids = next((grid for grid in known if grid is not None), None)
+        if self._text is None or not isinstance(grids, Tensor) or grids.ndim != 2:
+            return None
+        samples = (self._text == kind).nonzero()[:, 0].tolist()
+        sizes = self._divided(len(samples), grids.prod(1).tolist()) if samples else None
+        if sizes is None or 0 in sizes:
+            return None
+        stops = [*accumulate(sizes)]
+        first = [samples[stop - size] for stop, size in zip(stops, sizes, strict=True)]
+        fits = first == [samples[stop - 1] for stop in stops]
+        return (first, sizes) if fits else None
 
     def _tiled(self, kind: TokenKind) -> Iterator[list[int]]:
         """How many tiles each image has, or frames a video: those that are filled, and all."""
@@ -227,7 +277,7 @@ class Sequences:
     def _divided(self, total: int, shares: list[int]) -> list[int] | None:
         """A number of tokens divided in proportion; None if that leaves fractions."""
         whole = sum(shares)
-        if any(total * share % whole for share in shares):
+        if not whole or any(total * share % whole for share in shares):
             return None
         return [total * share // whole for share in shares]
 
@@ -495,6 +545,14 @@ def kinds_of_text(config: Any, batch: Batch) -> Tensor | None:
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         kinds[mask == 0] = int(TokenKind.PADDING)
     return kinds
+
+
+def _runs(marked: Tensor) -> tuple[list[int], list[int]]:
+    """Row and length of each run of a bool tensor `[batch, tokens]`."""
+    edges = torch.nn.functional.pad(marked.int(), (1, 1)).diff(dim=1)
+    rows, starts = (edges == 1).nonzero(as_tuple=True)
+    ends = (edges == -1).nonzero(as_tuple=True)[1]
+    return rows.tolist(), (ends - starts).tolist()
 
 
 def _decoders(model: nn.Module) -> set[nn.Module]:
