@@ -65,17 +65,18 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     from safetensors.torch import load_file
 
     from benchmarks.parity.layers import cases, held_out, rule
+    from vlp_plugins.methods.reconstruction.alps import Alps, AlpsPlus
     from vlp_plugins.methods.reconstruction.layer import Layer, Refit
-    from vlp_plugins.methods.reconstruction.method import alps, alps_plus, sparsegpt
+    from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
 
     inputs = load_file(folder / "problems.safetensors")
-    solvers = {m.name: m.solver for m in (sparsegpt(), alps(), alps_plus())}
+    solvers = {each.name: each for each in (SparseGpt(), Alps(), AlpsPlus(), Refit())}
     rows = []
     for name, sparsity, layer, removed in cases(folder):
         selection = rule(sparsity, layer, removed)
         scores = layer.weight.abs() * layer.gram.diagonal().sqrt()  # Wanda's, for the refit
         errors, seconds, supports = {}, {}, {}
-        for method, solver in {**solvers, "refit": Refit()}.items():
+        for method, solver in solvers.items():
             taken = []
             for _ in range(ROUNDS):
                 start = time.process_time()

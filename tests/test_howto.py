@@ -46,7 +46,7 @@ def test_the_plug_in_of_a_page_prunes(page: Path, tmp_path, monkeypatch) -> None
 
 def test_there_is_a_page_for_everything_that_can_be_added() -> None:
     assert [page.stem for page in PAGES] == [
-        "adapter", "allocation", "host", "method", "score", "statistic", "tokens",
+        "adapter", "allocation", "host", "method", "score", "solver", "statistic", "tokens",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Everything that a plug-in may import: what its scores, methods, adapters and hosts are made of.
+"""Everything that a plug-in may import, to make scores, solvers, methods, adapters and hosts.
 
     from vlp_plugins.extend import Scorer, hookimpl
 
@@ -22,6 +22,8 @@ from vlp_plugins.hookspecs import hookimpl
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
+from vlp_plugins.methods.reconstruction.layer import Layer, Reconstructed, Solver
+from vlp_plugins.methods.reconstruction.method import Reconstruction
 from vlp_plugins.models.adapter import (
     Adapter,
     AnsweringAdapter,
@@ -108,6 +110,7 @@ __all__ = [
     "Groups",
     "ImageTokensAdapter",
     "InputSecondMoment",
+    "Layer",
     "LayerAllocation",
     "LossStatistic",
     "Magnitude",
@@ -127,12 +130,15 @@ __all__ = [
     "Pattern",
     "Places",
     "Procedure",
+    "Reconstructed",
+    "Reconstruction",
     "RetrievalAdapter",
     "RowAllocation",
     "Scored",
     "Scorer",
     "Selection",
     "SelectionState",
+    "Solver",
     "SparsityError",
     "StatementAdapter",
     "Statistics",

@@ -19,6 +19,7 @@ import pluggy
 if TYPE_CHECKING:
     from vlp_plugins.calibration.selections import TokenSelection
     from vlp_plugins.methods.method import Method
+    from vlp_plugins.methods.reconstruction.layer import Solver
     from vlp_plugins.models.adapter import Adapter
     from vlp_plugins.scoring.allocation import Allocation
     from vlp_plugins.scoring.score import Scorer
@@ -59,6 +60,17 @@ def vlp_token_selections() -> Mapping[  # type: ignore[empty-body]
     Returns:
         name -> class or factory. Called with the selection's parameters as keywords, or without:
         `tokens="NAME"`, `tokens="NAME(parameter=value)"`.
+    """
+
+
+@hookspec
+def vlp_solvers() -> Mapping[str, Callable[..., Solver]]:  # type: ignore[empty-body]
+    """Layer-wise solvers by name.
+
+    Returns:
+        name -> class or factory. Called with the solver's parameters as keywords. A solver is at
+        once usable as a method of the same name, with its own score and allocation, unless a method
+        or a score has that name.
     """
 
 

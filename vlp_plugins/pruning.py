@@ -22,6 +22,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Method, Walk
+from vlp_plugins.methods.reconstruction.layer import Solver
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
@@ -54,7 +55,7 @@ def prune(
     batches: Iterable[Batch] | None = None,
     *,
     sparsity: Target | None = None,
-    method: str | Scorer | Method = ...,
+    method: str | Scorer | Solver | Method = ...,
     **options: Any,
 ) -> Masks: ...
 
@@ -65,7 +66,7 @@ def prune(
     batches: Iterable[Batch] | None = None,
     *,
     sparsity: Sequence[Target],
-    method: str | Scorer | Method = ...,
+    method: str | Scorer | Solver | Method = ...,
     **options: Any,
 ) -> list[Masks]: ...
 
@@ -78,7 +79,7 @@ def prune(
     batches: Iterable[Batch] | None = None,
     *,
     sparsity: Target | Sequence[Target] | None = None,
-    method: str | Scorer | Method = "multiflow",
+    method: str | Scorer | Solver | Method = "multiflow",
     adapter: Adapter | str | None = None,
     allocation: Allocation | str | None = None,
     floor: float = 0.0,
@@ -114,9 +115,9 @@ def prune(
             perhaps several times by a `Procedure`, which needs a list or a loader then.
         sparsity: fraction removed in [0, 1), by modality if a mapping; several make several masks
             from one pass over the data. Left out with a `Pattern`, which fixes it.
-        method: registered name, a `Scorer` (with global allocation), `Composition` or `Procedure`.
-            `id*NAME` is NAME with the importance of every layer multiplied by the intrinsic
-            dimension of its outputs.
+        method: registered name, a `Scorer` (with global allocation), `Solver`, `Composition` or
+            `Procedure`. `id*NAME` is NAME with the importance of every layer multiplied by the
+            intrinsic dimension of its outputs.
         adapter: name (`module` for any module) or instance; None asks every adapter.
         allocation: how many elements each tensor keeps; None: the method's published way; `id`:
             budgets per modality in proportion to its intrinsic dimension.
@@ -205,7 +206,7 @@ def gather(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
-    method: str | Scorer | Method = "multiflow",
+    method: str | Scorer | Solver | Method = "multiflow",
     adapter: Adapter | str | None = None,
     variant: Variant = "default",
     limit: int | None = None,
@@ -270,7 +271,7 @@ def split_half(
     model: nn.Module,
     statistics: Statistics,
     *,
-    method: str | Scorer | Method = "multiflow",
+    method: str | Scorer | Solver | Method = "multiflow",
     sparsity: Target | None = None,
     adapter: Adapter | str | None = None,
     allocation: Allocation | str | None = None,

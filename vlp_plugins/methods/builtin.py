@@ -1,4 +1,4 @@
-"""The plug-in of our own scores, methods and hosts, registered as anyone else's."""
+"""The plug-in of our own scores, solvers, methods and hosts, registered as anyone else's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.gradual.method import platon, taylor
 from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.method import Method
-from vlp_plugins.methods.reconstruction.method import alps, alps_plus, refit, sparsegpt
+from vlp_plugins.methods.reconstruction.alps import Alps, AlpsPlus
+from vlp_plugins.methods.reconstruction.layer import Refit, Solver
+from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
 from vlp_plugins.methods.tamt.method import lamp_tamt, tamt
 from vlp_plugins.scoring.allocation import (
     Allocation,
@@ -149,11 +151,14 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
         "platon": platon,
         "chita": chita,
         "chita++": chita_plus_plus,
-        "sparsegpt": sparsegpt,
-        "alps": alps,
-        "alps+": alps_plus,
-        "refit": refit,
     }
+
+
+@hookimpl
+def vlp_solvers() -> Mapping[str, Callable[..., Solver]]:
+    """Layer-wise solvers; each is also a method of its name."""
+    solvers: tuple[type[Solver], ...] = (SparseGpt, Alps, AlpsPlus, Refit)
+    return {solver.name: solver for solver in solvers}
 
 
 @hookimpl

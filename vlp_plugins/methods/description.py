@@ -11,7 +11,14 @@ from typing import Any
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import make_method
-from vlp_plugins.models.registry import Kind, Offer, Registry, parameters_of, public_name
+from vlp_plugins.models.registry import (
+    METHOD_KINDS,
+    Kind,
+    Offer,
+    Registry,
+    parameters_of,
+    public_name,
+)
 
 _PAPER = re.compile(r" ?\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
@@ -75,7 +82,7 @@ class MethodDescription:
 
 
 def describe_methods(registry: Registry) -> list[MethodDescription]:
-    """Every method, those of scores among them, by name."""
+    """Every method, those of scores and solvers among them, by name."""
     return [describe_method(registry, name) for name in registry.method_names()]
 
 
@@ -85,7 +92,7 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
     Raises:
         UnknownNameError: if there is no such method.
     """
-    offer = registry.find(name, "methods", "scorers")
+    offer = registry.find(name, *METHOD_KINDS)
     try:
         method = make_method(registry, name)
     except Exception:  # a plug-in whose factory wants a parameter, or is broken: the others show

@@ -12,10 +12,12 @@ from vlp_plugins.dimension.profile import IdProfile
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.guided import IdGuided, Measuring
 from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.reconstruction.layer import Solver
+from vlp_plugins.methods.reconstruction.method import Reconstruction
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
-from vlp_plugins.models.registry import Registry, make
+from vlp_plugins.models.registry import METHOD_KINDS, Registry, make
 from vlp_plugins.models.request import Owners, Target, resolve_owners, target_of
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
@@ -52,12 +54,12 @@ def resolve_adapter(model: nn.Module, adapter: Adapter | str | None) -> Adapter:
 
 
 def resolve_method(
-    method: str | Scorer | Method,
+    method: str | Scorer | Solver | Method,
     allocation: Allocation | str | None,
     targets: Iterable[Target],
     parameters: Mapping[str, Any],
 ) -> Method:
-    """The method meant by a name, a scorer (with global allocation) or a method itself.
+    """The method meant by a name, a scorer (with global allocation), a solver, or a method itself.
 
     Budgets per modality need an allocation that has them: without an explicit one, a method whose
     own takes none becomes modality-wise. What needs the intrinsic dimensions of the model, `id*` in
@@ -79,11 +81,14 @@ def resolve_method(
         )
     elif isinstance(method, Scorer):
         composition = Composition(type(method).name, method)
+    elif isinstance(method, Solver):
+        composition = Reconstruction.of(method)
     elif isinstance(method, Method):
         composition = method
     else:
         raise UnsupportedError(
-            f"{method!r} is no method; give a name, a Scorer, a Composition or a Procedure"
+            f"{method!r} is no method; give a name, a Scorer, a Solver, a Composition or a "
+            "Procedure"
         )
     if isinstance(allocation, str):
         allocation = allocation_by_name(allocation)
@@ -173,15 +178,18 @@ def with_pattern(targets: list[Target], allocation: Allocation) -> list[Target]:
 
 
 def make_method(registry: Registry, name: str, /, **parameters: Any) -> Method:
-    """A new method: a registered one, or a scorer of that name with global allocation.
+    """A new method: a registered one, or what a scorer or a solver of that name is by itself.
 
     Raises:
         UnknownNameError: if there is no such method, or it has no such parameter.
         UnsupportedError: if it cannot be made with these parameters.
     """
-    offer = registry.find(name, "methods", "scorers")
+    offer = registry.find(name, *METHOD_KINDS)
     # mypy takes a class with abstract methods for a mistake here; it only serves isinstance.
     if offer.kind == "methods":
         return make(offer, parameters, Method)  # type: ignore[type-abstract]
+    if offer.kind == "solvers":
+        solver = make(offer, parameters, Solver)  # type: ignore[type-abstract]
+        return Reconstruction.of(solver, name)
     score = make(offer, parameters, Scorer)  # type: ignore[type-abstract]
     return Composition(name, score, parameters=parameters)

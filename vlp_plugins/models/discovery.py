@@ -18,6 +18,7 @@ from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.registry import (
     KINDS,
+    METHOD_KINDS,
     SINGULAR,
     Offer,
     PluginReport,
@@ -213,7 +214,7 @@ def _public_name(offer: Offer, offers: Sequence[Offer]) -> str:
 
 
 def _rivals(offer: Offer, offers: Sequence[Offer]) -> list[Offer]:
-    """The others of its name; a distribution may give one name to a scorer and a method."""
+    """The others of its name; one distribution may give it to a scorer, a solver and a method."""
     return [
         other
         for other in offers
@@ -235,7 +236,7 @@ def _clash_note(offer: Offer, public: str, offers: Sequence[Offer]) -> str | Non
 
 
 def _name_space(offer: Offer) -> str:
-    return "methods" if offer.kind == "scorers" else offer.kind
+    return "methods" if offer.kind in METHOD_KINDS else offer.kind
 
 
 def _describe(offer: Offer) -> str:

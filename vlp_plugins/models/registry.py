@@ -35,11 +35,16 @@ from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.sharding import is_sharded
 
 Factory = Callable[..., Any]
-Kind = Literal["scorers", "methods", "allocations", "token_selections", "adapters", "hosts"]
+Kind = Literal[
+    "scorers", "methods", "solvers", "allocations", "token_selections", "adapters", "hosts"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+METHOD_KINDS: tuple[Kind, ...] = ("methods", "scorers", "solvers")
+"""What can be used as a method, by precedence where one distribution gives them one name."""
 SINGULAR: Mapping[Kind, str] = {
     "scorers": "scorer",
     "methods": "method",
+    "solvers": "solver",
     "allocations": "allocation",
     "token_selections": "token selection",
     "adapters": "adapter",
@@ -494,7 +499,7 @@ class Registry:
             raise UnknownNameError(
                 f"{what} {name!r} must be named in full: {' or '.join(map(repr, alike))}"
             )
-        known = list(dict(offers))  # a score and a method may share a name
+        known = list(dict(offers))  # a score, a solver and a method may share a name
         skipped = [report.name for report in self._reports if report.status != "ok"]
         raise UnknownNameError(
             f"no {what} is called {name!r:.80}"
@@ -536,8 +541,8 @@ class Registry:
         return sorted(self._offers["scorers"])
 
     def method_names(self) -> list[str]:
-        """Names that `method` takes, those of scorers among them, sorted."""
-        return sorted({*self._offers["methods"], *self._offers["scorers"]})
+        """Names that `method` takes, those of scorers and solvers among them, sorted."""
+        return sorted({name for kind in METHOD_KINDS for name in self._offers[kind]})
 
     def adapter_names(self) -> list[str]:
         """Names of all adapters, sorted."""

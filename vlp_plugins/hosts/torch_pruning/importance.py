@@ -26,6 +26,7 @@ from vlp_plugins.hosts.torch_pruning.scores import (
     vectors_of,
 )
 from vlp_plugins.methods.method import Context, Method
+from vlp_plugins.methods.reconstruction.layer import Solver
 from vlp_plugins.methods.resolve import resolve_adapter, resolve_method, resolve_profile
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Variant, checked_arguments, is_published
@@ -59,7 +60,7 @@ class Importance(tp.importance.Importance):
     @checked_arguments
     def __init__(
         self,
-        method: str | Scorer | Method,
+        method: str | Scorer | Solver | Method,
         model: nn.Module,
         batches: Iterable[Batch] | None = None,
         *,

@@ -20,6 +20,7 @@ from vlp_plugins.hosts.torch_pruning.plan import Cut, Plan, Ratio, ScopeName, pl
 from vlp_plugins.hosts.torch_pruning.pruner import BlockPruner, Score
 from vlp_plugins.hosts.torch_pruning.recorder import record_of
 from vlp_plugins.methods.method import Method
+from vlp_plugins.methods.reconstruction.layer import Solver
 from vlp_plugins.methods.resolve import resolve_adapter
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import checked_arguments
@@ -259,7 +260,7 @@ def prune_structured(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
     *,
-    importance: str | Scorer | Method | Score = "multiflow",
+    importance: str | Scorer | Solver | Method | Score = "multiflow",
     ratio: Ratio = 0.5,
     cut: Sequence[Cut] | Cut = ("heads", "ffn"),
     scope: ScopeName = "layer",
@@ -376,13 +377,13 @@ def _example(model: nn.Module, adapter: Adapter, batches: Iterable[Batch] | None
 
 
 def _importance(
-    importance: str | Scorer | Method | Score,
+    importance: str | Scorer | Solver | Method | Score,
     model: nn.Module,
     batches: Iterable[Batch] | None,
     adapter: Adapter,
     parameters: dict[str, Any],
 ) -> Score:
-    if isinstance(importance, str | Scorer | Method):
+    if isinstance(importance, str | Scorer | Solver | Method):
         return Importance(importance, model, batches, adapter=adapter, **parameters)
     if not callable(importance):
         raise UnsupportedError(

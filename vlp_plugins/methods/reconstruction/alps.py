@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
-from vlp_plugins.methods.reconstruction.layer import Layer, Reconstructed, Scaled, cholesky
+from vlp_plugins.methods.reconstruction.layer import (
+    Layer,
+    Reconstructed,
+    Scaled,
+    Solver,
+    check_damping,
+    cholesky,
+)
 from vlp_plugins.scoring.selection import PatternSelection, Selection
 
 RHO = 0.1
@@ -19,15 +27,18 @@ _LEAST_ITERATIONS = 30
 
 
 @dataclass(frozen=True)
-class Alps:
-    """The solver: two copies of the weights, one exact and one sparse, are drawn together.
+class Alps(Solver):
+    """ALPS (Meng et al., NeurIPS 2024): choose support and weights of a layer by splitting.
+
+    Two copies of the weights, one exact and one sparse, are drawn together.
 
     B minimises the error and is free; D is the projection of B on what may stay; the penalty rho
     between them grows while the support changes. Published code decomposes H once, in
     float64; here H + rho I is factorised for every rho, which takes less time, in float32.
 
     Attributes:
-        damping: added to the diagonal of H, in means of it; stays in the objective (alps-L1).
+        damping: added to the diagonal of the Gram matrix H, in means of it; stays in the objective
+            (alps-L1).
         own_damping: the same in the diagonal's own elements.
         growth: what rho is multiplied by while more than 10%, more than 0.5% and fewer of the
             kept elements change.
@@ -36,12 +47,27 @@ class Alps:
         published: rows may become empty (alps-L2); otherwise each keeps its largest element.
     """
 
+    name: ClassVar[str] = "alps"
+    internal: ClassVar[tuple[str, ...]] = (
+        "own_damping",
+        "growth",
+        "refit_steps",
+        "tolerance",
+        "published",
+    )
+
     damping: float = 0.01
     own_damping: float = 0.0
     growth: tuple[float, float, float] = (1.3, 1.2, 1.1)
     refit_steps: int = 10
     tolerance: float = 0.0
     published: bool = False
+
+    def __post_init__(self) -> None:
+        check_damping(damping=self.damping)
+
+    def as_published(self) -> Solver | None:
+        return replace(self, published=True)
 
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
@@ -101,6 +127,35 @@ class Alps:
             return sizes
         places = sizes.argmax(1, keepdim=True)
         return sizes.scatter(1, places, torch.inf) if selection.remove else sizes
+
+
+@dataclass(frozen=True)
+class AlpsPlus(Alps):
+    """ALPS with damping by input, a penalty that grows more slowly, and a full refit.
+
+    Of this project, not published. At equal sparsity its error is below that of ALPS on the inputs
+    that it saw and on others.
+
+    Attributes:
+        damping: added to the diagonal of the Gram matrix, in means of it.
+        own_damping: added to the diagonal, in its own elements: noise of that share of the power of
+            each input.
+    """
+
+    name: ClassVar[str] = "alps+"
+    internal: ClassVar[tuple[str, ...]] = ("growth", "refit_steps", "tolerance", "published")
+
+    damping: float = 0.003
+    own_damping: float = 0.02
+    growth: tuple[float, float, float] = (1.15, 1.1, 1.05)
+    refit_steps: int = 20
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_damping(damping=self.damping, own_damping=self.own_damping)
+
+    def as_published(self) -> Solver | None:
+        return None
 
 
 def _shifted(gram: torch.Tensor, rho: float) -> torch.Tensor:

@@ -6,15 +6,20 @@ other weights V is tr((W - V) H (W - V)'), so a solver needs W and H alone, up t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
 
-from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError, no_exit
+from vlp_plugins.scoring.allocation import Allocation, LayerAllocation, RowAllocation
+from vlp_plugins.scoring.magnitude import Magnitude
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import Selection
 from vlp_plugins.scoring.threshold import top
+from vlp_plugins.scoring.wanda import Wanda
 
 
 @dataclass(frozen=True)
@@ -166,31 +171,154 @@ Reconstructed = tuple[torch.Tensor, torch.Tensor]
 """Support, bool `[out, in]`, and values, float32 `[out, in]`, zero outside of it."""
 
 
-class Solver(Protocol):
-    """Chooses which elements of a layer stay, and their values. It knows no model."""
+class Solver(ABC):
+    """Chooses which elements of a layer stay, and their values. It knows no model.
 
+    Registered by `vlp_solvers` it is a method of its name. How many elements each layer keeps, the
+    allocation says; the solver is called for one layer after the other.
+
+    Attributes:
+        name: the name it is registered under.
+        score: ranks elements where the allocation compares them; `solve` gets what it says.
+        allocation: of the method, unless the user names another one.
+        internal: attributes of an instance that are no parameters of the name.
+    """
+
+    name: ClassVar[str]
+    score: ClassVar[Scorer] = Magnitude()
+    allocation: ClassVar[Allocation] = LayerAllocation()
+    internal: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
     ) -> list[Reconstructed]:
         """One reconstruction for every selection.
 
         Args:
-            layer: of the dense weights.
+            layer: of the dense weights; its tensors are not to be changed.
             scores: float32 `[out, in]` of the method's score, for solvers that refit a mask.
-            selections: each says how many elements stay, of the tensor, of every row or of every
-                group of inputs; its `mask` chooses the largest under that rule.
+            selections: each says how many elements go (`remove`), of the tensor, of every row or
+                of every group of inputs; its `mask` chooses the largest under that rule.
+
+        Returns:
+            By selection the support, bool `[out, in]`, and the values, floating `[out, in]`, which
+            are read on the support alone.
         """
+
+    def as_published(self) -> Solver | None:
+        """The same as the published code does it; None if there is none."""
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """Its parameters, which mask files keep: by default the attributes of the instance."""
+        known = vars(self).items()
+        return {k: v for k, v in known if k not in self.internal and not k.startswith("_")}
+
+
+def solved(
+    solver: Solver,
+    layer: Layer,
+    scores: torch.Tensor,
+    selections: Sequence[Selection],
+    *,
+    exact: bool = True,
+) -> list[Reconstructed]:
+    """What a solver returns, checked.
+
+    Args:
+        solver: of whatever origin.
+        layer: see `Solver.solve`.
+        scores: see `Solver.solve`.
+        selections: see `Solver.solve`.
+        exact: False lets it keep another number than it was asked for, as published code does.
+
+    Raises:
+        UnsupportedError: if it returns anything but what `Solver.solve` says, changes the layer, or
+            ends the program.
+        NonFiniteError: if a value that stays is NaN or infinite.
+    """
+    given = layer.weight, layer.gram
+    versions = [None if each.is_inference() else each._version for each in given]
+    what = f"solver {solver.name!r}"
+    with no_exit(what):
+        found = solver.solve(layer, scores, selections)
+    if versions != [None if each.is_inference() else each._version for each in given]:
+        raise UnsupportedError(
+            f"{what} changes the weight or the Gram matrix that it is given; it must work on a copy"
+        )
+    shape = layer.weight.shape
+    if not isinstance(found, Sequence) or len(found) != len(selections):
+        raise UnsupportedError(
+            f"{what} returned {_described(found)} for {len(selections)} selections; it must return "
+            "a list with support and values for each"
+        )
+    for pair, selection in zip(found, selections, strict=True):
+        if not _is_reconstruction(pair, shape):
+            raise UnsupportedError(
+                f"{what} returned {_described(pair)}; a reconstruction is a support, bool "
+                f"{list(shape)}, and values, floating of that shape"
+            )
+        support, values = pair
+        if not bool(torch.isfinite(values[support]).all()):
+            raise NonFiniteError(
+                f"{what} gives NaN or infinite values; a larger damping, if it has one, may help"
+            )
+        kept = int(support.sum())
+        if exact and kept + selection.remove != support.numel():
+            raise UnsupportedError(
+                f"{what} keeps {kept:,} of {support.numel():,} elements, but "
+                f"{support.numel() - selection.remove:,} were asked for"
+            )
+        if exact and not torch.equal(selection.mask(support.float()), support):
+            raise UnsupportedError(
+                f"{what} keeps as many elements as were asked for, but not by the rule of "
+                f"{selection}; the support must be what its `mask` chooses of some scores"
+            )
+    return list(found)
+
+
+def _is_reconstruction(pair: object, shape: torch.Size) -> bool:
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return False
+    tensors = [each for each in pair if isinstance(each, torch.Tensor) and each.shape == shape]
+    return len(tensors) == 2 and tensors[0].dtype == torch.bool and tensors[1].is_floating_point()
+
+
+def _described(found: object) -> str:
+    if isinstance(found, torch.Tensor):
+        return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+    if isinstance(found, Sequence) and not isinstance(found, str) and 0 < len(found) < 4:
+        return f"{type(found).__name__} of {', '.join(map(_described, found))}"
+    return type(found).__name__
+
+
+def check_damping(**dampings: float) -> None:
+    """Raises `UnsupportedError` for a damping that is no number above 0."""
+    for name, value in dampings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise UnsupportedError(
+                f"{name}={value!r}; give a number above 0 (0.01 is usual): without damping the "
+                "weights fit these inputs alone"
+            )
 
 
 @dataclass(frozen=True)
-class Refit:
-    """The solver that takes the mask of the scores, and solves for what stays.
+class Refit(Solver):
+    """The mask of Wanda, and the least squares on it for the weights that stay.
 
     Attributes:
-        damping: added to the diagonal of H, in means of it.
+        damping: added to the diagonal of the Gram matrix, in means of it.
     """
 
+    name: ClassVar[str] = "refit"
+    score: ClassVar[Scorer] = Wanda()
+    allocation: ClassVar[Allocation] = RowAllocation()
+
     damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_damping(damping=self.damping)
 
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]

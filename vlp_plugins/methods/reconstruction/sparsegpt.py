@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
-from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Reconstructed, cholesky
+from vlp_plugins.methods.reconstruction.layer import (
+    Largest,
+    Layer,
+    Reconstructed,
+    Solver,
+    check_damping,
+    cholesky,
+)
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.scoring.selection import RowSelection, Selection
 
 BLOCK = 128
@@ -16,24 +25,39 @@ _STEP = 16
 
 
 @dataclass(frozen=True)
-class SparseGpt:
-    """The solver.
+class SparseGpt(Solver):
+    """SparseGPT (Frantar & Alistarh, ICML 2023): prune column by column, pass errors on.
+
+    With `walk="model"` the Gram matrix is that of the inputs in the dense model, with
+    `walk="blocks"` that of the inputs behind pruned blocks; the published code prunes the layers of
+    a language model one after another.
 
     Inputs are gone through from left to right in blocks. In a block the elements go whose removal
     costs least at the weights as they are then, w^2 / [U_jj]^2 with H^-1 = U'U; every column's
     error is made up for by the columns to its right.
 
     Attributes:
-        damping: added to the diagonal of H, in means of it.
-        block: columns whose elements are compared.
+        damping: added to the diagonal of the Gram matrix H, in means of it.
+        block: columns whose elements compete.
         published: as the published code: the threshold of a block takes one element more
             (sparsegpt-G2), and columns whose inputs are all zero use up the budget (sparsegpt-S1).
             Otherwise counts are exact, and such columns are pruned as a usual one.
     """
 
+    name: ClassVar[str] = "sparsegpt"
+    internal: ClassVar[tuple[str, ...]] = ("published",)
+
     damping: float = DAMPING
     block: int = BLOCK
     published: bool = False
+
+    def __post_init__(self) -> None:
+        check_damping(damping=self.damping)
+        if type(self.block) is not int or self.block < 1:
+            raise UnsupportedError(f"block={self.block!r}; give a whole number from 1 on")
+
+    def as_published(self) -> Solver | None:
+        return replace(self, published=True)
 
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]

@@ -20,6 +20,7 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Method
+from vlp_plugins.methods.reconstruction.layer import Solver
 from vlp_plugins.methods.resolve import (
     resolve_adapter,
     resolve_method,
@@ -163,7 +164,7 @@ def sensitivity(
     *,
     calibration: Iterable[Batch] | None = None,
     adapter: Adapter | str | None = None,
-    method: str | Scorer | Method = "omp",
+    method: str | Scorer | Solver | Method = "omp",
     sparsity: Sequence[float] = SPARSITIES,
     groups: Sequence[str] = ("modality", "block"),
     modalities: Sequence[str] | None = None,
