@@ -8,6 +8,7 @@ what it makes.
 
 from __future__ import annotations
 
+from vlp_plugins.calibration.block_gradients import GradientRows
 from vlp_plugins.calibration.moments import (
     INPUT_SECOND_MOMENT,
     MEAN_GRADIENT,
@@ -106,6 +107,7 @@ __all__ = [
     "Factors",
     "FeedForward",
     "GlobalAllocation",
+    "GradientRows",
     "GroupAllocation",
     "Groups",
     "ImageTokensAdapter",

@@ -155,7 +155,7 @@ def prune(
     """
     adapter = resolve_adapter(model, adapter)
     targets, single = resolve_targets(sparsity)
-    resolved = resolve_method(method, allocation, targets, parameters)
+    resolved = resolve_method(method, allocation, targets, parameters, walk, tokens)
     targets = with_pattern(targets, resolved.allocation)
     published = is_published(variant)
     weights = WeightMap.of(model, adapter)

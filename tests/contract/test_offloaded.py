@@ -130,6 +130,7 @@ ENTRIES: dict[str, Any] = {
     "omp": pruned("omp"),
     "wanda by blocks": pruned("wanda", walk="blocks"),
     "sparsegpt by blocks": pruned("sparsegpt", walk="blocks"),
+    "chita by blocks": pruned("chita", walk="blocks"),
     "lamp": pruned("lamp"),
     "multiflow": pruned("multiflow"),
     "das": pruned("omp", allocation="das"),

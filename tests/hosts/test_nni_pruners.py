@@ -103,9 +103,11 @@ def test_masks_and_weights_are_those_without_nni(batches, method):
     assert final.get_submodule(ENCODER).weight is final.get_submodule(DECODER).weight
 
 
-def test_a_pruner_walks_block_by_block(batches):
-    masks = prune(examples.blip(), batches, method="sparsegpt", sparsity=0.75, walk="blocks")
-    pruner = host.SparsegptPruner(examples.blip(), LINEARS, batches=batches, walk="blocks")
+@pytest.mark.parametrize("method", ["sparsegpt", "chita"])
+def test_a_pruner_walks_block_by_block(batches, method):
+    masks = prune(examples.blip(), batches, method=method, sparsity=0.75, walk="blocks")
+    named = getattr(host, f"{method.title()}Pruner")
+    pruner = named(examples.blip(), LINEARS, batches=batches, walk="blocks")
     pruner.compress()
     assert pruner.masks == masks
     assert masks.manifest.parameters["walk"] == "blocks"

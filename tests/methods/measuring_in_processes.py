@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 
 import chat_models
-from test_block_pass import qwen_batch
+from chat_models import qwen_batch
 
 import vlp_plugins as vlp
 from vlp_plugins.runtime.distributed import process_group, rank_and_size

@@ -175,3 +175,19 @@ def save_qwen(folder: Path, model: PreTrainedModel | None = None, *, side: str =
     named = json.loads(file.read_text()) | {"processor_class": "Qwen2_5_VLProcessor"}
     file.write_text(json.dumps(named))
     return folder
+
+
+def qwen_batch(seed: int, *, image: bool = True) -> dict[str, torch.Tensor]:
+    """A sample of 4 image tokens among words, or of words alone."""
+    draw = torch.Generator().manual_seed(seed)
+    words = torch.randint(7, 90, (1, 5 + seed % 3), generator=draw)
+    found = {"input_ids": words}
+    if image:
+        picture = torch.tensor([[3, 5, 5, 5, 5, 4]])
+        found = {
+            "input_ids": torch.cat([words[:, :2], picture, words[:, 2:]], 1),
+            "pixel_values": torch.randn(16, 3 * 2 * 8 * 8, generator=draw),
+            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        }
+    found["mm_token_type_ids"] = (found["input_ids"] == 5).long()
+    return {**found, "attention_mask": torch.ones_like(found["input_ids"])}

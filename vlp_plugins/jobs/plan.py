@@ -357,12 +357,18 @@ def _plan_blocks(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
     assert isinstance(method, Composition)
     dummies = [] if batches is None else list(batches)
     cost = method.cost(replace(context, batches=dummies))
+    timing = timing_by_blocks(method, context, dummies)
+    # A timed walk takes the gradients of all blocks at once; a real one may have to do it again.
+    again = cost.gradient_batches - len(context.targets) * (context.limit or 0)
+    if again > 0:
+        more = again * _seconds_per_gradient(context, dummies)
+        timing = replace(timing, other_seconds=timing.other_seconds + more)
     return _plan(
         job,
         _by_magnitude(method, context),
         peak_resident_bytes() + cost.ram_bytes,
         passes=cost.passes,
-        timing=timing_by_blocks(method, context, dummies),
+        timing=timing,
         cost=cost,
     )
 

@@ -301,7 +301,9 @@ def resolve_names(recipe: Recipe) -> tuple[Method, list[Target], IdProfile | Non
         VlpError: if a name is unknown, a sparsity impossible, or one thing excludes another.
     """
     targets, _ = resolve_targets(recipe.sparsity or None)
-    method = resolve_method(recipe.method, recipe.allocation, targets, recipe.parameters)
+    method = resolve_method(
+        recipe.method, recipe.allocation, targets, recipe.parameters, recipe.walk, recipe.tokens
+    )
     profile = resolve_profile(recipe.id_profile)
     targets = with_pattern(targets, method.allocation)
     _check_targets(targets, recipe.floor)

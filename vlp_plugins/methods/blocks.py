@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlp_plugins.calibration.batches import batches_again
+from vlp_plugins.calibration.block_gradients import BlockGradients, groups_of_blocks
 from vlp_plugins.calibration.block_pass import BlockPass, Decided
 from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import ActivationStatistic
 from vlp_plugins.calibration.paused import Visit
-from vlp_plugins.calibration.visits import largest_block_bytes
+from vlp_plugins.calibration.visits import largest_block_bytes, weights_by_block
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, flaw
 from vlp_plugins.methods.method import Context, Cost
+from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.artifacts import Format
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
+from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.score import Evidence
@@ -65,8 +70,9 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
     )
     counts = _counts(method, dense)
     identity = context.identity(weights.content_hash())
+    gradients = _gradients(method, context, blocks, again)
     walks = [
-        _TargetWalk(method, context, blocks, identity, target, selections)
+        _TargetWalk(method, context, blocks, identity, target, selections, gradients)
         for target, selections in zip(context.targets, counts, strict=True)
     ]
     found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
@@ -93,6 +99,24 @@ def calibration_record(
         "samples": samples,
         "tokens": "real ones, by the adapter" + (" as in the published code" if published else ""),
     }
+
+
+def _gradients(
+    method: Composition,
+    context: Context,
+    blocks: BlockPass,
+    batches: Callable[[], Iterator[Batch]],
+) -> BlockGradients | None:
+    """What takes the gradients that a method asks for; all walks share those that they keep."""
+    asked = method.gradients
+    if asked is None:
+        return None
+    rows = asked.of(blocks.batches)
+    ordered = [blocks.pruned_at(visit) for visit in blocks.visits]
+    budget = context.memory_budget
+    groups = groups_of_blocks(ordered, context.weights, rows, asked.dtype, budget)
+    probe = context.loss_probe()
+    return BlockGradients(probe, context.weights, groups, batches, rows, asked.dtype)
 
 
 class _Passes:
@@ -127,13 +151,39 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
     if first:
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
     held = min(number * waiting, context.memory_budget or number * waiting)
+    rows, gradient_passes = _cost_of_gradients(method, context, names, notes)
     return Cost(
-        ram_bytes=block + held,
+        ram_bytes=block + held + rows,
         disk_bytes=number * waiting - held,
-        passes=first + len(context.targets),
+        passes=first + len(context.targets) + gradient_passes,
+        gradient_batches=number * gradient_passes,
         forward_batches=number * (first + runs * len(context.targets)),
         notes=tuple(notes),
     )
+
+
+def _cost_of_gradients(
+    method: Composition, context: Context, blocks: Sequence[str], notes: list[str]
+) -> tuple[int, int]:
+    """Bytes of the gradients that a method asks for, and passes to take them."""
+    asked, weights = method.gradients, context.weights
+    if asked is None:
+        return 0, 0
+    rows = asked.of(context.limit or 0)
+    last: dict[str, str] = {}
+    inside = weights_by_block(blocks, weights)
+    for block, names in inside.items():
+        last |= dict.fromkeys(names, block)
+    pruned = [[name for name in names if last[name] == block] for block, names in inside.items()]
+    groups = groups_of_blocks(pruned, weights, rows, asked.dtype, context.memory_budget)
+    size = rows * asked.dtype.itemsize
+    most = max(size * sum(weights[name].numel for name in group) for group in groups)
+    passes = len(groups) * len(context.targets) if len(groups) > 1 else 1
+    notes.append(
+        f"{passes} pass{'es' * (passes > 1)} over the dense model, forward and backward, for the "
+        f"gradients of {rows} batches: {text_of(most)} of them at a time"
+    )
+    return most, passes
 
 
 def _counts(method: Composition, context: Context) -> Sequence[Mapping[str, Selection] | None]:
@@ -159,6 +209,7 @@ class _TargetWalk:
         identity: of the run, of whatever method.
         target: sparsity.
         selections: by canonical name what the dense model gave, where tensors are compared.
+        gradients: takes those that the method asks for; None for none.
     """
 
     method: Composition
@@ -167,6 +218,7 @@ class _TargetWalk:
     identity: Mapping[str, Any]
     target: Target
     selections: Mapping[str, Selection] | None
+    gradients: BlockGradients | None
 
     def run(self, number: int, walks: int) -> dict[str, Pruned]:
         """What was decided of every weight.
@@ -219,6 +271,14 @@ class _TargetWalk:
         }
         scored = Scored(method.score, mine, evidence, context.published)
         ranked = scored.ranking()
+        rows: dict[str, torch.Tensor] = {}
+        if self.gradients is not None:
+            try:
+                rows = self.gradients.of(list(weights), mine)
+            except UnsupportedError as error:
+                assert method.gradients is not None
+                raise UnsupportedError(f"{error}; {method.gradients.instead}") from error
+            release(context.model.parameters())
         found = {}
         with failing_together():
             chosen = {} if self.selections is not None else self._shares(scored)
@@ -227,7 +287,9 @@ class _TargetWalk:
                 rule = chosen[name] if self.selections is None else self.selections[name]
                 if self.selections is not None and isinstance(rule, Cut):
                     rule = ranked.cuts_of(scores, [rule.remove])[0]
-                found[name] = method.reduced(context, weight, scores, [rule], mean)[0]
+                found[name] = method.reduced(
+                    context, weight, scores, [rule], mean, rows.pop(name, None)
+                )[0]
         return {name: each for theirs in all_gather(found) for name, each in theirs.items()}
 
     def _shares(self, scored: Scored) -> dict[str, Selection]:

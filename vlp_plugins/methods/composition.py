@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeGuard
 
 import torch
 
+from vlp_plugins.calibration.block_gradients import GradientRows
 from vlp_plugins.calibration.block_pass import BlockPass
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.moments import LossStatistic, Statistic, distinct
@@ -93,6 +94,16 @@ class Composition(Factored):
         return any(isinstance(statistic, LossStatistic) for statistic in self.needs)
 
     @property
+    def needs_blocks(self) -> str:
+        """What it does block by block alone, for a message; empty if it may walk either way."""
+        return "" if self.tokens is None else "chooses tokens block by block"
+
+    @property
+    def gradients(self) -> GradientRows | None:
+        """The gradients of a block that `reduced` reads, in a walk by blocks; None for none."""
+        return None
+
+    @property
     def relative_cost(self) -> str:
         if self.tokens is not None:
             return "3 per sparsity"
@@ -124,11 +135,11 @@ class Composition(Factored):
         return cost_by_blocks(self, context, waiting)
 
     def walk_of(self, context: Context) -> Walk:
-        if self.tokens is not None:
+        if self.needs_blocks:
             if context.walk == "model":
                 raise UnsupportedError(
-                    f"method {self.name!r} chooses tokens block by block, and walk='model' runs "
-                    "the whole model at a time; leave the walk out"
+                    f"method {self.name!r} {self.needs_blocks}, and walk='model' runs the whole "
+                    "model at a time; leave the walk out"
                 )
             return "blocks"
         walk = super().walk_of(context)
@@ -223,6 +234,7 @@ class Composition(Factored):
         scores: torch.Tensor,
         selections: Sequence[Selection],
         mean: Callable[[str, str], torch.Tensor],
+        rows: torch.Tensor | None = None,
     ) -> list[Pruned]:
         """What stays of one weight, for every selection.
 
@@ -232,6 +244,7 @@ class Composition(Factored):
             scores: that rank its elements, float32 `[out, in]`.
             selections: each says how many elements go, and which by the scores.
             mean: takes the names of a statistic and of a weight; see `Statistics.mean`.
+            rows: what `gradients` asks for, `[batches, out, in]`; None for none.
         """
         return [Pruned(pack(each.mask(scores).view(weight.shape))) for each in selections]
 
@@ -354,7 +367,7 @@ def gather(needs: Iterable[Statistic], context: Context, *, keep_state: bool = F
 
 def in_one_pass(method: Method) -> TypeGuard[Composition]:
     """Whether statistics of one pass over the dense model are all that a method reads."""
-    return isinstance(method, Composition) and method.tokens is None
+    return isinstance(method, Composition) and not method.needs_blocks
 
 
 def composed(method: Method) -> Composition:

@@ -271,6 +271,17 @@ class Method(ABC):
             raise UnsupportedError(f"{tokens}: tokens are chosen block by block; leave walk out")
         return walk
 
+    def for_walk(self, walk: str | None) -> Method:
+        """What does this method in a walk that the user asks for: itself, unless another one does.
+
+        Args:
+            walk: as of `Context`, and not checked yet.
+
+        Raises:
+            UnsupportedError: if a parameter is none of that walk.
+        """
+        return self
+
     @abstractmethod
     def with_allocation(self, allocation: Allocation | None) -> Method:
         """The same method with another allocation; None keeps its own.

@@ -58,6 +58,8 @@ def resolve_method(
     allocation: Allocation | str | None,
     targets: Iterable[Target],
     parameters: Mapping[str, Any],
+    walk: str | None = None,
+    tokens: object = None,
 ) -> Method:
     """The method meant by a name, a scorer (with global allocation), a solver, or a method itself.
 
@@ -65,6 +67,14 @@ def resolve_method(
     own takes none becomes modality-wise. What needs the intrinsic dimensions of the model, `id*` in
     front of a name or the allocation `id`, is an `IdGuided`: see `with_profile`. A method whose
     allocation has to run the model first is a `Measuring`.
+
+    Args:
+        method: see `prune`.
+        allocation: see `prune`; None: the method's own.
+        targets: sparsities.
+        parameters: of the method.
+        walk: see `prune`; a method may be another one in each walk (`Method.for_walk`).
+        tokens: see `prune`; if any are chosen, the walk is one by blocks.
 
     Raises:
         UnknownNameError: for an unknown method or parameter.
@@ -90,6 +100,7 @@ def resolve_method(
             f"{method!r} is no method; give a name, a Scorer, a Solver, a Composition or a "
             "Procedure"
         )
+    composition = composition.for_walk("blocks" if walk is None and tokens is not None else walk)
     if isinstance(allocation, str):
         allocation = allocation_by_name(allocation)
     elif allocation is not None and not isinstance(allocation, Allocation):

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from vlp_plugins.calibration.batches import to_device
-from vlp_plugins.calibration.moments import LossStatistic
 from vlp_plugins.calibration.statistics import Statistics
 from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
@@ -167,7 +166,7 @@ def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:
     context = job.context()
     method: Method = job.method.method if isinstance(job.method, Guided) else job.method
     if isinstance(method, Composition):
-        return statistics is None and any(isinstance(s, LossStatistic) for s in method.needs)
+        return statistics is None and method.takes_gradients
     assert isinstance(method, Procedure)
     with _without_values():
         return method.cost(context).gradient_batches > 0

@@ -173,7 +173,8 @@ class PruneRequest:
             VlpError: see `vlp_plugins.methods.resolve.resolve_method`.
         """
         parameters = {k: v for k, v in self.options.items() if k not in _OF_PRUNE}
-        return resolve_method(self.method, self.allocation, (), parameters)
+        walk, tokens = self.options.get("walk"), self.options.get("tokens")
+        return resolve_method(self.method, self.allocation, (), parameters, walk, tokens)
 
     def masks(self, model: nn.Module, adapter: Adapter, parts: Parts) -> Masks:
         """Masks for all weights of a model without wrappers; what is in no scope stays whole.

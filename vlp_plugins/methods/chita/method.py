@@ -12,9 +12,11 @@ import torch
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.calibration import Calibration, calibration_record
 from vlp_plugins.methods.chita.cost import cost_of
+from vlp_plugins.methods.chita.layerwise import LayerChita
 from vlp_plugins.methods.chita.pruner import check_allocation, groups_of_weights, write_values
 from vlp_plugins.methods.chita.settings import (
     DEFAULT_EFFORT,
+    DEFAULT_GRADIENT_WEIGHT,
     DEFAULT_HELD_OUT,
     DEFAULT_LAMBDA,
     DEFAULT_ROUNDS,
@@ -27,7 +29,8 @@ from vlp_plugins.methods.chita.settings import (
 from vlp_plugins.methods.chita.setup import Pruned, Setup, Wanted
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
-from vlp_plugins.methods.method import Context, Cost, Factored, Procedure
+from vlp_plugins.methods.method import Context, Cost, Factored, Method, Procedure
+from vlp_plugins.methods.reconstruction.method import Reconstruction
 from vlp_plugins.methods.rounds import InRounds, Progress, RecordedBatches, RunInRounds
 from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.checkpoint import state_tensor
@@ -44,11 +47,14 @@ logger = logging.getLogger("vlp_plugins.methods")
 class Chita(Factored, Procedure):
     """CHITA (Benbaki et al., ICML 2023): prunes by a quadratic model of the loss, updates the rest.
 
+    Block by block it is another method, see `LayerChita`.
+
     Attributes:
         settings: of the solver and of what it reads.
         allocation: global, or by modality: one problem per modality.
         name: in masks and reports.
         factors: multiply the magnitudes that decide how many weights each block keeps.
+        gradient_weight: of gradients against the Gram matrix, in a walk by blocks.
     """
 
     changes_weights: ClassVar[bool] = True
@@ -57,6 +63,7 @@ class Chita(Factored, Procedure):
     allocation: Allocation = field(default_factory=GlobalAllocation)
     name: str = "chita"
     factors: Factors | None = None
+    gradient_weight: float = DEFAULT_GRADIENT_WEIGHT
 
     @property
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
@@ -69,6 +76,29 @@ class Chita(Factored, Procedure):
 
     def with_factors(self, factors: Mapping[str, float]) -> Self:
         return replace(super().with_factors(factors), name=guided_name(self.name))
+
+    def for_walk(self, walk: str | None) -> Method:
+        """Itself, or the composition that walks by blocks.
+
+        Raises:
+            UnsupportedError: if a setting is none of that walk.
+        """
+        if walk != "blocks":
+            if self.gradient_weight != DEFAULT_GRADIENT_WEIGHT:
+                raise UnsupportedError(
+                    f"gradient_weight={self.gradient_weight!r} weighs gradients against the Gram "
+                    "matrix of a layer, which walk='blocks' alone reads; leave it out, or walk so"
+                )
+            return self
+        settings = self.settings
+        settings.check_layers(self.name)
+        return Reconstruction.of(
+            LayerChita(
+                gradient_weight=self.gradient_weight,
+                rows=settings.rows,
+                row_dtype=settings.row_dtype,
+            )
+        )
 
     @property
     def takes_gradients(self) -> bool:
@@ -130,6 +160,9 @@ class ChitaInRounds(Chita, InRounds):
     name: str = "chita++"
     rounds: int = DEFAULT_ROUNDS
     schedule: str = DEFAULT_SCHEDULE
+
+    def for_walk(self, walk: str | None) -> Method:
+        return self
 
     def __post_init__(self) -> None:
         schedule_by_name(self.schedule)
@@ -277,8 +310,13 @@ def chita(
     keep_in: str = "auto",
     row_dtype: str = "float32",
     held_out: float = DEFAULT_HELD_OUT,
+    gradient_weight: float = DEFAULT_GRADIENT_WEIGHT,
 ) -> Chita:
     """CHITA (Benbaki et al., ICML 2023): remove by a quadratic model of the loss, update the rest.
+
+    With `walk="blocks"` each layer is a problem of its own, of the Gram matrix of its inputs behind
+    pruned blocks and of its gradients in the dense model; every layer then loses the same fraction.
+    The gradients of as many blocks as `memory_budget` holds are taken in one pass over the data.
 
     Args:
         lambda_: ridge penalty above 0, or `auto`: chosen on batches that are held out. The result
@@ -293,13 +331,17 @@ def chita(
         keep_in: where gradients are kept: `auto`, `ram`, `disk`, or nowhere, in several `passes`.
         row_dtype: `float32`, or `bfloat16` for half the memory and less accuracy.
         held_out: what `auto` judges by: a fraction of the batches below 1, or their number.
+        gradient_weight: with `walk="blocks"` that of the gradients, from 0 on, below 1; the Gram
+            matrix has the rest. 0 takes no gradients. Of the others that walk takes rows and
+            row_dtype.
 
     Raises:
         UnsupportedError: if a value makes no sense.
     """
-    return Chita(
-        Settings(lambda_, effort, block_size, first_order, rows, keep_in, row_dtype, held_out)
+    settings = Settings(
+        lambda_, effort, block_size, first_order, rows, keep_in, row_dtype, held_out
     )
+    return Chita(settings, gradient_weight=gradient_weight)
 
 
 def chita_plus_plus(

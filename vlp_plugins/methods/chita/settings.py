@@ -26,6 +26,9 @@ _COLUMNS_PER_ROW = 16
 DEFAULT_HELD_OUT = 0.2
 DEFAULT_ROUNDS = 8
 DEFAULT_SCHEDULE = "exp"
+DEFAULT_GRADIENT_WEIGHT = 0.75
+"""Of gradients against the Gram matrix, block by block; chosen by the held-out loss of a chat
+model, see `docs/decisions.md`."""
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -133,6 +136,16 @@ class Settings:
         if self.held_out >= 1:
             return int(self.held_out)
         return max(1, min(MOST_HELD_OUT, int(self.held_out * batches)))
+
+    def check_layers(self, method: str) -> None:
+        """Raises `UnsupportedError` for what a problem of one layer does not have."""
+        usual = Settings().parameters()
+        for name, value in self.parameters().items():
+            if name not in ("rows", "row_dtype") and value != usual[name]:
+                raise UnsupportedError(
+                    f"{name}={value!r} is of the problem of the whole model; with walk='blocks' "
+                    f"method {method!r} takes gradient_weight, rows and row_dtype: leave it out"
+                )
 
     def parameters(self) -> dict[str, Any]:
         """By the names that users give them."""

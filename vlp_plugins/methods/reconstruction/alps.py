@@ -14,7 +14,6 @@ from vlp_plugins.methods.reconstruction.layer import (
     Scaled,
     Solver,
     check_damping,
-    cholesky,
 )
 from vlp_plugins.scoring.selection import PatternSelection, Selection
 
@@ -72,7 +71,7 @@ class Alps(Solver):
     def solve(
         self, layer: Layer, scores: torch.Tensor, selections: Sequence[Selection]
     ) -> list[Reconstructed]:
-        scaled = layer.scaled(self.damping, self.own_damping, torch.float32)
+        scaled = self.scaled(layer)
         found = []
         for selection in selections:
             free = self._split(scaled, selection)
@@ -83,25 +82,24 @@ class Alps(Solver):
             found.append((support, refitted))
         return found
 
+    def scaled(self, layer: Layer) -> Scaled:
+        """The layer in the coordinates in which elements are compared, float32."""
+        return layer.scaled(self.damping, self.own_damping, torch.float32)
+
     def _split(self, scaled: Scaled, selection: Selection) -> torch.Tensor:
         """B at the end, in scaled coordinates, float32 `[out, in]`."""
-        weight, target = scaled.weight, scaled.weight @ scaled.gram
+        weight, target = scaled.weight, scaled.product(scaled.weight)
         kept = weight.numel() - selection.remove
         # D is what stays of `moved` = B + V / rho, and V what goes of it, times the rho of then:
         # three tensors of the layer's size in one.
         moved, support, dual = weight.clone(), selection.mask(weight.abs()), 0.0
         before = support
-        rho, grown, factor = RHO, False, None
+        rho, grown, solve = RHO, False, None
         for iteration in range(1, _MOST_ITERATIONS + 1):
-            if factor is None:
-                factor = _shifted(scaled.gram, rho)
+            if solve is None:
+                solve = scaled.shifted(rho)
             # Y - V + rho D
-            free = torch.where(support, rho, -dual).mul_(moved).add_(target)
-            free = free.to(factor.dtype)
-            for upper in (True, False):  # `cholesky_solve` would copy the factor
-                triangle = factor.mT if upper else factor
-                free = torch.linalg.solve_triangular(triangle, free, upper=upper, left=False)
-            free = free.float()
+            free = solve(torch.where(support, rho, -dual).mul_(moved).add_(target))
             moved.masked_fill_(support, 0).mul_(dual / rho).add_(free)
             support, dual = selection.mask(moved.abs()), rho
             if iteration % _EVERY:
@@ -118,7 +116,7 @@ class Alps(Solver):
                 rho, support, dual = rho / 5, selection.mask(weight.abs()), 0.0
             if iteration > _LEAST_ITERATIONS and share < _SETTLED:
                 break
-            factor = None  # frees it before the next one is made
+            solve = None  # frees its factor before the next one is made
         return free
 
     def _filled(self, sizes: torch.Tensor, selection: Selection) -> torch.Tensor:
@@ -156,14 +154,3 @@ class AlpsPlus(Alps):
 
     def as_published(self) -> Solver | None:
         return None
-
-
-def _shifted(gram: torch.Tensor, rho: float) -> torch.Tensor:
-    """The Cholesky factor of H + rho I."""
-
-    def shifted(dtype: torch.dtype) -> torch.Tensor:
-        matrix = gram.to(dtype, copy=True)
-        matrix.diagonal().add_(rho)
-        return matrix
-
-    return cholesky(shifted)

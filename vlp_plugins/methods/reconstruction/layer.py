@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from vlp_plugins.calibration.block_gradients import GradientRows
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError, no_exit
 from vlp_plugins.scoring.allocation import Allocation, LayerAllocation, RowAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
@@ -41,10 +42,13 @@ class Layer:
     Attributes:
         weight: W, float32 `[out, in]`.
         gram: H, `[in, in]`, floating, symmetric and positive semidefinite; its scale is free.
+        rows: dL_b/dW of every batch b by the dense weights, floating `[batches, out, in]`, for
+            solvers that ask for them (`Solver.gradients`); None for others.
     """
 
     weight: torch.Tensor
     gram: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         inputs = self.weight.shape[1]
@@ -119,12 +123,35 @@ class Scaled:
     Attributes:
         gram: float64 or float32 `[in, in]`.
         weight: of the same, `[out, in]`.
-        norms: what weights were multiplied by, of the same, `[in]`.
+        norms: what weights were multiplied by, of the same, `[in]` or `[out, in]`.
     """
 
     gram: torch.Tensor
     weight: torch.Tensor
     norms: torch.Tensor
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        """Each row of `values` `[out, in]` times the matrix of its quadratic form."""
+        return values @ self.gram
+
+    def shifted(self, rho: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Solves for rows x of x (H + rho I) = y; the right-hand side may be overwritten."""
+
+        def matrix(dtype: torch.dtype) -> torch.Tensor:
+            shifted = self.gram.to(dtype, copy=True)
+            shifted.diagonal().add_(rho)
+            return shifted
+
+        factor = cholesky(matrix)
+
+        def solve(values: torch.Tensor) -> torch.Tensor:
+            found = values.to(factor.dtype)
+            for upper in (True, False):  # `cholesky_solve` would copy the factor
+                triangle = factor.mT if upper else factor
+                found = torch.linalg.solve_triangular(triangle, found, upper=upper, left=False)
+            return found.to(values.dtype)
+
+        return solve
 
     def refitted(
         self, support: torch.Tensor, start: torch.Tensor, *, tolerance: float, steps: int
@@ -142,11 +169,11 @@ class Scaled:
         Returns:
             float32 `[out, in]`, zero outside the support.
         """
-        dtype = start.dtype
-        gram, inside = self.gram.to(dtype), support.to(dtype)
-        target = self.weight.to(dtype) @ gram * inside
-        found = start * inside
-        residual = target - (found @ gram) * inside
+        dtype = self.weight.dtype
+        inside = support.to(dtype)
+        target = self.product(self.weight) * inside
+        found = start.to(dtype) * inside
+        residual = target - self.product(found) * inside
         direction = residual.clone()
         power = residual.square().sum(1, keepdim=True)
         enough = tolerance**2 * target.square().sum(1, keepdim=True)
@@ -154,7 +181,7 @@ class Scaled:
             running = power > enough
             if not bool(running.any()):
                 break
-            image = (direction @ gram).mul_(inside)
+            image = self.product(direction).mul_(inside)
             curvature = (direction * image).sum(1, keepdim=True)
             # A row that is solved to the last bit has nothing left to divide by.
             running &= curvature > torch.finfo(dtype).tiny
@@ -205,6 +232,11 @@ class Solver(ABC):
             By selection the support, bool `[out, in]`, and the values, floating `[out, in]`, which
             are read on the support alone.
         """
+
+    @property
+    def gradients(self) -> GradientRows | None:
+        """The gradients that `Layer.rows` must hold, in a walk by blocks; None for none."""
+        return None
 
     def as_published(self) -> Solver | None:
         """The same as the published code does it; None if there is none."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from vlp_plugins.calibration.block_gradients import GradientRows
 from vlp_plugins.calibration.moments import INPUT_GRAM, InputGram, Statistic
 from vlp_plugins.masks.packed import Pruned, pack
 from vlp_plugins.methods.composition import Composition
@@ -54,8 +55,21 @@ class Reconstruction(Composition):
         return (*super().needs, InputGram())
 
     @property
+    def gradients(self) -> GradientRows | None:
+        return self.solver.gradients
+
+    @property
+    def takes_gradients(self) -> bool:
+        return self.gradients is not None or super().takes_gradients
+
+    @property
+    def needs_blocks(self) -> str:
+        mine = "reads gradients of a block at a time" if self.gradients else ""
+        return super().needs_blocks or mine
+
+    @property
     def relative_cost(self) -> str:
-        return "1, and a solver"
+        return "5 per sparsity, and a solver" if self.gradients else "1, and a solver"
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -86,12 +100,14 @@ class Reconstruction(Composition):
         scores: torch.Tensor,
         selections: Sequence[Selection],
         mean: Callable[[str, str], torch.Tensor],
+        rows: torch.Tensor | None = None,
     ) -> list[Pruned]:
         matrix = weight.matrix.detach().float()
         rules = [Largest(each.remove) if isinstance(each, Cut) else each for each in selections]
         try:
             gram = mean(INPUT_GRAM, weight.name).to(matrix.device).view(matrix.shape[1], -1)
-            layer, exact = Layer(matrix, gram), not context.published
+            layer = Layer(matrix, gram, None if rows is None else rows.to(matrix.device))
+            exact = not context.published
             found = solved(self._solver(context), layer, scores, rules, exact=exact)
         except VlpError as error:
             raise type(error)(f"weight {weight.name!r}: {error}") from error

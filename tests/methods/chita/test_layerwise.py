@@ -1,0 +1,241 @@
+"""CHITA block by block: the joint problem of a layer against plain loops, and its gradients."""
+
+from functools import partial
+
+import chat_models
+import pytest
+import torch
+from chat_models import qwen_batch
+from drawn_layers import drawn_layer
+from torch.nn import functional as F
+
+import vlp_plugins as vlp
+from vlp_plugins.calibration.loss import LossProbe
+from vlp_plugins.methods.chita.layerwise import Joint, LayerChita
+from vlp_plugins.methods.method import Context
+from vlp_plugins.methods.reconstruction.alps import Alps
+from vlp_plugins.methods.reconstruction.layer import Largest, Layer, solved
+from vlp_plugins.methods.resolve import resolve_method
+from vlp_plugins.models.discovery import registry
+from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedError
+
+
+def layer_with_rows(seed=0, rows=5):
+    plain = drawn_layer(seed)
+    generator = torch.Generator().manual_seed(100 + seed)
+    # Some outputs matter to the loss more than others, which the Gram matrix cannot say.
+    sizes = torch.linspace(0.1, 3, len(plain.weight))[:, None]
+    gradients = torch.randn(rows, *plain.weight.shape, generator=generator) * sizes
+    return Layer(plain.weight, plain.gram, gradients)
+
+
+def forms(layer, weight):
+    """M_i of every row in the coordinates of the weights, float64, by a plain loop."""
+    gram = layer.gram.double()
+    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    norms = gram.diagonal().sqrt()
+    rows = layer.rows.double()
+    mean = torch.stack([(g / norms).square() for g in rows]).sum(0).mean()
+    return [
+        (1 - weight) * gram + weight / mean * sum(torch.outer(g, g) for g in rows[:, i])
+        for i in range(len(layer.weight))
+    ]
+
+
+def objective(layer, values, weight):
+    change = (values - layer.weight).double()
+    return sum(
+        float(row @ form @ row) for row, form in zip(change, forms(layer, weight), strict=True)
+    )
+
+
+def test_products_and_shifted_systems_are_those_of_the_written_matrices():
+    layer, rho = layer_with_rows(), 0.3
+    joint = LayerChita(gradient_weight=0.6).scaled(layer)
+    assert isinstance(joint, Joint)
+    values = torch.randn(12, 32, generator=torch.Generator().manual_seed(9))
+    solve = joint.shifted(rho)
+    solutions = solve(values.clone())
+    for i, form in enumerate(forms(layer, 0.6)):
+        scaled = form / joint.norms[i].double() / joint.norms[i].double()[:, None]
+        torch.testing.assert_close(scaled.diagonal().mean().item(), 1.0, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            joint.product(values)[i], (scaled @ values[i].double()).float(), atol=1e-4, rtol=1e-4
+        )
+        shifted = scaled + rho * torch.eye(32, dtype=torch.float64)
+        exact = torch.linalg.solve(shifted, values[i].double())
+        torch.testing.assert_close(solutions[i], exact.float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_the_joint_problem_is_solved_better_than_by_what_knows_one_term(share):
+    layer = layer_with_rows()
+    rule = Largest(int(share * layer.weight.numel()))
+    find = partial(solved, layer=layer, scores=layer.weight, selections=[rule])
+    support, values = find(LayerChita(gradient_weight=0.6))[0]
+    _, plain = find(Alps())[0]
+    ours, theirs = (objective(layer, each, 0.6) for each in (values, plain))
+    magnitude = rule.mask(layer.weight.abs())
+    assert ours < 0.8 * theirs
+    assert ours < 0.5 * objective(layer, layer.weight * magnitude, 0.6)
+    # and its values are nearly the best on its support
+    best = torch.zeros_like(layer.weight, dtype=torch.float64)
+    for i, form in enumerate(forms(layer, 0.6)):
+        kept = support[i]
+        target = (form @ layer.weight[i].double())[kept]
+        best[i, kept] = torch.linalg.solve(form[kept][:, kept], target)
+    assert ours < 1.1 * objective(layer, best.float(), 0.6)
+
+
+def test_neither_the_scale_of_gradients_nor_of_inputs_counts():
+    layer = layer_with_rows(1)
+    solve = partial(LayerChita().solve, scores=layer.weight, selections=[Largest(200)])
+    support, values = solve(layer)[0]
+    again = solve(Layer(layer.weight, layer.gram * 4096, layer.rows / 1024))[0]
+    assert torch.equal(again[0], support)
+    torch.testing.assert_close(again[1], values, atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_that_the_loss_does_not_depend_on_is_that_of_alps():
+    layer = layer_with_rows(2)
+    empty = Layer(layer.weight, layer.gram, torch.zeros_like(layer.rows))
+    rule = [Largest(200)]
+    (ours, values), (theirs, plain) = (
+        each.solve(empty, layer.weight, rule)[0] for each in (LayerChita(), Alps())
+    )
+    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(values, plain, atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    torch.manual_seed(0)
+    return chat_models.qwen().eval()
+
+
+BATCHES = [qwen_batch(0), qwen_batch(1), qwen_batch(2, image=False)]
+
+
+@pytest.mark.parametrize("budget", [None, 3 * 4 * 7680], ids=["one group", "a block at a time"])
+def test_a_solver_gets_the_gradients_of_the_dense_model(qwen, monkeypatch, budget):
+    adapter = registry().adapter_for(qwen)
+    weights = WeightMap.of(qwen, adapter)
+    with LossProbe(qwen, adapter, weights).attached() as probe:
+        expected = [
+            {n: g.view(weights[n].rows_and_columns).clone() for n, g in found.items()}
+            for found in (probe.measure(batch, index) for index, batch in enumerate(BATCHES))
+        ]
+    seen = []
+    monkeypatch.setattr(
+        LayerChita, "solve",
+        lambda self, layer, scores, rules: (
+            seen.append(layer) or Alps().solve(layer, scores, rules)
+        ),
+    )  # fmt: skip
+    vlp.prune(
+        qwen, BATCHES, method="chita", sparsity=0.5, walk="blocks", rows=2, memory_budget=budget
+    )
+    assert len(seen) == len(weights)
+    for layer in seen:
+        name = next(n for n, w in weights.items() if torch.equal(w.matrix, layer.weight))
+        wanted = torch.stack([each[name] for each in expected[:2]])
+        assert torch.equal(layer.rows, wanted)
+
+
+def test_groups_of_blocks_change_no_bit_and_the_model_is_as_before(qwen):
+    before = {key: value.clone() for key, value in qwen.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in qwen.parameters()]
+    prune = partial(vlp.prune, qwen, BATCHES, method="chita", sparsity=[0.5, 0.7], walk="blocks")
+    at_once, one_by_one = prune(), prune(memory_budget=3 * 4 * 7680)
+    assert at_once == one_by_one
+    assert all(each.new_values for each in at_once)
+    assert at_once[0].manifest.parameters["gradient_weight"] == LayerChita().gradient_weight
+    assert all(torch.equal(value, before[key]) for key, value in qwen.state_dict().items())
+    assert [parameter.requires_grad for parameter in qwen.parameters()] == flags
+    assert all(parameter.grad is None for parameter in qwen.parameters())
+
+
+def test_a_token_selection_and_an_allocation_are_taken_too(qwen):
+    masks = vlp.prune(
+        qwen, BATCHES, method="chita", sparsity=0.5, tokens="text", allocation="row",
+        row_dtype="bfloat16",
+    )  # fmt: skip
+    assert masks.sparsity == 0.5
+    assert masks.manifest.parameters["walk"] == "blocks"
+    assert masks.manifest.parameters["allocation"] == "row"
+
+
+def test_a_plan_counts_passes_for_gradients(qwen):
+    adapter = registry().adapter_for(qwen)
+    weights = WeightMap.of(qwen, adapter)
+    method = resolve_method("chita", None, [0.5], {}, walk="blocks")
+    cost = {
+        budget: method.cost(
+            Context(
+                qwen, adapter, weights, targets=[0.5, 0.7], walk="blocks", limit=8,
+                memory_budget=budget,
+            )
+        )
+        for budget in (None, 8 * 4 * 7680)
+    }  # fmt: skip
+    alps = resolve_method("alps", None, [0.5], {}, walk="blocks").cost(
+        Context(qwen, adapter, weights, targets=[0.5, 0.7], walk="blocks", limit=8)
+    )
+    assert cost[None].ram_bytes - alps.ram_bytes == 8 * 4 * weights.numel
+    assert (cost[None].passes, cost[None].gradient_batches) == (3, 8)
+    few = cost[8 * 4 * 7680]
+    assert few.ram_bytes - alps.ram_bytes == 8 * 4 * 7680
+    assert few.gradient_batches == 8 * 2 * 4  # two blocks of the vision tower fit together
+    assert "8 passes over the dense model" in few.notes[-1]
+
+
+class Towers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, states):
+        for layer in self.layers:
+            states = layer(states).relu()
+        return states
+
+
+def towers(**options):
+    torch.manual_seed(0)
+    model = Towers()
+    return model, ModuleAdapter(model, **options)
+
+
+def loss(model, batch):
+    return F.mse_loss(model(batch), torch.ones(len(batch), 6))
+
+
+def test_a_model_without_a_loss_takes_the_gram_matrix_alone():
+    model, adapter = towers()
+    prune = partial(
+        vlp.prune, model, [torch.rand(8, 6)], sparsity=0.5, walk="blocks", adapter=adapter
+    )
+    with pytest.raises(UnsupportedError, match=r"loss.*gradient_weight=0"):
+        prune(method="chita")
+    alone, alps = prune(method="chita", gradient_weight=0), prune(method="alps")
+    assert all(torch.equal(alone[name], alps[name]) for name in alps)
+
+
+def test_a_batch_without_finite_gradients_is_named_or_left_out():
+    model, adapter = towers(loss=loss)
+    good, bad = torch.rand(8, 6), torch.full((8, 6), 1e30)
+    prune = partial(vlp.prune, model, method="chita", sparsity=0.5, walk="blocks", adapter=adapter)
+    with pytest.raises(NonFiniteError, match="batch 1"):
+        prune([good, bad])
+    skipped = prune([good, bad], skip_nonfinite=True)
+    alone = prune([good])
+    assert all(torch.equal(skipped[name], alone[name]) for name in alone)
+    with pytest.raises(NonFiniteError):
+        prune([bad, bad], skip_nonfinite=True)
+
+
+def test_more_rows_than_batches_are_refused(qwen):
+    with pytest.raises(DataError, match="rows=4 needs as many batches, but there are 3"):
+        vlp.prune(qwen, BATCHES, method="chita", sparsity=0.5, walk="blocks", rows=4)

@@ -1,0 +1,138 @@
+"""CHITA by layers: the Gram matrix and the gradients of every batch in one problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vlp_plugins.calibration.block_gradients import GradientRows
+from vlp_plugins.methods.chita.settings import DEFAULT_GRADIENT_WEIGHT, ROW_DTYPES
+from vlp_plugins.methods.reconstruction.alps import Alps
+from vlp_plugins.methods.reconstruction.layer import Layer, Scaled, Solver
+from vlp_plugins.runtime.errors import UnsupportedError
+
+_ELEMENTS = 1 << 26
+"""Of the rows of some outputs that are worked on together."""
+
+
+@dataclass(frozen=True)
+class LayerChita(Alps):
+    """The quadratic model of the loss of CHITA, one layer at a time, joined to its reconstruction.
+
+    For row i of the weights w the solver minimises (w - v)' M_i (w - v) over sparse v, with
+
+        M_i = (1 - t) H + t sum_b g_bi g_bi'
+
+    H the Gram matrix of the inputs behind pruned blocks, g_bi row i of the gradient of the loss of
+    batch b by the dense weights. The second term is the empirical Fisher information of CHITA
+    (Benbaki et al., ICML 2023) with a row of the weights for a block; it says what H does not know,
+    how much the loss depends on each output. Joining the two is the direction of MOONSHOT (Afriat
+    et al., 2026); both are brought to a mean diagonal of 1 in coordinates where all inputs have the
+    same norm, and t is chosen by measurement. The splitting of ALPS minimises it: M_i + rho I is
+    one eigendecomposition of H for all rows, and a correction of rank n by Woodbury's formula.
+
+    Attributes:
+        gradient_weight: t, from 0 on, below 1; 0 is ALPS, and takes no gradients.
+        rows: batches to take gradients of; None: all.
+        row_dtype: `float32` or `bfloat16`.
+    """
+
+    name: ClassVar[str] = "chita"
+    internal: ClassVar[tuple[str, ...]] = ("damping", *Alps.internal)
+
+    gradient_weight: float = DEFAULT_GRADIENT_WEIGHT
+    rows: int | None = None
+    row_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight = self.gradient_weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1:
+            raise UnsupportedError(
+                f"gradient_weight={weight!r}; give a number from 0 (the Gram matrix alone) on, "
+                "below 1"
+            )
+
+    @property
+    def gradients(self) -> GradientRows | None:
+        if not self.gradient_weight:
+            return None
+        instead = "gradient_weight=0 takes the Gram matrix alone"
+        return GradientRows(self.rows, ROW_DTYPES[self.row_dtype], instead)
+
+    def as_published(self) -> Solver | None:
+        return None
+
+    def scaled(self, layer: Layer) -> Scaled:
+        scaled = super().scaled(layer)
+        if layer.rows is None:
+            return scaled
+        return Joint.of(scaled, layer.rows, self.gradient_weight)
+
+
+@dataclass(frozen=True)
+class Joint(Scaled):
+    """A layer whose rows have quadratic forms M_i of their own, in coordinates of unit diagonals.
+
+    Attributes:
+        share: of the Gram matrix in M_i, float32 `[out, 1]`.
+        rows: of the gradients, scaled by the root of their weight, float32 `[out, n, in]`.
+        values: eigenvalues of the Gram matrix, float32 `[in]`.
+        vectors: its eigenvectors, float32 `[in, in]`, in columns.
+        turned: the rows in the basis of these, float32 `[out, n, in]`.
+    """
+
+    share: torch.Tensor
+    rows: torch.Tensor
+    values: torch.Tensor
+    vectors: torch.Tensor
+    turned: torch.Tensor
+
+    @classmethod
+    def of(cls, scaled: Scaled, gradients: torch.Tensor, weight: float) -> Joint:
+        """Joins gradients `[n, out, in]`, in the original coordinates, with a weight in [0, 1)."""
+        rows = gradients.transpose(0, 1).float() / scaled.norms
+        mean = float(rows.square().sum(1).mean())
+        if mean > 0:  # the loss may not depend on the layer at all
+            rows.mul_((weight / mean) ** 0.5)
+        squares = (1 - weight) + rows.square().sum(1).mean(1, keepdim=True)
+        sizes = squares.sqrt()
+        rows.div_(sizes[:, :, None])
+        values, vectors = torch.linalg.eigh(scaled.gram.double())
+        values, vectors = values.clamp_min(0).float(), vectors.float()
+        return cls(
+            scaled.gram,
+            scaled.weight * sizes,
+            scaled.norms * sizes,
+            (1 - weight) / squares,
+            rows,
+            values,
+            vectors,
+            rows @ vectors,
+        )
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        along = torch.bmm(self.rows, values[:, :, None])
+        return torch.addcmul(torch.bmm(along.mT, self.rows)[:, 0], self.share, values @ self.gram)
+
+    def shifted(self, rho: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        outputs, n, inputs = self.rows.shape
+        diagonal = self.share * self.values + rho
+        inner = torch.eye(n, device=diagonal.device).repeat(outputs, 1, 1)
+        step = max(1, _ELEMENTS // (n * inputs))
+        for first in range(0, outputs, step):
+            turned = self.turned[first : first + step]
+            over = turned / diagonal[first : first + step, None]
+            inner[first : first + step].baddbmm_(over, turned.mT)
+        factor = torch.linalg.cholesky(inner)
+
+        def solve(values: torch.Tensor) -> torch.Tensor:
+            found = (values @ self.vectors).div_(diagonal)
+            along = torch.cholesky_solve(torch.bmm(self.turned, found[:, :, None]), factor)
+            found.sub_(torch.bmm(along.mT, self.turned)[:, 0].div_(diagonal))
+            return found @ self.vectors.T
+
+        return solve
