@@ -34,14 +34,16 @@ def batches():
     return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in ids]
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize(
+    "method", ["wanda", "sparsegpt", pytest.param("chita", marks=pytest.mark.long)]
+)
 def test_a_walk_leaves_nothing_of_a_mapped_model_in_memory(method, folder):
     model = vlp_plugins.load(folder, device="cpu")
     parameters = list(model.parameters())
     stored = sum(each.nbytes for each in parameters)
     assert all(untouched(parameters))
     options = {"method": method, "sparsity": 0.5, "walk": "blocks"}
-    if method == "sparsegpt":  # a Gram matrix of 6,144 inputs is not for a test
+    if method != "wanda":  # a Gram matrix of 6,144 inputs is not for a test
         options["adapter"] = _without_down()
     seen = []
 

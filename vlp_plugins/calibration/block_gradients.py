@@ -18,7 +18,7 @@ from vlp_plugins.runtime.distributed import (
     failing_together,
     rank_and_size,
 )
-from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.runtime.memory import text_of, usable_bytes
 
 logger = logging.getLogger("vlp_plugins.calibration")
@@ -29,7 +29,7 @@ class GradientRows:
     """Which gradients a solver asks for.
 
     Attributes:
-        count: batches to take gradients of, the first ones; None: all.
+        count: batches to take gradients of, at most, the first ones; None: all.
         dtype: that they are kept in.
         instead: how to do without, for the message where a model has no loss.
     """
@@ -39,17 +39,8 @@ class GradientRows:
     instead: str = "take a solver that reads none"
 
     def of(self, batches: int) -> int:
-        """How many rows so many batches give.
-
-        Raises:
-            DataError: if there are fewer batches than rows.
-        """
-        if self.count is not None and batches and self.count > batches:
-            raise DataError(
-                f"rows={self.count} needs as many batches, but there are {batches}; give more "
-                "batches or ask for fewer rows"
-            )
-        return self.count or batches
+        """How many rows so many batches give."""
+        return batches if self.count is None else min(self.count, batches)
 
 
 def groups_of_blocks(

@@ -360,7 +360,7 @@ def _plan_blocks(job: Prepared, batches: Iterable[Batch] | None) -> Plan:
     timing = timing_by_blocks(method, context, dummies)
     # A timed walk takes the gradients of all blocks at once; a real one may have to do it again.
     again = cost.gradient_batches - len(context.targets) * (context.limit or 0)
-    if again > 0:
+    if again > 0 and dummies:
         more = again * _seconds_per_gradient(context, dummies)
         timing = replace(timing, other_seconds=timing.other_seconds + more)
     return _plan(

@@ -10,16 +10,19 @@ from drawn_layers import drawn_layer
 from torch.nn import functional as F
 
 import vlp_plugins as vlp
+from vlp_plugins.calibration.block_gradients import GradientRows
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.layerwise import Joint, LayerChita
+from vlp_plugins.methods.chita.method import Chita
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.reconstruction.alps import Alps
-from vlp_plugins.methods.reconstruction.layer import Largest, Layer, solved
+from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Solver, solved
 from vlp_plugins.methods.resolve import resolve_method
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedError
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.scoring.allocation import ModalityAllocation
 
 
 def layer_with_rows(seed=0, rows=5):
@@ -236,6 +239,35 @@ def test_a_batch_without_finite_gradients_is_named_or_left_out():
         prune([bad, bad], skip_nonfinite=True)
 
 
-def test_more_rows_than_batches_are_refused(qwen):
-    with pytest.raises(DataError, match="rows=4 needs as many batches, but there are 3"):
-        vlp.prune(qwen, BATCHES, method="chita", sparsity=0.5, walk="blocks", rows=4)
+class Loudest(Solver):
+    """Keeps what the gradients of the batches are largest for, as an outsider's solver might."""
+
+    name = "loudest"
+    gradients = GradientRows(count=2)
+
+    def solve(self, layer, scores, selections):
+        sizes = layer.rows.square().sum(0) * layer.weight.square()
+        return [(selection.mask(sizes), layer.weight) for selection in selections]
+
+
+def test_any_solver_may_ask_for_gradients_and_then_walks_by_blocks(qwen):
+    prune = partial(vlp.prune, qwen, method=Loudest(), sparsity=0.5)
+    masks = prune(BATCHES)
+    assert masks.manifest.parameters["walk"] == "blocks"
+    assert prune(BATCHES[:2]).packed.keys() == masks.packed.keys()
+    with pytest.raises(UnsupportedError, match=r"'loudest' reads gradients .* leave the walk out"):
+        prune(BATCHES, walk="model")
+
+
+def test_rows_are_at_most_the_batches(qwen):
+    prune = partial(vlp.prune, qwen, BATCHES, method="chita", sparsity=0.5, walk="blocks")
+    few, all_of_them = prune(rows=9), prune()
+    assert all(torch.equal(few[name], all_of_them[name]) for name in few)
+
+
+def test_an_instance_keeps_its_allocation(qwen):
+    prune = partial(vlp.prune, qwen, BATCHES[:1], sparsity=0.5, walk="blocks")
+    masks = prune(method=Chita(allocation=ModalityAllocation()))
+    assert masks.manifest.parameters["allocation"] == "modality"
+    with pytest.raises(UnsupportedError, match="factors for the problem of the whole model"):
+        prune(method=Chita().with_factors(dict.fromkeys(masks, 2.0)))

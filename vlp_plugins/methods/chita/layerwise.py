@@ -36,7 +36,7 @@ class LayerChita(Alps):
 
     Attributes:
         gradient_weight: t, from 0 on, below 1; 0 is ALPS, and takes no gradients.
-        rows: batches to take gradients of; None: all.
+        rows: batches to take gradients of, at most, the first ones; None: all.
         row_dtype: `float32` or `bfloat16`.
     """
 

@@ -81,7 +81,7 @@ class Chita(Factored, Procedure):
         """Itself, or the composition that walks by blocks.
 
         Raises:
-            UnsupportedError: if a setting is none of that walk.
+            UnsupportedError: if a setting, or factors, are none of that walk.
         """
         if walk != "blocks":
             if self.gradient_weight != DEFAULT_GRADIENT_WEIGHT:
@@ -90,15 +90,20 @@ class Chita(Factored, Procedure):
                     "matrix of a layer, which walk='blocks' alone reads; leave it out, or walk so"
                 )
             return self
+        if self.factors is not None:
+            raise UnsupportedError(
+                f"method {self.name!r} has factors for the problem of the whole model; with "
+                "walk='blocks' give them to the method that for_walk returns"
+            )
         settings = self.settings
         settings.check_layers(self.name)
-        return Reconstruction.of(
-            LayerChita(
-                gradient_weight=self.gradient_weight,
-                rows=settings.rows,
-                row_dtype=settings.row_dtype,
-            )
+        solver = LayerChita(
+            gradient_weight=self.gradient_weight,
+            rows=settings.rows,
+            row_dtype=settings.row_dtype,
         )
+        asked = None if isinstance(self.allocation, GlobalAllocation) else self.allocation
+        return Reconstruction.of(solver).with_allocation(asked)
 
     @property
     def takes_gradients(self) -> bool:
@@ -332,8 +337,8 @@ def chita(
         row_dtype: `float32`, or `bfloat16` for half the memory and less accuracy.
         held_out: what `auto` judges by: a fraction of the batches below 1, or their number.
         gradient_weight: with `walk="blocks"` that of the gradients, from 0 on, below 1; the Gram
-            matrix has the rest. 0 takes no gradients. Of the others that walk takes rows and
-            row_dtype.
+            matrix has the rest. 0 takes no gradients. Of the others that walk takes rows, at most
+            so many there, and row_dtype.
 
     Raises:
         UnsupportedError: if a value makes no sense.
