@@ -14,6 +14,8 @@ from outsiders import ADAPTER, SCORER, report_of
 
 from vlp_plugins import hookspecs
 from vlp_plugins.methods.composition import Composition
+from vlp_plugins.methods.description import describe_method
+from vlp_plugins.methods.reconstruction.method import Reconstruction
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models import discovery as plugins
 from vlp_plugins.models.registry import KINDS, plugins_table
@@ -95,6 +97,54 @@ def test_an_outsider_adds_a_scorer_that_is_a_method_at_once(site):
     report = report_of(registry, "acme-scores")
     assert (report.distribution, report.version) == ("acme-scores", "2.1")
     assert report.registered == {"scorers": ("smallest",)}
+
+
+SOLVER = """
+from dataclasses import dataclass
+from vlp_plugins.extend import RowAllocation, Solver
+
+@dataclass(frozen=True)
+class Plain(Solver):
+    \"\"\"The largest scores stay (Doe, 2026), as they are.
+
+    Attributes:
+        power: of nothing.
+    \"\"\"
+
+    name = "plain"
+    allocation = RowAllocation()
+    power: float = 1.0
+
+    def solve(self, layer, scores, selections):
+        return [(each.mask(scores), layer.weight) for each in selections]
+
+@hookimpl
+def vlp_solvers():
+    return {"plain": Plain, "alps": Plain}
+"""
+
+
+def test_an_outsider_adds_a_solver_that_is_a_method_at_once(site):
+    site.install("acme-solvers", SOLVER)
+    registry = site.discover()
+
+    method = make_method(registry, "plain", power=2.0)
+    assert isinstance(method, Reconstruction)
+    assert method.name == "plain"
+    assert method.parameters == {"power": 2.0}
+    assert type(method.allocation).__name__ == "RowAllocation"
+    described = describe_method(registry, "plain")
+    assert described.summary == "The largest scores stay, as they are"
+    assert described.paper == "Doe, 2026"
+    assert [(each.name, each.help) for each in described.parameters] == [("power", "of nothing.")]
+    assert described.needs == ("data",)
+    report = report_of(registry, "acme-solvers")
+    assert report.registered == {"solvers": ("acme-solvers:alps", "plain")}
+    assert "solver 'alps' clashes with the built-in solver" in report.notes[0]
+    assert make_method(registry, "alps").solver.name == "alps"
+    assert make_method(registry, "acme-solvers:alps").name == "acme-solvers:alps"
+    with pytest.raises(UnknownNameError, match="no parameter 'powr'; it takes power"):
+        make_method(registry, "plain", powr=2.0)
 
 
 def test_a_plugin_may_be_an_object_with_methods(site):
