@@ -41,10 +41,13 @@ SLOW = ("alps+",)  # as alps, on a solution of alps
         pytest.param(name, marks=pytest.mark.long if name == "alps" else ())
         for name in registry().method_names()
         if name not in SLOW
-    ],
+    ]
+    + [pytest.param("chita by blocks", marks=pytest.mark.long)],
 )
 def test_masks_of_a_device_are_those_of_the_cpu(method):
     options = {"method": method, "sparsity": 0.5, **QUICK.get(method, {})}
+    if method == "chita by blocks":
+        options = {"method": "chita", "sparsity": 0.5, "walk": "blocks"}
     model, batches = given("blip")
     expected = prune(model, batches, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
