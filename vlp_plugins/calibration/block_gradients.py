@@ -160,7 +160,7 @@ class BlockGradients:
                 if gradients is None:
                     continue
                 for name, gradient in gradients.items():
-                    held[name][len(indices)].copy_(gradient.view(shapes[name]))
+                    held[name][len(indices)].copy_(gradient.reshape(shapes[name]))
                 indices.append(index)
         logger.info("took gradients of %d batches by %d weights", len(indices), len(names))
         if not any(all_gather(len(indices))):

@@ -165,7 +165,10 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
 def _cost_of_gradients(
     method: Composition, context: Context, blocks: Sequence[str], notes: list[str]
 ) -> tuple[int, int]:
-    """Bytes of the gradients that a method asks for, and passes to take them."""
+    """Bytes for the gradients that a method asks for, and passes to take them.
+
+    A solver is taken to make two float32 copies of those of the layer at hand.
+    """
     asked, weights = method.gradients, context.weights
     if asked is None:
         return 0, 0
@@ -183,7 +186,8 @@ def _cost_of_gradients(
         f"{passes} pass{'es' * (passes > 1)} over the dense model, forward and backward, for the "
         f"gradients of {rows} batches: {text_of(most)} of them at a time"
     )
-    return most, passes
+    copies = 2 * 4 * rows * max(weight.numel for weight in weights.values())
+    return most + copies, passes
 
 
 def _counts(method: Composition, context: Context) -> Sequence[Mapping[str, Selection] | None]:
