@@ -49,7 +49,10 @@ BY_BUDGETS = [
 ]
 USUAL = "alps-model"
 """What `docs/choosing.md` recommends where weights may change."""
-BY_METHOD = [(way, USUAL) for way in ("sparsegpt-model", "alps+-model", "refit-model", "lamp")]
+BY_METHOD = [
+    (way, USUAL)
+    for way in ("chita-blocks", "sparsegpt-model", "alps+-model", "refit-model", "lamp")
+]
 
 Values = NDArray[np.float64]
 
@@ -178,8 +181,8 @@ _PREFACE = (
     "second, where there are several seeds, one over seeds. A difference is taken scene by scene "
     "and seed by seed; bold is one beyond two standard errors, of both together: of 20 differences "
     "that are none one is. `lamp` is global and reads no data; `multiflow` prunes each modality, "
-    f"`alps`, `alps+` and `sparsegpt` each layer, the others each row equally. `{PATTERN}` leaves "
-    "no budgets, so `tamp` is its token selection alone there."
+    "`alps`, `alps+`, `chita` and `sparsegpt` each layer, the others each row equally. "
+    f"`{PATTERN}` leaves no budgets, so `tamp` is its token selection alone there."
 )
 
 

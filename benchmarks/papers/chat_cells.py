@@ -63,6 +63,7 @@ WAYS = (
     _way("lamp"),
     *(_way(method, budget, walk) for method, budget in WALKING for walk in ("model", "blocks")),
     *(_way("atv"), _way("tamp"), _way("alps", walk="blocks", tokens="atv")),
+    _way("chita", walk="blocks"),
 )
 AT_ONE = (
     *(
