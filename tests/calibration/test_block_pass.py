@@ -197,7 +197,10 @@ class Broken(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["wanda", "alps", "chita"])
+LONG_ALPS = pytest.param("alps", marks=pytest.mark.long)  # `chita` does all that it does
+
+
+@pytest.mark.parametrize("method", ["wanda", LONG_ALPS, "chita"])
 def test_a_walk_is_resumed_behind_its_last_block(
     qwen: nn.Module, tmp_path: Path, method: str
 ) -> None:

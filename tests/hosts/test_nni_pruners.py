@@ -103,7 +103,7 @@ def test_masks_and_weights_are_those_without_nni(batches, method):
     assert final.get_submodule(ENCODER).weight is final.get_submodule(DECODER).weight
 
 
-@pytest.mark.parametrize("method", ["sparsegpt", "chita"])
+@pytest.mark.parametrize("method", [pytest.param("sparsegpt", marks=pytest.mark.long), "chita"])
 def test_a_pruner_walks_block_by_block(batches, method):
     masks = prune(examples.blip(), batches, method=method, sparsity=0.75, walk="blocks")
     named = getattr(host, f"{method.title()}Pruner")

@@ -1,5 +1,6 @@
 """CHITA block by block: the joint problem of a layer against plain loops, and its gradients."""
 
+from dataclasses import replace
 from functools import partial
 
 import chat_models
@@ -70,6 +71,21 @@ def test_products_and_shifted_systems_are_those_of_the_written_matrices():
         shifted = scaled + rho * torch.eye(32, dtype=torch.float64)
         exact = torch.linalg.solve(shifted, values[i].double())
         torch.testing.assert_close(solutions[i], exact.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_equal_rows_of_great_size_are_solved_in_float64():
+    layer = layer_with_rows()
+    equal = Layer(layer.weight, layer.gram, layer.rows[:1].repeat(6, 1, 1))
+    joint = LayerChita(gradient_weight=0.6).scaled(equal)
+    large = replace(joint, rows=joint.rows * 3e4, turned=joint.turned * 3e4)
+    inner = torch.eye(6) + large.turned @ large.turned.mT
+    assert torch.linalg.cholesky_ex(inner).info.any()
+    values = torch.randn(12, 32, generator=torch.Generator().manual_seed(9))
+    found = large.shifted(1.0)(values.clone())
+    # What the rows see of a solution is next to nothing.
+    assert float((large.turned / 3e4 @ (found @ large.vectors)[:, :, None]).abs().max()) < 1e-2
+    with pytest.raises(UnsupportedError, match="give a smaller gradient_weight"):
+        replace(joint, turned=joint.turned * 1e12).shifted(1.0)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7])
@@ -150,8 +166,10 @@ def test_a_solver_gets_the_gradients_of_the_dense_model(qwen, monkeypatch, budge
 def test_groups_of_blocks_change_no_bit_and_the_model_is_as_before(qwen):
     before = {key: value.clone() for key, value in qwen.state_dict().items()}
     flags = [parameter.requires_grad for parameter in qwen.parameters()]
-    prune = partial(vlp.prune, qwen, BATCHES, method="chita", sparsity=[0.5, 0.7], walk="blocks")
-    at_once, one_by_one = prune(), prune(memory_budget=3 * 4 * 7680)
+    prune = partial(
+        vlp.prune, qwen, BATCHES[1:], method="chita", sparsity=[0.5, 0.7], walk="blocks"
+    )
+    at_once, one_by_one = prune(), prune(memory_budget=2 * 4 * 7680)
     assert at_once == one_by_one
     assert all(each.new_values for each in at_once)
     assert at_once[0].manifest.parameters["gradient_weight"] == LayerChita().gradient_weight
@@ -253,22 +271,25 @@ class Loudest(Solver):
 
 def test_any_solver_may_ask_for_gradients_and_then_walks_by_blocks(qwen):
     prune = partial(vlp.prune, qwen, method=Loudest(), sparsity=0.5)
-    masks = prune(BATCHES)
-    assert masks.manifest.parameters["walk"] == "blocks"
-    assert prune(BATCHES[:2]).packed.keys() == masks.packed.keys()
+    assert prune(BATCHES).manifest.parameters["walk"] == "blocks"
     with pytest.raises(UnsupportedError, match=r"'loudest' reads gradients .* leave the walk out"):
         prune(BATCHES, walk="model")
 
 
-def test_rows_are_at_most_the_batches(qwen):
-    prune = partial(vlp.prune, qwen, BATCHES, method="chita", sparsity=0.5, walk="blocks")
-    few, all_of_them = prune(rows=9), prune()
-    assert all(torch.equal(few[name], all_of_them[name]) for name in few)
+def test_rows_are_at_most_the_batches():
+    model, adapter = towers(loss=loss)
+    batches = [torch.rand(8, 6), torch.rand(8, 6)]
+    prune = partial(
+        vlp.prune, model, batches, method="chita", sparsity=0.5, walk="blocks", adapter=adapter
+    )
+    few, many, one = prune(), prune(rows=9), prune(rows=1)
+    assert all(torch.equal(few.new_values[name], many.new_values[name]) for name in few)
+    assert not all(torch.equal(few.new_values[name], one.new_values[name]) for name in few)
 
 
-def test_an_instance_keeps_its_allocation(qwen):
-    prune = partial(vlp.prune, qwen, BATCHES[:1], sparsity=0.5, walk="blocks")
-    masks = prune(method=Chita(allocation=ModalityAllocation()))
-    assert masks.manifest.parameters["allocation"] == "modality"
+def test_an_instance_keeps_its_allocation():
+    resolve = partial(resolve_method, allocation=None, targets=[0.5], parameters={}, walk="blocks")
+    assert resolve(Chita()).allocation.name == "layer"
+    assert resolve(Chita(allocation=ModalityAllocation())).allocation.name == "modality"
     with pytest.raises(UnsupportedError, match="factors for the problem of the whole model"):
-        prune(method=Chita().with_factors(dict.fromkeys(masks, 2.0)))
+        resolve(Chita().with_factors({"layers.0": 2.0}))

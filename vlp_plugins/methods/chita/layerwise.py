@@ -119,15 +119,8 @@ class Joint(Scaled):
         return torch.addcmul(torch.bmm(along.mT, self.rows)[:, 0], self.share, values @ self.gram)
 
     def shifted(self, rho: float) -> Callable[[torch.Tensor], torch.Tensor]:
-        outputs, n, inputs = self.rows.shape
         diagonal = self.share * self.values + rho
-        inner = torch.eye(n, device=diagonal.device).repeat(outputs, 1, 1)
-        step = max(1, _ELEMENTS // (n * inputs))
-        for first in range(0, outputs, step):
-            turned = self.turned[first : first + step]
-            over = turned / diagonal[first : first + step, None]
-            inner[first : first + step].baddbmm_(over, turned.mT)
-        factor = torch.linalg.cholesky(inner)
+        factor = self._factor(diagonal)
 
         def solve(values: torch.Tensor) -> torch.Tensor:
             found = (values @ self.vectors).div_(diagonal)
@@ -136,3 +129,24 @@ class Joint(Scaled):
             return found @ self.vectors.T
 
         return solve
+
+    def _factor(self, diagonal: torch.Tensor) -> torch.Tensor:
+        """The Cholesky factors of I + R D^-1 R' of every row, R the turned rows of the gradients.
+
+        In float64 where rounding leaves one not positive definite: equal batches give equal rows.
+        """
+        outputs, n, inputs = self.turned.shape
+        step = max(1, _ELEMENTS // (n * inputs))
+        for dtype in (torch.float32, torch.float64):
+            inner = torch.eye(n, dtype=dtype, device=diagonal.device).repeat(outputs, 1, 1)
+            for first in range(0, outputs, step):
+                turned = self.turned[first : first + step].to(dtype)
+                over = turned / diagonal[first : first + step, None]
+                inner[first : first + step].baddbmm_(over, turned.mT)
+            factor, failed = torch.linalg.cholesky_ex(inner)
+            if not bool(failed.any()):
+                return factor.float()
+        raise UnsupportedError(
+            "the gradients of a layer differ too much in size for its joint problem; give a "
+            "smaller gradient_weight"
+        )
