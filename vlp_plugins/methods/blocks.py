@@ -156,7 +156,7 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
         ram_bytes=block + held + rows,
         disk_bytes=number * waiting - held,
         passes=first + len(context.targets) + gradient_passes,
-        gradient_batches=number * gradient_passes,
+        gradient_batches=gradient_passes * (method.gradients.of(number) if method.gradients else 0),
         forward_batches=number * (first + runs * len(context.targets)),
         notes=tuple(notes),
     )

@@ -207,6 +207,10 @@ def test_a_plan_counts_passes_for_gradients(qwen):
     copies = 2 * 4 * 8 * max(weight.numel for weight in weights.values())
     assert cost[None].ram_bytes - alps.ram_bytes == 8 * 4 * weights.numel + copies
     assert (cost[None].passes, cost[None].gradient_batches) == (3, 8)
+    three = resolve_method("chita", None, [0.5], {"rows": 3}, walk="blocks").cost(
+        Context(qwen, adapter, weights, targets=[0.5, 0.7], walk="blocks", limit=8)
+    )
+    assert (three.passes, three.gradient_batches) == (3, 3)
     few = cost[8 * 4 * 7680]
     assert few.ram_bytes - alps.ram_bytes == 8 * 4 * 7680 + copies
     assert few.gradient_batches == 8 * 2 * 4  # two blocks of the vision tower fit together
