@@ -1,5 +1,7 @@
 """Staged backward elimination: exact counts, and one weight at a time is exact elimination."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,3 +151,40 @@ def test_blocks_of_many_rows_are_larger_by_default():
     assert [default.for_rows(n).block_size for n in (32, 512, 1_000)] == [2_000, 2_000, 16_000]
     assert Settings(block_size=300).for_rows(1_000).block_size == 300
     assert Settings(block_size=None).for_rows(1_000).block_size is None
+
+
+def test_gram_matrices_of_many_rows_are_made_once_for_all_lambdas(monkeypatch):
+    monkeypatch.setattr(elimination, "MANY_ROWS", 7)
+    first, again = made(), made(ridge=1e-5)
+    solve_elimination(first)
+    held = {key: system for key, (_, system) in first.rows.held.items()}
+    assert {edge for key in held for edge in key} == {0, 20, 45, 60}
+    shared = replace(first, ridge=1e-5)
+
+    found, alone = solve_elimination(shared), solve_elimination(again)
+
+    assert all(shared.rows.held[key][1] is system for key, system in held.items())
+    assert torch.equal(found.values, alone.values)
+    assert found.objective == alone.objective
+
+
+def test_a_gram_matrix_of_other_columns_is_not_used(monkeypatch):
+    monkeypatch.setattr(elimination, "MANY_ROWS", 7)
+    first, fresh = made(), made()
+    solve_elimination(first)
+    for problem in (first, fresh):
+        problem.weights[::2] = 0
+
+    found, alone = solve_elimination(first), solve_elimination(fresh)
+
+    assert torch.equal(found.values, alone.values)
+
+
+def test_columns_move_up_in_pieces_as_they_do_in_one(monkeypatch):
+    one = solve_elimination(made(first_order=0.1))
+    monkeypatch.setattr(elimination, "_ELEMENTS", 50)  # six columns at a time
+
+    found = solve_elimination(made(first_order=0.1))
+
+    assert torch.equal(found.support, one.support)
+    assert torch.allclose(found.values, one.values, atol=1e-6)

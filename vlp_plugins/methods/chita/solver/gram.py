@@ -31,7 +31,7 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.element_size() >= 4 else tensor.float()
 
 
-def gram(columns: torch.Tensor, ridge: float) -> torch.Tensor:
+def gram(columns: torch.Tensor, ridge: float, squares: torch.Tensor | None = None) -> torch.Tensor:
     """`columns @ columns.T` in float64, exact enough to be factorised with `ridge` on its diagonal.
 
     Products run in float32, summed in float64 over chunks of columns. Where their rounding errors
@@ -42,10 +42,14 @@ def gram(columns: torch.Tensor, ridge: float) -> torch.Tensor:
     Args:
         columns: `[n, k]` or, for many matrices at once, `[b, n, k]`; float32 or float64.
         ridge: what will be added to the diagonal, above 0.
+        squares: of all columns, summed, of no dimension or `[b]`, where they are known: a product
+            that will not do is not made then.
 
     Returns:
         float64 `[n, n]` or `[b, n, n]`.
     """
+    if squares is not None and _inexact(columns, squares, ridge):
+        columns = columns.double()
     chunks = columns.split(_WIDTH, dim=-1) if columns.shape[-1] > _WIDTH else (columns,)
     products = (_product(chunk, ridge) for chunk in chunks)
     total = next(products)
@@ -56,7 +60,7 @@ def gram(columns: torch.Tensor, ridge: float) -> torch.Tensor:
 
 def _product(columns: torch.Tensor, ridge: float) -> torch.Tensor:
     product = symmetric(columns)
-    if _inexact(product, ridge):
+    if _inexact(product, product.diagonal(dim1=-2, dim2=-1).sum(-1), ridge):
         product = symmetric(columns.double())
     return product.double()
 
@@ -81,13 +85,12 @@ def symmetric(columns: torch.Tensor) -> torch.Tensor:
     return product
 
 
-def _inexact(products: torch.Tensor, ridge: float) -> bool:
+def _inexact(products: torch.Tensor, squares: torch.Tensor, ridge: float) -> bool:
     """Whether rounding may have changed eigenvalues by more than a ten thousandth of the ridge."""
     if products.dtype == torch.float64:
         return False
     unit = 2.0**-9 if float32_product_error(products.device) else 2.0**-24
-    largest = products.diagonal(dim1=-2, dim2=-1).sum(-1).amax()
-    return not bool(unit * products.shape[-1] ** -0.5 * largest < _SHARE * ridge)
+    return not bool(unit * products.shape[-2] ** -0.5 * squares.amax() < _SHARE * ridge)
 
 
 def weighted_sum(part: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

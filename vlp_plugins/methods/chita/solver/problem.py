@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -44,6 +45,11 @@ class Rows(ABC):
             not to be modified and valid until the next part only. A part holds whole blocks
             wherever the rows were made with block bounds.
         """
+
+    @cached_property
+    def held(self) -> dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]:
+        """What a solver keeps for its next solution: by edges of blocks, columns and their sums."""
+        return {}
 
     @property
     def source(self) -> Rows:
