@@ -205,8 +205,12 @@ def picked(matrix: torch.Tensor, chosen: list[torch.Tensor]) -> torch.Tensor:
     width = max(map(len, chosen))
     columns = widened(matrix[:0]).new_empty((len(chosen), len(matrix), width))
     for into, positions in zip(columns, chosen, strict=True):
-        into[:, : len(positions)] = pick_columns(matrix, positions)
-        into[:, len(positions) :] = 0
+        there, beyond = into[:, : len(positions)], into[:, len(positions) :]
+        if matrix.dtype == into.dtype:
+            torch.gather(matrix, 1, positions.expand(len(matrix), -1), out=there)
+        else:
+            there.copy_(pick_columns(matrix, positions))
+        beyond.zero_()
     return columns
 
 

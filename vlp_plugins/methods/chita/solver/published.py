@@ -33,6 +33,7 @@ SLACK = 1e-10
 FLAT = 1e-8
 """A first-order term shorter than this is none."""
 _WIDTH = 1 << 14
+_BAND = 1 << 12
 
 
 def exact_length(reached: torch.Tensor, gradient: torch.Tensor, ridge: float) -> float:
@@ -136,9 +137,13 @@ def _stepped_along_gradients(starts: Sequence[Start]) -> list[Start]:
     for i, first, part in swept(problems):
         problem, columns = problems[i], slice(first, first + part.shape[1])
         gradient = gradients[id(problem.rows)][columns]
-        gradient[:] = problem.first_order * widened(part).sum(0)
-        outside = ~unlike[problem.alike].support[columns]
-        reached[problem.alike] += weighted_sum(part, gradient.masked_fill(outside, 0))
+        on_support = unlike[problem.alike].support[columns]
+        for left in range(0, part.shape[1], _BAND):  # the second reading is from cache
+            band = slice(left, left + _BAND)
+            piece = widened(part[:, band])
+            gradient[band] = piece.new_full((len(piece),), problem.first_order) @ piece
+            inside = gradient[band].masked_fill(~on_support[band], 0)
+            reached[problem.alike] += weighted_sum(piece, inside)
     for problem in problems:
         problem.rows.add_up(reached[problem.alike])
     for rows in {id(p.rows): p.rows for p in problems}.values():
@@ -231,17 +236,22 @@ def stepped(start: Start) -> Task:
     """A step of its own for every block, then the exact weights on what was found."""
 
     def step_and_fit(part: Part) -> torch.Tensor:
-        if start.problem.first_order:
-            step_blocks(part, start.values(part.columns))
+        if start.gradient is not None:  # else no block has a step either
+            step_blocks(part, start.values(part.columns), start.gradient[part.columns])
         return fit(part)
 
     return Task(start.problem, start.support, step_and_fit)
 
 
-def step_blocks(part: Part, start: torch.Tensor) -> None:
-    """Sets the support of every block to that after one step from `start`, float32 `[m]`.
+def step_blocks(part: Part, start: torch.Tensor, uphill: torch.Tensor) -> None:
+    """Sets the support of every block to that after one step.
 
     As many weights stay as before in every block. F is that of the block alone.
+
+    Args:
+        part: whole blocks.
+        start: where steps begin, float32 `[m]`.
+        uphill: the first-order term, float32 `[m]`.
     """
     start, blocks = start.masked_fill(~part.support, 0), part.blocks
     edges = torch.tensor(part.edges, device=start.device)
@@ -251,10 +261,11 @@ def step_blocks(part: Part, start: torch.Tensor) -> None:
     def step(batch: list[int]) -> torch.Tensor:
         spans, those = [blocks[i] for i in batch], torch.tensor(batch).to(edges.device)
         weights, beta = together(part.weights, spans), together(start, spans)
+        slope = together(uphill, spans)
         inside = together(part.support, spans)
         columns = widened(together(part.matrix, spans))
         found = _stepped_supports(
-            part.problem, columns, weights, beta, inside, counts[those], widths[those]
+            part.problem, columns, weights, beta, slope, inside, counts[those], widths[those]
         )
         put_apart(found, part.support, spans)
         return start.new_zeros(1)
@@ -267,6 +278,7 @@ def _stepped_supports(
     columns: torch.Tensor,
     weights: torch.Tensor,
     start: torch.Tensor,
+    uphill: torch.Tensor,
     inside: torch.Tensor,
     keeps: torch.Tensor,
     widths: torch.Tensor,
@@ -278,6 +290,7 @@ def _stepped_supports(
         columns: `[b, n, m]`, float32, 0 beyond the end of a block, as everything.
         weights: v, float32 `[b, m]`.
         start: beta, float32 `[b, m]`, zero outside its support.
+        uphill: c A'1, float32 `[b, m]`.
         inside: bool `[b, m]`, the support of `start`.
         keeps: int64 `[b]`, how many are inside.
         widths: int64 `[b]`, columns of every block.
@@ -286,8 +299,8 @@ def _stepped_supports(
     beyond = torch.arange(columns.shape[2], device=widths.device) >= widths[:, None]
     change = start - weights
     moved = _reached(columns, change)
-    both = torch.stack((moved + c, torch.full_like(moved, c)), 1).to(columns.dtype) @ columns
-    gradient, uphill = both[:, 0].float() + ridge * change, both[:, 1].float()
+    along_rows = (moved + c).to(columns.dtype)[:, None]
+    gradient = (along_rows @ columns)[:, 0].float() + ridge * change
     on_support = gradient.masked_fill(~inside, 0)
     squared = on_support.double().square().sum(1)
     along = _reached(columns, on_support).square().sum(1) + ridge * squared
@@ -295,6 +308,8 @@ def _stepped_supports(
     moving = (
         (length > 0) & (uphill.norm(dim=1) > FLAT) & ~_stay_on_top(start, gradient, length, inside)
     )
+    if not bool(moving.any()):
+        return inside
     length = length / 2
     for _ in range(HALVINGS):
         away = moving & ~_stay_on_top(start, gradient, length, inside)
@@ -302,19 +317,20 @@ def _stepped_supports(
             break
         length = torch.where(away, length / 2, length)
 
-    def value(candidate: torch.Tensor) -> torch.Tensor:
-        shift = candidate - weights
+    def value(candidate: torch.Tensor, shift: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         linear = (uphill.double() * candidate.double()).sum(1)
         distance = shift.double().square().sum(1)
-        return _reached(columns, shift).square().sum(1) / 2 + ridge / 2 * distance + linear
+        return moved.square().sum(1) / 2 + ridge / 2 * distance + linear
 
-    best, support = value(start), inside
+    best, support = value(start, change, moved), inside
     for _ in range(TRIALS):
         if not bool(moving.any()):
             break
         candidate = start - length.float()[:, None] * gradient
         chosen = _largest(candidate.abs().masked_fill_(beyond, -1), keeps)
-        reached = value(candidate.masked_fill(~chosen, 0))
+        candidate = candidate.masked_fill_(~chosen, 0)
+        shift = candidate - weights
+        reached = value(candidate, shift, _reached(columns, shift))
         moving = moving & (reached < best)
         best = torch.where(moving, reached, best)
         support = torch.where(moving[:, None], chosen, support)
