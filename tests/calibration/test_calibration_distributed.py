@@ -31,6 +31,7 @@ from pathlib import Path
 from torch import distributed
 from toy import Counting, SeeingAdapter, ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
+from vlp_plugins.calibration.batches import named_batches
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.data import records
 from vlp_plugins.data.batches import CaptionedBatches
@@ -109,7 +110,10 @@ found, _ = run(seen())
 found.save(folder / f"images{rank}")
 (folder / f"decoded{rank}").write_text(str(len(decoded)))
 run(seen(), checkpoint=folder / "images.ckpt", limit=3)
-found, _ = run(seen(), checkpoint=folder / "images.ckpt", resume=True)
+batches = named_batches(seen(), SeeingAdapter())  # as `prune` gives them to the pass
+decoded.clear()
+found, _ = run(batches, checkpoint=folder / "images.ckpt", resume=True)
+assert len(decoded) < 22
 found.save(folder / f"images_resumed{rank}")
 try:
     run(seen(rank))
