@@ -2,8 +2,8 @@
 
 A stack of linear layers of one width, so that nothing but the number of them changes. One size
 grows at a time. On a CPU the time is that of the processor, on which other work has little
-influence. An exponent is the slope of a line through the logarithms; what costs a fixed time beside
-makes it lower than predicted, never higher.
+influence. An exponent is the slope of a line through the logarithms of the larger half, where a
+fixed cost hides least; it makes a slope lower than predicted, never higher.
 
 With `--record`, `docs/growth.md` is made of the recorded figures.
 """
@@ -94,9 +94,15 @@ AXES = {
 
 
 def stack(weights: int, device: torch.device) -> nn.Sequential:
-    """Layers of `WIDTH` x `WIDTH`, at least one, so many that they have that many weights."""
+    """Layers of `WIDTH` x `WIDTH`, at least one, so many that they have that many weights.
+
+    Inputs and gradients keep their size: with the usual weights they shrink at every layer, and
+    numbers below 1e-38, on which a processor is slow, would be what grows.
+    """
     torch.manual_seed(0)
     layers = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(max(1, weights // WIDTH**2))]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=WIDTH**-0.5)
     return nn.Sequential(*layers).to(device).eval()
 
 
@@ -181,7 +187,9 @@ def _process(
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """Slope of the least-squares line through the logarithms."""
+    """Slope of the least-squares line through the logarithms of the larger half."""
+    half = max(2, (len(sizes) + 1) // 2)
+    sizes, values = sizes[-half:], values[-half:]
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
     middle, height = sum(x) / len(x), sum(y) / len(y)
     along = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
@@ -263,9 +271,9 @@ Written by `python -m benchmarks.speed growth --record` from `benchmarks/results
 torch {torch}, {cores} cores.
 
 A stack of layers of {width} x {width} weights, one size growing at a time. The exponent is the
-slope of a line through the logarithms: 1 is in proportion, 0 does not grow. In brackets is what the
-arithmetic predicts. Fixed costs make a measured exponent lower. Memory is what a run takes above
-the model and its batches; changes below 16 MB count as none.
+slope of a line through the logarithms of the larger half of the sizes: 1 is in proportion, 0 does
+not grow. In brackets is what the arithmetic predicts. Fixed costs make a measured exponent lower.
+Memory is what a run takes above the model and its batches; changes below 16 MB count as none.
 
 - **weights**: every method reads every weight a fixed number of times. MULTIFLOW and OMP keep a bit
   for each, SNIP sums of gradients in float64, CHITA a gradient for each row.

@@ -63,8 +63,16 @@ def test_the_check_of_a_gpu_can_be_rehearsed(tmp_path, monkeypatch, capsys):
 
 def test_growth_finds_an_exponent_and_what_is_above_it():
     assert growth.exponent([1, 2, 8], [3.0, 12.0, 192.0]) == pytest.approx(2)
+    assert growth.exponent([1, 2, 4, 8], [9.0, 9.0, 10.0, 20.0]) == pytest.approx(1)
     found = {"time_exponent": 1.2, "memory_exponent": 1.1, "predicted": [1, 1]}
     assert growth.above(found) == ["time"]
+
+
+def test_signals_keep_their_size_in_the_layers_of_growth():
+    inputs = torch.randn(8, growth.WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = growth.stack(8_000_000, torch.device("cpu"))(inputs)
+    assert 0.5 < float(outputs.std()) < 2
 
 
 def test_growth_makes_its_page_of_what_it_records(tmp_path, monkeypatch, capsys):
