@@ -42,9 +42,10 @@ def block_objective(rows, weights, values, ridge, c):
 
 
 @pytest.mark.parametrize("first_order", [0.0, 0.25])
-def test_one_weight_at_a_time_is_exact_backward_elimination(first_order):
+@pytest.mark.parametrize("n", [5, 40])
+def test_one_weight_at_a_time_is_exact_backward_elimination(n, first_order):
     bounds = (0, 12)
-    problem = made(n=5, p=12, bounds=bounds, keep=5, first_order=first_order)
+    problem = made(n=n, p=12, bounds=bounds, keep=5, first_order=first_order)
     rows, weights = problem.rows.matrix, problem.weights
     inside = torch.ones(12, dtype=torch.bool)
     while int(inside.sum()) > problem.keep:
@@ -65,8 +66,9 @@ def test_one_weight_at_a_time_is_exact_backward_elimination(first_order):
 
 @pytest.mark.parametrize("stages", [1, 3, 16])
 @pytest.mark.parametrize("keep", [0, 1, 20, 59, 60])
-def test_counts_are_exact_and_the_objective_is_that_of_the_values(stages, keep):
-    problem = made(keep=keep, first_order=0.1)
+@pytest.mark.parametrize("n", [8, 50])
+def test_counts_are_exact_and_the_objective_is_that_of_the_values(n, stages, keep):
+    problem = made(n=n, keep=keep, first_order=0.1)
 
     found = solve_elimination(problem, stages)
 

@@ -67,8 +67,9 @@ class _Left:
     """The columns of some blocks that are left; 0 beyond the end of a block, as all that follows.
 
     Attributes:
-        columns: `[b, w, n]` float32, one column after the other, so that picking some copies
-            whole lines. Room for all of the start; the first m are left.
+        columns: `[b, w, n]` float32 (float64 `[b, w, w]` once `turned`), one column after the
+            other, so that picking some copies whole lines. Room for all of the start; the first m
+            are left.
         weights: dense weights `[b, m]`.
         places: of the columns in the part, `[b, m]`, -1 beyond the end.
         squares: squared lengths of the columns, `[b, m]`.
@@ -91,6 +92,12 @@ class _Left:
         weights = stacked([part.weights[span].float() for span in blocks])
         squares = torch.linalg.vector_norm(columns, dim=2).square_()
         return cls(columns, weights, stacked(start) - 1, squares)
+
+    def turned(self) -> torch.Tensor:
+        """Turns the rows so that as many as columns say all; returns Q `[b, n, w]` of A = Q R."""
+        basis, upper = torch.linalg.qr(self.columns.double().mT)
+        self.columns = upper.mT.contiguous()
+        return basis
 
     @property
     def there(self) -> torch.Tensor:
@@ -142,6 +149,10 @@ def _eliminate_batch(
     total = dense.new_zeros(())
     if c:
         total = (left.columns.mT @ left.weights[..., None]).sum(dtype=torch.float64)
+    ones, basis = dense.new_ones(left.columns.shape[::2]), None
+    if 2 * left.columns.shape[1] <= rows.n:  # systems of the size of the block, not of the rows
+        basis = left.turned()
+        ones = basis.sum(1)
     # What is 0 already goes first and for nothing: pruned weights are not revived, as long as
     # there are others.
     real = left.places >= 0
@@ -153,7 +164,7 @@ def _eliminate_batch(
         left.keep(order, present.gather(1, order))
     system = _first_gram(part, blocks, left)
     system.diagonal(dim1=1, dim2=2).add_(ridge)
-    target = system.new_full(system.shape[:2], -c)
+    target = -c * ones
     for stage in range(1, stages + 1):
         if not left.weights.numel():  # nothing was to be kept
             break
@@ -177,7 +188,10 @@ def _eliminate_batch(
     part.support[left.places[there]] = True
     # |w - v|^2 of what is left and of what is gone; A (w - v) is -r u - c by the dual.
     distance = shift.square().sum() + dense - left.weights.double().square().sum()
-    return torch.cat(((-ridge * u - c).sum(0), torch.stack((distance, total))))
+    moved = -ridge * u - c * ones
+    if basis is not None:
+        moved = (basis @ moved[..., None])[..., 0]
+    return torch.cat((moved.sum(0), torch.stack((distance, total))))
 
 
 def _first_gram(part: Part, blocks: list[slice], left: _Left) -> torch.Tensor:
@@ -208,7 +222,7 @@ def _costs(system: torch.Tensor, target: torch.Tensor, left: _Left) -> torch.Ten
     else:  # one product with the inverse of the small factor: twice as fast on a CPU as solving
         identity = torch.eye(len(system[0]), dtype=system.dtype, device=system.device)
         inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    h = (left.there @ inverse.float().mT).square_().sum(2)
+    h = (left.there @ inverse.to(left.columns.dtype).mT).square_().sum(2)
     return z.square_().div_((1 - h).clamp_min_(_LEAST_MARGIN)).masked_fill_(left.places < 0, -1)
 
 
