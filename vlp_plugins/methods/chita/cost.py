@@ -15,6 +15,7 @@ from vlp_plugins.methods.chita.pruner import groups_of_weights
 from vlp_plugins.methods.chita.rows.plan import RowPlan
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.setup import row_plan, solutions_bytes
+from vlp_plugins.methods.chita.solver.elimination import held_bytes
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.solve import Effort, solve
 from vlp_plugins.methods.method import Context, Cost
@@ -101,6 +102,8 @@ def cost_of(
     part = n * max(b - a for group in plan.cuts for own in group for a, b in pairwise(own))
     ram = plan.ram_bytes + 4 * (_VECTORS * p + _PART_COPIES * part) + (3 * stage if rounds else 0)
     ram += held_solutions
+    if settings.effort == "fast" and plan.columns.bounds is not None:
+        ram += held_bytes(n, len(plan.columns.bounds) - 1)
     forwards = held * (solves + 1) if held else 0
     solving = solve_seconds(settings, plan, kept / max(1, solves * p))
     reading = sweeps * plan.disk_bytes / _DISK_RATE

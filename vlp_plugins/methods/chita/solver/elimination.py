@@ -62,6 +62,11 @@ def eliminate(part: Part, stages: int = STAGES) -> torch.Tensor:
     return part.over_blocks([span.stop - span.start for span in blocks], solve)
 
 
+def held_bytes(n: int, blocks: int) -> int:
+    """The most that n rows of so many blocks keep from one solution to the next."""
+    return min(_HELD, torch.float64.itemsize * n**2 * blocks) if n > MANY_ROWS else 0
+
+
 @dataclass
 class _Left:
     """The columns of some blocks that are left; 0 beyond the end of a block, as all that follows.
