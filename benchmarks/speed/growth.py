@@ -74,11 +74,12 @@ AXES = {
         dict.fromkeys(_ALL, 1),
         dict.fromkeys(_ALL, 1),
     ),
-    # A row of CHITA is a batch: Gram matrices grow with their square, the rest in proportion.
+    # A row of CHITA is a batch: Gram matrices grow with their square, the rest in proportion. Of
+    # dimensions the products of all pairs of samples are held.
     "batches": Axis(
         dict.fromkeys(_ALL[1:], _COUNTS),
         {"multiflow": 1, "snip": 1, "chita": 2, "id": 2},
-        {"multiflow": 0, "snip": 0, "chita": 1, "id": 1},
+        {"multiflow": 0, "snip": 0, "chita": 1, "id": 2},
     ),
     "levels": Axis(
         dict.fromkeys(_ALL[:4], (1, 2, 4, 8)), dict.fromkeys(_ALL, 1), dict.fromkeys(_ALL, 1)
@@ -278,8 +279,8 @@ Memory is what a run takes above the model and its batches; changes below 16 MB 
 - **weights**: every method reads every weight a fixed number of times. MULTIFLOW and OMP keep a bit
   for each, SNIP sums of gradients in float64, CHITA a gradient for each row.
 - **batches**: MULTIFLOW and SNIP add each batch to sums. A row of CHITA is a batch: Gram matrices
-  grow with the square, rows in proportion; so do distances between samples and their points in
-  dimensions (`id`).
+  grow with the square, rows in proportion. Dimensions (`id`) compare all pairs of samples, and hold
+  their products: time and memory grow with the square.
 - **levels** (sparsities of one run): each has a threshold and masks; data is read once.
 - **processes**: each runs its share of the batches, in time that does not grow.
 
