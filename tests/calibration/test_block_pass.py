@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,12 @@ from vlp_plugins.methods.resolve import resolve_method
 from vlp_plugins.models.adapter import TokenKind
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import NonFiniteError, StatisticsError, UnsupportedError
+from vlp_plugins.runtime.errors import (
+    NonFiniteError,
+    OutputError,
+    StatisticsError,
+    UnsupportedError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +263,7 @@ def test_a_plan_says_what_a_walk_needs(qwen: nn.Module) -> None:
     layer = [weights[name] for name in weights if name.startswith("language_model.layers.0.")]
     gram = sum(4 * w.rows_and_columns[1] ** 2 + w.numel * 4 for w in layer)
     assert cost.ram_bytes == gram + 8 * method.cost(replace(context, limit=1)).ram_bytes - 8 * gram
+    assert cost.disk_bytes == 4 * weights.numel // 2
     assert cost.forward_batches == 16
     assert any("6 blocks" in note for note in cost.notes)
 
@@ -278,6 +285,27 @@ def test_walks_of_what_compares_layers_are_resumed(
     with caplog.at_level("INFO", "vlp_plugins.methods"):
         assert prune(workplace=tmp_path, resume=True) == whole
     assert "resuming after 5 blocks" in caplog.text
+
+
+def test_a_disk_without_room_for_new_values_is_told_before_the_walk(
+    qwen: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune = partial(
+        vlp.prune, qwen, [qwen_batch(0)], method="refit", sparsity=[0.5, 0.75], walk="blocks",
+        workplace=tmp_path,
+    )  # fmt: skip
+    values = 3 * WeightMap.of(qwen, registry().adapter_for(qwen)).numel
+    usage = shutil.disk_usage(tmp_path)
+    free = values - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with pytest.raises(OutputError, match="will take .* and its disk has"):
+        prune()
+    assert not list(tmp_path.iterdir())
+    free = values
+    whole = prune()
+    sorted(tmp_path.glob("block-*"))[-1].unlink()
+    free = values // 8  # of 6 blocks and two sparsities, what is there already is not asked for
+    assert prune(resume=True) == whole
 
 
 def test_a_batch_that_was_left_out_is_left_out_of_a_resumed_walk(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The walk over a model whose values stay in its files: same masks, and nothing of it is held."""
 
+import shutil
 import sys
 from copy import deepcopy
 
@@ -8,6 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import vlp_plugins
+from vlp_plugins.masks.compare import distances
 from vlp_plugins.runtime.mapped import release, untouched
 from vlp_plugins.runtime.memory import resident_bytes
 
@@ -60,7 +62,50 @@ def test_a_walk_leaves_nothing_of_a_mapped_model_in_memory(method, folder):
     whole = deepcopy(model)
     assert not any(untouched(whole.parameters()))
     assert vlp_plugins.prune(whole, batches(), **options) == masks
+    assert all(untouched((masks.new_values or {}).values()))
     assert all(torch.equal(a, b) for a, b in zip(parameters, whole.parameters(), strict=True))
+
+
+def test_new_values_stay_in_their_files_whatever_is_done_with_them(folder, tmp_path):
+    model, adapter = vlp_plugins.load(folder, device="cpu"), _without_down()
+    made = vlp_plugins.prune(
+        model, batches(), method="sparsegpt", sparsity=0.5, walk="blocks", adapter=adapter,
+        workplace=tmp_path / "work",
+    )  # fmt: skip
+    shutil.rmtree(tmp_path / "work")
+    held = _Held(made)
+    held.after(lambda: made.save(tmp_path / "masks"))
+    loaded = vlp_plugins.Masks.load(tmp_path / "masks")
+    of_loaded = _Held(loaded)
+    of_loaded.after(lambda: None)  # what was read to check the file
+    held.after(lambda: loaded == made)
+    of_loaded.after(lambda: distances(loaded, made))
+    of_loaded.after(lambda: loaded.save(tmp_path / "masks", overwrite=True))
+    of_loaded.after(lambda: loaded.save_model(model, tmp_path / "pruned", adapter))
+    pruned = vlp_plugins.load(tmp_path / "pruned", device="cpu")
+    assert not loaded.verify(pruned, adapter)
+    of_loaded.after(lambda: loaded.apply(pruned, adapter))  # warns: compares all of it
+    made.apply(model, adapter)
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(model.parameters(), pruned.parameters(), strict=True)
+    )
+
+
+class _Held:
+    """How much of new values is in memory after something was done with them."""
+
+    def __init__(self, masks):
+        self._values = list(masks.new_values.values())
+        self._most = max(values.nbytes for values in self._values)
+        assert sum(values.nbytes for values in self._values) > 10 * self._most
+        assert all(untouched(self._values))
+
+    def after(self, act):
+        act()
+        held = resident_bytes()
+        release(self._values)
+        assert held - resident_bytes() < self._most
 
 
 def _without_down():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,26 @@ def test_tokens_and_budgets_of_blocks(
     assert again
     if record["allocation"] == "das":
         assert "allocation das measures the model first: 2 forward passes" in planned
+
+
+def test_a_disk_without_room_for_new_values_is_told_before_the_work(
+    vlp: Command, taught: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ("--data", taught["captions"], "--batch-size", 4, "--batches", 2)
+    words = ("--model", taught["model"], *data, "--method", "alps", "--walk", "blocks")
+    words = (*words, "--sparsity", 0.5)
+    planned = json.loads(vlp("plan", *words, "--json").stdout)["bytes"]
+    # In files of the work until they are in the file of masks.
+    needed = planned["disk"] + planned["masks"]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=planned["masks"]))
+    refused = vlp("prune", *words, "--out", tmp_path / "out", code=2).stderr
+    assert "out will take" in refused
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    vlp("prune", *words, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "masks-0.5.safetensors").stat().st_size > planned["masks"]
+    assert not list(tmp_path.glob("out.work"))
 
 
 def test_a_plan_of_measuring_needs_the_number_of_batches(

@@ -117,7 +117,7 @@ class Plan:
         device_peak_bytes: expected peak of tensors on the GPU; None without one.
         model_bytes: parameters of the model, each shared one counted once.
         statistics_bytes: accumulators; 0 for a method that gathers none.
-        masks_bytes: packed masks of all sparsities.
+        masks_bytes: masks of all sparsities, with new values if the method makes them.
         dimensions: intrinsic dimensions that the method needs first; None for none.
     """
 
@@ -229,7 +229,7 @@ def _plan(
         device_peak_bytes=peak_device_bytes(job.device),
         model_bytes=sum(p.numel() * p.element_size() for p in job.model.parameters()),
         statistics_bytes=0 if statistics is None else bytes_of_statistics(statistics),
-        masks_bytes=len(job.targets) * mask_file,
+        masks_bytes=len(job.targets) * mask_file + job.new_values_bytes,
         timing=timing,
         cost=cost,
     )
@@ -267,7 +267,7 @@ def _plan_by_shapes(job: Prepared) -> Plan:
         device_peak_bytes=None,
         model_bytes=model,
         statistics_bytes=statistics,
-        masks_bytes=len(job.targets) * mask_file,
+        masks_bytes=len(job.targets) * mask_file + job.new_values_bytes,
         timing=Timing(None, None, 0.0),
         cost=cost,
     )

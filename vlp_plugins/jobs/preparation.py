@@ -21,7 +21,7 @@ from vlp_plugins.jobs.recipes import DataRecipe, Recipe, need
 from vlp_plugins.loading import load_model, load_structure, processor_for
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
-from vlp_plugins.methods.guided import IdGuided, Measuring
+from vlp_plugins.methods.guided import Guided, IdGuided, Measuring
 from vlp_plugins.methods.method import Context, Method, Procedure
 from vlp_plugins.methods.resolve import (
     resolve_method,
@@ -32,7 +32,7 @@ from vlp_plugins.methods.resolve import (
 )
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.architecture import has_no_weights
-from vlp_plugins.models.request import Owners, Target, is_published
+from vlp_plugins.models.request import Owners, Target, is_published, new_values_bytes
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import made_by, versions
 from vlp_plugins.runtime.errors import (
@@ -166,6 +166,14 @@ class Prepared:
     def by_blocks(self) -> bool:
         """Whether the method walks block by block."""
         return self.method.walk_of(self.context()) == "blocks"
+
+    @property
+    def new_values_bytes(self) -> int:
+        """About what new values of all targets take in the files of masks; 0 without any."""
+        method = self.method.method if isinstance(self.method, Guided) else self.method
+        if not method.changes_weights:
+            return 0
+        return new_values_bytes(self.weights.values(), self.targets)
 
     @property
     def published(self) -> bool:

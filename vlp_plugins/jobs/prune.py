@@ -55,7 +55,7 @@ from vlp_plugins.report.page import Page, Section, Table, Tile, span
 from vlp_plugins.runtime.artifacts import is_of
 from vlp_plugins.runtime.distributed import rank_and_size, wait_for_all
 from vlp_plugins.runtime.errors import DataError, VlpError, no_exit
-from vlp_plugins.runtime.files import atomic_folder, check_outside
+from vlp_plugins.runtime.files import atomic_folder, check_outside, check_space
 from vlp_plugins.runtime.numbers import count, duration, percent
 from vlp_plugins.runtime.version import __version__
 
@@ -198,7 +198,8 @@ def run(
         watch = StopWatch()
         job = prepare(recipe)
         if recipe.save_model:
-            check_can_save(job.model, out, len(job.targets))
+            check_can_save(job.model)
+        _check_room(job, out, resume=resume)
         batches = job.batches() if job.method.reads_data and known is None else None
         read = () if batches is None else batches
         watch.lap("loading")
@@ -264,6 +265,18 @@ def run(
         wait_for_all()
         delete_checkpoints(out)
         return Result(out, masks, facts(), collapse_warnings(rows, list(masks), made))
+
+
+def _check_room(job: Prepared, out: Path, *, resume: bool) -> None:
+    """Raises `OutputError` if the disk cannot hold what is written, and the work until then."""
+    needed = 0
+    if job.recipe.save_model:
+        needed += len(job.targets) * sum(each.nbytes for each in job.model.parameters())
+    # Those of blocks stay in the folder of work until the masks have theirs.
+    needed += (2 if job.by_blocks else 1) * job.new_values_bytes
+    if resume:
+        needed -= sum(path.stat().st_size for path in work_left(out))
+    check_space(out, needed)
 
 
 def _forecast(

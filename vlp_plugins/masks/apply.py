@@ -71,6 +71,7 @@ def check_values(values: Mapping[str, torch.Tensor], manifest: Manifest) -> None
             )
         if bad := int(found.numel() - torch.isfinite(found).sum()):
             raise MaskError(f"{bad} of {kept} new values of {name!r} are NaN or infinite")
+        release((found,))
 
 
 def check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> None:
@@ -78,6 +79,7 @@ def check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> Non
     most = torch.finfo(parameter.dtype).max
     if most < torch.finfo(torch.float32).max and values.numel():
         greatest = float(values.abs().max())
+        release((values,))
         if greatest > most:
             raise MaskError(
                 f"a new value of {name!r} is {greatest:.4g} in size, more than {parameter.dtype} "
@@ -88,7 +90,9 @@ def check_range(name: str, values: torch.Tensor, parameter: torch.Tensor) -> Non
 def holds(weight: Weight, mask: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether `write_kept` would change nothing; see there. A collective if it is sharded."""
     dense = weight.values
-    return torch.equal(dense[mask.to(dense.device)], values.to(dense.device, dense.dtype))
+    same = torch.equal(dense[mask.to(dense.device)], values.to(dense.device, dense.dtype))
+    release((dense, values))
+    return same
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.runtime.errors import MaskError
+from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.numbers import count, percent
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def distances(one: Masks, two: Masks) -> dict[str, float]:
         # Of the elements that each keeps, in their order, those that the other keeps too.
         first = one.new_values[name][kept_too[kept]].double()
         second = two.new_values[name][kept[kept_too]].double()
+        release((one.new_values[name], two.new_values[name]))
         apart, size = squares.get(record["modality"], (0.0, 0.0))
         squares[record["modality"]] = (
             apart + float((first - second).square().sum()),

@@ -34,6 +34,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.artifacts import Format, read_artifact, write_artifact
 from vlp_plugins.runtime.errors import MaskError
 from vlp_plugins.runtime.files import check_new
+from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.numbers import count, percent
 
@@ -58,7 +59,7 @@ class Masks(Mapping[str, torch.Tensor]):
         packed: what `pack` returns, by canonical name.
         manifest: describes the same names; its `kept` counts are replaced by those of the bits.
         values: of methods that change what they keep: by canonical name float32 `[kept]`, in
-            row-major order; None leaves the kept weights as they are.
+            row-major order; None leaves the kept weights as they are. Views of a file stay there.
 
     Raises:
         MaskError: if names or lengths differ, or values are not finite.
@@ -148,7 +149,10 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @property
     def new_values(self) -> Mapping[str, torch.Tensor] | None:
-        """New values of the kept elements, float32 `[kept]` in row-major order; None without."""
+        """New values of the kept elements, float32 `[kept]` in row-major order; None without.
+
+        Of loaded masks, and of a walk by blocks, they are views of a file.
+        """
         return self._values
 
     def pruned(self, name: str, *, values: bool = True) -> Pruned:
@@ -312,16 +316,20 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Reads what `save` wrote; nothing in the file is executed.
+        """Reads what `save` wrote; nothing in the file is executed. New values stay there.
 
         Raises:
             MaskError: if the file is missing, damaged, foreign or of a newer version.
         """
-        return cls(*read_masks(path))
+        return read_masks(path)
 
 
 def _equal(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    for name, tensor in one.items():
+        if not torch.equal(tensor, two[name]):
+            return False
+        release((tensor, two[name]))
+    return True
 
 
 FORMAT = Format("mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again")
@@ -338,13 +346,8 @@ def write_masks(path: str | os.PathLike[str], masks: Masks, *, overwrite: bool) 
     write_artifact(path, form, {**masks.packed, **values}, header, overwrite=overwrite)
 
 
-def read_masks(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, torch.Tensor], Manifest, dict[str, torch.Tensor] | None]:
+def read_masks(path: str | os.PathLike[str]) -> Masks:
     """Reads what `write_masks` wrote and checks that bits, manifest and values agree.
-
-    Returns:
-        uint8 1-D bits by canonical name, the manifest, and the new values if there are any.
 
     Raises:
         MaskError: if the file is missing, damaged, foreign or of a newer version.
@@ -353,14 +356,17 @@ def read_masks(
     if Path(path).suffix in (".pth", ".pt", ".bin"):
         hint = "; `vlp masks import` reads published .pth files"
         form = replace(FORMAT, remedy=FORMAT.remedy + hint)
-    tensors, header = read_artifact(path, form)
+    tensors, header = read_artifact(path, form, mapped=_VALUES)
     try:
         manifest = Manifest.from_header(header)
         packed, values = _parted(tensors, manifest)
-        _check_file(packed, values, manifest)
+        _check_bits(packed, manifest)
+        try:
+            return Masks(packed, manifest, values)
+        except MaskError as error:
+            raise MaskError(f"is damaged: {error}") from error
     except MaskError as error:
         raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
-    return packed, manifest, values
 
 
 def _parted(
@@ -378,12 +384,8 @@ def _parted(
     return bits, values
 
 
-def _check_file(
-    packed: Mapping[str, torch.Tensor],
-    values: Mapping[str, torch.Tensor] | None,
-    manifest: Manifest,
-) -> None:
-    """Raises `MaskError` at the first weight whose bits or values are not as the manifest says."""
+def _check_bits(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
+    """Raises `MaskError` at the first weight whose bits are not as the manifest says."""
     for name in (*manifest.weights, *packed):
         if name not in packed:
             raise MaskError(f"is damaged: the mask of {name!r} is missing")
@@ -397,9 +399,3 @@ def _check_file(
             raise MaskError(
                 f"is damaged: {name!r} keeps {kept} elements, its manifest says {record['kept']}"
             )
-    if values is None:
-        return
-    try:
-        check_values(values, manifest)
-    except MaskError as error:
-        raise MaskError(f"is damaged: {error}") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.sharding import write_kept, zero_outside
 
 _ONES = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)  # by byte value
@@ -41,6 +42,7 @@ class Pruned:
     Attributes:
         bits: of its mask, see `pack`.
         values: float32 `[kept]` on the CPU, what stays, in row-major order; None: as it was.
+            Those of large models are views of a file.
     """
 
     bits: torch.Tensor
@@ -52,6 +54,7 @@ class Pruned:
         zero_outside(parameter, mask)
         if self.values is not None:
             write_kept(parameter, mask, self.values)
+            release((self.values,))
 
 
 def packed_size(numel: int) -> int:

@@ -22,14 +22,15 @@ from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, flaw
 from vlp_plugins.methods.method import Context, Cost
 from vlp_plugins.models.adapter import Batch
-from vlp_plugins.models.request import Target
+from vlp_plugins.models.request import Target, new_values_bytes
 from vlp_plugins.models.weights import Weight
-from vlp_plugins.runtime.artifacts import Format
+from vlp_plugins.runtime.artifacts import Format, mapped_tensors, moved_to_disk
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
+from vlp_plugins.runtime.files import check_space
 from vlp_plugins.runtime.mapped import release
-from vlp_plugins.runtime.memory import text_of
+from vlp_plugins.runtime.memory import spill_folder, text_of
 from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.scoring.selection import Scored, Selection
@@ -47,6 +48,8 @@ _FORM = Format(
     StatisticsError,
     "delete the folder of work and run the walk from the start",
 )
+
+_VALUES = "values|"
 
 
 def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
@@ -75,6 +78,8 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
         _TargetWalk(method, context, blocks, identity, target, selections, gradients)
         for target, selections in zip(context.targets, counts, strict=True)
     ]
+    with failing_together():
+        check_space(spill_folder(context.workplace), sum(walk.disk_bytes() for walk in walks))
     found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
     calibration = calibration_record(
         blocks.fingerprint, blocks.batches, blocks.samples, published=context.published
@@ -152,9 +157,13 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
     held = min(number * waiting, context.memory_budget or number * waiting)
     rows, gradient_passes = _cost_of_gradients(method, context, names, notes)
+    values = 0
+    if method.changes_weights:
+        values = new_values_bytes(context.weights.values(), context.targets)
+        notes.append(f"{text_of(values)} of new values, on the disk from block to block")
     return Cost(
         ram_bytes=block + held + rows,
-        disk_bytes=number * waiting - held,
+        disk_bytes=number * waiting - held + values,
         passes=first + len(context.targets) + gradient_passes,
         gradient_batches=gradient_passes * (method.gradients.of(number) if method.gradients else 0),
         forward_batches=number * (first + runs * len(context.targets)),
@@ -240,10 +249,12 @@ class _TargetWalk:
         def decide(
             visit: Visit, weights: Mapping[str, Weight], statistics: BlockStatistics
         ) -> Mapping[str, Pruned]:
-            decided = self._decided(weights, statistics)
-            self._file(visit).save(partial(_pack, Decided(decided, statistics.left_out)))
-            found.update(decided)
-            return decided
+            decided = Decided(self._decided(weights, statistics), statistics.left_out)
+            file = self._file(visit)
+            file.save(partial(_pack, decided))
+            kept = self._stored(decided, file).pruned
+            found.update(kept)
+            return kept
 
         def progress(done: int, _: int | None) -> None:
             if context.progress is not None:
@@ -260,6 +271,34 @@ class _TargetWalk:
             progress=progress,
         )
         return found
+
+    def disk_bytes(self) -> int:
+        """What new values will take on the disk in files that are not there yet."""
+        if not self.method.changes_weights:
+            return 0
+        found = 0
+        for visit in self.blocks.visits:
+            path = self._file(visit).path
+            if not self.context.resume or path is None or not path.exists():
+                names = self.blocks.pruned_at(visit)
+                found += new_values_bytes([self.context.weights[n] for n in names], [self.target])
+        return found
+
+    def _stored(self, decided: Decided, file: Checkpoint) -> Decided:
+        """The same with new values in a file, that of the block in the process that writes it."""
+        values = {name: each.values for name, each in decided.pruned.items()}
+        held = {f"{_VALUES}{name}": each for name, each in values.items() if each is not None}
+        if not held:
+            return decided
+        if file.path is not None and rank_and_size()[0] == 0:
+            mapped = mapped_tensors(file.path, _VALUES)
+        else:
+            mapped = moved_to_disk(held, self.context.workplace)
+        pruned = {
+            name: replace(each, values=mapped.get(f"{_VALUES}{name}"))
+            for name, each in decided.pruned.items()
+        }
+        return replace(decided, pruned=pruned)
 
     def _decided(
         self, weights: Mapping[str, Weight], statistics: BlockStatistics
@@ -334,12 +373,11 @@ class _TargetWalk:
             if not names:
                 continue
             weights = {name: self.context.weights[name] for name in names}
-            found = self._file(visit).load(
-                partial(_unpack, weights, values=self.method.changes_weights)
-            )
+            file = self._file(visit)
+            found = file.load(partial(_unpack, weights, values=self.method.changes_weights))
             if found is None:
                 break
-            known[visit] = found
+            known[visit] = self._stored(found, file)
         logger.info("resuming after %d blocks", len(known))
         return known
 
@@ -363,7 +401,7 @@ def _pack(decided: Decided) -> tuple[Tensors, Content]:
     tensors = {f"bits|{name}": each.bits for name, each in decided.pruned.items()}
     for name, each in decided.pruned.items():
         if each.values is not None:
-            tensors[f"values|{name}"] = each.values
+            tensors[f"{_VALUES}{name}"] = each.values
     return tensors, {"left_out": sorted(decided.left_out)}
 
 
@@ -375,5 +413,5 @@ def _unpack(
         bits = tensors[f"bits|{name}"]
         if wrong := flaw(bits, weight.shape):
             raise ValueError(f"the mask of {name!r} {wrong}")
-        found[name] = Pruned(bits, tensors[f"values|{name}"] if values else None)
+        found[name] = Pruned(bits, tensors[f"{_VALUES}{name}"] if values else None)
     return Decided(found, frozenset(read_as(list[int], content["left_out"], "left_out")))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from operator import index
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
+from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.errors import (
     SparsityError,
     UnknownNameError,
@@ -80,6 +81,16 @@ def budget_of(target: Target, modalities: Sequence[str]) -> dict[str, float]:
                 f"{', '.join(modalities)} one ({modality}=0 keeps all of it)"
             )
     return {modality: check_sparsity(target[modality]) for modality in modalities}
+
+
+def new_values_bytes(weights: Collection[Weight], targets: Iterable[Target]) -> int:
+    """About what new values of weights take in all, float32, once each target is reached."""
+    found = 0.0
+    for target in targets:
+        for weight in weights:
+            share = target[weight.modality] if isinstance(target, Mapping) else target
+            found += 4 * weight.numel * (1 - share)
+    return int(found)
 
 
 def whole_number(name: str, value: Any) -> int:

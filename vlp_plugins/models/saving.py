@@ -74,13 +74,12 @@ def save_model(
 
 
 @takes_model
-def check_can_save(model: nn.Module, target: Path | None = None, copies: int = 1) -> None:
+def check_can_save(model: nn.Module, target: Path | None = None) -> None:
     """Asks before the work whether `write_model` could write a model.
 
     Args:
         model: to be saved.
         target: a folder in a place with room for it; None: that is not asked.
-        copies: how many of them will be written there.
 
     Raises:
         UnsupportedError: if the model has no `save_pretrained`, or was rebuilt.
@@ -88,7 +87,7 @@ def check_can_save(model: nn.Module, target: Path | None = None, copies: int = 1
     """
     check_not_rebuilt(model)
     if target is not None:
-        check_space(target, copies * sum(each.nbytes for each in model.parameters()))
+        check_space(target, sum(each.nbytes for each in model.parameters()))
     if not hasattr(model, "save_pretrained"):
         raise UnsupportedError(
             f"{type(model).__name__} has no save_pretrained; apply the masks in your own code: "

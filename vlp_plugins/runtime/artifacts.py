@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlp_plugins.runtime.errors import (
+    OutputError,
     StatisticsError,
     UnsupportedError,
     VlpError,
@@ -30,6 +32,8 @@ from vlp_plugins.runtime.errors import (
     shown,
 )
 from vlp_plugins.runtime.files import atomic_file, write_text
+from vlp_plugins.runtime.mapped import release
+from vlp_plugins.runtime.memory import spill_folder
 from vlp_plugins.runtime.untrusted import check_read, read_as
 from vlp_plugins.runtime.version import __version__
 
@@ -80,6 +84,48 @@ def write_tensors(
         file.write(text)
         for name in order:
             file.write(tensor_bytes(tensors[name]))
+            release((tensors[name],))
+
+
+def mapped_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a file whose names have a prefix, as views of it: read where they are used.
+
+    They stay after the file was deleted or replaced by another one. Nothing is checked.
+    """
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}
+
+
+def moved_to_disk(
+    tensors: Mapping[str, torch.Tensor], folder: Path | None
+) -> dict[str, torch.Tensor]:
+    """The same tensors as views of an unnamed file, which goes with the last of them.
+
+    Args:
+        tensors: by name.
+        folder: for the file; None: see `spill_folder`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    place = spill_folder(folder)
+    path = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="vlp-values-", dir=place)
+        os.close(descriptor)
+        path = Path(name)
+        write_tensors(path, tensors, {})
+        return mapped_tensors(path)
+    except OSError as error:
+        raise OutputError(
+            f"tensors cannot be kept in {place} ({first_line(error)}); free some of its disk, or "
+            "name another folder in TMPDIR"
+        ) from error
+    finally:
+        if path is not None:
+            with suppress(PermissionError):  # Windows keeps the name of a file that is mapped
+                path.unlink()
 
 
 def stored_tensors(path: Path) -> dict[int, tuple[torch.dtype, int]]:
@@ -243,9 +289,14 @@ def write_artifact(
 
 
 def read_artifact(
-    path: str | os.PathLike[str], form: Format
+    path: str | os.PathLike[str], form: Format, *, mapped: str | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Reads what `write_artifact` wrote.
+
+    Args:
+        path: the file.
+        form: its kind.
+        mapped: prefix of the names of tensors that stay in the file, see `mapped_tensors`.
 
     Returns:
         Tensors by name, and the header.
@@ -260,7 +311,13 @@ def read_artifact(
         with safe_open(path, framework="pt") as file:
             header = _header(path, form, file.metadata() or {})
             # Cloned, because the tensors of an open file are a view of its pages on the disk.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {
+                name: file.get_tensor(name).clone()
+                for name in file.keys()  # noqa: SIM118
+                if mapped is None or not name.startswith(mapped)
+            }
+        if mapped is not None:
+            tensors |= mapped_tensors(path, mapped)
         damaged = header["checksum"] != checksum(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise form.error(
@@ -289,6 +346,7 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         digest.update(tensor_bytes(tensor))
+        release((tensor,))
     return digest.hexdigest()
 
 
