@@ -1,15 +1,16 @@
 """python -m benchmarks.large: a model of the shape of Qwen2.5-VL-7B, pruned in less memory.
 
 Writes a checkpoint of random bfloat16 shard by shard (16.6 GB), prunes half of it block by block by
-`wanda` and by `atv` and writes the pruned shards, and prunes one decoder block by `sparsegpt` and
-by `alps`. Each run is a process of its own, which says
+`wanda`, `atv` and `sparsegpt` and writes the pruned shards, and prunes one decoder block by `alps`.
+Each run is a process of its own, which says
 
 - its peak resident set, and the peak of its anonymous memory: pages of mapped shards count in the
   first, and the system takes them back when it needs them;
 - the seconds of each block, over the bare forward of the block on the same samples. Both are CPU
   time, so that other work on the machine counts little.
 
-The exit code is 1 if a peak is above 8 GB. What was written is deleted at the end.
+What was written is read again: it has the zeros and the values of the masks. The exit code is 1 if
+a peak is above 8 GB. All files are deleted at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-WHOLE, ONE_BLOCK = ("wanda", "atv"), ("sparsegpt", "alps")
+    from vlp_plugins.masks.masks import Masks
+    from vlp_plugins.models.adapter import Adapter
+
+WHOLE, ONE_BLOCK = ("wanda", "atv", "sparsegpt"), ("alps",)
 MOST_BYTES = 8e9
 SHARD_BYTES = 10**9
 BLOCKS, VISION_BLOCKS = 28, 32
@@ -67,7 +71,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         dense = Path(place) / "dense"
         copies = 2 if set(options.methods) & set(WHOLE) else 1
-        check_space(place, copies * 2 * elements(options))
+        values = 2 * 2 if "sparsegpt" in options.methods else 0  # of blocks, then of the masks
+        check_space(place, (copies * 2 + values) * elements(options))
         start = time.perf_counter()
         written = write_checkpoint(dense, options)
         print(f"checkpoint: {written / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s")
@@ -223,6 +228,8 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
 
     start = time.perf_counter()
     written = 0
+    work = Path(folder).with_name("work")
+    work.mkdir()
     with peak_memory(interval=0.1, measure=anonymous_bytes) as memory:
         model = vlp.load(folder, device="cpu")
         batches = samples(options)
@@ -234,16 +241,16 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
         clock = Clock(len(batches))
         masks = vlp.prune(
             model, batches, method=method, sparsity=0.5, walk="blocks", adapter=adapter,
-            progress=clock,
+            progress=clock, workplace=work,
         )  # fmt: skip
         if whole:
-            pruned = Path(folder).with_name("pruned")
+            masks.save(work / "masks.safetensors")
+            masks = vlp.Masks.load(work / "masks.safetensors")
+            pruned = work / "pruned"
             masks.save_model(model, pruned, adapter)
-            loaded = vlp.load(pruned, device="cpu")
-            if masks.verify(loaded, adapter):
-                raise RuntimeError("what was written is not what was pruned")
+            check_written(masks, vlp.load(pruned, device="cpu"), adapter)
             written = sum(path.stat().st_size for path in pruned.glob("*.safetensors"))
-            shutil.rmtree(pruned)
+        shutil.rmtree(work)
     decoder = clock.laps[-options.blocks :] if whole else clock.laps[-1:]
     return {
         "resident": peak_resident_bytes(),
@@ -253,6 +260,23 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
         "written": written,
         "blocks": [{"seconds": each, "forward": forward} for each in decoder],
     }
+
+
+def check_written(masks: Masks, model: nn.Module, adapter: Adapter) -> None:
+    """Makes sure that a model has the zeros and the new values of masks.
+
+    Raises:
+        RuntimeError: if it has not.
+    """
+    from vlp_plugins.masks.apply import holds
+    from vlp_plugins.models.weights import WeightMap
+
+    values = masks.new_values
+    if masks.verify(model, adapter) or not all(
+        values is None or holds(weight, masks[name], values[name])
+        for name, weight in WeightMap.of(model, adapter).items()
+    ):
+        raise RuntimeError("what was written is not what was pruned")
 
 
 class Clock:

@@ -15,6 +15,8 @@ import chat_models
 import pytest
 import torch
 from chat_models import qwen_batch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import ToyAdapter, toy_batches, toy_model
@@ -22,16 +24,29 @@ from two_processes import run_two_processes
 
 import vlp_plugins as vlp
 from vlp_plugins.calibration.block_pass import BlockPass
-from vlp_plugins.calibration.block_sums import BlockStatistics
+from vlp_plugins.calibration.block_sums import BlockStatistics, Sums
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
+from vlp_plugins.calibration.moments import (
+    INPUT_GRAM,
+    INPUT_SECOND_MOMENT,
+    InputGram,
+    InputSecondMoment,
+    Site,
+)
 from vlp_plugins.calibration.paused import HiddenStates, Visit
-from vlp_plugins.calibration.selections import BlockCall, SelectionState, TokenSelection
+from vlp_plugins.calibration.selections import (
+    Atv,
+    BlockCall,
+    ImageTokens,
+    SelectionState,
+    TextTokens,
+    TokenSelection,
+)
 from vlp_plugins.masks.packed import Pruned, pack
 from vlp_plugins.methods.composition import Composition
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.resolve import resolve_method
-from vlp_plugins.models.adapter import TokenKind
+from vlp_plugins.models.adapter import Owner, TokenKind
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import (
@@ -121,6 +136,73 @@ def test_the_model_and_its_configuration_are_as_before(qwen: nn.Module) -> None:
     assert not any("forward" in vars(module) for module in qwen.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in qwen.modules())
     assert cached.config.text_config.use_cache
+
+
+def test_weights_that_read_the_same_inputs_have_one_gram_matrix(qwen: nn.Module) -> None:
+    walk = block_pass(qwen, [qwen_batch(seed) for seed in range(3)])
+    seen: list[list[str]] = []
+
+    def keep(_: Visit, weights: Any, statistics: BlockStatistics) -> dict[str, Pruned]:
+        means = {name: statistics.mean(INPUT_GRAM, name) for name in weights}
+        shared: dict[int, list[str]] = {}
+        for name, mean in means.items():
+            shared.setdefault(id(mean), []).append(name.rsplit(".", 1)[-1])
+        seen.append(sorted(",".join(sorted(names)) for names in shared.values()))
+        return {n: Pruned(pack(torch.ones(w.shape).bool())) for n, w in weights.items()}
+
+    walk.run([InputGram()], keep)
+    assert seen[-1] == ["down_proj", "gate_proj,up_proj", "k_proj,q_proj,v_proj", "o_proj"]
+    assert len(seen) == len(walk.visits)
+
+
+@given(
+    parts=st.lists(st.lists(st.tuples(st.sampled_from("qkvo"), st.integers(0, 2))), min_size=1),
+    taken=st.sets(st.sampled_from("qkvo")),
+)
+def test_sums_are_the_same_as_if_each_weight_had_its_own(
+    parts: list[list[tuple[str, int]]], taken: set[str]
+) -> None:
+    """Whichever weights read one tensor, in whatever batch, and whatever is decided first."""
+    owner = Owner("layer", TokenKind.TEXT)
+    sums = Sums(Fake(), {"gram": torch.float32}, None, skip_nonfinite=False)
+    expected: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        values = [torch.tensor([0.1 + number + value / 3]) for value in range(3)]
+        sums.probe.found = [
+            (("gram", Site(name, "text", 0)), owner, values[value]) for name, value in part
+        ]
+        sums.take(Fake())
+        for name, value in part:
+            before = expected.get(name)
+            expected[name] = values[value] if before is None else before + values[value]
+        if number == len(parts) // 2:
+            for total in sums.taken(taken).values():
+                total.fill_(7)
+            expected = {name: each for name, each in expected.items() if name not in taken}
+    found = {key[1].weight: total for key, total in sums.taken("qkvo").items()}
+    assert found == expected
+
+
+def test_a_mean_over_two_sites_is_not_that_of_a_mean() -> None:
+    one, two = torch.tensor([3.0]), torch.tensor([5.0])
+    key = partial(Site, stream="text")
+    statistics = BlockStatistics(
+        {("m", key("q", owner=0)): one, ("m", key("k", owner=0)): one,
+         ("m", key("k", owner=1)): two, ("m", key("v", owner=0)): two}, samples=4,
+    )  # fmt: skip
+    for _ in range(2):
+        assert [statistics.mean("m", name).item() for name in "qkv"] == [0.75, 2.0, 1.25]
+
+
+class Fake:
+    """A probe, and a forward, as far as sums read them."""
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.found: list[Any] = []
+
+    def taken(self) -> list[Any]:
+        return self.found
 
 
 class Reverse(nn.Module):
@@ -403,6 +485,36 @@ def test_tokens_that_are_not_selected_do_not_count(qwen: nn.Module) -> None:
     name = "language_model.layers.0.self_attn.q_proj"
     torch.testing.assert_close(found[name], words.double() / 2, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(plain[name], found[name])
+
+
+class ReadingText(TextTokens):
+    reads_outputs = True
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [
+    (TextTokens(), 2), (ImageTokens(), 2), (ReadingText(), 3), (Atv(), 3),
+], ids=str)  # fmt: skip
+def test_a_block_runs_again_only_for_what_a_selection_reads(
+    qwen: nn.Module, tokens: TokenSelection, runs: int
+) -> None:
+    batches = [qwen_batch(0), qwen_batch(1)]
+    calls: list[int] = []
+    layer: Any = qwen.get_submodule("model.language_model.layers.1.mlp")
+    walk = block_pass(qwen, batches)  # runs a batch, too
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    found = measured(walk, tokens=tokens)
+    handle.remove()
+    assert len(calls) == runs * len(batches)
+    adapter = registry().adapter_for(qwen)
+    context = Context(
+        qwen, adapter, WeightMap.of(qwen, adapter), batches, targets=[0.5], tokens=tokens, limit=2
+    )
+    wanda = resolve_method("wanda", None, [0.5], {})
+    assert isinstance(wanda, Composition)
+    assert wanda.cost(context).forward_batches == runs * len(batches)
+    if isinstance(tokens, ReadingText):
+        plain = measured(block_pass(qwen, batches), tokens=TextTokens())
+        assert all(torch.equal(plain[name], each) for name, each in found.items())
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

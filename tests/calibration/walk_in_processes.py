@@ -6,10 +6,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
 
 import chat_models
+import torch
 from safetensors.torch import save_file
 
 import vlp_plugins as vlp
 from vlp_plugins.calibration.block_gradients import BlockGradients
+from vlp_plugins.calibration.moments import Key, Site
+from vlp_plugins.calibration.sums import sum_over_processes
 from vlp_plugins.runtime.distributed import all_gather, process_group, rank_and_size
 
 rows = {}
@@ -24,7 +27,24 @@ def recorded(self, names, mine):
 
 BlockGradients.of = recorded
 
+
+def sums_of_a_process(rank: int) -> dict[Key, torch.Tensor]:
+    """Of q and k one tensor in process 0, of k and v in process 1; of o and p in both."""
+    one, two = (torch.full((2,), 10.0 ** (3 * rank + n)) for n in (0, 1))
+    parts = [{"q": one, "k": one}, {"q": one, "k": two, "v": two}][rank]
+    both = torch.full((2,), 10.0 ** (3 * rank + 2))
+    parts |= {"o": both, "p": both}
+    return {("gram", Site(name, "text", 0)): part for name, part in parts.items()}
+
+
 with process_group("cpu"):
+    summed = sum_over_processes(sums_of_a_process(rank_and_size()[0]), torch.device("cpu"))
+    totals = {site.weight: total.tolist() for (_, site), total in summed.items()}
+    assert totals == {
+        "k": [1e4 + 1] * 2, "q": [1e3 + 1] * 2, "v": [1e4] * 2, "o": [1e5 + 100] * 2,
+        "p": [1e5 + 100] * 2,
+    }, totals  # fmt: skip
+    assert len({id(total) for total in summed.values()}) == 4
     model = chat_models.qwen()
     rank, _ = rank_and_size()
     for method in ("wanda", "sparsegpt", "chita"):

@@ -45,7 +45,7 @@ def call(selection, kinds, sample=0):
         sample,
         kinds,
         states(),
-        states(),
+        states() if selection.reads_outputs else states()[..., :0],
         {"w": states()} if selection.reads_modules else {},
         attention if selection.reads_attention else None,
     )

@@ -317,6 +317,9 @@ class BlockPass:
         """A batch in a block, as token selections read it."""
         outputs: dict[str, torch.Tensor] = {}
         attention: list[torch.Tensor] = []
+        kinds = self._kinds(visit, forward)
+        if not tokens.runs_block:
+            return BlockCall(forward.index, kinds, forward.hidden, forward.hidden[..., :0])
         with ExitStack() as stack:
             block = self._model.get_submodule(visit.block)
             if tokens.reads_modules:
@@ -333,7 +336,7 @@ class BlockPass:
         output = output if isinstance(output, torch.Tensor) else output[0]
         return BlockCall(
             forward.index,
-            self._kinds(visit, forward),
+            kinds,
             forward.hidden,
             output,
             outputs,

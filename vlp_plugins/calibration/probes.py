@@ -242,7 +242,11 @@ def check_measured(found: Iterable[tuple[Key, Owner, torch.Tensor]], index: int)
         NonFiniteError: with the first module, in the order of the calls, whose input holds NaN or
             infinity.
     """
+    looked: set[int] = set()
     for (_, site), owner, value in found:
+        if id(value) in looked:
+            continue
+        looked.add(id(value))
         # NaN or infinity always shows in the sum, an overflow too, hence the second look.
         if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             raise NonFiniteError(

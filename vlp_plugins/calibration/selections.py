@@ -27,7 +27,8 @@ class BlockCall:
         sample: index of the calibration batch.
         kinds: uint8 `[batch, tokens]`, the `TokenKind`s of the hidden states.
         inputs: `[batch, tokens, features]`, the hidden states that enter the block.
-        outputs: of the same shape, what the unpruned block gives out.
+        outputs: of the same shape, what the unpruned block gives out; without features if the
+            selection reads nothing that the block computes, see `TokenSelection.runs_block`.
         module_outputs: by canonical name of a weight what its module gives out in the unpruned
             block, `[batch, tokens, out]`; filled if the selection `reads_modules`.
         attention: `[batch, heads, queries, keys]`, probabilities of the unpruned block in the
@@ -76,16 +77,22 @@ class TokenSelection(ABC):
 
     Attributes:
         name: what it is registered under.
-        reads_all_first: whether `observe` must get all batches before the first `selected`, which
-            takes one more pass of the block.
+        reads_all_first: whether `observe` must get all batches before the first `selected`.
+        reads_outputs: whether it reads `BlockCall.outputs`.
         reads_modules: whether it reads `BlockCall.module_outputs`.
         reads_attention: whether it reads `BlockCall.attention`.
     """
 
     name: ClassVar[str]
     reads_all_first: ClassVar[bool] = False
+    reads_outputs: ClassVar[bool] = True
     reads_modules: ClassVar[bool] = False
     reads_attention: ClassVar[bool] = False
+
+    @property
+    def runs_block(self) -> bool:
+        """Whether it takes one more run of the block by every batch."""
+        return self.reads_outputs or self.reads_modules or self.reads_attention
 
     @abstractmethod
     def begin(self, *, published: bool = False) -> SelectionState:
@@ -165,6 +172,7 @@ class AllTokens(TokenSelection):
     """Every real token."""
 
     name: ClassVar[str] = "all"
+    reads_outputs: ClassVar[bool] = False
 
     def begin(self, *, published: bool = False) -> SelectionState:
         return _ByKind(lambda call: call.real)
@@ -175,6 +183,7 @@ class TextTokens(TokenSelection):
     """Text alone; of a sample that has none in this block (a vision tower), every real token."""
 
     name: ClassVar[str] = "text"
+    reads_outputs: ClassVar[bool] = False
 
     def begin(self, *, published: bool = False) -> SelectionState:
         return _ByKind(lambda call: call.of_kinds(TokenKind.TEXT))
@@ -185,6 +194,7 @@ class ImageTokens(TokenSelection):
     """Images and videos alone; of a sample without any in this block, every real token."""
 
     name: ClassVar[str] = "image"
+    reads_outputs: ClassVar[bool] = False
 
     def begin(self, *, published: bool = False) -> SelectionState:
         return _ByKind(lambda call: call.of_kinds(*VISUAL))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,22 +88,36 @@ def sum_over_processes(
 
     Args:
         sums: of this process; processes may have other sites. Emptied tensor by tensor, so
-            that nothing of the model's size exists twice.
+            that nothing of the model's size exists twice. Sites may have one tensor.
         device: where to sum if the process group does not work on CPU.
+
+    Returns:
+        Sites that have one tensor in every process have one here.
     """
-    shapes = {
-        key: shape
-        for process in all_gather({k: (tuple(v.shape), v.dtype) for k, v in sums.items()})
-        for key, shape in process.items()
-    }
-    found = {}
+    first: dict[int, Key] = {}
+    for key in sorted(sums):
+        first.setdefault(id(sums[key]), key)
+    used = Counter(map(id, sums.values()))
+    own = {key: (first[id(v)], tuple(v.shape), v.dtype) for key, v in sums.items()}
+    theirs = all_gather(own)
+    shapes = {key: each[1:] for process in theirs for key, each in process.items()}
+    together: dict[tuple[Key | None, ...], list[Key]] = {}
     for key in sorted(shapes):
-        part = sums.pop(key, None)
-        if part is None:
-            shape, dtype = shapes[key]
+        alike = tuple(process[key][0] if key in process else None for process in theirs)
+        together.setdefault(alike, []).append(key)
+    found: dict[Key, torch.Tensor] = {}
+    for keys in together.values():
+        parts = [sums.pop(key) for key in keys if key in sums]
+        if parts:
+            part = parts[0]
+            used[id(part)] -= len(parts)
+            if used[id(part)]:  # it is summed in place, and another process has several
+                part = part.clone()
+        else:
+            shape, dtype = shapes[keys[0]]
             part = torch.zeros(shape, dtype=dtype)
-        found[key] = _all_reduce(part, device).cpu()
-    return found
+        found |= dict.fromkeys(keys, _all_reduce(part, device).cpu())
+    return {key: found[key] for key in sorted(found)}
 
 
 def sum_tally(tally: Tally, device: torch.device) -> Tally:

@@ -145,7 +145,8 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
     names = context.adapter.blocks(context.model)
     block = largest_block_bytes(names, context.weights, _activations(method))
     first = int(method.allocation.compares and bool(method.allocating().needs))
-    runs = 2 if (context.tokens or method.tokens) is None else 3
+    tokens = context.tokens or method.tokens
+    runs = 2 if tokens is None or not tokens.runs_block else 3
     number = context.limit or 0
     notes = [
         f"{len(names)} blocks, one after the other; each runs every batch {runs} times",
