@@ -103,6 +103,7 @@ def line_of(method: str, figures: Mapping[str, Any]) -> str:
         f"{verdict}; {len(blocks)} decoder blocks, {taken:.1f} s of CPU each, {over:.2f} of the "
         f"bare forward; {figures['wall']:.0f} s in all, sparsity {figures['sparsity']:.4f}"
         + (f", {figures['written'] / 1e9:.1f} GB written" if figures["written"] else "")
+        + (f", {figures['values'] / 1e9:.1f} GB of new values" if figures["values"] else "")
     )
 
 
@@ -258,6 +259,7 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
         "wall": time.perf_counter() - start,
         "sparsity": masks.sparsity,
         "written": written,
+        "values": masks.values_bytes,
         "blocks": [{"seconds": each, "forward": forward} for each in decoder],
     }
 

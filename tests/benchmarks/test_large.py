@@ -36,20 +36,37 @@ def test_a_narrow_model_is_pruned_written_and_deleted(tmp_path, monkeypatch, cap
     monkeypatch.setattr(large, "write_checkpoint", written)
     monkeypatch.setattr(large, "in_own_process", in_this_process)
     out = tmp_path / "out"
-    arguments = ["--methods", "wanda", "sparsegpt", "--folder", str(tmp_path), "--out", str(out)]
+    arguments = ["--methods", "wanda", "alps", "--folder", str(tmp_path), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["large", *OPTIONS, *arguments])
     assert large.main() == 0
-    assert list(seen) == ["wanda", "sparsegpt"]
+    assert list(seen) == ["wanda", "alps"]
     assert min(seen.values()) > 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     figures = json.loads((out / "large.json").read_text())["figures"]
     assert [len(figures[method]["blocks"]) for method in seen] == [2, 1]
     assert figures["wanda"]["sparsity"] == 0.5
     assert figures["wanda"]["written"] > 7e7
-    assert figures["sparsegpt"]["written"] == 0
+    assert figures["alps"]["written"] == 0
+    assert figures["wanda"]["values"] == 0 < figures["alps"]["values"]
     said = capsys.readouterr().out
     assert "wanda      peak resident" in said
     assert "of the bare forward" in said
+
+
+@pytest.mark.long
+def test_the_peak_does_not_depend_on_the_number_of_blocks(tmp_path, monkeypatch):
+    peaks = []
+    for blocks in (1, 2, 3):
+        out = tmp_path / str(blocks)
+        options = ["--blocks", str(blocks), "--vision-blocks", "1", "--width", "768"]
+        options += ["--samples", "3", "--methods", "sparsegpt", "--folder", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["large", *options, "--out", str(out)])
+        assert large.main() == 0
+        peaks.append(json.loads((out / "large.json").read_text())["figures"]["sparsegpt"])
+    values = [each["values"] for each in peaks]
+    anonymous = [each["anonymous"] for each in peaks]
+    assert values[2] - values[0] > 4e7
+    assert max(anonymous) - min(anonymous) < (values[2] - values[0]) / 4, anonymous
 
 
 def test_a_sample_has_an_image_and_as_many_tokens_as_asked_for():

@@ -1,5 +1,6 @@
 """Layer-wise solvers: exact counts, errors, and what the published ones gave."""
 
+import gc
 from copy import deepcopy
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.parity.layers import compare_layers, held_out
 from benchmarks.speed.solvers import plain_sparsegpt
+from vlp_plugins.methods.reconstruction import layer as layers
 from vlp_plugins.methods.reconstruction.alps import Alps, AlpsPlus
 from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Refit, cholesky
 from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
@@ -204,6 +206,23 @@ def test_a_factor_takes_the_place_of_its_matrix():
     assert factor.data_ptr() == made[0].data_ptr()
     assert torch.equal(factor, factor.tril())
     torch.testing.assert_close(factor @ factor.T, layer.gram + torch.eye(32), rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["alps", "alps+"])
+def test_one_factor_is_held_at_a_time(name, monkeypatch):
+    layer, held = drawn_layer(0), []
+    original = layers.cholesky
+
+    def counted(matrix):
+        if len(held) < 4:  # it takes a while
+            tensors = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+            held.append({t.data_ptr() for t in tensors if t.shape == layer.gram.shape})
+        return original(matrix)
+
+    monkeypatch.setattr(layers, "cholesky", counted)
+    solved(name, layer, Largest(200))
+    # The layer's own, and the scaled one: none of the factor before.
+    assert [len(each) for each in held] == [2] * 4
 
 
 def test_sparsegpt_does_what_the_paper_writes():
