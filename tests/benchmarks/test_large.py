@@ -58,15 +58,16 @@ def test_the_peak_does_not_depend_on_the_number_of_blocks(tmp_path, monkeypatch)
     peaks = []
     for blocks in (1, 2, 3):
         out = tmp_path / str(blocks)
-        options = ["--blocks", str(blocks), "--vision-blocks", "1", "--width", "768"]
+        options = ["--blocks", str(blocks), "--vision-blocks", "1", "--width", "1152"]
         options += ["--samples", "3", "--methods", "sparsegpt", "--folder", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["large", *options, "--out", str(out)])
         assert large.main() == 0
         peaks.append(json.loads((out / "large.json").read_text())["figures"]["sparsegpt"])
     values = [each["values"] for each in peaks]
     anonymous = [each["anonymous"] for each in peaks]
-    assert values[2] - values[0] > 4e7
-    assert max(anonymous) - min(anonymous) < (values[2] - values[0]) / 4, anonymous
+    assert values[2] - values[0] > 9e7
+    # What is sampled varies by some 30 MB; new values that are held would add all of theirs.
+    assert max(anonymous[1:]) - anonymous[0] < (values[2] - values[0]) / 2, anonymous
 
 
 def test_a_sample_has_an_image_and_as_many_tokens_as_asked_for():

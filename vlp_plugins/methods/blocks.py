@@ -30,7 +30,7 @@ from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_a
 from vlp_plugins.runtime.errors import StatisticsError, UnsupportedError
 from vlp_plugins.runtime.files import check_space
 from vlp_plugins.runtime.mapped import release
-from vlp_plugins.runtime.memory import spill_folder, text_of
+from vlp_plugins.runtime.memory import local_processes, spill_folder, text_of
 from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.score import Evidence
 from vlp_plugins.scoring.selection import Scored, Selection
@@ -79,7 +79,9 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
         for target, selections in zip(context.targets, counts, strict=True)
     ]
     with failing_together():
-        check_space(spill_folder(context.workplace), sum(walk.disk_bytes() for walk in walks))
+        # Each process has a file of its own.
+        needed = local_processes() * sum(walk.disk_bytes() for walk in walks)
+        check_space(spill_folder(context.workplace), needed)
     found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
     calibration = calibration_record(
         blocks.fingerprint, blocks.batches, blocks.samples, published=context.published
