@@ -49,7 +49,12 @@ with process_group("cpu"):
     rank, _ = rank_and_size()
     for method in ("wanda", "sparsegpt", "chita"):
         batches = [chat_models.qwen_batch(seed) for seed in range(5)]
-        masks = vlp.prune(model, batches, method=method, sparsity=0.5, walk="blocks")
+        masks = vlp.prune(
+            model, batches, method=method, sparsity=0.5, walk="blocks",
+            workplace=Path(sys.argv[1]) / "work",
+        )  # fmt: skip
+        values = [{n: v.tolist() for n, v in (masks.new_values or {}).items()}]
+        assert all(each == values for each in all_gather(values))
         bits = [{name: bits.tolist() for name, bits in masks.packed.items()}]
         assert all(each == bits for each in all_gather(bits))
         if rank == 0:

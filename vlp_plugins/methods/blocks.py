@@ -293,10 +293,11 @@ class _TargetWalk:
         held = {f"{_VALUES}{name}": each for name, each in values.items() if each is not None}
         if not held:
             return decided
-        if file.path is not None and rank_and_size()[0] == 0:
-            mapped = mapped_tensors(file.path, _VALUES)
-        else:
-            mapped = moved_to_disk(held, self.context.workplace)
+        with failing_together():
+            if file.path is not None and rank_and_size()[0] == 0:
+                mapped = mapped_tensors(file.path, _VALUES)
+            else:
+                mapped = moved_to_disk(held, self.context.workplace)
         pruned = {
             name: replace(each, values=mapped.get(f"{_VALUES}{name}"))
             for name, each in decided.pruned.items()

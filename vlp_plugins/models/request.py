@@ -88,7 +88,7 @@ def new_values_bytes(weights: Collection[Weight], targets: Iterable[Target]) -> 
     found = 0.0
     for target in targets:
         for weight in weights:
-            share = target[weight.modality] if isinstance(target, Mapping) else target
+            share = target.get(weight.modality, 0) if isinstance(target, Mapping) else target
             found += 4 * weight.numel * (1 - share)
     return int(found)
 

@@ -104,12 +104,12 @@ def moved_to_disk(
 
     Args:
         tensors: by name.
-        folder: for the file; None: see `spill_folder`.
+        folder: for the file; None, or one that this machine lacks: see `spill_folder`.
 
     Raises:
         OutputError: if it cannot be written.
     """
-    place = spill_folder(folder)
+    place = spill_folder(folder if folder is not None and folder.is_dir() else None)
     path = None
     try:
         descriptor, name = tempfile.mkstemp(prefix="vlp-values-", dir=place)
