@@ -159,11 +159,11 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
     if first:
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
     held = min(number * waiting, context.memory_budget or number * waiting)
-    rows, gradient_passes = _cost_of_gradients(method, context, names, notes)
     values = 0
     if method.changes_weights:
         values = new_values_bytes(context.weights.values(), context.targets)
         notes.append(f"{text_of(values)} of new values, on the disk from block to block")
+    rows, gradient_passes = _cost_of_gradients(method, context, names, notes)
     return Cost(
         ram_bytes=block + held + rows,
         disk_bytes=number * waiting - held + values,
