@@ -335,6 +335,16 @@ class TestWithoutWeights:
         parameters = {"llava-1.5-7b": 7_063_427_072, "qwen2.5-vl-7b": 8_292_166_656}[name]
         assert found["bytes"]["model"] == 2 * parameters
 
+    def test_what_is_mapped_takes_no_memory_by_blocks(self, vlp: Command, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(SEVEN_BILLION["qwen2.5-vl-7b"]))
+        words = ("plan", "--model", tmp_path, "--data", "none", "--device", "cpu", "--json")
+        blocks = ("--method", "wanda", "--walk", "blocks", "--sparsity", "0.5", "--save-model")
+        found = json.loads(vlp(*words, *blocks).stdout)["bytes"]
+        assert found["peak"] < 8e9 < found["model"]
+        for held in (("--dtype", "float32"), ("--walk", "model")):
+            found = json.loads(vlp(*words, *blocks, *held).stdout)["bytes"]
+            assert found["peak"] > found["model"]
+
 
 SEVEN_BILLION: dict[str, dict[str, Any]] = {
     "llava-1.5-7b": {

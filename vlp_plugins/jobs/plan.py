@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,7 @@ from vlp_plugins.methods.iterative import Iterative
 from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Target, budget_of, is_published
+from vlp_plugins.models.saving import Shards
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.page import check_can_render
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, VlpError
@@ -41,8 +43,9 @@ from vlp_plugins.runtime.memory import (
     peak_device_bytes,
     peak_resident_bytes,
     resident_bytes,
+    text_of,
 )
-from vlp_plugins.runtime.model_state import dtype_of
+from vlp_plugins.runtime.model_state import default_device, dtype_of
 from vlp_plugins.scoring.allocation import (
     Allocation,
     EvenAllocation,
@@ -217,7 +220,8 @@ def _plan(
         found = each.counts()
         known = {} if _divided_by_data(job.method) else found.by_modality
         counts.append({**known, "all": found.all})
-    if job.recipe.save_model:  # the dense weights are kept while the pruned ones are written
+    if job.recipe.save_model and Shards.of(job.model, job.recipe.model) is None:
+        # The dense weights are kept while the pruned ones are written.
         peak = max(peak, resident_bytes() + job.weights.stored_bytes)
     mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
     return Plan(
@@ -258,12 +262,17 @@ def _plan_by_shapes(job: Prepared) -> Plan:
     model = size * sum(parameter.numel() for parameter in job.model.parameters())
     mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
     copies = size * job.weights.numel if job.recipe.save_model else 0
+    held = model + copies
+    if cost is not None and job.by_blocks and _stays_in_files(job):
+        held = 0
+        note = f"of the {text_of(model)} of the model only what is at work is read into memory"
+        cost = replace(cost, notes=(*cost.notes, note))
     passes = 1 if cost is None else cost.passes
     return Plan(
         weights=job.weights,
         counts=[_counts_by_shape(job, target) for target in job.targets],
         passes=passes if job.method.reads_data else 0,
-        peak_bytes=resident_bytes() + model + statistics + other + copies + 2 * mask_file,
+        peak_bytes=resident_bytes() + held + statistics + other + 2 * mask_file,
         device_peak_bytes=None,
         model_bytes=model,
         statistics_bytes=statistics,
@@ -271,6 +280,12 @@ def _plan_by_shapes(job: Prepared) -> Plan:
         timing=Timing(None, None, 0.0),
         cost=cost,
     )
+
+
+def _stays_in_files(job: Prepared) -> bool:
+    """Whether the values of the model would be views of its files, see `runtime.mapped`."""
+    on_cpu = default_device(job.recipe.device).type == "cpu"
+    return on_cpu and sys.platform == "linux" and job.recipe.dtype == "auto"
 
 
 def _itemsize(job: Prepared) -> int:
