@@ -168,6 +168,32 @@ def test_videos_calibrate_and_have_a_point_per_sample(shown: tuple[Case, Videos]
         assert layer.points == 24 * (len(batch["input_ids"]) if of_all else with_any), layer.module
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        pytest.param(name, tokens, marks=() if tokens == quick else pytest.mark.long)
+        for name, quick in {"qwen2_vl": "image", "llava_onevision": "amia"}.items()
+        for tokens in ("text", "image", "atv", "amia")
+    ],
+)
+def test_all_tokens_of_a_vision_tower_count_whether_of_images_or_videos(
+    name: str, tokens: str
+) -> None:
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    model = family.model().eval()
+    run, both = VIDEOS[name]
+    batches = [each.batch("right") for each in (both, family, run)]
+    all_of_them, chosen = (
+        vlp.prune(model, batches, method="wanda", sparsity=0.5, walk="blocks", tokens=each)
+        for each in ("all", tokens)
+    )
+    tower = [weight for weight in chosen if chosen.manifest.weights[weight]["modality"] == "vision"]
+    assert tower
+    assert all(torch.equal(chosen[weight], all_of_them[weight]) for weight in tower)
+    assert any(not torch.equal(chosen[weight], all_of_them[weight]) for weight in chosen)
+
+
 @pytest.mark.parametrize("name", ["internvl", "smolvlm", "llava"])
 def test_videos_are_refused_where_a_model_takes_none(name: str) -> None:
     family = FAMILIES[name]

@@ -33,6 +33,7 @@ from vlp_plugins.calibration.moments import ActivationStatistic
 from vlp_plugins.calibration.paused import HiddenStates, PausedForward, Visit, pausing
 from vlp_plugins.calibration.probes import ActivationProbe
 from vlp_plugins.calibration.selections import (
+    VISUAL,
     BlockCall,
     SelectionState,
     TokenSelection,
@@ -346,6 +347,8 @@ class BlockPass:
     def _is_mixed(self, visit: Visit, forwards: Sequence[PausedForward]) -> bool:
         """Whether a block reads several kinds of tokens, which a selection chooses among."""
         kinds = {kind for f in forwards for kind in self._kinds(visit, f).unique().tolist()}
+        # A vision tower reads images of one batch and videos of another.
+        kinds = {VISUAL[0] if kind in VISUAL else kind for kind in kinds}
         return len({kind for theirs in all_gather(kinds) for kind in theirs} - {0}) > 1
 
     def _kinds(self, visit: Visit, forward: PausedForward) -> torch.Tensor:
