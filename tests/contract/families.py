@@ -445,6 +445,24 @@ FAMILIES = {
         },
         "chat",
     ),
+    "perception_lm": Family(
+        made(
+            "PerceptionLMForConditionalGeneration",
+            # Its own tower is one of timm.
+            vision_config=SIGLIP_VISION | {"model_args": {"embed_dim": 16}},
+            text_config=LLAMA,
+            vision_use_cls_token=False,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        chat(TWO_ONE_NONE, lambda: {"pixel_values": pixels(3).unsqueeze(1)}),
+        {
+            "model.language_model.layers.0.self_attn.q_proj": counted(TWO_ONE_NONE),
+            "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 12},
+            "model.multi_modal_projector.linear_1": {"IMAGE": 12},
+        },
+        "chat",
+    ),
     "llava_next": Family(
         made(
             "LlavaNextForConditionalGeneration",
@@ -1325,6 +1343,31 @@ VIDEOS: dict[str, tuple[Videos, ...]] = {
                     "VIDEO": 6,
                 },
                 "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 8, "VIDEO": 16},
+            },
+        ),
+    ),
+    "perception_lm": (
+        Videos(
+            chat(
+                (f"tt{8 * '%'}t", f"ttt{8 * '%'}"),
+                lambda: {"pixel_values_videos": pixels(4).reshape(2, 2, 3, 16, 16)},
+            ),
+            {
+                "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"VIDEO": 16},
+                "model.multi_modal_projector.linear_1": {"VIDEO": 16},
+            },
+        ),
+        Videos(
+            chat(
+                (f"tt{8 * '%'}t####", f"ttt{8 * '%'}"),
+                lambda: (
+                    {"pixel_values_videos": pixels(4).reshape(2, 2, 3, 16, 16)}
+                    | {"pixel_values": pixels(1).unsqueeze(1)}
+                ),
+            ),
+            {
+                "model.vision_tower.encoder.layers.0.self_attn.q_proj": {"IMAGE": 4, "VIDEO": 16},
+                "model.multi_modal_projector.linear_1": {"IMAGE": 4, "VIDEO": 16},
             },
         ),
     ),

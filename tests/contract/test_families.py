@@ -19,6 +19,7 @@ from vlp_command import command
 import vlp_plugins as vlp
 from vlp_adapters.transformers.tokens import Sequences
 from vlp_adapters.transformers.towers import Towers
+from vlp_plugins.calibration import block_pass
 from vlp_plugins.calibration.block_pass import BlockPass
 from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import INPUT_SECOND_MOMENT, InputSecondMoment
@@ -28,7 +29,7 @@ from vlp_plugins.calibration.tokens import kinds_of
 from vlp_plugins.dimension.plan import plan
 from vlp_plugins.jobs.dimensions import summary_of
 from vlp_plugins.masks.packed import Pruned, pack
-from vlp_plugins.models.adapter import Adapter, Owner, TokenKind
+from vlp_plugins.models.adapter import Adapter, Owner, Stream, TokenKind
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 
@@ -149,6 +150,53 @@ def test_tokens_of_videos_are_those_counted_by_hand(shown: tuple[Case, Videos]) 
         seen = seen_tokens(case, videos.batch(side))
         counted = {path: dict(seen[path]) for path in videos.tokens}
         assert counted == {path: dict(found) for path, found in videos.tokens.items()}, side
+
+
+def test_what_is_seen_does_not_depend_on_the_name_of_a_caller() -> None:
+    family, (_, videos) = FAMILIES["qwen2_vl"], VIDEOS["qwen2_vl"]
+    model = family.model().eval()
+    adapter = registry().adapter_for(model)
+    case = Case("qwen2_vl", family, model, adapter, WeightMap.of(model, adapter))
+
+    def get_video_features() -> dict[str, Counter[str]]:
+        return seen_tokens(case, videos.batch("right"))
+
+    found = get_video_features()
+    assert {path: dict(found[path]) for path in videos.tokens} == dict(videos.tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("qwen2_vl", "visual.blocks.0."),
+        ("perception_lm", "vision_tower.encoder.layers.0."),
+        pytest.param("llava_onevision", "vision_tower.encoder.layers.0.", marks=pytest.mark.long),
+    ],
+)
+def test_a_walk_knows_images_from_videos(
+    name: str, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, (run, both) = FAMILIES[name], VIDEOS[name]
+    model = family.model().eval()
+    found: list[TokenKind] = []
+
+    def noted(adapter: Adapter, stream: Stream, owner: Owner, inputs: Tensor) -> Any:
+        kinds = kinds_of(adapter, stream, owner, inputs)
+        if block in owner.module:
+            found.append(kinds)
+        return kinds
+
+    monkeypatch.setattr(block_pass, "kinds_of", noted)
+    inner: Any = model.model
+    inner.get_image_features = given = inner.get_image_features
+    batches = [each.batch("right") for each in (both, both, family, run)]
+    vlp.prune(model, batches, method="wanda", sparsity=0.5, tokens="image")
+
+    first, second = TokenKind.IMAGE, TokenKind.VIDEO
+    assert found == [first, first, first, second, second, second]
+    assert vars(inner).pop("get_image_features") is given
+    left = [vars(m).keys() & {"get_image_features", "get_video_features"} for m in model.modules()]
+    assert not any(left)
 
 
 @pytest.mark.long

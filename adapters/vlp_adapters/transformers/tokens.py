@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from itertools import accumulate
 from typing import Any
 
@@ -50,6 +50,9 @@ _GRIDS = {
     TokenKind.VIDEO: ("video_grid_thw",),
 }
 _READS_VIDEOS = "get_video_features"
+_READERS = ("get_image_features", _READS_VIDEOS)
+_NOTED: dict[tuple[nn.Module, str], tuple[int, Any]] = {}
+"""Methods that note their calls: for how many forwards, and the attribute of the module before."""
 _RESIDUAL = "input_tensor"  # what BERT's layers add to their input, and a part of the same sequence
 
 
@@ -87,6 +90,7 @@ class Sequences:
         self._regions: dict[torch.Size, Tensor] = {}
         self._spots: dict[TokenKind, tuple[list[int], list[int]]] = {}
         self._read: dict[tuple[str, TokenKind], dict[int, int]] = {}
+        self._reads_videos = 0
 
     @contextmanager
     def observed(self) -> Iterator[None]:
@@ -103,6 +107,9 @@ class Sequences:
             stack.callback(self._read.clear)
             for path, module in model.named_modules():
                 kind: Any = type(module)
+                for reader in _READERS if len(self._visual) > 1 else ():
+                    if hasattr(module, reader):
+                        stack.enter_context(_noted(module, reader))
                 names = _arguments(kind)
                 told = {*_MASKS, *_OTHERS, *_REGIONS, _RESIDUAL}
                 if is_pretrained(module) or not told.isdisjoint(names):
@@ -231,10 +238,24 @@ class Sequences:
         if len(self._visual) < 2:
             return next(iter(self._visual), TokenKind.IMAGE)
         # Models read them one after the other, with the same layers.
-        frame = inspect.currentframe()
-        while frame is not None and frame.f_code.co_name != _READS_VIDEOS:
-            frame = frame.f_back
-        return TokenKind.IMAGE if frame is None else TokenKind.VIDEO
+        return TokenKind.VIDEO if self._reads_videos else TokenKind.IMAGE
+
+    @contextmanager
+    def reading(self, reader: str, given: tuple[Any, ...]) -> Iterator[None]:
+        """Notes which a method of the model reads while it runs, images or videos.
+
+        Args:
+            reader: name of the method; that for images may be called with videos.
+            given: what it is called with.
+        """
+        videos = [self._batch[name] for name in self._batch if VIDEOS.match(name)]
+        is_video = any(value is video for value in given for video in videos if video is not None)
+        noted = reader == _READS_VIDEOS or is_video
+        self._reads_videos += noted
+        try:
+            yield
+        finally:
+            self._reads_videos -= noted
 
     def _placed(self, kind: TokenKind) -> tuple[list[int], list[int]]:
         """Of each image or video the sample that it stands in, and its number of placeholders.
@@ -516,6 +537,39 @@ class Sequences:
                 return None
             mask = labels >= 0
         return (mask != 0).to(torch.uint8) * TokenKind.TEXT
+
+
+@contextmanager
+def _noted(module: nn.Module, reader: str) -> Iterator[None]:
+    """Calls of a module's method are noted by the forward that makes them, while any is observed.
+
+    Forwards that wait end in any order: the last one puts back what was there.
+    """
+    key = module, reader
+    forwards, replaced = _NOTED.pop(key, (0, vars(module).get(reader)))
+    _NOTED[key] = forwards + 1, replaced
+    if not forwards:
+        method = getattr(module, reader)
+
+        @wraps(method)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            sequences = _OBSERVING.get()
+            if sequences is None:
+                return method(*args, **kwargs)
+            with sequences.reading(reader, (*args, *kwargs.values())):
+                return method(*args, **kwargs)
+
+        setattr(module, reader, noting)
+    try:
+        yield
+    finally:
+        forwards, replaced = _NOTED.pop(key)
+        if forwards > 1:
+            _NOTED[key] = forwards - 1, replaced
+        elif replaced is None:
+            delattr(module, reader)
+        else:
+            setattr(module, reader, replaced)
 
 
 def kinds_of_text(config: Any, batch: Batch) -> Tensor | None:
