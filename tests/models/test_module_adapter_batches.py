@@ -218,18 +218,18 @@ def test_tokens_can_be_told() -> None:
 
 
 class Joint(nn.Module):
-    """Reads words and images in one sequence, in either order."""
+    """Reads words and images in one sequence, in either order, of a shape."""
 
-    def __init__(self, words_first: bool) -> None:
+    def __init__(self, words_first: bool, shape: tuple[int, ...] = (2, 11, 8)) -> None:
         super().__init__()
         self.words, self.patches = nn.Embedding(50, 8), nn.Linear(3, 8)
         self.encoder = nn.Linear(8, 4)
-        self._words_first = words_first
+        self._words_first, self._shape = words_first, shape
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         words, images = self.words(input_ids), self.patches(pixel_values.flatten(2).mT)
         parts = (words, images) if self._words_first else (images, words)
-        joint: Tensor = self.encoder(torch.cat(parts, 1))
+        joint: Tensor = self.encoder(torch.cat(parts, 1).reshape(self._shape))
         return joint
 
 
@@ -248,11 +248,12 @@ def moment(model: Joint, keys: Any, under_padding: int) -> Tensor:
 
 
 @pytest.mark.parametrize("words_first", [True, False])
+@pytest.mark.parametrize("shape", [(2, 11, 8), (22, 8), (1, 22, 8)])
 def test_padding_in_a_joint_sequence_is_left_out(
-    words_first: bool, caplog: pytest.LogCaptureFixture
+    words_first: bool, shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    model = Joint(words_first).eval()
+    model = Joint(words_first, shape).eval()
     keys = ["attention_mask", None] if words_first else [None, "attention_mask"]
     first, second = (moment(model, keys, under) for under in (0, 33))
     assert torch.equal(first, second)
@@ -269,7 +270,33 @@ def test_padding_in_a_joint_sequence_is_left_out(
     )
 
 
+@pytest.mark.parametrize("tokens", ["text", "image", "atv"])
+def test_tokens_of_a_joint_sequence_in_a_row_are_selected(tokens: str) -> None:
+    masks = []
+    for shape in ((2, 11, 8), (22, 8)):
+        torch.manual_seed(0)
+        model = Joint(True, shape).eval()
+        model.encoder = nn.Linear(8, 8)
+        keys = {"patches": None, "encoder": ["attention_mask", None]}
+        adapter = ModuleAdapter(model, tokens=keys)
+        for each in ("all", tokens):
+            found = vlp.prune(
+                model, [joint_batch(0)], adapter=adapter, method="wanda", sparsity=0.5,
+                walk="blocks", tokens=each,
+            )  # fmt: skip
+            masks.append(found["encoder"])
+    plain, chosen, plain_in_a_row, chosen_in_a_row = masks
+    assert torch.equal(plain, plain_in_a_row)
+    assert torch.equal(chosen, chosen_in_a_row)
+    assert not torch.equal(plain, chosen)
+
+
 def test_parts_of_a_joint_sequence_that_do_not_fit_are_told() -> None:
+    for shape in ((11, 2, 8), (2, 11, 2, 4)):
+        with pytest.raises(
+            BatchError, match=r"of encoder is \[.*\], which are not the tokens of 2"
+        ):
+            moment(Joint(True, shape), ["attention_mask", None], 0)
     model = Joint(words_first=True)
     with pytest.raises(UnsupportedError, match="has 2 parts without a mask"):
         ModuleAdapter(model, tokens={"encoder": [None, None]})

@@ -318,9 +318,16 @@ class BlockPass:
         """A batch in a block, as token selections read it."""
         outputs: dict[str, torch.Tensor] = {}
         attention: list[torch.Tensor] = []
-        kinds = self._kinds(visit, forward)
+        lead = forward.hidden.shape[:-1]
+
+        def shaped(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.shape[: len(lead)] != lead:
+                return tensor
+            return tensor.reshape(*_by_sample(forward), *tensor.shape[len(lead) :])
+
+        kinds, hidden = shaped(self._kinds(visit, forward)), shaped(forward.hidden)
         if not tokens.runs_block:
-            return BlockCall(forward.index, kinds, forward.hidden, forward.hidden[..., :0])
+            return BlockCall(forward.index, kinds, hidden, hidden[..., :0])
         with ExitStack() as stack:
             block = self._model.get_submodule(visit.block)
             if tokens.reads_modules:
@@ -338,9 +345,9 @@ class BlockPass:
         return BlockCall(
             forward.index,
             kinds,
-            forward.hidden,
-            output,
-            outputs,
+            hidden,
+            shaped(output),
+            {name: shaped(found) for name, found in outputs.items()},
             attention[0] if attention else None,
         )
 
@@ -460,6 +467,13 @@ def _note_attention(found: list[torch.Tensor], _: nn.Module, __: Any, output: An
             found.append(second)
 
 
+def _by_sample(forward: PausedForward) -> torch.Size:
+    """`[batch, tokens]` of the hidden states, which may have the tokens of all samples in a row."""
+    lead = forward.hidden.shape[:-1]
+    in_a_row = len(lead) == 1 and lead[0] % forward.samples == 0
+    return torch.Size((forward.samples, lead[0] // forward.samples)) if in_a_row else lead
+
+
 def _chosen(
     name: str,
     state: SelectionState,
@@ -471,7 +485,7 @@ def _chosen(
 ) -> torch.Tensor | None:
     """Which tokens of the input of a weight count; the same tensor for the same tokens."""
     selected = state.selected(forward.index, weight)
-    check_selected(selected, forward.hidden.shape[:-1], name, weight)
+    check_selected(selected, _by_sample(forward), name, weight)
     lead = inputs.shape[:-1]
     if selected.shape == lead:
         return selected

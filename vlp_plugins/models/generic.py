@@ -305,7 +305,7 @@ class JointTokens:
         self._text = text if isinstance(text, Tensor) and bool((text == 0).any()) else None
         self._others: dict[str, Tensor | TokenKind] = {}
         self._parts: dict[str, list[Tensor | None]] = {}
-        self._known: dict[tuple[str, int], Tensor] = {}
+        self._known: dict[tuple[str, torch.Size], Tensor | TokenKind] = {}
         images = isinstance(batch, Mapping) and "pixel_values" in batch
         self._rest = TokenKind.IMAGE if images else TokenKind.TEXT
         for space in spaces:
@@ -321,37 +321,58 @@ class JointTokens:
         """See `vlp_plugins.models.adapter.Kinds`.
 
         Raises:
-            BatchError: if the input is not as long as its parts.
+            BatchError: if the input is not as long as its parts, or does not have the tokens of one
+                sample after the other.
         """
-        if owner.tokens == _ALL and self._text is not None and inputs.ndim == 3:
-            length = self._text.shape[1]
-            if inputs.shape[1] > length and not _IMAGE_PATH.search(owner.module):
-                self._warn(owner.module, inputs.shape[1], length)
+        lead = inputs.shape[:-1]
+        if owner.tokens == _ALL and self._text is not None:
+            tokens, length = _per_sample(lead, len(self._text)), self._text.shape[1]
+            if tokens is not None and tokens > length and not _IMAGE_PATH.search(owner.module):
+                self._warn(owner.module, tokens, length)
         if owner.tokens in self._others:
             return self._others[owner.tokens]
-        if inputs.ndim < 3:
-            return TokenKind.TEXT  # one vector per sample
-        key = (owner.tokens, inputs.shape[1])
+        key = (owner.tokens, lead)
         if key not in self._known:
             self._known[key] = self._joined(owner, inputs)
         return self._known[key]
 
-    def _joined(self, owner: Owner, inputs: Tensor) -> Tensor:
-        parts = self._parts[owner.tokens]
-        rest = inputs.shape[1] - sum(part.shape[1] for part in parts if part is not None)
+    def _joined(self, owner: Owner, inputs: Tensor) -> Tensor | TokenKind:
+        parts, lead = self._parts[owner.tokens], inputs.shape[:-1]
+        size = next((len(part) for part in parts if part is not None), None)
+        if size is None:
+            return self._rest
+        if len(lead) < 2 and lead.numel() == size:
+            return TokenKind.TEXT  # one vector per sample
+        names = owner.tokens.removeprefix(_PARTS)
+        tokens = _per_sample(lead, size)
+        if tokens is None:
+            raise BatchError(
+                f"the input of {owner.module} is {list(inputs.shape)}, which are not the tokens of "
+                f"{size} samples one after the other, so that its parts {names} cannot be found in "
+                "it; exclude the layer (ModuleAdapter(exclude=...))"
+            )
+        rest = tokens - sum(part.shape[1] for part in parts if part is not None)
         if rest < 0 or (rest and None not in parts):
             raise BatchError(
-                f"the input of {owner.module} has {inputs.shape[1]} tokens, but its parts "
-                f"{owner.tokens.removeprefix(_PARTS)} have {inputs.shape[1] - rest}; name the "
-                "masks of all its parts, and None for one whose tokens are all real"
+                f"the input of {owner.module} has {tokens} tokens, but its parts {names} have "
+                f"{tokens - rest}; name the masks of all its parts, and None for one whose tokens "
+                "are all real"
             )
         kinds = [
-            inputs.new_full((len(inputs), rest), int(self._rest), dtype=torch.uint8)
+            inputs.new_full((size, rest), int(self._rest), dtype=torch.uint8)
             if part is None
             else part.to(inputs.device, torch.uint8) * TokenKind.TEXT
             for part in parts
         ]
-        return torch.cat(kinds, 1)
+        return torch.cat(kinds, 1).reshape(lead)
+
+
+def _per_sample(lead: torch.Size, size: int) -> int | None:
+    """How many tokens a sample has in `[batch, tokens]`, also in one row; None in other shapes."""
+    in_a_row = len(lead) == 1 or (len(lead) == 2 and lead[0] == 1)
+    if lead.numel() % size or not (in_a_row or (len(lead) == 2 and lead[0] == size)):
+        return None
+    return lead.numel() // size
 
 
 def _mask_key(space: str, batch: Batch | Sequence[Any] | Tensor) -> str | None:
