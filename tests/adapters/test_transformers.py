@@ -91,8 +91,11 @@ def test_what_is_left_out_is_named_and_can_be_changed() -> None:
     assert found["model.multi_modal_projector.linear_1.weight"] == (
         "excluded on request (projector)"
     )
-    with pytest.raises(UnsupportedError, match="no regular expression"):
+    with pytest.raises(UnsupportedError, match=r"include: '\(' is not a regular expression"):
         TransformersAdapter(include="(")
+    for wrong in (3, [3]):
+        with pytest.raises(UnsupportedError, match="exclude=.* should be a regular expression"):
+            TransformersAdapter(exclude=wrong)  # type: ignore[arg-type]
 
 
 def test_masks_remember_what_was_included(tmp_path: Path) -> None:

@@ -242,6 +242,25 @@ def test_patterns_that_cannot_be_meant_are_refused(argument: str) -> None:
         ModuleAdapter(clip(), **{argument: {"(": "vision"}})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("argument", "given", "message"),
+    [
+        ("tokens", {"text": 3}, "tokens: 'text' has 3; give the key of a mask"),
+        ("tokens", {"text": [3]}, r"tokens: 'text' has \[3\]; give the key of a mask"),
+        ("tokens", {"text": []}, r"tokens: 'text' has \[\]; give the key of a mask"),
+        ("tokens", {3: "mask"}, "should be a mapping from regular expressions"),
+        ("tokens", "text", "tokens='text' should be a mapping"),
+        ("modalities", {"text": None}, "modalities: 'text' has None; give the name"),
+        ("modalities", ["text"], r"modalities=\['text'\] should be a mapping"),
+        ("exclude", 3, "exclude=3 should be a regular expression"),
+        ("exclude", [3], r"exclude=\[3\] should be a regular expression"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(argument: str, given: Any, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        ModuleAdapter(clip(), **{argument: given})
+
+
 def test_claims_models_of_its_class() -> None:
     adapter = ModuleAdapter(mlp(), name="mine")
     assert adapter.name == "mine"

@@ -443,9 +443,9 @@ class ModuleAdapter(Adapter):
             name: adapter name that masks carry.
 
         Raises:
-            UnsupportedError: if a pattern is not a regular expression or is found in no path, if a
-                list has two parts without a mask, or if the model has lazy layers that were never
-                run.
+            UnsupportedError: if a pattern is not a regular expression or is found in no path, if
+                its value is of another type, if a list of masks is empty or has two parts without
+                one, or if the model has lazy layers that were never run.
         """
         check_module(model)
         model = bare(model)
@@ -458,16 +458,18 @@ class ModuleAdapter(Adapter):
         self._warned = self._warned_of_padding = False
         self._loss = loss
         paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
-        self._modalities = _compile(modalities or {}, "modalities", paths)
-        self._tokens = _compile(tokens or {}, "tokens", paths)
-        for pattern, parts in self._tokens:
-            if isinstance(parts, list | tuple) and parts.count(None) > 1:
+        self._modalities = _by_pattern("modalities", modalities, paths)
+        for pattern, modality in self._modalities:
+            if not isinstance(modality, str):
                 raise UnsupportedError(
-                    f"tokens: {pattern.pattern!r} has {parts.count(None)} parts without a mask, "
-                    "whose lengths cannot be told apart; give all but one a mask in the batch"
+                    f"modalities: {pattern.pattern!r} has {modality!r:.80}; give the name of a "
+                    "modality, such as 'vision'"
                 )
-        exclude = (exclude,) if isinstance(exclude, str) else exclude
-        self._exclude = [p for p, _ in _compile(dict.fromkeys(exclude), "exclude", paths)]
+        self._tokens = _by_pattern("tokens", tokens, paths)
+        for pattern, masks in self._tokens:
+            _check_masks(pattern.pattern, masks)
+        self._exclude = patterns_of("exclude", exclude)
+        _check_found("exclude", self._exclude, paths)
 
     def settings(self) -> dict[str, Any]:
         """`exclude`, `modalities` and `tokens`; no loss, which is code."""
@@ -600,24 +602,68 @@ def _features(model: nn.Module, method: str, batch: Batch) -> Tensor:
     return torch.nn.functional.normalize(features, dim=-1)
 
 
-def _compile(
-    patterns: Mapping[str, Any], argument: str, paths: Sequence[str]
-) -> list[tuple[re.Pattern[str], Any]]:
+def patterns_of(argument: str, given: Sequence[str] | str) -> list[re.Pattern[str]]:
+    """The regular expressions that the user gives as an argument: one, or several.
+
+    Raises:
+        UnsupportedError: if one is none.
+    """
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
+        raise UnsupportedError(
+            f"{argument}={given!r:.80} should be a regular expression, a text, or a list of them"
+        )
     compiled = []
-    for text, value in patterns.items():
+    for text in texts:
         try:
-            pattern = re.compile(text)
+            compiled.append(re.compile(text))
         except re.error as error:
             raise UnsupportedError(
                 f"{argument}: {text!r} is not a regular expression: {error}"
             ) from error
+    return compiled
+
+
+def _by_pattern(
+    argument: str, given: Mapping[str, Any] | None, paths: Sequence[str]
+) -> list[tuple[re.Pattern[str], Any]]:
+    """Each compiled pattern of a mapping, with its value."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for text in given):
+        raise UnsupportedError(
+            f"{argument}={given!r:.80} should be a mapping from regular expressions, such as "
+            f"{argument}={{'encoder': ...}}"
+        )
+    patterns = patterns_of(argument, list(given))
+    _check_found(argument, patterns, paths)
+    return list(zip(patterns, given.values(), strict=True))
+
+
+def _check_found(argument: str, patterns: Sequence[re.Pattern[str]], paths: Sequence[str]) -> None:
+    """Raises `UnsupportedError` for a pattern that no path has."""
+    for pattern in patterns:
         if not any(pattern.search(path) for path in paths):
             some = ", ".join(path for path in paths[-3:] if path)
             raise UnsupportedError(
-                f"{argument}: {text!r} is found in no layer's path (paths are like {some})"
+                f"{argument}: {pattern.pattern!r} is found in no layer's path (paths are like "
+                f"{some})"
             )
-        compiled.append((pattern, value))
-    return compiled
+
+
+def _check_masks(pattern: str, masks: object) -> None:
+    """Raises `UnsupportedError` for what is no `TokenMasks`."""
+    parts = masks if isinstance(masks, list | tuple) else [masks]
+    if not parts or not all(part is None or isinstance(part, str) for part in parts):
+        raise UnsupportedError(
+            f"tokens: {pattern!r} has {masks!r:.80}; give the key of a mask in the batch, such as "
+            "'attention_mask', None where all tokens are real, or a list of these for the parts of "
+            "a joint sequence"
+        )
+    if parts.count(None) > 1:
+        raise UnsupportedError(
+            f"tokens: {pattern!r} has {parts.count(None)} parts without a mask, "
+            "whose lengths cannot be told apart; give all but one a mask in the batch"
+        )
 
 
 def _first(patterns: list[tuple[re.Pattern[str], Any]], path: str, default: str) -> str:

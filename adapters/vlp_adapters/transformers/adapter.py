@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from vlp_plugins.models.generic import (
     bind,
     explain_rest,
     forward_of,
+    patterns_of,
     prunable_parameters,
 )
 from vlp_plugins.models.weights import WeightMap
@@ -64,8 +64,8 @@ class TransformersAdapter(Adapter):
         Raises:
             UnsupportedError: if one is no regular expression.
         """
-        self._include = _patterns("include", include)
-        self._exclude = _patterns("exclude", exclude)
+        self._include = patterns_of("include", include)
+        self._exclude = patterns_of("exclude", exclude)
 
     def settings(self) -> dict[str, Any]:
         """`include` and `exclude`, as far as they are given."""
@@ -217,14 +217,6 @@ class TransformersAdapter(Adapter):
             return kept(module, name)
 
         return rule
-
-
-def _patterns(argument: str, given: Sequence[str] | str) -> list[re.Pattern[str]]:
-    texts = (given,) if isinstance(given, str) else given
-    try:
-        return [re.compile(text) for text in texts]
-    except re.error as error:
-        raise UnsupportedError(f"{argument}={given!r} is no regular expression: {error}") from error
 
 
 def _taken(model: nn.Module, batch: Batch) -> Iterable[str]:
