@@ -291,6 +291,17 @@ def test_tokens_of_a_joint_sequence_in_a_row_are_selected(tokens: str) -> None:
     assert not torch.equal(plain, chosen)
 
 
+def test_a_list_of_one_mask_fits_tokens_in_one_row() -> None:
+    model = Joint(True, (22, 8)).eval()
+    adapter = ModuleAdapter(model, tokens={"patches": None, "encoder": ["mask"]})
+    mask = torch.arange(22).reshape(2, 11) % 3
+    stream = only_stream(adapter, model, joint_batch(0) | {"mask": mask})
+    owner = next(spec.owners[0] for spec in adapter.weights(model) if spec.name == "encoder")
+    found = real_of(adapter, stream, owner, torch.rand(22, 8))
+    assert found is not None
+    assert torch.equal(found, mask.flatten() != 0)
+
+
 def test_parts_of_a_joint_sequence_that_do_not_fit_are_told() -> None:
     for shape in ((11, 2, 8), (2, 11, 2, 4)):
         with pytest.raises(

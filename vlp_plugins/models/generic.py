@@ -439,7 +439,8 @@ class ModuleAdapter(Adapter):
             tokens: regular expression -> key of the batch that holds the `[batch, tokens]` mask of
                 the layer's input, or None where all tokens are real. The first found counts. A list
                 of these is for a sequence of several parts, in their order: `["attention_mask",
-                None]` for words, then images; None would count the padding between them.
+                None]` for words, then images; None would count the padding between them. A list,
+                also of one mask, fits layers that read the tokens of all samples in one row, too.
             name: adapter name that masks carry.
 
         Raises:
