@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from toy import SeeingAdapter, ToyAdapter, toy_batches, toy_model
+from toy import ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
 from two_processes import run_two_processes
 
@@ -17,8 +14,6 @@ from vlp_plugins.calibration.checkpoint import FORM, unpack_state
 from vlp_plugins.calibration.data_pass import calibrate
 from vlp_plugins.calibration.moments import InputSecondMoment, MeanGradient
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.checkpoint import Checkpoint
 from vlp_plugins.runtime.errors import StatisticsError
@@ -29,13 +24,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from torch import distributed
-from toy import Counting, SeeingAdapter, ToyAdapter, toy_batches, toy_model
+from toy import Counting, ToyAdapter, toy_batches, toy_model
 from toy_loss import LosingAdapter, losing_toy, spoilt
-from vlp_plugins.calibration.batches import named_batches
 from vlp_plugins.calibration.data_pass import calibrate
-from vlp_plugins.data import records
-from vlp_plugins.data.batches import CaptionedBatches
-from vlp_plugins.data.sources import open_source
 from vlp_plugins.runtime.errors import DataError, NonFiniteError
 from vlp_plugins.runtime.distributed import before_joining
 from vlp_plugins.calibration.moments import MeanGradient
@@ -98,28 +89,6 @@ try:
 except NonFiniteError as error:
     (folder / f"nothing{rank}").write_text(str(error))
 
-decoded = []
-decode = records.upright_rgb
-records.upright_rgb = lambda image: decoded.append(0) or decode(image)
-
-def seen(seed=1):
-    source = open_source(str(folder / "images"))
-    return CaptionedBatches(source, None, SeeingAdapter(), 3, shuffle_seed=seed, workers=1)
-
-found, _ = run(seen())
-found.save(folder / f"images{rank}")
-(folder / f"decoded{rank}").write_text(str(len(decoded)))
-run(seen(), checkpoint=folder / "images.ckpt", limit=3)
-batches = named_batches(seen(), SeeingAdapter())  # as `prune` gives them to the pass
-decoded.clear()
-found, _ = run(batches, checkpoint=folder / "images.ckpt", resume=True)
-assert len(decoded) < 22
-found.save(folder / f"images_resumed{rank}")
-try:
-    run(seen(rank))
-except DataError as error:
-    (folder / f"order{rank}").write_text(str(error))
-
 try:
     run(toy_batches(4, seed=rank))
 except DataError as error:
@@ -135,26 +104,10 @@ def alone(count: int) -> Statistics:
     return calibrate(model, adapter, weights, toy_batches(count), [InputSecondMoment()])
 
 
-IMAGES = 41
-
-
-def write_images(folder: Path) -> None:
-    """Of which one does not decode, in the first batch."""
-    folder.mkdir()
-    lines = []
-    for number in range(IMAGES):
-        Image.new("RGB", (6, 4), (number, 0, 0)).save(folder / f"{number:03}.png")
-        lines.append({"file_name": f"{number:03}.png", "text": "word" * (number % 7 + 1)})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    damaged = random.Random(1).sample(range(IMAGES), IMAGES)[1]
-    (folder / f"{damaged:03}.png").write_bytes(b"damaged")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Where two processes under torchrun left what they found."""
     folder = tmp_path_factory.mktemp("torchrun")
-    write_images(folder / "images")
     run_two_processes(SCRIPT, folder)
     return folder
 
@@ -203,36 +156,6 @@ def test_each_process_runs_whole_batches_in_turn(folder):
     calls = [int((folder / f"calls{rank}").read_text()) for rank in (0, 1)]
     per_batch = sum(calls) // BATCHES
     assert calls == [4 * per_batch, 3 * per_batch]
-
-
-@pytest.mark.parametrize("name", ["images", "images_resumed"])
-def test_divided_images_give_what_one_process_finds(folder, name):
-    source, adapter = open_source(str(folder / "images")), SeeingAdapter()
-    batches = CaptionedBatches(source, None, adapter, 3, shuffle_seed=1)
-    model = toy_model()
-    weights = WeightMap.of(model, adapter)
-    expected = calibrate(model, adapter, weights, batches, [InputSecondMoment()])
-    assert expected.batches == 13
-    for rank in (0, 1):
-        found = Statistics.load(folder / f"{name}{rank}")
-        assert found.sums.keys() == expected.sums.keys()
-        for key, value in expected.sums.items():
-            assert torch.equal(found.sums[key], value), key
-        assert found.fingerprint == expected.fingerprint
-        assert (found.samples, found.batches) == (expected.samples, expected.batches)
-
-
-def test_each_process_decodes_its_own_images(folder):
-    counts = [int((folder / f"decoded{rank}").read_text()) for rank in (0, 1)]
-    # Seven batches of three and six, and one that is left over; next to the damaged one, one image
-    # was decoded for a batch that it is not in, and again for its own.
-    assert max(counts) <= 22
-    assert sum(counts) == 41
-
-
-def test_processes_that_read_images_in_different_orders_are_told(folder):
-    for rank in (0, 1):
-        assert "process 1 read other data (records 0" in (folder / f"order{rank}").read_text()
 
 
 def test_each_process_has_its_own_checkpoint(folder):

@@ -7,10 +7,9 @@ a Parameter; a convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,21 +95,6 @@ class ToyAdapter(Adapter):
         yield Stream("vision", see, {"image": None, "pixels": None})
         yield Stream("text", lambda: model.read(ids, shared["image"]), real)
         yield Stream("decoder", lambda: model.write(ids), real)
-
-
-class SeeingAdapter(ToyAdapter):
-    """Makes batches of images of one colour and the lengths of their captions."""
-
-    def collate(
-        self, processor: object, images: Sequence[Image.Image], texts: Sequence[str]
-    ) -> dict[str, Tensor]:
-        reds = torch.tensor([image.getpixel((0, 0))[0] / 255 for image in images])
-        lengths = torch.tensor([len(text) for text in texts])
-        return {
-            "pixel_values": reds[:, None, None, None].expand(-1, 3, 8, 8).contiguous(),
-            "input_ids": (lengths[:, None] + torch.arange(5)) % 19 + 1,
-            "attention_mask": torch.ones(len(texts), 5, dtype=torch.long),
-        }
 
 
 class Counting(InputSecondMoment):

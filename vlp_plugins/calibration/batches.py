@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -17,9 +15,7 @@ import numpy as np
 import torch
 
 from vlp_plugins.models.adapter import Adapter, Batch
-from vlp_plugins.runtime.distributed import Share, failing_together, own_share, rank_and_size
 from vlp_plugins.runtime.errors import BatchError, DataError
-from vlp_plugins.runtime.parallel import prefetched
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -70,12 +66,6 @@ class _Named:
 
     def __iter__(self) -> Iterator[Batch]:
         return map(named, self._batches)
-
-    def divided(self, share: Share, limit: int | None) -> Iterator[Batch | None] | None:
-        divided = getattr(self._batches, "divided", None)
-        if divided is None:
-            return None
-        return (None if batch is None else named(batch) for batch in divided(share, limit))
 
 
 class _Sized(_Named):
@@ -251,70 +241,14 @@ def _compared(batches: Iterator[Batch], hashes: list[bytes] | None) -> Iterator[
 
 
 def chain_hash(previous: bytes, batch: Any) -> bytes:
-    """SHA-256 of the hash of the batches before and of `batch_hash`; also of a `HashedBatch`."""
-    own = batch.hash if isinstance(batch, HashedBatch) else batch_hash(batch)
-    return hashlib.sha256(previous + own).digest()
-
-
-def batch_hash(batch: Any) -> bytes:
-    """SHA-256 of the keys, dtypes, shapes and bytes of a batch.
+    """SHA-256 of the hash of the batches before, and the keys, dtypes, shapes and bytes of this.
 
     Of values that are neither tensors nor plain Python values only the type counts.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(previous)
     for piece in _pieces(batch):
         digest.update(piece)
     return digest.digest()
-
-
-@dataclass(frozen=True)
-class HashedBatch:
-    """A batch that one of several processes has.
-
-    Attributes:
-        batch: None in the other processes.
-        hash: of `batch_hash`.
-        samples: of `batch_size`.
-    """
-
-    batch: Any
-    hash: bytes
-    samples: int
-
-
-@contextmanager
-def divided(batches: Iterable[Batch], limit: int | None) -> Iterator[Iterable[Any]]:
-    """The batches of a pass of several processes; each makes its own where the loader can.
-
-    Args:
-        batches: the same in all processes.
-        limit: number of batches; None for all.
-
-    Yields:
-        `HashedBatch`, or the batches themselves if the loader cannot divide them.
-    """
-    divide = getattr(batches, "divided", None)
-    if divide is None or rank_and_size()[1] == 1:
-        yield islice(batches, limit)
-        return
-    with own_share() as share:
-        made = divide(share, limit)
-        if made is None:
-            yield islice(batches, limit)
-        else:
-            yield prefetched(_hashed(made, share), depth=2 * share.world)
-
-
-def _hashed(made: Iterator[Batch | None], share: Share) -> Iterator[HashedBatch]:
-    """Each batch with what all processes know of it; one exchange for `world` of them."""
-    while True:
-        with failing_together(share.gather):
-            some = list(islice(made, share.world))
-            own = {i: (batch_hash(b), batch_size(b)) for i, b in enumerate(some) if b is not None}
-        known = {i: each for part in share.gather(own) for i, each in part.items()}
-        yield from (HashedBatch(batch, *known[i]) for i, batch in enumerate(some))
-        if len(some) < share.world:
-            return
 
 
 def batch_size(batch: Any) -> int:

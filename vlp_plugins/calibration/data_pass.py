@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,11 +13,9 @@ import torch
 from torch import nn
 
 from vlp_plugins.calibration.batches import (
-    HashedBatch,
     batch_size,
     chain_hash,
     check_batches,
-    divided,
     number_of_batches,
     warn_if_fewer,
 )
@@ -79,20 +76,15 @@ class RunningPass:
     def take(self, batch: Any, index: int) -> None:
         """Measures a batch, or passes over one that was seen already or is another process's.
 
-        Args:
-            batch: a `HashedBatch` may be without one that is another process's.
-            index: of the batch.
-
         Raises:
             DataError: if it is not the batch that was seen.
         """
         self._digest = chain_hash(self._digest, batch)
-        samples = batch.samples if isinstance(batch, HashedBatch) else batch_size(batch)
-        batch = batch.batch if isinstance(batch, HashedBatch) else batch
         if index < self.replayed:
             self._check_replayed(index)
             self._probes.advance(batch, index)
             return
+        samples = batch_size(batch)
         if index % self._world != self._rank:
             self._probes.advance(batch, index)
             self.state = self.state.after({}, samples, self._digest)
@@ -189,9 +181,7 @@ def calibrate(
 
     In a `torch.distributed` process group all processes must get the same batches in the same
     order; rank r runs those whose index is r modulo the world size, and all return the same
-    statistics. Images of `open_batches` are decoded by that process alone, in a thread ahead of the
-    model, unless a loss remembers what it has seen. A model under `fully_shard` runs every batch
-    in all processes at once.
+    statistics. A model under `fully_shard` runs every batch in all processes at once.
 
     Args:
         model: a model that `adapter` claims; batches are moved to the device of its parameters.
@@ -257,13 +247,10 @@ def calibrate(
     sums = LargeSums(large, place, halves=halves)
     running = RunningPass(probes, device, file, checkpoint_every, state, sums)
     total = number_of_batches(batches, limit)
-    with probes.attached(), ExitStack() as stack:
+    with probes.attached():
         try:
             index = -1
-            each: Iterable[Any] = islice(batches, limit)
-            if not (probes.sharded or probes.remembers):
-                each = stack.enter_context(divided(batches, limit))
-            for index, batch in enumerate(each):
+            for index, batch in enumerate(islice(batches, limit)):
                 running.take(batch, index)
                 if progress is not None:
                     progress(index + 1, total)

@@ -137,7 +137,6 @@ class LossProbe:
     Attributes:
         sharded: whether the model is under `fully_shard`; all processes then run every batch.
         skip_nonfinite: whether batches whose loss or gradients are not finite are left out.
-        remembers: inside `attached`, whether the losses have a state that batches change.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class LossProbe:
         self.sharded = is_sharded(model.parameters())
         self._device = device_of(model)
         self._uses: dict[str, list[nn.Parameter]] = {}
-        self.remembers = False
+        self._stateful = False
         self._found: dict[str, torch.Tensor] = {}
         self._brought: list[tuple[str, nn.Parameter]] = []
 
@@ -216,7 +215,7 @@ class LossProbe:
                     "the losses of this model change parameters in place (momentum copies?) that "
                     "accelerate has offloaded; leave these in the model by its device_map"
                 )
-            self.remembers = bool(state)
+            self._stateful = bool(state)
             with nullcontext() if keep_state else loss_state_kept(self._model, self._adapter):
                 try:
                     self._model.eval()
@@ -360,7 +359,7 @@ class LossProbe:
 
     def advance(self, batch: Batch, index: int = 0) -> None:
         """Changes `loss_state`, if any, as `measure` does; to be called inside `attached`."""
-        if not self.remembers:
+        if not self._stateful:
             return
         with self._running(index), torch.no_grad():
             batch = to_device(batch, self._device)

@@ -351,11 +351,6 @@ class Probes:
             add(name, gradient)
         return values
 
-    @property
-    def remembers(self) -> bool:
-        """Whether a loss depends on the batches before, so that all must be passed over."""
-        return self._loss_probe is not None and self._loss_probe.remembers
-
     def advance(self, batch: Batch, index: int) -> None:
         """Passes over a batch that is not measured here."""
         if self._loss_probe is not None:

@@ -22,7 +22,6 @@ from vlp_plugins.data.processors import Processor, reads_text
 from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright_rgb
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.adapter import Adapter, Batch, StatementAdapter
-from vlp_plugins.runtime.distributed import Share
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.runtime.parallel import ahead, default_workers, prefetched
 
@@ -80,37 +79,6 @@ class CaptionedBatches:
         """
         return prefetched(self._made()) if self.workers else self._made()
 
-    def divided(self, share: Share, limit: int | None = None) -> Iterator[Batch | None] | None:
-        """The batches of an iteration, each made by one process; None for those of others.
-
-        Args:
-            share: of this process, which has the batches rank, rank + world, ...
-            limit: number of batches, if it is less than that of an iteration.
-
-        Returns:
-            None where an image makes several pairs: which batch it is in is not known beforehand.
-            The iterator raises `DataError` as an iteration does, or if processes read different
-            data.
-        """
-        return None if self.source.captions == "all" else self._divided(share, limit)
-
-    def _divided(self, share: Share, limit: int | None) -> Iterator[Batch | None]:
-        most = min((each for each in (limit, self.limit) if each is not None), default=None)
-        groups = self.source.groups(
-            share, self.batch_size, self.shuffle_seed, most, workers=self.workers
-        )
-        made = rest = 0
-        for count, pairs in groups:
-            if count < self._least:
-                rest = count
-                continue
-            made += 1
-            yield None if pairs is None else self._batch(*map(list, zip(*pairs, strict=True)))
-        if made == self.limit:
-            self.source.check()
-        elif made != limit:
-            self._say_what_lacks(made, rest)
-
     def _made(self) -> Iterator[Batch]:
         images: list[Any] = []
         texts: list[Any] = []
@@ -128,15 +96,6 @@ class CaptionedBatches:
         if len(images) >= self._least:
             yield self._batch(images, texts)
             made += 1
-            images = []
-        self._say_what_lacks(made, len(images))
-
-    def _say_what_lacks(self, made: int, rest: int) -> None:
-        """Of so many batches made, and pairs that make none, when the source has ended.
-
-        Raises:
-            DataError: if no batch was made.
-        """
         if not made:
             raise DataError(
                 f"{self.source.description} has a single captioned image, and a batch of "
@@ -145,7 +104,7 @@ class CaptionedBatches:
         lacking = []
         if self.limit is not None and made < self.limit:
             lacking.append(f"{made:,} batches of the {self.limit:,} asked for")
-        if rest:
+        if 0 < len(images) < self._least:
             lacking.append("the last pair is left out, as it makes no batch by itself")
         if lacking and not self.shortfalls:
             logger.warning("%s: %s", self.source.description, "; ".join(lacking))

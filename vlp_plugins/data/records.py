@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import re
@@ -10,14 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, TypeVar, cast
 
 from PIL import Image, ImageOps
 
 from vlp_plugins.data import conversations
 from vlp_plugins.data.conversations import CHOICES, Asked, Conversation, choices_in, chosen
-from vlp_plugins.runtime.distributed import Share, failing_together
 from vlp_plugins.runtime.errors import DataError, first_line, suggest
 from vlp_plugins.runtime.parallel import ahead
 
@@ -118,103 +115,17 @@ class CaptionSource(ABC):
             DataError: if there is no pair, more than 5% of the records cannot be used, or the
                 source breaks off.
         """
-        self._begin()
+        self.seen = self.skipped = 0
+        self._first_skipped = ""
+        self._is_whole = False
         for record, found in ahead(self._decoded, self.records(seed), workers):
             self.seen += 1
             if isinstance(found, Exception):
-                self._skip(record, first_line(found))
+                self._skip(record, found)
                 continue
             image, captions = found
             for caption in captions if self.captions == "all" else captions[:1]:
                 yield image, caption
-        self._end()
-
-    def groups(
-        self, share: Share, size: int, seed: int | None, most: int | None, *, workers: int = 0
-    ) -> Iterator[tuple[int, list[Pair] | None]]:
-        """The pairs in groups of one size, as `pairs` gives them, each decoded by one process.
-
-        What cannot be used is known to all before a group is made, so that groups are the same for
-        any number of processes.
-
-        Args:
-            share: process r has the groups r, r + world, ...
-            size: pairs of a group; the last may have fewer.
-            seed: of the order; None for the stored one.
-            most: number of groups; None for all.
-            workers: threads that decode images ahead.
-
-        Yields:
-            The number of pairs, and the pairs if they are this process's.
-
-        Raises:
-            DataError: as `pairs`, in all processes; or if they read different records.
-        """
-        self._begin()
-        records = self.records(seed)
-        waiting: list[tuple[Record, Pair | None]] = []
-        made, ended = 0, False
-        while not ended and (most is None or made < most):
-            groups = share.world if most is None else min(share.world, most - made)
-            new = list(islice(records, groups * size - len(waiting)))
-            ended = len(new) < groups * size - len(waiting)
-            mine = [
-                index
-                for index in range(len(new))
-                if (made + (len(waiting) + index) // size) % share.world == share.rank
-            ]
-            with failing_together(share.gather):
-                read = ahead(self._decoded, [new[index] for index in mine], workers)
-                decoded = {index: found for index, (_, found) in zip(mine, read, strict=True)}
-            unusable = self._unusable(share, new, decoded)
-            for index, record in enumerate(new):
-                self.seen += 1
-                if index in unusable:
-                    self._skip(record, unusable[index])
-                else:
-                    waiting.append((record, _first_pair(decoded.get(index))))
-            while len(waiting) >= size or (ended and waiting):
-                group, waiting = waiting[:size], waiting[size:]
-                own = made % share.world == share.rank
-                made += 1
-                pairs = [pair or self._pair(record) for record, pair in group] if own else None
-                yield len(group), pairs
-        if ended:
-            self._end()
-
-    def _unusable(
-        self, share: Share, new: Sequence[Record], decoded: Mapping[int, Any]
-    ) -> dict[int, str]:
-        """Why records cannot be used, by their positions, from all processes."""
-        said = [r.caption if isinstance(r.caption, str | list) else None for r in new]
-        look = hashlib.sha256(repr([(r.place, s) for r, s in zip(new, said, strict=True)]).encode())
-        bad = {i: first_line(found) for i, found in decoded.items() if isinstance(found, Exception)}
-        looks, found = zip(*share.gather((look.hexdigest()[:16], bad)), strict=True)
-        for rank, other in enumerate(looks):
-            if other != looks[0]:
-                raise DataError(
-                    f"process {rank} read other data (records {self.seen} and on, fingerprint "
-                    f"{other}) than process 0 ({looks[0]}); give every process the same data in "
-                    "the same order: the same seed"
-                )
-        return {index: reason for each in found for index, reason in each.items()}
-
-    def _pair(self, record: Record) -> Pair:
-        """That of a record which another process could use."""
-        _, found = self._decoded(record)
-        if isinstance(found, Exception):
-            raise DataError(
-                f"{self.description}, {record.place}: cannot be used here, but by another process "
-                f"({first_line(found)}); give every process the same data"
-            )
-        return found[0], found[1][0]
-
-    def _begin(self) -> None:
-        self.seen = self.skipped = 0
-        self._first_skipped = ""
-        self._is_whole = False
-
-    def _end(self) -> None:
         self._is_whole = True
         self.check()
         if self.skipped:
@@ -258,10 +169,10 @@ class CaptionSource(ABC):
                 "repair or remove them"
             )
 
-    def _skip(self, record: Record, error: str) -> None:
+    def _skip(self, record: Record, error: Exception) -> None:
         self.skipped += 1
         # Pillow names what it was given, which is a buffer here; the place says more.
-        reason = f"{record.place}: {_BUFFER.sub('', error)}"
+        reason = f"{record.place}: {_BUFFER.sub('', first_line(error))}"
         self._first_skipped = self._first_skipped or reason
         logger.info("skipped %s", reason)
         if self.length is not None:
@@ -277,10 +188,6 @@ class CaptionSource(ABC):
             found = f"{self.skipped:,} of {self.length:,} records"
             found = f"at least {found}" if self.seen < self.length else found
         return f"{self.description}: {found} cannot be used (first: {self._first_skipped})"
-
-
-def _first_pair(found: tuple[Any, list[Said]] | Exception | None) -> Pair | None:
-    return None if found is None or isinstance(found, Exception) else (found[0], found[1][0])
 
 
 class RecordList(CaptionSource):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import distributed
@@ -63,56 +62,25 @@ def all_reduce_min(amount: int) -> int:
     return min(all_gather(amount))
 
 
-def all_gather(value: Value, group: Any = None) -> list[Value]:
-    """The values of all processes, by rank. Objects travel pickled.
-
-    Args:
-        value: of this process.
-        group: of `torch.distributed`, with all processes; None for the default one.
-    """
+def all_gather(value: Value) -> list[Value]:
+    """The values of all processes, by rank. Objects travel pickled."""
     processes = rank_and_size()[1]
     if processes == 1:
         return [value]
     values: list[Value] = [value] * processes
-    distributed.all_gather_object(values, value, group=group)
+    distributed.all_gather_object(values, value)
     return values
 
 
-@dataclass(frozen=True)
-class Share:
-    """The part of one process in what all of them do.
-
-    Attributes:
-        rank: of this process.
-        world: number of processes.
-        gather: the values of all, by rank; every process calls it as often.
-    """
-
-    rank: int
-    world: int
-    gather: Callable[[Any], list[Any]]
-
-
 @contextmanager
-def own_share() -> Iterator[Share]:
-    """A share with a process group of its own, for a thread next to the main one. A collective."""
-    rank, world = rank_and_size()
-    group = distributed.new_group(backend="gloo")
-    yield Share(rank, world, lambda value: all_gather(value, group))
-    # Not after an error: a thread may be waiting in it.
-    wait_for_all()
-    distributed.destroy_process_group(group)
-
-
-@contextmanager
-def failing_together(gather: Callable[[Any], list[Any]] = all_gather) -> Iterator[None]:
+def failing_together() -> Iterator[None]:
     """An error of one process is raised in all of them, so that none waits for ever."""
     mine: VlpError | None = None
     try:
         yield
     except VlpError as error:
         mine = error
-    errors = gather(None if mine is None else (type(mine), str(mine)))
+    errors = all_gather(None if mine is None else (type(mine), str(mine)))
     if mine is not None:
         raise mine
     for rank, theirs in enumerate(errors):
