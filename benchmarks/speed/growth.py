@@ -3,7 +3,7 @@
 A stack of linear layers of one width, so that nothing but the number of them changes. One size
 grows at a time. On a CPU the time is that of the processor, on which other work has little
 influence. An exponent is the slope of a line through the logarithms of the larger half, where a
-fixed cost hides least; it makes a slope lower than predicted, never higher.
+fixed cost hides least; that makes a slope lower than predicted, noise makes it higher, too.
 
 With `--record`, `docs/growth.md` is made of the recorded figures.
 """

@@ -49,12 +49,16 @@ from vlp_plugins.methods.resolve import resolve_method
 from vlp_plugins.models.adapter import Owner, TokenKind
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
+from vlp_plugins.runtime import artifacts
 from vlp_plugins.runtime.errors import (
     NonFiniteError,
     OutputError,
     StatisticsError,
     UnsupportedError,
 )
+from vlp_plugins.scoring.allocation import RowAllocation
+from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.wanda import Wanda
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +337,7 @@ def test_batches_wait_on_the_disk_beyond_the_budget(
     assert not list(tmp_path.glob("hidden-*"))
 
 
-def test_a_plan_says_what_a_walk_needs(qwen: nn.Module) -> None:
+def test_a_plan_says_what_a_walk_needs(qwen: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = registry().adapter_for(qwen)
     method = resolve_method("sparsegpt", None, [0.5], {})
     weights = WeightMap.of(qwen, adapter)
@@ -341,11 +345,15 @@ def test_a_plan_says_what_a_walk_needs(qwen: nn.Module) -> None:
         qwen, adapter, weights, [qwen_batch(0)], targets=[0.5], walk="blocks", limit=8
     )
     assert isinstance(method, Composition)
+    in_memory = method.cost(context)
+    monkeypatch.setattr(artifacts, "MAPPED", 1)
     cost = method.cost(context)
     layer = [weights[name] for name in weights if name.startswith("language_model.layers.0.")]
     gram = sum(4 * w.rows_and_columns[1] ** 2 + w.numel * 4 for w in layer)
     assert cost.ram_bytes == gram + 8 * method.cost(replace(context, limit=1)).ram_bytes - 8 * gram
     assert cost.disk_bytes == 4 * weights.numel // 2
+    assert in_memory.ram_bytes == cost.ram_bytes + cost.disk_bytes
+    assert in_memory.disk_bytes == 0
     assert cost.forward_batches == 16
     assert any("6 blocks" in note for note in cost.notes)
 
@@ -369,6 +377,21 @@ def test_walks_of_what_compares_layers_are_resumed(
     assert "resuming after 5 blocks" in caplog.text
 
 
+def test_a_score_that_changes_its_evidence_changes_that_of_no_other_weight(qwen: nn.Module) -> None:
+    class InPlace(Wanda):
+        name = "in-place"
+
+        def score(self, weight: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+            found = super().score(weight, evidence)
+            evidence.statistics["input_second_moment"].zero_()
+            return found
+
+    prune = partial(vlp.prune, qwen, [qwen_batch(0)], sparsity=0.5, walk="blocks")
+    method = Composition("in-place", InPlace(), RowAllocation())
+    wanda = prune(method="wanda")
+    assert all(torch.equal(mask, wanda[name]) for name, mask in prune(method=method).items())
+
+
 def test_a_disk_without_room_for_new_values_is_told_before_the_walk(
     qwen: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +400,7 @@ def test_a_disk_without_room_for_new_values_is_told_before_the_walk(
         workplace=tmp_path,
     )  # fmt: skip
     values = 3 * WeightMap.of(qwen, registry().adapter_for(qwen)).numel
+    monkeypatch.setattr(artifacts, "MAPPED", values)
     usage = shutil.disk_usage(tmp_path)
     free = values - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))

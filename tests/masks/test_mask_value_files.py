@@ -98,3 +98,9 @@ def test_a_file_of_the_first_format_has_no_values(tmp_path):
     rewrite(plain, bits={"values:text.ffn": torch.zeros(3)})
 
     assert "'values:text.ffn' is not in its manifest" in refusal(plain)
+
+
+def test_a_file_that_is_written_in_place_does_not_change_what_was_loaded(path, masks):
+    loaded = Masks.load(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert loaded == masks

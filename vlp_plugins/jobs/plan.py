@@ -266,7 +266,7 @@ def _plan_by_shapes(job: Prepared) -> Plan:
     if cost is not None and job.by_blocks and _stays_in_files(job):
         held = 0
         note = f"of the {text_of(model)} of the model only what is at work is read into memory"
-        cost = replace(cost, notes=(*cost.notes, note))
+        cost = replace(cost, notes=(*cost.notes, f"{note}, from safetensors files"))
     passes = 1 if cost is None else cost.passes
     return Plan(
         weights=job.weights,

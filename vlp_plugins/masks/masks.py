@@ -316,7 +316,10 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Reads what `save` wrote; nothing in the file is executed. New values stay there.
+        """Reads what `save` wrote; nothing in the file is executed.
+
+        New values of 256 MiB or more stay in the file, and are read where they are used: it may be
+        replaced or deleted meanwhile, but not be written in place.
 
         Raises:
             MaskError: if the file is missing, damaged, foreign or of a newer version.

@@ -24,6 +24,7 @@ from vlp_plugins.methods.method import Context, Cost
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target, new_values_bytes
 from vlp_plugins.models.weights import Weight
+from vlp_plugins.runtime import artifacts
 from vlp_plugins.runtime.artifacts import Format, mapped_tensors, moved_to_disk
 from vlp_plugins.runtime.checkpoint import Checkpoint, Content, Tensors
 from vlp_plugins.runtime.distributed import all_gather, failing_together, rank_and_size
@@ -80,8 +81,8 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
     ]
     with failing_together():
         # Each process has a file of its own.
-        needed = local_processes() * sum(walk.disk_bytes() for walk in walks)
-        check_space(spill_folder(context.workplace), needed)
+        if needed := local_processes() * sum(walk.disk_bytes() for walk in walks):
+            check_space(spill_folder(context.workplace), needed)
     found = [walk.run(number, len(walks)) for number, walk in enumerate(walks)]
     calibration = calibration_record(
         blocks.fingerprint, blocks.batches, blocks.samples, published=context.published
@@ -159,14 +160,18 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
     if first:
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
     held = min(number * waiting, context.memory_budget or number * waiting)
-    values = 0
+    ram, disk = block + held, number * waiting - held
     if method.changes_weights:
         values = new_values_bytes(context.weights.values(), context.targets)
-        notes.append(f"{text_of(values)} of new values, on the disk from block to block")
+        if values >= artifacts.MAPPED:
+            disk += values
+            notes.append(f"{text_of(values)} of new values, on the disk from block to block")
+        else:
+            ram += values
     rows, gradient_passes = _cost_of_gradients(method, context, names, notes)
     return Cost(
-        ram_bytes=block + held + rows,
-        disk_bytes=number * waiting - held + values,
+        ram_bytes=ram + rows,
+        disk_bytes=disk,
         passes=first + len(context.targets) + gradient_passes,
         gradient_batches=gradient_passes * (method.gradients.of(number) if method.gradients else 0),
         forward_batches=number * (first + runs * len(context.targets)),
@@ -275,9 +280,16 @@ class _TargetWalk:
         )
         return found
 
+    @property
+    def stores_values(self) -> bool:
+        """Whether new values go to the disk from block to block; a few stay in memory."""
+        weights, targets = self.context.weights.values(), self.context.targets
+        found = new_values_bytes(weights, targets) if self.method.changes_weights else 0
+        return found >= artifacts.MAPPED
+
     def disk_bytes(self) -> int:
         """What new values will take on the disk in files that are not there yet."""
-        if not self.method.changes_weights:
+        if not self.stores_values:
             return 0
         found = 0
         for visit in self.blocks.visits:
@@ -291,7 +303,7 @@ class _TargetWalk:
         """The same with new values in a file, that of the block in the process that writes it."""
         values = {name: each.values for name, each in decided.pruned.items()}
         held = {f"{_VALUES}{name}": each for name, each in values.items() if each is not None}
-        if not held:
+        if not held or not self.stores_values:
             return decided
         with failing_together():
             if file.path is not None and rank_and_size()[0] == 0:
@@ -312,8 +324,11 @@ class _TargetWalk:
         rank, world = rank_and_size()
         mean = partial(statistics.mean, owners=context.resolved_owners)
         mine = {name: weights[name] for name in list(weights)[rank::world]}
+        # Copies, because weights that read the same inputs share a statistic.
         evidence = {
-            name: Evidence(name, context.seed, {s.name: mean(s.name, name) for s in method.read})
+            name: Evidence(
+                name, context.seed, {s.name: mean(s.name, name).clone() for s in method.read}
+            )
             for name in mine
         }
         scored = Scored(method.score, mine, evidence, context.published)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -31,13 +30,15 @@ from vlp_plugins.runtime.errors import (
     first_line,
     shown,
 )
-from vlp_plugins.runtime.files import atomic_file, write_text
+from vlp_plugins.runtime.files import atomic_file, remove_abandoned, temporary_path, write_text
 from vlp_plugins.runtime.mapped import release
 from vlp_plugins.runtime.memory import spill_folder
 from vlp_plugins.runtime.untrusted import check_read, read_as
 from vlp_plugins.runtime.version import __version__
 
 _ALIGNMENT = 8
+MAPPED = 1 << 28
+"""Bytes of tensors from which on they stay in their file."""
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -90,7 +91,8 @@ def write_tensors(
 def mapped_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     """The tensors of a file whose names have a prefix, as views of it: read where they are used.
 
-    They stay after the file was deleted or replaced by another one. Nothing is checked.
+    They stay after the file was deleted or replaced by another one, but not if it is written in
+    place. Nothing is checked.
     """
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
@@ -112,9 +114,8 @@ def moved_to_disk(
     place = spill_folder(folder if folder is not None and folder.is_dir() else None)
     path = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix="vlp-values-", dir=place)
-        os.close(descriptor)
-        path = Path(name)
+        remove_abandoned(place)
+        path = temporary_path(place / "values")
         write_tensors(path, tensors, {})
         return mapped_tensors(path)
     except OSError as error:
@@ -125,7 +126,7 @@ def moved_to_disk(
     finally:
         if path is not None:
             with suppress(PermissionError):  # Windows keeps the name of a file that is mapped
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def stored_tensors(path: Path) -> dict[int, tuple[torch.dtype, int]]:
@@ -296,7 +297,8 @@ def read_artifact(
     Args:
         path: the file.
         form: its kind.
-        mapped: prefix of the names of tensors that stay in the file, see `mapped_tensors`.
+        mapped: prefix of the names of tensors that stay in the file if they take `MAPPED` or more,
+            see `mapped_tensors`.
 
     Returns:
         Tensors by name, and the header.
@@ -311,13 +313,15 @@ def read_artifact(
         with safe_open(path, framework="pt") as file:
             header = _header(path, form, file.metadata() or {})
             # Cloned, because the tensors of an open file are a view of its pages on the disk.
+            names = list(file.keys())
+            stay = [name for name in names if mapped is not None and name.startswith(mapped)]
+            if sum(file.get_tensor(name).nbytes for name in stay) < MAPPED:
+                stay = []
             tensors = {
-                name: file.get_tensor(name).clone()
-                for name in file.keys()  # noqa: SIM118
-                if mapped is None or not name.startswith(mapped)
+                name: file.get_tensor(name).clone() for name in names if name not in set(stay)
             }
-        if mapped is not None:
-            tensors |= mapped_tensors(path, mapped)
+        if stay:
+            tensors |= mapped_tensors(path, str(mapped))
         damaged = header["checksum"] != checksum(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise form.error(

@@ -70,7 +70,7 @@ def atomic_file(
         check_own(target, own)
     # The suffix stays, for libraries that choose a format by it; torch.save cannot do without one.
     suffix = target.suffix or ".tmp"
-    temporary = _temporary(target, suffix)
+    temporary = temporary_path(target, suffix)
     with _cleaned_up(temporary, target):
         check_new(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def atomic_folder(
         OutputError: if the target exists (an empty folder may), or if it cannot be written.
     """
     target = _real(target)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     with _cleaned_up(temporary, target):
         check_new_folder(target, mark=mark, overwrite=overwrite)
         temporary.mkdir(parents=True)
@@ -298,7 +298,7 @@ def check_outside(target: str | os.PathLike[str], inputs: Iterable[object]) -> N
                 )
 
 
-def _temporary(target: Path, suffix: str = "") -> Path:
+def temporary_path(target: Path, suffix: str = "") -> Path:
     """A new name next to `target` that tells which process writes there."""
     return target.with_name(
         f".unfinished-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"

@@ -161,7 +161,7 @@ def test_gram_matrices_of_many_rows_are_made_once_for_all_lambdas(monkeypatch):
     solve_elimination(first)
     held = {key: system for key, (_, system) in first.rows.held.items()}
     assert {edge for key in held for edge in key} == {0, 20, 45, 60}
-    assert sum(each.nbytes for each in held.values()) == elimination.held_bytes(8, 3)
+    assert sum(each.nbytes for each in held.values()) == elimination.held_bytes(8, 3, 1)
     shared = replace(first, ridge=1e-5)
 
     found, alone = solve_elimination(shared), solve_elimination(again)

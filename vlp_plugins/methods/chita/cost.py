@@ -103,7 +103,7 @@ def cost_of(
     ram = plan.ram_bytes + 4 * (_VECTORS * p + _PART_COPIES * part) + (3 * stage if rounds else 0)
     ram += held_solutions
     if settings.effort == "fast" and plan.columns.bounds is not None:
-        ram += held_bytes(n, len(plan.columns.bounds) - 1)
+        ram += held_bytes(n, len(plan.columns.bounds) - 1, len(groups))
     forwards = held * (solves + 1) if held else 0
     solving = solve_seconds(settings, plan, kept / max(1, solves * p))
     reading = sweeps * plan.disk_bytes / _DISK_RATE

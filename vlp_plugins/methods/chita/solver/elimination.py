@@ -62,9 +62,10 @@ def eliminate(part: Part, stages: int = STAGES) -> torch.Tensor:
     return part.over_blocks([span.stop - span.start for span in blocks], solve)
 
 
-def held_bytes(n: int, blocks: int) -> int:
-    """The most that n rows of so many blocks keep from one solution to the next."""
-    return min(_HELD, torch.float64.itemsize * n**2 * blocks) if n > MANY_ROWS else 0
+def held_bytes(n: int, blocks: int, problems: int) -> int:
+    """The most that n rows of so many blocks, of all problems, keep between two solutions."""
+    whole = torch.float64.itemsize * n**2 * blocks
+    return min(problems * _HELD, whole) if n > MANY_ROWS else 0
 
 
 @dataclass
@@ -208,7 +209,8 @@ def _first_gram(part: Part, blocks: list[slice], left: _Left) -> torch.Tensor:
     places, system = held.get(tuple(key), (None, None))
     if system is None or places is None or not torch.equal(places, left.places):
         system = torch.stack([symmetric(each.double().mT) for each in left.there])
-        room = _HELD - sum(each.nbytes for _, each in held.values())
+        # Other threads add theirs meanwhile.
+        room = _HELD - sum(each.nbytes for _, each in list(held.values()))
         if system.nbytes <= room:
             held[tuple(key)] = (left.places, system)
     return system.clone()
