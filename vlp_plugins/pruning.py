@@ -142,7 +142,9 @@ def prune(
             such as `text` or `atv(alpha=1.5)`, or one itself.
         memory_budget: what gradients of many batches, or the points that dimensions are measured
             from, may take in addition to the model, bytes or `"8GiB"`; None: three quarters of what
-            is free.
+            is free. In a walk by blocks it is RAM of each process: for gradients by blocks, for the
+            solver of a layer that reads them if the model is on the CPU (on a GPU that takes the
+            GPU's memory, which is not bounded), and what is left for batches that wait.
         workplace: folder for gradients on disk and for checkpoints between the stages of iterative
             methods; None: a temporary one.
         id_profile: the intrinsic dimensions of the model, or their file, for `id*NAME` and the

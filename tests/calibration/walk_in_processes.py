@@ -16,16 +16,16 @@ from vlp_plugins.calibration.sums import sum_over_processes
 from vlp_plugins.runtime.distributed import all_gather, process_group, rank_and_size
 
 rows = {}
-of = BlockGradients.of
+rows_of = BlockGradients.rows_of
 
 
 def recorded(self, names, mine):
-    found = of(self, names, mine)
+    found = rows_of(self, names, mine)
     rows.update(found)
     return dict(found)
 
 
-BlockGradients.of = recorded
+BlockGradients.rows_of = recorded
 
 
 def sums_of_a_process(rank: int) -> dict[Key, torch.Tensor]:

@@ -8,6 +8,7 @@ from drawn_layers import drawn_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlp_plugins.calibration.block_gradients import GradientRows
 from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Solver, solved
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
@@ -15,6 +16,7 @@ from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.registry import make
 from vlp_plugins.pruning import prune
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
+from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.selection import PatternSelection, RowSelection
 
 SOLVERS = registry().names("solvers")
@@ -157,10 +159,17 @@ WRONG = {
         NonFiniteError,
         "'answering' gives NaN or infinite values",
     ),
-    "in place": (
-        lambda layer, rules: [(mask(layer, rules[0]), layer.weight.mul_(2))],
+    "not finite in float32": (
+        lambda layer, rules: [
+            (mask(layer, rules[0]), torch.full((12, 32), 1e200, dtype=torch.float64))
+        ],
+        NonFiniteError,
+        "'answering' gives NaN or infinite values, in float32",
+    ),
+    "an error": (
+        lambda layer, rules: {}["singular"],
         UnsupportedError,
-        "changes the weight or the Gram matrix",
+        "solver 'answering' raises KeyError: 'singular'",
     ),
     "exit": (lambda layer, rules: exit(0), UnsupportedError, "solver 'answering' calls sys.exit"),
 }
@@ -172,6 +181,162 @@ def test_an_answer_that_is_none_is_refused(case):
     layer = drawn_layer(3)
     with pytest.raises(error, match=message):
         solved(Answering(answer), layer, layer.weight, [Largest(192)])
+
+
+GIVEN = {
+    "weight": "the weight",
+    "gram": "the Gram matrix",
+    "rows": "the gradients",
+    "scores": "the scores",
+}
+WRITES = {
+    "in place": lambda tensor: tensor.zero_(),
+    "behind autograd": lambda tensor: tensor.data.zero_(),
+    "by NumPy": lambda tensor: tensor.numpy().fill(0),
+}
+
+
+class Writing(Solver):
+    """Changes one of the tensors that it is given."""
+
+    name = "writing"
+
+    def __init__(self, what, write, *, gradients=None, ends=False):
+        self._what, self._write, self._gradients, self._ends = what, write, gradients, ends
+
+    @property
+    def gradients(self):
+        return self._gradients
+
+    def solve(self, layer, scores, selections):
+        found = [(selection.mask(scores), layer.weight.clone()) for selection in selections]
+        WRITES[self._write](scores if self._what == "scores" else getattr(layer, self._what))
+        if self._ends:
+            raise ValueError("singular")
+        return found
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("what", GIVEN)
+def test_a_solver_that_writes_into_what_it_is_given_is_refused(what, write):
+    plain = drawn_layer(3)
+    layer = Layer(plain.weight, plain.gram, torch.rand(2, *plain.weight.shape) + 1)
+    with pytest.raises(UnsupportedError, match=f"'writing' changes {GIVEN[what]} that it is given"):
+        solved(Writing(what, write), layer, layer.weight.abs(), [Largest(192)])
+
+
+class Bare(Scorer):
+    """The weights as they are, in the memory of the model."""
+
+    name = "bare"
+
+    def score(self, weight, evidence):
+        return weight
+
+
+class WritingBare(Writing):
+    name = "writing"
+    score = Bare()
+
+
+@pytest.mark.parametrize("walk", ["model", "blocks"])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("what", ["weight", "scores"])
+def test_the_model_is_as_it_was_whatever_a_solver_writes(walk, write, ends, what):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    text = "'writing' raises ValueError: singular" if ends else "'writing' changes the"
+    with pytest.raises(UnsupportedError, match=f"^weight '0.*': solver {text}"):
+        prune(
+            model, [torch.randn(32, 8)], sparsity=0.5, adapter=ModuleAdapter(model), walk=walk,
+            method=WritingBare(what, write, ends=ends), allocation="layer",
+        )  # fmt: skip
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def loss(model, batch):
+    return model(batch).square().mean()
+
+
+def test_gradients_that_all_sparsities_read_are_not_written_into():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    with pytest.raises(UnsupportedError, match="changes the gradients that it is given"):
+        prune(
+            model, [torch.randn(32, 8)], sparsity=[0.5, 0.6],
+            adapter=ModuleAdapter(model, loss=loss),
+            method=Writing("rows", "in place", gradients=GradientRows()),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, "count=0 batches; give a whole number from 1 on"),
+        ({"count": -1}, "count=-1 batches"),
+        ({"count": True}, "count=True batches"),
+        ({"count": 2.0}, r"count=2\.0 batches"),
+        ({"dtype": torch.int8}, r"dtype=torch\.int8; give a floating one"),
+        ({"dtype": "float32"}, "dtype='float32'; give a floating one"),
+    ],
+)
+def test_gradients_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UnsupportedError, match=message):
+        GradientRows(**options)
+
+
+def prune_a_layer(solver, **options):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    adapter = ModuleAdapter(model, loss=loss)
+    return prune(
+        model, [torch.randn(9, 8)], method=solver, sparsity=0.5, adapter=adapter, **options
+    )
+
+
+def test_what_is_no_gradient_rows_is_refused():
+    with pytest.raises(UnsupportedError, match=r"'writing' is 'yes'; it must be GradientRows\(\)"):
+        prune_a_layer(Writing("rows", "in place", gradients="yes"))
+
+
+class Published(Solver):
+    """Another solver is its published variant."""
+
+    name = "published"
+
+    def __init__(self, published, gradients=None):
+        self._published, self._gradients = published, gradients
+        self.seen = []
+
+    internal = ("seen",)
+
+    @property
+    def gradients(self):
+        return self._gradients
+
+    def as_published(self):
+        return self._published
+
+    def solve(self, layer, scores, selections):
+        self.seen.append(None if layer.rows is None else len(layer.rows))
+        return [(selection.mask(scores), layer.weight) for selection in selections]
+
+
+@pytest.mark.parametrize("asks", ["published", "default"])
+def test_gradients_are_those_of_the_variant_that_runs(asks):
+    rows = GradientRows()
+    published = Published(None, rows if asks == "published" else None)
+    default = Published(published, rows if asks == "default" else None)
+    masks = prune_a_layer(default, variant="published")
+    assert published.seen == [1 if asks == "published" else None]
+    assert ("walk" in masks.manifest.parameters) == (asks == "published")
+    prune_a_layer(default)
+    assert default.seen == [1 if asks == "default" else None]
+
+
+def test_a_published_variant_that_is_no_solver_is_refused():
+    with pytest.raises(UnsupportedError, match="as_published of solver 'published' returned 3"):
+        prune_a_layer(Published(3), variant="published")
 
 
 def test_a_support_that_breaks_its_rule_is_refused():

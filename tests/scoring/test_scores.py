@@ -204,15 +204,31 @@ def test_a_score_in_another_floating_dtype_is_taken():
     assert torch.equal(found["0"], prune(model, method=Magnitude(), **options)["0"])
 
 
-def test_a_scorer_whose_error_is_no_exception_does_not_end_the_program():
+@pytest.mark.parametrize(
+    ("base", "text"), [(BaseException, ", which is not an Exception"), (ValueError, "$")]
+)
+def test_an_error_of_a_scorer_names_it_and_the_weight(base, text):
     class Ending(Scorer):
         name = "ending"
 
         def score(self, weight, evidence):
-            raise type("Own", (BaseException,), {})("odd")
+            raise type("Own", (base,), {})("odd")
 
     model = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(
-        UnsupportedError, match="scorer 'ending' raises Own: odd, which is not an Exc"
+        UnsupportedError, match=f"^weight '0': scorer 'ending' raises Own: odd{text}"
     ):
         prune(model, method=Ending(), sparsity=0.5, adapter=ModuleAdapter(model))
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "can't allocate memory"])
+def test_a_full_memory_is_no_fault_of_a_scorer(message):
+    class Full(Scorer):
+        name = "full"
+
+        def score(self, weight, evidence):
+            raise RuntimeError(message)
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(RuntimeError, match=message):
+        prune(model, method=Full(), sparsity=0.5, adapter=ModuleAdapter(model))

@@ -22,7 +22,7 @@ from vlp_plugins.cli.terminal import (
     show_log,
     visible,
 )
-from vlp_plugins.runtime.errors import VlpError
+from vlp_plugins.runtime.errors import VlpError, is_out_of_memory
 from vlp_plugins.runtime.version import __version__
 
 MENDABLE = 2
@@ -32,7 +32,6 @@ INTERRUPTED = 130
 TERMINATED = 143
 """Exit code after SIGTERM, which ends a command as Ctrl-C does: what was done is kept."""
 _REPEAT_AFTER = 0.5  # seconds
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,7 +77,7 @@ def explain(error: Exception) -> tuple[str, int]:
         text = error.format_message()
     elif isinstance(error, VlpError):
         text = str(error)
-    elif _is_out_of_memory(error):
+    elif is_out_of_memory(error):
         text = (
             "out of memory; give a smaller --batch-size, --dtype bfloat16 or another --device "
             "(`vlp plan` says what a run needs)"
@@ -151,14 +150,6 @@ def _exit_caller(error: SystemExit) -> str | None:
     if module.split(".")[0] == "click" or module.startswith(__package__ or "vlp_plugins.cli"):
         return None
     return f"{module}.{trace.tb_frame.f_code.co_qualname}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        part in str(error).lower() for part in _OUT_OF_MEMORY
-    )
 
 
 def _who() -> str:

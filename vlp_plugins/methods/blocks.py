@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlp_plugins.calibration.batches import batches_again
-from vlp_plugins.calibration.block_gradients import BlockGradients, groups_of_blocks
+from vlp_plugins.calibration.block_gradients import BlockGradients, GradientGroups
 from vlp_plugins.calibration.block_pass import BlockPass, Decided
 from vlp_plugins.calibration.block_sums import BlockStatistics
 from vlp_plugins.calibration.moments import ActivationStatistic
@@ -116,15 +116,18 @@ def _gradients(
     batches: Callable[[], Iterator[Batch]],
 ) -> BlockGradients | None:
     """What takes the gradients that a method asks for; all walks share those that they keep."""
-    asked = method.gradients
+    asked = method.gradients(published=context.published)
     if asked is None:
         return None
-    rows = asked.of(blocks.batches)
-    ordered = [blocks.pruned_at(visit) for visit in blocks.visits]
-    budget = context.memory_budget
-    groups = groups_of_blocks(ordered, context.weights, rows, asked.dtype, budget)
-    probe = context.loss_probe()
-    return BlockGradients(probe, context.weights, groups, batches, rows, asked.dtype)
+    groups = GradientGroups.of(
+        asked,
+        blocks.batches,
+        [blocks.pruned_at(visit) for visit in blocks.visits],
+        context.weights,
+        budget=context.memory_budget,
+        waiting=_waiting_bytes(blocks, blocks.batches),
+    )
+    return BlockGradients(context.loss_probe(), context.weights, groups, batches)
 
 
 class _Passes:
@@ -137,13 +140,13 @@ class _Passes:
         return self._again()
 
 
-def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> Cost:
+def cost_by_blocks(method: Composition, context: Context, blocks: BlockPass | None) -> Cost:
     """What walks over the blocks of a model need besides it, one for every target.
 
     Args:
         method: what prunes.
         context: of the run; `limit` says how many batches there will be.
-        waiting: bytes that a batch waits with at a block.
+        blocks: of the model, that read a batch; None where there is none yet.
     """
     names = context.adapter.blocks(context.model)
     block = largest_block_bytes(names, context.weights, _activations(method))
@@ -151,60 +154,74 @@ def cost_by_blocks(method: Composition, context: Context, waiting: int = 0) -> C
     tokens = context.tokens or method.tokens
     runs = 2 if tokens is None or not tokens.runs_block else 3
     number = context.limit or 0
+    waiting = 0 if blocks is None else _waiting_bytes(blocks, number)
     notes = [
         f"{len(names)} blocks, one after the other; each runs every batch {runs} times",
         f"{text_of(block)} for the statistics and the dense weights of the largest block"
-        + (f", about {text_of(number * waiting)} for batches that wait" if waiting else ""),
+        + (f", about {text_of(waiting)} for batches that wait" if waiting else ""),
         "a resumed run keeps the blocks that were pruned, and runs the batches through them",
     ]
     if first:
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
-    held = min(number * waiting, context.memory_budget or number * waiting)
-    ram, disk = block + held, number * waiting - held
+    values = 0
     if method.changes_weights:
         values = new_values_bytes(context.weights.values(), context.targets)
-        if values >= artifacts.MAPPED:
-            disk += values
-            notes.append(f"{text_of(values)} of new values, on the disk from block to block")
-        else:
-            ram += values
-    rows, gradient_passes = _cost_of_gradients(method, context, names, notes)
+    stored = values if values >= artifacts.MAPPED else 0
+    if stored:
+        notes.append(f"{text_of(values)} of new values, on the disk from block to block")
+    groups = _cost_of_gradients(method, context, blocks, waiting)
+    passes = 0
+    if groups is not None:
+        several = len(groups.names) > 1
+        passes = len(groups.names) * len(context.targets) if several else 1
+        notes.append(
+            f"{passes} pass{'es' * (passes > 1)} over the dense model, forward and backward, for "
+            f"the gradients of {groups.rows} batches: {text_of(groups.held_bytes)} of them at a "
+            f"time, and up to {text_of(groups.layer_bytes)} to solve a layer"
+        )
+    room = _room_to_wait(context, groups)
+    held = waiting if room is None else min(waiting, room)
+    rows = 0 if groups is None else groups.total_bytes
     return Cost(
-        ram_bytes=ram + rows,
-        disk_bytes=disk,
-        passes=first + len(context.targets) + gradient_passes,
-        gradient_batches=gradient_passes * (method.gradients.of(number) if method.gradients else 0),
+        ram_bytes=block + held + rows + values - stored,
+        disk_bytes=waiting - held + stored,
+        passes=first + len(context.targets) + passes,
+        gradient_batches=0 if groups is None else passes * groups.rows,
         forward_batches=number * (first + runs * len(context.targets)),
         notes=tuple(notes),
     )
 
 
-def _cost_of_gradients(
-    method: Composition, context: Context, blocks: Sequence[str], notes: list[str]
-) -> tuple[int, int]:
-    """Bytes for the gradients that a method asks for, and passes to take them.
+def _waiting_bytes(blocks: BlockPass, batches: int) -> int:
+    """What batches wait with: each the input of a block, its output, and what comes back."""
+    return 3 * batches * blocks.waiting_bytes
 
-    A solver is taken to make two float32 copies of those of the layer at hand.
-    """
-    asked, weights = method.gradients, context.weights
+
+def _cost_of_gradients(
+    method: Composition, context: Context, blocks: BlockPass | None, waiting: int
+) -> GradientGroups | None:
+    """The gradients that a method will ask for; None for none."""
+    asked, weights = method.gradients(published=context.published), context.weights
     if asked is None:
-        return 0, 0
-    rows = asked.of(context.limit or 0)
-    last: dict[str, str] = {}
-    inside = weights_by_block(blocks, weights)
-    for block, names in inside.items():
-        last |= dict.fromkeys(names, block)
-    pruned = [[name for name in names if last[name] == block] for block, names in inside.items()]
-    groups = groups_of_blocks(pruned, weights, rows, asked.dtype, context.memory_budget)
-    size = rows * asked.dtype.itemsize
-    most = max(size * sum(weights[name].numel for name in group) for group in groups)
-    passes = len(groups) * len(context.targets) if len(groups) > 1 else 1
-    notes.append(
-        f"{passes} pass{'es' * (passes > 1)} over the dense model, forward and backward, for the "
-        f"gradients of {rows} batches: {text_of(most)} of them at a time"
+        return None
+    if blocks is not None:
+        pruned = [blocks.pruned_at(visit) for visit in blocks.visits]
+    else:  # taken to run in the adapter's order
+        last: dict[str, str] = {}
+        inside = weights_by_block(context.adapter.blocks(context.model), weights)
+        for block, names in inside.items():
+            last |= dict.fromkeys(names, block)
+        pruned = [tuple(n for n in names if last[n] == block) for block, names in inside.items()]
+    return GradientGroups.of(
+        asked, context.limit or 0, pruned, weights, budget=context.memory_budget, waiting=waiting
     )
-    copies = 2 * 4 * rows * max(weight.numel for weight in weights.values())
-    return most + copies, passes
+
+
+def _room_to_wait(context: Context, groups: GradientGroups | None) -> int | None:
+    """Bytes of the memory budget that gradients leave to batches that wait; None: as they need."""
+    if context.memory_budget is None or groups is None:
+        return context.memory_budget
+    return max(0, context.memory_budget - groups.total_bytes)
 
 
 def _counts(method: Composition, context: Context) -> Sequence[Mapping[str, Selection] | None]:
@@ -274,7 +291,9 @@ class _TargetWalk:
             known=known,
             tokens=context.tokens or self.method.tokens,
             skip_nonfinite=context.skip_nonfinite,
-            memory_budget=context.memory_budget,
+            memory_budget=_room_to_wait(
+                context, None if self.gradients is None else self.gradients.groups
+            ),
             folder=context.workplace,
             progress=progress,
         )
@@ -336,10 +355,11 @@ class _TargetWalk:
         rows: dict[str, torch.Tensor] = {}
         if self.gradients is not None:
             try:
-                rows = self.gradients.of(list(weights), mine)
+                rows = self.gradients.rows_of(list(weights), mine)
             except UnsupportedError as error:
-                assert method.gradients is not None
-                raise UnsupportedError(f"{error}; {method.gradients.instead}") from error
+                asked = method.gradients(published=context.published)
+                assert asked is not None
+                raise UnsupportedError(f"{error}; {asked.instead}") from error
             release(context.model.parameters())
         found = {}
         with failing_together():

@@ -93,13 +93,11 @@ class Composition(Factored):
     def takes_gradients(self) -> bool:
         return any(isinstance(statistic, LossStatistic) for statistic in self.needs)
 
-    @property
-    def needs_blocks(self) -> str:
+    def why_blocks(self, *, published: bool = False) -> str:
         """What it does block by block alone, for a message; empty if it may walk either way."""
         return "" if self.tokens is None else "chooses tokens block by block"
 
-    @property
-    def gradients(self) -> GradientRows | None:
+    def gradients(self, *, published: bool = False) -> GradientRows | None:
         """The gradients of a block that `reduced` reads, in a walk by blocks; None for none."""
         return None
 
@@ -121,7 +119,7 @@ class Composition(Factored):
 
     def cost(self, context: Context) -> Cost:
         """What a walk by blocks will need; `context.limit` says how many batches there will be."""
-        waiting = 0
+        blocks = None
         if context.has_batches:
             blocks = BlockPass(
                 context.model,
@@ -131,14 +129,13 @@ class Composition(Factored):
                 published=context.published,
                 limit=1,
             )
-            waiting = 3 * blocks.waiting_bytes  # its input, its output, and what comes back
-        return cost_by_blocks(self, context, waiting)
+        return cost_by_blocks(self, context, blocks)
 
     def walk_of(self, context: Context) -> Walk:
-        if self.needs_blocks:
+        if reason := self.why_blocks(published=context.published):
             if context.walk == "model":
                 raise UnsupportedError(
-                    f"method {self.name!r} {self.needs_blocks}, and walk='model' runs the whole "
+                    f"method {self.name!r} {reason}, and walk='model' runs the whole "
                     "model at a time; leave the walk out"
                 )
             return "blocks"
@@ -367,7 +364,9 @@ def gather(needs: Iterable[Statistic], context: Context, *, keep_state: bool = F
 
 def in_one_pass(method: Method) -> TypeGuard[Composition]:
     """Whether statistics of one pass over the dense model are all that a method reads."""
-    return isinstance(method, Composition) and not method.needs_blocks
+    if not isinstance(method, Composition):
+        return False
+    return not any(method.why_blocks(published=each) for each in (False, True))
 
 
 def composed(method: Method) -> Composition:

@@ -53,7 +53,8 @@ class Context:
         walk: `model`: every batch runs through the model as it is; `blocks`: block by block, each
             measured on what the pruned ones before it give. None: the method's own.
         tokens: which of the real tokens count, in a walk by blocks; None: the method's own.
-        memory_budget: bytes that gradients may take, besides the model; None: what is free.
+        memory_budget: bytes that gradients may take, besides the model, in a walk by blocks with
+            the solver that reads them and the batches that wait; None: what is free.
         workplace: folder for checkpoints and for gradients on disk; None: a temporary one, and no
             checkpoints.
         checkpoint: file that keeps the state of a composition's data pass; None keeps none.

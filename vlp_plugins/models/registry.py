@@ -31,8 +31,7 @@ from vlp_plugins.runtime.errors import (
     UnsupportedError,
     suggest,
 )
-from vlp_plugins.runtime.model_state import takes_model
-from vlp_plugins.runtime.sharding import is_sharded
+from vlp_plugins.runtime.model_state import fingerprint, takes_model
 
 Factory = Callable[..., Any]
 Kind = Literal[
@@ -323,7 +322,6 @@ def plugins_table(reports: Iterable[PluginReport]) -> list[dict[str, str]]:
 
 _log = logging.getLogger(__name__)
 
-_SAMPLE = 8  # values of a tensor, at most twice as many
 _WITHOUT_PEFT = "give the model without PEFT's layers, model.merge_and_unload(), or "
 
 
@@ -380,18 +378,6 @@ def time_limit(what: str) -> Iterator[None]:
         if interrupts and signal.getsignal(signal.SIGALRM) is stop:  # Ctrl-C takes it over
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-
-
-def _fingerprint(model: nn.Module) -> list[object]:
-    """Of every parameter and buffer how often it was written, and some values: `.data` hides it."""
-    found: list[object] = []
-    for tensor in (*model.parameters(), *model.buffers()):
-        found.append(None if tensor.is_inference() else tensor._version)
-        if tensor.is_meta or is_sharded((tensor,)) or not tensor.is_contiguous():
-            continue
-        values = tensor.detach().view(-1)
-        found += values[:: max(1, len(values) // _SAMPLE)].tolist()
-    return [str(value) for value in found]  # NaN equals NaN
 
 
 class Registry:
@@ -561,7 +547,7 @@ class Registry:
     ) -> Iterator[tuple[str, Adapter, bool]]:
         """Every adapter that claims the model: its name, itself, and whether it is ours."""
         for name, offer in self._offers["adapters"].items():
-            before = None if offer.builtin else _fingerprint(model)
+            before = None if offer.builtin else fingerprint((*model.parameters(), *model.buffers()))
             what = f"adapter {name!r} of {offer.distribution}, asked for a model,"
             adapter = None
             try:
@@ -579,7 +565,9 @@ class Registry:
                     type(model).__name__,
                     failures[name],
                 )
-            if before is not None and before != _fingerprint(model):
+            if before is not None and before != fingerprint(
+                (*model.parameters(), *model.buffers())
+            ):
                 raise UnsupportedError(
                     f"adapter {name!r} of {offer.distribution} changed the weights of "
                     f"{type(model).__name__} while it was asked for it; load the model again, and "

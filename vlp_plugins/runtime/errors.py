@@ -146,6 +146,39 @@ def no_exit(what: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def named_errors(what: str) -> Iterator[None]:
+    """Says whose code raised an error, in what others wrote; an exit becomes one: see `no_exit`.
+
+    Args:
+        what: whose code runs, for the message.
+
+    Raises:
+        UnsupportedError: in place of an exit, and of errors that are not ours.
+    """
+    try:
+        with no_exit(what):
+            yield
+    except VlpError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedError(f"{what} raises {type(error).__name__}: {error}") from error
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory is full, of RAM or of a device."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        part in str(error).lower() for part in _OUT_OF_MEMORY
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type if it has none: reasons in a message."""
     lines = str(error).strip().splitlines()

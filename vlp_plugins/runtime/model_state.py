@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vlp_plugins.runtime.errors import UnsupportedError, check_known, first_line
 from vlp_plugins.runtime.offload import device_of
+from vlp_plugins.runtime.sharding import is_sharded
 
 _WRAPPERS = (
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
@@ -36,6 +37,21 @@ def bare(model: nn.Module) -> nn.Module:
         if kind is not None and isinstance(model, kind):
             return bare(getattr(model, inner))
     return model
+
+
+_SAMPLE = 8  # values of a tensor, at most twice as many
+
+
+def fingerprint(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """How often each tensor was written, and some of its values: `.data` hides writes."""
+    found: list[object] = []
+    for tensor in tensors:
+        found.append(None if tensor.is_inference() else tensor._version)
+        if tensor.is_meta or is_sharded((tensor,)) or not tensor.is_contiguous():
+            continue
+        values = tensor.detach().view(-1)
+        found += values[:: max(1, len(values) // _SAMPLE)].tolist()
+    return [str(value) for value in found]  # NaN equals NaN
 
 
 def unwrapped(optimizer: Any) -> Optimizer:

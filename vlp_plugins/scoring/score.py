@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.calibration.moments import Statistic
-from vlp_plugins.runtime.errors import UnsupportedError, no_exit
+from vlp_plugins.runtime.errors import UnsupportedError, named_errors
 from vlp_plugins.scoring.threshold import Cut
 
 _SAFE = (2.0**-20, 2.0**20)
@@ -89,9 +89,9 @@ def scores_of(scorer: Scorer, weight: torch.Tensor, evidence: Evidence) -> torch
     """What a scorer says of a weight, float32 of its shape.
 
     Raises:
-        UnsupportedError: if it returns anything else, or ends the program.
+        UnsupportedError: if it returns anything else, raises an error, or ends the program.
     """
-    with no_exit(f"scorer {scorer.name!r}"):
+    with named_errors(f"weight {evidence.name!r}: scorer {scorer.name!r}"):
         scores = scorer.score(weight, evidence)
     is_tensor = isinstance(scores, torch.Tensor)
     if not is_tensor or scores.shape != weight.shape or not scores.is_floating_point():
@@ -102,6 +102,8 @@ def scores_of(scorer: Scorer, weight: torch.Tensor, evidence: Evidence) -> torch
             f"scorer {scorer.name!r} returned {what} for weight {evidence.name!r}; a score is a "
             f"float32 tensor of the shape of the weight it is given, here {list(weight.shape)}"
         )
+    if scores.data_ptr() == weight.data_ptr():
+        scores = scores.clone()  # who gets the scores may write into them
     return scores.float()
 
 

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 
 from vlp_plugins.calibration.block_gradients import GradientRows
-from vlp_plugins.methods.chita.settings import DEFAULT_GRADIENT_WEIGHT, ROW_DTYPES
+from vlp_plugins.methods.chita.settings import DEFAULT_GRADIENT_WEIGHT, ROW_DTYPES, Settings
 from vlp_plugins.methods.reconstruction.alps import Alps
 from vlp_plugins.methods.reconstruction.layer import Layer, Scaled, Solver
 from vlp_plugins.runtime.errors import UnsupportedError
 
-_ELEMENTS = 1 << 26
-"""Of the rows of some outputs that are worked on together."""
+_ELEMENTS = 1 << 20
+"""Of the rows of some outputs that are worked on together: next to nothing, in `layer_bytes`."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,19 @@ class LayerChita(Alps):
                 f"gradient_weight={weight!r}; give a number from 0 (the Gram matrix alone) on, "
                 "below 1"
             )
+        Settings(rows=self.rows, row_dtype=self.row_dtype)  # refuses what is none
 
     @property
     def gradients(self) -> GradientRows | None:
         if not self.gradient_weight:
             return None
-        instead = "gradient_weight=0 takes the Gram matrix alone"
-        return GradientRows(self.rows, ROW_DTYPES[self.row_dtype], instead)
+        narrow = "" if self.row_dtype == "bfloat16" else ", keep them in row_dtype='bfloat16'"
+        return GradientRows(
+            self.rows,
+            ROW_DTYPES[self.row_dtype],
+            instead="gradient_weight=0 takes the Gram matrix alone",
+            smaller=f"take fewer (rows){narrow}",
+        )
 
     def as_published(self) -> Solver | None:
         return None
@@ -94,15 +100,20 @@ class Joint(Scaled):
     @classmethod
     def of(cls, scaled: Scaled, gradients: torch.Tensor, weight: float) -> Joint:
         """Joins gradients `[n, out, in]`, in the original coordinates, with a weight in [0, 1)."""
-        rows = gradients.transpose(0, 1).float() / scaled.norms
-        mean = float(rows.square().sum(1).mean())
-        if mean > 0:  # the loss may not depend on the layer at all
-            rows.mul_((weight / mean) ** 0.5)
-        squares = (1 - weight) + rows.square().sum(1).mean(1, keepdim=True)
-        sizes = squares.sqrt()
-        rows.div_(sizes[:, :, None])
         values, vectors = torch.linalg.eigh(scaled.gram.double())
         values, vectors = values.clamp_min(0).float(), vectors.float()
+        # All in the place of one copy, in which a row of the weights has its rows together.
+        rows = gradients.transpose(0, 1).to(
+            torch.float32, copy=True, memory_format=torch.contiguous_format
+        )
+        rows.div_(scaled.norms)
+        own = torch.linalg.vector_norm(rows, dim=1).square().mean(1, keepdim=True)
+        mean = float(own.mean())
+        # The loss may not depend on the layer at all.
+        scale = weight / mean if mean > 0 else 1.0
+        squares = (1 - weight) + own * scale
+        sizes = squares.sqrt()
+        rows.mul_((scale**0.5 / sizes)[:, :, None])
         return cls(
             scaled.gram,
             scaled.weight * sizes,
@@ -139,13 +150,16 @@ class Joint(Scaled):
         step = max(1, _ELEMENTS // (n * inputs))
         for dtype in (torch.float32, torch.float64):
             inner = torch.eye(n, dtype=dtype, device=diagonal.device).repeat(outputs, 1, 1)
+            failed = torch.empty(outputs, dtype=torch.int32, device=diagonal.device)
             for first in range(0, outputs, step):
                 turned = self.turned[first : first + step].to(dtype)
                 over = turned / diagonal[first : first + step, None]
                 inner[first : first + step].baddbmm_(over, turned.mT)
-            factor, failed = torch.linalg.cholesky_ex(inner)
+            factor = inner.mT  # in its place: as LAPACK has it, column by column
+            torch.linalg.cholesky_ex(factor, out=(factor, failed))
             if not bool(failed.any()):
                 return factor.float()
+            del inner, factor  # before the next ones are made
         raise UnsupportedError(
             "the gradients of a layer differ too much in size for its joint problem; give a "
             "smaller gradient_weight"

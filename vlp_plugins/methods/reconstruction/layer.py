@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 
 from vlp_plugins.calibration.block_gradients import GradientRows
-from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError, no_exit
+from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError, named_errors
+from vlp_plugins.runtime.model_state import fingerprint
 from vlp_plugins.scoring.allocation import Allocation, LayerAllocation, RowAllocation
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Scorer
@@ -223,7 +224,7 @@ class Solver(ABC):
         """One reconstruction for every selection.
 
         Args:
-            layer: of the dense weights; its tensors are not to be changed.
+            layer: of the dense weights; its tensors are not to be changed, nor are the scores.
             scores: float32 `[out, in]` of the method's score, for solvers that refit a mask.
             selections: each says how many elements go (`remove`), of the tensor, of every row or
                 of every group of inputs; its `mask` chooses the largest under that rule.
@@ -266,19 +267,25 @@ def solved(
         exact: False lets it keep another number than it was asked for, as published code does.
 
     Raises:
-        UnsupportedError: if it returns anything but what `Solver.solve` says, changes the layer, or
-            ends the program.
-        NonFiniteError: if a value that stays is NaN or infinite.
+        UnsupportedError: if it returns anything but what `Solver.solve` says, changes what it is
+            given, raises an error that is not ours, or ends the program.
+        NonFiniteError: if a value that stays is NaN or infinite in float32.
     """
-    given = layer.weight, layer.gram
-    versions = [None if each.is_inference() else each._version for each in given]
+    given = {
+        "the weight": layer.weight,
+        "the Gram matrix": layer.gram,
+        "the scores": scores,
+        "the gradients": layer.rows,
+    }
+    before = {name: fingerprint((each,)) for name, each in given.items() if each is not None}
     what = f"solver {solver.name!r}"
-    with no_exit(what):
+    with named_errors(what):
         found = solver.solve(layer, scores, selections)
-    if versions != [None if each.is_inference() else each._version for each in given]:
-        raise UnsupportedError(
-            f"{what} changes the weight or the Gram matrix that it is given; it must work on a copy"
-        )
+    for name, each in given.items():
+        if each is not None and fingerprint((each,)) != before[name]:
+            raise UnsupportedError(
+                f"{what} changes {name} that it is given; it must work on a copy"
+            )
     shape = layer.weight.shape
     if not isinstance(found, Sequence) or len(found) != len(selections):
         raise UnsupportedError(
@@ -292,9 +299,10 @@ def solved(
                 f"{list(shape)}, and values, floating of that shape"
             )
         support, values = pair
-        if not bool(torch.isfinite(values[support]).all()):
+        if not bool(torch.isfinite(values[support].float()).all()):
             raise NonFiniteError(
-                f"{what} gives NaN or infinite values; a larger damping, if it has one, may help"
+                f"{what} gives NaN or infinite values, in float32; a larger damping, if it has "
+                "one, may help"
             )
         kept = int(support.sum())
         if exact and kept + selection.remove != support.numel():

@@ -54,22 +54,28 @@ class Reconstruction(Composition):
     def needs(self) -> tuple[Statistic, ...]:
         return (*super().needs, InputGram())
 
-    @property
-    def gradients(self) -> GradientRows | None:
-        return self.solver.gradients
+    def gradients(self, *, published: bool = False) -> GradientRows | None:
+        solver = self._variant(published=published)
+        found = None if solver is None else solver.gradients
+        if found is not None and not isinstance(found, GradientRows):
+            raise UnsupportedError(
+                f"gradients of solver {self.name!r} is {found!r:.80}; it must be GradientRows(), "
+                "or None for none"
+            )
+        return found
 
     @property
     def takes_gradients(self) -> bool:
-        return self.gradients is not None or super().takes_gradients
+        return self.gradients() is not None or super().takes_gradients
 
-    @property
-    def needs_blocks(self) -> str:
-        mine = "reads gradients of a block at a time" if self.gradients else ""
-        return super().needs_blocks or mine
+    def why_blocks(self, *, published: bool = False) -> str:
+        asked = self.gradients(published=published)
+        mine = "reads gradients of a block at a time" if asked is not None else ""
+        return super().why_blocks(published=published) or mine
 
     @property
     def relative_cost(self) -> str:
-        return "5 per sparsity, and a solver" if self.gradients else "1, and a solver"
+        return "5 per sparsity, and a solver" if self.gradients() else "1, and a solver"
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -85,8 +91,20 @@ class Reconstruction(Composition):
                 "or multiflow, or a smaller model"
             )
 
+    def _variant(self, *, published: bool) -> Solver | None:
+        """The solver, or that of the published code; None if there is none."""
+        if not published:
+            return self.solver
+        found = self.solver.as_published()
+        if found is not None and not isinstance(found, Solver):
+            raise UnsupportedError(
+                f"as_published of solver {self.name!r} returned {found!r:.80}; it must return a "
+                "Solver, or None for none"
+            )
+        return found
+
     def _solver(self, context: Context) -> Solver:
-        solver = self.solver.as_published() if context.published else self.solver
+        solver = self._variant(published=context.published)
         if solver is None:
             raise UnsupportedError(
                 f"method {self.name!r} has no published variant; leave out variant='published'"
@@ -102,7 +120,8 @@ class Reconstruction(Composition):
         mean: Callable[[str, str], torch.Tensor],
         rows: torch.Tensor | None = None,
     ) -> list[Pruned]:
-        matrix = weight.matrix.detach().float()
+        # A copy: a solver may write into it, and the memory of float32 weights is the user's.
+        matrix = weight.matrix.detach().to(torch.float32, copy=True)
         rules = [Largest(each.remove) if isinstance(each, Cut) else each for each in selections]
         try:
             gram = mean(INPUT_GRAM, weight.name).to(matrix.device).view(matrix.shape[1], -1)
