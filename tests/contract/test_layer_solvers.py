@@ -1,6 +1,8 @@
 """What every registered solver has to keep, ours and any outsider's that is installed."""
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -357,3 +359,32 @@ def test_an_error_of_a_solver_names_the_weight():
 def test_a_layer_without_numbers_is_refused_before_any_solver_sees_it():
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         Layer(torch.ones(2, 2), torch.full((2, 2), float("nan")))
+
+
+class Nameless(Solver):
+    def solve(self, layer, scores, selections):
+        return []
+
+
+def test_a_solver_without_a_name_is_refused():
+    with pytest.raises(UnsupportedError, match="solver Nameless has no name; give its class one"):
+        prune_a_layer(Nameless())
+
+
+def test_what_a_mask_file_cannot_keep_is_refused():
+    answer = Answering(None)
+    answer.scale = torch.ones(3)
+    with pytest.raises(UnsupportedError, match=r"'answering' records scale=tensor.*\.internal"):
+        prune_a_layer(answer)
+
+
+def test_a_dataclass_with_slots_records_its_parameters():
+    @dataclass(frozen=True, slots=True)
+    class Slots(Solver):
+        name: ClassVar[str] = "slots"
+        power: int = 3
+
+        def solve(self, layer, scores, selections):
+            return [(selection.mask(scores), layer.weight) for selection in selections]
+
+    assert prune_a_layer(Slots()).manifest.parameters["power"] == 3

@@ -92,7 +92,7 @@ def resolve_method(
     elif isinstance(method, Scorer):
         composition = Composition(type(method).name, method)
     elif isinstance(method, Solver):
-        composition = Reconstruction.of(method)
+        composition = Reconstruction.by(method)
     elif isinstance(method, Method):
         composition = method
     else:
@@ -201,6 +201,6 @@ def make_method(registry: Registry, name: str, /, **parameters: Any) -> Method:
         return make(offer, parameters, Method)  # type: ignore[type-abstract]
     if offer.kind == "solvers":
         solver = make(offer, parameters, Solver)  # type: ignore[type-abstract]
-        return Reconstruction.of(solver, name)
+        return Reconstruction.by(solver, name)
     score = make(offer, parameters, Scorer)  # type: ignore[type-abstract]
     return Composition(name, score, parameters=parameters)

@@ -17,7 +17,7 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.calibration.paused import HiddenStates
 from vlp_plugins.calibration.visits import weights_by_block
 from vlp_plugins.methods.chita.layerwise import Joint, LayerChita
-from vlp_plugins.methods.chita.method import Chita
+from vlp_plugins.methods.chita.method import Chita, chita
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.reconstruction.alps import Alps
 from vlp_plugins.methods.reconstruction.layer import Largest, Layer, Solver, solved
@@ -26,7 +26,7 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
-from vlp_plugins.scoring.allocation import ModalityAllocation
+from vlp_plugins.scoring.allocation import GlobalAllocation, ModalityAllocation
 
 
 def layer_with_rows(seed=0, rows=5):
@@ -310,6 +310,11 @@ def test_an_instance_keeps_its_allocation():
     resolve = partial(resolve_method, allocation=None, targets=[0.5], parameters={}, walk="blocks")
     assert resolve(Chita()).allocation.name == "layer"
     assert resolve(Chita(allocation=ModalityAllocation())).allocation.name == "modality"
+    assert resolve(Chita(allocation=GlobalAllocation())).allocation.name == "global"
+    assert resolve(replace(Chita(), gradient_weight=0.5)).allocation.name == "layer"
+    by_blocks = resolve(Chita())
+    assert f"is `{by_blocks.allocation.name}` then" in (chita.__doc__ or "")
+    assert f"its cost {by_blocks.relative_cost}" in (chita.__doc__ or "")
     with pytest.raises(UnsupportedError, match="factors for the problem of the whole model"):
         resolve(Chita().with_factors({"layers.0": 2.0}))
 

@@ -43,6 +43,10 @@ from vlp_plugins.scoring.schedules import schedule_by_name
 logger = logging.getLogger("vlp_plugins.methods")
 
 
+_GLOBAL = GlobalAllocation()
+"""The default, told by identity from one that was asked for: by blocks it is another one."""
+
+
 @dataclass(frozen=True)
 class Chita(Factored, Procedure):
     """CHITA (Benbaki et al., ICML 2023): prunes by a quadratic model of the loss, updates the rest.
@@ -60,7 +64,7 @@ class Chita(Factored, Procedure):
     changes_weights: ClassVar[bool] = True
 
     settings: Settings = field(default_factory=Settings)
-    allocation: Allocation = field(default_factory=GlobalAllocation)
+    allocation: Allocation = _GLOBAL
     name: str = "chita"
     factors: Factors | None = None
     gradient_weight: float = DEFAULT_GRADIENT_WEIGHT
@@ -93,7 +97,7 @@ class Chita(Factored, Procedure):
         if self.factors is not None:
             raise UnsupportedError(
                 f"method {self.name!r} has factors for the problem of the whole model; with "
-                "walk='blocks' give them to the method that for_walk returns"
+                "walk='blocks' leave them out here, and give method='id*chita' with an id_profile"
             )
         settings = self.settings
         settings.check_layers(self.name)
@@ -102,8 +106,8 @@ class Chita(Factored, Procedure):
             rows=settings.rows,
             row_dtype=settings.row_dtype,
         )
-        asked = None if isinstance(self.allocation, GlobalAllocation) else self.allocation
-        return Reconstruction.of(solver).with_allocation(asked)
+        asked = None if self.allocation is _GLOBAL else self.allocation
+        return Reconstruction.by(solver).with_allocation(asked)
 
     @property
     def takes_gradients(self) -> bool:
@@ -320,8 +324,9 @@ def chita(
     """CHITA (Benbaki et al., ICML 2023): remove by a quadratic model of the loss, update the rest.
 
     With `walk="blocks"` each layer is a problem of its own, of the Gram matrix of its inputs behind
-    pruned blocks and of its gradients in the dense model; every layer then loses the same fraction.
-    The gradients of as many blocks as `memory_budget` holds are taken in one pass over the data.
+    pruned blocks and of its gradients in the dense model. Its allocation is `layer` then (every
+    layer loses the same fraction), its cost 5 per sparsity, and a solver. The gradients of as many
+    blocks as `memory_budget` holds are taken in one pass over the data.
 
     Args:
         lambda_: ridge penalty above 0, or `auto`: chosen on batches that are held out. The result
@@ -337,8 +342,9 @@ def chita(
         row_dtype: `float32`, or `bfloat16` for half the memory and less accuracy.
         held_out: what `auto` judges by: a fraction of the batches below 1, or their number.
         gradient_weight: with `walk="blocks"` that of the gradients, from 0 on, below 1; the Gram
-            matrix has the rest. 0 takes no gradients. Of the others that walk takes rows, at most
-            so many there, and row_dtype.
+            matrix has the rest. 0 takes no gradients. That walk also takes `rows` (the number of
+            batches to take gradients of, at most) and `row_dtype`; it has none of the other
+            parameters.
 
     Raises:
         UnsupportedError: if a value makes no sense.

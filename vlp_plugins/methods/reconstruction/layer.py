@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -245,8 +245,10 @@ class Solver(ABC):
 
     def record(self) -> dict[str, Any]:
         """Its parameters, which mask files keep: by default the attributes of the instance."""
-        known = vars(self).items()
-        return {k: v for k, v in known if k not in self.internal and not k.startswith("_")}
+        known = dict(vars(self))
+        if is_dataclass(self):  # which may have slots
+            known |= {each.name: getattr(self, each.name) for each in fields(self)}
+        return {k: v for k, v in known.items() if k not in self.internal and not k.startswith("_")}
 
 
 def solved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -39,15 +40,32 @@ class Reconstruction(Composition):
     changes_weights: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, solver: Solver, name: str | None = None) -> Reconstruction:
+    def by(cls, solver: Solver, name: str | None = None) -> Reconstruction:
         """The method that a solver is by itself.
 
         Args:
             solver: with its score and allocation.
             name: of the method; None: that of the solver.
+
+        Raises:
+            UnsupportedError: if the solver has no name, or records what is not JSON.
         """
-        named = name or solver.name
+        kind = type(solver).__name__
+        own = getattr(solver, "name", None)
+        if not isinstance(own, str) or not own:
+            raise UnsupportedError(
+                f"solver {kind} has no name; give its class one, name = {kind.lower()!r}"
+            )
+        named = name or own
         parameters = solver.record()
+        for key, value in parameters.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise UnsupportedError(
+                    f"solver {named!r} records {key}={value!r:.80}, which a mask file cannot keep "
+                    f"as JSON; leave it out of record(), or name it in {kind}.internal"
+                ) from error
         return cls(named, solver.score, solver.allocation, parameters=parameters, solver=solver)
 
     @property
