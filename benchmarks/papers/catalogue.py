@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from benchmarks.demo.processors import FAMILIES
 from benchmarks.papers.candidates import better_cells, final_cells, search_cells
 from benchmarks.papers.cell import Cell
-from benchmarks.papers.chat import SEEDS as CHAT_SEEDS
-from benchmarks.papers.chat import TITLE as CHAT_TITLE
-from benchmarks.papers.chat import run as run_chat
+from benchmarks.papers.chat import CHAT, Comparison
 from benchmarks.papers.downstream.classes import SETS
 from benchmarks.papers.experiments import lambda_grid
+from benchmarks.papers.pretraining import TABLE as PRETRAINING
 from benchmarks.papers.table7 import TITLE as TITLE7
 from benchmarks.papers.table7 import run as run_table7
 from benchmarks.papers.table10 import TITLE as TITLE10
@@ -144,6 +143,10 @@ def _longer(seed: int) -> list[Cell]:
     ]
 
 
+def _compared(it: Comparison) -> Table:
+    return Table(it.name, it.title, _none, run=it.run, seeds=tuple(it.seeds), small=True)
+
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -204,6 +207,6 @@ TABLES: dict[str, Table] = {
             seeds=(1, 2, 3),
             small=True,
         ),
-        Table("chat", CHAT_TITLE, _none, run=run_chat, seeds=CHAT_SEEDS, small=True),
+        *map(_compared, (CHAT, PRETRAINING)),
     )
 }

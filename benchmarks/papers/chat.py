@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from benchmarks.papers import kept
 from benchmarks.papers.chat_cells import (
     BATCH,
     CAPTIONS,
+    NO_DATA,
     PATTERN,
     POOL,
     QUESTIONS,
@@ -26,13 +27,13 @@ from benchmarks.papers.chat_cells import (
     WAYS,
     Bench,
     Cell,
+    Measurable,
     cells,
 )
 from benchmarks.papers.layout import bold, markdown
+from benchmarks.papers.ways import Way
 from vlp_plugins.runtime.files import write_text
 
-TITLE = "A chat model: walks, tokens and solvers"
-MEASURES = {"captions": "Captions right", "answers": "Answers right", "losses": "Answer loss"}
 BY_WALK = [
     ("-".join(filter(None, (*each, "blocks"))), "-".join(filter(None, (*each, "model"))))
     for each in WALKING
@@ -47,44 +48,119 @@ BY_BUDGETS = [
     *((f"{m}-owl-{w}", f"{m}-{w}") for m in ("wanda", "alps") for w in ("model", "blocks")),
     *((f"{method}-das-blocks", f"{method}-blocks") for method in ("wanda", "alps")),
 ]
-USUAL = "alps-model"
-"""What `docs/choosing.md` recommends where weights may change."""
+ALPS, MULTIFLOW = "alps-model", "multiflow-model"
+"""What `docs/choosing.md` recommends where weights may change, and where they must not."""
 BY_METHOD = [
-    (way, USUAL)
-    for way in ("chita-blocks", "sparsegpt-model", "alps+-model", "refit-model", "lamp")
+    (way, ALPS)
+    for way in (
+        *("chita-blocks", "chita-model", "sparsegpt-model", "alps+-model", "refit-model", "lamp"),
+    )
 ]
+MASKS_ALONE = ("omp", "lamp", "wanda", "multiflow", "atv", "tamp")
+"""Methods that leave the weights that stay as they are."""
 
 Values = NDArray[np.float64]
+Pairs = Sequence[tuple[str, str]]
 
 
-def run(options: argparse.Namespace) -> int:
-    """Does what the command line says; returns 0, since a cell that fails stops the run."""
-    asked = cells(options.seeds or SEEDS)
-    if options.list:
-        named = options.tables
-        lines = kept.listed(asked, options.cells) if named else []
-        print("\n".join(lines) if named else kept.counted("chat", asked, options.cells))
+@dataclass(frozen=True)
+class Comparison:
+    """A table of models that are pruned in one shot, and measured without fine-tuning.
+
+    Attributes:
+        name: on the command line, and of the page.
+        title: of the page.
+        preface: what was done.
+        measures: by name in the cells' files what a column calls it; `losses` is one of them.
+        sections: titles, the differences below each, and whether their mean is shown.
+        models: by name of the demo model its title; a page of several has a part for each.
+        cells: those of some seeds, in the order in which they are run.
+        bench: the data, made below a folder, and the model of a name.
+        ways: one of them is chosen.
+        seeds: those of the table.
+    """
+
+    name: str
+    title: str
+    preface: str
+    measures: Mapping[str, str]
+    sections: Sequence[tuple[str, Pairs, bool]]
+    models: Mapping[str, str]
+    cells: Callable[[Sequence[int]], Sequence[Cell]]
+    bench: Callable[[Path, str], Measurable]
+    ways: Sequence[Way]
+    seeds: Sequence[int] = SEEDS
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Does what the command line says; returns 0, since a cell that fails stops the run."""
+        asked = self.cells(options.seeds or self.seeds)
+        if options.list:
+            named = options.tables
+            lines = kept.listed(asked, options.cells) if named else []
+            print("\n".join(lines) if named else kept.counted(self.name, asked, options.cells))
+            return 0
+        if options.render:
+            text = self.page(asked, options.cells)
+            write_text(options.cells.parent / f"{self.name}.md", text, overwrite=True)
+            print(text)
+            return 0
+        missing = [cell for cell in asked if cell.content(options.cells) is None]
+        there = len(asked) - len(missing)
+        print(f"{self.name}: {there} cells are there, {len(missing)} to run", flush=True)
+        begin = time.monotonic()
+        limit = float("inf") if options.minutes is None else 60 * options.minutes
+        torch.set_num_threads(1)
+        benches: dict[str, Measurable] = {}
+        for number, cell in enumerate(missing, 1):
+            start = time.monotonic()
+            if start - begin > limit:
+                break
+            if cell.model not in benches:
+                benches[cell.model] = self.bench(options.world, cell.model)
+            cell.run(benches[cell.model], options.cells)
+            took = time.monotonic() - start
+            print(f"{cell.name}: {took:.0f} s; {len(missing) - number} left", flush=True)
         return 0
-    if options.render:
-        text = page(Found(asked, options.cells))
-        write_text(options.cells.parent / "chat.md", text, overwrite=True)
-        print(text)
-        return 0
-    missing = [cell for cell in asked if cell.content(options.cells) is None]
-    print(f"chat: {len(asked) - len(missing)} cells are there, {len(missing)} to run", flush=True)
-    begin = time.monotonic()
-    limit = float("inf") if options.minutes is None else 60 * options.minutes
-    torch.set_num_threads(1)
-    bench = Bench.of(options.world) if missing else None
-    for number, cell in enumerate(missing, 1):
-        if time.monotonic() - begin > limit:
-            break
-        assert bench is not None
-        start = time.monotonic()
-        cell.run(bench, options.cells)
-        took = time.monotonic() - start
-        print(f"{cell.name}: {took:.0f} s; {len(missing) - number} left", flush=True)
-    return 0
+
+    def page(self, asked: Sequence[Cell], out: Path) -> str:
+        """The Markdown of what there is."""
+        parts = {
+            title: Found(its, out, self.measures)
+            for model, title in self.models.items()
+            if (its := [cell for cell in asked if cell.model == model])
+        }
+        there = sum(len(found.contents) for found in parts.values())
+        lines = [
+            f"# {self.title}",
+            "",
+            f"    python -m benchmarks.papers {self.name} --render   # writes this page",
+            f"    python -m benchmarks.papers {self.name}            # runs the missing cells",
+            "",
+            f"{self.preface} {_counted(parts.values(), self.sections)}",
+            "",
+        ]
+        if missing := len(asked) - there:
+            lines += [f"**{missing} of {len(asked)} cells are missing**: `-`, or fewer seeds.", ""]
+        for title, found in parts.items():
+            lines += self._part(found, f"{title}: " if len(self.models) > 1 else "")
+        return "\n".join(lines).rstrip() + "\n"
+
+    def _part(self, found: Found, name: str) -> list[str]:
+        """The page of one model; `name` begins its headings."""
+        heading = _headings(name)
+        lines = [heading("The test split"), "", *_figures(found), ""]
+        if found.refused:
+            lines += ["Without figures:", "", *found.refused, ""]
+        for title, pairs, pooled in self.sections:
+            if rows := _gains(found, pairs, pooled=pooled):
+                lines += [heading(title), "", *rows, ""]
+        names = [way.name for way in self.ways]
+        alone = [way.name for way in self.ways if way.method in MASKS_ALONE]
+        lines += [heading("Chosen on the development split"), "", *_chosen(found, names, ALPS)]
+        if chosen := _chosen(found, alone, MULTIFLOW):
+            lines += ["", "Of the methods that leave the weights that stay as they are:", ""]
+            lines += [*chosen, ""]
+        return lines
 
 
 @dataclass(frozen=True)
@@ -120,10 +196,11 @@ class Figure:
 
 
 class Found:
-    """What the files of the cells say."""
+    """What the files of the cells of a model say."""
 
-    def __init__(self, asked: Sequence[Cell], out: Path) -> None:
+    def __init__(self, asked: Sequence[Cell], out: Path, measures: Mapping[str, str]) -> None:
         self.asked = asked
+        self.measures = measures
         self.seeds = sorted({cell.seed for cell in asked})
         self.contents = {
             (cell.way and cell.way.name, cell.sparsity, cell.seed): content
@@ -131,13 +208,25 @@ class Found:
             if (content := cell.content(out)) is not None
         }
 
+    @property
+    def refused(self) -> list[str]:
+        """A line for each way and pattern or sparsities that have no figures, with the reason."""
+        reasons: dict[tuple[str | None, str], dict[str, None]] = {}
+        for (way, sparsity, _), content in self.contents.items():
+            if why := content.get("refused"):
+                name = way if isinstance(way, str) else None
+                reasons.setdefault((name, why), {})[_title(sparsity)] = None
+        return [f"- `{way}` ({', '.join(at)}): {why}." for (way, why), at in reasons.items()]
+
     def of(self, way: str | None, sparsity: float | str) -> dict[int, Mapping[str, Any]]:
         """The contents by seed; what reads no data is the same for each."""
-        if way in (None, "lamp"):
+        if way in (None, *NO_DATA):
             key = (way, 0.0 if way is None else sparsity, self.seeds[0])
-            return dict.fromkeys(self.seeds, self.contents[key]) if key in self.contents else {}
-        found = {seed: self.contents.get((way, sparsity, seed)) for seed in self.seeds}
-        return {seed: content for seed, content in found.items() if content is not None}
+            keys = dict.fromkeys(self.seeds, key)
+        else:
+            keys = {seed: (way, sparsity, seed) for seed in self.seeds}
+        found = {seed: self.contents.get(key) for seed, key in keys.items()}
+        return {seed: each for seed, each in found.items() if each and "refused" not in each}
 
     def values(self, way: str | None, sparsity: float | str, measure: str) -> dict[int, Values]:
         """By seed what was measured of each sample of the test."""
@@ -150,40 +239,53 @@ class Found:
         return {seed: mine[seed] - its[seed] for seed in mine.keys() & its.keys()}
 
 
-def page(found: Found) -> str:
-    """The Markdown of what there is."""
-    there, asked = len(found.contents), len(found.asked)
-    lines = [f"# {TITLE}", "", *_COMMANDS, "", _PREFACE, ""]
-    if there < asked:
-        lines += [f"**{asked - there} of {asked} cells are missing**: `-`, or fewer seeds.", ""]
-    lines += ["## The test split", "", *_figures(found), ""]
-    for title, pairs, pooled in (
-        ("Block by block, minus the whole-model pass", BY_WALK, True),
-        ("Token selections, minus all tokens in the same walk", BY_TOKENS, False),
-        ("Budgets of blocks, minus the same sparsity in every layer or row", BY_BUDGETS, False),
-        ("Other methods, minus ALPS", BY_METHOD, False),
-    ):
-        lines += [f"## {title}", "", *_gains(found, pairs, pooled=pooled), ""]
-    return "\n".join([*lines, *_chosen(found)]).rstrip() + "\n"
-
-
-_COMMANDS = (
-    "    python -m benchmarks.papers chat --render   # writes this page",
-    "    python -m benchmarks.papers chat            # runs the missing cells",
+ERRORS = (
+    "The first ± is one standard error over these {samples}, the second, where there are several "
+    "seeds, one over seeds. A difference is taken one by one and seed by seed; bold is one beyond "
+    "two standard errors, of both together: of 20 differences that are none one is."
 )
-_PREFACE = (
+CHAT = Comparison(
+    "chat",
+    "A chat model: walks, tokens and solvers",
     "The demo's LLaVA (`benchmarks/demo/models/chat`), pruned in one shot and not fine-tuned. "
     f"Calibration: {SAMPLES} samples in batches of {BATCH}, half of them captions, half questions "
     f"about other scenes, drawn for each seed from {POOL} of either. Measured on {QUESTIONS} "
     "scenes with handwriting and combinations that training never showed: answers that are right, "
     f"captions of the first {CAPTIONS} that name exactly what is there (%), and the cross-entropy "
-    "of the answers (nats per token). The first ± is one standard error over these scenes, the "
-    "second, where there are several seeds, one over seeds. A difference is taken scene by scene "
-    "and seed by seed; bold is one beyond two standard errors, of both together: of 20 differences "
-    "that are none one is. `lamp` is global and reads no data; `multiflow` prunes each modality, "
-    "`alps`, `alps+`, `chita` and `sparsegpt` each layer, the others each row equally. "
-    f"`{PATTERN}` leaves no budgets, so `tamp` is its token selection alone there."
+    f"of the answers (nats per token). {ERRORS.format(samples='scenes')} "
+    "`lamp` and `chita-model` are global, and `lamp` reads no data; `multiflow` prunes each "
+    "modality, `alps`, `alps+`, `chita-blocks` and `sparsegpt` each layer, the others each row "
+    f"equally. `{PATTERN}` leaves no budgets, so `tamp` is its token selection alone there.",
+    {"captions": "Captions right", "answers": "Answers right", "losses": "Answer loss"},
+    (
+        ("Block by block, minus the whole-model pass", BY_WALK, True),
+        ("Token selections, minus all tokens in the same walk", BY_TOKENS, False),
+        ("Budgets of blocks, minus the same sparsity in every layer or row", BY_BUDGETS, False),
+        ("Other methods, minus ALPS", BY_METHOD, False),
+    ),
+    {"chat": "LLaVA"},
+    cells,
+    Bench.of,
+    WAYS,
 )
+
+
+def _headings(name: str) -> Callable[[str], str]:
+    """Second-level headings; a name before the title takes its capital."""
+    return lambda title: f"## {name}{title[0].lower() + title[1:] if name else title}"
+
+
+def _counted(parts: Iterable[Found], sections: Sequence[tuple[str, Pairs, bool]]) -> str:
+    """How many differences the sections have, and how many are bold, without means of several."""
+    found = [
+        figure.beyond
+        for each in parts
+        for way, base in dict.fromkeys(pair for _, pairs, _ in sections for pair in pairs)
+        for sparsity in _ordered(each)
+        for measure in each.measures
+        if (figure := Figure.of(each.gains(way, base, sparsity, measure))) is not None
+    ]
+    return f"Of {len(found)} differences of two methods {sum(found)} are bold."
 
 
 def _title(sparsity: float | str) -> str:
@@ -205,39 +307,40 @@ def _figures(found: Found) -> list[str]:
             for name in dict.fromkeys(names)
             if any((c.way and c.way.name, c.sparsity) == (name, sparsity) for c in found.asked)
         ]
-    return markdown(["Sparsity", "Method", *MEASURES.values(), "Seeds"], rows)
+    return markdown(["Sparsity", "Method", *found.measures.values(), "Seeds"], rows)
 
 
 def _row(found: Found, way: str | None, sparsity: float | str, title: str) -> list[str]:
-    fixed = way in (None, "lamp")
+    fixed = way in (None, *NO_DATA)
     texts = []
-    for measure in MEASURES:
+    for measure in found.measures:
         by_seed = found.values(way, sparsity, measure)
         figure = Figure.of(dict(list(by_seed.items())[:1]) if fixed else by_seed)
         texts.append(figure.text(measure) if figure else "-")
     return [title, way or "dense", *texts, "any" if fixed else str(len(found.of(way, sparsity)))]
 
 
-def _gains(found: Found, pairs: Sequence[tuple[str, str]], *, pooled: bool) -> list[str]:
+def _gains(found: Found, pairs: Pairs, *, pooled: bool) -> list[str]:
     """A row for each pair and sparsity; `pooled`: also one of the mean over pairs."""
+    measures = found.measures
     rows = []
     for sparsity in _ordered(found):
         gains = {
-            f"{way} - {base}": {m: found.gains(way, base, sparsity, m) for m in MEASURES}
+            f"{way} - {base}": {m: found.gains(way, base, sparsity, m) for m in measures}
             for way, base in pairs
         }
-        there = {name: each for name, each in gains.items() if each["answers"]}
+        there = {name: each for name, each in gains.items() if each["losses"]}
         if pooled and there:
-            seeds = set.intersection(*(set(each["answers"]) for each in there.values()))
+            seeds = set.intersection(*(set(each["losses"]) for each in there.values()))
             there["mean of these"] = {
                 m: {s: np.mean([each[m][s] for each in there.values()], axis=0) for s in seeds}
-                for m in MEASURES
+                for m in measures
             }
         for name, each in there.items():
             figures = {m: Figure.of(by_seed) for m, by_seed in each.items()}
             texts = [_gain(m, figure) for m, figure in figures.items()]
-            rows.append([_title(sparsity), name, *texts, str(len(each["answers"]))])
-    return markdown(["Sparsity", "Method", *MEASURES.values(), "Seeds"], rows)
+            rows.append([_title(sparsity), name, *texts, str(len(each["losses"]))])
+    return markdown(["Sparsity", "Method", *found.measures.values(), "Seeds"], rows)
 
 
 def _gain(measure: str, figure: Figure | None) -> str:
@@ -247,40 +350,39 @@ def _gain(measure: str, figure: Figure | None) -> str:
     return bold(text) if figure.beyond else text
 
 
-def _chosen(found: Found) -> list[str]:
-    """The order on the development split, and the first of it against `USUAL` on the test."""
-    names = [way.name for way in WAYS]
+def _chosen(found: Found, names: Sequence[str], usual: str) -> list[str]:
+    """The order on the development split, and the first of it against `usual` on the test."""
     levels = [sparsity for sparsity in _ordered(found) if sparsity != PATTERN]
+    names = [name for name in names if any(found.of(name, at) for at in levels)]
     cells = [
         (sparsity, seed)
         for sparsity in levels
         for seed in found.seeds
-        if all(seed in found.of(name, sparsity) for name in names)
+        if names and all(seed in found.of(name, sparsity) for name in names)
     ]
     if not cells:
         return []
     dev = {
         name: {
             m: float(np.mean([found.of(name, at)[seed]["dev"][m] for at, seed in cells]))
-            for m in MEASURES
+            for m in found.measures
         }
         for name in names
     }
     order = sorted(names, key=lambda name: dev[name]["losses"])
     rows = [
-        [name, f"{100 * dev[name]['captions']:.1f}", f"{100 * dev[name]['answers']:.1f}",
-         f"{dev[name]['losses']:.3f}"] for name in order
-    ]  # fmt: skip
+        [name, *(f"{v:.3f}" if m == "losses" else f"{100 * v:.1f}" for m, v in each.items())]
+        for name in order
+        for each in [dev[name]]
+    ]
     where = ", ".join(f"{_title(at)} seed {seed}" for at, seed in cells)
-    first = next(name for name in order if name != USUAL)
+    first = next(name for name in order if name != usual)
     return [
-        "## Chosen on the development split",
+        f"By the loss, mean over the cells that all have ({where}):",
         "",
-        f"By the loss of the answers, mean over the cells that all have ({where}):",
+        *markdown(["Method", *found.measures.values()], rows),
         "",
-        *markdown(["Method", *MEASURES.values()], rows),
+        f"First is `{order[0]}`. `{first}` on the test split, minus the usual `{usual}`:",
         "",
-        f"First is `{order[0]}`. `{first}` on the test split, minus the usual `{USUAL}`:",
-        "",
-        *_gains(found, [(first, USUAL)], pooled=False),
+        *_gains(found, [(first, usual)], pooled=False),
     ]

@@ -2,7 +2,7 @@
 
 Every cell prunes the demo's LLaVA with the calibration samples of its seed, half of them captions
 and half questions, without fine-tuning, and measures it on two splits: `dev` chooses the
-composition, `test` is what the page shows.
+composition, `test` is what the page shows. Table pretraining has such cells of other models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.saving import restored
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.pruning import prune
+from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.runtime.files import atomic_folder, write_text
 
 SEEDS = (1, 2, 3)
@@ -46,13 +47,18 @@ QUESTIONS, CAPTIONS = 300, 200
 """Scenes of a split: one question about each, captions of the first ones."""
 VERSION = 1
 """Of model, data and defaults of methods; to be raised when one changes."""
+NO_DATA = ("omp", "lamp")
+"""Methods that read none: one cell stands for all seeds."""
 
 
-def _way(method: str, allocation: str = "", walk: str = "", tokens: str = "") -> Way:
+def way_of(
+    method: str, allocation: str = "", walk: str = "", tokens: str = "", *, batch_size: int = BATCH
+) -> Way:
+    """A way that is named for what it is made of."""
     options = {"allocation": allocation, "walk": walk, "tokens": tokens}
     given = {key: value for key, value in options.items() if value}
     name = "-".join((method, *given.values()))
-    return Way(name, method, options=given, batch_size=BATCH, samples=SAMPLES)
+    return Way(name, method, options=given, batch_size=batch_size, samples=SAMPLES)
 
 
 WALKING = (
@@ -60,19 +66,19 @@ WALKING = (
     *(("refit", ""), ("wanda", "owl"), ("alps", "owl")),
 )
 WAYS = (
-    _way("lamp"),
-    *(_way(method, budget, walk) for method, budget in WALKING for walk in ("model", "blocks")),
-    *(_way("atv"), _way("tamp"), _way("alps", walk="blocks", tokens="atv")),
-    _way("chita", walk="blocks"),
+    way_of("lamp"),
+    *(way_of(method, budget, walk) for method, budget in WALKING for walk in ("model", "blocks")),
+    *(way_of("atv"), way_of("tamp"), way_of("alps", walk="blocks", tokens="atv")),
+    *(way_of("chita", walk=walk) for walk in ("model", "blocks")),
 )
 AT_ONE = (
     *(
-        _way(method, walk="blocks", tokens=tokens)
+        way_of(method, walk="blocks", tokens=tokens)
         for method in ("wanda", "alps")
         for tokens in ("text", "image")
     ),
-    *(_way("wanda", walk="blocks", tokens="amia"), _way("wanda", "das", "blocks")),
-    _way("alps", "das", "blocks"),
+    *(way_of("wanda", walk="blocks", tokens="amia"), way_of("wanda", "das", "blocks")),
+    way_of("alps", "das", "blocks"),
 )
 """What is run at one sparsity: tokens of one kind, and the two parts of TAMP."""
 
@@ -132,7 +138,7 @@ class Bench:
     splits: Mapping[str, Questions]
 
     @classmethod
-    def of(cls, world: Path) -> Bench:
+    def of(cls, world: Path, model: str = "chat") -> Bench:
         """Makes the data in a folder if it is not there yet."""
         data = world.absolute() / f"chat-{VERSION}"
         if not data.exists():
@@ -142,7 +148,14 @@ class Bench:
             "dev": Questions(validation_sample(QUESTIONS, CHAT_OBJECTS)),
             "test": Questions(unseen_sample(QUESTIONS, CHAT_OBJECTS)),
         }
-        return cls(*chat.load(MODELS / "chat"), data, splits)
+        return cls(*chat.load(MODELS / model), data, splits)
+
+    def measure(self) -> dict[str, dict[str, list[float]]]:
+        """By split and name what the model does with each scene, as it is now."""
+        return {
+            split: questions.measure(self.model, self.tokenizer)
+            for split, questions in self.splits.items()
+        }
 
     def batches(self, way: Way, seed: int) -> list[Batch]:
         """Captions, then questions about other scenes."""
@@ -157,6 +170,17 @@ class Bench:
         ]
 
 
+class Measurable(Protocol):
+    """A model with the data to prune it and what it is measured on."""
+
+    @property
+    def model(self) -> Any: ...
+
+    def batches(self, way: Way, seed: int) -> list[Batch]: ...
+
+    def measure(self) -> dict[str, dict[str, list[float]]]: ...
+
+
 @dataclass(frozen=True)
 class Cell:
     """One way, sparsity (or pattern) and seed; without a way the dense model."""
@@ -164,14 +188,25 @@ class Cell:
     way: Way | None
     sparsity: float | str = 0.0
     seed: int = SEEDS[0]
+    model: str = "chat"
+
+    @property
+    def folder(self) -> str:
+        """Of the files of its model, below that of all cells."""
+        return "chat"
+
+    @property
+    def measured(self) -> list[int]:
+        """How much of a split is measured."""
+        return [QUESTIONS, CAPTIONS]
 
     @property
     def name(self) -> str:
         """Short and unique."""
         if self.way is None:
-            return "chat/dense"
+            return f"{self.folder}/dense"
         where = "2of4" if self.sparsity == PATTERN else f"{self.sparsity:g}"
-        return f"chat/{self.way.name}-{where}-seed{self.seed}"
+        return f"{self.folder}/{self.way.name}-{where}-seed{self.seed}"
 
     def identity(self) -> dict[str, Any]:
         """What decides its figures."""
@@ -180,7 +215,7 @@ class Cell:
             "sparsity": self.sparsity,
             "seed": self.seed,
             "pool": POOL,
-            "measured": [QUESTIONS, CAPTIONS],
+            "measured": self.measured,
             "version": VERSION,
         }
 
@@ -192,8 +227,21 @@ class Cell:
         """
         return kept.read(out / f"{self.name}.json", self.identity())
 
-    def run(self, bench: Bench, out: Path) -> None:
-        """Prunes, measures, and writes the file whole or not at all."""
+    def run(self, bench: Measurable, out: Path) -> None:
+        """Prunes, measures, and writes the file whole or not at all.
+
+        What a method says it cannot do is kept as well: under `refused`, instead of figures.
+        """
+        try:
+            content = self._figures(bench)
+        except (UnsupportedError, SparsityError) as error:
+            content = {"refused": str(error)}
+        path = out / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**self.identity(), **content}, separators=(",", ":"))
+        write_text(path, text + "\n", overwrite=True)
+
+    def _figures(self, bench: Measurable) -> dict[str, Any]:
         begin = time.process_time()
         masks = None
         if self.way is not None:
@@ -211,12 +259,8 @@ class Cell:
         with restored(WeightMap.of(bench.model, registry().adapter_for(bench.model))):
             if masks is not None:
                 masks.apply(bench.model)
-            found = {
-                split: questions.measure(bench.model, bench.tokenizer)
-                for split, questions in bench.splits.items()
-            }
-        content = {
-            **self.identity(),
+            found = bench.measure()
+        return {
             "removed": masks and round(masks.counts().all.sparsity, 4),
             "cpu_seconds": {
                 "pruning": round(middle - begin, 1),
@@ -226,9 +270,6 @@ class Cell:
             "dev": {name: round(float(np.mean(each)), 4) for name, each in found["dev"].items()},
             "test": found["test"],
         }
-        path = out / f"{self.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(content, separators=(",", ":")) + "\n", overwrite=True)
 
 
 def cells(seeds: Sequence[int]) -> list[Cell]:
@@ -239,6 +280,6 @@ def cells(seeds: Sequence[int]) -> list[Cell]:
         for seed in seeds
         for way in (*WAYS, *(AT_ONE if sparsity == ONE else ()))
         if not (sparsity == PATTERN and "owl" in way.name)  # a pattern leaves no budgets
-        if not (way.name == "lamp" and seed != seeds[0])  # it reads no data
+        if not (way.name in NO_DATA and seed != seeds[0])
     ]
     return [Cell(None), *sorted(pruned, key=lambda cell: cell.seed != seeds[0])]

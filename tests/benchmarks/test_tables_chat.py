@@ -1,4 +1,4 @@
-"""Table chat: its cells on few samples, the errors of its figures, what its page says."""
+"""Tables chat and pretraining: cells on few samples, errors of figures, what their pages say."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.demo import chat as demo
 from benchmarks.demo.conversations import Turn
-from benchmarks.papers import chat, chat_cells
-from benchmarks.papers.chat import MEASURES, Figure, Found, page
+from benchmarks.papers import chat_cells, pretraining
+from benchmarks.papers.chat import CHAT, Figure
 from benchmarks.papers.chat_cells import PATTERN, SEEDS, Bench, Cell, answer_losses, cells
 from vlp_plugins.runtime.errors import OutputError
 
@@ -70,7 +70,7 @@ def test_a_cell_prunes_and_measures_and_leaves_the_model(
         assert {name: len(each) for name, each in content["test"].items()} == {
             "captions": 4, "answers": 8, "losses": 8,
         }  # fmt: skip
-        assert set(content["dev"]) == set(MEASURES)
+        assert set(content["dev"]) == set(CHAT.measures)
     tests = [content and content["test"] for content in contents]
     assert tests[0] != tests[1]
     monkeypatch.setattr(chat_cells, "VERSION", 2)
@@ -138,7 +138,7 @@ def test_the_page_compares_scene_by_scene_and_chooses_by_the_development_split(
         if cell.sparsity in (0.0, 0.7) and (cell.seed == 1 or name.startswith("wanda")):
             right = [1, 1, 1, 0] if "blocks" in name else [1, 0, 0, 0]
             _write(tmp_path, cell, right, 0.1 if name == "alps-blocks-atv" else 0.2)
-    text = page(Found(asked, tmp_path))
+    text = CHAT.page(asked, tmp_path)
     assert "cells are missing" in text
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines()]
     found = {row[1]: row for row in rows if len(row) == 6}
@@ -148,6 +148,11 @@ def test_the_page_compares_scene_by_scene_and_chooses_by_the_development_split(
     assert found["mean of these"][3] == "+50.0 ±28.9"
     assert "First is `alps-blocks-atv`" in text
     assert found["alps-blocks-atv - alps-model"][4] == "**-0.100 ±0.000**"
+    sections, _ = text.split("## Chosen on the development split")
+    shown = [line for line in sections.splitlines() if " - " in line and line.startswith("| ")]
+    bold = sum(line.count("**") // 2 for line in shown)
+    assert f"Of {3 * len(shown)} differences of two methods {bold} are bold." in text
+    assert bold
 
 
 def test_the_command_lists_resumes_and_stops(
@@ -156,7 +161,7 @@ def test_the_command_lists_resumes_and_stops(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(chat, "cells", lambda _: [Cell(None), small("lamp")])
+    chat = replace(CHAT, cells=lambda _: [Cell(None), small("lamp")])
     assert chat.run(options(tmp_path, world, minutes=-1)) == 0
     assert "0 cells are there, 2 to run" in capsys.readouterr().out
     Cell(None).run(Bench.of(world), tmp_path / "cells")
@@ -169,3 +174,52 @@ def test_the_command_lists_resumes_and_stops(
     assert capsys.readouterr().out.split() == ["chat", "2", "done", "0", "missing", "0", "stale"]
     assert chat.run(options(tmp_path, world, render=True)) == 0
     assert (tmp_path / "chat.md").read_text() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["blip", pytest.param("xvlm", marks=pytest.mark.long)])
+def test_a_pre_training_model_is_measured_pair_by_pair_and_left(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"POOL": 16, "PAIRS": 12, "LOSSES": 2, "LOSS_BATCH": 4}.items():
+        monkeypatch.setattr(pretraining, name, value)
+    bench = pretraining.Bench.of(tmp_path, model)
+    before = {name: each.clone() for name, each in bench.model.state_dict().items()}
+    ways = {way.name: replace(way, samples=8, batch_size=4) for way in pretraining.WAYS}
+    dense = pretraining.Cell(None, model=model)
+    pruned = pretraining.Cell(ways["wanda-blocks"], 0.9, model=model)
+    refused = pretraining.Cell(ways["chita-model"], PATTERN, model=model)
+    for cell in (dense, pruned, refused):
+        cell.run(bench, tmp_path / "cells")
+    assert all(bool((before[n] == each).all()) for n, each in bench.model.state_dict().items())
+    found = [cell.content(tmp_path / "cells") for cell in (dense, pruned, refused)]
+    for content in found[:2]:
+        assert content is not None
+        assert {name: len(each) for name, each in content["test"].items()} == {
+            "recall": 12, "losses": 2,
+        }  # fmt: skip
+        assert set(content["test"]["recall"]) <= {0, 0.5, 1}
+    # The loss of a batch does not depend on those before it, nor do features on the others.
+    again = bench.splits["test"].measure(bench.model, bench.adapter)
+    assert found[0] is not None
+    assert again == found[0]["test"]
+    assert found[1] is not None
+    assert again != found[1]["test"]
+    text = pretraining.TABLE.page((dense, pruned, refused), tmp_path / "cells")
+    assert "- `chita-model` (2:4): method 'chita' " in text
+    assert "cells are missing" not in text
+
+
+def test_the_page_of_two_models_has_a_part_for_each(tmp_path: Path) -> None:
+    asked = [c for c in pretraining.cells((1,)) if c.way is None or c.way.name.startswith("alps")]
+    for cell in asked:
+        loss = 0.5 if cell.model == "xvlm" and "blocks" in cell.name else 0.6
+        test = {"recall": [1, 0.5], "losses": [loss, loss]}
+        path = tmp_path / f"{cell.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dev = {"recall": 0.75, "losses": loss}
+        path.write_text(json.dumps({**cell.identity(), "dev": dev, "test": test}))
+    blip, xvlm = pretraining.TABLE.page(asked, tmp_path).split("## X-VLM: the test split")
+    assert "First is `alps-model`" in blip
+    assert "First is `alps-blocks`" in xvlm
+    assert "**-0.100 ±0.000**" not in blip
+    assert xvlm.count("**-0.100 ±0.000**") == 12  # a row, a mean and the choice, of four each
