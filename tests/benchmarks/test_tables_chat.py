@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ import torch
 from benchmarks.demo import chat as demo
 from benchmarks.demo.conversations import Turn
 from benchmarks.papers import chat_cells, pretraining
+from benchmarks.papers.__main__ import main
+from benchmarks.papers.catalogue import TABLES
 from benchmarks.papers.chat import CHAT, Figure
 from benchmarks.papers.chat_cells import PATTERN, SEEDS, Bench, Cell, answer_losses, cells
+from vlp_plugins.methods.reconstruction.sparsegpt import SparseGpt
 from vlp_plugins.runtime.errors import OutputError
 
 WAYS = {way.name: way for way in (*chat_cells.WAYS, *chat_cells.AT_ONE)}
@@ -223,3 +228,21 @@ def test_the_page_of_two_models_has_a_part_for_each(tmp_path: Path) -> None:
     assert "First is `alps-blocks`" in xvlm
     assert "**-0.100 ±0.000**" not in blip
     assert xvlm.count("**-0.100 ±0.000**") == 12  # a row, a mean and the choice, of four each
+
+
+def test_a_run_that_is_terminated_within_a_solver_writes_no_cell(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    table = replace(CHAT, cells=lambda _: [small("sparsegpt-model")])
+    monkeypatch.setitem(TABLES, "chat", replace(TABLES["chat"], run=table.run))
+    monkeypatch.setattr(SparseGpt, "solve", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    folder = tmp_path / "cells"
+    argv = ["papers", "chat", "--cells", str(folder), "--world", str(world)]
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not folder.exists()
