@@ -147,11 +147,14 @@ TABLE = Comparison(
     f"Calibration: {SAMPLES} pairs, drawn for each seed from {POOL}, in batches of {BATCH}, of "
     f"{CHITA_BATCH} for CHITA, which makes a row of gradients of each. Measured on {PAIRS} pairs "
     "with handwriting and combinations that training never showed: R@1 by features, mean of both "
-    f"ways (%), and the pre-training loss of the first in {LOSSES} batches of {LOSS_BATCH} (nats). "
-    f"{ERRORS.format(samples='pairs, or batches of the loss')} "
+    f"ways (%), and the pre-training loss of {LOSSES} batches of {LOSS_BATCH} of them (nats). "
+    f"{ERRORS.format(samples='pairs, or over batches of the loss')} With a single seed the errors "
+    "are of the test alone: other calibration pairs would change the figures, too. "
     "`omp`, `lamp` and `chita-model` are global; `omp` and `lamp` read no data. `multiflow` prunes "
     "each modality, `alps`, `alps+`, `chita-blocks` and `sparsegpt` each layer, the others each "
-    "row equally.",
+    "row equally. No block of these models has image and text tokens in one sequence, so that "
+    "`atv` and `tamp` have no tokens to choose: `atv` is Wanda by blocks, `tamp` that with budgets "
+    f"(`das`), which `{PATTERN}` leaves none of.",
     {"recall": "Mean R@1", "losses": "Pre-training loss"},
     (
         (
