@@ -353,14 +353,9 @@ def _gain(measure: str, figure: Figure | None) -> str:
 def _chosen(found: Found, names: Sequence[str], usual: str) -> list[str]:
     """The order on the development split, and the first of it against `usual` on the test."""
     levels = [sparsity for sparsity in _ordered(found) if sparsity != PATTERN]
-    names = [name for name in names if any(found.of(name, at) for at in levels)]
-    cells = [
-        (sparsity, seed)
-        for sparsity in levels
-        for seed in found.seeds
-        if names and all(seed in found.of(name, sparsity) for name in names)
-    ]
-    if not cells:
+    cells = [(sparsity, seed) for sparsity in levels for seed in found.of(usual, sparsity)]
+    names = [name for name in names if all(seed in found.of(name, at) for at, seed in cells)]
+    if not cells or len(names) < 2:
         return []
     dev = {
         name: {
@@ -378,7 +373,7 @@ def _chosen(found: Found, names: Sequence[str], usual: str) -> list[str]:
     where = ", ".join(f"{_title(at)} seed {seed}" for at, seed in cells)
     first = next(name for name in order if name != usual)
     return [
-        f"By the loss, mean over the cells that all have ({where}):",
+        f"By the loss, mean over the cells that all of these have ({where}):",
         "",
         *markdown(["Method", *found.measures.values()], rows),
         "",
