@@ -13,6 +13,7 @@ from vlp_plugins.masks.compare import distances
 from vlp_plugins.runtime import artifacts
 from vlp_plugins.runtime.mapped import release, untouched
 from vlp_plugins.runtime.memory import resident_bytes
+from vlp_plugins.runtime.sharding import OnDemand
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere models are held")
 LAYERS = 6
@@ -73,7 +74,7 @@ def test_a_walk_leaves_nothing_of_a_mapped_model_in_memory(method, folder):
     assert all(torch.equal(a, b) for a, b in zip(parameters, whole.parameters(), strict=True))
 
 
-def test_new_values_stay_in_their_files_whatever_is_done_with_them(folder, tmp_path):
+def test_new_values_stay_in_their_files_whatever_is_done_with_them(folder, tmp_path, monkeypatch):
     model, adapter = vlp_plugins.load(folder, device="cpu"), _without_down()
     made = vlp_plugins.prune(
         model, batches(), method="sparsegpt", sparsity=0.5, walk="blocks", adapter=adapter,
@@ -88,7 +89,10 @@ def test_new_values_stay_in_their_files_whatever_is_done_with_them(folder, tmp_p
     held.after(lambda: loaded == made)
     of_loaded.after(lambda: distances(loaded, made))
     of_loaded.after(lambda: loaded.save(tmp_path / "masks", overwrite=True))
+    made_on_access = []
+    monkeypatch.setattr(OnDemand, "__getitem__", _noted(OnDemand.__getitem__, made_on_access))
     of_loaded.after(lambda: loaded.save_model(model, tmp_path / "pruned", adapter))
+    assert sorted(made_on_access) == sorted(set(made_on_access))  # each once, none to look it up
     pruned = vlp_plugins.load(tmp_path / "pruned", device="cpu")
     assert not loaded.verify(pruned, adapter)
     of_loaded.after(lambda: loaded.apply(pruned, adapter))  # warns: compares all of it
@@ -97,6 +101,14 @@ def test_new_values_stay_in_their_files_whatever_is_done_with_them(folder, tmp_p
         torch.equal(one, two)
         for one, two in zip(model.parameters(), pruned.parameters(), strict=True)
     )
+
+
+def _noted(make, names):
+    def noted(tensors, name):
+        names.append(name)
+        return make(tensors, name)
+
+    return noted
 
 
 class _Held:

@@ -157,6 +157,9 @@ class OnDemand(Mapping[str, torch.Tensor]):
             raise KeyError(name)
         return self._make(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # that of `Mapping` would make the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
