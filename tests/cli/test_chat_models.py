@@ -22,6 +22,7 @@ from vlp_plugins.jobs.held_out import CompareRequest, open_data
 from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.masks.masks import Masks
+from vlp_plugins.runtime import artifacts
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.tasks.captioning import generate
 
@@ -179,6 +180,7 @@ def test_tokens_and_budgets_of_blocks(
 def test_a_disk_without_room_for_new_values_is_told_before_the_work(
     vlp: Command, taught: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(artifacts, "MAPPED", 1)
     data = ("--data", taught["captions"], "--batch-size", 4, "--batches", 2)
     words = ("--model", taught["model"], *data, "--method", "alps", "--walk", "blocks")
     words = (*words, "--sparsity", 0.5)
