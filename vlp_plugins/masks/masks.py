@@ -151,7 +151,7 @@ class Masks(Mapping[str, torch.Tensor]):
     def new_values(self) -> Mapping[str, torch.Tensor] | None:
         """New values of the kept elements, float32 `[kept]` in row-major order; None without.
 
-        Of loaded masks, and of a walk by blocks, they are views of a file.
+        Of loaded masks, and of a walk by blocks, 256 MiB or more are views of a file.
         """
         return self._values
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.masks.packed import Pruned, flaw
 from vlp_plugins.methods.method import Context, Cost
-from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target, new_values_bytes
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime import artifacts
@@ -74,7 +73,10 @@ def masks_by_blocks(method: Composition, context: Context) -> list[Masks]:
     )
     counts = _counts(method, dense)
     identity = context.identity(weights.content_hash())
-    gradients = _gradients(method, context, blocks, again)
+    groups = _gradient_groups(method, context, blocks, blocks.batches)
+    gradients = None  # all walks share those that it keeps
+    if groups is not None:
+        gradients = BlockGradients(context.loss_probe(), weights, groups, again)
     walks = [
         _TargetWalk(method, context, blocks, identity, target, selections, gradients)
         for target, selections in zip(context.targets, counts, strict=True)
@@ -109,27 +111,6 @@ def calibration_record(
     }
 
 
-def _gradients(
-    method: Composition,
-    context: Context,
-    blocks: BlockPass,
-    batches: Callable[[], Iterator[Batch]],
-) -> BlockGradients | None:
-    """What takes the gradients that a method asks for; all walks share those that they keep."""
-    asked = method.gradients(published=context.published)
-    if asked is None:
-        return None
-    groups = GradientGroups.of(
-        asked,
-        blocks.batches,
-        [blocks.pruned_at(visit) for visit in blocks.visits],
-        context.weights,
-        budget=context.memory_budget,
-        waiting=_waiting_bytes(blocks, blocks.batches),
-    )
-    return BlockGradients(context.loss_probe(), context.weights, groups, batches)
-
-
 class _Passes:
     """Batches that can be read again."""
 
@@ -154,7 +135,7 @@ def cost_by_blocks(method: Composition, context: Context, blocks: BlockPass | No
     tokens = context.tokens or method.tokens
     runs = 2 if tokens is None or not tokens.runs_block else 3
     number = context.limit or 0
-    waiting = 0 if blocks is None else _waiting_bytes(blocks, number)
+    waiting = _waiting_bytes(blocks, number)
     notes = [
         f"{len(names)} blocks, one after the other; each runs every batch {runs} times",
         f"{text_of(block)} for the statistics and the dense weights of the largest block"
@@ -163,13 +144,11 @@ def cost_by_blocks(method: Composition, context: Context, blocks: BlockPass | No
     ]
     if first:
         notes.insert(0, "first a pass over the dense model, for what each tensor keeps")
-    values = 0
-    if method.changes_weights:
-        values = new_values_bytes(context.weights.values(), context.targets)
+    values = _values_bytes(method, context)
     stored = values if values >= artifacts.MAPPED else 0
     if stored:
         notes.append(f"{text_of(values)} of new values, on the disk from block to block")
-    groups = _cost_of_gradients(method, context, blocks, waiting)
+    groups = _gradient_groups(method, context, blocks, number)
     passes = 0
     if groups is not None:
         several = len(groups.names) > 1
@@ -192,15 +171,22 @@ def cost_by_blocks(method: Composition, context: Context, blocks: BlockPass | No
     )
 
 
-def _waiting_bytes(blocks: BlockPass, batches: int) -> int:
+def _values_bytes(method: Composition, context: Context) -> int:
+    """What new values of all targets take; from `artifacts.MAPPED` on they go to the disk."""
+    if not method.changes_weights:
+        return 0
+    return new_values_bytes(context.weights.values(), context.targets)
+
+
+def _waiting_bytes(blocks: BlockPass | None, batches: int) -> int:
     """What batches wait with: each the input of a block, its output, and what comes back."""
-    return 3 * batches * blocks.waiting_bytes
+    return 0 if blocks is None else 3 * batches * blocks.waiting_bytes
 
 
-def _cost_of_gradients(
-    method: Composition, context: Context, blocks: BlockPass | None, waiting: int
+def _gradient_groups(
+    method: Composition, context: Context, blocks: BlockPass | None, batches: int
 ) -> GradientGroups | None:
-    """The gradients that a method will ask for; None for none."""
+    """The gradients that a method asks for, of so many batches; None for none."""
     asked, weights = method.gradients(published=context.published), context.weights
     if asked is None:
         return None
@@ -212,9 +198,8 @@ def _cost_of_gradients(
         for block, names in inside.items():
             last |= dict.fromkeys(names, block)
         pruned = [tuple(n for n in names if last[n] == block) for block, names in inside.items()]
-    return GradientGroups.of(
-        asked, context.limit or 0, pruned, weights, budget=context.memory_budget, waiting=waiting
-    )
+    budget, waiting = context.memory_budget, _waiting_bytes(blocks, batches)
+    return GradientGroups.of(asked, batches, pruned, weights, budget=budget, waiting=waiting)
 
 
 def _room_to_wait(context: Context, groups: GradientGroups | None) -> int | None:
@@ -302,9 +287,7 @@ class _TargetWalk:
     @property
     def stores_values(self) -> bool:
         """Whether new values go to the disk from block to block; a few stay in memory."""
-        weights, targets = self.context.weights.values(), self.context.targets
-        found = new_values_bytes(weights, targets) if self.method.changes_weights else 0
-        return found >= artifacts.MAPPED
+        return _values_bytes(self.method, self.context) >= artifacts.MAPPED
 
     def disk_bytes(self) -> int:
         """What new values will take on the disk in files that are not there yet."""

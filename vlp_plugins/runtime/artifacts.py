@@ -312,16 +312,13 @@ def read_artifact(
     try:
         with safe_open(path, framework="pt") as file:
             header = _header(path, form, file.metadata() or {})
-            # Cloned, because the tensors of an open file are a view of its pages on the disk.
-            names = list(file.keys())
-            stay = [name for name in names if mapped is not None and name.startswith(mapped)]
-            if sum(file.get_tensor(name).nbytes for name in stay) < MAPPED:
-                stay = []
-            tensors = {
-                name: file.get_tensor(name).clone() for name in names if name not in set(stay)
-            }
-        if stay:
-            tensors |= mapped_tensors(path, str(mapped))
+            views = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stay = {name for name in views if mapped is not None and name.startswith(mapped)}
+        if sum(views[name].nbytes for name in stay) < MAPPED:
+            stay = set()
+        # Views of the pages on the disk; copied, unless they are to stay there.
+        tensors = {name: t if name in stay else t.clone() for name, t in views.items()}
+        del views
         damaged = header["checksum"] != checksum(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise form.error(
