@@ -50,12 +50,8 @@ BY_BUDGETS = [
 ]
 ALPS, MULTIFLOW = "alps-model", "multiflow-model"
 """What `docs/choosing.md` recommends where weights may change, and where they must not."""
-BY_METHOD = [
-    (way, ALPS)
-    for way in (
-        *("chita-blocks", "chita-model", "sparsegpt-model", "alps+-model", "refit-model", "lamp"),
-    )
-]
+_OTHERS = ("chita-blocks", "chita-model", "sparsegpt-model", "alps+-model", "refit-model", "lamp")
+BY_METHOD = [(way, ALPS) for way in _OTHERS]
 MASKS_ALONE = ("omp", "lamp", "wanda", "multiflow", "atv", "tamp")
 """Methods that leave the weights that stay as they are."""
 
