@@ -6,16 +6,19 @@ import json
 
 import pytest
 
-from benchmarks.papers import chat
 from benchmarks.papers.catalogue import TABLES, Table
+from benchmarks.papers.chat import CHAT, Comparison
 from benchmarks.papers.findings import Found
 from benchmarks.papers.levels import initial_cosines
+from benchmarks.papers.pretraining import TABLE as PRETRAINING
 from benchmarks.papers.rendering import page
 from benchmarks.papers.views import whole
 from benchmarks.results import FOLDER
 
 OUT = FOLDER / "tables"
-OF_CELLS = [table for table in TABLES.values() if table.name not in ("table7", "chat")]
+COMPARISONS = (CHAT, PRETRAINING)
+OTHERS = ("table7", *(it.name for it in COMPARISONS))
+OF_CELLS = [table for table in TABLES.values() if table.name not in OTHERS]
 
 
 @pytest.mark.parametrize("table", OF_CELLS, ids=lambda table: table.name)
@@ -28,10 +31,11 @@ def test_a_page_is_what_its_cells_say(table: Table) -> None:
     assert (OUT / f"{table.name}.svg").exists() == (rendered.figure is not None)
 
 
-def test_the_page_of_the_chat_model_is_what_its_cells_say() -> None:
-    found = chat.Found(chat.cells(TABLES["chat"].seeds), OUT / "cells")
+@pytest.mark.parametrize("it", COMPARISONS, ids=lambda it: it.name)
+def test_a_page_of_comparisons_is_what_its_cells_say(it: Comparison) -> None:
+    text = it.page(it.cells(it.seeds), OUT / "cells")
 
-    assert (OUT / "chat.md").read_text(encoding="utf-8") == chat.page(found)
+    assert (OUT / f"{it.name}.md").read_text(encoding="utf-8") == text
 
 
 def test_how_much_is_left_of_the_weights_that_were_drawn_is_what_the_pages_say() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlp_plugins.jobs.recipes import KEYS, DataRecipe, Recipe, load_recipe
+from vlp_plugins.methods.method import Method
 from vlp_plugins.methods.resolve import make_method
 from vlp_plugins.models.discovery import registry
 
@@ -41,8 +43,13 @@ def test_every_comment_before_a_key_is_its_default(vlp, tmp_path, method) -> Non
 
     found = load_recipe(target)
     assert replace(found, parameters={}) == standard
-    made = make_method(registry(), method, **found.parameters)
-    assert made.parameters == make_method(registry(), method).parameters | found.parameters
+    made, usual = (make_method(registry(), method, **each) for each in (found.parameters, {}))
+    assert in_any_walk(made) == in_any_walk(usual) | found.parameters
+
+
+def in_any_walk(method: Method) -> dict[str, Any]:
+    """The parameters of a method, also of what does it block by block."""
+    return {**method.parameters, **method.for_walk("blocks").parameters}
 
 
 def test_every_key_is_there_and_explained(vlp, tmp_path) -> None:
