@@ -594,3 +594,49 @@ def test_two_processes_make_the_masks_of_one(qwen: nn.Module, tmp_path: Path) ->
     assert sorted([*parts[0], *parts[1]]) == sorted(weights)
     for name, rows in (parts[0] | parts[1]).items():
         assert torch.equal(rows, torch.stack([each[name] for each in measured]))
+
+
+ERRORS = """
+import random
+from contextlib import nullcontext
+import torch
+from torch import nn
+from vlp_plugins.calibration.paused import ForwardThread, HiddenStates, PausedForward, pausing
+from vlp_plugins.models.adapter import Stream
+
+def deep(n, run):
+    sorted([0], key=lambda _: (deep(n - 1, run), 0)[1]) if n else run()
+
+def mistaken():
+    try:
+        torch.zeros(2) + torch.zeros(3)
+    except RuntimeError:
+        pass
+
+def streams(batch):
+    def run():
+        for _ in range(6):
+            deep(random.randrange(4), lambda: block(batch["states"]))
+            deep(random.randrange(4), mistaken)
+    yield Stream("all", run)
+
+random.seed(0)
+block = nn.Linear(4, 4)
+thread = ForwardThread(nullcontext)
+forwards, store = [], HiddenStates(None, None)
+with pausing(block, "block"):
+    for index in range(40):
+        batch = {"states": torch.rand(2, 4)}
+        deep(random.randrange(12), lambda: forwards.append(
+            PausedForward(index, batch, streams, store, thread)))
+    while left := [each for each in forwards if not each.dead]:
+        forward = random.choice(left)
+        deep(random.randrange(12), lambda: forward.proceed(forward.run_block()))
+thread.end()
+"""
+
+
+def test_errors_of_torch_within_a_forward_that_has_waited() -> None:
+    """They walk the stack of the thread, which must be as it was when the forward started."""
+    done = subprocess.run([sys.executable, "-c", ERRORS], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

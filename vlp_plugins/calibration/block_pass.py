@@ -30,7 +30,13 @@ from vlp_plugins.calibration.batches import (
 from vlp_plugins.calibration.block_sums import BlockStatistics, Sums
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.moments import ActivationStatistic
-from vlp_plugins.calibration.paused import HiddenStates, PausedForward, Visit, pausing
+from vlp_plugins.calibration.paused import (
+    ForwardThread,
+    HiddenStates,
+    PausedForward,
+    Visit,
+    pausing,
+)
 from vlp_plugins.calibration.probes import ActivationProbe
 from vlp_plugins.calibration.selections import (
     VISUAL,
@@ -45,6 +51,7 @@ from vlp_plugins.calibration.tokens import (
     kinds_of,
     modules_using,
     run_without_gradients,
+    without_gradients,
 )
 from vlp_plugins.calibration.visits import Rehearsal, is_in, weights_by_block
 from vlp_plugins.masks.packed import Pruned
@@ -258,11 +265,9 @@ class BlockPass:
         if pruned is None:
             left_out = frozenset().union(*all_gather(list(walk.left_out)))
             samples = self.samples - sum(all_gather(sum(walk.left_out.values())))
-            # A forward that waits may have autocast on.
-            with torch.autocast(self._device.type, enabled=False):
-                sums = sum_over_processes(walk.taken(names), self._device)
-                chosen = {name: self._weights[name] for name in names}
-                pruned = decide(visit, chosen, BlockStatistics(sums, samples, left_out))
+            sums = sum_over_processes(walk.taken(names), self._device)
+            chosen = {name: self._weights[name] for name in names}
+            pruned = decide(visit, chosen, BlockStatistics(sums, samples, left_out))
         walk.decided.update(pruned)
         with failing_together(), self._written(visit.block, walk.decided):
             for forward in forwards:
@@ -392,15 +397,13 @@ class BlockPass:
             self._model.eval()
             for path in self._blocks:
                 stack.enter_context(pausing(self._model.get_submodule(path), path))
-            try:
-                with failing_together():
-                    for index, batch in batches:
-                        moved = to_device(batch, self._device)
-                        forwards.append(PausedForward(index, moved, streams, store))
-                yield forwards
-            finally:
-                for forward in forwards:
-                    forward.stop()
+            thread = ForwardThread(partial(without_gradients, self._model))
+            stack.callback(thread.end)
+            with failing_together():
+                for index, batch in batches:
+                    moved = to_device(batch, self._device)
+                    forwards.append(PausedForward(index, moved, streams, store, thread))
+            yield forwards
 
     def _rehearse(self, rehearsal: Rehearsal, index: int, batch: Batch) -> None:
         """Runs a batch, to see in which order it calls the blocks, and which weights they use."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import wraps
+from itertools import starmap
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Semaphore, Thread
 from typing import Any
 
 import torch
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
 from vlp_plugins.calibration.batches import batch_size
@@ -38,6 +41,77 @@ class Visit:
         return f"{self.block} (call {self.turn + 1})" if self.turn else self.block
 
 
+class ForwardThread:
+    """The thread in which paused forwards run, all entered from one place of its stack.
+
+    A greenlet has the stack of its thread below it as it is when it runs, not as it was when it
+    started. Torch walks the whole stack at every error, also at those that it catches itself, and
+    crashes where frames have gone since. Here none have: `starmap` enters all of them, from C.
+    """
+
+    def __init__(self, state: Callable[[], AbstractContextManager[None]]) -> None:
+        """Starts it.
+
+        Args:
+            state: of torch, which is each thread's own.
+        """
+        self._entries: SimpleQueue[tuple[PausedForward, object] | None] = SimpleQueue()
+        self._waits = Semaphore(0)
+        self._forwards: list[PausedForward] = []
+        self._error: BaseException | None = None
+        self.main: greenlet
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else -1
+        run = copy_context().run
+        self._thread = Thread(target=run, args=(self._run, state), name="vlp-walk", daemon=True)
+        self._thread.start()
+        self._wait()
+
+    def _run(self, state: Callable[[], AbstractContextManager[None]]) -> None:
+        self.main = getcurrent()
+        try:
+            with torch.cuda.device(self._device), state():  # -1 is none
+                deque(starmap(greenlet.switch, self._entered()), maxlen=0)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._waits.release()
+
+    def _entered(self) -> Iterator[tuple[PausedForward, object]]:
+        self._waits.release()
+        while (entry := self._entries.get()) is not None:
+            yield entry
+            del entry  # and with it what the block gives out
+            self._waits.release()
+
+    def _wait(self) -> None:
+        try:
+            self._waits.acquire()
+        except BaseException:  # Ctrl-C: the model is in use until the forward waits
+            self._waits.acquire()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def enter(self, forward: PausedForward, answer: object) -> None:
+        """Runs a forward until it waits again, or ends."""
+        if not forward:
+            self._forwards.append(forward)
+        self._entries.put((forward, answer))
+        self._wait()
+
+    def end(self) -> None:
+        """Ends all forwards that wait, and the thread."""
+        try:
+            for forward in self._forwards:
+                forward.stop()
+        finally:
+            self._entries.put(None)
+            self._thread.join()
+
+
+_STOP = object()
+
+
 class PausedForward(greenlet):
     """The forward of one batch: it waits at the entry of a block, or has ended (`dead`).
 
@@ -60,6 +134,7 @@ class PausedForward(greenlet):
         batch: Batch,
         streams: Callable[[Batch], Iterator[Stream]],
         store: HiddenStates,
+        thread: ForwardThread,
     ) -> None:
         """Runs up to the first block.
 
@@ -68,8 +143,9 @@ class PausedForward(greenlet):
             batch: on the model's device.
             streams: of the adapter.
             store: keeps what the forward waits with.
+            thread: runs it.
         """
-        super().__init__(self._run)
+        super().__init__(self._run, thread.main)
         # What transformers keeps in context variables during a forward is this forward's own.
         self.gr_context = copy_context()
         self.index = index
@@ -77,17 +153,34 @@ class PausedForward(greenlet):
         self._batch = batch
         self._streams = streams
         self._store = store
+        self._thread = thread
         self._turns: Counter[str] = Counter()
+        self._output: Any = None
+        self._error: BaseException | None = None
         self.in_block = False
         self._go(None)
 
     def _run(self, _: Any) -> None:
-        for stream in self._streams(self._batch):
-            self.stream = stream
-            stream.run()
+        try:
+            for stream in self._streams(self._batch):
+                self.stream = stream
+                stream.run()
+        except GreenletExit:
+            pass
+        except BaseException as error:  # raised where the forward was entered
+            self._error = error
 
-    def _go(self, answer: Any) -> None:
-        self.switch(answer)
+    def _enter(self, answer: object) -> Any:
+        """Runs on until it waits again, or ends; what the block has given out meanwhile."""
+        self._thread.enter(self, answer)
+        output, error = self._output, self._error
+        self._output = self._error = None
+        if error is not None:
+            raise error
+        return output
+
+    def _go(self, answer: object) -> None:
+        self._enter(answer)
         if not self.dead:
             self._store.keep(self.index, self.hidden)
 
@@ -96,14 +189,14 @@ class PausedForward(greenlet):
         self.at = Visit(block, self._turns[block])
         self._turns[block] += 1
         self.call = args, kwargs
-        answer = self.parent.switch()
-        while answer is None:
+        while (answer := self.parent.switch()) is None:
             self.in_block = True
             try:
-                output = forward(*args, **kwargs)
+                self._output = forward(*args, **kwargs)
             finally:
                 self.in_block = False
-            answer = self.parent.switch(output)
+        if answer is _STOP:
+            raise GreenletExit
         return answer[0]
 
     @property
@@ -130,7 +223,7 @@ class PausedForward(greenlet):
         with self.present():
             given = self.given
             versions = [tensor._version for tensor in given]
-            output = self.switch(None)
+            output = self._enter(None)
             if [tensor._version for tensor in given] != versions:
                 raise UnsupportedError(
                     f"block {self.at} changes its inputs in place, so that it cannot be run as it "
@@ -145,7 +238,8 @@ class PausedForward(greenlet):
 
     def stop(self) -> None:
         """Ends it where it waits."""
-        self.throw()
+        if not self.dead:
+            self._enter(_STOP)
 
 
 @contextmanager

@@ -205,15 +205,16 @@ def run_without_gradients(model: nn.Module, run: Callable[[], None]) -> None:
     Inference mode is left: its tensors have no version counter, which shows whether a tensor was
     changed.
     """
-    device = device_of(model)
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        random_state_kept(device),
-        callers_defaults(model),
-    ):
+    with random_state_kept(device_of(model)), without_gradients(model):
         as_forward(model, run)
         at_rest(model)
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """What `run_without_gradients` sets for one thread."""
+    with torch.inference_mode(False), torch.no_grad(), callers_defaults(model):
+        yield
 
 
 def check_reached(adapter: Adapter, weights: WeightMap, reached: Collection[str]) -> None:
