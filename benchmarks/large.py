@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
     from vlp_plugins.models.adapter import Adapter
 
-WHOLE, ONE_BLOCK = ("wanda", "atv"), ("sparsegpt", "alps")
+METHODS, SOLVERS = ("wanda", "atv"), ("sparsegpt", "alps")
 MOST_BYTES = 8e9
 SHARD_BYTES = 10**9
 BLOCKS, VISION_BLOCKS = 28, 32
@@ -53,7 +53,11 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--methods", nargs="+", default=[*WHOLE, *ONE_BLOCK])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, *SOLVERS])
+    parser.add_argument(
+        "--one-block", nargs="*", default=[*SOLVERS], metavar="METHOD",
+        help="of them that prune the first decoder block alone, and write no model",
+    )  # fmt: skip
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="of the decoder")
     parser.add_argument("--vision-blocks", type=int, default=VISION_BLOCKS)
     parser.add_argument("--width", type=int, default=3584, help="of the decoder's hidden states")
@@ -72,8 +76,9 @@ def main() -> int:
     figures = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         dense = Path(place) / "dense"
-        copies = 2 if set(options.methods) & set(WHOLE) else 1
-        check_space(place, copies * 2 * elements(options))
+        whole = set(options.methods) - set(options.one_block)
+        values = 2 * 2 if whole & set(SOLVERS) else 0  # of blocks, then of the masks
+        check_space(place, ((2 if whole else 1) * 2 + values) * elements(options))
         start = time.perf_counter()
         written = write_checkpoint(dense, options)
         print(f"checkpoint: {written / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s")
@@ -244,7 +249,7 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
         model = vlp.load(folder, device="cpu")
         batches = samples(options)
         forward = bare_forward(model, batches)
-        whole = method in WHOLE
+        whole = method not in options.one_block
         # One decoder block alone: all other layers are excluded.
         other = () if whole else (r"^(?!.*language_model\.layers\.0\.)",)
         adapter = TransformersAdapter(exclude=other)
@@ -269,7 +274,7 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
         "sparsity": masks.sparsity,
         "written": written,
         "values": masks.values_bytes,
-        "gram": gram_products(model, batches) if method in ONE_BLOCK else None,
+        "gram": gram_products(model, batches) if method in SOLVERS else None,
         "blocks": [{"seconds": each, "forward": forward} for each in decoder],
     }
 

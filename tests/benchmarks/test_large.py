@@ -59,7 +59,8 @@ def test_the_peak_does_not_depend_on_the_number_of_blocks(tmp_path, monkeypatch)
     for blocks in (1, 2, 3):
         out = tmp_path / str(blocks)
         options = ["--blocks", str(blocks), "--vision-blocks", "1", "--width", "1152"]
-        options += ["--samples", "3", "--methods", "sparsegpt", "--folder", str(tmp_path)]
+        options += ["--samples", "3", "--methods", "sparsegpt", "--one-block"]
+        options += ["--folder", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["large", *options, "--out", str(out)])
         assert large.main() == 0
         peaks.append(json.loads((out / "large.json").read_text())["figures"]["sparsegpt"])
