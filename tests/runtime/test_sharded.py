@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import chat_models
 import pytest
 import torch
-from sharded_runs import CHITA, GOLDEN, RUNS
+from sharded_runs import CHITA, GOLDEN, RUNS, WALKS, WAYS, Qwen, family_of
 from two_processes import run_two_processes
 
 from benchmarks.parity.family import Family
@@ -31,18 +32,23 @@ def assert_same_masks(path: Path, expected: Masks) -> None:
     assert found.manifest.weights_hash == expected.manifest.weights_hash
 
 
+def assert_as_in_one_process(folder: Path, names: list[str], kind: str, **options) -> None:
+    family = family_of(kind)
+    model = family.model()
+    masks = prune(model, family.batches()[:3], sparsity=0.75, **options)
+    masks.apply(model)
+    for name in names:
+        for rank in (0, 1):
+            assert_same_masks(folder / f"{name}{rank}.safetensors", masks)
+            state = torch.load(folder / f"{name}{rank}.pt")
+            for key, value in model.state_dict().items():
+                torch.testing.assert_close(state[key], value, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_masks_and_new_values_are_those_of_one_process(folder, name):
     kind, method, options = RUNS[name]
-    family = Family(GOLDEN / kind)
-    model = family.model()
-    masks = prune(model, family.batches()[:3], method=method, sparsity=0.75, **options)
-    masks.apply(model)
-    for rank in (0, 1):
-        assert_same_masks(folder / f"{name}{rank}.safetensors", masks)
-        state = torch.load(folder / f"{name}{rank}.pt")
-        for key, value in model.state_dict().items():
-            torch.testing.assert_close(state[key], value, atol=1e-5, rtol=0)
+    assert_as_in_one_process(folder, [name], kind, method=method, **options)
 
 
 def test_a_pass_goes_on_from_the_checkpoint_of_the_first_process(folder):
@@ -75,3 +81,63 @@ def test_sharded_momentum_copies_are_rejected_with_what_to_do(folder):
 def test_processes_that_read_different_data_are_told(folder):
     for rank in (0, 1):
         assert "process 1 read other data" in (folder / f"data{rank}").read_text()
+        assert "process 1 read other data (1 batches" in (folder / f"walked{rank}").read_text()
+
+
+def test_a_walk_that_one_process_breaks_off_ends_in_both_and_resumes(folder):
+    family = family_of("words")
+    batches = family.batches()
+    expected = prune(family.model(), batches, method="wanda", sparsity=0.75, walk="blocks")
+    for rank in (0, 1):
+        assert "broken off" in (folder / f"broken{rank}").read_text()
+        assert_same_masks(folder / f"walk{rank}.safetensors", expected)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory) -> Path:
+    """Where two processes left what they found in walks over models that are sharded otherwise."""
+    folder = tmp_path_factory.mktemp("walked")
+    run_two_processes(SCRIPT, folder, "long")
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WALKS)
+def test_walks_find_the_same_however_a_model_is_sharded(walked, name):
+    kind, options = WALKS[name]
+    names = [f"{name} {way} " for way in WAYS]
+    assert_as_in_one_process(walked, names, kind, walk="blocks", **options)
+
+
+@pytest.mark.long
+def test_a_walk_runs_in_the_precision_that_a_model_is_sharded_with(walked):
+    model = chat_models.qwen()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    batches = Qwen(*[True] * 5).batches()
+    expected = prune(model, batches, method="wanda", sparsity=0.75, walk="blocks")
+    for rank in (0, 1):
+        found = Masks.load(walked / f"cast{rank}.safetensors")
+        assert all(torch.equal(found.packed[name], bits) for name, bits in expected.packed.items())
+
+
+@pytest.mark.long
+def test_a_walk_leaves_a_batch_of_one_process_out_and_the_model_can_be_trained(walked):
+    batches = Qwen(*[True] * 5).batches()
+    model = chat_models.qwen()
+    left = [*batches[:3], batches[4]]
+    expected = prune(model, left, method="wanda", sparsity=0.75, walk="blocks")
+    model(**batches[0], labels=batches[0]["input_ids"]).loss.backward()
+    for rank in (0, 1):
+        found = Masks.load(walked / f"skipped{rank}.safetensors")
+        assert all(torch.equal(found.packed[name], bits) for name, bits in expected.packed.items())
+        assert "in batch 3" in (walked / f"nan{rank}").read_text()
+        trained = torch.load(walked / f"trained{rank}.pt")
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(trained[name], parameter.grad)
+
+
+@pytest.mark.long
+def test_a_walk_over_a_tensor_parallel_model_is_refused(walked):
+    for rank in (0, 1):
+        assert "by fully_shard alone" in (walked / f"parallel{rank}").read_text()

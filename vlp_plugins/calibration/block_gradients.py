@@ -20,6 +20,7 @@ from vlp_plugins.runtime.distributed import (
 )
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.runtime.memory import text_of, usable_bytes
+from vlp_plugins.runtime.sharding import whole
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -226,7 +227,7 @@ class BlockGradients:
         return found
 
     def _take(self, names: Sequence[str]) -> None:
-        """One pass over the batches; each process runs its own."""
+        """One pass over the batches; each process runs its own, of a sharded model all together."""
         rank, world = rank_and_size()
         own = len(range(rank, self.groups.rows, world))
         shapes = {name: self._weights[name].rows_and_columns for name in names}
@@ -235,15 +236,19 @@ class BlockGradients:
         indices: list[int] = []
         with failing_together(), self._probe.attached(names):
             for index, batch in enumerate(islice(self._batches(), self.groups.rows)):
-                if index % world != rank:
+                mine = index % world == rank
+                if not mine and not self._probe.sharded:
                     self._probe.advance(batch, index)
                     continue
                 gradients = self._probe.measure(batch, index)
                 if gradients is None:
                     continue
                 for name, gradient in gradients.items():
-                    held[name][len(indices)].copy_(gradient.reshape(shapes[name]))
-                indices.append(index)
+                    gradient = whole(gradient)
+                    if mine:
+                        held[name][len(indices)].copy_(gradient.reshape(shapes[name]))
+                if mine:
+                    indices.append(index)
         logger.info("took gradients of %d batches by %d weights", len(indices), len(names))
         if not any(all_gather(len(indices))):
             raise NonFiniteError(

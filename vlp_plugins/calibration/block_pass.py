@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -50,7 +50,6 @@ from vlp_plugins.calibration.tokens import (
     check_reached,
     kinds_of,
     modules_using,
-    run_without_gradients,
     without_gradients,
 )
 from vlp_plugins.calibration.visits import Rehearsal, is_in, weights_by_block
@@ -60,8 +59,14 @@ from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
 from vlp_plugins.runtime.mapped import release
-from vlp_plugins.runtime.model_state import caches_off, eager_attention, flags_kept
-from vlp_plugins.runtime.offload import device_of
+from vlp_plugins.runtime.model_state import (
+    caches_off,
+    eager_attention,
+    flags_kept,
+    random_state_kept,
+)
+from vlp_plugins.runtime.offload import at_hand, device_of
+from vlp_plugins.runtime.sharding import Gathering
 
 logger = logging.getLogger("vlp_plugins.calibration")
 
@@ -119,19 +124,16 @@ class BlockPass:
         Raises:
             DataError: if there are no batches, or processes read different ones.
             StatisticsError: if a weight is used by no block that runs.
-            UnsupportedError: if the model is sharded.
+            UnsupportedError: if the model is split over processes in another way than by
+                `fully_shard`.
         """
-        if weights.sharded:
-            raise UnsupportedError(
-                "the model is sharded over processes, and walk='blocks' runs a block at a time in "
-                "each of them; give every process the whole model, or take walk='model'"
-            )
         check_batches(batches, limit)
         self._model, self._adapter, self._weights = model, adapter, weights
         self._published = published
         self._device = device_of(model)
         self._blocks = tuple(adapter.blocks(model))
         self._inside = weights_by_block(self._blocks, weights)
+        self._gathering = Gathering(model, map(model.get_submodule, self._blocks))
         self.waiting_bytes = 0
         rank, world = rank_and_size()
         digest, self.batches, self.samples = b"", 0, 0
@@ -144,7 +146,9 @@ class BlockPass:
             if index % world == rank:
                 self._kept.append((index, batch))
             if not rehearsal.is_enough(weights):
-                run_without_gradients(model, partial(self._rehearse, rehearsal, index, batch))
+                # Before they gather the same blocks one after the other.
+                check_same(digest.hex()[:16], f"{self.batches} batches")
+                self._rehearse(rehearsal, index, batch)
         if not self.batches:
             raise DataError("the calibration data is empty: no batch was read; check its path")
         warn_if_fewer(self.batches, limit)
@@ -197,39 +201,46 @@ class BlockPass:
         walk = Sums(probe, dtypes, tokens, skip_nonfinite)
         store = HiddenStates(memory_budget, folder)
 
-        def run() -> None:
-            reads = tokens is not None and tokens.reads_attention
-            eager = eager_attention(self._model) if reads else nullcontext()
-            with eager, self._forwards(self._kept, store) as forwards, probe.attached():
-                for number, visit in enumerate(self.visits, 1):
-                    self._catch_up(forwards, number - 1, walk.decided)
-                    waiting = [f for f in forwards if not f.dead and f.at == visit]
-                    # What ran until here: embeddings, what is between blocks, the block before.
-                    release(self._model.parameters())
-                    self._visit(visit, waiting, walk, decide, (known or {}).get(visit))
-                    self._release(visit.block)
-                    if progress is not None:
-                        progress(number * self.batches, len(self.visits) * self.batches)
-                with failing_together():
-                    for forward in forwards:
-                        if not forward.dead:
-                            self._check_foreseen(forward)
-
-        run_without_gradients(self._model, run)
+        reads = tokens is not None and tokens.reads_attention
+        eager = eager_attention(self._model) if reads else nullcontext()
+        with eager, self._forwards(self._kept, store) as forwards, probe.attached():
+            for number, visit in enumerate(self.visits, 1):
+                self._catch_up(forwards, number - 1, walk.decided)
+                waiting = [f for f in forwards if not f.dead and f.at == visit]
+                # What ran until here: embeddings, what is between blocks, the block before.
+                release(self._model.parameters())
+                self._visit(visit, waiting, walk, decide, (known or {}).get(visit))
+                self._release(visit.block)
+                if progress is not None:
+                    progress(number * self.batches, len(self.visits) * self.batches)
+            with failing_together():
+                for forward in forwards:
+                    if not forward.dead:
+                        self._check_foreseen(forward)
 
     def _catch_up(
         self, forwards: Sequence[PausedForward], done: int, decided: Mapping[str, Pruned]
     ) -> None:
         """Runs what waits at a visit that is over, or was not foreseen, with what is decided."""
         ahead = set(self.visits[done:])
-        with failing_together():
+        while True:
+            waiting: dict[Visit, list[PausedForward]] = {}
             for forward in forwards:
-                while not forward.dead and forward.at not in ahead:
-                    self._check_foreseen(forward)
-                    with self._written(forward.at.block, decided):
-                        output = forward.run_block()
-                    self._release(forward.at.block)
-                    forward.proceed(output)
+                if not forward.dead and forward.at not in ahead:
+                    waiting.setdefault(forward.at, []).append(forward)
+            # All processes gather the same blocks.
+            visits = sorted({visit for theirs in all_gather(list(waiting)) for visit in theirs})
+            if not visits:
+                return
+            for visit in visits:
+                with self._gathered(visit.block), failing_together():
+                    some = waiting.get(visit, [])
+                    for forward in some:
+                        self._check_foreseen(forward)
+                    with self._written(visit.block, decided):
+                        for forward in some:
+                            forward.proceed(forward.run_block())
+                self._release(visit.block)
 
     def _check_foreseen(self, forward: PausedForward) -> None:
         """Raises `UnsupportedError` for a call of a block that no batch before made."""
@@ -258,7 +269,8 @@ class BlockPass:
                     walk.leave_out(forward)
             forwards = [forward for forward in forwards if not forward.dead]
         if measured:
-            self._measure(visit, forwards, walk, measured, go_on=not names)
+            with self._gathered(visit.block):
+                self._measure(visit, forwards, walk, measured, go_on=not names)
         if not names:
             return
         pruned = None if known is None else known.pruned
@@ -267,9 +279,14 @@ class BlockPass:
             samples = self.samples - sum(all_gather(sum(walk.left_out.values())))
             sums = sum_over_processes(walk.taken(names), self._device)
             chosen = {name: self._weights[name] for name in names}
-            pruned = decide(visit, chosen, BlockStatistics(sums, samples, left_out))
+            with self._gathering.suspended():
+                pruned = decide(visit, chosen, BlockStatistics(sums, samples, left_out))
         walk.decided.update(pruned)
-        with failing_together(), self._written(visit.block, walk.decided):
+        with (
+            self._gathered(visit.block),
+            failing_together(),
+            self._written(visit.block, walk.decided),
+        ):
             for forward in forwards:
                 if not forward.dead:
                     forward.proceed(forward.run_block())
@@ -389,6 +406,10 @@ class BlockPass:
             return self._adapter.streams(self._model, batch, published=self._published)
 
         with (
+            random_state_kept(self._device),
+            without_gradients(self._model),
+            at_hand(self._model),
+            self._gathering.open(),
             flags_kept(self._model),
             caches_off(self._model),
             store.open(),
@@ -421,7 +442,8 @@ class BlockPass:
                 for name in self._inside[forward.at.block]:
                     if any(o.module == forward.at.block for o in self._weights[name].owners):
                         rehearsal.uses.add((forward.at, name))
-                output = forward.run_block()
+                with self._gathered(forward.at.block):
+                    output = forward.run_block()
                 self._release(forward.at.block)
                 forward.proceed(output)
         rehearsal.orders.append(order)
@@ -429,15 +451,23 @@ class BlockPass:
     @contextmanager
     def _written(self, block: str, decided: Mapping[str, Pruned]) -> Iterator[None]:
         """The decided weights of a block pruned; afterwards they are as before."""
-        names = [name for name in self._inside[block] if name in decided]
+        weights = {
+            name: self._weights[name].within(self._model)
+            for name in self._inside[block]
+            if name in decided
+        }
         with ExitStack() as stack:
             # All before any is written: weights that are views of a file may share a page.
-            for restore in [self._weights[name].kept() for name in names]:
+            for restore in [weight.kept() for weight in weights.values()]:
                 stack.callback(restore)
-            for name in names:
-                with self._weights[name].changing() as parameter:
+            for name, weight in weights.items():
+                with weight.changing() as parameter:
                     decided[name].write(parameter.detach())
             yield
+
+    def _gathered(self, block: str) -> AbstractContextManager[None]:
+        """A block that may run in this process; a collective if the model is sharded."""
+        return self._gathering.of(self._model.get_submodule(block))
 
     def _release(self, block: str) -> None:
         """Gives back the memory of a block whose values are in a file."""

@@ -325,7 +325,11 @@ class _TargetWalk:
         context, method = self.context, self.method
         rank, world = rank_and_size()
         mean = partial(statistics.mean, owners=context.resolved_owners)
-        mine = {name: weights[name] for name in list(weights)[rank::world]}
+        mine: dict[str, Weight] = {}
+        for number, (name, weight) in enumerate(weights.items()):
+            gathered = weight.gathered()  # by all, in the same order
+            if number % world == rank:
+                mine[name] = gathered
         # Copies, because weights that read the same inputs share a statistic.
         evidence = {
             name: Evidence(

@@ -124,6 +124,18 @@ class Weight:
 
         return restore
 
+    def gathered(self) -> Weight:
+        """The same with all values in this process; a collective if it is sharded."""
+        if not is_sharded((self.parameter,)):
+            return self
+        return replace(self, parameter=whole(self.parameter))
+
+    def within(self, model: nn.Module) -> Weight:
+        """The same as it is computed with where `fully_shard` has gathered it (`Gathering`)."""
+        if not is_sharded((self.parameter,)):
+            return self
+        return replace(self, parameter=model.get_parameter(self.aliases[0]))
+
     @property
     def rows_and_columns(self) -> tuple[int, int]:
         """Shape of `matrix`."""

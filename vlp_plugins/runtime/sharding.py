@@ -1,20 +1,23 @@
 """Models whose parameters are sharded over processes by `torch.distributed.fsdp.fully_shard`.
 
-Every process runs every batch of such a model, the same one at the same time, and holds a part of
-each parameter. Everything that makes a tensor whole is a collective: all processes must call it, in
-the same order.
+Each process holds a part of each parameter. Everything that makes a tensor whole is a collective:
+all processes must call it, in the same order. A forward pass of the model is one, too, so every
+process runs every batch, the same one at the same time; `Gathering` is for those that do not.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
 
+from vlp_plugins.runtime.errors import UnsupportedError
 from vlp_plugins.runtime.offload import at_hand
 
 Result = TypeVar("Result")
@@ -136,6 +139,126 @@ def as_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     return result
+
+
+class Gathering:
+    """Gathers the parameters of a model under `fully_shard` part by part, when it is asked to.
+
+    By itself `fully_shard` gathers them where a module is called, and frees them where it returns.
+    If several forwards wait in a module, the first to leave it would free what the others need, and
+    processes would have to call every module equally often. Here they may call it as they like. For
+    a model that is not sharded all of this does nothing.
+    """
+
+    def __init__(self, model: nn.Module, parts: Iterable[nn.Module]) -> None:
+        """Changes nothing yet.
+
+        Args:
+            model: of which some parts run one after the other.
+            parts: of it.
+        """
+        kind = _kind("torch.distributed.fsdp", "FSDPModule")
+        self._model = model
+        every = [m for m in model.modules() if kind is not None and isinstance(m, kind)]
+        inside = {module for part in parts for module in part.modules()}
+        # Modules that were given to `fully_shard` together are gathered together.
+        shared = {_state_of(module) for module in every if module not in inside}
+        self._outside: list[Any] = [m for m in every if _state_of(m) in shared]
+        self._inside: list[Any] = [m for m in every if _state_of(m) not in shared]
+        self._hooks: list[_Hook] = []
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """What is in no part is gathered, and calls of modules gather and free nothing.
+
+        A collective. What is written into gathered parameters is lost afterwards.
+        """
+        at_rest(self._model)
+        self._hooks = [hook for m in (*self._outside, *self._inside) for hook in _hooks_of(m)]
+        try:
+            self._take_over()
+            yield
+        finally:
+            self._give_back()
+            at_rest(self._model)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Within `open`: all processes may run the whole model together; a collective."""
+        self._give_back()
+        yield
+        self._take_over()
+
+    @contextmanager
+    def of(self, part: nn.Module) -> Iterator[None]:
+        """Within `open`: a part whose parameters are gathered; a collective.
+
+        Raises:
+            UnsupportedError: if they are sharded in another way than by `fully_shard`.
+        """
+        within = set(part.modules())
+        own = [module for module in self._inside if module in within]
+        try:
+            for module in own:
+                module.unshard()
+            if is_sharded(part.parameters()):
+                raise UnsupportedError(
+                    f"a {type(part).__name__} is split over processes that would have to run each "
+                    "batch together (tensor parallelism?), and in a walk by blocks each runs its "
+                    "own; shard the model by fully_shard alone, or give every process all of it"
+                )
+            yield
+        finally:
+            for module in own:
+                module.reshard()
+
+    def _take_over(self) -> None:
+        for hooks, key, _, cast in self._hooks:
+            hooks[key] = cast
+        for module in self._outside:
+            module.unshard()
+
+    def _give_back(self) -> None:
+        for hooks, key, own, _ in self._hooks:
+            hooks[key] = own
+
+
+_Hook = tuple[dict[int, Any], int, Any, Any]
+"""Where a module keeps a hook of `fully_shard`, by which key, the hook, and its casts alone."""
+
+
+def _hooks_of(module: nn.Module) -> Iterator[_Hook]:
+    policy = _state_of(module)._mp_policy
+    entering = policy.param_dtype if policy.cast_forward_inputs else None
+    for hooks, cast in (
+        (module._forward_pre_hooks, partial(_cast_inputs, entering)),
+        (module._forward_hooks, partial(_cast_output, policy.output_dtype)),
+    ):
+        for key, hook in hooks.items():
+            if getattr(hook, "__module__", "").startswith("torch.distributed.fsdp."):
+                yield hooks, key, hook, cast
+
+
+def _state_of(module: nn.Module) -> Any:
+    """What `fully_shard` knows of a module, and of those that were given to it together."""
+    return module._get_fsdp_state()  # type: ignore[operator]
+
+
+def _cast_inputs(dtype: torch.dtype | None, _: nn.Module, args: Any, kwargs: Any) -> Any:
+    return _cast((args, kwargs), dtype)
+
+
+def _cast_output(dtype: torch.dtype | None, _: nn.Module, __: Any, output: Any) -> Any:
+    return _cast(output, dtype)
+
+
+def _cast(values: Any, dtype: torch.dtype | None) -> Any:
+    """The floating tensors of any containers in a dtype; None: as they are."""
+    if dtype is None:
+        return values
+    from torch.distributed.utils import _apply_to_tensors
+
+    return _apply_to_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, values)
 
 
 def in_any_process(flags: torch.Tensor) -> torch.Tensor:
