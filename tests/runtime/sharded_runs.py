@@ -40,13 +40,12 @@ RUNS = {
     "chita++": ("blip", "chita++", {**CHITA, "rounds": 2, "rows": 2}),
     "itersnip": ("vit", "itersnip", {"rounds": 2}),
     "wanda by blocks": ("words", "wanda", {"walk": "blocks"}),
-    "sparsegpt by blocks": ("qwen", "sparsegpt", {"walk": "blocks"}),
     "alps by blocks": ("qwen", "alps", {"walk": "blocks"}),
 }
 LAYERS = {
     "snip-vit": ("ViTLayer",),
     "wanda by blocks": ("Qwen2_5_VLVisionBlock", "Qwen2_5_VLDecoderLayer"),
-    "sparsegpt by blocks": ("Qwen2_5_VLDecoderLayer",),
+    "alps by blocks": ("Qwen2_5_VLDecoderLayer",),
 }
 
 
@@ -186,6 +185,7 @@ WALKS = {
     "tamp": ("words", {"method": "tamp"}),
     "owl": ("words", {"method": "wanda", "allocation": "owl", "memory_budget": 4000}),
     "text": ("words", {"method": "wanda", "adapter": TransformersAdapter(exclude="visual")}),
+    "sparsegpt": ("qwen", {"method": "sparsegpt"}),
     "alps": ("qwen", {"method": "alps"}),
     "chita": ("qwen", {"method": "chita"}),
 }
@@ -297,11 +297,11 @@ def main(folder: Path) -> None:
     model = sharded(vit, ("ViTLayer",))
     error = error_of(DataError, model, batches, method="wanda", sparsity=0.5, walk="blocks")
     (folder / f"walked{rank}").write_text(error)
-    interrupted_walk(folder)
 
 
 def long(folder: Path) -> None:
     walks(folder)
+    interrupted_walk(folder)
     rank, batches = distributed.get_rank(), Qwen(*[True] * 5).batches()
     by_blocks = {"method": "wanda", "sparsity": 0.75, "walk": "blocks"}
     prune(cast(), batches, **by_blocks).save(folder / f"cast{rank}.safetensors")

@@ -84,15 +84,6 @@ def test_processes_that_read_different_data_are_told(folder):
         assert "process 1 read other data (1 batches" in (folder / f"walked{rank}").read_text()
 
 
-def test_a_walk_that_one_process_breaks_off_ends_in_both_and_resumes(folder):
-    family = family_of("words")
-    batches = family.batches()
-    expected = prune(family.model(), batches, method="wanda", sparsity=0.75, walk="blocks")
-    for rank in (0, 1):
-        assert "broken off" in (folder / f"broken{rank}").read_text()
-        assert_same_masks(folder / f"walk{rank}.safetensors", expected)
-
-
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory) -> Path:
     """Where two processes left what they found in walks over models that are sharded otherwise."""
@@ -141,3 +132,13 @@ def test_a_walk_leaves_a_batch_of_one_process_out_and_the_model_can_be_trained(w
 def test_a_walk_over_a_tensor_parallel_model_is_refused(walked):
     for rank in (0, 1):
         assert "by fully_shard alone" in (walked / f"parallel{rank}").read_text()
+
+
+@pytest.mark.long
+def test_a_walk_that_one_process_breaks_off_ends_in_both_and_resumes(walked):
+    family = family_of("words")
+    batches = family.batches()
+    expected = prune(family.model(), batches, method="wanda", sparsity=0.75, walk="blocks")
+    for rank in (0, 1):
+        assert "broken off" in (walked / f"broken{rank}").read_text()
+        assert_same_masks(walked / f"walk{rank}.safetensors", expected)
