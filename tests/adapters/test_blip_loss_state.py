@@ -126,7 +126,8 @@ def test_downstream_models_have_no_state():
     from transformers import BlipForImageTextRetrieval
     from transformers.models.blip.configuration_blip import BlipConfig
 
-    from vlp_adapters.blip.kinds import Kind, kind_of
+    from vlp_adapters.blip.kinds import kind_of
+    from vlp_adapters.kinds import Kind
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2}  # fmt: skip

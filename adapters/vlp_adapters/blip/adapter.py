@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from vlp_adapters.blip import answering, downstream, forward
-from vlp_adapters.blip.kinds import Kind, kind_of
+from vlp_adapters.blip.kinds import kind_of
 from vlp_adapters.blip.losses import advance, training_losses
 from vlp_adapters.blip.names import is_original, task_of, to_original_name
 from vlp_adapters.blip.streams import activation_streams
 from vlp_adapters.blip.weights import downstream_paths, exclusions, weight_specs
 from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
+from vlp_adapters.kinds import Kind
 from vlp_plugins.models.adapter import (
     Adapter,
     Batch,

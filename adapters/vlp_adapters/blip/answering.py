@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vlp_adapters.answer_ranking import rank_answers
 from vlp_adapters.blip.forward import image_embeds_of, text_tokens
-from vlp_adapters.blip.kinds import Kind, encoder_ids, kind_of, text_config
+from vlp_adapters.blip.kinds import encoder_ids, kind_of, text_config
+from vlp_adapters.kinds import Kind
 from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import UnsupportedError
 

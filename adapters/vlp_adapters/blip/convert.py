@@ -25,7 +25,7 @@ from transformers.initialization import no_init_weights
 
 from vlp_adapters.blip.answering_model import BlipAnsweringConfig, BlipForAnswering
 from vlp_adapters.blip.configuration import BlipPretrainConfig
-from vlp_adapters.blip.kinds import Kind, kind_of
+from vlp_adapters.blip.kinds import kind_of
 from vlp_adapters.blip.modeling import BlipForPretraining
 from vlp_adapters.blip.names import (
     HEAD_BIAS,
@@ -37,6 +37,7 @@ from vlp_adapters.blip.names import (
 )
 from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
 from vlp_adapters.checkpoints import check_fit, options_beside, read_state, write_state
+from vlp_adapters.kinds import Kind
 from vlp_adapters.shapes import (
     CheckpointShapes,
     attention_heads,

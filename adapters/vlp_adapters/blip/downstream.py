@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_adapters.blip.kinds import Kind, kind_of, text_config
+from vlp_adapters.blip.kinds import kind_of, text_config
 from vlp_adapters.blip.weights import places_of_two_images
 from vlp_adapters.inputs import need_partners, pairs_of
+from vlp_adapters.kinds import Kind, check_task, is_of_task
 from vlp_adapters.negatives import generator_of
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
-_TASKS = (Kind.RETRIEVAL, Kind.CAPTIONING, Kind.VQA, Kind.NLVR)
 _RETRIEVAL_LOSSES = ("itc", "itm")
 _NOTHING = re.compile(r"$^")
 _READS_QUESTIONS = re.compile(r"text_decoder\..*\.crossattention\.self\.(key|value)\.")
@@ -41,18 +41,9 @@ def downstream_model(task: str, model: Any) -> nn.Module:
     Raises:
         UnsupportedError: if the task is unknown, or the model is of another one.
     """
-    if task not in _TASKS:
-        raise UnsupportedError(
-            f"BLIP is fine-tuned on {', '.join(_TASKS)}, not on {task!r}; choose one of them"
-        )
-    kind = kind_of(model)
-    if kind == task or (kind is Kind.PRETRAINING and task == Kind.RETRIEVAL):
+    if is_of_task(task, model, kind_of(model), "BLIP"):
         whole: nn.Module = model
         return whole
-    if kind is not Kind.PRETRAINING:
-        raise UnsupportedError(
-            f"{type(model).__name__} becomes no model of {task}; give BLIP's pre-training model"
-        )
     return _from_pretraining(task, model)
 
 
@@ -69,13 +60,9 @@ def task_losses(task: str, model: Any, batch: Batch) -> dict[str, Tensor] | None
         BatchError: if inputs are missing or do not fit each other.
     """
     kind = kind_of(model)
+    check_task(task, model, kind)
     if kind == task:
         return None
-    if kind is not Kind.PRETRAINING or task != Kind.RETRIEVAL:
-        raise UnsupportedError(
-            f"{type(model).__name__} is not what is fine-tuned on {task}; make that of it with "
-            "vlp_plugins.tasks.finetuning.finetune.downstream(model, adapter, task)"
-        )
     pixels, ids, mask = pairs_of(batch, text_config(model).max_position_embeddings)
     need_partners(len(ids))
     output = model(

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp_adapters.blip.kinds import (
-    Kind,
     encoder_ids,
     kind_of,
     positions_of,
@@ -17,6 +16,7 @@ from vlp_adapters.blip.kinds import (
     text_config,
 )
 from vlp_adapters.inputs import image_pairs_of, is_resized
+from vlp_adapters.kinds import Kind
 from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import UnsupportedError
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlp_adapters.kinds import Classes, Kind, kind_among
 from vlp_adapters.objectives import IGNORED
 from vlp_plugins.models.adapter import Batch, need
 from vlp_plugins.runtime.errors import BatchError
@@ -17,22 +17,8 @@ NEGATIVES_FLOOR = 1e-4
 """Least probability of a wrong partner of the matching loss, as in the original."""
 
 
-class Kind(StrEnum):
-    """The classes that the adapter claims; the value is the task where there is one."""
-
-    PRETRAINING = "pretraining"
-    RETRIEVAL = "retrieval"
-    CAPTIONING = "captioning"
-    VQA = "vqa"
-    NLVR = "nlvr2"
-    DUAL = "dual encoder"  # two towers that meet in the contrastive loss only
-    VISION = "vision"
-    TEXT = "text"
-
-
-# Compared as text, so that asking about another model does not import transformers.
 _TRANSFORMERS = "transformers.models.blip.modeling_blip"
-_CLASSES = {
+_CLASSES: Classes = {
     "vlp_adapters.blip.modeling.BlipForPretraining": Kind.PRETRAINING,
     "vlp_adapters.blip.nlvr_model.BlipForNlvr": Kind.NLVR,
     f"{_TRANSFORMERS}.BlipForImageTextRetrieval": Kind.RETRIEVAL,
@@ -46,8 +32,7 @@ _CLASSES = {
 
 def kind_of(model: nn.Module) -> Kind | None:
     """The kind of a model or of what it is derived from; None if it is no BLIP."""
-    names = (f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__)
-    return next((_CLASSES[name] for name in names if name in _CLASSES), None)
+    return kind_among(_CLASSES, model)
 
 
 def text_config(model: Any) -> Any:

@@ -20,7 +20,6 @@ from vlp_adapters.blip.forward import (
 )
 from vlp_adapters.blip.kinds import (
     NEGATIVES_FLOOR,
-    Kind,
     answers_of,
     captions_of,
     positions_of,
@@ -28,6 +27,7 @@ from vlp_adapters.blip.kinds import (
     word_labels,
 )
 from vlp_adapters.inputs import need_partners, pairs_of, truths_of
+from vlp_adapters.kinds import Kind
 from vlp_adapters.negatives import check_negatives, draw_negatives, generator_of
 from vlp_adapters.objectives import IGNORED, batch_contrastive_loss, matching_loss, similarity
 from vlp_plugins.models.adapter import Batch, Negatives

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from vlp_adapters.blip.kinds import Kind
+from vlp_adapters.kinds import Kind
 from vlp_adapters.names import rebegin, reverse
 
 # Beginnings of names, (ours, original), in a vision encoder and in one of its layers.

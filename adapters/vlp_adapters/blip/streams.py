@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from vlp_adapters.blip.forward import image_tokens, text_tokens, token_count
-from vlp_adapters.blip.kinds import Kind, answers_of, captions_of, encoder_ids, positions_of
+from vlp_adapters.blip.kinds import answers_of, captions_of, encoder_ids, positions_of
 from vlp_adapters.blip.weights import DECODER, ENCODER, QUESTION, TEXT, VISION
 from vlp_adapters.inputs import image_pairs_of, pairs_of, texts_of
+from vlp_adapters.kinds import Kind
 from vlp_plugins.models.adapter import Batch, Stream, need
 
 _NAMES = {

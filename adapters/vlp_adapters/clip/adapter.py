@@ -8,13 +8,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp_adapters.clip.inputs import TowerInputs, ended_texts
-from vlp_adapters.clip.kinds import CLIP_CLASSES
 from vlp_adapters.clip.names import original_part, to_original_name
 from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import CLIP_EXCLUSIONS, VISION
+from vlp_adapters.kinds import Classes, Kind
 from vlp_adapters.objectives import batch_contrastive_loss, similarity
 from vlp_plugins.models.adapter import Batch, OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
+
+_CLIP = "transformers.models.clip.modeling_clip"
+_CLASSES: Classes = {
+    f"{_CLIP}.CLIPModel": Kind.DUAL,
+    f"{_CLIP}.CLIPVisionModel": Kind.VISION,
+    f"{_CLIP}.CLIPVisionModelWithProjection": Kind.VISION,
+    f"{_CLIP}.CLIPTextModel": Kind.TEXT,
+    f"{_CLIP}.CLIPTextModelWithProjection": Kind.TEXT,
+    f"{_CLIP}.CLIPForImageClassification": Kind.CLASSIFIER,
+}
 
 
 class ClipAdapter(TwoTowerAdapter):
@@ -26,7 +36,7 @@ class ClipAdapter(TwoTowerAdapter):
 
     name = "clip"
     title = "CLIP"
-    classes = CLIP_CLASSES
+    classes = _CLASSES
     excluded = CLIP_EXCLUSIONS
 
     def texts_of(self, tower: Any, batch: Batch) -> TowerInputs:

@@ -9,14 +9,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp_adapters.clip.inputs import TowerInputs, padded_texts
-from vlp_adapters.clip.kinds import SIGLIP_CLASSES
 from vlp_adapters.clip.two_towers import TwoTowerAdapter, states_of
 from vlp_adapters.clip.weights import SIGLIP_EXCLUSIONS
+from vlp_adapters.kinds import Classes, Kind
 from vlp_adapters.objectives import similarity
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _TEXT_LENGTH = 64  # tokens of every text in pre-training, of both generations
+_CLASSES: Classes = {
+    f"transformers.models.{module}.modeling_{module}.{family}{name}": kind
+    for module, family in (("siglip", "Siglip"), ("siglip2", "Siglip2"))
+    for name, kind in (
+        ("Model", Kind.DUAL),
+        ("VisionModel", Kind.VISION),
+        ("TextModel", Kind.TEXT),
+        ("ForImageClassification", Kind.CLASSIFIER),
+    )
+}
 
 
 class SiglipAdapter(TwoTowerAdapter):
@@ -28,7 +38,7 @@ class SiglipAdapter(TwoTowerAdapter):
 
     name = "siglip"
     title = "SigLIP"
-    classes = SIGLIP_CLASSES
+    classes = _CLASSES
     excluded = SIGLIP_EXCLUSIONS
 
     def texts_of(self, tower: Any, batch: Batch) -> TowerInputs:

@@ -20,10 +20,10 @@ from vlp_adapters.checkpoints import (
 from vlp_adapters.classification import classifier_logits, classifier_loss
 from vlp_adapters.classifiers import image_classifier
 from vlp_adapters.clip.inputs import TowerInputs, images_of
-from vlp_adapters.clip.kinds import Classes, Kind, kind_among
 from vlp_adapters.clip.names import checkpoint_file, format_of
 from vlp_adapters.clip.weights import TEXT, VISION, downstream_paths, weight_specs
 from vlp_adapters.inputs import need_partners
+from vlp_adapters.kinds import Classes, Kind, kind_among
 from vlp_plugins.data.processors import reads_text
 from vlp_plugins.models.adapter import Adapter, Batch, Exclusion, Negatives, Stream, WeightSpec
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError

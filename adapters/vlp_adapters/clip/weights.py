@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from vlp_adapters.clip.kinds import Kind
-from vlp_adapters.layers import check_linear
+from vlp_adapters.kinds import Kind, check_linear
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
 

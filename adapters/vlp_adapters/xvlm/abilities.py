@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
+from vlp_adapters.kinds import Kind
 from vlp_adapters.xvlm import task_passes
-from vlp_adapters.xvlm.kinds import MATCHING, Kind, require
+from vlp_adapters.xvlm.kinds import MATCHING, require
 from vlp_adapters.xvlm.streams import image_embeds_of, text_embeds_of
 from vlp_plugins.models.adapter import Batch, need
 

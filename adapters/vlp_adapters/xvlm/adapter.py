@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import from_folder, is_saved_as, options_beside, tensor_names
 from vlp_adapters.inputs import need_partners
+from vlp_adapters.kinds import Kind, check_task
 from vlp_adapters.negatives import generator_of
 from vlp_adapters.xvlm import downstream, task_passes
 from vlp_adapters.xvlm.abilities import XvlmAbilities
-from vlp_adapters.xvlm.kinds import MATCHING, Kind, kind_of, require
+from vlp_adapters.xvlm.kinds import MATCHING, kind_of, require
 from vlp_adapters.xvlm.masking import mask_words, word_targets
 from vlp_adapters.xvlm.names import description, is_original, original_part, to_original_name
 from vlp_adapters.xvlm.streams import activation_streams, matching_pairs
@@ -156,8 +157,8 @@ class XvlmAdapter(XvlmAbilities, Adapter):
             UnsupportedError: if the model is of another task.
             BatchError: if inputs are missing or do not fit each other.
         """
-        downstream.check_task(task, model)
-        if task == downstream.RETRIEVAL:
+        check_task(task, model, kind_of(model))
+        if task == Kind.RETRIEVAL:
             return downstream.retrieval_losses(_xvlm(model), batch)
         return self.losses(model, batch)
 

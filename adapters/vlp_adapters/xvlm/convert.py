@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig, PreTrainedModel, SwinConfig, ViTConfig
 
 from vlp_adapters.checkpoints import check_fit, read_state, write_state
+from vlp_adapters.kinds import Kind
 from vlp_adapters.shapes import (
     CheckpointShapes,
     attention_heads,
@@ -23,7 +24,6 @@ from vlp_adapters.shapes import (
 from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
 from vlp_adapters.xvlm.captioning import XvlmForCaptioning
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
-from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.modeling import XvlmForPretraining, XvlmForRetrieval
 from vlp_adapters.xvlm.names import (
     description,

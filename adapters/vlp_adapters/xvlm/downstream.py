@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from vlp_adapters.inputs import need_partners
+from vlp_adapters.kinds import Kind, is_of_task
 from vlp_adapters.negatives import generator_of
-from vlp_adapters.xvlm.kinds import Kind, kind_of
+from vlp_adapters.xvlm.kinds import kind_of
 from vlp_adapters.xvlm.streams import matching_pairs
 from vlp_plugins.models.adapter import Batch, Negatives
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from vlp_adapters.xvlm.modeling import XvlmForRetrieval
-
-RETRIEVAL = Kind.RETRIEVAL
-_TASKS = (RETRIEVAL, Kind.CAPTIONING, Kind.VQA, Kind.NLVR)
 
 
 def downstream_model(task: str, model: Any, tokenizer: Any | None) -> nn.Module:
@@ -37,18 +35,9 @@ def downstream_model(task: str, model: Any, tokenizer: Any | None) -> nn.Module:
         UnsupportedError: if the task is unknown, the model is of another one, or [CLS] and [SEP]
             are not in its vocabulary.
     """
-    if task not in _TASKS:
-        raise UnsupportedError(
-            f"X-VLM is fine-tuned on {', '.join(_TASKS)}, not on {task!r}; choose one of them"
-        )
-    kind = kind_of(model)
-    if kind == task or (kind is Kind.PRETRAINING and task == RETRIEVAL):
+    if is_of_task(task, model, kind_of(model), "X-VLM"):
         whole: nn.Module = model
         return whole
-    if kind is not Kind.PRETRAINING:
-        raise UnsupportedError(
-            f"{type(model).__name__} becomes no model of {task}; give X-VLM's pre-training model"
-        )
     from vlp_adapters.xvlm.answering import XvlmForQuestionAnswering
     from vlp_adapters.xvlm.captioning import XvlmForCaptioning
     from vlp_adapters.xvlm.nlvr import XvlmForNlvr
@@ -61,21 +50,6 @@ def downstream_model(task: str, model: Any, tokenizer: Any | None) -> nn.Module:
     except ValueError as error:
         raise UnsupportedError(f"{error}, or the tokenizer itself") from error
     return there.train(model.training)
-
-
-def check_task(task: str, model: nn.Module) -> None:
-    """Checks that a model is what is fine-tuned on a task.
-
-    Raises:
-        UnsupportedError: if it is not.
-    """
-    kind = kind_of(model)
-    if kind == task or (kind is Kind.PRETRAINING and task == RETRIEVAL):
-        return
-    raise UnsupportedError(
-        f"{type(model).__name__} is not what is fine-tuned on {task}; make that of it with "
-        "vlp_plugins.tasks.finetuning.finetune.downstream(model, adapter, task)"
-    )
 
 
 def retrieval_losses(

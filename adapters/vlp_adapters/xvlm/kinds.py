@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from torch import nn
 
+from vlp_adapters.kinds import Classes, Kind, kind_among
 from vlp_plugins.runtime.errors import UnsupportedError
-
-
-class Kind(StrEnum):
-    """The classes that the adapter claims; the value is the task."""
-
-    PRETRAINING = "pretraining"
-    RETRIEVAL = "retrieval"
-    CAPTIONING = "captioning"
-    VQA = "vqa"
-    NLVR = "nlvr2"
-
 
 MATCHING = (Kind.PRETRAINING, Kind.RETRIEVAL)
 """The kinds with a common space of images and texts and a matching head."""
 
-# Compared as text, so that asking about another model does not import transformers.
-_CLASSES = {
+_CLASSES: Classes = {
     "vlp_adapters.xvlm.modeling.XvlmForPretraining": Kind.PRETRAINING,
     "vlp_adapters.xvlm.modeling.XvlmForRetrieval": Kind.RETRIEVAL,
     "vlp_adapters.xvlm.captioning.XvlmForCaptioning": Kind.CAPTIONING,
@@ -34,8 +21,7 @@ _CLASSES = {
 
 def kind_of(model: nn.Module) -> Kind | None:
     """The kind of a model or of what it is derived from; None if it is no X-VLM."""
-    names = (f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__)
-    return next((_CLASSES[name] for name in names if name in _CLASSES), None)
+    return kind_among(_CLASSES, model)
 
 
 def require(model: nn.Module, kinds: Kind | tuple[Kind, ...], what: str) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
+from vlp_adapters.kinds import Kind
 from vlp_adapters.names import rebegin, reverse
-from vlp_adapters.xvlm.kinds import Kind
 from vlp_plugins.models.adapter import OriginalPart
 
 # Beginnings of names, (ours, original); the first that matches counts.

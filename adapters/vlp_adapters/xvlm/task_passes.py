@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vlp_adapters.answer_ranking import rank_answers
 from vlp_adapters.inputs import image_pairs_of, pairs_of, truths_of
+from vlp_adapters.kinds import Kind
 from vlp_adapters.objectives import IGNORED
-from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.task_weights import DECODER, ENCODER, QUESTION, TEXT, VISION
 from vlp_plugins.models.adapter import Batch, Stream
 from vlp_plugins.runtime.errors import BatchError

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlp_adapters.layers import check_linear
+from vlp_adapters.kinds import Kind, check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
-from vlp_adapters.xvlm.kinds import Kind
 from vlp_adapters.xvlm.weights import EXCLUSIONS, FUSION, TEXT, VISION, text_part, vision_part
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from vlp_adapters.layers import check_linear
+from vlp_adapters.kinds import check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
