@@ -8,6 +8,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +61,34 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return _bare(state)
 
 
-def options_beside(path: str | os.PathLike[str], known: Collection[str]) -> dict[str, Any]:
-    """What shapes do not tell of a checkpoint, such as the number of heads, from a file next to it.
+def options_of(
+    path: str | os.PathLike[str], known: Collection[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What shapes do not tell of a checkpoint, such as the number of heads.
 
-    For `model.pth` it is `model.json`, an object with keywords of the loader:
-    `{"vision_heads": 3, "text_heads": 2}`.
+    It is said by keywords of the loader, else in a file next to the checkpoint: for `model.pth` it
+    is `model.json`, an object with such keywords: `{"vision_heads": 3, "text_heads": 2}`.
 
     Args:
         path: the checkpoint.
         known: keywords that its loader takes.
+        given: keywords that it was called with.
 
     Returns:
-        Keywords; empty if there is no such file.
+        Keywords, without those that are None.
 
     Raises:
-        UnsupportedError: if the file is no such object, or has other keywords.
+        UnsupportedError: if a keyword is none that the loader takes, or the file is no such object.
     """
+    if unknown := sorted(given.keys() - set(known)):
+        raise UnsupportedError(
+            f"{unknown[0]!r} is no option of load_original; it takes {', '.join(known)}"
+        )
+    said = (_options_beside(path, known), given)
+    return {n: value for some in said for n, value in some.items() if value is not None}
+
+
+def _options_beside(path: str | os.PathLike[str], known: Collection[str]) -> dict[str, Any]:
     beside = Path(path).with_suffix(".json")
     if not beside.is_file():
         return {}
@@ -215,26 +228,29 @@ def reject_torchscript(path: Path) -> None:
         )
 
 
-def is_saved_as(path: Path, model_type: str) -> bool:
-    """True for a folder whose `config.json` names the model type."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == model_type
-
-
-def from_folder(model_class: Any, path: Path, family: str) -> nn.Module:
-    """Loads what `save_pretrained` wrote, in evaluation mode.
+def load_saved(path: Path, classes: Mapping[str, str], family: str) -> nn.Module | None:
+    """Loads what `save_pretrained` wrote of a class of ours, in evaluation mode.
 
     Args:
-        model_class: a class of transformers or derived from one.
-        path: the folder.
+        path: a folder, or anything else.
+        classes: by the model type that `config.json` names `module.Class` in this package.
         family: how errors call the model.
+
+    Returns:
+        None if the path is no folder of such a class.
 
     Raises:
         UnsupportedError: if it is damaged or lacks parameters.
     """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in classes:
+        return None
+    module, _, name = classes[kind].rpartition(".")
+    model_class: Any = getattr(import_module(f"vlp_adapters.{module}"), name)
     try:
         with bounded(path):
             model, report = model_class.from_pretrained(

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vlp_adapters.inputs import need_partners
+from vlp_adapters.negatives import generator_of
 from vlp_plugins.models.adapter import Negatives
 
 IGNORED = -100
 """Label of positions that a loss of words leaves out."""
+
+
+def losses_of_pairs(
+    model: Any, pairs: tuple[Tensor, Tensor, Tensor], **options: Any
+) -> dict[str, Tensor]:
+    """The losses of a pre-training model, by name; its draws depend on the texts alone.
+
+    Args:
+        model: returns a `PretrainOutput`.
+        pairs: see `pairs_of`.
+        options: of its forward.
+
+    Raises:
+        BatchError: if there are fewer than two pairs.
+    """
+    pixels, ids, mask = pairs
+    need_partners(len(ids))
+    output = model(
+        pixel_values=pixels,
+        input_ids=ids,
+        attention_mask=mask,
+        generator=generator_of(ids),
+        **options,
+    )
+    return dict(output.losses)
 
 
 def similarity(features: Tensor, others: Tensor, temperature: Tensor) -> Tensor:

@@ -23,13 +23,7 @@ _HOMES = {
     "save_original": "convert",
 }
 
-__all__ = [
-    "BlipForNlvr",
-    "BlipForPretraining",
-    "BlipPretrainConfig",
-    "load_original",
-    "save_original",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

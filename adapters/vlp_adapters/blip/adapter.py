@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +15,7 @@ from vlp_adapters.blip.losses import advance, training_losses
 from vlp_adapters.blip.names import is_original, task_of, to_original_name
 from vlp_adapters.blip.streams import activation_streams
 from vlp_adapters.blip.weights import downstream_paths, exclusions, weight_specs
-from vlp_adapters.checkpoints import from_folder, is_saved_as, tensor_names
+from vlp_adapters.checkpoints import load_saved, tensor_names
 from vlp_adapters.kinds import Kind
 from vlp_plugins.models.adapter import (
     Adapter,
@@ -32,10 +31,10 @@ from vlp_plugins.models.adapter import (
 if TYPE_CHECKING:
     from vlp_adapters.blip.modeling import BlipForPretraining
 
-_OUR_CLASSES = {  # by model type: module and name
-    "vlp_blip_pretrain": ("modeling", "BlipForPretraining"),
-    "vlp_blip_answering": ("answering_model", "BlipForAnswering"),
-    "vlp_blip_nlvr2": ("nlvr_model", "BlipForNlvr"),
+_SAVED = {  # model type of a configuration -> class
+    "vlp_blip_pretrain": "blip.modeling.BlipForPretraining",
+    "vlp_blip_answering": "blip.answering_model.BlipForAnswering",
+    "vlp_blip_nlvr2": "blip.nlvr_model.BlipForNlvr",
 }
 _DESCRIPTIONS = {
     Kind.PRETRAINING: "original BLIP checkpoint of pre-training",
@@ -189,10 +188,8 @@ class BlipAdapter(Adapter):
                 cannot be guessed.
         """
         path = Path(source)
-        for model_type, (module, name) in _OUR_CLASSES.items():
-            if is_saved_as(path, model_type):
-                model_class = getattr(import_module(f"vlp_adapters.blip.{module}"), name)
-                return from_folder(model_class, path, "BLIP")
+        if (saved := load_saved(path, _SAVED, "BLIP")) is not None:
+            return saved
         if not is_original(tensor_names(path)):
             return None
         from vlp_adapters.blip.convert import load_original

@@ -36,7 +36,7 @@ from vlp_adapters.blip.names import (
     to_original_name,
 )
 from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
-from vlp_adapters.checkpoints import check_fit, options_beside, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, options_of, read_state, write_state
 from vlp_adapters.kinds import Kind
 from vlp_adapters.shapes import (
     CheckpointShapes,
@@ -48,6 +48,8 @@ from vlp_adapters.shapes import (
 from vlp_plugins.runtime.errors import UnsupportedError
 
 _log = logging.getLogger(__name__)
+
+_OPTIONS = ("vision_heads", "text_heads", "sep_token_id", "prompt_ids")
 
 _POSITIONS = ".embeddings.position_embeddings.weight"  # the original numbers each such table
 _WORDS = 30524
@@ -128,11 +130,7 @@ def state_to_original(model: PreTrainedModel) -> dict[str, Tensor]:
 def load_original(
     path: str | os.PathLike[str],
     config: PreTrainedConfig | None = None,
-    *,
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-    sep_token_id: int | None = None,
-    prompt_ids: Sequence[int] | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Loads an original BLIP checkpoint, in evaluation mode, into the class of its task.
 
@@ -144,15 +142,12 @@ def load_original(
       `BlipForAnswering` where image tokens are not as wide as texts.
     - NLVR2: `BlipForNlvr`.
 
-    What shapes do not tell may also be in a JSON file next to the checkpoint; see `options_beside`.
+    What shapes do not tell may also be in a JSON file next to the checkpoint; see `options_of`.
 
     Args:
         path: `.pth` with `{"model": state_dict}`, a bare state_dict, or `.safetensors`.
         config: sizes; None to read them from the shapes (see `infer_config`).
-        vision_heads: see `infer_config`, as for all that follow.
-        text_heads: heads of the text towers.
-        sep_token_id: [SEP] of the tokenizer.
-        prompt_ids: tokens between [DEC] and every caption.
+        **options: `vision_heads`, `text_heads`, `sep_token_id`, `prompt_ids`; see `infer_config`.
 
     Raises:
         UnsupportedError: if the file cannot be read, or its tensors do not fit the model.
@@ -165,15 +160,8 @@ def load_original(
             "NLVR2" + (": it has the towers without a head" if is_original(original.keys()) else "")
         )
     if config is None:
-        given = {
-            "vision_heads": vision_heads,
-            "text_heads": text_heads,
-            "sep_token_id": sep_token_id,
-            "prompt_ids": prompt_ids,
-        }
-        options = {name: value for name, value in given.items() if value is not None}
         with shapes_of(path, "BLIP"):
-            config = infer_config(original, **(options_beside(path, given) | options))
+            config = infer_config(original, **options_of(path, _OPTIONS, options))
     answers = kind is Kind.VQA and isinstance(config, BlipAnsweringConfig)
     model_class = BlipForAnswering if answers else _CLASSES[kind]
     if not isinstance(config, model_class.config_class):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vlp_adapters.blip.kinds import kind_of, text_config
 from vlp_adapters.blip.weights import places_of_two_images
-from vlp_adapters.inputs import need_partners, pairs_of
+from vlp_adapters.inputs import pairs_of
 from vlp_adapters.kinds import Kind, check_task, is_of_task
-from vlp_adapters.negatives import generator_of
+from vlp_adapters.objectives import losses_of_pairs
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -63,16 +63,8 @@ def task_losses(task: str, model: Any, batch: Batch) -> dict[str, Tensor] | None
     check_task(task, model, kind)
     if kind == task:
         return None
-    pixels, ids, mask = pairs_of(batch, text_config(model).max_position_embeddings)
-    need_partners(len(ids))
-    output = model(
-        pixel_values=pixels,
-        input_ids=ids,
-        attention_mask=mask,
-        losses=_RETRIEVAL_LOSSES,
-        generator=generator_of(ids),
-    )
-    return dict(output.losses)
+    pairs = pairs_of(batch, text_config(model).max_position_embeddings)
+    return losses_of_pairs(model, pairs, losses=_RETRIEVAL_LOSSES)
 
 
 def _from_pretraining(task: str, model: Any) -> nn.Module:

@@ -29,7 +29,13 @@ from vlp_adapters.blip.kinds import (
 from vlp_adapters.inputs import need_partners, pairs_of, truths_of
 from vlp_adapters.kinds import Kind
 from vlp_adapters.negatives import check_negatives, draw_negatives, generator_of
-from vlp_adapters.objectives import IGNORED, batch_contrastive_loss, matching_loss, similarity
+from vlp_adapters.objectives import (
+    IGNORED,
+    batch_contrastive_loss,
+    losses_of_pairs,
+    matching_loss,
+    similarity,
+)
 from vlp_plugins.models.adapter import Batch, Negatives
 from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
@@ -47,7 +53,13 @@ def training_losses(
 ) -> dict[str, Tensor]:
     """The terms by name; see `BlipAdapter.losses`."""
     if kind is Kind.PRETRAINING:
-        return _pretraining(model, batch, negatives, update_state, update_projections)
+        return losses_of_pairs(
+            model,
+            _pairs(model, batch),
+            negatives=negatives,
+            update_state=update_state,
+            update_projections=update_projections,
+        )
     if kind is Kind.RETRIEVAL:
         return _retrieval(model, batch, negatives)
     if kind not in _WITHOUT_NEGATIVES:
@@ -63,27 +75,6 @@ def advance(model: Any, batch: Batch, *, update_projections: bool) -> None:
     pixels, ids, mask = _pairs(model, batch)
     need_partners(len(ids))
     model.advance(pixels, ids, mask, update_projections=update_projections)
-
-
-def _pretraining(
-    model: Any,
-    batch: Batch,
-    negatives: Negatives | None,
-    update_state: bool,
-    update_projections: bool,
-) -> dict[str, Tensor]:
-    pixels, ids, mask = _pairs(model, batch)
-    need_partners(len(ids))
-    output = model(
-        pixel_values=pixels,
-        input_ids=ids,
-        attention_mask=mask,
-        negatives=negatives,
-        update_state=update_state,
-        update_projections=update_projections,
-        generator=generator_of(ids),
-    )
-    return dict(output.losses)
 
 
 def _retrieval(model: Any, batch: Batch, negatives: Negatives | None) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES = dict.fromkeys(("load_original", "save_original", "state_to_original"), "convert")
 
-__all__ = ["load_original", "save_original", "state_to_original"]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

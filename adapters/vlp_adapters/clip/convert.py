@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from transformers.initialization import no_init_weights
 
-from vlp_adapters.checkpoints import check_fit, joined, options_beside, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, joined, options_of, read_state, write_state
 from vlp_adapters.clip.modeling import SiglipWithClipVision, SiglipWithClipVisionConfig
 from vlp_adapters.clip.names import (
     FUSED,
@@ -98,10 +98,6 @@ def load_original(
             f"{path} is a {form.title}, which is not supported; take a model with a vision "
             "transformer (ViT-B-32, ViT-L-14, ViT-B-16-SigLIP, ...) or, if transformers has this "
             "one, its folder with config.json"
-        )
-    if unknown := sorted(options.keys() - set(OPTIONS)):
-        raise UnsupportedError(
-            f"{unknown[0]!r} is no option of load_original; it takes {', '.join(OPTIONS)}"
         )
     title = "SigLIP" if form.family == "siglip" else "CLIP"
     with shapes_of(path, title):
@@ -332,9 +328,9 @@ def _inferred(
     path: Path, state: Mapping[str, Tensor], form: Format, options: Mapping[str, Any]
 ) -> CLIPConfig | SiglipConfig:
     """The configuration by shapes and by what is said of the file."""
-    said = (_open_clip_options(path.parent / OPEN_CLIP_CONFIG, form),
-            options_beside(path, OPTIONS), options)  # fmt: skip
-    chosen = {name: value for some in said for name, value in some.items() if value is not None}
+    said = _open_clip_options(path.parent / OPEN_CLIP_CONFIG, form)
+    chosen = {name: value for name, value in said.items() if value is not None}
+    chosen |= options_of(path, OPTIONS, options)
     if "hidden_act" not in chosen:
         chosen["hidden_act"] = _activation(path, state, form)
     config = (infer_config if form.family == "clip" else infer_siglip_config)(state, **chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class SiglipAdapter(TwoTowerAdapter):
     title = "SigLIP"
     classes = _CLASSES
     excluded = SIGLIP_EXCLUSIONS
+    saved: ClassVar = {"vlp_siglip_clip_vision": "clip.modeling.SiglipWithClipVision"}
 
     def texts_of(self, tower: Any, batch: Batch) -> TowerInputs:
         """Ids, and the mask if there is one; see `padded_texts`."""

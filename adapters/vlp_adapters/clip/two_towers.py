@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import (
-    from_folder,
-    is_saved_as,
     is_torchscript,
+    load_saved,
     reject_torchscript,
     tensor_names,
 )
-from vlp_adapters.classification import classifier_logits, classifier_loss
-from vlp_adapters.classifiers import image_classifier
+from vlp_adapters.classifiers import classifier_logits, classifier_loss, image_classifier
 from vlp_adapters.clip.inputs import TowerInputs, images_of
 from vlp_adapters.clip.names import checkpoint_file, format_of
 from vlp_adapters.clip.weights import TEXT, VISION, downstream_paths, weight_specs
@@ -30,8 +28,6 @@ from vlp_plugins.runtime.errors import BatchError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_MODEL_TYPE = "vlp_siglip_clip_vision"  # written out: asking must not import transformers
 
 
 class TwoTowerAdapter(Adapter):
@@ -45,6 +41,8 @@ class TwoTowerAdapter(Adapter):
     """How errors call the family."""
     classes: ClassVar[Classes]
     excluded: ClassVar[Sequence[Exclusion]]
+    saved: ClassVar[Mapping[str, str]] = {}
+    """Classes that are not of transformers; see `load_saved`."""
 
     @abstractmethod
     def texts_of(self, tower: Any, batch: Batch) -> TowerInputs:
@@ -195,10 +193,8 @@ class TwoTowerAdapter(Adapter):
                 convert it.
         """
         path = Path(source)
-        if self.name == "siglip" and is_saved_as(path, _MODEL_TYPE):
-            from vlp_adapters.clip.modeling import SiglipWithClipVision
-
-            return from_folder(SiglipWithClipVision, path, self.title)
+        if (saved := load_saved(path, self.saved, self.title)) is not None:
+            return saved
         file = checkpoint_file(path)
         reject_torchscript(file)
         form = format_of(tensor_names(file))

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from vlp_adapters.checkpoints import tensor_names
-from vlp_adapters.classification import classifier_logits, classifier_loss
-from vlp_adapters.classifiers import TASK, image_classifier, tower_prefix
+from vlp_adapters.classifiers import (
+    TASK,
+    classifier_logits,
+    classifier_loss,
+    image_classifier,
+    tower_prefix,
+)
 from vlp_adapters.kinds import check_linear
 from vlp_adapters.vit.original import (
     LAYER,

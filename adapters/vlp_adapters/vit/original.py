@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlp_adapters.checkpoints import check_fit, few, joined, options_beside, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, few, joined, options_of, read_state, write_state
 from vlp_adapters.names import rebegin, reverse
 from vlp_adapters.shapes import CheckpointShapes, check_options, shapes_of
 from vlp_plugins.models.adapter import OriginalPart
@@ -197,8 +197,7 @@ def load_original(
     original = _backbone(path, original)
     with shapes_of(path, "ViT"):
         if config is None:
-            said = options_beside(path, _OPTIONS) | options
-            config = infer_config(original, **{k: v for k, v in said.items() if v is not None})
+            config = infer_config(original, **options_of(path, _OPTIONS, options))
         model: ViTModel | ViTForImageClassification
         with no_init_weights():  # all are loaded
             if "head.weight" in original:

@@ -39,21 +39,7 @@ _HOMES = {
     "save_original": "convert",
 }
 
-__all__ = [
-    "XvlmAnsweringConfig",
-    "XvlmCaptioningConfig",
-    "XvlmForCaptioning",
-    "XvlmForNlvr",
-    "XvlmForPretraining",
-    "XvlmForQuestionAnswering",
-    "XvlmForRetrieval",
-    "XvlmNlvrConfig",
-    "XvlmPretrainConfig",
-    "XvlmRetrievalConfig",
-    "load_original",
-    "mask_tokens",
-    "save_original",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from vlp_adapters.checkpoints import from_folder, is_saved_as, options_beside, tensor_names
+from vlp_adapters.checkpoints import load_saved, tensor_names
 from vlp_adapters.inputs import need_partners
 from vlp_adapters.kinds import Kind, check_task
-from vlp_adapters.negatives import generator_of
+from vlp_adapters.objectives import losses_of_pairs
 from vlp_adapters.xvlm import downstream, task_passes
-from vlp_adapters.xvlm.abilities import XvlmAbilities
 from vlp_adapters.xvlm.kinds import MATCHING, kind_of, require
 from vlp_adapters.xvlm.masking import mask_words, word_targets
 from vlp_adapters.xvlm.names import description, is_original, original_part, to_original_name
-from vlp_adapters.xvlm.streams import activation_streams, matching_pairs
+from vlp_adapters.xvlm.streams import (
+    activation_streams,
+    image_embeds_of,
+    matching_pairs,
+    text_embeds_of,
+)
 from vlp_adapters.xvlm.task_weights import task_exclusions, task_weight_specs
 from vlp_adapters.xvlm.weights import EXCLUSIONS, downstream_paths, weight_specs
 from vlp_plugins.models.adapter import (
@@ -29,24 +32,26 @@ from vlp_plugins.models.adapter import (
     OriginalPart,
     Stream,
     WeightSpec,
+    need,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlp_adapters.xvlm.captioning import XvlmForCaptioning
     from vlp_adapters.xvlm.modeling import XvlmForRetrieval
 
-_SAVED = {  # model type of a configuration -> class in this package
-    "vlp_xvlm_pretrain": ("modeling", "XvlmForPretraining"),
-    "vlp_xvlm_retrieval": ("modeling", "XvlmForRetrieval"),
-    "vlp_xvlm_captioning": ("captioning", "XvlmForCaptioning"),
-    "vlp_xvlm_answering": ("answering", "XvlmForQuestionAnswering"),
-    "vlp_xvlm_nlvr": ("nlvr", "XvlmForNlvr"),
+_SAVED = {  # model type of a configuration -> class
+    "vlp_xvlm_pretrain": "xvlm.modeling.XvlmForPretraining",
+    "vlp_xvlm_retrieval": "xvlm.modeling.XvlmForRetrieval",
+    "vlp_xvlm_captioning": "xvlm.captioning.XvlmForCaptioning",
+    "vlp_xvlm_answering": "xvlm.answering.XvlmForQuestionAnswering",
+    "vlp_xvlm_nlvr": "xvlm.nlvr.XvlmForNlvr",
 }
 _INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
 
-class XvlmAdapter(XvlmAbilities, Adapter):
+class XvlmAdapter(Adapter):
     """X-VLM's models of pre-training, retrieval, captioning, VQA and NLVR2.
 
     Canonical names are `vision.{i}.attention.query`, `text.{i}.self.query`,
@@ -112,20 +117,13 @@ class XvlmAdapter(XvlmAbilities, Adapter):
             return downstream.retrieval_losses(_xvlm(model), batch, negatives)
         if kind is not Kind.PRETRAINING:
             return task_passes.task_losses(kind, model, batch)
-        xvlm: Any = model
-        pixels, ids, mask = matching_pairs(xvlm, batch)
-        need_partners(len(ids))
+        xvlm = _xvlm(model)
+        pairs = matching_pairs(xvlm, batch)
+        need_partners(len(pairs[1]))
         masked, labels = word_targets(xvlm.config.text_config, batch)
-        output = xvlm(
-            pixel_values=pixels,
-            input_ids=ids,
-            attention_mask=mask,
-            mlm_input_ids=masked,
-            mlm_labels=labels,
-            negatives=negatives,
-            generator=generator_of(ids),
+        return losses_of_pairs(
+            xvlm, pairs, mlm_input_ids=masked, mlm_labels=labels, negatives=negatives
         )
-        return dict(output.losses)
 
     def for_task(self, task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Paths in the model of the task; see `downstream_paths`.
@@ -171,15 +169,13 @@ class XvlmAdapter(XvlmAbilities, Adapter):
             UnsupportedError: if it is X-VLM's, but damaged or incomplete.
         """
         path = Path(source)
-        for model_type, (module, name) in _SAVED.items():
-            if is_saved_as(path, model_type):
-                home = import_module(f"vlp_adapters.xvlm.{module}")
-                return from_folder(getattr(home, name), path, "X-VLM")
+        if (saved := load_saved(path, _SAVED, "X-VLM")) is not None:
+            return saved
         if not is_original(tensor_names(path)):
             return None
-        from vlp_adapters.xvlm.convert import OPTIONS, load_original
+        from vlp_adapters.xvlm.convert import load_original
 
-        return load_original(path, **options_beside(path, OPTIONS))
+        return load_original(path)
 
     def describe(self, source: str) -> str | None:
         """Task and image encoder of an original file, also of one that is refused."""
@@ -215,6 +211,84 @@ class XvlmAdapter(XvlmAbilities, Adapter):
     def original_part(self, path: str) -> OriginalPart | None:
         """See `names.original_part`."""
         return original_part(path)
+
+    def image_features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """L2-normalised `[B, embed_dim]` from `pixel_values` or `image_embeds`."""
+        require(model, MATCHING, "has no common space of images and texts")
+        xvlm = _xvlm(model)
+        return xvlm.project_image(image_embeds_of(xvlm, batch))
+
+    def text_features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """L2-normalised `[B, embed_dim]` from `input_ids` or `text_embeds`, and the mask."""
+        require(model, MATCHING, "has no common space of images and texts")
+        xvlm = _xvlm(model)
+        return xvlm.project_text(text_embeds_of(xvlm, batch))
+
+    def match(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B]` log-odds that image and text of each row belong together.
+
+        Re-ranking scores the same image and text many times: a batch may have `image_embeds`
+        (`[B, T, Dv]` of `encode_image`) instead of `pixel_values`, and `text_embeds` (`[B, L, D]`
+        of `encode_text`) instead of `input_ids`. The attention mask is always needed.
+        """
+        require(model, MATCHING, "has no matching head")
+        xvlm = _xvlm(model)
+        (mask,) = need(batch, "attention_mask")
+        logits = xvlm.match_logits(text_embeds_of(xvlm, batch), mask, image_embeds_of(xvlm, batch))
+        return logits[:, 1] - logits[:, 0]
+
+    def image_embeds(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Image tokens `[B, T, Dv]`."""
+        return image_embeds_of(_xvlm(model), batch)
+
+    def caption(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> Tensor:
+        """`[B, L]` token ids; texts of the batch are not read.
+
+        Raises:
+            UnsupportedError: if the model is not the captioning model.
+        """
+        require(model, Kind.CAPTIONING, "writes no captions")
+        (pixels,) = need(batch, "pixel_values")
+        return cast("XvlmForCaptioning", model).generate(pixels, max_length, num_beams)
+
+    def answer(
+        self, model: nn.Module, batch: Batch, *, max_length: int, num_beams: int = 1
+    ) -> Tensor:
+        """`[B, A]` token ids of written answers.
+
+        Raises:
+            UnsupportedError: if the model is not the question answering model.
+        """
+        require(model, Kind.VQA, "answers no questions")
+        return task_passes.write_answers(model, batch, max_length, num_beams)
+
+    def judge(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B]` log-odds that the statement of each row is true of its two images.
+
+        Raises:
+            UnsupportedError: if the model is not the one of NLVR2.
+        """
+        require(model, Kind.NLVR, "judges no statements about two images")
+        return task_passes.judge(model, batch)
+
+    def rank_answers(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        *,
+        candidates: int,
+    ) -> Tensor:
+        """`[B]` numbers of the most likely answers; see `rank_answers`.
+
+        Raises:
+            UnsupportedError: if the model is not the question answering model.
+        """
+        require(model, Kind.VQA, "answers no questions")
+        return task_passes.choose_answers(model, batch, answer_ids, answer_mask, candidates)
 
 
 def _kind(model: nn.Module) -> Kind:

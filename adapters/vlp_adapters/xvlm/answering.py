@@ -7,17 +7,21 @@ fusion layers, begins as their copy, and reads the fused states of the question.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BertConfig
-from transformers.utils import ModelOutput
 
 from vlp_adapters.xvlm.decoder import XvlmTextDecoder
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
-from vlp_adapters.xvlm.task_models import XvlmTaskConfig, XvlmTaskModel, fill, task_config
+from vlp_adapters.xvlm.task_models import (
+    TaskOutput,
+    XvlmTaskConfig,
+    XvlmTaskModel,
+    fill,
+    task_config,
+)
 from vlp_adapters.xvlm.text import XvlmTextModel
 
 _BERT = "text_encoder.bert."
@@ -29,19 +33,6 @@ class XvlmAnsweringConfig(XvlmTaskConfig):
     """Configuration of `XvlmForQuestionAnswering`."""
 
     model_type = "vlp_xvlm_answering"
-
-
-@dataclass
-class AnswerOutput(ModelOutput):
-    """What a training step needs.
-
-    Attributes:
-        loss: a scalar; None without labels.
-        logits: `[B, A, vocab_size]`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
 
 
 class XvlmForQuestionAnswering(XvlmTaskModel):
@@ -73,14 +64,6 @@ class XvlmForQuestionAnswering(XvlmTaskModel):
         fill(made, _state(model))
         return made.to(model.device, model.dtype)
 
-    def get_input_embeddings(self) -> Any:
-        """The word embeddings of the encoder; the decoder has its own."""
-        return self.text_encoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Replaces the word embeddings of the encoder."""
-        self.text_encoder.set_input_embeddings(value)
-
     def read(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """States `[B, L, D]` of questions `[B, L]` about images `[B, 3, H, W]`."""
         states: Tensor = self.text_encoder(
@@ -96,7 +79,7 @@ class XvlmForQuestionAnswering(XvlmTaskModel):
         decoder_input_ids: Tensor,
         decoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> AnswerOutput:
+    ) -> TaskOutput:
         """Loss and logits of one answer per question.
 
         Args:
@@ -112,7 +95,7 @@ class XvlmForQuestionAnswering(XvlmTaskModel):
             decoder_input_ids, decoder_attention_mask, states, attention_mask
         ).logits
         loss = None if labels is None else self.words_loss(logits, labels)
-        return AnswerOutput(loss=loss, logits=logits)
+        return TaskOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
     def generate(

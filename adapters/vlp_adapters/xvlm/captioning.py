@@ -6,18 +6,22 @@ were predicted with a view to both sides, so captions are of use after fine-tuni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
-from transformers.utils import ModelOutput
 
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.decoder import XvlmTextDecoder
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
-from vlp_adapters.xvlm.task_models import XvlmTaskConfig, XvlmTaskModel, fill, task_config
+from vlp_adapters.xvlm.task_models import (
+    TaskOutput,
+    XvlmTaskConfig,
+    XvlmTaskModel,
+    fill,
+    task_config,
+)
 
 
 class XvlmCaptioningConfig(XvlmTaskConfig):
@@ -33,23 +37,11 @@ class XvlmCaptioningConfig(XvlmTaskConfig):
     prompt_ids: tuple[int, ...] | list[int] = ()
 
 
-@dataclass
-class CaptionOutput(ModelOutput):
-    """What a training step needs.
-
-    Attributes:
-        loss: a scalar.
-        logits: `[B, P + L, vocab_size]`, where `P` is the length of the prompt.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-
-
 class XvlmForCaptioning(XvlmTaskModel):
     """Vision encoder and text decoder."""
 
     config_class = XvlmCaptioningConfig
+    words_in = "text_decoder.bert"
 
     def __init__(self, config: XvlmCaptioningConfig) -> None:
         """Builds the model with new weights."""
@@ -75,17 +67,9 @@ class XvlmForCaptioning(XvlmTaskModel):
         fill(made, state)
         return made.to(model.device, model.dtype)
 
-    def get_input_embeddings(self) -> Any:
-        """The word embeddings."""
-        return self.text_decoder.bert.get_input_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Replaces the word embeddings."""
-        self.text_decoder.bert.set_input_embeddings(value)
-
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> CaptionOutput:
+    ) -> TaskOutput:
         """Loss and logits of captions.
 
         Args:
@@ -96,7 +80,7 @@ class XvlmForCaptioning(XvlmTaskModel):
         """
         ids, mask, labels = self.decoder_inputs(input_ids, attention_mask)
         logits = self.text_decoder(ids, mask, self.encode_image(pixel_values)).logits
-        return CaptionOutput(loss=self.words_loss(logits, labels), logits=logits)
+        return TaskOutput(loss=self.words_loss(logits, labels), logits=logits)
 
     def decoder_inputs(
         self, input_ids: Tensor, attention_mask: Tensor

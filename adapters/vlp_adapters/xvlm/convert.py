@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig, PreTrainedModel, SwinConfig, ViTConfig
 
-from vlp_adapters.checkpoints import check_fit, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, joined, options_of, read_state, write_state
 from vlp_adapters.kinds import Kind
 from vlp_adapters.shapes import (
     CheckpointShapes,
@@ -28,9 +28,9 @@ from vlp_adapters.xvlm.modeling import XvlmForPretraining, XvlmForRetrieval
 from vlp_adapters.xvlm.names import (
     description,
     from_original_name,
-    fuse_qkv,
     is_original,
     original_kind,
+    original_part,
     split_qkv,
     to_original_name,
 )
@@ -79,8 +79,7 @@ def state_to_original(model: PreTrainedModel) -> dict[str, Tensor]:
     Tied parameters are there under each of their names, and so are the buffers that the original
     computes: positions, and Swin's positions and masks of windows.
     """
-    state = {to_original_name(name): value.cpu() for name, value in model.state_dict().items()}
-    result = fuse_qkv(state)
+    result = joined(model.state_dict(), original_part)
     for name, value in list(result.items()):
         if name.endswith("predictions.decoder.bias"):
             result[name.removesuffix("decoder.bias") + "bias"] = value
@@ -97,23 +96,17 @@ def state_to_original(model: PreTrainedModel) -> dict[str, Tensor]:
 def load_original(
     path: str | os.PathLike[str],
     config: XvlmPretrainConfig | None = None,
-    *,
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-    start_token_id: int | None = None,
-    end_token_id: int | None = None,
-    prompt_ids: Sequence[int] | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Loads an original X-VLM checkpoint into the class of its task, in evaluation mode.
 
+    What shapes do not tell may also be in a JSON file next to the checkpoint; see `options_of`.
+
     Args:
         path: `.pth` or `.th` with `{"model": state_dict}`, a bare state_dict, or `.safetensors`.
-        config: of the class; None to read it from the shapes and the other arguments.
-        vision_heads: see `infer_config`, as all that follow.
-        text_heads: attention heads of the text encoder and decoder.
-        start_token_id: [CLS] of the tokenizer.
-        end_token_id: [SEP] of the tokenizer.
-        prompt_ids: tokens between [CLS] and every caption.
+        config: of the class; None to read it from the shapes and the options.
+        **options: `vision_heads`, `text_heads`, `start_token_id`, `end_token_id`, `prompt_ids`; see
+            `infer_config`.
 
     Returns:
         `XvlmForPretraining`, `XvlmForRetrieval`, `XvlmForCaptioning`, `XvlmForQuestionAnswering`
@@ -131,17 +124,9 @@ def load_original(
             f"{model_class.config_class.__name__}, not a {type(config).__name__}"
         )
     with shapes_of(path, "X-VLM"):
-        model: PreTrainedModel = model_class(
-            config
-            or infer_config(
-                original,
-                vision_heads=vision_heads,
-                text_heads=text_heads,
-                start_token_id=start_token_id,
-                end_token_id=end_token_id,
-                prompt_ids=prompt_ids,
-            )
-        )
+        if config is None:
+            config = infer_config(original, **options_of(path, OPTIONS, options))
+        model: PreTrainedModel = model_class(config)
         state = state_from_original(original)
     for name, first in model.all_tied_weights_keys.items():  # saved once or twice
         if first in state:

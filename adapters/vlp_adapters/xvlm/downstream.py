@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from vlp_adapters.inputs import need_partners
 from vlp_adapters.kinds import Kind, is_of_task
-from vlp_adapters.negatives import generator_of
+from vlp_adapters.objectives import losses_of_pairs
 from vlp_adapters.xvlm.kinds import kind_of
 from vlp_adapters.xvlm.streams import matching_pairs
 from vlp_plugins.models.adapter import Batch, Negatives
@@ -60,17 +59,8 @@ def retrieval_losses(
     Raises:
         BatchError: if inputs are missing or do not fit each other.
     """
-    pixels, ids, mask = matching_pairs(model, batch)
-    need_partners(len(ids))
-    output = model(
-        pixel_values=pixels,
-        input_ids=ids,
-        attention_mask=mask,
-        negatives=negatives,
-        losses=("itc", "itm"),
-        generator=generator_of(ids),
-    )
-    return dict(output.losses)
+    pairs = matching_pairs(model, batch)
+    return losses_of_pairs(model, pairs, negatives=negatives, losses=("itc", "itm"))
 
 
 def _ends(tokenizer: Any | None) -> dict[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Set
 
-import torch
 from torch import Tensor
 
 from vlp_adapters.kinds import Kind
@@ -150,18 +149,6 @@ def original_part(name: str) -> OriginalPart:
             fused = original.replace(f".{projection}.", ".qkv.")
             return OriginalPart(fused, part, len(_PROJECTIONS))
     return OriginalPart(original)
-
-
-def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `split_qkv`."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".attn.q_proj." in name:
-            parts = [state[name.replace(".q_proj.", f".{part}.")] for part in _PROJECTIONS]
-            result[name.replace(".q_proj.", ".qkv.")] = torch.cat(parts)
-        elif ".attn.k_proj." not in name and ".attn.v_proj." not in name:
-            result[name] = tensor
-    return result
 
 
 def _vision_part(name: str) -> str:

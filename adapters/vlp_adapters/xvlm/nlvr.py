@@ -7,18 +7,16 @@ layers, of which the first attends to the first image and the second to the seco
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, BertConfig
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import ModelOutput
 
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
 from vlp_adapters.xvlm.modeling import XvlmForPretraining, build_head
-from vlp_adapters.xvlm.task_models import XvlmTaskModel, fill, task_config
+from vlp_adapters.xvlm.task_models import TaskOutput, XvlmTaskModel, fill, task_config
 from vlp_adapters.xvlm.text import XvlmTextModel
 from vlp_adapters.xvlm.weights import nlvr_paths
 
@@ -36,19 +34,6 @@ class XvlmNlvrConfig(XvlmPretrainConfig):
     """
 
     model_type = "vlp_xvlm_nlvr"
-
-
-@dataclass
-class StatementOutput(ModelOutput):
-    """What a training step needs.
-
-    Attributes:
-        loss: a scalar; None without labels.
-        logits: `[B, 2]`: false, true.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
 
 
 class PairTextModel(XvlmTextModel):
@@ -116,14 +101,6 @@ class XvlmForNlvr(XvlmTaskModel):
         fill(made, state)
         return made.to(model.device, model.dtype)
 
-    def get_input_embeddings(self) -> Any:
-        """The word embeddings."""
-        return self.text_encoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Replaces the word embeddings."""
-        self.text_encoder.set_input_embeddings(value)
-
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Two images per row, `[B, 2, 3, H, W]`, to tokens `[B, 2, T, Dv]`."""
         return self.encode_image(pixel_values.flatten(0, 1)).unflatten(0, (-1, 2))
@@ -134,7 +111,7 @@ class XvlmForNlvr(XvlmTaskModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor | None = None,
-    ) -> StatementOutput:
+    ) -> TaskOutput:
         """Loss and logits of statements.
 
         Args:
@@ -146,7 +123,7 @@ class XvlmForNlvr(XvlmTaskModel):
         states = self.text_encoder(input_ids, attention_mask, self.encode_images(pixel_values))
         logits: Tensor = self.cls_head(states[:, 0])
         loss = None if labels is None else functional.cross_entropy(logits, labels)
-        return StatementOutput(loss=loss, logits=logits)
+        return TaskOutput(loss=loss, logits=logits)
 
 
 AutoConfig.register(XvlmNlvrConfig.model_type, XvlmNlvrConfig, exist_ok=True)

@@ -7,6 +7,7 @@ pre-training model tells them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 from vlp_adapters.objectives import IGNORED
 from vlp_adapters.xvlm.configuration import XvlmPretrainConfig
@@ -51,6 +53,19 @@ class XvlmTaskConfig(XvlmPretrainConfig):
                 )
 
 
+@dataclass
+class TaskOutput(ModelOutput):
+    """What a training step needs.
+
+    Attributes:
+        loss: a scalar; None without labels.
+        logits: of words `[B, L, vocab_size]`; of judgements `[B, 2]`: false, true.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
 class XvlmTaskModel(PreTrainedModel):
     """The vision encoder; a subclass adds its text towers and ends `__init__` with `post_init`."""
 
@@ -59,11 +74,23 @@ class XvlmTaskModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    words_in = "text_encoder"
+    """Path of the text tower that has the word embeddings; a decoder of answers has its own."""
 
     def __init__(self, config: XvlmPretrainConfig) -> None:
         """Builds the vision encoder."""
         super().__init__(config)
         self.vision_encoder = build_vision_encoder(config.vision_config)
+
+    def get_input_embeddings(self) -> Any:
+        """The word embeddings."""
+        tower: Any = self.get_submodule(self.words_in)
+        return tower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replaces the word embeddings."""
+        tower: Any = self.get_submodule(self.words_in)
+        tower.set_input_embeddings(value)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` to tokens `[B, T, Dv]`, the global token first."""
