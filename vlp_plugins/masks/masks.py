@@ -72,11 +72,14 @@ class Masks(Mapping[str, torch.Tensor]):
         values: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         for name in (*manifest.weights, *packed):
-            if name not in packed or name not in manifest.weights:
-                where = "the manifest lists" if name not in packed else "there is a mask for"
-                raise MaskError(f"{where} {name!r}, but the other side does not have it")
+            if name not in packed:
+                raise MaskError(f"the manifest lists {name!r}, but the mask of {name!r} is missing")
+            if name not in manifest.weights:
+                raise MaskError(
+                    f"there is a mask for {name!r}, but {name!r} is not in its manifest"
+                )
             if found := flaw(packed[name], manifest.shape(name)):
-                raise MaskError(f"the mask of {name!r} {found}; make masks with pack()")
+                raise MaskError(f"the mask of {name!r} {found}, which pack() makes")
         self._packed = {name: packed[name] for name in manifest.weights}
         records: dict[str, WeightRecord] = {
             name: {**record, "kept": count_ones(packed[name])}
@@ -312,7 +315,12 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             OutputError: if the file exists and is not to be overwritten, or cannot be written.
         """
-        write_masks(path, self, overwrite=overwrite)
+        check_new(path, overwrite=overwrite)
+        # Files without new values stay readable by versions that know none.
+        form = replace(FORMAT, schema=self.manifest.schema)
+        values = {f"{_VALUES}{name}": tensor for name, tensor in (self.new_values or {}).items()}
+        header = asdict(self.manifest)
+        write_artifact(path, form, {**self.packed, **values}, header, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -324,7 +332,22 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             MaskError: if the file is missing, damaged, foreign or of a newer version.
         """
-        return read_masks(path)
+        form = FORMAT
+        if Path(path).suffix in (".pth", ".pt", ".bin"):
+            hint = "; `vlp masks import` reads published .pth files"
+            form = replace(FORMAT, remedy=FORMAT.remedy + hint)
+        tensors, header = read_artifact(path, form, mapped=_VALUES)
+        try:
+            manifest = Manifest.from_header(header)
+            packed, values = _parted(tensors, manifest)
+            try:
+                masks = cls(packed, manifest, values)
+                _check_counts(masks.manifest, manifest)
+            except MaskError as error:
+                raise MaskError(f"is damaged: {error}") from error
+        except MaskError as error:
+            raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
+        return masks
 
 
 def _equal(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
@@ -337,39 +360,6 @@ def _equal(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> 
 
 FORMAT = Format("mask", "vlp_masks", SCHEMA_WITH_VALUES, MaskError, "make or copy it again")
 _VALUES = "values:"
-
-
-def write_masks(path: str | os.PathLike[str], masks: Masks, *, overwrite: bool) -> None:
-    """See `Masks.save`."""
-    check_new(path, overwrite=overwrite)
-    # Files without new values stay readable by versions that know none.
-    form = replace(FORMAT, schema=masks.manifest.schema)
-    values = {f"{_VALUES}{name}": tensor for name, tensor in (masks.new_values or {}).items()}
-    header = asdict(masks.manifest)
-    write_artifact(path, form, {**masks.packed, **values}, header, overwrite=overwrite)
-
-
-def read_masks(path: str | os.PathLike[str]) -> Masks:
-    """Reads what `write_masks` wrote and checks that bits, manifest and values agree.
-
-    Raises:
-        MaskError: if the file is missing, damaged, foreign or of a newer version.
-    """
-    form = FORMAT
-    if Path(path).suffix in (".pth", ".pt", ".bin"):
-        hint = "; `vlp masks import` reads published .pth files"
-        form = replace(FORMAT, remedy=FORMAT.remedy + hint)
-    tensors, header = read_artifact(path, form, mapped=_VALUES)
-    try:
-        manifest = Manifest.from_header(header)
-        packed, values = _parted(tensors, manifest)
-        _check_bits(packed, manifest)
-        try:
-            return Masks(packed, manifest, values)
-        except MaskError as error:
-            raise MaskError(f"is damaged: {error}") from error
-    except MaskError as error:
-        raise MaskError(f"mask file {path} {error}; {form.remedy}") from error.__cause__
 
 
 def _parted(
@@ -387,18 +377,8 @@ def _parted(
     return bits, values
 
 
-def _check_bits(packed: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
-    """Raises `MaskError` at the first weight whose bits are not as the manifest says."""
-    for name in (*manifest.weights, *packed):
-        if name not in packed:
-            raise MaskError(f"is damaged: the mask of {name!r} is missing")
-        if name not in manifest.weights:
-            raise MaskError(f"is damaged: {name!r} is not in its manifest")
-        bits, record = packed[name], manifest.weights[name]
-        if found := flaw(bits, manifest.shape(name)):
-            raise MaskError(f"is damaged: the mask of {name!r} {found}")
-        kept = count_ones(bits)
-        if kept != record["kept"]:
-            raise MaskError(
-                f"is damaged: {name!r} keeps {kept} elements, its manifest says {record['kept']}"
-            )
+def _check_counts(found: Manifest, said: Manifest) -> None:
+    """Raises `MaskError` at the first weight that keeps another number than was said."""
+    for name, record in said.weights.items():
+        if (kept := found.weights[name]["kept"]) != record["kept"]:
+            raise MaskError(f"{name!r} keeps {kept} elements, its manifest says {record['kept']}")
