@@ -20,8 +20,9 @@ from benchmarks.papers.downstream.samples import draw_sample
 from benchmarks.papers.downstream.scene_files import write_scenes
 from benchmarks.papers.downstream.splits import SPLITS, scans_of
 from benchmarks.papers.downstream.views import unlabelled
-from vlp_plugins.data.labelled import LabelledImages, open_labelled
+from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.records import Samples
 from vlp_plugins.data.sources import open_source
 
 EIGHT_MB = 8_000_000
@@ -70,7 +71,7 @@ def test_frames_are_the_shapes_they_are_called() -> None:
     assert mean["square"] < mean["round"] < mean["pointed"]
 
 
-def _images(found: LabelledImages) -> tuple[torch.Tensor, list[int]]:
+def _images(found: Samples) -> tuple[torch.Tensor, list[int]]:
     items = list(found.items)
     pixels = np.stack([np.asarray(item.image().convert("RGB")) for item in items])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), [item.label for item in items]
@@ -121,8 +122,8 @@ def test_scenes_are_read_back_as_coco_and_vqa_are(tmp_path: Path) -> None:
             assert torch.equal(first, sample.images[0])
         read = open_questions(str(tmp_path), name)
         asked = [question for questions in sample.questions for question in questions]
-        assert [(q.text, q.answers) for q in read.items] == [(q.text, q.answers) for q in asked]
-        assert read.answer_list == ANSWERS
+        assert [(q.texts[0], q.answers) for q in read.items] == [(q.text, q.answers) for q in asked]
+        assert read.answers == ANSWERS
     with pytest.raises(FileExistsError):
         write_scenes(tmp_path, "dev", drawn["dev"])
 

@@ -470,7 +470,7 @@ def _data(world: World) -> list[Format]:
         from vlp_plugins.data.nlvr2 import open_nlvr2
 
         for statement in open_nlvr2(folder, rng.choice(("dev", "train", "test"))):
-            for each in statement.images:
+            for each in (statement.image, statement.second):
                 each()
 
     vit = partial(measured, "classification", lambda: world.classifier)

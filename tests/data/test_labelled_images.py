@@ -13,11 +13,12 @@ import pytest
 from captioned_files import encoded, picture, read
 from torch import nn
 
-from vlp_plugins.data.labelled import LabelledImages, LabelSource, open_labelled
+from vlp_plugins.data.labelled import LabelSource, open_labelled
+from vlp_plugins.data.records import Samples
 from vlp_plugins.runtime.errors import DataError
 
 
-def shown(found: LabelledImages) -> list[tuple[int, int]]:
+def shown(found: Samples) -> list[tuple[int, int]]:
     """Red of the last pixel, and the class, of every image."""
     images = [(item.image().convert("RGB"), item.label) for item in found.items]
     return [(image.getpixel((image.width - 1, image.height - 1))[0], n) for image, n in images]

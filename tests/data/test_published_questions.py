@@ -10,7 +10,8 @@ import pytest
 from captioned_files import encoded
 
 from vlp_plugins.data.nlvr2 import open_nlvr2
-from vlp_plugins.data.questions import Question, open_questions
+from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.records import Sample
 from vlp_plugins.runtime.errors import DataError
 
 
@@ -18,8 +19,8 @@ def red(opener) -> int:
     return opener().convert("RGB").getpixel((0, 0))[0]
 
 
-def shown(question: Question) -> tuple[int, str, tuple[str, ...]]:
-    return red(question.image), question.text, question.answers
+def shown(question: Sample) -> tuple[int, str, tuple[str, ...]]:
+    return red(question.image), question.texts[0], question.answers
 
 
 def test_vqa_as_published(tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_vqa_as_published(tmp_path: Path) -> None:
         (n, f"what is {n}?", tuple(layouts.ten(f"a{n}"))) for n in range(3)
     ]
     assert found.items[1].place == "question 11"
-    assert found.answer_list is None
+    assert found.answers is None
     assert found.description == f"{tmp_path} (val)"
 
 
@@ -43,7 +44,7 @@ def test_lists_of_blips_kind_with_the_answers_to_choose_among(tmp_path: Path) ->
     assert [shown(item) for item in found.items] == [
         (n, f"what is {n}?", tuple(layouts.ten(f"a{n}"))) for n in range(2)
     ]
-    assert found.answer_list == ("a0", "a1", "no")
+    assert found.answers == ("a0", "a1", "no")
 
 
 def test_a_plain_folder(tmp_path: Path) -> None:
@@ -89,15 +90,15 @@ def test_a_list_of_answers_holds_texts(tmp_path: Path) -> None:
 def test_nlvr2_as_published_and_listed(tmp_path: Path) -> None:
     layouts.nlvr2(tmp_path)
     found = open_nlvr2(tmp_path)
-    assert [(s.text, s.label, *map(red, s.images)) for s in found] == [
+    assert [(s.texts[0], s.label, red(s.image), red(s.second)) for s in found] == [
         ("statement 0", False, 0, 1),
         ("statement 1", True, 2, 3),
     ]
     assert found[1].place == "dev-1-0-0"
     (train,) = open_nlvr2(tmp_path, "train")
-    assert [red(image) for image in train.images] == [8, 9]
+    assert [red(image) for image in (train.image, train.second)] == [8, 9]
     (test,) = open_nlvr2(tmp_path, "test")
-    assert (test.text, test.label, red(test.images[0])) == ("t", True, 2)
+    assert (test.texts[0], test.label, red(test.image)) == ("t", True, 2)
 
 
 def test_nlvr2_that_is_not(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_one_metadata_file_for_several_splits(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     for split in (None, "train", "test"):
         found = open_questions(str(tmp_path), split)
-        assert [item.text for item in found.items] == [f"of {split or 'train'}?"]
+        assert [item.texts[0] for item in found.items] == [f"of {split or 'train'}?"]
         assert found.description.endswith(f" ({split or 'train'})")
     with pytest.raises(DataError, match="no split 'val'"):
         open_questions(str(tmp_path), "val")
@@ -136,5 +137,5 @@ def test_a_metadata_file_for_each_split(tmp_path: Path) -> None:
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row))
     for split in (None, "train", "test"):
         found = open_questions(str(tmp_path), split)
-        assert [item.text for item in found.items] == [f"of {split or 'train'}?"]
+        assert [item.texts[0] for item in found.items] == [f"of {split or 'train'}?"]
         assert found.description == f"{tmp_path} ({split or 'train'})"

@@ -121,8 +121,8 @@ class CaptionedBatches:
             batch = self.adapter.collate(self.processor, images, [""] * len(images))
         elif self.source.captions == "statements":
             left, right = zip(*images, strict=True)
-            labels = torch.tensor([int(statement.label) for statement in texts], device="cpu")
-            said = [statement.text for statement in texts]
+            labels = torch.tensor([statement.label for statement in texts], device="cpu")
+            said = [statement.texts[0] for statement in texts]
             batch = collated(self.adapter, self.processor, left, said, right)
         else:
             return self.adapter.collate(self.processor, images, texts)

@@ -6,7 +6,7 @@ import logging
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from vlp_plugins.data.records import (
     SPLITS,
     CaptionSource,
     Record,
+    Sample,
+    Samples,
     buffered,
     choose_split,
     with_split,
@@ -42,30 +44,7 @@ _MOST_CLASSES = 10**9
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """An image with the number of its class, from 0, and where it is, for messages."""
-
-    place: str
-    image: Callable[[], Image.Image]
-    label: int
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """The images of one split.
-
-    Attributes:
-        items: in stored order.
-        classes: names of the classes by their number; empty if unknown.
-    """
-
-    description: str
-    items: Iterable[Labelled]
-    classes: tuple[str, ...] = ()
-
-
-def open_labelled(source: str, split: str | None = None) -> LabelledImages:
+def open_labelled(source: str, split: str | None = None) -> Samples:
     """Opens images with classes.
 
     - CIFAR-10 and CIFAR-100, the binary version: `cifar-10-batches-bin/` or `cifar-100-binary/`
@@ -132,7 +111,7 @@ def _class_names(model: nn.Module | None) -> dict[str, int]:
 class LabelSource(CaptionSource):
     """Images with the number of their class in a model in place of a caption."""
 
-    def __init__(self, images: LabelledImages, model: nn.Module | None) -> None:
+    def __init__(self, images: Samples, model: nn.Module | None) -> None:
         """Takes images whose classes are those of `model`; None takes any.
 
         Raises:
@@ -146,22 +125,22 @@ class LabelSource(CaptionSource):
         self.length = self._items.source.length if isinstance(self._items, _LabelledRows) else None
         if isinstance(self._items, tuple):
             self.length = len(self._items)
-            above = limit is not None and any(item.label >= limit for item in self._items)
+            above = limit is not None and any((item.label or 0) >= limit for item in self._items)
             strange += ["of that number"] if above and not own else []
         if strange:
             raise DataError(f"{images.description}: the model has no class {strange[0]}")
         self._numbers = class_numbers(model, images.classes) if model is not None else {}
 
     def records(self, seed: int | None) -> Iterator[Record]:
-        items: Iterable[Labelled] = self._items
+        items: Iterable[Sample] = self._items
         if seed is not None and isinstance(items, tuple):
             items = random.Random(seed).sample(items, len(items))
         elif seed is not None:
             items = buffered(items, seed)
-        return (Record(i.place, i.image, self._numbers.get(i.label, i.label)) for i in items)
+        return (Record(i.place, i.image, self._numbers.get(i.label or 0, i.label)) for i in items)
 
 
-def _from_metadata(folder: Path, path: Path, split: str | None) -> LabelledImages:
+def _from_metadata(folder: Path, path: Path, split: str | None) -> Samples:
     rows = read_metadata(path)
     column = next((name for name in _LABEL_COLUMNS if name in rows[0]), None)
     image = file_column(rows[0])
@@ -177,10 +156,10 @@ def _from_metadata(folder: Path, path: Path, split: str | None) -> LabelledImage
     names = [str(row[image]) for row in rows]
     root = image_root(path.parent, names, (), path)
     items = tuple(
-        Labelled(name, image_of(root / name), int(str(row[column])))
+        Sample(name, image_of(root / name), label=int(str(row[column])))
         for name, row in zip(names, rows, strict=True)
     )
-    return LabelledImages(with_split(folder, chosen), items, classes)
+    return Samples(with_split(folder, chosen), items, classes)
 
 
 def _numbered(labels: list[Any], path: Path) -> tuple[list[int], tuple[str, ...]]:
@@ -204,7 +183,7 @@ def _is_number(label: int | str) -> bool:
     return label.isdecimal() and len(label) < len(str(_MOST_CLASSES))
 
 
-def _from_classes(folder: Path, split: str | None) -> LabelledImages:
+def _from_classes(folder: Path, split: str | None) -> Samples:
     # Folders of splits hold folders of classes, not images.
     splits = [
         path.name for path in subfolders(folder)
@@ -224,15 +203,15 @@ def _from_classes(folder: Path, split: str | None) -> LabelledImages:
             f"{contents(place)}"
         )
     items = tuple(
-        Labelled(str(path.relative_to(place)), image_of(path), number)
+        Sample(str(path.relative_to(place)), image_of(path), label=number)
         for number, images in enumerate(classes)
         for path in image_files(images)
     )
     names = tuple(path.name for path in classes)
-    return LabelledImages(with_split(folder, chosen), items, names)
+    return Samples(with_split(folder, chosen), items, names)
 
 
-def _from_datasets(source: str, split: str | None) -> LabelledImages:
+def _from_datasets(source: str, split: str | None) -> Samples:
     from vlp_plugins.data.hub import DatasetSource, open_dataset, roots_of
 
     dataset, chosen = open_dataset(source, split)
@@ -246,7 +225,7 @@ def _from_datasets(source: str, split: str | None) -> LabelledImages:
     title = with_split(f"dataset {source}", chosen)
     rows = DatasetSource(dataset, title, caption_column=column, roots=roots_of(source))
     names = tuple(getattr(features[column], "names", None) or ())
-    return LabelledImages(title, _LabelledRows(rows), names)
+    return Samples(title, _LabelledRows(rows), names)
 
 
 @dataclass(frozen=True)
@@ -255,14 +234,14 @@ class _LabelledRows:
 
     source: CaptionSource
 
-    def __iter__(self) -> Iterator[Labelled]:
+    def __iter__(self) -> Iterator[Sample]:
         for record in self.source.records(None):
             if not isinstance(record.caption, int):
                 raise DataError(
                     f"{self.source.description}, {record.place}: the label is "
                     f"{record.caption!r}, not a number"
                 )
-            yield Labelled(record.place, record.image, record.caption)
+            yield Sample(record.place, record.image, label=record.caption)
 
 
 _SIDE, _CHANNELS = 32, 3
@@ -321,15 +300,15 @@ def _find_cifar(folder: Path) -> tuple[Path, _Cifar] | None:
     return None
 
 
-def _from_cifar(folder: Path, cifar: _Cifar, split: str | None) -> LabelledImages:
+def _from_cifar(folder: Path, cifar: _Cifar, split: str | None) -> Samples:
     chosen = choose_split(list(cifar.splits), split, where=str(folder))
     items = [item for name in cifar.splits[chosen] for item in _cifar_images(folder / name, cifar)]
     names = folder / cifar.names
     text = names.read_text(encoding="utf-8", errors="replace") if names.is_file() else ""
-    return LabelledImages(f"{folder} ({chosen})", tuple(items), tuple(text.split()))
+    return Samples(f"{folder} ({chosen})", tuple(items), tuple(text.split()))
 
 
-def _cifar_images(path: Path, cifar: _Cifar) -> list[Labelled]:
+def _cifar_images(path: Path, cifar: _Cifar) -> list[Sample]:
     if not path.is_file():
         raise DataError(f"{path} is missing; the folder should hold {', '.join(cifar.files)}")
     size = cifar.labels + _PIXELS
@@ -341,7 +320,7 @@ def _cifar_images(path: Path, cifar: _Cifar) -> list[Labelled]:
         )
     rows = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, size)
     return [
-        Labelled(f"{path.name}, image {n}", partial(_image, rows, n, cifar.labels), int(label))
+        Sample(f"{path.name}, image {n}", partial(_image, rows, n, cifar.labels), label=int(label))
         for n, label in enumerate(rows[:, cifar.labels - 1])
     ]
 
@@ -355,7 +334,7 @@ _LABELS, _SPLITS = "imagelabels.mat", "setid.mat"
 _IDS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
-def _from_flowers(folder: Path, split: str | None) -> LabelledImages:
+def _from_flowers(folder: Path, split: str | None) -> Samples:
     missing = [name for name in (_LABELS, _SPLITS) if not (folder / name).is_file()]
     if missing:
         raise DataError(
@@ -373,10 +352,10 @@ def _from_flowers(folder: Path, split: str | None) -> LabelledImages:
     names = [f"image_{number:05}.jpg" for number in ids]
     root = image_root(folder, names, ("jpg",), folder / _SPLITS)
     items = tuple(
-        Labelled(name, image_of(root / name), int(labels[number - 1]) - 1)
+        Sample(name, image_of(root / name), label=int(labels[number - 1]) - 1)
         for name, number in zip(names, ids, strict=True)
     )
-    return LabelledImages(f"{folder} ({chosen})", items)
+    return Samples(f"{folder} ({chosen})", items)
 
 
 _MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 9: "f8", 12: "i8", 13: "u8"}

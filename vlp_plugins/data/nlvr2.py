@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vlp_plugins.data.annotations import (
     read_rows,
 )
 from vlp_plugins.data.folder import read_metadata
-from vlp_plugins.data.records import Record, RecordList, choose_split
+from vlp_plugins.data.records import Record, RecordList, Sample, choose_split
 from vlp_plugins.runtime.errors import DataError, shown
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
@@ -27,22 +27,10 @@ _SPLITS = ("train", "dev", "test")
 _BELOW = ("images", "images/train", "images/dev", "images/test1")
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A sentence about a left and a right image, and whether it is true of them."""
-
-    place: str
-    images: tuple[Callable[[], Image.Image], Callable[[], Image.Image]]
-    text: str
-    label: bool
-
-    def both(self) -> list[Image.Image]:
-        """Opens both images."""
-        return [image() for image in self.images]
-
-
-def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
+def open_nlvr2(folder: Path, split: str = "dev") -> list[Sample]:
     """The statements of a split: `train`, `dev`, `test` (the public one, `test1.json`), ...
+
+    Each is about a left image and a right one, its `second`.
 
     - as published: `dev.json` (one JSON object per line; also in `data/`), images
       `dev/dev-850-0-img0.png`; those of `train.json` in `images/train/{directory}/`;
@@ -63,11 +51,12 @@ def open_nlvr2(folder: Path, split: str = "dev") -> list[Statement]:
     pairs = [_images_of(row, path) for row in rows]
     root = image_root(folder, [name for pair in pairs for name in pair], _BELOW, path)
     return [
-        Statement(
+        Sample(
             str(row.get("identifier", f"row {number}")),
-            (image_of(root / left), image_of(root / right)),
-            str(need_keys(row, {"sentence": Text}, path)[0]),
-            _truth(row, path),
+            image_of(root / left),
+            (str(need_keys(row, {"sentence": Text}, path)[0]),),
+            label=int(_truth(row, path)),
+            second=image_of(root / right),
         )
         for number, (row, (left, right)) in enumerate(zip(rows, pairs, strict=True), 1)
     ]
@@ -80,8 +69,15 @@ def statement_source(folder: Path, split: str | None) -> RecordList:
         DataError: see `open_nlvr2` and `nlvr2_split`.
     """
     chosen = nlvr2_split(folder, split)
-    records = [Record(item.place, item.both, item) for item in open_nlvr2(folder, chosen)]
+    records = [
+        Record(item.place, partial(_both, item), item) for item in open_nlvr2(folder, chosen)
+    ]
     return RecordList(records, f"{folder} ({chosen})", "statements")
+
+
+def _both(statement: Sample) -> list[Image.Image]:
+    opened = (statement.image, statement.second)
+    return [image() for image in opened if image is not None]
 
 
 def has_statements(path: Path) -> bool:

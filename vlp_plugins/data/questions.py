@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
-
-from PIL import Image
 
 from vlp_plugins.data.annotations import (
     Text,
@@ -24,7 +21,7 @@ from vlp_plugins.data.annotations import (
 )
 from vlp_plugins.data.conversations import CHOICES, choices_in, chosen
 from vlp_plugins.data.folder import file_column, find_split, read_metadata, rows_of_split
-from vlp_plugins.data.records import choose_split, with_split
+from vlp_plugins.data.records import Sample, Samples, choose_split, with_split
 from vlp_plugins.runtime.errors import DataError, nearest_path
 
 _QUESTIONS = re.compile(
@@ -34,39 +31,7 @@ _LIST = re.compile(r"vqa_(train|val|test)\.json")
 _BELOW = ("images", "coco", "vg", "Images")
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about an image.
-
-    Attributes:
-        place: where it is, for messages.
-        answers: of the annotators; empty if they are not published. One of the choices if there
-            are any, also where the data has its letter or number.
-        choices: to choose among; empty for an open question.
-    """
-
-    place: str
-    image: Callable[[], Image.Image]
-    text: str
-    answers: tuple[str, ...]
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The questions of one split.
-
-    Attributes:
-        items: in stored order.
-        answer_list: answers that models choose among; None if the data brings no list.
-    """
-
-    description: str
-    items: tuple[Question, ...]
-    answer_list: tuple[str, ...] | None = None
-
-
-def open_questions(source: str, split: str | None = None) -> Questions:
+def open_questions(source: str, split: str | None = None) -> Samples:
     """Opens a folder of questions.
 
     - VQA as published: `v2_OpenEnded_mscoco_val2014_questions.json`,
@@ -95,7 +60,7 @@ def open_questions(source: str, split: str | None = None) -> Questions:
             chosen = choose_split(list(files), split, where=source)
             rows = read(files[chosen])
             items = _questions(rows, folder, _BELOW, files[chosen])
-            return Questions(f"{folder} ({chosen})", items, _answer_list(folder))
+            return Samples(f"{folder} ({chosen})", items, answers=_answer_list(folder))
     found = find_split(folder, split)
     if found is None:
         raise DataError(
@@ -106,7 +71,7 @@ def open_questions(source: str, split: str | None = None) -> Questions:
     rows, part = _read_metadata(path, prefix)
     part = part if path.parent == folder else path.parent.name
     items = _questions(rows, path.parent, (), path)
-    return Questions(with_split(folder, part), items, _answer_list(folder))
+    return Samples(with_split(folder, part), items, answers=_answer_list(folder))
 
 
 def holds_questions(folder: Path) -> bool:
@@ -132,10 +97,11 @@ class _Row(NamedTuple):
 
 def _questions(
     rows: list[_Row], folder: Path, below: Sequence[str], path: Path
-) -> tuple[Question, ...]:
+) -> tuple[Sample, ...]:
     root = image_root(folder, [row.image for row in rows], below, path)
     return tuple(
-        Question(r.place, image_of(root / r.image), r.text, r.answers, r.choices) for r in rows
+        Sample(r.place, image_of(root / r.image), (r.text,), r.answers, choices=r.choices)
+        for r in rows
     )
 
 

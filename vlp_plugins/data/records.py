@@ -76,6 +76,47 @@ class Record:
     caption: object
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of the data of a task with what belongs to it, not decoded yet.
+
+    Attributes:
+        place: where it is, for messages.
+        texts: captions, of which each makes a row of an epoch; or one question, or statement; or
+            nothing. For the loss of a chat model also one conversation.
+        answers: of all people that were asked the question; empty if the text is no question, or
+            they are not published. One of the choices if there are any, also where the data has its
+            letter or number.
+        label: number of the class, from 0; of a statement 1 for true; None without classes.
+        second: opens the other image of a statement about two; None for samples of one image.
+        choices: of the question, for models that are shown them; empty for an open question.
+    """
+
+    place: str
+    image: Callable[[], Image.Image]
+    texts: tuple[Any, ...] = ("",)
+    answers: tuple[str, ...] = ()
+    label: int | None = None
+    second: Callable[[], Image.Image] | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one split.
+
+    Attributes:
+        items: in stored order.
+        classes: names of the classes by their number; empty if unknown.
+        answers: that models choose among; None if the data brings no list.
+    """
+
+    description: str
+    items: Iterable[Sample]
+    classes: tuple[str, ...] = ()
+    answers: tuple[str, ...] | None = None
+
+
 class CaptionSource(ABC):
     """Pairs of an RGB image and a caption, the same in every iteration.
 

@@ -156,7 +156,7 @@ def _answered(folder: Path, split: str | None) -> CaptionSource:
     asked = open_questions(str(folder), split)
     records = [
         Record(each.place, each.image, said_in(
-            {"question": each.text, "answers": each.answers, CHOICES: each.choices},
+            {"question": each.texts[0], "answers": each.answers, CHOICES: each.choices},
             ["question", "answers", CHOICES], images=1,
         ))
         for each in asked.items

@@ -11,6 +11,7 @@ import torch
 
 from vlp_plugins.data.batches import ExampleBatches
 from vlp_plugins.data.chat import ChatProcessor
+from vlp_plugins.data.records import Sample
 from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.samples import TaskSamples, read_samples
@@ -20,7 +21,6 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.errors import DataError, RecipeError, UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import usable_bytes
 from vlp_plugins.tasks import LOSS
-from vlp_plugins.tasks.finetuning.samples import Sample
 
 
 @dataclass(frozen=True)

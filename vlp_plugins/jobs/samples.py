@@ -12,14 +12,13 @@ from PIL import Image
 
 from vlp_plugins.data.batches import captioned, first
 from vlp_plugins.data.conversations import Asked
-from vlp_plugins.data.labelled import LabelledImages, open_labelled
+from vlp_plugins.data.labelled import open_labelled
 from vlp_plugins.data.nlvr2 import nlvr2_split, open_nlvr2
-from vlp_plugins.data.questions import Questions, open_questions
-from vlp_plugins.data.records import said_of, with_split
+from vlp_plugins.data.questions import open_questions
+from vlp_plugins.data.records import Sample, Samples, said_of, with_split
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.runtime.errors import DataError
 from vlp_plugins.tasks import LOSS
-from vlp_plugins.tasks.finetuning.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -90,31 +89,25 @@ def read_samples(
     return TaskSamples(source.description, tuple(samples))
 
 
-def _questions(asked: Questions, limit: int | None) -> TaskSamples:
-    questions = list(first(asked.items, limit, asked.description))
+def _questions(asked: Samples, limit: int | None) -> TaskSamples:
+    questions = tuple(first(asked.items, limit, asked.description))
     unanswered = next((item.place for item in questions if not item.answers), None)
     if unanswered is not None:
         raise DataError(
             f"{asked.description}: {unanswered} has no answers to compare with or learn from "
             "(those of test sets are not published); give another --split"
         )
-    samples = (Sample(q.place, q.image, (q.text,), q.answers, choices=q.choices) for q in questions)
-    return TaskSamples(asked.description, tuple(samples), answers=asked.answer_list)
+    return TaskSamples(asked.description, questions, answers=asked.answers)
 
 
 def _statements(folder: Path, split: str | None, limit: int | None) -> TaskSamples:
     chosen = nlvr2_split(folder, split)
     description = with_split(folder, chosen)
-    samples = (
-        Sample(s.place, s.images[0], (s.text,), label=int(s.label), second=s.images[1])
-        for s in first(open_nlvr2(folder, chosen), limit, description)
-    )
-    return TaskSamples(description, tuple(samples))
+    return TaskSamples(description, tuple(first(open_nlvr2(folder, chosen), limit, description)))
 
 
-def _labelled(images: LabelledImages, limit: int | None) -> TaskSamples:
-    items = first(images.items, limit, images.description)
-    samples = tuple(Sample(item.place, item.image, label=item.label) for item in items)
+def _labelled(images: Samples, limit: int | None) -> TaskSamples:
+    samples = tuple(first(images.items, limit, images.description))
     if not samples:
         raise DataError(f"{images.description} holds no image")
     return TaskSamples(images.description, samples, images.classes)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from vlp_adapters.vit.adapter import ViTAdapter
 from vlp_adapters.xvlm.adapter import XvlmAdapter
+from vlp_plugins.data.records import Sample
 from vlp_plugins.runtime.errors import DataError
-from vlp_plugins.tasks.finetuning.samples import Sample, SampleEpochs
+from vlp_plugins.tasks.finetuning.samples import SampleEpochs
 
 
 class Words:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +16,7 @@ from vlp_plugins.calibration.batches import check_batches
 from vlp_plugins.data.batches import collated
 from vlp_plugins.data.chat import IGNORED
 from vlp_plugins.data.processors import Processor
-from vlp_plugins.data.records import upright_rgb
+from vlp_plugins.data.records import Sample, upright_rgb
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.runtime.errors import DataError, first_line
 from vlp_plugins.tasks.captioning import tokenizer_of
@@ -123,28 +122,6 @@ def made(batch: Batch | LazyBatch) -> Batch:
 
 _log = logging.getLogger(__name__)
 _FEWEST = 2  # rows of a batch: a contrastive loss of one is 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image with what belongs to it.
-
-    Attributes:
-        texts: captions, of which each makes a row of an epoch; or one question; or nothing. For
-            the loss of a chat model also one conversation.
-        answers: of the question, of which every epoch draws one; empty if the text is no question.
-        label: number of the class; None without classes.
-        second: opens the other image of a statement about two; None for samples of one image.
-        choices: of the question, for models that are shown them; empty for an open question.
-    """
-
-    place: str
-    image: Callable[[], Image.Image]
-    texts: tuple[Any, ...] = ("",)
-    answers: tuple[str, ...] = ()
-    label: int | None = None
-    second: Callable[[], Image.Image] | None = None
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
