@@ -16,7 +16,7 @@ from vlp_plugins.cli import program
 from vlp_plugins.cli.masks import NOT_SPARSE
 from vlp_plugins.cli.terminal import print_json
 from vlp_plugins.loading import load_model
-from vlp_plugins.models.saving import save_model
+from vlp_plugins.models.saving import write_model
 from vlp_plugins.models.weights import WeightMap
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def names(tmp_path_factory, vlp, xvlm, pruned) -> dict[str, Any]:
     model, adapter = load_model(str(xvlm), device="cpu")
     with torch.no_grad():
         next(iter(WeightMap.of(model, adapter).values())).parameter.fill_(1.0)
-    save_model(model, folder / "revived", source=str(xvlm))
+    write_model(model, folder / "revived", source=str(xvlm))
     masks = pruned / "masks-0.75.safetensors"
     words = ("--model", xvlm, "--method", "omp", "--sparsity", "0.5", "--out", folder / "omp")
     vlp("prune", *words)

@@ -24,7 +24,7 @@ from benchmarks.parity.blip import batches_from_golden, model_from_golden
 from vlp_plugins.masks.sparse import load_sparse, save_sparse
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.inspection import inspect_model
-from vlp_plugins.models.saving import save_model
+from vlp_plugins.models.saving import write_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, OutputError, UnsupportedError
 from vlp_plugins.runtime.offload import offloading
@@ -211,8 +211,8 @@ def test_masks_new_values_and_files(offload: Offload, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(there(**talks()[0]).logits, model(**talks()[0]).logits)
 
-    save_model(model, tmp_path / "dense")
-    save_model(there, tmp_path / "offloaded")
+    write_model(model, tmp_path / "dense")
+    write_model(there, tmp_path / "offloaded")
     one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("dense", "offloaded"))
     assert same(one, other)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "offloaded")

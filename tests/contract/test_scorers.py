@@ -9,7 +9,7 @@ from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked
 
-SCORERS = registry().scorer_names()
+SCORERS = registry().names("scorers")
 
 
 def weight(dtype=torch.float32):

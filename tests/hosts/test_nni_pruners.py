@@ -139,7 +139,7 @@ def test_pruners_are_named_after_the_registered_methods():
 
 def test_hosts_are_found_by_name():
     assert registry().host("nni") is host
-    assert {"nni", "torch-pruning", "transformers"} <= set(registry().host_names())
+    assert {"nni", "torch-pruning", "transformers"} <= set(registry().names("hosts"))
 
 
 def test_without_nni_the_extra_is_named(monkeypatch):

@@ -37,7 +37,7 @@ def test_our_own_methods_and_adapters_come_through_the_same_hooks(site):
     assert {report.distribution for report in registry.plugins()} == {"vlp-plugins"}
     assert [report.status for report in registry.plugins()] == ["ok"] * len(registry.plugins())
     assert {"omp", "multiflow"} <= set(registry.method_names())
-    assert {"magnitude", "lamp", "random"} <= set(registry.scorer_names())
+    assert {"magnitude", "lamp", "random"} <= set(registry.names("scorers"))
     assert {"blip", "xvlm", "vit"} <= set(registry.adapter_names())
 
 
@@ -166,7 +166,7 @@ def test_a_plugin_may_be_an_object_with_methods(site):
 def test_a_host_is_imported_only_when_it_is_used(site):
     site.install("acme", "@hookimpl\ndef vlp_hosts(): return {'h': lambda: __import__('no_host')}")
     registry = site.discover()
-    assert "h" in registry.host_names()
+    assert "h" in registry.names("hosts")
     with pytest.raises(UnsupportedError, match="host 'h' cannot be used: No module named"):
         registry.host("h")
 

@@ -93,7 +93,7 @@ def test_who_takes_long_is_named_before_the_limit_in_any_thread(site, caplog, mo
     site.install("slow", "import time\ntime.sleep(0.5)\n" + SCORER % "smallest")
     with caplog.at_level(logging.WARNING, "vlp_plugins"), ThreadPoolExecutor(1) as pool:
         registry = pool.submit(site.discover).result()
-    assert "smallest" in registry.scorer_names()
+    assert "smallest" in registry.names("scorers")
     assert "plug-in 'slow' of slow, while it is imported, has not ended after 0.05 s" in caplog.text
 
 
@@ -113,7 +113,7 @@ def test_an_unknown_name_points_to_the_plugins_that_were_skipped(site):
 def test_a_broken_installation_of_somebody_else_does_no_harm(site):
     (site.folder / "leftover-1.0.dist-info").mkdir()
     site.install("acme", SCORER % "smallest")
-    assert "smallest" in site.discover().scorer_names()
+    assert "smallest" in site.discover().names("scorers")
 
 
 def test_a_plugin_cannot_ask_for_the_registry_while_it_is_made(site, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_blocked_plugin_is_listed_and_not_imported(site, block):
 def test_blocking_one_leaves_the_others(site):
     site.install("acme", SCORER % "a")
     site.install("umbrella", SCORER % "b")
-    names = site.discover("acme").scorer_names()
+    names = site.discover("acme").names("scorers")
     assert "a" not in names
     assert "b" in names
 

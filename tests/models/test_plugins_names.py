@@ -57,7 +57,7 @@ def test_two_plugins_of_one_distribution_with_one_name_stay_apart(site):
         "[vlp_plugins]\none = acme_plugin\ntwo = other_plugin\n"
     )
     (site.folder / "other-1.0.dist-info" / "entry_points.txt").unlink()
-    names = site.discover().scorer_names()
+    names = site.discover().names("scorers")
     assert {"acme:one:same", "acme:two:same"} <= set(names)
 
 

@@ -11,9 +11,9 @@ from toy_masks import Pretraining, ToyAdapter
 from transformers import ViTConfig, ViTModel
 
 from vlp_plugins.loading import load_structure
-from vlp_plugins.models.saving import copy_companions, restored, save_model
+from vlp_plugins.models.saving import copy_companions, restored, write_model
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import OutputError, UnsupportedError
+from vlp_plugins.runtime.errors import UnsupportedError
 
 TINY = ViTConfig(
     hidden_size=8,
@@ -46,7 +46,7 @@ def test_the_processor_comes_along_from_a_folder_or_from_beside_a_file(tmp_path:
     model = ViTModel(TINY)
     for number, origin in enumerate((source, source / "old.pth")):
         target = tmp_path / f"target{number}"
-        save_model(model, target, source=str(origin))
+        write_model(model, target, source=str(origin))
         assert sorted(path.name for path in target.iterdir()) == [
             "config.json",
             "model.safetensors",
@@ -57,22 +57,15 @@ def test_the_processor_comes_along_from_a_folder_or_from_beside_a_file(tmp_path:
 
 
 def test_others_may_read_the_weights_as_they_may_the_configuration(tmp_path: Path) -> None:
-    save_model(ViTModel(TINY), tmp_path / "m", source="a/hub-id")
+    write_model(ViTModel(TINY), tmp_path / "m", source="a/hub-id")
     modes = {path.stat().st_mode for path in (tmp_path / "m").iterdir()}
     assert len(modes) == 1
 
 
 def test_a_model_that_cannot_save_itself_is_refused_before_anything_is_written(tmp_path) -> None:
     with pytest.raises(UnsupportedError, match=r"Pretraining has no save_pretrained; apply"):
-        save_model(Pretraining(), tmp_path / "m")
+        write_model(Pretraining(), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("precious")
-    with pytest.raises(OutputError, match="is not empty"):
-        save_model(ViTModel(TINY), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
 def test_a_configuration_without_weights_takes_no_memory(tmp_path: Path) -> None:

@@ -456,7 +456,7 @@ class Registry:
     def host_failures(self) -> dict[str, str | None]:
         """By name of a host why it cannot be used, or None; every framework is imported."""
         found: dict[str, str | None] = {}
-        for name in self.host_names():
+        for name in self.names("hosts"):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -522,10 +522,6 @@ class Registry:
         """Names of all of one kind, sorted."""
         return sorted(self._offers[kind])
 
-    def scorer_names(self) -> list[str]:
-        """Names of all scorers, sorted."""
-        return sorted(self._offers["scorers"])
-
     def method_names(self) -> list[str]:
         """Names that `method` takes, those of scorers and solvers among them, sorted."""
         return sorted({name for kind in METHOD_KINDS for name in self._offers[kind]})
@@ -533,10 +529,6 @@ class Registry:
     def adapter_names(self) -> list[str]:
         """Names of all adapters, sorted."""
         return sorted(self._offers["adapters"])
-
-    def host_names(self) -> list[str]:
-        """Names of all hosts, sorted."""
-        return sorted(self._offers["hosts"])
 
     def plugins(self) -> list[PluginReport]:
         """One report per plug-in; `plugins_table` makes a table of them."""

@@ -17,9 +17,9 @@ from torch import nn
 
 from vlp_plugins.models.places import filled_state
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.artifacts import stored_tensors, tensor_bytes, write_json
+from vlp_plugins.runtime.artifacts import stored_tensors, tensor_bytes
 from vlp_plugins.runtime.errors import UnsupportedError
-from vlp_plugins.runtime.files import atomic_folder, check_space
+from vlp_plugins.runtime.files import check_space
 from vlp_plugins.runtime.mapped import places, release, untouched
 from vlp_plugins.runtime.model_state import takes_model
 from vlp_plugins.runtime.offload import is_offloaded
@@ -46,31 +46,6 @@ _COMPANIONS = (
     "spiece.model",
     "sentencepiece*",
 )
-
-
-@takes_model
-def save_model(
-    model: nn.Module,
-    target: Path,
-    *,
-    source: str | None = None,
-    origin: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Saves a model of transformers or of ours with `save_pretrained`; ties are kept.
-
-    Tokenizer and processor files of the model's source are copied. `origin` says in `ORIGIN_FILE`
-    what was done to it; only folders with that file are overwritten.
-
-    Raises:
-        UnsupportedError: if the model cannot save itself.
-        OutputError: if the folder exists or cannot be written.
-    """
-    check_can_save(model)
-    with atomic_folder(target, mark=ORIGIN_FILE, overwrite=overwrite) as folder:
-        write_model(model, folder, source=source)
-        if origin is not None:
-            write_json(folder / ORIGIN_FILE, "pruned model", origin)
 
 
 @takes_model
@@ -111,7 +86,14 @@ def check_not_rebuilt(model: nn.Module) -> None:
 
 @takes_model
 def write_model(model: nn.Module, folder: Path, *, source: str | None = None) -> None:
-    """`save_model` into a folder that is itself part of something atomic."""
+    """Saves a model of transformers or of ours with `save_pretrained`; ties are kept.
+
+    Tokenizer and processor files of the model's source are copied. The folder is part of something
+    atomic.
+
+    Raises:
+        UnsupportedError: if the model cannot save itself.
+    """
     check_can_save(model)
     save: Any = model.save_pretrained
     if is_offloaded(model):  # transformers would look for some of it in the wrong hook

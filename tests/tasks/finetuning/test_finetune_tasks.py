@@ -9,7 +9,7 @@ from torch import nn
 
 from vlp_plugins.loading import load_model
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.models.saving import save_model
+from vlp_plugins.models.saving import write_model
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.errors import MaskError, NonFiniteError, UnsupportedError
 from vlp_plugins.structured.cuts import cut
@@ -57,7 +57,7 @@ def test_zeros_stay_and_the_loss_of_a_few_samples_falls(family: str, task: str) 
 def test_the_result_is_a_plain_folder_that_its_masks_fit(family, task, tmp_path) -> None:
     made = case(family, task)
     finetune(made.model, made.adapter, batches(task), task=task, masks=made.masks, settings=FAST)
-    save_model(made.model, tmp_path / "tuned")
+    write_model(made.model, tmp_path / "tuned")
     found, adapter = load_model(str(tmp_path / "tuned"))
     assert type(found) is type(made.model)
     assert adapter.name == made.adapter.name
