@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import ViTConfig
-
-from vlp_adapters.vit import from_original
+from transformers import ViTConfig, ViTForImageClassification
 
 
 def config_from_golden(folder: Path) -> ViTConfig:
@@ -37,7 +35,8 @@ def config_from_golden(folder: Path) -> ViTConfig:
 def model_from_golden(folder: Path) -> Any:
     """The recorded classifier in evaluation mode."""
     state = load_file(folder / "model.safetensors")
-    return from_original(state, config_from_golden(folder)).eval()
+    config = config_from_golden(folder)
+    return ViTForImageClassification.from_pretrained(None, config=config, state_dict=state)
 
 
 def batches_from_golden(folder: Path, file: str = "batches.safetensors") -> list[dict[str, Tensor]]:

@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig
 
-from benchmarks.parity.vit import config_from_golden
-from vlp_adapters.vit import ViTAdapter, from_original
+from benchmarks.parity.vit import config_from_golden, model_from_golden
+from vlp_adapters.vit import ViTAdapter
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
 OUTPUTS = json.loads((GOLDEN / "outputs.json").read_text())
@@ -33,7 +32,7 @@ def golden_batch(index: int) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def golden() -> nn.Module:
-    return from_original(load_file(GOLDEN / "model.safetensors"), golden_config())
+    return model_from_golden(GOLDEN)
 
 
 @torch.no_grad()
@@ -75,15 +74,3 @@ def test_the_probe_is_one_stream_of_real_tokens(golden: nn.Module) -> None:
     (stream,) = ADAPTER.streams(golden, golden_batch(0))
     assert stream.name == "vision"
     assert stream.real == {"vision": None}
-
-
-def test_from_original_says_what_does_not_fit() -> None:
-    state = load_file(GOLDEN / "model.safetensors")
-    before = torch.random.get_rng_state()
-    layer = "vit.encoder.layer.0.intermediate.dense.weight"
-    renamed = {("other" if name == layer else name): value for name, value in state.items()}
-    with pytest.raises(UnsupportedError, match=f"missing {layer}, unknown other"):
-        from_original(renamed, golden_config())
-    with pytest.raises(UnsupportedError, match=r"intermediate.dense.weight is \[1, 32\]"):
-        from_original(state | {layer: torch.zeros(1, 32)}, golden_config())
-    assert torch.equal(before, torch.random.get_rng_state())

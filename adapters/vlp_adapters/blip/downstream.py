@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_adapters.blip.kinds import kind_of, text_config
+from vlp_adapters.blip.kinds import is_as_wide, kind_of, text_config
 from vlp_adapters.blip.weights import places_of_two_images
 from vlp_adapters.inputs import pairs_of
 from vlp_adapters.kinds import Kind, check_task, is_of_task
@@ -72,7 +72,7 @@ def _from_pretraining(task: str, model: Any) -> nn.Module:
     state = model.state_dict()
     places = made.state_dict()
     new = _NOTHING
-    if task == Kind.VQA and not _is_as_wide(model):
+    if task == Kind.VQA and not is_as_wide(model):
         new = _READS_QUESTIONS
     elif task == Kind.NLVR:
         new = _OF_TWO_IMAGES
@@ -102,7 +102,7 @@ def _new(task: str, model: Any) -> Any:
     text = deepcopy(pretraining.text_config)
     text.label_smoothing = pretraining.label_smoothing
     build, config = BlipForConditionalGeneration, BlipConfig
-    if task == Kind.VQA and _is_as_wide(model):
+    if task == Kind.VQA and is_as_wide(model):
         build = BlipForQuestionAnswering
     elif task == Kind.VQA:
         build, config = BlipForAnswering, BlipAnsweringConfig
@@ -117,8 +117,3 @@ def _new(task: str, model: Any) -> Any:
             projection_dim=pretraining.embed_dim,
         )
     )
-
-
-def _is_as_wide(model: Any) -> bool:
-    config = model.config
-    return bool(config.vision_config.hidden_size == config.text_config.hidden_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_adapters.blip.kinds import kind_of
+from vlp_adapters.blip.kinds import is_as_wide, kind_of
 from vlp_adapters.kinds import Kind, check_linear
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
@@ -153,12 +153,10 @@ def downstream_paths(task: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
             f"{type(model).__name__} is no pre-training model, so its weights do not go to the "
             f"{task} model; give BlipForPretraining"
         )
-    config: Any = model.config
-    is_as_wide = config.vision_config.hidden_size == config.text_config.hidden_size
     towers = _TASK_TOWERS[task]
     found = {}
     for spec in specs:
-        is_new = task == Kind.VQA and spec.name.endswith(CROSS_INPUTS) and not is_as_wide
+        is_new = task == Kind.VQA and spec.name.endswith(CROSS_INPUTS) and not is_as_wide(model)
         here = towers[:-1] if is_new else towers  # the decoder's are not copies
         paths = tuple(o.path for o in spec.owners if o.path.startswith(here))
         if task == Kind.NLVR:
@@ -227,7 +225,4 @@ def _text_spec(path: str, index: int, part: str, tower: str, *, is_copied: bool)
 
 def _has_new(model: Any) -> bool:
     """Whether keys and values of a VQA decoder could not be copied from the encoder."""
-    if kind_of(model) is not Kind.VQA:
-        return False
-    config = model.config
-    return bool(config.vision_config.hidden_size != config.text_config.hidden_size)
+    return kind_of(model) is Kind.VQA and not is_as_wide(model)

@@ -9,17 +9,16 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlp_adapters.checkpoints import check_fit, few, joined, options_of, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, joined, options_of, read_state, write_state
 from vlp_adapters.names import rebegin, reverse
 from vlp_adapters.shapes import CheckpointShapes, check_options, shapes_of
 from vlp_plugins.models.adapter import OriginalPart
 from vlp_plugins.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTModel
+    from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 _log = logging.getLogger(__name__)
 
@@ -72,46 +71,6 @@ def original_part(path: str) -> OriginalPart | None:
         return OriginalPart(str(name), ("gate", "up").index(match[2]), 2)
     name = to_original_name(path)
     return None if name is None else OriginalPart(name)
-
-
-def from_original(state: Mapping[str, Tensor], config: PreTrainedConfig) -> nn.Module:
-    """The model of a state dict that has the names until transformers 4, in evaluation mode.
-
-    Args:
-        state: tensors of a `ViTModel`, `Dinov2Model` or of their image classifiers (`vit.` or
-            `dinov2.` in front).
-        config: `ViTConfig` or `Dinov2Config` with its sizes.
-
-    Raises:
-        UnsupportedError: if tensors are missing, left over or of another shape.
-    """
-    from transformers import AutoModel, AutoModelForImageClassification
-
-    is_classifier = any(name.startswith(f"{config.model_type}.") for name in state)
-    family = AutoModelForImageClassification if is_classifier else AutoModel
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
-        model: nn.Module = family.from_config(config, trust_remote_code=False)
-    if not is_classifier and "pooler.dense.weight" not in state and hasattr(model, "pooler"):
-        model.register_module("pooler", None)
-    expected = model.state_dict()
-    names = {path: to_original_name(path) for path in expected}
-    missing = [str(name or path) for path, name in names.items() if name not in state]
-    extra = sorted(set(state) - {name for name in names.values() if name})
-    if missing or extra:
-        raise UnsupportedError(
-            f"the state dict is not of this {type(model).__name__}: "
-            f"missing {few(missing) or 'none'}, unknown {few(extra) or 'none'}; try the model's "
-            "from_pretrained"
-        )
-    found = {path: state[name] for path, name in names.items() if name}
-    for path, tensor in found.items():
-        if tensor.shape != expected[path].shape:
-            raise UnsupportedError(
-                f"{names[path]} is {list(tensor.shape)}, the configuration asks for "
-                f"{list(expected[path].shape)}"
-            )
-    model.load_state_dict(found)
-    return model.eval()
 
 
 # Beginnings of names, (ours, timm's).
