@@ -146,6 +146,30 @@ def write_state(
             torch.save(state if key is None else {key: state}, temporary)
 
 
+def fill_ties(
+    path: str | os.PathLike[str],
+    state: dict[str, Tensor],
+    ties: Mapping[str, str],
+    family: str,
+    original: Callable[[str], str],
+) -> None:
+    """Adds the missing names of shared tensors in place; the arguments are those of `check_fit`.
+
+    Raises:
+        UnsupportedError: if two names of one tensor have other values.
+    """
+    for copy, source in ties.items():
+        first, second = state.get(source), state.get(copy)
+        if first is not None and second is not None and not torch.equal(first, second):
+            raise UnsupportedError(
+                f"{path}: {original(copy)} differs from {original(source)}, but they are one "
+                f"parameter in {family}: it is another model, where they were trained apart"
+            )
+        shared = first if first is not None else second
+        if shared is not None:
+            state[copy] = state[source] = shared
+
+
 def check_fit(
     path: str | os.PathLike[str],
     state: Mapping[str, Tensor],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -27,6 +28,11 @@ class PretrainOutput(ModelOutput):
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     negatives: Negatives | None = None
+
+    @classmethod
+    def of(cls, terms: dict[str, Tensor], negatives: Negatives | None) -> PretrainOutput:
+        """The output with these terms and negatives."""
+        return cls(torch.stack([*terms.values()]).sum(), terms, negatives)
 
 
 class DualEncoder(PreTrainedModel):

@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from vlp_command import command
 
 from vlp_adapters.clip import load_original, save_original, state_to_original
-from vlp_adapters.clip.convert import infer_config, infer_siglip_config
+from vlp_adapters.clip.convert import infer_config
 from vlp_adapters.clip.modeling import SiglipWithClipVision
 from vlp_adapters.clip.names import format_of
 from vlp_plugins.loading import describe_file, load_model
@@ -208,7 +208,7 @@ def test_siglip_originals_with_wide_towers_have_16_heads() -> None:
             key: torch.empty([1152 if n == 768 else n for n in shape])
             for key, (shape, _) in base_tensors("openclip_vitb16_siglip_customtext").items()
         }
-        found = infer_siglip_config(state)
+        found = infer_config(state)
     assert found.vision_config.num_attention_heads == 16
     assert found.text_config.num_attention_heads == 16
 

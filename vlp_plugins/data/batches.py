@@ -19,7 +19,7 @@ from vlp_plugins.data.karpathy import is_karpathy
 from vlp_plugins.data.labelled import LabelSource, open_labelled
 from vlp_plugins.data.nlvr2 import has_statements, statement_source
 from vlp_plugins.data.processors import Processor, reads_text
-from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright_rgb
+from vlp_plugins.data.records import Captions, CaptionSource, Record, Said, texts_of, upright
 from vlp_plugins.data.sources import open_source
 from vlp_plugins.models.adapter import Adapter, Batch, StatementAdapter
 from vlp_plugins.runtime.errors import DataError, first_line
@@ -325,8 +325,7 @@ def _decode_run(run: Sequence[Example]) -> list[tuple[Image.Image, Image.Image |
 
 def _decoded(image: Callable[[], Any], place: str) -> Any:
     try:
-        found = image()
-        return [*map(upright_rgb, found)] if isinstance(found, list) else upright_rgb(found)
+        return upright(image())
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files

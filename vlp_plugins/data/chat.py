@@ -75,8 +75,10 @@ class ChatProcessor:
     """Makes batches of conversations, with labels on what the assistant says.
 
     Attributes:
-        prompt: what the user says before a caption; None: `CAPTION_PROMPT`. In a question,
-            `{question}` stands for it.
+        prompt: what was given in place of both of these; None: `CAPTION_PROMPT` and
+            `QUESTION_PROMPT`, or what a model that needs no template has learned.
+        caption_prompt: what the user says before a caption.
+        question_prompt: what the user says to ask a question without choices, `{question}`.
     """
 
     def __init__(self, inner: Any, *, prompt: str | None = None) -> None:
@@ -85,20 +87,12 @@ class ChatProcessor:
         self._in_parts: bool | None = None
         self._continues = _template_of(inner) is None
         self._takes_suffix = self._continues and "suffix" in signature(inner.__call__).parameters
-
-    @property
-    def caption_prompt(self) -> str:
-        """What the user says before a caption."""
-        if self.prompt is not None or not self._continues:
-            return CAPTION_PROMPT if self.prompt is None else self.prompt
-        return "caption en" if self._takes_suffix else ""
-
-    @property
-    def question_prompt(self) -> str:
-        """What the user says to ask a question without choices."""
-        if self.prompt is not None or not self._continues:
-            return QUESTION_PROMPT if self.prompt is None else self.prompt
-        return "answer en {question}" if self._takes_suffix else "Question: {question} Answer:"
+        usual = CAPTION_PROMPT, QUESTION_PROMPT
+        if self._takes_suffix:
+            usual = "caption en", "answer en {question}"
+        elif self._continues:
+            usual = "", "Question: {question} Answer:"
+        self.caption_prompt, self.question_prompt = usual if prompt is None else (prompt, prompt)
 
     def caption(self, text: str | None, *, images: int = 1) -> Conversation:
         """A conversation that ends with a caption, or asks for one."""

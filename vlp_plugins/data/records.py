@@ -184,9 +184,7 @@ class CaptionSource(ABC):
                 captions = [cast("Said", record.caption)]
             elif self.captions != "none":
                 captions = [*texts_of(record.caption)]
-            image = record.image()
-            several = isinstance(image, list)
-            return record, ([*map(upright_rgb, image)] if several else upright_rgb(image), captions)
+            return record, (upright(record.image()), captions)
         except (DataError, MemoryError):
             raise
         except Exception as error:  # decoders raise nearly anything on damaged files
@@ -327,6 +325,11 @@ def _asked(question: object, answers: object, listed: object = None) -> Asked:
     said = texts_of([str(each) if isinstance(each, int) else each for each in plain])
     meant = tuple(chosen(each, choices) for each in said)
     return Asked(text, max(meant, key=meant.count), choices, meant)
+
+
+def upright(opened: Any) -> Any:
+    """An image, or each of several, as `upright_rgb` makes it."""
+    return [*map(upright_rgb, opened)] if isinstance(opened, list) else upright_rgb(opened)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

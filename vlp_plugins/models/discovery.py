@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -131,11 +131,10 @@ def candidates(distributions: Iterable[metadata.Distribution]) -> Iterator[Candi
     ours = announced.pop(OURS, []) or list(_uninstalled())
     names: set[str] = set()
     for candidate in [*ours, *(c for _, several in sorted(announced.items()) for c in several)]:
-        name = candidate.name
-        if name in names:
-            name = f"{candidate.distribution}:{name}"
-        names.add(name)
-        yield Candidate(name, candidate.distribution, candidate.version, candidate.entry_point)
+        if candidate.name in names:
+            candidate = replace(candidate, name=f"{candidate.distribution}:{candidate.name}")
+        names.add(candidate.name)
+        yield candidate
 
 
 def normalised(name: str) -> str:

@@ -36,7 +36,7 @@ from vlp_adapters.blip.names import (
     to_original_name,
 )
 from vlp_adapters.blip.nlvr_model import BlipForNlvr, BlipNlvrConfig
-from vlp_adapters.checkpoints import check_fit, options_of, read_state, write_state
+from vlp_adapters.checkpoints import check_fit, fill_ties, options_of, read_state, write_state
 from vlp_adapters.kinds import Kind
 from vlp_adapters.shapes import (
     CheckpointShapes,
@@ -174,7 +174,7 @@ def load_original(
     model.tie_weights()  # which is left out as well
     expected = model.state_dict()
     state = state_from_original(original)
-    _fill_ties(path, state, model.all_tied_weights_keys, _FAMILY[kind])
+    fill_ties(path, state, model.all_tied_weights_keys, _FAMILY[kind], to_original_name)
     if kind is Kind.PRETRAINING:
         _fill_momentum_state(state, expected)
     if kind is Kind.RETRIEVAL:
@@ -272,22 +272,6 @@ def save_original(model: PreTrainedModel, path: str | os.PathLike[str]) -> None:
         UnsupportedError: see `state_to_original`.
     """
     write_state(state_to_original(model), path)
-
-
-def _fill_ties(
-    path: str | os.PathLike[str], state: dict[str, Tensor], ties: Mapping[str, str], family: str
-) -> None:
-    """Adds the missing names of shared tensors in place; two values for one are an error."""
-    for copy, source in ties.items():
-        first, second = state.get(source), state.get(copy)
-        if first is not None and second is not None and not torch.equal(first, second):
-            raise UnsupportedError(
-                f"{path}: {to_original_name(copy)} differs from {to_original_name(source)}, which "
-                f"are one parameter in {family}: it is another model, where they were trained apart"
-            )
-        shared = first if first is not None else second
-        if shared is not None:
-            state[copy] = state[source] = shared
 
 
 def _fill_momentum_state(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:

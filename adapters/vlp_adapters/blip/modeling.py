@@ -149,11 +149,7 @@ class BlipForPretraining(BlipTowers):
             )
         if "lm" in losses:
             terms["lm"] = self._caption_loss(input_ids, attention_mask, image_embeds)
-        return PretrainOutput(
-            loss=torch.stack([*terms.values()]).sum(),
-            losses=terms,
-            negatives=negatives if matching else None,
-        )
+        return PretrainOutput.of(terms, negatives if matching else None)
 
     @torch.no_grad()
     def advance(

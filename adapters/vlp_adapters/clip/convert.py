@@ -57,6 +57,7 @@ _TANH = "gelu_pytorch_tanh"
 _SIGLIP_WIDTHS = (1152, 1536)  # of SO400M and giant-opt, which have 16 heads
 _SIGLIP_HEADS = 16
 _SIGLIP_EPS = 1e-6
+_SIGLIP_HEAD = "text_model.head.weight"
 _TORCH_EPS = 1e-5
 
 
@@ -133,99 +134,68 @@ def save_original(
 def infer_config(
     state: Mapping[str, Tensor],
     *,
-    hidden_act: str = "quick_gelu",
+    hidden_act: str | None = None,
     text_act: str | None = None,
-    text_eps: float = _TORCH_EPS,
+    text_eps: float | None = None,
     vision_heads: int | None = None,
     text_heads: int | None = None,
-) -> CLIPConfig:
-    """Reads sizes from tensors with OpenAI's names, as its `build_model` does.
+) -> CLIPConfig | SiglipConfig:
+    """Reads sizes from tensors by their original names, as OpenAI's `build_model` does.
 
-    The end token is the last word of the vocabulary, the start token the one before it.
+    The end token of CLIP is the last word of the vocabulary, the start token the one before it.
 
     Args:
         state: tensors by original name.
-        hidden_act: OpenAI's is `quick_gelu`; most models of open_clip have `gelu`.
+        hidden_act: OpenAI's is `quick_gelu`, the default of CLIP; most models of open_clip have
+            `gelu`, the default of SigLIP.
         text_act: of the text tower; None for `hidden_act`.
-        text_eps: of the layer norms of the text tower.
-        vision_heads: heads per layer of the vision tower; None for width / 64.
-        text_heads: heads per layer of the text tower; None for width / 64.
-
-    Raises:
-        UnsupportedError: if it is no CLIP, or the heads cannot be guessed.
-    """
-    shapes = CheckpointShapes(_native(state), "CLIP")
-    vision, text = _vision(shapes), _text(shapes)
-    width = shapes["text_projection"][1]
-    words = text["vocab_size"]
-    check_options({"hidden_act": hidden_act, "text_act": text_act, "text_eps": text_eps}, {})
-    vision |= {
-        "hidden_act": hidden_act,
-        "num_attention_heads": attention_heads(vision["hidden_size"], "vision", vision_heads),
-        "projection_dim": width,
-    }
-    text |= {
-        "hidden_act": text_act or hidden_act,
-        "layer_norm_eps": text_eps,
-        "num_attention_heads": attention_heads(text["hidden_size"], "text", text_heads),
-        "projection_dim": width,
-        "bos_token_id": words - 2,
-        "eos_token_id": words - 1,
-    }
-    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=width)
-
-
-def infer_siglip_config(
-    state: Mapping[str, Tensor],
-    *,
-    hidden_act: str = "gelu",
-    text_act: str | None = None,
-    text_eps: float = _SIGLIP_EPS,
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-) -> SiglipConfig:
-    """Reads sizes from the tensors of open_clip's SigLIP.
-
-    Args:
-        state: tensors by original name.
-        hidden_act: see `infer_config`.
-        text_act: see `infer_config`.
-        text_eps: see `infer_config`; 1e-6 in the published models.
+        text_eps: of the layer norms of the text tower; None for 1e-5, of SigLIP 1e-6.
         vision_heads: heads per layer of the vision tower; None for width / 64, and 16 for the
-            published widths 1152 and 1536.
+            published widths 1152 and 1536 of SigLIP.
         text_heads: the same of the text tower.
 
     Raises:
-        UnsupportedError: if it is no SigLIP, or the heads cannot be guessed.
+        UnsupportedError: if it is neither CLIP nor SigLIP, or the heads cannot be guessed.
     """
-    shapes = CheckpointShapes(_native(state), "SigLIP")
+    native = _native(state)
+    is_siglip = _SIGLIP_HEAD in native
+    is_pooled = is_siglip and f"{POOLING}probe" in native
+    shapes = CheckpointShapes(native, "SigLIP" if is_siglip else "CLIP")
     vision, text = _vision(shapes), _text(shapes)
-    width = shapes["text_model.head.weight"][0]
+    width = shapes[_SIGLIP_HEAD][0] if is_siglip else shapes["text_projection"][1]
+    if hidden_act is None:
+        hidden_act = "gelu" if is_siglip else "quick_gelu"
+    if text_eps is None:
+        text_eps = _SIGLIP_EPS if is_siglip else _TORCH_EPS
     check_options({"hidden_act": hidden_act, "text_act": text_act, "text_eps": text_eps}, {})
+    heads = _siglip_heads if is_siglip else attention_heads
+    of_vision = heads if is_pooled else attention_heads
+    vision |= {
+        "hidden_act": hidden_act,
+        "num_attention_heads": of_vision(vision["hidden_size"], "vision", vision_heads),
+    }
     text |= {
         "hidden_act": text_act or hidden_act,
         "layer_norm_eps": text_eps,
-        "num_attention_heads": _siglip_heads(text["hidden_size"], "text", text_heads),
-        "projection_size": width,
-        "bos_token_id": None,  # those of transformers are of another vocabulary
-        "eos_token_id": None,
+        "num_attention_heads": heads(text["hidden_size"], "text", text_heads),
+        # Those that transformers has for SigLIP are of another vocabulary.
+        "bos_token_id": None if is_siglip else text["vocab_size"] - 2,
+        "eos_token_id": None if is_siglip else text["vocab_size"] - 1,
+        "projection_size" if is_siglip else "projection_dim": width,
     }
-    vision["hidden_act"] = hidden_act
-    vision_width = vision["hidden_size"]
-    if f"{POOLING}probe" not in shapes.state:
-        vision["num_attention_heads"] = attention_heads(vision_width, "vision", vision_heads)
-        return SiglipWithClipVisionConfig(
-            vision_config=vision | {"projection_dim": width}, text_config=text
-        )
-    vision["num_attention_heads"] = _siglip_heads(vision_width, "vision", vision_heads)
-    return SiglipConfig(vision_config=vision, text_config=text)
+    if is_pooled:
+        return SiglipConfig(vision_config=vision, text_config=text)
+    vision["projection_dim"] = width
+    if is_siglip:
+        return SiglipWithClipVisionConfig(vision_config=vision, text_config=text)
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=width)
 
 
 def state_from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by our names: fused ones split, projections transposed."""
     result: dict[str, Tensor] = {}
     native = _native(state)
-    is_siglip = "text_model.head.weight" in native
+    is_siglip = _SIGLIP_HEAD in native
     for original, value in native.items():
         if original in _NOT_WEIGHTS:
             continue
@@ -333,7 +303,7 @@ def _inferred(
     chosen |= options_of(path, OPTIONS, options)
     if "hidden_act" not in chosen:
         chosen["hidden_act"] = _activation(path, state, form)
-    config = (infer_config if form.family == "clip" else infer_siglip_config)(state, **chosen)
+    config = infer_config(state, **chosen)
     if form.custom_text:
         setattr(config, _CUSTOM_TEXT, True)  # is saved with the model, for `save_original`
     return config

@@ -12,7 +12,7 @@ from vlp_adapters.checkpoints import load_saved, tensor_names
 from vlp_adapters.inputs import need_partners
 from vlp_adapters.kinds import Kind, check_task
 from vlp_adapters.objectives import losses_of_pairs
-from vlp_adapters.xvlm import downstream, task_passes
+from vlp_adapters.xvlm import task_passes
 from vlp_adapters.xvlm.kinds import MATCHING, kind_of, require
 from vlp_adapters.xvlm.masking import mask_words, word_targets
 from vlp_adapters.xvlm.names import description, is_original, original_part, to_original_name
@@ -114,7 +114,7 @@ class XvlmAdapter(Adapter):
         """
         kind = _kind(model)
         if kind is Kind.RETRIEVAL:
-            return downstream.retrieval_losses(_xvlm(model), batch, negatives)
+            return task_passes.retrieval_losses(_xvlm(model), batch, negatives)
         if kind is not Kind.PRETRAINING:
             return task_passes.task_losses(kind, model, batch)
         xvlm = _xvlm(model)
@@ -145,8 +145,8 @@ class XvlmAdapter(Adapter):
         tokenizer: Any | None = None,
         classes: int | None = None,
     ) -> nn.Module:
-        """See `downstream.downstream_model`."""
-        return downstream.downstream_model(task, model, tokenizer)
+        """See `task_passes.downstream_model`."""
+        return task_passes.downstream_model(task, model, tokenizer)
 
     def task_losses(self, task: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Retrieval: `itc` and `itm`. Captioning, VQA: `lm`. NLVR2: `nlvr`.
@@ -157,7 +157,7 @@ class XvlmAdapter(Adapter):
         """
         check_task(task, model, kind_of(model))
         if task == Kind.RETRIEVAL:
-            return downstream.retrieval_losses(_xvlm(model), batch)
+            return task_passes.retrieval_losses(_xvlm(model), batch)
         return self.losses(model, batch)
 
     def load(self, source: str) -> nn.Module | None:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, CLIPVisionConfig, PreTrainedModel, SwinConfig, ViTConfig
 
-from vlp_adapters.checkpoints import check_fit, joined, options_of, read_state, write_state
+from vlp_adapters.checkpoints import (
+    check_fit,
+    fill_ties,
+    joined,
+    options_of,
+    read_state,
+    write_state,
+)
 from vlp_adapters.kinds import Kind
 from vlp_adapters.shapes import (
     CheckpointShapes,
@@ -128,16 +135,9 @@ def load_original(
             config = infer_config(original, **options_of(path, OPTIONS, options))
         model: PreTrainedModel = model_class(config)
         state = state_from_original(original)
-    for name, first in model.all_tied_weights_keys.items():  # saved once or twice
-        if first in state:
-            state.setdefault(name, state[first])
-    check_fit(path, state, model.state_dict(), f"X-VLM {_words(kind)}", to_original_name)
-    for name, first in model.all_tied_weights_keys.items():
-        if not torch.equal(state[name], state[first]):
-            raise UnsupportedError(
-                f"{path}: {to_original_name(name)} differs from {to_original_name(first)}, but "
-                "X-VLM ties them"
-            )
+    family = f"X-VLM {_words(kind)}"
+    fill_ties(path, state, model.all_tied_weights_keys, family, to_original_name)
+    check_fit(path, state, model.state_dict(), family, to_original_name)
     model.load_state_dict(state)
     return model.eval()
 

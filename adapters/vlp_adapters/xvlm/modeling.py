@@ -132,7 +132,7 @@ class XvlmForRetrieval(DualEncoder):
         terms, negatives = self.pair_losses(
             image_embeds, input_ids, attention_mask, negatives, losses, generator
         )
-        return _output(terms, negatives)
+        return PretrainOutput.of(terms, negatives)
 
     def pair_losses(
         self,
@@ -224,7 +224,7 @@ class XvlmForPretraining(XvlmForRetrieval):
         if "mlm" in losses and mlm_input_ids is not None and mlm_labels is not None:
             hidden = self.layers(mlm_input_ids, attention_mask, image_embeds)
             terms["mlm"] = self._word_loss(hidden, mlm_labels)
-        return _output(terms, negatives)
+        return PretrainOutput.of(terms, negatives)
 
     def _word_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         predicted = labels != IGNORED
@@ -232,11 +232,6 @@ class XvlmForPretraining(XvlmForRetrieval):
         if not len(logits):
             return logits.sum()  # nothing to predict: 0, where a mean would be NaN
         return functional.cross_entropy(logits, labels[predicted])
-
-
-def _output(terms: dict[str, Tensor], negatives: Negatives | None) -> PretrainOutput:
-    loss = torch.stack([*terms.values()]).sum()
-    return PretrainOutput(loss=loss, losses=terms, negatives=negatives)
 
 
 AutoModel.register(XvlmRetrievalConfig, XvlmForRetrieval, exist_ok=True)

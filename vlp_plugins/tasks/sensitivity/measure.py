@@ -16,7 +16,6 @@ from vlp_plugins.calibration.batches import batch_size, chain_hash, check_batche
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.composition import Composition, composed
 from vlp_plugins.methods.guided import IdGuided
 from vlp_plugins.methods.method import Context, Method
@@ -102,22 +101,6 @@ class Evaluator:
         return Point(sparsity, removed, losses, recall.image_to_text[1], recall.text_to_image[1])
 
 
-def _group_weights(weights: WeightMap, group: Group) -> WeightMap:
-    chosen = {name: weights[name] for name in group.weights}
-    return WeightMap(chosen, weights.adapter_name, weights.adapter_settings, weights.model_elements)
-
-
-def _group_masks(
-    method: Composition, context: Context, group: Group, sparsities: Sequence[float]
-) -> list[Masks]:
-    """Masks at every sparsity; the allocation sees the group as if it were the whole model."""
-    part, statistics = _group_weights(context.weights, group), context.statistics
-    if statistics is not None:  # the same sums, as those of a model that has these weights only
-        shapes = {name: weight.shape for name, weight in part.items()}
-        statistics = replace(statistics, structure=part.structure, shapes=shapes, weights_hash="")
-    return method.masks(replace(context, weights=part, targets=list(sparsities)), statistics)
-
-
 def _missing_points(
     method: Composition,
     context: Context,
@@ -128,7 +111,11 @@ def _missing_points(
     record: PointsFile,
     progress: Progress | None,
 ) -> dict[Key, Point]:
-    """Prunes and measures the points that are not known; of several processes each its share."""
+    """Prunes and measures the points that are not known; of several processes each its share.
+
+    The allocation sees a group as if it were the whole model.
+    """
+    weights, statistics = context.weights, context.statistics
     rank, world = rank_and_size()
     missing = [(g, s) for g in groups for s in sparsities if key_of(g, s) not in known]
     mine = missing[rank::world]
@@ -137,8 +124,15 @@ def _missing_points(
         wanted = [s for other, s in mine if other is group]
         if not wanted:
             continue
-        part = _group_weights(context.weights, group)
-        made = _group_masks(method, context, group, wanted)
+        chosen = {name: weights[name] for name in group.weights}
+        part = WeightMap(
+            chosen, weights.adapter_name, weights.adapter_settings, weights.model_elements
+        )
+        own = statistics
+        if statistics is not None:  # the same sums, as those of a model that has these weights only
+            shapes = {name: weight.shape for name, weight in part.items()}
+            own = replace(statistics, structure=part.structure, shapes=shapes, weights_hash="")
+        made = method.masks(replace(context, weights=part, targets=wanted), own)
         for target, masks in zip(wanted, made, strict=True):
             with restored(part):
                 for name in masks:
