@@ -17,6 +17,23 @@ BERT_PARTS = {  # path in a layer of BERT, with or without cross-attention -> ca
 CROSS_INPUTS = ("cross.key", "cross.value")
 """The parts that read what is attended to, not the text."""
 
+CLIP_PARTS = {  # the same of a vision layer of CLIP
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.out_proj": "attention.output",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+VIT_PARTS = {  # and of ViT
+    "attention.q_proj": "attention.query",
+    "attention.k_proj": "attention.key",
+    "attention.v_proj": "attention.value",
+    "attention.o_proj": "attention.output",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
 Beginnings = tuple[tuple[str, str], ...]
 """Pairs of the old beginning of a name and the new one."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from vlp_adapters.kinds import Kind, check_linear
+from vlp_adapters.names import CLIP_PARTS
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -16,14 +17,7 @@ VISION, TEXT = "vision", "text"
 # A class that is one tower has no `vision_model.` or `text_model.` in front.
 _LAYER = re.compile(r"(?:(vision|text)_model\.)?encoder\.layers\.(\d+)\.(\w+\.\w+)")
 _PARTS = {  # as the other families call them: ViT's parts, BERT's parts
-    VISION: {
-        "self_attn.q_proj": "attention.query",
-        "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value",
-        "self_attn.out_proj": "attention.output",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    },
+    VISION: CLIP_PARTS,
     TEXT: {
         "self_attn.q_proj": "self.query",
         "self_attn.k_proj": "self.key",

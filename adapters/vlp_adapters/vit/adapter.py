@@ -17,6 +17,7 @@ from vlp_adapters.classifiers import (
     tower_prefix,
 )
 from vlp_adapters.kinds import check_linear
+from vlp_adapters.names import VIT_PARTS
 from vlp_adapters.vit.original import (
     LAYER,
     load_original,
@@ -58,12 +59,7 @@ _CLASSES = frozenset(
 )
 
 _CANONICAL = {
-    "attention.q_proj": "attention.query",
-    "attention.k_proj": "attention.key",
-    "attention.v_proj": "attention.value",
-    "attention.o_proj": "attention.output",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+    **VIT_PARTS,
     "mlp.gate_proj": "mlp.gate",  # SwiGLU of DINOv2 giant; DINOv3 has up and down at any size
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",

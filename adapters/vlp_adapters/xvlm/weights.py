@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from vlp_adapters.kinds import check_linear
-from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
+from vlp_adapters.names import BERT_PARTS, CLIP_PARTS, CROSS_INPUTS, VIT_PARTS
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
 
@@ -18,26 +18,10 @@ if TYPE_CHECKING:
 VISION, TEXT, FUSION = "vision", "text", "fusion"
 
 _CLIP_LAYER = re.compile(r"vision_encoder\.encoder\.layers\.(\d+)\.(\w+\.\w+)")
-_CLIP_PARTS = {
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.out_proj": "attention.output",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
 _BLOCK_LAYER = re.compile(
     r"vision_encoder\.(?:encoder\.)?layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+\.\w+)"
 )
-_BLOCK_PARTS = {
-    "attention.q_proj": "attention.query",
-    "attention.k_proj": "attention.key",
-    "attention.v_proj": "attention.value",
-    "attention.o_proj": "attention.output",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "downsample.reduction": "downsample.reduction",
-}
+_BLOCK_PARTS = {**VIT_PARTS, "downsample.reduction": "downsample.reduction"}
 _TEXT_LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.+)")
 
 TASKS = ("pretraining", "retrieval", "captioning", "vqa", "nlvr2")
@@ -118,9 +102,9 @@ def vision_part(path: str, config: Any) -> tuple[str, int, str] | None:
     vision = config.vision_config
     if vision.model_type == "clip_vision_model":
         match = _CLIP_LAYER.fullmatch(path)
-        if match is None or match[2] not in _CLIP_PARTS:
+        if match is None or match[2] not in CLIP_PARTS:
             return None
-        return VISION, int(match[1]), _CLIP_PARTS[match[2]]
+        return VISION, int(match[1]), CLIP_PARTS[match[2]]
     match = _BLOCK_LAYER.fullmatch(path)
     if match is None or match[3] not in _BLOCK_PARTS:
         return None
