@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 from torch import nn
 
@@ -75,6 +76,12 @@ def check_task(task: str, model: nn.Module, kind: Kind | None) -> None:
 def _fits(task: str, kind: Kind | None) -> bool:
     """Retrieval is trained with the losses of pre-training, so by either model."""
     return kind == task or (kind is Kind.PRETRAINING and task == Kind.RETRIEVAL)
+
+
+def is_as_wide(model: Any) -> bool:
+    """Whether image tokens are as wide as texts, so that cross-attention can read either."""
+    config = model.config
+    return bool(config.vision_config.hidden_size == config.text_config.hidden_size)
 
 
 def check_linear(path: str, module: nn.Module) -> None:

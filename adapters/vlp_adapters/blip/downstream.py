@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp_adapters.blip.kinds import is_as_wide, kind_of, text_config
+from vlp_adapters.blip.kinds import kind_of, text_config
 from vlp_adapters.blip.weights import places_of_two_images
 from vlp_adapters.inputs import pairs_of
-from vlp_adapters.kinds import Kind, check_task, is_of_task
+from vlp_adapters.kinds import Kind, check_task, is_as_wide, is_of_task
 from vlp_adapters.objectives import losses_of_pairs
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.errors import UnsupportedError

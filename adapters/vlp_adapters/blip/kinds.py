@@ -40,12 +40,6 @@ def text_config(model: Any) -> Any:
     return getattr(model.config, "text_config", model.config)
 
 
-def is_as_wide(model: Any) -> bool:
-    """Whether image tokens are as wide as texts, so that cross-attention can read either."""
-    config = model.config
-    return bool(config.vision_config.hidden_size == config.text_config.hidden_size)
-
-
 def encoder_ids(model: Any, input_ids: Tensor) -> Tensor:
     """What the multimodal encoder reads: the pre-training model begins with [ENC].
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from vlp_adapters.blip.kinds import is_as_wide, kind_of
-from vlp_adapters.kinds import Kind, check_linear
+from vlp_adapters.blip.kinds import kind_of
+from vlp_adapters.kinds import Kind, check_linear, is_as_wide
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError

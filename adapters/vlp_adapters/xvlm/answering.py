@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BertConfig
 
+from vlp_adapters.kinds import is_as_wide
 from vlp_adapters.xvlm.decoder import XvlmTextDecoder
 from vlp_adapters.xvlm.modeling import XvlmForPretraining
 from vlp_adapters.xvlm.task_models import (
@@ -133,7 +134,7 @@ def decoder_config(text: Any) -> BertConfig:
 def _state(model: XvlmForPretraining) -> dict[str, Tensor]:
     """The weights of a pre-training model by the names of the answering model."""
     text: Any = model.config.text_config
-    is_as_wide = text.encoder_width == text.hidden_size
+    new = () if is_as_wide(model) else _NEW_WHERE_WIDTHS_DIFFER
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name.startswith("vision_encoder."):
@@ -143,9 +144,8 @@ def _state(model: XvlmForPretraining) -> dict[str, Tensor]:
         elif name.startswith(_BERT):
             inner = name.removeprefix(_BERT)
             state[f"text_encoder.{inner}"] = tensor
-            is_new = not is_as_wide and any(part in inner for part in _NEW_WHERE_WIDTHS_DIFFER)
             copy = _in_decoder(inner, text.fusion_layer)
-            if copy is not None and not is_new:
+            if copy is not None and not any(part in inner for part in new):
                 state[copy] = tensor
     return state
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlp_adapters.kinds import Kind, check_linear
+from vlp_adapters.kinds import Kind, check_linear, is_as_wide
 from vlp_adapters.names import BERT_PARTS, CROSS_INPUTS
 from vlp_adapters.xvlm.weights import EXCLUSIONS, FUSION, TEXT, VISION, text_part, vision_part
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
@@ -48,7 +48,7 @@ def task_exclusions(kind: Kind, model: Any) -> Iterable[Exclusion]:
     """What is not pruned."""
     if kind is Kind.NLVR:
         return (_JUDGE, *EXCLUSIONS)
-    if kind is Kind.VQA and not _is_as_wide(model):
+    if kind is Kind.VQA and not is_as_wide(model):
         return (_WORD_HEAD, _NEW, *EXCLUSIONS)
     return (_WORD_HEAD, *EXCLUSIONS)
 
@@ -64,7 +64,7 @@ def _answering(path: str, model: Any) -> WeightSpec | None:
         found = vision_part(path, model.config) or text_part(path, _fusion_layer(model))
         return _spec(path, found)
     index, part = int(match[1]), BERT_PARTS.get(match[2])
-    if part is None or (part in CROSS_INPUTS and not _is_as_wide(model)):
+    if part is None or (part in CROSS_INPUTS and not is_as_wide(model)):
         return None
     tokens = QUESTION if part in CROSS_INPUTS else TEXT
     copy_of = f"{FUSION}.{index}.{part}"
@@ -98,8 +98,3 @@ def _spec(path: str, found: tuple[str, int, str] | None) -> WeightSpec | None:
 
 def _fusion_layer(model: Any) -> int:
     return int(model.config.text_config.fusion_layer)
-
-
-def _is_as_wide(model: Any) -> bool:
-    text = model.config.text_config
-    return bool(text.encoder_width == text.hidden_size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from vlp_adapters.kinds import check_linear
+from vlp_adapters.kinds import check_linear, is_as_wide
 from vlp_adapters.names import BERT_PARTS, CLIP_PARTS, CROSS_INPUTS, VIT_PARTS
 from vlp_plugins.models.adapter import Exclusion, Owner, WeightSpec
 from vlp_plugins.runtime.errors import UnsupportedError
@@ -148,11 +148,9 @@ def _decoder_path(spec: WeightSpec) -> str:
 
 
 def _vqa_paths(spec: WeightSpec, model: XvlmForRetrieval) -> tuple[str, ...]:
-    config = model.config
-    is_as_wide = config.vision_config.hidden_size == config.text_config.hidden_size
-    is_new = spec.name.endswith(CROSS_INPUTS) and not is_as_wide
+    is_new = spec.name.endswith(CROSS_INPUTS) and not is_as_wide(model)
     if spec.modality != FUSION or is_new:
         return (_encoder_path(spec),)
-    index = config.fusion_layer + spec.depth
+    index = model.config.fusion_layer + spec.depth
     copied = _decoder_path(spec).replace(f".layer.{index}.", f".layer.{spec.depth}.", 1)
     return (_encoder_path(spec), copied)
