@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from vlp_plugins.models.adapter import Adapter
-from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.generic import MODULE, ModuleAdapter
 from vlp_plugins.models.registry import (
     KINDS,
     METHOD_KINDS,
@@ -243,9 +243,6 @@ def _describe(offer: Offer) -> str:
     return f"the built-in {kind}" if offer.builtin else f"the {kind} of {offer.distribution}"
 
 
-_MODULE = "module"
-
-
 @takes_model
 def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> Adapter:
     """The adapter that a manifest names; if it does not claim the model, the one that does.
@@ -256,7 +253,7 @@ def recall_adapter(model: nn.Module, name: str, settings: Mapping[str, Any]) -> 
         UnclaimedModelError: if no adapter claims the model.
         MaskError: if a `ModuleAdapter` with these settings does not fit the model.
     """
-    if name == _MODULE:
+    if name == MODULE:
         try:
             return ModuleAdapter(model, **settings)
         except (UnsupportedError, TypeError) as error:

@@ -389,6 +389,9 @@ def _mask_key(space: str, batch: Batch | Sequence[Any] | Tensor) -> str | None:
 
 logger = logging.getLogger("vlp_plugins.models.generic")
 
+MODULE = "module"
+"""The name of a `ModuleAdapter`, which any model can have."""
+
 Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
 """Takes the model and a batch as the loader made it; returns a scalar, or scalars by name."""
 
@@ -426,7 +429,7 @@ class ModuleAdapter(Adapter):
         modalities: Mapping[str, str] | None = None,
         exclude: Sequence[str] | str = (),
         tokens: Mapping[str, TokenMasks] | None = None,
-        name: str = "module",
+        name: str = MODULE,
     ) -> None:
         """Describes models of the class of `model`, which is not kept.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vlp_plugins.models.adapter import Adapter
 from vlp_plugins.models.architecture import fill, meta_model, unfilled_model
 from vlp_plugins.models.discovery import registry
-from vlp_plugins.models.generic import ModuleAdapter
+from vlp_plugins.models.generic import MODULE, ModuleAdapter
 from vlp_plugins.models.saving import copy_companions, write_configuration
 from vlp_plugins.runtime.artifacts import Format, made_by, read_artifact, versions, write_artifact
 from vlp_plugins.runtime.errors import StructureError, UnsupportedError, first_line, shown
@@ -118,14 +118,10 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in [*model.named_parameters(), *model.named_buffers()]}
 
 
-_MODULE = "module"
-"""The name of a `ModuleAdapter`, which any module can have."""
-
-
 def _candidates(name: str) -> list[Adapter]:
     """The adapter of that name; for that of any module, all, as any may know the model's class."""
     known = registry()
-    names = known.adapter_names() if name == _MODULE else [name]
+    names = known.adapter_names() if name == MODULE else [name]
     return [known.adapter(each) for each in names]
 
 
@@ -172,7 +168,7 @@ def _cut(model: nn.Module, structure: Structure) -> Adapter:
 
 
 def _adapter_for(model: nn.Module, structure: Structure) -> Adapter:
-    if structure.adapter != _MODULE:
+    if structure.adapter != MODULE:
         return registry().adapter(structure.adapter)
     try:
         return ModuleAdapter(model, **structure.settings)

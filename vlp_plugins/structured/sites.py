@@ -8,7 +8,7 @@ whenever it runs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,16 +58,24 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
-_SEPARATE = ("q_proj", "k_proj", "v_proj")
-_OUTPUTS = ("out_proj", "o_proj", "projection")
-_BERT = ("query", "key", "value")
-_BERT_INNER = ("self", "attention")  # next to `output.dense`
-_FFN = (
-    (("fc1",), "fc2"),
-    (("gate_proj", "up_proj"), "down_proj"),
-    (("up_proj",), "down_proj"),
-    (("intermediate.dense",), "output.dense"),
+_PATTERNS: tuple[tuple[Kind, tuple[str, ...], str, str], ...] = (
+    ("attention", ("q_proj", "k_proj", "v_proj"), "out_proj", ""),
+    ("attention", ("q_proj", "k_proj", "v_proj"), "o_proj", ""),
+    ("attention", ("q_proj", "k_proj", "v_proj"), "projection", ""),
+    ("attention", ("self.query", "self.key", "self.value"), "output.dense", "self"),
+    (
+        "attention",
+        ("attention.query", "attention.key", "attention.value"),
+        "output.dense",
+        "attention",
+    ),
+    ("ffn", ("fc1",), "fc2", ""),
+    ("ffn", ("gate_proj", "up_proj"), "down_proj", ""),
+    ("ffn", ("up_proj",), "down_proj", ""),
+    ("ffn", ("intermediate.dense",), "output.dense", "intermediate"),
 )
+"""What a block is, and the paths in it of its inner layers, its output and `Site.holder`; of a kind
+the first that is there counts."""
 _FUSED = ("qkv", "in_proj", "c_attn", "query_key_value", "weights_in", "gate_up_proj")
 
 
@@ -121,9 +129,7 @@ def find_sites(model: nn.Module) -> tuple[list[Site], dict[str, str]]:
                 f"{fused} holds several projections in one layer; prepare(model, adapter) splits "
                 "those that the adapter knows"
             )
-        for site in (_attention(path, module), _ffn(path, module)):
-            if site is None:
-                continue
+        for site in _sites(path, module):
             if reason := _obstacle(site, modules):
                 obstacles[path] = reason
             else:
@@ -132,26 +138,14 @@ def find_sites(model: nn.Module) -> tuple[list[Site], dict[str, str]]:
     return sorted(sites, key=lambda site: order[site.inner[0]]), obstacles
 
 
-def _attention(path: str, module: nn.Module) -> Site | None:
-    for name in _OUTPUTS:
-        if _has(module, *_SEPARATE, name):
-            inner = tuple(_join(path, each) for each in _SEPARATE)
-            return Site("attention", path, inner, _join(path, name), path)
-    for inside in _BERT_INNER:
-        names = [f"{inside}.{name}" for name in _BERT]
-        if _has(module, *names, "output.dense"):
-            inner = tuple(_join(path, each) for each in names)
-            return Site("attention", path, inner, _join(path, "output.dense"), _join(path, inside))
-    return None
-
-
-def _ffn(path: str, module: nn.Module) -> Site | None:
-    for names, output in _FFN:
-        if _has(module, *names, output):
-            inner = tuple(_join(path, name) for name in names)
-            holder = _join(path, names[0].rpartition(".")[0])
-            return Site("ffn", path, inner, _join(path, output), holder)
-    return None
+def _sites(path: str, module: nn.Module) -> Iterator[Site]:
+    """The blocks that a module holds, of each kind one at most."""
+    found: set[Kind] = set()
+    for kind, inner, output, holder in _PATTERNS:
+        if kind not in found and all(_child(module, name) is not None for name in (*inner, output)):
+            found.add(kind)
+            layers = tuple(_join(path, name) for name in inner)
+            yield Site(kind, path, layers, _join(path, output), _join(path, holder))
 
 
 def _obstacle(site: Site, modules: Mapping[str, nn.Module]) -> str | None:
@@ -184,10 +178,6 @@ def _child(module: nn.Module, name: str) -> nn.Module | None:
     for part in name.split("."):
         found = None if found is None else found._modules.get(part)
     return found
-
-
-def _has(module: nn.Module, *names: str) -> bool:
-    return all(_child(module, name) is not None for name in names)
 
 
 def _join(path: str, name: str) -> str:

@@ -128,17 +128,14 @@ def answer_questions(
         listed = None if answers is None else _tokens(tokenizer, answers)
         for batch in batches:
             there = to_device(batch, device)
-            if not isinstance(adapter, AnsweringAdapter):
-                ids = generate(model, there, max_length=max_length, num_beams=num_beams)
-                found += texts_of_tokens(tokenizer, ids)
+            if isinstance(adapter, AnsweringAdapter) and listed is not None and answers is not None:
+                ids, mask = (tensor.to(device) for tensor in listed)
+                best = adapter.rank_answers(model, there, ids, mask, candidates=candidates)
+                found += [answers[number] for number in best.tolist()]
                 continue
-            if listed is None or answers is None:
-                ids = adapter.answer(model, there, max_length=max_length, num_beams=num_beams)
-                found += texts_of_tokens(tokenizer, ids)
-                continue
-            answer_ids, mask = (tensor.to(device) for tensor in listed)
-            best = adapter.rank_answers(model, there, answer_ids, mask, candidates=candidates)
-            found += [answers[number] for number in best.tolist()]
+            write = adapter.answer if isinstance(adapter, AnsweringAdapter) else generate
+            tokens = write(model, there, max_length=max_length, num_beams=num_beams)
+            found += texts_of_tokens(tokenizer, tokens)
     return found
 
 
