@@ -100,9 +100,16 @@ def find_split(folder: Path, split: str | None) -> tuple[Path, str | None] | Non
 
 
 def rows_of_split(
-    rows: list[Row], column: str, split: str | None, path: Path
+    rows: list[Row], column: str, split: str | None, path: Path, folder: Path
 ) -> tuple[list[Row], str | None]:
     """The rows of a split, where the file names in `column` begin with the folder of a split.
+
+    Args:
+        rows: of the metadata file at `path`.
+        column: of the file names.
+        split: see `find_split`.
+        path: in the folder of the data, or in that of a split below it.
+        folder: that of the data.
 
     Returns:
         The rows, and the split (`train` if none is asked for); all rows and None without splits.
@@ -113,10 +120,9 @@ def rows_of_split(
     names = [str(row[column]) for row in rows]
     folders = (name.split("/", 1)[0] for name in names if "/" in name)
     chosen = split_among(folders, split, where=str(path.parent))
-    if chosen is None:
-        return rows, None
-    start = f"{chosen}/"
-    return [row for row, n in zip(rows, names, strict=True) if n.startswith(start)], chosen
+    if chosen is not None:
+        rows = [r for r, n in zip(rows, names, strict=True) if n.startswith(f"{chosen}/")]
+    return rows, chosen if path.parent == folder else path.parent.name
 
 
 def _read_jsonl(path: Path) -> list[Row]:
@@ -178,8 +184,6 @@ def open_folder(
     else:
         metadata, prefix = _locate(folder, split)
         records, chosen = _records(folder, metadata, prefix, image_column, caption_column, captions)
-        if metadata.parent != folder:
-            chosen = metadata.parent.name
     return RecordList(records, with_split(folder, chosen or split), captions)
 
 
@@ -249,7 +253,7 @@ def _records(
             raise DataError(
                 f"{metadata}: a row has {names} {shown(name)}, not the name of a file: {shown(row)}"
             )
-    rows, split = rows_of_split(rows, names, split, metadata)
+    rows, split = rows_of_split(rows, names, split, metadata, folder)
     paths = [metadata.parent / str(row[names]) for row in rows]
     for path in paths:
         check_inside(path, folder, metadata)

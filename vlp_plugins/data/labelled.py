@@ -150,9 +150,7 @@ def _from_metadata(folder: Path, path: Path, split: str | None) -> Samples:
         )
     labels, classes = _numbered([row.get(column) for row in rows], path)  # alike in all splits
     rows = [row | {column: label} for row, label in zip(rows, labels, strict=True)]
-    rows, chosen = rows_of_split(rows, image, split, path)
-    if path.parent != folder:
-        chosen = path.parent.name
+    rows, chosen = rows_of_split(rows, image, split, path, folder)
     names = [str(row[image]) for row in rows]
     root = image_root(path.parent, names, (), path)
     items = tuple(

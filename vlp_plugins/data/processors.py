@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -127,36 +127,28 @@ def _load(folder: str) -> tuple[Processor | None, list[str]]:
 
     reasons: list[str] = []
 
-    def attempt(kind: str, **options: Any) -> Any:
+    def attempt(find: Callable[[], Any], **options: Any) -> Any:
         try:
+            kind = find()  # a class of transformers, or None
             # The default, None, would ask on the terminal whether code may run.
-            load = getattr(transformers, kind).from_pretrained
-            return load(folder, trust_remote_code=False, **options)
+            return kind and kind.from_pretrained(folder, trust_remote_code=False, **options)
         except Exception as error:  # damaged files raise what their parsers raise
             reasons.append(loading_failure(folder, error))
             return None
 
-    def attempt_without_video() -> Any:
-        try:
-            kind = _without_video(folder)
-            return kind and kind.from_pretrained(folder, backend="pil", trust_remote_code=False)
-        except Exception as error:
-            reasons.append(loading_failure(folder, error))
-            return None
-
     _check_tokenizer(folder)
-    whole = attempt("AutoProcessor", backend="pil")
+    whole = attempt(lambda: transformers.AutoProcessor, backend="pil")
     if whole is None:
-        whole = attempt_without_video()
+        whole = attempt(lambda: _without_video(folder), backend="pil")
     if getattr(whole, "image_processor", None):
         _check_sizes(whole.image_processor, folder)
         if _has_words(getattr(whole, "tokenizer", None)):
             return whole, reasons
-    images = attempt("AutoImageProcessor", backend="pil")
+    images = attempt(lambda: transformers.AutoImageProcessor, backend="pil")
     if images is None:
         return None, reasons[-1:]
     _check_sizes(images, folder)
-    tokenizer = attempt("AutoTokenizer")
+    tokenizer = attempt(lambda: transformers.AutoTokenizer)
     if getattr(tokenizer, "chat_template", None):  # only its own knows the tokens of an image
         why = next((reason for reason in reasons if "pil backend" not in reason), reasons[0])
         raise DataError(f"the processor of the chat model at {folder} cannot be made: {why}")

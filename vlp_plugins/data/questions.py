@@ -68,8 +68,7 @@ def open_questions(source: str, split: str | None = None) -> Samples:
             f"vqa_val.json or metadata.jsonl, found {contents(folder)}"
         )
     path, prefix = found
-    rows, part = _read_metadata(path, prefix)
-    part = part if path.parent == folder else path.parent.name
+    rows, part = _read_metadata(path, prefix, folder)
     items = _questions(rows, path.parent, (), path)
     return Samples(with_split(folder, part), items, answers=_answer_list(folder))
 
@@ -149,12 +148,12 @@ def _read_list(path: Path) -> list[_Row]:
     return rows
 
 
-def _read_metadata(path: Path, split: str | None) -> tuple[list[_Row], str | None]:
+def _read_metadata(path: Path, split: str | None, folder: Path) -> tuple[list[_Row], str | None]:
     found = read_metadata(path)
     image = file_column(found[0])
     for row in found:
         need_keys(row, {image: str, "question": Text}, path)
-    found, chosen = rows_of_split(found, image, split, path)
+    found, chosen = rows_of_split(found, image, split, path, folder)
     return [
         _Row(f"{path.name}, row {n}", str(r[image]), str(r["question"]), *_answers_in(r, path))
         for n, r in enumerate(found, 1)
