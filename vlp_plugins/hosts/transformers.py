@@ -13,7 +13,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -44,13 +44,40 @@ _STATE = Format(
 class _ZerosCallback(TrainerCallback, ABC):
     """Checks the zeros at every checkpoint, which gets a file of its own, and at the end."""
 
+    _file: ClassVar[str]
+
     def __init__(self, resume_from: str | os.PathLike[str] | None) -> None:
         self._resume_from = resume_from
         self._attached: SparsityLock | GradualPruning | None = None
 
     @abstractmethod
+    def _made(
+        self, model: nn.Module, file: Path | None, steps: int
+    ) -> SparsityLock | GradualPruning:
+        """What keeps the zeros, from the file of the checkpoint that the run resumes from."""
+
+    @abstractmethod
     def _write(self, folder: Path) -> None:
         """Writes to the folder of a checkpoint what resuming from it needs."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **_: Any,
+    ) -> None:
+        """Begins, or resumes from the checkpoint; then attaches to the optimizer.
+
+        Raises:
+            VlpError: see `SparsityLock` and `GradualPruning`; if masks are not those of the
+                checkpoint, too.
+        """
+        file = self._resumed(args, state)
+        self._attached = self._made(model, file, state.max_steps).attach(optimizer)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -84,7 +111,7 @@ class _ZerosCallback(TrainerCallback, ABC):
             self._attached.check()
             self._attached.detach()
 
-    def _resumed(self, args: TrainingArguments, state: TrainerState, name: str) -> Path | None:
+    def _resumed(self, args: TrainingArguments, state: TrainerState) -> Path | None:
         """Our file in the checkpoint that the run resumes from; None if it resumes from none.
 
         `Trainer` does not tell its callbacks which one it is.
@@ -94,11 +121,11 @@ class _ZerosCallback(TrainerCallback, ABC):
         own = _checkpoint(args, state)
         given = args.resume_from_checkpoint
         for folder in (self._resume_from, given if isinstance(given, str) else None, own):
-            if folder is not None and (Path(folder) / name).is_file():
-                return Path(folder) / name
+            if folder is not None and (Path(folder) / self._file).is_file():
+                return Path(folder) / self._file
         raise MaskError(
-            f"training resumes after step {state.global_step}, but there is no {name} in {own}; "
-            "give the callback the checkpoint's folder as resume_from, or start again"
+            f"training resumes after step {state.global_step}, but there is no {self._file} in "
+            f"{own}; give the callback the checkpoint's folder as resume_from, or start again"
         )
 
 
@@ -116,6 +143,8 @@ class LockCallback(_ZerosCallback):
     Attributes:
         lock: attached; None before the training begins.
     """
+
+    _file = MASKS_FILE
 
     def __init__(
         self,
@@ -135,22 +164,7 @@ class LockCallback(_ZerosCallback):
         self._masks, self._adapter = masks, adapter
         self.lock: SparsityLock | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        **_: Any,
-    ) -> None:
-        """Applies the masks and attaches the lock.
-
-        Raises:
-            MaskError: if they do not fit the model, or are not those of the checkpoint.
-        """
-        file = self._resumed(args, state, MASKS_FILE)
+    def _made(self, model: nn.Module, file: Path | None, steps: int) -> SparsityLock:
         if file is None:
             self._masks.apply(model, self._adapter)
         elif Masks.load(file) != self._masks:
@@ -158,8 +172,8 @@ class LockCallback(_ZerosCallback):
                 f"the masks of the checkpoint ({file}) are others than those of this callback; "
                 "give Masks.load of that file, or start again"
             )
-        self.lock = SparsityLock(model, self._masks, self._adapter).attach(optimizer)
-        self._attached = self.lock
+        self.lock = SparsityLock(model, self._masks, self._adapter)
+        return self.lock
 
     def _write(self, folder: Path) -> None:
         self._masks.save(folder / MASKS_FILE, overwrite=True)
@@ -176,6 +190,8 @@ class GradualPruningCallback(_ZerosCallback):
     Attributes:
         pruning: from the beginning of the training on; `pruning.masks()` at its end.
     """
+
+    _file = STATE_FILE
 
     def __init__(
         self,
@@ -197,25 +213,12 @@ class GradualPruningCallback(_ZerosCallback):
         self._options = {"sparsity": sparsity, **options}
         self.pruning: GradualPruning | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        **_: Any,
-    ) -> None:
-        """Begins, or resumes from the checkpoint.
-
-        Raises:
-            VlpError: see `GradualPruning`.
-        """
-        pruning = GradualPruning(model, steps=state.max_steps, **self._options)
-        if (file := self._resumed(args, state, STATE_FILE)) is not None:
+    def _made(self, model: nn.Module, file: Path | None, steps: int) -> GradualPruning:
+        pruning = GradualPruning(model, steps=steps, **self._options)
+        if file is not None:
             pruning.load_state_dict(read_artifact(file, _STATE)[0])
-        self.pruning = self._attached = pruning.attach(optimizer)
+        self.pruning = pruning
+        return pruning
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
