@@ -24,9 +24,14 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from vlp_plugins.hosts.nni.evaluators import LightningEvaluator, TransformersEvaluator
-    from vlp_plugins.hosts.nni.finalization import finalize, masks_from_nni, masks_of
-    from vlp_plugins.hosts.nni.pruner import VlpPruner, class_names, pruner_class
+    from vlp_plugins.hosts.nni.evaluators import LightningEvaluator as LightningEvaluator
+    from vlp_plugins.hosts.nni.evaluators import TransformersEvaluator as TransformersEvaluator
+    from vlp_plugins.hosts.nni.finalization import finalize as finalize
+    from vlp_plugins.hosts.nni.finalization import masks_from_nni as masks_from_nni
+    from vlp_plugins.hosts.nni.finalization import masks_of as masks_of
+    from vlp_plugins.hosts.nni.pruner import VlpPruner as VlpPruner
+    from vlp_plugins.hosts.nni.pruner import class_names as class_names
+    from vlp_plugins.hosts.nni.pruner import pruner_class as pruner_class
 
 _HOMES = {
     "LightningEvaluator": "evaluators",
@@ -38,16 +43,7 @@ _HOMES = {
     "masks_of": "finalization",
     "pruner_class": "pruner",
 }
-__all__ = [  # and the pruners themselves, see `__dir__`
-    "LightningEvaluator",
-    "TransformersEvaluator",
-    "VlpPruner",
-    "class_names",
-    "finalize",
-    "masks_from_nni",
-    "masks_of",
-    "pruner_class",
-]
+__all__ = [*_HOMES]  # and the pruners themselves, see `__dir__`
 
 
 def __getattr__(name: str) -> Any:

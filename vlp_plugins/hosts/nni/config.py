@@ -98,24 +98,15 @@ class Scope:
         return Demand(min(most, max(least, float(space.sparse_ratio or 0.0))), most, least)
 
 
-def _merged(scopes: Sequence[Scope]) -> list[Scope]:
-    """The scopes, those of one `global_group_id` joined."""
-    found: dict[str, Scope] = {}
-    for scope in scopes:
-        first = found.setdefault(scope.label, scope)
-        if first is scope:
-            continue
-        if dict(first.settings) != dict(scope.settings):
-            raise SparsityError(
-                f"entries of {scope.label} ask for {_text(first)} and for {_text(scope)}; give "
-                "all of one group the same, or use several groups"
-            )
-        found[scope.label] = replace(
-            first,
-            weights=(*first.weights, *scope.weights),
-            places=(*first.places, *scope.places),
+def _joined(first: Scope, other: Scope) -> Scope:
+    """Two parts of one `global_group_id` as one scope."""
+    if dict(first.settings) != dict(other.settings):
+        raise SparsityError(
+            f"entries of {first.label} ask for {_text(first)} and for {_text(other)}; give "
+            "all of one group the same, or use several groups"
         )
-    return list(found.values())
+    weights, places = (*first.weights, *other.weights), (*first.places, *other.places)
+    return replace(first, weights=weights, places=places)
 
 
 def _text(scope: Scope) -> str:
@@ -180,7 +171,7 @@ def read_config(
     """
     weights = WeightMap.of(model, adapter)
     taken: set[str] = set()
-    scopes = []
+    scopes: dict[str, Scope] = {}
     for index, config in enumerate(_modern(config_list, model)):
         where = f"config_list[{index}]"
         settings = _settings(config, where)
@@ -198,11 +189,12 @@ def read_config(
             group = settings.get("global_group_id")
             label = where if group is None else f"global_group_id {group!r}"
             places = tuple(place for weight in own for place in _places_of(model, weight))
-            scopes.append(Scope(label, tuple(w.name for w in own), places, settings))
+            scope = Scope(label, tuple(w.name for w in own), places, settings)
+            scopes[label] = _joined(scopes[label], scope) if label in scopes else scope
     if not scopes:
         raise UnsupportedError("config_list is empty; give for instance "
                                '[{"op_types": ["Linear"], "sparse_ratio": 0.75}]')  # fmt: skip
-    return _merged(scopes)
+    return list(scopes.values())
 
 
 def _places_of(model: nn.Module, weight: Weight) -> list[Place]:

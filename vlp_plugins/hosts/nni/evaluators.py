@@ -18,32 +18,29 @@ from nni.common import is_traceable
 from nni.compression.utils import LightningEvaluator as _Lightning
 from nni.compression.utils import TransformersEvaluator as _Transformers
 from torch import nn
+from transformers import TrainerCallback
 
 Task = Callable[[], object]
 
 
-def _steps_of(
-    evaluator: TransformersEvaluator, before: Sequence[Task], after: Sequence[Task]
-) -> Any:
-    """A callback that runs tasks around every step of the optimizer.
+class _Steps(TrainerCallback):
+    """Runs tasks around every step of the optimizer, however many batches a step accumulates."""
 
-    The trainer calls it once per optimizer step, however many batches a step accumulates.
-    """
-    from transformers import TrainerCallback
+    def __init__(
+        self, evaluator: TransformersEvaluator, before: Sequence[Task], after: Sequence[Task]
+    ) -> None:
+        self._evaluator, self.before, self.after = evaluator, before, after
 
-    class Steps(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for task in before:
-                task()
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for task in self.before:
+            task()
 
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for task in after:
-                task()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for task in self.after:
+            task()
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            evaluator._replay(self, state.global_step)
-
-    return Steps()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._evaluator._replay(self, state.global_step)
 
 
 class TransformersEvaluator(_Transformers):
@@ -71,7 +68,7 @@ class TransformersEvaluator(_Transformers):
         super().__init__(trainer, dummy_input)
         self.replaying = False
         self._resume = resume_from_checkpoint
-        self._steps: list[Any] = []
+        self._steps: list[_Steps] = []
 
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
         trainer = self.traced_trainer
@@ -86,13 +83,12 @@ class TransformersEvaluator(_Transformers):
         self, before_step_tasks: Sequence[Task], after_step_tasks: Sequence[Task]
     ) -> None:
         """Runs tasks around every optimizer step of the bound trainer."""
-        steps = _steps_of(self, before_step_tasks, after_step_tasks)
-        self._steps.append((steps, before_step_tasks, after_step_tasks))
-        self.trainer.add_callback(steps)
+        self._steps.append(_Steps(self, before_step_tasks, after_step_tasks))
+        self.trainer.add_callback(self._steps[-1])
 
     def revert_optimizer_step(self) -> None:
         """Removes all these tasks."""
-        for steps, *_ in self._steps:
+        for steps in self._steps:
             self.trainer.remove_callback(steps)
         self._steps.clear()
 
@@ -127,16 +123,16 @@ class TransformersEvaluator(_Transformers):
             self.trainer.lr_scheduler = None
             arguments.max_steps, arguments.num_train_epochs = limits
 
-    def _replay(self, first: Any, steps: int) -> None:
+    def _replay(self, first: _Steps, steps: int) -> None:
         """Lets all tasks count the steps before a checkpoint, once, and keeps its masks."""
-        if not steps or not self._steps or first is not self._steps[0][0]:
+        if not steps or not self._steps or first is not self._steps[0]:
             return
         with _same_masks(self.trainer.model):
             self.replaying = True
             try:
                 for _ in range(steps):
-                    for _, before, after in self._steps:
-                        for task in (*before, *after):
+                    for each in self._steps:
+                        for task in (*each.before, *each.after):
                             task()
             finally:
                 self.replaying = False

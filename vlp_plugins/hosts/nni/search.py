@@ -81,18 +81,23 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
     name = Path(path).name
     _check_space(f"{name}: searchSpace", space)
     check_algorithms(name, config.tuner, config.assessor, space)
-    tried = list(draws(space))
-    trials = [_trial(name, drawn, recipe, settings) for drawn in tried]
+    trials: list[tuple[Mapping[str, Any], Recipe, TrialSettings]] = []
+    for drawn in draws(space):
+        with _failing(name, drawn):
+            trial, of_trial = overlay(recipe, settings, drawn)
+            resolve_names(trial)
+            check_finetuning(trial, of_trial)
+        trials.append((drawn, trial, of_trial))
     platform = getattr(config.training_service, "platform", None)
     if platform == "local":
         with chdir(config.trial_code_directory):
-            _preflight(name, tried, trials)
+            _preflight(name, trials)
     else:
         _log.warning(
             "%s: trials run on %s machines; whether model and data are there is not looked into",
             name, platform or "several kinds of",
         )  # fmt: skip
-    return Checked(tuple(dict.fromkeys(trial.method for trial, _ in trials)), len(tried))
+    return Checked(tuple(dict.fromkeys(trial.method for _, trial, _ in trials)), len(trials))
 
 
 def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
@@ -118,28 +123,16 @@ def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
     return list(ours), Path(config.trial_code_directory)
 
 
-def _trial(
-    name: str, drawn: Mapping[str, Any], recipe: Recipe, settings: TrialSettings
-) -> tuple[Recipe, TrialSettings]:
-    with _failing(name, drawn):
-        trial, of_trial = overlay(recipe, settings, drawn)
-        resolve_names(trial)
-        check_finetuning(trial, of_trial)
-    return trial, of_trial
-
-
 def _preflight(
-    name: str,
-    tried: Sequence[Mapping[str, Any]],
-    trials: Sequence[tuple[Recipe, TrialSettings]],
+    name: str, trials: Sequence[tuple[Mapping[str, Any], Recipe, TrialSettings]]
 ) -> None:
     try:
-        preflight = Preflight.of(*trials[0])
+        preflight = Preflight.of(*trials[0][1:])
     except VlpError as error:
         raise RecipeError(f"{name}: every trial fails: {error}") from error
-    for drawn, trial in zip(tried, trials, strict=True):
+    for drawn, trial, of_trial in trials:
         with _failing(name, drawn):
-            preflight.check(*trial)
+            preflight.check(trial, of_trial)
 
 
 @contextmanager
@@ -437,12 +430,13 @@ def _check_tuner(
 
 def _try(where: str, name: str, arguments: Mapping[str, Any], space: Mapping[str, Any]) -> None:
     """Lets the tuner itself draw a few times: it is NNI's, and raises what its libraries raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # NNI's log goes to standard output
     try:
-        with _silent():
-            tuner = create_builtin_class_instance(name, dict(arguments), "tuners")
-            tuner.update_search_space(dict(space))
-            for number in range(_DRAWS):
-                tuner.generate_parameters(number)
+        tuner = create_builtin_class_instance(name, dict(arguments), "tuners")
+        tuner.update_search_space(dict(space))
+        for number in range(_DRAWS):
+            tuner.generate_parameters(number)
     except ImportError as error:
         raise RecipeError(
             f"{where}: tuner {name} needs a package that is missing ({error}): pip install "
@@ -455,14 +449,5 @@ def _try(where: str, name: str, arguments: Mapping[str, Any], space: Mapping[str
             f"{where}: tuner {name} cannot search this space with classArgs "
             f"{dict(arguments)} ({type(error).__name__}: {first_line(error)}); {_OTHERS}"
         ) from error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without NNI's log, which goes to standard output."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
     finally:
         logging.disable(before)

@@ -57,7 +57,8 @@ def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        found = [tensor for each in returned for tensor in _tensors(each)]
+        tensors = (value for each in returned for value in flatten_as_list(each) or ())
+        found = [t for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
         if not found:
             raise StructureError(
                 f"no stream of adapter {adapter.name!r} returns a tensor, so Torch-Pruning cannot "
@@ -66,12 +67,6 @@ def forward_of(adapter: Adapter) -> Callable[[nn.Module, Batch], list[Tensor]]:
         return found
 
     return forward
-
-
-def _tensors(returned: object) -> Iterator[Tensor]:
-    for value in flatten_as_list(returned) or ():
-        if isinstance(value, Tensor) and value.grad_fn is not None:
-            yield value
 
 
 @contextmanager
