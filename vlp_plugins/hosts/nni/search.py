@@ -79,10 +79,10 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
     warn_of_portal()
     space = config.search_space
     name = Path(path).name
-    _check_space(f"{name}: searchSpace", space)
+    tried = list(draws(space, f"{name}: searchSpace"))
     check_algorithms(name, config.tuner, config.assessor, space)
     trials: list[tuple[Mapping[str, Any], Recipe, TrialSettings]] = []
-    for drawn in draws(space):
+    for drawn in tried:
         with _failing(name, drawn):
             trial, of_trial = overlay(recipe, settings, drawn)
             resolve_names(trial)
@@ -148,14 +148,22 @@ def _failing(name: str, drawn: Mapping[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def draws(space: Space) -> Iterator[dict[str, Any]]:
+def draws(space: Space, where: str = "searchSpace") -> Iterator[dict[str, Any]]:
     """Draws that together hold every alternative and every end of a range.
 
     The first alternative of everything, and for every other value one draw that differs in it.
     Where both ends are whole and what lies between need not be, a value between is among them. The
     last draw has the largest of all numbers: many batches and large ones, a floor and a sparsity.
+
+    Raises:
+        RecipeError: if a key has no type, or no values of it, in nested choices too. NNI checks
+            some of it when the experiment runs, and most of that only to log it.
     """
-    values = {key: _values(spec) for key, spec in space.items()}
+    if not isinstance(space, Mapping):
+        raise RecipeError(
+            f"{where} must be a mapping of keys to {{_type, _value}}, not {shown(space)}"
+        )
+    values = {key: _values(f"{where}.{key}", str(key), spec) for key, spec in space.items()}
     base = {key: found[0] for key, found in values.items()}
     yield base
     for key, found in values.items():
@@ -166,11 +174,57 @@ def draws(space: Space) -> Iterator[dict[str, Any]]:
         yield base | largest
 
 
-def _values(spec: Mapping[str, Any]) -> list[Any]:
+def _values(at: str, key: str, spec: Any) -> list[Any]:
     """What may be drawn for one key: all alternatives, or what lies farthest apart in a range."""
-    kind, values = spec["_type"], list(spec["_value"])
-    if kind == "choice":
-        return [each for value in values for each in _alternatives(value)]
+    if not isinstance(spec, Mapping):
+        raise RecipeError(
+            f"{at} is a {type(spec).__name__}, expect a dict; a single value is written "
+            f"{{_type: choice, _value: [{shown(spec)}]}}"
+        )
+    if set(spec) != {"_type", "_value"}:
+        raise RecipeError(f"{at} must have _type and _value, not {', '.join(map(str, spec))}")
+    kind, values = spec["_type"], spec["_value"]
+    if kind not in _TYPES:
+        raise RecipeError(
+            f"{at} has unsupported type {shown(kind)}{suggest(shown(kind), list(_TYPES))}"
+        )
+    if not isinstance(values, list):
+        raise RecipeError(f"{at}: _value must be a list, not {shown(values)}")
+    texts = (EXPONENT.fullmatch(value) for value in values if isinstance(value, str))
+    if found := next(filter(None, texts), None):
+        raise RecipeError(f"{at}: YAML takes {found[0]} for text; write {yaml_way(found)}")
+    return _alternatives(at, key, values) if kind == "choice" else _ends(at, kind, values)
+
+
+def _alternatives(at: str, key: str, values: list[Any]) -> list[Any]:
+    """Those of a choice; of one with parameters of its own all draws of these."""
+    if not values:
+        raise RecipeError(f"{at}: the choice is empty; write at least one value")
+    nested = [value for value in values if isinstance(value, Mapping)]
+    if nested and (len(nested) < len(values) or any(NAME not in value for value in nested)):
+        raise RecipeError(
+            f"{at}: of the alternatives of {key} all or none are written "
+            f"{{{NAME}: ...}}; NNI would hand the others' parameters over undrawn"
+        )
+    found: list[Any] = []
+    for number, value in enumerate(values):
+        place = f"{at}._value[{number}]"
+        if isinstance(value, Mapping):
+            inner = {key: spec for key, spec in value.items() if key != NAME}
+            found += [{NAME: value[NAME], **drawn} for drawn in draws(inner, place)]
+        elif isinstance(value, (str, bool)) or _is_number(value):
+            found.append(value)
+        else:
+            raise RecipeError(
+                f"{place} must be a finite number, text, true, false, or "
+                f"{{{NAME}: ...}}, not {shown(value)}"
+            )
+    return found
+
+
+def _ends(at: str, kind: str, values: list[Any]) -> list[Any]:
+    """What lies farthest apart in a range, and perhaps a value between."""
+    _check_range(at, kind, values)
     if kind == "randint":
         return list(dict.fromkeys((int(values[0]), int(values[1]) - 1)))
     step = float(values[2]) if kind.startswith("q") else None
@@ -199,13 +253,6 @@ def _between(low: float, high: float, step: float | None) -> list[float]:
     return [value for value in (after, after + step) if value < high and not value.is_integer()][:1]
 
 
-def _alternatives(value: Any) -> list[Any]:
-    if not isinstance(value, Mapping):
-        return [value]
-    inner = {key: spec for key, spec in value.items() if key != NAME}
-    return [{NAME: value[NAME], **drawn} for drawn in draws(inner)]
-
-
 def _config(path: Path) -> Any:
     try:
         return ExperimentConfig.load(path).canonical_copy()
@@ -213,59 +260,6 @@ def _config(path: Path) -> Any:
         raise RecipeError(f"{path} is not an experiment of NNI: {first_line(error)}") from error
     finally:
         unset_base_path()  # a file that NNI refuses leaves it set, and every later file would fail
-
-
-def _check_space(where: str, space: Any) -> None:
-    """Makes sure that every key has a type and values of it, in nested choices too.
-
-    NNI checks some of it when the experiment runs, and most of that only to log it.
-    """
-    if not isinstance(space, Mapping):
-        raise RecipeError(
-            f"{where} must be a mapping of keys to {{_type, _value}}, not {shown(space)}"
-        )
-    for key, spec in space.items():
-        at = f"{where}.{key}"
-        if not isinstance(spec, Mapping):
-            raise RecipeError(
-                f"{at} is a {type(spec).__name__}, expect a dict; a single value is written "
-                f"{{_type: choice, _value: [{shown(spec)}]}}"
-            )
-        if set(spec) != {"_type", "_value"}:
-            raise RecipeError(f"{at} must have _type and _value, not {', '.join(map(str, spec))}")
-        kind, values = spec["_type"], spec["_value"]
-        if kind not in _TYPES:
-            raise RecipeError(
-                f"{at} has unsupported type {shown(kind)}{suggest(shown(kind), list(_TYPES))}"
-            )
-        if not isinstance(values, list):
-            raise RecipeError(f"{at}: _value must be a list, not {shown(values)}")
-        if found := _number_as_text(values):
-            raise RecipeError(f"{at}: YAML takes {found[0]} for text; write {yaml_way(found)}")
-        if kind == "choice":
-            _check_choice(at, str(key), values)
-        else:
-            _check_range(at, kind, values)
-
-
-def _check_choice(at: str, key: str, values: list[Any]) -> None:
-    if not values:
-        raise RecipeError(f"{at}: the choice is empty; write at least one value")
-    nested = [value for value in values if isinstance(value, Mapping)]
-    if nested and (len(nested) < len(values) or any(NAME not in value for value in nested)):
-        raise RecipeError(
-            f"{at}: of the alternatives of {key} all or none are written "
-            f"{{{NAME}: ...}}; NNI would hand the others' parameters over undrawn"
-        )
-    for number, value in enumerate(values):
-        if isinstance(value, Mapping):
-            inner = {key: spec for key, spec in value.items() if key != NAME}
-            _check_space(f"{at}._value[{number}]", inner)
-        elif not isinstance(value, (str, bool)) and not _is_number(value):
-            raise RecipeError(
-                f"{at}._value[{number}] must be a finite number, text, true, false, or "
-                f"{{{NAME}: ...}}, not {shown(value)}"
-            )
 
 
 def _check_range(at: str, kind: str, values: list[Any]) -> None:
@@ -304,11 +298,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) <= sys.float_info.max
-
-
-def _number_as_text(values: list[Any]) -> re.Match[str] | None:
-    found = (EXPONENT.fullmatch(value) for value in values if isinstance(value, str))
-    return next(filter(None, found), None)
 
 
 _RANGES = frozenset({"randint", "uniform", "quniform", "loguniform", "qloguniform"})
