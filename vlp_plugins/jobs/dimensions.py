@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.facts import StopWatch, memory_facts, source_facts, write_report
+from vlp_plugins.jobs.facts import (
+    StopWatch,
+    memory_facts,
+    part,
+    source_facts,
+    step,
+    write_report,
+)
 from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe
 from vlp_plugins.jobs.work_dir import claimed, working
@@ -27,7 +33,7 @@ from vlp_plugins.report.dimensions import (
     modality_table,
     vision_sentences,
 )
-from vlp_plugins.report.page import Page, Section, Step, Tile, value_text
+from vlp_plugins.report.page import Page, Section, Tile, value_text
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.files import atomic_folder
@@ -125,8 +131,6 @@ def page_of(
     layers, name = profile.layers, Path(source.model).name
     samples = max(layer.points for layer in layers)
     groups = by_modality(layers)
-    words = ["vlp", "prune", "--model", source.model, "--method", "omp", "--allocation", "id"]
-    words += ["--sparsity", "0.5", "--id-profile", str(out / PROFILE), "--out", f"{out}-pruned"]
     return Page(
         f"Intrinsic dimensions of {name}",
         command,
@@ -143,20 +147,18 @@ def page_of(
         [],
         summary_of(profile),
         [
-            Step(
+            step(
                 "Let the dimensions decide how much each modality loses; --allocation id does it "
                 "for any method.",
-                shlex.join(words),
+                *("prune", "--model", source.model, "--method", "omp", "--allocation", "id"),
+                *("--sparsity", "0.5", "--id-profile", str(out / PROFILE)),
+                *("--out", f"{out}-pruned"),
             )
         ],
         [
             Section("Intrinsic dimension by depth", charts=[dimension_by_depth(layers)]),
-            Section("By modality", tables=[replace(modality_table(layers), title="")]),
-            Section(
-                f"All {len(layers)} layers",
-                tables=[replace(layer_table(layers), title="")],
-                folded=True,
-            ),
+            part(modality_table(layers), "By modality"),
+            part(layer_table(layers), f"All {len(layers)} layers", folded=True),
         ],
         facts,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,9 @@ from vlp_plugins.jobs.facts import (
     StopWatch,
     mask_steps,
     memory_facts,
+    part,
     size_tile,
+    step,
     write_report,
 )
 from vlp_plugins.jobs.metrics import TaskMetrics, shown, title_of, titles_of
@@ -29,7 +30,7 @@ from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskRequest, Tracker
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.layers import whole_sparsity
-from vlp_plugins.report.page import Page, Section, Step, Table, Tile
+from vlp_plugins.report.page import Page, Table, Tile
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
 from vlp_plugins.tasks import LOSS
@@ -84,7 +85,7 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
     name, task = Path(source).name, found.task
     if task in ("vqa", "nlvr2"):
         task = task.upper()
-    sections = [Section("All metrics", tables=[replace(metrics_table(found), title="")])]
+    sections = [part(metrics_table(found), "All metrics")]
     if found.before.texts:
         after = found.after.texts if found.after is not None else None
         rows = [
@@ -92,8 +93,8 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
             for number, text in enumerate(found.before.texts[:_SHOWN_EXAMPLES])
         ]
         header = ["model"] if after is None else ["before", "after"]
-        examples = Table("", header, rows, "The first examples; all of them are in said.jsonl.")
-        sections.append(Section("What the model says", tables=[examples]))
+        note = "The first examples; all of them are in said.jsonl."
+        sections.append(part(Table("What the model says", header, rows, note)))
     elements = sum(each.numel() for each in loaded.model.parameters())
     tiles = [
         *_metric_tiles(found),
@@ -101,9 +102,9 @@ def page_of(found: Evaluation, loaded: Loaded, masks: Masks | None, command: str
     ]
     pruned = ""
     if masks is None or found.masks is None:
-        words = ["vlp", "compare", source, "--task", found.task, "--data", "TRAINING_DATA"]
         text = "Find out which method prunes it best. TRAINING_DATA is a folder of its data."
-        steps = [Step(text, shlex.join([*words, "--out", "compared"]))]
+        data = ("--data", "TRAINING_DATA", "--out", "compared")
+        steps = [step(text, "compare", source, "--task", found.task, *data)]
     else:
         pruned = f", before and after pruning by {masks.manifest.method}"
         by_modality = _by_modality(found.masks["by modality"])

@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.layers import sparse_bytes
 from vlp_plugins.report.page import (
     Page,
+    Section,
     Step,
     Table,
     Tile,
@@ -58,6 +60,11 @@ def write_report(folder: Path, page: Callable[[], Page]) -> None:
     write_page(page(), folder)
 
 
+def step(text: str, *words: str) -> Step:
+    """Something to do next, by the words after `vlp`."""
+    return Step(text, shlex.join(("vlp", *words)))
+
+
 def mask_steps(
     source: ModelSource, masks: str, adapter: Adapter, *, measured: str = "", stem: str = ""
 ) -> list[Step]:
@@ -68,42 +75,44 @@ def mask_steps(
     file = Path(masks)
     named = f"{file.parent}-{file.stem.removeprefix('masks-')}" if file.parent.name else file.stem
     stem = stem or named
-    model = source.model
     adapted = [] if source.adapter is None else ["--adapter", source.adapter]
     processed = [] if source.processor is None else ["--processor", source.processor]
     typed = [] if source.dtype == ModelSource("").dtype else ["--dtype", source.dtype]
     steps = []
     tasks = able_tasks(adapter)
     if tasks and not measured:
-        words = ["vlp", "evaluate", model, "--task", tasks[0], "--data", "TEST_DATA"]
-        words += ["--masks", masks, *adapted, *processed, *typed, "--out", f"{stem}-evaluated"]
         steps.append(
-            Step(
+            step(
                 "Measure what was lost, before and after. TEST_DATA is a folder that the pruning "
                 "has not seen.",
-                shlex.join(words),
+                *("evaluate", source.model, "--task", tasks[0], "--data", "TEST_DATA"),
+                *("--masks", masks, *adapted, *processed, *typed, "--out", f"{stem}-evaluated"),
             )
         )
-    words = ["vlp", "masks", "apply", masks, model, *adapted, *typed, "--out", f"{stem}-model"]
     steps.append(
-        Step(
+        step(
             "Save the pruned model, with zeros in place. Add --sparse to take less space.",
-            shlex.join(words),
+            *("masks", "apply", masks, source.model, *adapted, *typed, "--out", f"{stem}-model"),
         )
     )
     if tasks and type(adapter).downstream_model is not Adapter.downstream_model:
         task = measured if measured in tasks else tasks[0]  # no model is fine-tuned for a loss
-        words = ["vlp", "finetune", model, "--task", task, "--data", "TRAINING_DATA"]
-        words += ["--masks", masks, *adapted, *processed, "--out", f"{stem}-tuned"]
         steps.append(
-            Step(
+            step(
                 "Fine-tune it with the zeros kept, to win back what was lost. One epoch, which is "
                 "standard, is seldom enough: papers take 5 to 10 at 1e-5 to 5e-5, so begin with "
                 "--epochs 10 --learning-rate 3e-5, and raise both on small data.",
-                shlex.join(words),
+                *("finetune", source.model, "--task", task, "--data", "TRAINING_DATA"),
+                *("--masks", masks, *adapted, *processed, "--out", f"{stem}-tuned"),
             )
         )
     return steps
+
+
+def part(table: Table, title: str = "", *, folded: bool = False) -> Section:
+    """A table as a part of a page, under its own title or another one."""
+    tables = [replace(table, title="")]
+    return Section(title or table.title, tables=tables, folded=folded)
 
 
 def size_tile(model: nn.Module, weights: WeightMap, masks: Sequence[Masks]) -> Tile:
@@ -144,11 +153,17 @@ _SAMPLE = 1.0
 class Forecast:
     """Progress that says once, after the first batches, how long all of them take if that is long.
 
-    Of several processes each runs its share of the batches, so all take part in the sample.
+    Of several processes each runs its share of the batches, so all take part in the sample. What a
+    resumed run has seen already passes fast and foretells nothing.
     """
 
     def __init__(
-        self, progress: Progress | None, rest: str = "", other_seconds: float = 0.0
+        self,
+        progress: Progress | None,
+        rest: str = "",
+        other_seconds: float = 0.0,
+        *,
+        resumed: bool = False,
     ) -> None:
         """Passes on to `progress`; `other_seconds` are seconds that are no batch's.
 
@@ -158,7 +173,7 @@ class Forecast:
         self._rest = rest
         self._besides = other_seconds
         self._first: tuple[int, float] | None = None
-        self._said = False
+        self._said = resumed
 
     def __call__(self, done: int, total: int | None) -> None:
         """Notes that so many batches are done, of so many in all."""
@@ -272,7 +287,7 @@ def agreement(
     if not job.method.reads_data:
         return []
     if statistics is None:
-        return [Table(_ENOUGH, _OVERLAPS, [], _no_halves(job.method.name))]
+        return [Table(_ENOUGH, _OVERLAPS, [], f"{job.method.name} {_AS_IT_GOES}")]
     if not statistics.has_halves:
         return [Table(_ENOUGH, _OVERLAPS, [], _TOGETHER)]
     rows = []
@@ -296,11 +311,8 @@ _TOGETHER = (
     "Gradients are summed over all batches, which takes half of the memory: there are no two "
     "halves to compare. With --keep-statistics they are kept, and compared here."
 )
-
-
-def _no_halves(method: str) -> str:
-    return (
-        f"{method} runs the model as it goes: there are no statistics of either half of the data "
-        "that two mask sets could be made from. To see what other data would change, run it again "
-        "with another --shuffle-seed and compare the masks by `vlp masks diff`."
-    )
+_AS_IT_GOES = (
+    "runs the model as it goes: there are no statistics of either half of the data that two mask "
+    "sets could be made from. To see what other data would change, run it again with another "
+    "--shuffle-seed and compare the masks by `vlp masks diff`."
+)

@@ -15,7 +15,6 @@ Model, masks and output folder are given on the command line.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +23,14 @@ from typing import Any
 
 from torch import nn
 
-from vlp_plugins.jobs.facts import SPEED, StopWatch, memory_facts, size_tile, write_report
+from vlp_plugins.jobs.facts import (
+    SPEED,
+    StopWatch,
+    memory_facts,
+    size_tile,
+    step,
+    write_report,
+)
 from vlp_plugins.jobs.preparation import Loaded
 from vlp_plugins.jobs.recipe_values import (
     Readers,
@@ -46,7 +52,7 @@ from vlp_plugins.models.saving import REBUILT, check_can_save, copy_companions, 
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.drawing import Axis, line_chart
 from vlp_plugins.report.layers import whole_sparsity
-from vlp_plugins.report.page import Page, Section, Step, Tile
+from vlp_plugins.report.page import Page, Section, Tile
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError, suggest
 from vlp_plugins.runtime.files import atomic_folder
 from vlp_plugins.runtime.numbers import count, percent
@@ -219,6 +225,7 @@ def run_finetuning(
                 **watch.texts(),
                 **memory_facts(engine.device),
             }
+            result = TunedResult(results, done, facts)
             if writes:
                 with atomic_folder(results, mark=RECORD, overwrite=overwrite) as folder:
                     write_model(model, folder, source=loaded.source.model)
@@ -231,12 +238,11 @@ def run_finetuning(
                     record = _record(recipe, loaded, done, chosen, command, facts)
                     text = json.dumps(record, indent=1)
                     (folder / RECORD).write_text(text, encoding="utf-8")
-                    result = TunedResult(results, done, facts)
                     write_report(
                         folder,
                         lambda: page_of(result, recipe, loaded, model, chosen, out, command),
                     )
-        return TunedResult(results, done, facts)
+        return result
 
 
 def page_of(
@@ -278,10 +284,10 @@ def page_of(
             size_tile(model, weights, [masks]),
             SPEED,
         ]
-    words = ["vlp", "evaluate", str(out), "--task", task, "--data", "TEST_DATA"]
-    measured = Step(
+    measured = step(
         "Measure it. TEST_DATA is a folder that the training has not seen.",
-        shlex.join([*words, "--out", f"{out}-evaluated"]),
+        *("evaluate", str(out), "--task", task, "--data", "TEST_DATA"),
+        *("--out", f"{out}-evaluated"),
     )
     return Page(
         f"{name}, fine-tuned for {task}",

@@ -242,8 +242,7 @@ def _plan(
 def _plan_by_shapes(job: Prepared) -> Plan:
     """What the shapes of the weights decide."""
     method = job.method.method if isinstance(job.method, IdGuided) else job.method
-    statistics, cost = 0, None
-    other = 0
+    statistics, other, cost = 0, 0, None
     if isinstance(method, Composition) and job.by_blocks:
         cost = method.cost(job.context())
         other = cost.ram_bytes
@@ -254,9 +253,8 @@ def _plan_by_shapes(job: Prepared) -> Plan:
             sizes = [weight.numel for weight in job.weights.values()]
             other = 4 * (sum(sizes) if job.recipe.skip_nonfinite else max(sizes))
     elif isinstance(method, Procedure):
-        out = Path(job.recipe.out or ".").absolute()
         with suppress(VlpError):  # of one that has to run the model to know
-            cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
+            cost = _cost_of(job, method)
             other = cost.ram_bytes
     size = _itemsize(job)
     model = size * sum(parameter.numel() for parameter in job.model.parameters())
@@ -282,6 +280,12 @@ def _plan_by_shapes(job: Prepared) -> Plan:
     )
 
 
+def _cost_of(job: Prepared, method: Procedure) -> Cost:
+    """On the disk of the run: that of the folder nearest to the results that is there already."""
+    out = Path(job.recipe.out or ".").absolute()
+    return method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
+
+
 def _stays_in_files(job: Prepared) -> bool:
     """Whether the values of the model would be views of its files, see `runtime.mapped`."""
     on_cpu = default_device(job.recipe.device).type == "cpu"
@@ -298,33 +302,25 @@ def _itemsize(job: Prepared) -> int:
 def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
     """What a target removes by modality, as far as no scores decide it, and in all."""
     allocation, groups = job.method.allocation, job.weights.by_modality()
-    guided = isinstance(job.method, Guided)  # what is measured divides what is removed
+    sizes = {name: sum(each.numel for each in group) for name, group in groups.items()}
+    known = not isinstance(job.method, Guided)  # what is measured divides what is removed
     if isinstance(allocation, Pattern):
-        removed = {name: sum(each.numel // allocation.of * (allocation.of - allocation.keep)
-                             for each in group) for name, group in groups.items()}  # fmt: skip
+        gone = allocation.of - allocation.keep
+        removed = {name: size // allocation.of * gone for name, size in sizes.items()}
     elif isinstance(allocation, EvenAllocation):
         budget = budget_of(target, list(groups))
         removed = {name: sum(allocation.removed(each, budget[name]) for each in group)
                    for name, group in groups.items()}  # fmt: skip
-    elif isinstance(allocation, ModalityAllocation):
+    elif isinstance(allocation, ModalityAllocation) or isinstance(target, Mapping):
         budget = budget_of(target, list(groups))
-        removed = {name: int(budget[name] * sum(each.numel for each in group))
-                   for name, group in groups.items()}  # fmt: skip
+        removed = {name: int(budget[name] * size) for name, size in sizes.items()}
+        known = isinstance(allocation, ModalityAllocation)
     else:
-        if isinstance(target, Mapping):
-            budget = budget_of(target, list(groups))
-            sizes = {name: sum(each.numel for each in group) for name, group in groups.items()}
-            stay = sum(size - int(budget[name] * size) for name, size in sizes.items())
-            return {"all": Count(stay, sum(sizes.values()))}
-        total = job.weights.numel
-        return {"all": Count(total - int(overall(target, allocation.name) * total), total)}
-    counts = {}
-    for name, group in groups.items():
-        size = sum(each.numel for each in group)
-        counts[name] = Count(size - removed[name], size)
-    divided = guided and not isinstance(allocation, ModalityAllocation)
-    known = {} if divided else counts
-    return {**known, "all": sum(counts.values(), Count(0, 0))}
+        removed = {"all": int(overall(target, allocation.name) * job.weights.numel)}
+        known = False
+    counts = {name: Count(size - removed[name], size) for name, size in sizes.items() if known}
+    total = job.weights.numel
+    return {**counts, "all": Count(total - sum(removed.values()), total)}
 
 
 def _reads_data(allocation: Allocation) -> bool:
@@ -425,9 +421,7 @@ def _gathered(
 
 def _plan_procedure(job: Prepared, method: Procedure, batches: Iterable[Batch] | None) -> Plan:
     """Asks the method for its cost and times a batch and a choice of masks."""
-    # The folder nearest to the results that is there already: it has the disk of the run.
-    out = Path(job.recipe.out or ".").absolute()
-    cost = method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
+    cost = _cost_of(job, method)
     timing = timing_of(method, cost, job.context(), batches)
     peak = peak_resident_bytes() + cost.ram_bytes
     masks = _by_magnitude(method, job.context())

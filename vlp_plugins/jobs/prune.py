@@ -29,6 +29,7 @@ from vlp_plugins.jobs.facts import (
     keeps_statistics,
     mask_steps,
     memory_facts,
+    part,
     size_facts,
     size_tile,
     write_report,
@@ -207,7 +208,7 @@ def run(
         if isinstance(job.method, IdGuided):
             with working(out, resume=resume) as work:
                 rest = " to measure dimensions; the search for neighbours comes on top"
-                shown = _forecast(progress, rest, resume=resume)
+                shown = Forecast(progress, rest, resumed=resume)
                 profile = job.method.measured(
                     job.context(read, workplace=work, resume=resume, progress=shown)
                 )
@@ -215,7 +216,7 @@ def run(
             watch.lap("measuring intrinsic dimensions")
         if isinstance(job.method, Measuring):
             rest = " to measure for the allocation; pruning comes on top"
-            shown = _forecast(progress, rest, resume=resume)
+            shown = Forecast(progress, rest, resumed=resume)
             ready = job.method.ready(job.context(read, progress=shown))
             job = replace(job, method=ready)
             watch.lap("measuring for the allocation")
@@ -227,7 +228,7 @@ def run(
             watch.lap("pruning")
         else:
             if batches is not None:
-                shown = _forecast(progress, "; making masks comes on top", resume=resume)
+                shown = Forecast(progress, "; making masks comes on top", resumed=resume)
                 statistics = _gathered(job, batches, out, progress=shown, resume=resume)
                 watch.lap("data pass")
             elif known is not None and composed(job.method).needs:
@@ -279,13 +280,6 @@ def _check_room(job: Prepared, out: Path, *, resume: bool) -> None:
     check_space(out, needed)
 
 
-def _forecast(
-    progress: Progress | None, rest: str, seconds: float = 0.0, *, resume: bool
-) -> Progress | None:
-    """See `Forecast`; what a resumed run has seen already passes fast and foretells nothing."""
-    return progress if resume else Forecast(progress, rest, seconds)
-
-
 def _run(
     job: Prepared,
     batches: CaptionedBatches | None,
@@ -296,13 +290,11 @@ def _run(
 ) -> list[Masks]:
     """Of a method that runs the model as it goes."""
     method = job.method
-    shown = None
+    rest, solving = ", each through one of the blocks", 0.0
     if batches is not None and isinstance(method, Procedure):
         solving = _solving_seconds(job, method, batches, work)
         rest = f", {duration(solving)} of it to solve" if solving >= 1 else ""
-        shown = _forecast(progress, rest, solving, resume=resume)
-    elif batches is not None:
-        shown = _forecast(progress, ", each through one of the blocks", resume=resume)
+    shown = None if batches is None else Forecast(progress, rest, solving, resumed=resume)
     read = () if batches is None else batches
     with no_exit(f"method {method.name!r}"):
         return method.run(job.context(read, workplace=work, resume=resume, progress=shown))
@@ -378,7 +370,7 @@ def page_of(
         steps,
         [
             *pruned_sections(inspection, masks),
-            *(Section(table.title, tables=[replace(table, title="")]) for table in agreement),
+            *map(part, agreement),
             Section("Method", tables=[parameters_table(masks)]),
         ],
         facts,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,16 +12,16 @@ from typing import Any
 from vlp_plugins.calibration.batches import batch_size
 from vlp_plugins.calibration.data_pass import Progress
 from vlp_plugins.dimension.profile import IdProfile
-from vlp_plugins.jobs.facts import StopWatch, memory_facts, write_report
+from vlp_plugins.jobs.facts import StopWatch, memory_facts, part, step, write_report
 from vlp_plugins.jobs.preparation import Loaded, ModelSource
 from vlp_plugins.jobs.recipes import DataRecipe, sparsity_text
 from vlp_plugins.jobs.work_dir import claimed, working
-from vlp_plugins.methods.composition import Composition, composed
+from vlp_plugins.methods.composition import composed
 from vlp_plugins.methods.guided import Guided
 from vlp_plugins.methods.method import Method
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.report.drawing import Chart
-from vlp_plugins.report.page import Page, Section, Step, Table, Tile, value_text
+from vlp_plugins.report.page import Page, Table, Tile, value_text
 from vlp_plugins.runtime.distributed import rank_and_size
 from vlp_plugins.runtime.errors import DataError, RecipeError
 from vlp_plugins.runtime.files import atomic_folder
@@ -178,19 +177,15 @@ def page_of(
             for modality in dict.fromkeys(curve.group.modality for curve in curves):
                 here = [curve for curve in curves if curve.group.modality == modality]
                 charts += curves_charts(found, here, f"Blocks of {modality}")
-        summary = replace(summary_table(analysis, level), title="")
-        folded = level == "weight"
-        sections.append(
-            Section(f"By {level}", _CURVES if charts else "", charts, (), [summary], folded)
-        )
-        table = points_table(analysis, level)
-        sections.append(
-            Section(f"Every point, by {level}", tables=[replace(table, title="")], folded=True)
-        )
+        summary = part(summary_table(analysis, level), f"By {level}", folded=level == "weight")
+        sections += [
+            replace(summary, note=_CURVES if charts else "", charts=charts),
+            part(points_table(analysis, level), f"Every point, by {level}", folded=True),
+        ]
     if analysis.dimensions is not None and analysis.relations:
-        table = replace(relation_table(analysis), title="")
         title = "Does the intrinsic dimension tell what can be pruned?"
-        sections.append(Section(title, charts=_relation_charts(analysis), tables=[table]))
+        related = part(relation_table(analysis), title)
+        sections.append(replace(related, charts=_relation_charts(analysis)))
     by_modality = [p for p in analysis.prunabilities if p.group.level == "modality"]
     budgets = {p.group.modality: math.floor(100 * p.tolerated) / 100 for p in by_modality}
     tiles = [
@@ -203,11 +198,13 @@ def page_of(
         for p in by_modality
     ]
     tiles += [Tile("Model", name), Tile("Method", request.method.name)]
-    words = ["vlp", "prune", "--model", source.model, "--method", request.method.name]
-    words += ["--sparsity", sparsity_text(budgets), "--out", "pruned"]
-    if request.method.reads_data:
-        words += ["--data", request.data.source or "TRAINING_DATA"]
-    steps = [Step("Prune each modality as far as it takes by itself.", shlex.join(words))]
+    reads = request.method.reads_data
+    following = step(
+        "Prune each modality as far as it takes by itself.",
+        *("prune", "--model", source.model, "--method", request.method.name),
+        *("--sparsity", sparsity_text(budgets), "--out", "pruned"),
+        *(("--data", request.data.source or "TRAINING_DATA") if reads else ()),
+    )
     return Page(
         f"How much of {name} can be pruned where",
         command,
@@ -216,7 +213,7 @@ def page_of(
         tiles,
         [],
         analysis.sentences,
-        steps if any(budgets.values()) else [],
+        [following] if any(budgets.values()) else [],
         sections,
         facts,
     )
@@ -292,11 +289,17 @@ def _batches(
     Without data to test on, a method that reads data gets every other batch.
     """
     data = request.data
-    reads = bool(_inner(request.method).needs)
+    method = request.method
+    reads = bool(composed(method.method if isinstance(method, Guided) else method).needs)
     wanted = -(-request.pairs // data.batch_size)
     if request.test is not None:
         measured = _first(loaded, replace(data, source=request.test), wanted)
-        return (_read(loaded, request) if reads else None), measured
+        if reads and data.source is None:
+            raise RecipeError(
+                f"method {request.method.name!r} reads calibration data: give --data FOLDER "
+                "(images with metadata.jsonl) together with --test"
+            )
+        return (loaded.batches(data) if reads else None), measured
     if not reads:
         return None, _first(loaded, data, wanted)
     both = _first(loaded, data, 2 * min(data.batches or wanted, wanted))
@@ -315,17 +318,3 @@ def _first(loaded: Loaded, data: DataRecipe, count: int) -> list[Batch]:
     found = list(islice(batches, count))
     batches.source.check()  # the source itself judges only at its end
     return found
-
-
-def _inner(method: Method) -> Composition:
-    """The composition itself, whether or not dimensions guide it."""
-    return composed(method.method if isinstance(method, Guided) else method)
-
-
-def _read(loaded: Loaded, request: SensitivityRequest) -> Iterable[Batch]:
-    if request.data.source is None:
-        raise RecipeError(
-            f"method {request.method.name!r} reads calibration data: give --data FOLDER (images "
-            "with metadata.jsonl) together with --test"
-        )
-    return loaded.batches(request.data)
