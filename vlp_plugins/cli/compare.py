@@ -13,18 +13,13 @@ from vlp_plugins.cli.options import (
     COUNT,
     PATH,
     SEED,
-    chat_options,
-    column_options,
+    data_recipe,
     json_option,
-    length_option,
-    model_options,
     model_source,
     option,
-    overwrite_option,
-    processor_option,
-    resume_option,
+    reading_options,
+    run_options,
     split_option,
-    workers_option,
 )
 from vlp_plugins.cli.program import command_line, explained_interruption
 from vlp_plugins.cli.terminal import (
@@ -110,14 +105,8 @@ if TYPE_CHECKING:
     help="New folder for the figures (compare.csv, compare.json), the report and all masks.",
 )  # fmt: skip
 @json_option
-@column_options
-@length_option
-@chat_options
-@processor_option
-@model_options
-@workers_option
-@overwrite_option
-@resume_option
+@reading_options
+@run_options
 @click.pass_context
 def compare(
     context: click.Context,
@@ -137,13 +126,11 @@ def compare(
     from vlp_plugins.jobs.comparison import comparison_table, sentences
     from vlp_plugins.jobs.held_out import CompareRequest
     from vlp_plugins.jobs.preparation import Loaded
-    from vlp_plugins.jobs.recipes import DataRecipe, sparsity_of
+    from vlp_plugins.jobs.recipes import sparsity_of
     from vlp_plugins.jobs.work_dir import work_left
 
     source = model_source(values)
-    names = ("split", "batches", "batch_size", "image_column", "caption_column", "max_length",
-             "prompt", "max_pixels", "workers")  # fmt: skip
-    data = DataRecipe(values.pop("data"), **{name: values.pop(name) for name in names})
+    data = data_recipe(values)
     values["sparsity"] = tuple(map(sparsity_of, values["sparsity"]))
     request = CompareRequest(data, **values)
     line = command_line(context)

@@ -11,18 +11,13 @@ from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     COUNT,
     PATH,
-    chat_options,
-    column_options,
     json_option,
-    length_option,
     limit_option,
-    model_options,
     model_source,
     option,
     overwrite_option,
-    processor_option,
+    reading_options,
     split_option,
-    workers_option,
 )
 from vlp_plugins.cli.program import command_line
 from vlp_plugins.cli.terminal import (
@@ -78,11 +73,11 @@ from vlp_plugins.tasks import MEASURED
     "model, if it has one (BLIP, X-VLM), such as 32.",
 )  # fmt: skip
 @option(
-    "Task", "--beams", "num_beams", type=COUNT, metavar="N", standard="3, chat models 1",
+    "Task", "--beams", type=COUNT, metavar="N", standard="3, chat models 1",
     help="Captioning and vqa: number of beams in the search for a text.",
 )  # fmt: skip
 @option(
-    "Task", "--longest", "length", type=click.IntRange(min=2), metavar="TOKENS",
+    "Task", "--longest", type=click.IntRange(min=2), metavar="TOKENS",
     standard="30 for captions, 10 for answers; chat models 64 and 16",
     help="Captioning and vqa: most tokens of a text that the model writes.",
 )  # fmt: skip
@@ -94,12 +89,7 @@ from vlp_plugins.tasks import MEASURED
     "Task", "--written", is_flag=True,
     help="Vqa: the model writes its answers, rather than choose among those of a list.",
 )  # fmt: skip
-@column_options
-@length_option
-@chat_options
-@processor_option
-@model_options
-@workers_option
+@reading_options
 @json_option
 @click.pass_context
 def evaluate(
@@ -108,9 +98,6 @@ def evaluate(
     new_weights: bool | None,
     out: Path | None,
     overwrite: bool,
-    max_length: int | None,
-    prompt: str | None,
-    max_pixels: int | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -129,14 +116,13 @@ def evaluate(
     if overwrite and out is None:
         raise click.UsageError("--overwrite replaces the folder --out, and none is given")
     source = model_source(values)
-    if prompt is not None and values["task"] == "classification":
-        values["prompt"], prompt = prompt, None
+    reading = {name: values.pop(name) for name in ("max_length", "prompt", "max_pixels")}
+    if values["task"] == "classification" and reading["prompt"] is not None:
+        values["prompt"] = reading.pop("prompt")
     request = TaskRequest(**values)
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(
-            lambda: Loaded.of(
-                source, max_length=max_length, prompt=prompt, max_pixels=max_pixels
-            ),
+            lambda: Loaded.of(source, **reading),
             request, masks=masks, new_weights=new_weights, out=out, overwrite=overwrite,
             command=command_line(context), progress=progress,
         )  # fmt: skip

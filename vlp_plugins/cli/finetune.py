@@ -22,9 +22,8 @@ from vlp_plugins.cli.options import (
     length_option,
     limit_option,
     option,
-    overwrite_option,
     processor_option,
-    resume_option,
+    run_options,
     split_option,
     workers_option,
 )
@@ -137,8 +136,7 @@ _recipe_options = grouped(
 @processor_option
 @device_option
 @adapter_option
-@overwrite_option
-@resume_option
+@run_options
 @click.pass_context
 def finetune(
     context: click.Context,
@@ -157,11 +155,17 @@ def finetune(
     MODEL is a pre-trained model or one of the task. The folder --out holds the model, its masks,
     losses.jsonl and finetuning.json. On several GPUs: accelerate launch -m vlp_plugins finetune ...
     """
-    from vlp_plugins.jobs.finetune import run_finetuning
+    from vlp_plugins.jobs.finetune import (
+        FinetuneRecipe,
+        load_finetune_recipe,
+        run_finetuning,
+        with_finetune_options,
+    )
     from vlp_plugins.jobs.preparation import Loaded, ModelSource
     from vlp_plugins.jobs.work_dir import work_left
 
-    wanted = _recipe(recipe, values)
+    written = FinetuneRecipe() if recipe is None else load_finetune_recipe(recipe)
+    wanted = with_finetune_options(written, **values)
     line = command_line(context)
     with _engine(wanted, device) as engine:
         rank_zero = engine is None or engine.index == 0
@@ -185,17 +189,6 @@ def finetune(
     first, last = result.done.log[0], result.done.log[-1]
     click.echo(f"loss: {first['loss']:.4g} (step {first['step']}) to {last['loss']:.4g}")
     click.echo(f"written: {result.out}")
-
-
-def _recipe(path: Path | None, values: dict[str, Any]) -> FinetuneRecipe:
-    from vlp_plugins.jobs.finetune import (
-        FinetuneRecipe,
-        load_finetune_recipe,
-        with_finetune_options,
-    )
-
-    written = FinetuneRecipe() if path is None else load_finetune_recipe(path)
-    return with_finetune_options(written, **values)
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from vlp_plugins.cli.options import (
     data_recipe,
     model_source,
     option,
-    overwrite_option,
-    resume_option,
+    run_options,
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
@@ -73,8 +72,7 @@ if TYPE_CHECKING:
     "published.",
 )  # fmt: skip
 @variant_option
-@overwrite_option
-@resume_option
+@run_options
 @option(
     "Output", "--plan", "planned", is_flag=True,
     help="Only say how much memory, how many passes and how much time it would take.",

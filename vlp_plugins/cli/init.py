@@ -58,17 +58,22 @@ def init(model: str | None, data: str | None, method: str, target: Path, overwri
 
 def _lines(given: dict[str, Any], method: MethodDescription, name: str) -> Iterator[str]:
     """The recipe: keys that are given, and the others as comments that show the default."""
-    from vlp_plugins.jobs.recipes import LAMBDA, OPTIONS, Recipe
+    from vlp_plugins.jobs.recipes import LAMBDA, OPTIONS, Recipe, value_at
 
     yield f"# A recipe. To run it: vlp prune {name}"
     yield "# Keys after a # have their default; remove the # to change them."
-    helps = {each.opts[0]: each for each in _options()}
+    prune = recipe_options(Command("prune", params=[]))
+    helps = {each.opts[0]: each for each in prune.params if isinstance(each, Option)}
     settings = {each.name: each for each in method.parameters}
     keys = {key: helps[name] for key, name in OPTIONS.items() if key != "parameters"}
     if LAMBDA not in settings:
         del keys[f"parameters.{LAMBDA}"]
     for heading in HEADINGS:
-        inside = {key: each for key, each in keys.items() if _heading(key, each) == heading}
+        inside = {  # those of a section stay together
+            key: each
+            for key, each in keys.items()
+            if heading == ("Data" if key.startswith("data.") else each.heading)
+        }
         if not inside:
             continue
         yield f"\n# --- {heading} ---"
@@ -81,16 +86,13 @@ def _lines(given: dict[str, Any], method: MethodDescription, name: str) -> Itera
             # Budgets of modalities are written as a mapping here.
             text = str(each.help).replace("vision=0.5,text=0.8", "{vision: 0.5, text: 0.8}")
             yield from _comment(f"{text}{default}", indent)
-            standard = _get(Recipe(), key) if section != "parameters" else settings[LAMBDA].default
+            standard = (
+                value_at(Recipe(), key) if section != "parameters" else settings[LAMBDA].default
+            )
             mark = "" if key in given else "#"
             yield f"{indent}{mark}{inner}:{_value(given.get(key, standard))}"
         if heading == "Method" and settings:
             yield from _settings(method)
-
-
-def _heading(key: str, option: Option) -> str:
-    """What a key stands below: those of a section stay together."""
-    return "Data" if key.startswith("data.") else str(option.heading)
 
 
 def _settings(method: MethodDescription) -> Iterator[str]:
@@ -119,15 +121,3 @@ def _value(value: Any) -> str:
         plain = not set(value) & set("#:{}[],&!|>'\"%@`") and yaml.safe_load(value) == value
         return f" {value}" if plain else f" {json.dumps(value)}"
     return f" {json.dumps(value, default=str)}"
-
-
-def _options() -> list[Option]:
-    """The options of `vlp prune` that are keys of a recipe."""
-    found = Command("prune", params=[])
-    return [each for each in recipe_options(found).params if isinstance(each, Option)]
-
-
-def _get(recipe: object, key: str) -> Any:
-    for name in key.split("."):
-        recipe = getattr(recipe, name)
-    return recipe

@@ -12,11 +12,11 @@ import click
 from vlp_plugins.cli.help import Group
 from vlp_plugins.cli.options import (
     PATH,
+    grouped,
     json_option,
     model_options,
     option,
-    overwrite_option,
-    target_option,
+    written_options,
 )
 from vlp_plugins.cli.terminal import counts_record, print_json, print_lines, print_table, say
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vlp_plugins.masks.masks import Masks
 
 _file = click.argument("file", type=PATH)
+_file_and_model = grouped(_file, click.argument("model"))
 
 NOT_SPARSE = 1
 """Exit code of `vlp masks verify` if the model is not as sparse as the masks."""
@@ -72,13 +73,12 @@ def show(file: Path, as_json: bool) -> None:
     )
     if found.new_values is not None:
         say(f"brings {_new_weights(found)}; apply --keep-weights leaves them out")
-    counts = found.counts()
     print_table(
         "",
         ["modality", "sparsity", "kept", "elements"],
         [
             [name, f"{c.sparsity:.4%}", f"{c.kept:,}", f"{c.total:,}"]
-            for name, c in [*counts.by_modality.items(), ("all", counts.all), *_whole(found)]
+            for name, c in _counts(found).items()
         ],
     )
 
@@ -90,10 +90,8 @@ def show(file: Path, as_json: bool) -> None:
         "vlp masks apply masks.safetensors model --sparse --out small",
     ],
 )
-@_file
-@click.argument("model")
-@target_option
-@overwrite_option
+@_file_and_model
+@written_options
 @option(
     "Model", "--keep-weights", is_flag=True,
     help="Write zeros only, not the new weights that some masks bring (those of chita, say).",
@@ -166,8 +164,7 @@ def apply(
         "vlp masks verify masks.safetensors pruned-model",
     ],
 )
-@_file
-@click.argument("model")
+@_file_and_model
 @model_options
 @json_option
 def verify(file: Path, model: str, as_json: bool, **loading: Any) -> None:
@@ -220,19 +217,31 @@ def diff(one: Path, other: Path, as_json: bool) -> None:
     from vlp_plugins.masks.masks import Masks
 
     first, second = Masks.load(one), Masks.load(other)
+    overlaps = first.compare(second)
+    valued = [path for path, each in ((one, first), (other, second)) if each.new_values is not None]
+    apart = distances(first, second) if len(valued) == 2 else {}  # where both keep an element
     if as_json:
-        print_json(_comparison(first, second))
+        record = {
+            name: {
+                "elements": o.total,
+                "differing": o.differing,
+                "agreement": o.agreement,
+                "kept_by_both": o.both,
+                "kept_by_either": o.either,
+                "new_weights_distance": apart.get(name),
+            }
+            for name, o in overlaps.items()
+        }
+        print_json({"modalities": record})
         return
     header = ["modality", "elements", "differing", "agreement", "kept by both / by either"]
     rows = {
         name: [name, f"{o.total:,}", f"{o.differing:,}", f"{o.agreement:.4%}", f"{o.iou:.4f}"]
-        for name, o in first.compare(second).items()
+        for name, o in overlaps.items()
     }
-    valued = [path for path, each in ((one, first), (other, second)) if each.new_values is not None]
-    if len(valued) == 2:
-        header.append("new weights apart")  # where both keep an element
-        for name, distance in distances(first, second).items():
-            rows[name].append(f"{distance:.4%}")
+    header += ["new weights apart"] if apart else []
+    for name, distance in apart.items():
+        rows[name].append(f"{distance:.4%}")
     print_table("", header, list(rows.values()))
     if len(valued) == 1:
         say(f"only {valued[0]} brings new weights of what it keeps")
@@ -245,8 +254,7 @@ def diff(one: Path, other: Path, as_json: bool) -> None:
     ],
 )
 @_file
-@target_option
-@overwrite_option
+@written_options
 def invert(file: Path, target: Path, overwrite: bool) -> None:
     """Make masks that keep what FILE removes: they should ruin a model, if FILE is any good."""
     from vlp_plugins.masks.masks import Masks
@@ -266,10 +274,8 @@ def invert(file: Path, target: Path, overwrite: bool) -> None:
         "vlp masks import published.pth model --out imported.safetensors",
     ],
 )
-@_file
-@click.argument("model")
-@target_option
-@overwrite_option
+@_file_and_model
+@written_options
 @model_options
 def import_(file: Path, model: str, target: Path, overwrite: bool, **loading: Any) -> None:
     """Read a .pth FILE of masks for MODEL that the published MULTIFLOW code has written.
@@ -295,10 +301,8 @@ def import_(file: Path, model: str, target: Path, overwrite: bool, **loading: An
         "vlp masks export masks.safetensors model --out published.pth",
     ],
 )
-@_file
-@click.argument("model")
-@target_option
-@overwrite_option
+@_file_and_model
+@written_options
 @model_options
 def export(file: Path, model: str, target: Path, overwrite: bool, **loading: Any) -> None:
     """Write a mask FILE of MODEL as a .pth file that the published MULTIFLOW code reads."""
@@ -334,44 +338,24 @@ def _items(values: Mapping[str, Any]) -> str:
 
 def _record(file: Path, found: Masks) -> dict[str, Any]:
     """A mask file as JSON has it; see docs/json.md."""
-    m, counts = found.manifest, found.counts()
+    m = found.manifest
     names = ("method", "parameters", "seed", "sparsity", "calibration", "adapter", "structure")
     return {
         "file": file,
         **{name: getattr(m, name) for name in (*names, "made_by", "created", "note")},
         "warnings": _doubts(file, found),
         "new_weights_bytes": None if found.new_values is None else found.values_bytes,
-        **counts_record({**counts.by_modality, "all": counts.all, **dict(_whole(found))}),
+        **counts_record(_counts(found)),
     }
 
 
-def _whole(found: Masks) -> list[tuple[str, Count]]:
-    """What masks keep of the whole model, if they know how large it was."""
+def _counts(found: Masks) -> dict[str, Count]:
+    """By modality, in all, and of the whole model if the masks know how large it was."""
     from vlp_plugins.masks.manifest import Count
 
-    elements = found.manifest.model_elements
-    return [] if elements is None else [("whole model", Count(elements - found.removed, elements))]
-
-
-def _comparison(first: Masks, second: Masks) -> dict[str, Any]:
-    """Two mask files as JSON has them; see docs/json.md."""
-    from vlp_plugins.masks.compare import distances
-
-    valued = first.new_values is not None and second.new_values is not None
-    apart = distances(first, second) if valued else {}
-    return {
-        "modalities": {
-            name: {
-                "elements": o.total,
-                "differing": o.differing,
-                "agreement": o.agreement,
-                "kept_by_both": o.both,
-                "kept_by_either": o.either,
-                "new_weights_distance": apart.get(name),
-            }
-            for name, o in first.compare(second).items()
-        }
-    }
+    counts, elements = found.counts(), found.manifest.model_elements
+    whole = {} if elements is None else {"whole model": Count(elements - found.removed, elements)}
+    return {**counts.by_modality, "all": counts.all, **whole}
 
 
 def _doubts(file: Path, found: Masks) -> list[str]:

@@ -13,7 +13,7 @@ from vlp_plugins.cli.options import json_option
 from vlp_plugins.cli.terminal import print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
-    from vlp_plugins.methods.description import MethodDescription, PartDescription
+    from vlp_plugins.methods.description import MethodDescription
     from vlp_plugins.models.registry import Kind
 
 _NOTES = (
@@ -60,7 +60,8 @@ def methods(name: str | None, as_json: bool) -> None:
     parts = {kind: describe_parts(registry(), kind) for kind in _PARTS}
     if as_json:
         described: dict[str, Any] = {
-            kind: list(map(_part_record, each)) for kind, each in parts.items()
+            kind: [{**asdict(part), "paper": part.paper or None} for part in each]
+            for kind, each in parts.items()
         }
         print_json({"methods": rows, **described})
         return
@@ -88,11 +89,6 @@ def methods(name: str | None, as_json: bool) -> None:
         )
     say()
     print_lines(_NOTES)
-
-
-def _part_record(part: PartDescription) -> dict[str, Any]:
-    """An allocation or a token selection as JSON has it; see docs/json.md."""
-    return {**asdict(part), "paper": part.paper or None}
 
 
 def _record(found: MethodDescription) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from vlp_plugins.cli.options import (
     COUNT,
     PATH,
     option,
-    overwrite_option,
     read_recipe,
     recipe_options,
-    target_option,
+    test_option,
+    written_options,
 )
 from vlp_plugins.cli.terminal import data_progress, print_table, say, steps_shown
 from vlp_plugins.runtime.errors import RecipeError, UnsupportedError
 
 _GIVEN = ParameterSource.COMMANDLINE
-_SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "report_every")
 
 
 @click.command(
@@ -38,11 +38,7 @@ _SETTINGS = ("test", "pairs", "metric", "finetune_steps", "learning_rate", "repo
     ],
 )
 @recipe_options
-@option(
-    "Data", "--test", metavar="PATH_OR_ID",
-    standard="pairs of --data that the method does not read",
-    help="Images with captions to measure on.",
-)  # fmt: skip
+@test_option
 @option(
     "Data", "--pairs", type=click.IntRange(min=2), metavar="N",
     standard="512, or all that are left",
@@ -84,12 +80,16 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
 
         if experiment is not None:
             options = _as_trials_run(experiment, options)
-        settings = TrialSettings(**{name: options.pop(name) for name in _SETTINGS})
+        own = (each.name for each in fields(TrialSettings))
+        settings = TrialSettings(**{name: options.pop(name) for name in own})
         recipe = read_recipe(**options)
-        if experiment is not None:
-            _check(experiment, recipe, settings)
-        else:
+        if experiment is None:
             _run(recipe, settings)
+            return
+        from vlp_plugins.hosts.nni.search import check_experiment
+
+        found = check_experiment(experiment, recipe, settings)
+        say(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
 
 
 @click.command(
@@ -99,8 +99,7 @@ def nni_trial(experiment: Path | None, **options: Any) -> None:
     examples=["vlp nni-best trials --min-sparsity 0.7 --out best"],
 )
 @click.argument("folder", type=PATH)
-@target_option
-@overwrite_option
+@written_options
 @option(
     "Measuring", "--min-sparsity", type=click.FloatRange(0, 1), metavar="FRACTION", standard="0",
     help="Leave out trials that remove less than this fraction of the weights, such as 0.7.",
@@ -153,13 +152,6 @@ def _as_trials_run(experiment: Path, options: dict[str, Any]) -> dict[str, Any]:
     here = click.get_current_context()
     given = (name for name in options if here.get_parameter_source(name) is _GIVEN)
     return {name: of_trials[name] for name in options} | {name: options[name] for name in given}
-
-
-def _check(experiment: Path, recipe: Any, settings: Any) -> None:
-    from vlp_plugins.hosts.nni.search import check_experiment
-
-    found = check_experiment(experiment, recipe, settings)
-    say(f"ok: {found.draws} draws tried, pruners {', '.join(found.methods)}")
 
 
 def _run(recipe: Any, settings: Any) -> None:

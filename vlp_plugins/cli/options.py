@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +51,17 @@ processor_option = option(
     "Model", "--processor", metavar="PATH_OR_ID", standard="the model's",
     help="Folder or hub id of the tokenizer and the image processor.",
 )  # fmt: skip
-_dtype = {
-    "metavar": "NAME",
-    "help": "Number format of the weights, in memory and in models that are written: float32, "
+# Where a recipe may set an option, it has no default of its own, and says so: `standard`.
+_dtype_option = partial(
+    option, "Computing", "--dtype", metavar="NAME",
+    help="Number format of the weights, in memory and in models that are written: float32, "
     "bfloat16 or float16; auto keeps that of the checkpoint.",
-}
+)  # fmt: skip
 device_option = option(
     "Computing", "--device", metavar="NAME", standard="a GPU if there is one",
     help="Where to compute: cpu, cuda, cuda:1.",
 )  # fmt: skip
-model_options = grouped(
-    adapter_option, option("Computing", "--dtype", default="auto", **_dtype), device_option
-)
+model_options = grouped(adapter_option, _dtype_option(default="auto"), device_option)
 CALIBRATION = (
     "Images with captions, a few hundred or more: the calibration data, from which the method "
     "learns which weights matter. A folder with metadata.jsonl or metadata.csv, tar shards "
@@ -117,23 +117,30 @@ batches_option = option(
     "Data", "--batches", type=COUNT, metavar="N", standard="all of the data",
     help="Number of batches to read.",
 )  # fmt: skip
-_batch_size = {"type": COUNT, "metavar": "N", "help": "Images, each with its caption, in a batch."}
-_VARIANT = click.Choice(["default", "published"])
-_variant = {
-    "help": "'published' computes as the code of the authors does, with its known defects; "
+_batch_size_option = partial(
+    option, "Data", "--batch-size", type=COUNT, metavar="N",
+    help="Images, each with its caption, in a batch.",
+)  # fmt: skip
+_variant_option = partial(
+    option, "Method", "--variant", type=click.Choice(["default", "published"]),
+    help="'published' computes as the code of the authors does, with its known defects; "
     "'default' without them. docs/quirks.md lists the differences.",
-}
-variant_option = option("Method", "--variant", type=_VARIANT, default="default", **_variant)
+)  # fmt: skip
+variant_option = _variant_option(default="default")
 parameter_option = option(
     "Method", "--parameter", several=True, metavar="NAME=VALUE...",
     help="Settings of the method, such as rounds=20. `vlp methods NAME` lists them.",
 )  # fmt: skip
-_SEED = {
-    "type": SEED,
-    "metavar": "N",
-    "help": "Seed of what is drawn at random, as by the method random.",
-}
-seed_option = option("Method", "--seed", default=0, **_SEED)
+_seed_option = partial(
+    option, "Method", "--seed", type=SEED, metavar="N",
+    help="Seed of what is drawn at random, as by the method random.",
+)  # fmt: skip
+seed_option = _seed_option(default=0)
+test_option = option(
+    "Data", "--test", metavar="PATH_OR_ID",
+    standard="pairs of --data that the method does not read",
+    help="Images with captions to measure on.",
+)  # fmt: skip
 _PROFILE = "File id-profile.json of `vlp id`: the intrinsic dimension of each layer"
 resume_option = option(
     "Computing", "--resume", is_flag=True, help="Continue this command where it was interrupted."
@@ -151,6 +158,12 @@ target_option = option(
     "Output", "--out", "target", type=PATH, metavar="PATH", required=True,
     help="Name of what is written, a file or folder that does not exist yet.",
 )  # fmt: skip
+written_options = grouped(target_option, overwrite_option)
+run_options = grouped(overwrite_option, resume_option)
+reading_options = grouped(
+    column_options, length_option, chat_options, processor_option, model_options, workers_option
+)
+"""How a model is loaded, and how data is read for it."""
 
 recipe_options = grouped(
     click.argument("recipe", required=False, type=PATH),
@@ -172,7 +185,7 @@ recipe_options = grouped(
     calibration_option,
     option("Output", "--out", metavar="FOLDER", help="New folder for masks and report."),
     batches_option,
-    option("Data", "--batch-size", standard="32", **_batch_size),
+    _batch_size_option(standard="32"),
     parameter_option,
     option(
         "Method", "--lambda", metavar="NUMBER", standard="auto",
@@ -195,7 +208,7 @@ recipe_options = grouped(
         help="The owners of a weight are the layers that share it, as in BLIP's text encoder and "
         "decoder: judge it by the inputs of 'all' or of the 'first'.",
     ),
-    option("Method", "--variant", type=_VARIANT, standard="default", **_variant),
+    _variant_option(standard="default"),
     option(
         "Method", "--walk", type=click.Choice(["model", "blocks"]), standard="the method's own",
         help="'blocks' prunes one layer of the model after the other, each by what the pruned ones "
@@ -215,7 +228,7 @@ recipe_options = grouped(
         "Method", "--id-profile", metavar="FILE", standard="measured from the data",
         help=f"{_PROFILE}, for id*NAME and --allocation id.",
     ),
-    option("Method", "--seed", standard="0", **_SEED),
+    _seed_option(standard="0"),
     split_option,
     shuffle_option,
     column_options,
@@ -223,7 +236,7 @@ recipe_options = grouped(
     chat_options,
     processor_option,
     adapter_option,
-    option("Computing", "--dtype", standard="auto", **_dtype),
+    _dtype_option(standard="auto"),
     device_option,
     workers_option,
     option(
@@ -285,15 +298,10 @@ calibration_options = grouped(
     click.argument("model"),
     calibration_option,
     batches_option,
-    option("Data", "--batch-size", default=32, **_batch_size),
+    _batch_size_option(default=32),
     split_option,
     shuffle_option,
-    column_options,
-    length_option,
-    chat_options,
-    processor_option,
-    model_options,
-    workers_option,
+    reading_options,
 )
 """MODEL, how it is loaded, and how calibration data is read."""
 
@@ -313,4 +321,4 @@ def data_recipe(values: dict[str, Any]) -> DataRecipe:
     names = ("split", "batch_size", "batches", "image_column", "caption_column", "max_length",
              "prompt", "max_pixels", "workers")  # fmt: skip
     found = {name: values.pop(name) for name in names}
-    return DataRecipe(source=values.pop("data"), seed=values.pop("shuffle_seed"), **found)
+    return DataRecipe(values.pop("data"), seed=values.pop("shuffle_seed", None), **found)

@@ -12,10 +12,9 @@ import click
 from vlp_plugins.cli.help import Command
 from vlp_plugins.cli.options import (
     option,
-    overwrite_option,
     read_recipe,
     recipe_options,
-    resume_option,
+    run_options,
 )
 from vlp_plugins.cli.program import distributed_run
 from vlp_plugins.cli.terminal import print_facts, print_lines, print_masks, print_table, steps_shown
@@ -47,8 +46,7 @@ def _list_recipes(context: click.Context, _option: click.Parameter, given: bool)
     ],
 )
 @recipe_options
-@overwrite_option
-@resume_option
+@run_options
 @option(
     "Output", "--recipes", is_flag=True, is_eager=True, expose_value=False,
     callback=_list_recipes,

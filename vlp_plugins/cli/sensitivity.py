@@ -14,10 +14,10 @@ from vlp_plugins.cli.options import (
     data_recipe,
     model_source,
     option,
-    overwrite_option,
     parameter_option,
-    resume_option,
+    run_options,
     seed_option,
+    test_option,
     variant_option,
 )
 from vlp_plugins.cli.program import command_line, distributed_run
@@ -41,11 +41,7 @@ DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
     "Output", "--out", type=PATH, metavar="FOLDER", required=True,
     help="New folder for the curves (sensitivity.json, points.csv) and the report.",
 )  # fmt: skip
-@option(
-    "Data", "--test", metavar="PATH_OR_ID",
-    standard="pairs of --data that the method does not read",
-    help="Images with captions to measure on.",
-)  # fmt: skip
+@test_option
 @option(
     "Data", "--pairs", type=click.IntRange(min=2), metavar="N", default=512,
     help="Number of images with captions to measure on, in whole batches.",
@@ -64,13 +60,13 @@ DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
     help="Fractions of a part to remove.",
 )  # fmt: skip
 @option(
-    "Measuring", "--by", several=True, type=click.Choice(["modality", "block", "weight"]),
+    "Measuring", "--by", "groups", several=True, type=click.Choice(["modality", "block", "weight"]),
     default=("modality", "block"),
     help="The parts, each of which is pruned alone: modalities (vision, text, fusion), blocks (one "
     "depth of a modality), single weights. Several may follow.",
 )  # fmt: skip
 @option(
-    "Measuring", "--modality", several=True, metavar="NAME...", standard="all",
+    "Measuring", "--modality", "modalities", several=True, metavar="NAME...", standard="all",
     help="Prune these modalities only, such as vision.",
 )  # fmt: skip
 @option(
@@ -84,8 +80,7 @@ DEFAULT = ("0.3", "0.5", "0.63", "0.75", "0.85", "0.9", "0.95")
 )  # fmt: skip
 @variant_option
 @seed_option
-@overwrite_option
-@resume_option
+@run_options
 @click.pass_context
 def sensitivity(
     context: click.Context,
@@ -119,23 +114,11 @@ def sensitivity(
             "`vlp sensitivity` measures on data: give --data FOLDER or --test FOLDER (images with "
             "captions)"
         )
-    request = SensitivityRequest(
-        data,
-        test,
-        values.pop("pairs"),
-        values.pop("id_profile"),
-        values.pop("tolerance"),
-        resolve_method(
-            values["method"], values["allocation"], [], dict(map(parameter_of, values["parameter"]))
-        ),
-        {
-            "sparsity": values["sparsity"],
-            "groups": values["by"],
-            "modalities": values["modality"] or None,
-            "variant": values["variant"],
-            "seed": values["seed"],
-        },
-    )
+    own = {name: values.pop(name) for name in ("pairs", "id_profile", "tolerance")}
+    parameters = dict(map(parameter_of, values.pop("parameter")))
+    method = resolve_method(values.pop("method"), values.pop("allocation"), [], parameters)
+    values["modalities"] = values["modalities"] or None
+    request = SensitivityRequest(data, test, method=method, **own, options=values)
     line = command_line(context)
     with distributed_run(
         source.device, line, lambda: work_left(out), what="pruning and measuring", units="points"

@@ -212,7 +212,10 @@ def print_table(
     not broken.
     """
     cells = [[visible(str(cell).replace("\n", ", ")) for cell in row] for row in ([*header], *rows)]
-    numbers = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+    numbers = [
+        all(not row[i] or _NUMBER.fullmatch(row[i]) for row in cells[1:])
+        for i in range(len(header))
+    ]
     widths = _widths(cells, numbers, min(columns(), most or columns()), names=names)
     if title:
         click.secho(f"\n{visible(title)}", bold=True)
@@ -317,7 +320,3 @@ def counts_record(counts: Mapping[str, Count]) -> dict[str, Any]:
             for name, c in counts.items()
         }
     }
-
-
-def _is_number(text: str) -> bool:
-    return not text or _NUMBER.fullmatch(text) is not None

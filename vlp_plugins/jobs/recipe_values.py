@@ -15,7 +15,6 @@ import yaml
 
 from vlp_plugins.runtime.errors import (
     RecipeError,
-    UnsupportedError,
     VlpError,
     first_line,
     shown,
@@ -293,28 +292,23 @@ def penalty(value: Value) -> float | str:
         raise value.wrong("a number or auto") from error
 
 
-def amount(value: Value) -> str:
-    """An amount of memory such as `8GiB`, or a number of bytes, as it is written."""
-    found = text(value)
-    try:
-        bytes_of(found)
-    except UnsupportedError as error:
-        raise RecipeError(f"{value.where}: {value.name}: {error}") from error
-    return found
-
-
-def accepted(check: Callable[[str], object]) -> Callable[[Value], str]:
-    """Reader of a text that a function takes without a `VlpError`."""
+def accepted(check: Callable[[str], object], *, named: bool = False) -> Callable[[Value], str]:
+    """Reader of a text that a function takes without a `VlpError`; `named`: with the key in it."""
 
     def read(value: Value) -> str:
         found = text(value)
         try:
             check(found)
         except VlpError as error:
-            raise RecipeError(f"{value.where}: {error}") from error
+            where = f"{value.where}: {value.name}" if named else value.where
+            raise RecipeError(f"{where}: {error}") from error
         return found
 
     return read
+
+
+amount = accepted(bytes_of, named=True)
+"""Reader of an amount of memory such as `8GiB`, or a number of bytes, as it is written."""
 
 
 def flag(value: Value) -> bool:

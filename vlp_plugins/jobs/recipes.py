@@ -116,10 +116,6 @@ def _pattern(value: Value) -> str:
     return _allocation(Value(f"keep={sizes['keep']},of={sizes['of']}", value.where, value.name))
 
 
-def _parameters(value: Value) -> dict[str, Any]:
-    return {name: plain(inner) for name, inner in value.items().items()}
-
-
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTOCASTS = DTYPES[2:]
 
@@ -161,7 +157,7 @@ class Recipe:
 
 _PATTERN = re.compile(r"keep=\d+,\s*of=\d+")
 _READERS: Readers = readers_of(Recipe) | {
-    "parameters": _parameters,
+    "parameters": lambda value: {name: plain(each) for name, each in value.items().items()},
     "data": _data,
     "pattern": _pattern,
     LAMBDA: penalty,
@@ -266,8 +262,8 @@ def command_of(recipe: Recipe) -> str:
     words = ["vlp", "prune"]
     standard = Recipe()
     for key, option in OPTIONS.items():
-        value = _get(recipe, key)
-        if value == _get(standard, key) and key != "method":
+        value = value_at(recipe, key)
+        if value == value_at(standard, key) and key != "method":
             continue
         if key == "parameters":
             for name, inner in value.items():
@@ -312,7 +308,7 @@ def need(recipe: object, *keys: str) -> None:
         RecipeError: names the first that is not, and how to set it.
     """
     for key in keys:
-        if not _get(recipe, key):
+        if not value_at(recipe, key):
             section, _, inner = key.rpartition(".")
             line = f"{section}: {{{inner}: ...}}" if section else f"{key}: ..."
             option = OPTIONS.get(key, f"--{key}")
@@ -388,7 +384,8 @@ def _parameter_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _get(recipe: object, key: str) -> Any:
+def value_at(recipe: object, key: str) -> Any:
+    """What a recipe has at a key such as `data.source`."""
     found: Any = recipe
     for name in key.split("."):
         found = found.get(name) if isinstance(found, Mapping) else getattr(found, name)

@@ -37,10 +37,12 @@ _CURVES = "Sparsity is a fraction of the group's own weights; all others are den
 
 def summary_table(analysis: Analysis, level: str) -> Table:
     """One row per group of a level: prunability, tolerated sparsity, ID."""
-    by_title = {}
+    shown: dict[str, str] = {}
     if analysis.dimensions is not None:
         groups = [p.group for p in analysis.prunabilities if p.group.level == level]
-        by_title = {g.title: v for g, v in dimensions_of(groups, analysis.dimensions).items()}
+        known = dimensions_of(groups, analysis.dimensions)
+        if known:
+            shown = {g.title: f"{known[g]:.2f}" if g in known else "-" for g in groups}
     rows = []
     for each in analysis.prunabilities:
         if each.group.level != level:
@@ -53,22 +55,18 @@ def summary_table(analysis: Analysis, level: str) -> Table:
                 f"{each.loss:.3f}{error}",
                 "" if each.recall is None else f"{each.recall:.3f}",
                 f"{each.tolerated:.0%}",
-                *([_dimension(by_title.get(each.group.title))] if by_title else []),
+                *([shown[each.group.title]] if shown else []),
             ]
         )
     header = [level, "elements", "prunability, loss", "prunability, R@1",
               f"up to (loss +{analysis.tolerance:.0%})"]  # fmt: skip
-    if by_title:
+    if shown:
         header.append("ID")
     note = (
         "Prunability: mean of dense loss / loss over all sparsities up to the highest (1: pruning "
         "changes nothing). Up to: the sparsity at which the loss has risen by the tolerance."
     )
     return Table(f"Prunability by {level}", header, rows, note)
-
-
-def _dimension(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def points_table(analysis: Analysis, level: str) -> Table:
@@ -143,7 +141,7 @@ class SensitivityRequest:
     data: DataRecipe
     test: str | None
     pairs: int
-    profile: Path | None
+    id_profile: Path | None
     tolerance: float
     method: Method
     options: Mapping[str, Any]
@@ -239,7 +237,7 @@ def measure_sensitivity(
     """
     writes = rank_and_size()[0] == 0
     with claimed(out, writes=writes, mark=RECORD, overwrite=overwrite) as results:
-        profile = None if request.profile is None else IdProfile.load(request.profile)
+        profile = None if request.id_profile is None else IdProfile.load(request.id_profile)
         watch = StopWatch()
         loaded = load()
         dimensions = None

@@ -55,10 +55,7 @@ from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What is measured, on which data, and how; see `evaluate`.
-
-    `num_beams` and `length` are called beams and longest there, and `prompt` is that of a class.
-    """
+    """What is measured, on which data, and how; see `evaluate`. The `prompt` is that of a class."""
 
     task: str
     data: str
@@ -68,8 +65,8 @@ class TaskRequest:
     image_column: str | None = None
     caption_column: str | None = None
     rerank: int = 0
-    num_beams: int | None = None
-    length: int | None = None
+    beams: int | None = None
+    longest: int | None = None
     answers: Path | None = None
     written: bool = False
     prompt: str = "a photo of a {}"
@@ -92,10 +89,10 @@ class TaskRequest:
                 "--written (the model writes its answers) and --answers (it chooses among them) "
                 "contradict each other; give one of them"
             )
-        for name, option, tasks in _OF_TASKS:
+        for name, tasks in _OF_TASKS.items():
             if self.task not in tasks and getattr(self, name) != _DEFAULTS[name]:
                 raise RecipeError(
-                    f"{option.replace('-', '_')} (--{option}) is of {' and '.join(tasks)}, not of "
+                    f"{name} (--{name.replace('_', '-')}) is of {' and '.join(tasks)}, not of "
                     f"{self.task}; leave it out"
                 )
 
@@ -103,14 +100,14 @@ class TaskRequest:
 _log = logging.getLogger(__name__)
 
 _WRITING = ("captioning", "vqa")
-_OF_TASKS = (
-    ("rerank", "rerank", ("retrieval",)),
-    ("num_beams", "beams", _WRITING),
-    ("length", "longest", _WRITING),
-    ("answers", "answers", ("vqa",)),
-    ("written", "written", ("vqa",)),
-    ("caption_column", "caption-column", ("retrieval", "captioning", LOSS)),
-)
+_OF_TASKS = {
+    "rerank": ("retrieval",),
+    "beams": _WRITING,
+    "longest": _WRITING,
+    "answers": ("vqa",),
+    "written": ("vqa",),
+    "caption_column": ("retrieval", "captioning", LOSS),
+}
 _DEFAULTS = {one.name: one.default for one in fields(TaskRequest)}
 
 
@@ -210,7 +207,7 @@ class Task(ABC):
         """Most tokens and beams of a text that is written."""
         length = longest if self.chat is None else longest_chat
         beams = 3 if self.chat is None else 1
-        return self.request.length or length, self.request.num_beams or beams
+        return self.request.longest or length, self.request.beams or beams
 
     @abstractmethod
     def measure(self, track: Track) -> TaskMetrics:
@@ -366,7 +363,9 @@ class ClassificationTask(Task):
     def measure(self, track: Track) -> TaskMetrics:
         loaded = self.loaded
         if self._prompts is None and not classifies(loaded.model, loaded.adapter, self.batches):
-            self._prompts = self._class_prompts()
+            blank = Image.new("RGB", (64, 64)).copy  # the image of a prompt is not read
+            texts = self._prompt_texts()
+            self._prompts = self._batches_of([Example("", blank, text) for text in texts])
         if self._prompts is None:
             found = classification(loaded.model, loaded.adapter, track(self.batches))
         else:
@@ -394,11 +393,6 @@ class ClassificationTask(Task):
             )
         names = (name.replace("_", " ") for name in self.data.classes)
         return [self.request.prompt.replace("{}", name) for name in names]
-
-    def _class_prompts(self) -> ExampleBatches:
-        """Those as batches; their image is not read."""
-        blank = Image.new("RGB", (64, 64))
-        return self._batches_of([Example("", blank.copy, text) for text in self._prompt_texts()])
 
     def settings(self) -> dict[str, Any]:
         prompted = {} if self._prompts is None else {"prompt": self.request.prompt}
@@ -560,8 +554,8 @@ def evaluate(
         image_column=image_column,
         caption_column=caption_column,
         rerank=rerank,
-        num_beams=beams,
-        length=longest,
+        beams=beams,
+        longest=longest,
         answers=None if answers is None else Path(answers),
         written=written,
         workers=workers,
