@@ -40,11 +40,7 @@ def plan(as_json: bool, **options: Any) -> None:
     job = prepare(recipe, planned=True)
     reads_data = job.method.reads_data and recipe.statistics is None
     bare = job.device.type == "meta"
-    planned = plan_run(
-        job,
-        processor=job.processor() if job.method.reads_data and not bare else None,
-        batch_size=recipe.data.batch_size if reads_data else 1,
-    )
+    planned = plan_run(job)
     if as_json:
         print_json(_record(job, planned, planned.passes if reads_data else 0))
         return

@@ -35,7 +35,6 @@ from vlp_plugins.methods.method import Context, Cost, Method, Procedure
 from vlp_plugins.models.adapter import Adapter, Batch
 from vlp_plugins.models.request import Target, budget_of, is_published
 from vlp_plugins.models.saving import Shards
-from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.report.page import check_can_render
 from vlp_plugins.runtime.errors import DataError, UnsupportedError, VlpError
 from vlp_plugins.runtime.memory import (
@@ -124,7 +123,6 @@ class Plan:
         dimensions: intrinsic dimensions that the method needs first; None for none.
     """
 
-    weights: WeightMap
     counts: Sequence[Mapping[str, Count]]
     passes: int
     peak_bytes: int
@@ -225,7 +223,6 @@ def _plan(
         peak = max(peak, resident_bytes() + job.weights.stored_bytes)
     mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
     return Plan(
-        weights=job.weights,
         counts=counts,
         passes=passes,
         # The checksum and the copy of a file of masks are made of it.
@@ -256,18 +253,22 @@ def _plan_by_shapes(job: Prepared) -> Plan:
         with suppress(VlpError):  # of one that has to run the model to know
             cost = _cost_of(job, method)
             other = cost.ram_bytes
-    size = _itemsize(job)
+    asked = dtype_of(None if job.recipe.dtype == "auto" else job.recipe.dtype)
+    dtype: Any = asked or getattr(getattr(job.model, "config", None), "dtype", None)
+    size = (dtype if isinstance(dtype, torch.dtype) else torch.float32).itemsize
     model = size * sum(parameter.numel() for parameter in job.model.parameters())
     mask_file = sum(packed_size(weight.numel) for weight in job.weights.values())
     copies = size * job.weights.numel if job.recipe.save_model else 0
     held = model + copies
-    if cost is not None and job.by_blocks and _stays_in_files(job):
+    # Whether the values of the model would be views of its files, see `runtime.mapped`.
+    on_cpu = default_device(job.recipe.device).type == "cpu"
+    mapped = on_cpu and sys.platform == "linux" and job.recipe.dtype == "auto"
+    if cost is not None and job.by_blocks and mapped:
         held = 0
         note = f"of the {text_of(model)} of the model only what is at work is read into memory"
         cost = replace(cost, notes=(*cost.notes, f"{note}, from safetensors files"))
     passes = 1 if cost is None else cost.passes
     return Plan(
-        weights=job.weights,
         counts=[_counts_by_shape(job, target) for target in job.targets],
         passes=passes if job.method.reads_data else 0,
         peak_bytes=resident_bytes() + held + statistics + other + 2 * mask_file,
@@ -284,19 +285,6 @@ def _cost_of(job: Prepared, method: Procedure) -> Cost:
     """On the disk of the run: that of the folder nearest to the results that is there already."""
     out = Path(job.recipe.out or ".").absolute()
     return method.cost(job.context(workplace=next(f for f in out.parents if f.is_dir())))
-
-
-def _stays_in_files(job: Prepared) -> bool:
-    """Whether the values of the model would be views of its files, see `runtime.mapped`."""
-    on_cpu = default_device(job.recipe.device).type == "cpu"
-    return on_cpu and sys.platform == "linux" and job.recipe.dtype == "auto"
-
-
-def _itemsize(job: Prepared) -> int:
-    """Bytes of a parameter in the number format that the run will load."""
-    asked = dtype_of(None if job.recipe.dtype == "auto" else job.recipe.dtype)
-    found: Any = asked or getattr(getattr(job.model, "config", None), "dtype", None)
-    return (found if isinstance(found, torch.dtype) else torch.float32).itemsize
 
 
 def _counts_by_shape(job: Prepared, target: Target) -> dict[str, Count]:
@@ -487,11 +475,12 @@ def _planned_dimensions(
     *,
     estimator: Estimator | None = None,
     padding: Padding | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
     memory_budget: str | None = None,
-    published: bool = False,
+    variant: str = "default",
 ) -> PlannedDimensions:
     """Runs a dummy batch and calculates the rest; None takes what the variant has."""
+    published = is_published(variant)
     default_estimator, default_padding = default_settings(published=published)
     check_number(samples, estimator or default_estimator, what="samples")
 
@@ -503,7 +492,7 @@ def _planned_dimensions(
             batch,
             samples,
             padding=padding or default_padding,
-            dtype=dtype,
+            dtype=dtype_of(dtype),
             memory_budget=None if memory_budget is None else bytes_of(memory_budget),
             published=published,
         )
@@ -538,11 +527,7 @@ def plan_dimensions(
         loaded,
         next(iter(_DummyBatches(loaded.model, loaded.adapter, loaded.processor, size))),
         samples,
-        estimator=options["estimator"],
-        padding=options["padding"],
-        dtype=dtype_of(options["dtype"]),
-        memory_budget=options["memory_budget"],
-        published=is_published(options["variant"]),
+        **options,
     )
 
 
@@ -564,34 +549,43 @@ def _seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _known_count(job: Prepared, what: str) -> int:
-    """The number of batches; `DataError` if it is unknown, and with it what something takes."""
-    count = job.recipe.data.batches
-    if count is None:
-        raise DataError(
-            f"the number of batches is unknown, and with it what {what} takes; give their number "
-            "with --batches"
-        )
-    return count
-
-
-def _plan_guided(job: Prepared, method: IdGuided, batches: _DummyBatches) -> Plan:
-    """What it takes to measure, by one dummy batch, and then to prune."""
+def _plan_guided(job: Prepared, method: Guided, batches: _DummyBatches) -> Plan:
+    """What it takes to measure, by dummy batches, and then to prune."""
     inner = _plan_job(
         replace(job, method=method.method.with_allocation(method.allocation)), batches
     )
-    count = _known_count(job, f"measuring dimensions for {method.name!r}")
+    allocation, count = method.method.allocation, job.recipe.data.batches
+    by_dimensions = isinstance(method, IdGuided)
+    if count is None:
+        what = "dimensions for" if by_dimensions else "for allocation"
+        name = method.name if by_dimensions else allocation.name
+        raise DataError(
+            f"the number of batches is unknown, and with it what measuring {what} {name!r} takes; "
+            "give their number with --batches"
+        )
+    counts = inner.counts
+    if not by_dimensions or not isinstance(allocation, ModalityAllocation):
+        counts = [{"all": each["all"]} for each in counts]  # what is measured divides the rest
+    if isinstance(method, Measuring):
+        forwards = allocation.forwards(job.weights, count)
+        each = _gathered(job.context(), Composition("forward", Wanda()), batches)[1]
+        cost = inner.cost or Cost(ram_bytes=inner.statistics_bytes)
+        other = inner.timing.other_seconds + forwards * each
+        return replace(
+            inner,
+            counts=counts,
+            passes=inner.passes + 1,
+            timing=replace(inner.timing, other_seconds=other),
+            cost=replace(cost, notes=(*cost.notes, method.note(forwards))),
+        )
     dimensions = _planned_dimensions(
         job,
         next(iter(batches)),
         count * batches.size,
         memory_budget=job.recipe.memory_budget,
-        published=job.published,
+        variant=job.recipe.variant,
     )
     passes = dimensions.plan.passes
-    counts = inner.counts
-    if not isinstance(method.method.allocation, ModalityAllocation):
-        counts = [{"all": each["all"]} for each in counts]  # dimensions divide the rest
     return replace(
         inner,
         counts=counts,
@@ -601,26 +595,7 @@ def _plan_guided(job: Prepared, method: IdGuided, batches: _DummyBatches) -> Pla
     )
 
 
-def _plan_measuring(job: Prepared, method: Measuring, batches: _DummyBatches) -> Plan:
-    """What it takes to measure for the allocation, by dummy batches, and then to prune."""
-    inner = _plan_job(
-        replace(job, method=method.method.with_allocation(method.allocation)), batches
-    )
-    count = _known_count(job, f"measuring for allocation {method.method.allocation.name!r}")
-    forwards = method.method.allocation.forwards(job.weights, count)
-    each = _gathered(job.context(), Composition("forward", Wanda()), batches)[1]
-    cost = inner.cost or Cost(ram_bytes=inner.statistics_bytes)
-    other = inner.timing.other_seconds + forwards * each
-    return replace(
-        inner,
-        counts=[{"all": counts["all"]} for counts in inner.counts],
-        passes=inner.passes + 1,
-        timing=replace(inner.timing, other_seconds=other),
-        cost=replace(cost, notes=(*cost.notes, method.note(forwards))),
-    )
-
-
-def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: int = 32) -> Plan:
+def plan_run(job: Prepared) -> Plan:
     """Finds out what a run costs with two dummy batches, and writes nothing.
 
     No image is read. The batches have blank images and captions of usual length. The peak is that
@@ -631,17 +606,16 @@ def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: i
     shapes, and nothing is timed; only then do methods that read data need no processor.
 
     Raises:
-        ValueError: if the method reads data and there is no processor.
-        DataError: if the method has to know how many batches there will be, and that is unknown.
+        DataError: if the method has to know how many batches there will be, and that is unknown, or
+            reads data and there is no processor.
         VlpError: if the method cannot do what is asked, as far as it knows before it runs.
     """
     if job.device.type == "meta":
         return _plan_by_shapes(job)
-    if job.method.reads_data and processor is None:
-        raise ValueError(f"method {job.method.name!r} reads data: a processor is needed")
-    batches = (
-        None if processor is None else _DummyBatches(job.model, job.adapter, processor, batch_size)
-    )
+    batches = None
+    if job.method.reads_data:  # or would, without statistics of an earlier run
+        size = job.recipe.data.batch_size if job.recipe.statistics is None else 1
+        batches = _DummyBatches(job.model, job.adapter, job.processor(), size)
     with suppress(UnsupportedError):
         check_can_render()  # its packages are part of what the run will hold
     return _plan_job(_with_length(job), batches)
@@ -649,10 +623,8 @@ def plan_run(job: Prepared, *, processor: Processor | None = None, batch_size: i
 
 def _plan_job(job: Prepared, batches: _DummyBatches | None) -> Plan:
     """The plan by what kind of method it is; see `plan_run`."""
-    if isinstance(job.method, IdGuided) and batches is not None:
+    if isinstance(job.method, Guided) and batches is not None:
         return _plan_guided(job, job.method, batches)
-    if isinstance(job.method, Measuring) and batches is not None:
-        return _plan_measuring(job, job.method, batches)
     if isinstance(job.method, Procedure):
         return _plan_procedure(job, job.method, batches)
     if job.by_blocks:
