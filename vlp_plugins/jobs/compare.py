@@ -160,7 +160,11 @@ def compare(
                 (folder / RECORD).write_text(text + "\n", encoding="utf-8")
                 (folder / "compare.csv").write_text(to_csv(found), encoding="utf-8")
                 winners = [Masks.load(folder / found.winner(s).masks) for s in found.sparsities]
-                steps = _steps(then)
+                saved = [
+                    Step(f"Save the model with the best masks at {titled(each)}.", command)
+                    for each, command in apply.items()
+                ]
+                steps = [*saved, *list(then.values())[-1][1:]]  # and fine-tune the last
                 write_report(
                     folder, lambda: page_of(found, loaded, winners, steps, facts, command)
                 )  # fmt: skip
@@ -170,15 +174,6 @@ def compare(
 MASKS = "masks"
 _ODD = r"[^\w.+-]"
 """Characters that names of files should not have, as in `id*omp`."""
-
-
-def _steps(then: Mapping[str, Sequence[Step]]) -> list[Step]:
-    """What to do with the best masks: save the model at each sparsity, and fine-tune the last."""
-    saved = [
-        Step(f"Save the model with the best masks at {titled(sparsity)}.", steps[0].command)
-        for sparsity, steps in then.items()
-    ]
-    return [*saved, *list(then.values())[-1][1:]]
 
 
 def _relative(path: Path) -> str:
@@ -227,7 +222,9 @@ class _Run:
         size = request.data.batch_size
         # Several sets must differ, so that each has half of the samples at most.
         most = len(pool.samples) // (2 if request.seeds > 1 else 1)
-        self.count = _without_single(min((request.data.batches or BATCHES) * size, most), size)
+        self.count = min((request.data.batches or BATCHES) * size, most)
+        if self.count > size > 1 and self.count % size == 1:
+            self.count -= 1  # a single sample in the last batch has no negatives
         self.dense: TaskMetrics | None = None
         self.cells: dict[tuple[str, str, int], Cell] = {}
         self.seconds: dict[str, float] = {}
@@ -357,7 +354,7 @@ class _Run:
                     seconds = None if seconds is None or needed is None else seconds + needed
         self._check_any()
         ends = [time.perf_counter()]
-        needs = [need for method in self._reading() for need in method.needs]
+        needs = [need for method in self._of_one_pass().values() for need in method.needs]
         if needs:
             gather(needs, replace(context, progress=lambda *_: ends.append(time.perf_counter())))
             per_batch = min(later - earlier for earlier, later in pairwise(ends))
@@ -372,12 +369,6 @@ class _Run:
             for name, method in self.methods.items()
             if isinstance(method, Composition) and method.walk_of(context) == "model"
         }
-
-    def _reading(self, names: Iterable[str] | None = None) -> list[Composition]:
-        """The methods that read statistics of a pass over the data."""
-        found = self._of_one_pass()
-        chosen = [found[name] for name in (found if names is None else names)]
-        return [method for method in chosen if method.needs]
 
     def _batches(self, seed: int) -> Collection[Batch] | ExampleBatches:
         """The calibration samples of a seed, in stored order, each with one caption."""
@@ -420,7 +411,7 @@ class _Run:
             for name, method in self._of_one_pass().items()
             if not self._is_pruned(name, seed)
         }
-        needs = distinct(need for method in self._reading(todo) for need in method.needs)
+        needs = distinct(need for method in todo.values() for need in method.needs)
         statistics = None
         context = self._context((), seed)
         if needs:
@@ -533,11 +524,6 @@ class _Run:
             if cell.masks != f"{MASKS}/{Path(cell.masks).name}":
                 raise ValueError(f"the masks of a cell are {cell.masks}, not in {MASKS}")
             self.cells[cell.key] = cell
-
-
-def _without_single(count: int, size: int) -> int:
-    """Not one sample more than whole batches: alone it has no negatives."""
-    return count - 1 if count > size > 1 and count % size == 1 else count
 
 
 def _same(masks: Masks, others: Masks) -> bool:

@@ -60,7 +60,9 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
         DataError: if data is missing, or not enough.
         UnsupportedError: if the model can do none of the tasks on this data.
     """
-    names = [request.task] if request.task else _possible_tasks(loaded)
+    able = able_tasks(loaded.adapter, loaded.processor)
+    order = ("classification", "retrieval", "vqa", "nlvr2")
+    names = [request.task] if request.task else [*(each for each in order if each in able), LOSS]
     reasons = []
     for name in names:
         try:
@@ -79,13 +81,6 @@ def open_data(loaded: Loaded, request: CompareRequest) -> tuple[Task, TaskSample
         f"adapter {loaded.adapter.name!r} can do no task on {request.data.source}: "
         + "; ".join(reasons)
     )
-
-
-def _possible_tasks(loaded: Loaded) -> list[str]:
-    """The tasks that are tried if none is named, in this order."""
-    able = able_tasks(loaded.adapter, loaded.processor)
-    order = ("classification", "retrieval", "vqa", "nlvr2")
-    return [*(task for task in order if task in able), LOSS]
 
 
 def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSamples) -> Task:
