@@ -277,12 +277,7 @@ def _settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise SparsityError(
             f"{where} has no sparse_ratio; give the fraction to remove, such as 0.75"
         )
-    _check_amounts(given, where)
-    return {key: given[key] for key in _AMOUNTS if given.get(key) is not None}
-
-
-def _check_amounts(given: Mapping[str, Any], where: str) -> None:
-    """Raises `SparsityError` for what a schedule would notice in its last step only."""
+    # A schedule would notice the following in its last step only.
     for key in _AMOUNTS[:-1]:
         if given.get(key) is not None and not 0 <= given[key] <= 1:  # NaN is not either
             raise SparsityError(f"{where} has {key}={given[key]}; fractions lie in [0, 1]")
@@ -294,6 +289,7 @@ def _check_amounts(given: Mapping[str, Any], where: str) -> None:
             f"{where} has min_sparse_ratio={least:g} above max_sparse_ratio={most:g}"
             "; no ratio is between them"
         )
+    return {key: given[key] for key in _AMOUNTS if given.get(key) is not None}
 
 
 def _check_names(config: Mapping[str, Any], where: str, model: nn.Module) -> None:

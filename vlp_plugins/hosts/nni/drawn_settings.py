@@ -141,13 +141,10 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         section, _, inner = key.partition(".")
         if section not in KEYS:
             section, inner = "parameters", key
-        if not inner:
-            section_of, name = nested, section
-        else:
-            section_of, name = nested.setdefault(section, {}), inner
-        if not isinstance(section_of, dict) or name in section_of:
+        place, name = (nested.setdefault(section, {}), inner) if inner else (nested, section)
+        if not isinstance(place, dict) or name in place:
             raise RecipeError(f"{_WHERE}: {section!r} is drawn twice; draw it in one place")
-        section_of[name] = value
+        place[name] = value
     return nested
 
 

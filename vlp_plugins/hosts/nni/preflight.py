@@ -14,7 +14,6 @@ import torch
 
 from vlp_plugins.calibration.batches import to_device
 from vlp_plugins.calibration.statistics import Statistics
-from vlp_plugins.data.processors import Processor
 from vlp_plugins.data.records import CaptionSource
 from vlp_plugins.dimension.measure import default_settings
 from vlp_plugins.dimension.twonn import check_number
@@ -87,11 +86,11 @@ class Preflight:
                 "pruned by; give other data, or leave test out for the pairs that are not read",
                 settings.test,
             )
-        processor = job.processor()
+        processor, data = job.processor(), replace(recipe.data, batch_size=_PAIRS, batches=1)
         batch: Batch = {}
         for source in dict.fromkeys((settings.test, recipe.data.source)):
             if source is not None:
-                batch = _first_batch(job, source, processor)
+                batch = next(iter(batches_for(source, data, processor, adapter, model)))
         return cls(job, statistics, batch)
 
     def check(self, recipe: Recipe, settings: TrialSettings) -> None:
@@ -109,8 +108,7 @@ class Preflight:
             self.statistics.check(job.weights, published=job.published)
         elif job.method.reads_data:
             need(recipe, "data.source")
-            self._check_batches(recipe.data)
-            _check_samples(job)
+            self._check_data(job)
         with _without_values():
             try_allocation(job.method, targets, job.weights, recipe.floor)
         needs_loss = _needs_loss(job, self.statistics)
@@ -131,17 +129,26 @@ class Preflight:
             self._sources[key] = source_of(source, data)
         return self._sources[key]
 
-    def _check_batches(self, data: DataRecipe) -> None:
-        """Fewer batches than asked for would prune all the same, but not as the recipe says."""
+    def _check_data(self, job: Prepared) -> None:
+        """Fewer batches than asked for would prune all the same, but not as the recipe says.
+
+        If the method measures dimensions, they must be enough for that.
+        """
+        data = job.recipe.data
         pairs = self._opened(str(data.source), data).length
-        if data.batches is None or pairs is None:
+        if data.batches is None:
             return
-        whole, rest = divmod(pairs, data.batch_size)
-        if whole + (rest > 1) < data.batches:
-            raise DataError(
-                f"{data.source} has {pairs} pairs, and {data.batches} batches of "
-                f"{data.batch_size} need {data.batches * data.batch_size}; ask for fewer"
-            )
+        needed = data.batches * data.batch_size
+        if pairs is not None:
+            whole, rest = divmod(pairs, data.batch_size)
+            if whole + (rest > 1) < data.batches:
+                raise DataError(
+                    f"{data.source} has {pairs} pairs, and {data.batches} batches of "
+                    f"{data.batch_size} need {needed}; ask for fewer"
+                )
+        if isinstance(job.method, IdGuided):
+            estimator, _ = default_settings(published=job.published)
+            check_number(needed, estimator, what="data.batches times data.batch_size")
 
     @cached_property
     def _loss_error(self) -> VlpError | None:
@@ -154,11 +161,6 @@ class Preflight:
         except (UnsupportedError, BatchError) as error:
             return error
         return None
-
-
-def _first_batch(job: Prepared, source: str, processor: Processor) -> Batch:
-    data = replace(job.recipe.data, batch_size=_PAIRS, batches=1)
-    return next(iter(batches_for(source, data, processor, job.adapter, job.model)))
 
 
 def _needs_loss(job: Prepared, statistics: Statistics | None) -> bool:
@@ -182,15 +184,6 @@ def _without_values() -> Iterator[None]:
         raise
     except Exception:  # tensors without values cannot be branched on
         return
-
-
-def _check_samples(job: Prepared) -> None:
-    """Makes sure that the batches are enough to measure dimensions from, if the method does."""
-    data = job.recipe.data
-    if isinstance(job.method, IdGuided) and data.batches is not None:
-        estimator, _ = default_settings(published=job.published)
-        samples = data.batches * data.batch_size
-        check_number(samples, estimator, what="data.batches times data.batch_size")
 
 
 def _check_out(out: Path) -> None:

@@ -95,13 +95,12 @@ def _adapter_of(
     model: nn.Module, adapter: Adapter | str | None, evaluator: Evaluator | None
 ) -> Adapter:
     """The adapter of a model; one that none claims gets a `ModuleAdapter` with this loss."""
-    if adapter == "module":
-        return ModuleAdapter(model, loss=_loss_of(evaluator))
-    try:
-        return resolve_adapter(model, adapter)
-    except UnclaimedModelError:
-        _log.info("no adapter claims %s; its layers go by their paths", type(model).__name__)
-        return ModuleAdapter(model, loss=_loss_of(evaluator))
+    if adapter != "module":
+        try:
+            return resolve_adapter(model, adapter)
+        except UnclaimedModelError:
+            _log.info("no adapter claims %s; its layers go by their paths", type(model).__name__)
+    return ModuleAdapter(model, loss=_loss_of(evaluator))
 
 
 def _loss_of(evaluator: Evaluator | None) -> Callable[[nn.Module, Any], torch.Tensor] | None:
@@ -307,8 +306,10 @@ class VlpPruner(Pruner):
             self._current_step += 1
             if self._current_step != self.interval_steps:
                 return
-            if getattr(evaluator, "replaying", False):
-                self._masks_from_a_checkpoint()
+            if getattr(evaluator, "replaying", False):  # a checkpoint has brought the masks
+                with unwrapped(self.bound_model):
+                    weights = WeightMap.of(self.bound_model, self.adapter)
+                    self.masks = untouched(weights, self.method, self.recipe.seed)
             else:
                 self.update_masks(self.generate_masks())
             if isinstance(self._remaining_times, int):
@@ -317,12 +318,6 @@ class VlpPruner(Pruner):
                 self._current_step = 0
 
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[after_step])
-
-    def _masks_from_a_checkpoint(self) -> None:
-        """Leaves the masks in the wrappers as they are: a checkpoint brought them."""
-        with unwrapped(self.bound_model):
-            weights = WeightMap.of(self.bound_model, self.adapter)
-            self.masks = untouched(weights, self.method, self.recipe.seed)
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         make_floating(self._module_wrappers, self._places)

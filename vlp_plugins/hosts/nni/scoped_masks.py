@@ -198,8 +198,14 @@ class PruneRequest:
         else:
             found = []
             for scope, demand in parts:
+                if demand.ratio and demand.least:
+                    raise UnsupportedError(
+                        f"min_sparse_ratio={demand.least:g} cannot be kept by method "
+                        f"{self.method!r}, which decides by itself how much every layer loses "
+                        f"({type(method).__name__}); leave it out, or give such layers an entry "
+                        "of their own"
+                    )
                 if demand.ratio:
-                    self._check_possible(demand, method)
                     found.append(self._prune(model, Within(adapter, scope.weights), method, demand))
         return _whole(found, weights, self.method, parts, self.seed)
 
@@ -215,14 +221,6 @@ class PruneRequest:
             seed=self.seed,
             **{key: value for key, value in self.options.items() if key in _OF_PRUNE},
         )
-
-    def _check_possible(self, demand: Demand, method: Method) -> None:
-        if demand.least:
-            raise UnsupportedError(
-                f"min_sparse_ratio={demand.least:g} cannot be kept by method {self.method!r}, "
-                f"which decides by itself how much every layer loses ({type(method).__name__}); "
-                "leave it out, or give such layers an entry of their own"
-            )
 
 
 def _takes_scopes(method: Method) -> bool:

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -91,7 +91,13 @@ def check_experiment(path: str | Path, recipe: Recipe, settings: TrialSettings) 
     platform = getattr(config.training_service, "platform", None)
     if platform == "local":
         with chdir(config.trial_code_directory):
-            _preflight(name, trials)
+            try:
+                preflight = Preflight.of(*trials[0][1:])
+            except VlpError as error:
+                raise RecipeError(f"{name}: every trial fails: {error}") from error
+            for values, trial, of_trial in trials:
+                with _failing(name, values):
+                    preflight.check(trial, of_trial)
     else:
         _log.warning(
             "%s: trials run on %s machines; whether model and data are there is not looked into",
@@ -121,18 +127,6 @@ def trial_words(path: str | Path) -> tuple[list[str], Path] | None:
         return None
     ours = takewhile(lambda word: word[0] not in _OPERATORS, words[words.index("nni-trial") + 1 :])
     return list(ours), Path(config.trial_code_directory)
-
-
-def _preflight(
-    name: str, trials: Sequence[tuple[Mapping[str, Any], Recipe, TrialSettings]]
-) -> None:
-    try:
-        preflight = Preflight.of(*trials[0][1:])
-    except VlpError as error:
-        raise RecipeError(f"{name}: every trial fails: {error}") from error
-    for drawn, trial, of_trial in trials:
-        with _failing(name, drawn):
-            preflight.check(trial, of_trial)
 
 
 @contextmanager

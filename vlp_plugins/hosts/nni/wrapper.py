@@ -95,14 +95,6 @@ class SharingWrapper(ModuleWrapper):
         """Holds parameter `name` of the module itself, before a target space would clone it."""
         self.register_parameter(name, self.module.get_parameter(name))
 
-    def masked(self, name: str) -> torch.Tensor:
-        """A copy of parameter `name` that is zero where its mask removes."""
-        value = self._parameters[name].detach()
-        space = self.pruning_target_spaces.get(name)
-        if space is None or space.mask is None:
-            return value.clone()
-        return value.masked_fill(space.mask == 0, 0)
-
     def wrap(self) -> None:
         """Puts itself in the place of the module's forward."""
         if self.in_place:
@@ -182,7 +174,11 @@ class SharingWrapper(ModuleWrapper):
         Tied weights are written as copies: files of tensors that share memory are refused.
         """
         for name in self._held():
-            state[f"{prefix}{name}"] = self.masked(name)
+            value, space = self._parameters[name].detach(), self.pruning_target_spaces.get(name)
+            mask = None if space is None else space.mask
+            state[f"{prefix}{name}"] = (
+                value.clone() if mask is None else value.masked_fill(mask == 0, 0)
+            )
             for own in (name, f"{name}_mask"):
                 key = f"{prefix}_nni_wrapper.{own}"
                 if key in state:

@@ -157,20 +157,17 @@ def base_options(
             "would cut apart; do this inside `with shared_modules(model):`"
         )
     prunable = (ops.TORCH_CONV, ops.TORCH_LINEAR, ops.TORCH_LSTM)
-    inner = {id(layer) for _, block in plan.cut_blocks for layer in inner_layers(model, block)}
+    inner = {layer: block for block in plan.cut_blocks for layer in inner_layers(model, block)}
     return {
         "example_inputs": example_batch(model, adapter) if batch is None else batch,
         "forward_fn": forward_of(adapter),
         "num_heads": {
-            layer: block.heads
-            for _, block in plan.cut_blocks
-            if isinstance(block, Attention)
-            for layer in inner_layers(model, block)
+            layer: block.heads for layer, block in inner.items() if isinstance(block, Attention)
         },
         "ignored_layers": [
             module
             for module in model.modules()
-            if isinstance(module, prunable) and id(module) not in inner
+            if isinstance(module, prunable) and module not in inner
         ],
         "unwrapped_parameters": _bare_parameters(model),
         # The defaults are shared among pruners, and one fills them with its modules.
@@ -188,7 +185,7 @@ def traceable(plan: Plan) -> Plan:
     Raises:
         StructureError: if nothing else is to be cut.
     """
-    turned = [b.name for _, b in plan.cut_blocks if isinstance(b, Attention) and b.rotary]
+    turned = [b.name for b in plan.cut_blocks if isinstance(b, Attention) and b.rotary]
     why = "positions turn their queries and keys, which Torch-Pruning cannot follow"
     return without(plan, turned, f"{why}; vlp_plugins.structured.cut cuts them")
 

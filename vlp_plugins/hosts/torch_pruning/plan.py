@@ -70,9 +70,9 @@ class Plan:
     round_to: int | None = None
 
     @property
-    def cut_blocks(self) -> Iterator[tuple[Scope, Block]]:
+    def cut_blocks(self) -> Iterator[Block]:
         """Every block that loses something."""
-        return ((scope, block) for scope in self.scopes for block in scope.blocks)
+        return (block for scope in self.scopes for block in scope.blocks)
 
 
 def plan_of(

@@ -56,16 +56,12 @@ class BlockPruner(tp.pruner.BasePruner):
                 f"({type(error).__name__}: {first_line(error)}); choose what to keep yourself, and "
                 "cut it by vlp_plugins.structured.cut, which traces nothing"
             ) from error
-        self.plan = self._traced(plan)
-
-    def _traced(self, plan: Plan) -> Plan:
-        """The plan without blocks that no output depends on."""
         outside = [
             block.name
-            for _, block in plan.cut_blocks
-            if self.model.get_submodule(block.output.path) not in self.DG.module2node
+            for block in plan.cut_blocks
+            if model.get_submodule(block.output.path) not in self.DG.module2node
         ]
-        return without(plan, outside, "nothing that the model gives out depends on them")
+        self.plan = without(plan, outside, "nothing that the model gives out depends on them")
 
     @torch.no_grad()
     def _prune(self) -> Iterator[Group]:
