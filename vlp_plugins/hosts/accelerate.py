@@ -133,8 +133,7 @@ class AccelerateEngine(Engine):
         vars(self).pop("_optimizer", None)
 
     def gradients(self, batch: Batch, *, share: float, last: bool) -> Mapping[str, Tensor]:
-        waiting = nullcontext() if last else self.accelerator.no_sync(self._loss)
-        with waiting:
+        with nullcontext() if last else self.accelerator.no_sync(self._loss):
             terms: dict[str, Tensor] = self._loss(dict(batch))
             self.accelerator.backward(total(terms) * share)
         return terms

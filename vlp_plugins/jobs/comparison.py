@@ -143,11 +143,8 @@ class Comparison:
 
     def score_of(self, measured: Sequence[TaskMetrics]) -> Score:
         """The score of runs that were measured on the same samples."""
-        return Score.of(torch.stack([self._by_sample(each) for each in measured]))
-
-    def _by_sample(self, measured: TaskMetrics) -> torch.Tensor:
-        values = [measured.by_sample[name] for name in self.score]
-        return torch.tensor(values, dtype=torch.float64, device="cpu").mean(dim=0)
+        values = [[each.by_sample[name] for name in self.score] for each in measured]
+        return Score.of(torch.tensor(values, dtype=torch.float64, device="cpu").mean(dim=1))
 
     @cached_property
     def scores(self) -> Mapping[tuple[str, str], Score]:

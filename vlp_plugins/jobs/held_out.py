@@ -97,13 +97,6 @@ def task_of(loaded: Loaded, request: CompareRequest, name: str, samples: TaskSam
     return TASK_CLASSES[name](loaded, asked, samples)
 
 
-def _drawn(samples: TaskSamples, count: int, seed: int) -> TaskSamples:
-    """So many at random, in stored order: the first may all be of one class."""
-    every = range(len(samples.samples))
-    numbers = random.Random(f"vlp compare {seed}").sample(every, min(count, len(every)))
-    return replace(samples, samples=tuple(samples.samples[number] for number in sorted(numbers)))
-
-
 def _samples(request: CompareRequest, task: str, *, chat: bool) -> tuple[TaskSamples, TaskSamples]:
     """What is measured on, and what calibration samples are drawn from; never the same images."""
     data = request.data
@@ -127,7 +120,11 @@ def _samples(request: CompareRequest, task: str, *, chat: bool) -> tuple[TaskSam
             f"{test.description} would be calibrated with and measured on; name another --test or "
             "--test-split, or leave both out: then the data is divided"
         )
-    return _drawn(test, request.limit, request.seed), pool
+    # At random, but in stored order: the first may all be of one class.
+    every = range(len(test.samples))
+    drawn = random.Random(f"vlp compare {request.seed}")
+    numbers = sorted(drawn.sample(every, min(request.limit, len(every))))
+    return replace(test, samples=tuple(test.samples[number] for number in numbers)), pool
 
 
 def _divided(samples: TaskSamples, limit: int, seed: int) -> tuple[TaskSamples, TaskSamples]:
