@@ -20,20 +20,18 @@ from vlp_plugins.methods.chita.solver.problem import (
     ranked,
     with_band,
 )
-from vlp_plugins.methods.chita.solver.relaxation import (
+from vlp_plugins.methods.chita.solver.search import (
     Point,
     ascend,
     dual_value,
-    newton_direction,
-    shifts,
-    slopes,
-)
-from vlp_plugins.methods.chita.solver.search import (
     exchange,
     exchange_pairs,
     finish,
     first_point,
+    newton_direction,
     polished,
+    shifts,
+    slopes,
     solve_best,
     solve_fast,
 )

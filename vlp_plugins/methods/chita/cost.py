@@ -9,12 +9,11 @@ from itertools import pairwise
 import torch
 
 from vlp_plugins.calibration.loss import bytes_of_state
-from vlp_plugins.methods.chita.calibration import check_enough
 from vlp_plugins.methods.chita.lambdas import AHEAD, GRID
 from vlp_plugins.methods.chita.pruner import groups_of_weights
 from vlp_plugins.methods.chita.rows.plan import RowPlan
 from vlp_plugins.methods.chita.settings import Settings
-from vlp_plugins.methods.chita.setup import row_plan, solutions_bytes
+from vlp_plugins.methods.chita.setup import check_enough, row_plan, solutions_bytes
 from vlp_plugins.methods.chita.solver.elimination import held_bytes
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.solve import Effort, solve

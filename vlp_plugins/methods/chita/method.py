@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 import torch
 
 from vlp_plugins.masks.masks import Masks
-from vlp_plugins.methods.chita.calibration import Calibration, calibration_record
 from vlp_plugins.methods.chita.cost import cost_of
 from vlp_plugins.methods.chita.layerwise import LayerChita
 from vlp_plugins.methods.chita.pruner import check_allocation, groups_of_weights, write_values
@@ -26,7 +25,13 @@ from vlp_plugins.methods.chita.settings import (
     Lambda,
     Settings,
 )
-from vlp_plugins.methods.chita.setup import Pruned, Setup, Wanted
+from vlp_plugins.methods.chita.setup import (
+    Calibration,
+    Pruned,
+    Setup,
+    Wanted,
+    calibration_record,
+)
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.chita.solver.solve import Effort, check_importance
 from vlp_plugins.methods.method import Context, Cost, Factored, Method, Procedure
@@ -36,15 +41,11 @@ from vlp_plugins.models.request import Target
 from vlp_plugins.runtime.checkpoint import state_tensor
 from vlp_plugins.runtime.errors import SparsityError, UnsupportedError
 from vlp_plugins.runtime.untrusted import read_as
-from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation
+from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
 
 logger = logging.getLogger("vlp_plugins.methods")
-
-
-_GLOBAL = GlobalAllocation()
-"""The default, told by identity from one that was asked for: by blocks it is another one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Chita(Factored, Procedure):
     changes_weights: ClassVar[bool] = True
 
     settings: Settings = field(default_factory=Settings)
-    allocation: Allocation = _GLOBAL
+    allocation: Allocation = Procedure.allocation
     name: str = "chita"
     factors: Factors | None = None
     gradient_weight: float = DEFAULT_GRADIENT_WEIGHT
@@ -106,7 +107,8 @@ class Chita(Factored, Procedure):
             rows=settings.rows,
             row_dtype=settings.row_dtype,
         )
-        asked = None if self.allocation is _GLOBAL else self.allocation
+        # The default is another one by blocks, but who asks for a global allocation gets it.
+        asked = None if self.allocation is Procedure.allocation else self.allocation
         return Reconstruction.by(solver).with_allocation(asked)
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from vlp_plugins.masks.packed import pack, unpack
-from vlp_plugins.methods.chita.solver.gram import (
+from vlp_plugins.methods.chita.solver.dual import (
     check_finite,
     factor,
     gram,

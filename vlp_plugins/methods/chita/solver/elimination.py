@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from vlp_plugins.methods.chita.solver.blocks import Part, Task, by_blocks, stacked
-from vlp_plugins.methods.chita.solver.gram import factor, gram, symmetric
+from vlp_plugins.methods.chita.solver.dual import factor, gram, symmetric
 from vlp_plugins.methods.chita.solver.problem import Problem, Solution
 
 STAGES = 16

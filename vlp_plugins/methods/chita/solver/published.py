@@ -22,8 +22,7 @@ from vlp_plugins.methods.chita.solver.blocks import (
     put_apart,
     together,
 )
-from vlp_plugins.methods.chita.solver.dual import Dual
-from vlp_plugins.methods.chita.solver.gram import weighted_sum, widened
+from vlp_plugins.methods.chita.solver.dual import Dual, weighted_sum, widened
 from vlp_plugins.methods.chita.solver.problem import Problem, Solution, largest_of, swept
 from vlp_plugins.scoring.threshold import top_by
 

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 
 from vlp_plugins.methods.chita.solver.blocks import Part, Task, by_blocks
+from vlp_plugins.methods.chita.solver.dual import weighted_sum, widened
 from vlp_plugins.methods.chita.solver.elimination import eliminate
-from vlp_plugins.methods.chita.solver.gram import weighted_sum, widened
 from vlp_plugins.methods.chita.solver.problem import (
     MemoryRows,
     Problem,
