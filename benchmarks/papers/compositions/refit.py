@@ -50,9 +50,7 @@ class Refit(Procedure):
         context = replace(context, batches=pieces, limit=None)
         settings = Settings(lambda_=self.ridge).for_variant(published=False)
         setup = Setup.of(context, settings, GlobalAllocation())
-        count = setup.calibration.available
-        batches = RecordedBatches(setup.calibration.from_(0, count))
-        with setup.pruner(batches, count) as pruner:
+        with setup.pruner(RecordedBatches(setup.calibration.of_round(0))) as pruner:
             return [self._refitted(setup, pruner, masks) for masks in found]
 
     def cost(self, context: Context) -> Cost:

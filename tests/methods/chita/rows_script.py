@@ -11,7 +11,7 @@ from toy import toy_batches
 from toy_loss import spoilt
 from toy_rows import N, toy_columns, toy_rows
 
-from vlp_plugins.methods.chita.rows.stores import GradientRows
+from vlp_plugins.methods.chita.rows.gradients import GradientRows
 from vlp_plugins.runtime.distributed import before_joining
 from vlp_plugins.runtime.errors import VlpError
 

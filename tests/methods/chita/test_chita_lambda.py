@@ -10,7 +10,7 @@ import torch
 from chita_runs import context_of
 from toy_loss import LosingAdapter, spoilt
 
-from vlp_plugins.methods.chita.lambdas import GRID, choose_lambdas, grid_around
+from vlp_plugins.methods.chita.lambdas import GRID, Grid, choose_lambdas
 from vlp_plugins.methods.chita.method import chita
 from vlp_plugins.runtime.errors import NonFiniteError
 
@@ -67,11 +67,11 @@ def test_near_a_known_lambda_few_are_tried():
         tried.append(ridge)
         return bowl(30)(ridge)
 
-    choice = chosen(loss, grid_around(1.0))
+    choice = chosen(loss, Grid(1.0))
 
     assert choice.lambda_ == pytest.approx(10**1.5)
     assert len(tried) == 6  # three, one more beyond, and half a decade to both sides
-    assert chosen(bowl(1e-3), grid_around(1.0)).lambda_ == pytest.approx(1e-3)
+    assert chosen(bowl(1e-3), Grid(1.0)).lambda_ == pytest.approx(1e-3)
 
 
 def test_without_any_finite_loss_there_is_no_choice():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from vlp_plugins.methods.chita.rows.plan import (
     shares_of,
 )
 from vlp_plugins.models.weights import WeightMap
-from vlp_plugins.runtime.errors import UnsupportedError
 
 sizes = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 
@@ -116,8 +114,3 @@ def test_processes_hold_about_equal_shares():
     shares = [b - a for a, b in pairwise(shares_of(columns, 7))]
     assert sum(shares) == 30_000
     assert max(shares) - min(shares) <= 50
-
-
-def test_a_block_has_at_least_one_column():
-    with pytest.raises(UnsupportedError, match="block_size=0"):
-        toy_columns(0)

@@ -1,15 +1,22 @@
 """Staged backward elimination: exact counts, and one weight at a time is exact elimination."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.solver import elimination
-from vlp_plugins.methods.chita.solver.elimination import solve_elimination
+from vlp_plugins.methods.chita.solver.blocks import Task, by_blocks
+from vlp_plugins.methods.chita.solver.elimination import STAGES, eliminate
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
 from vlp_plugins.methods.chita.solver.published import solve_published
+
+
+def solve_elimination(problem, stages=STAGES):
+    task = Task(problem, problem.largest(), partial(eliminate, stages=stages))
+    return by_blocks([task])[0].solution()
 
 
 def made(n=8, p=60, seed=0, bounds=(0, 20, 20, 45, 60), keep=20, ridge=1e-3, first_order=0.0):

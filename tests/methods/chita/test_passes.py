@@ -7,7 +7,7 @@ import torch
 from chita_runs import context_of, pruned_weights
 from toy_loss import LosingAdapter
 
-from vlp_plugins.methods.chita.lambdas import HeldOut, choose_lambdas, grid_around
+from vlp_plugins.methods.chita.lambdas import Grid, HeldOut, choose_lambdas
 from vlp_plugins.methods.chita.method import chita
 from vlp_plugins.methods.chita.pruner import Pruner
 from vlp_plugins.methods.chita.rows.stores import FileStore
@@ -138,7 +138,7 @@ def test_choices_solved_ahead_are_those_of_a_search_step_by_step():
             asked.append(len(jobs))
             return [ridge for _, ridge in jobs]
 
-        grids = [grid_around(1.0), grid_around(1e-3)]
+        grids = [Grid(1.0), Grid(1e-3)]
         return choose_lambdas(solve, loss, grids, ahead=ahead), asked
 
     (stepwise, many), (at_once, few) = choices(0), choices(100)

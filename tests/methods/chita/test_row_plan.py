@@ -10,7 +10,7 @@ import torch
 from test_columns import columns_of
 
 from vlp_plugins.methods.chita.rows.plan import plan_rows
-from vlp_plugins.runtime.errors import DataError, OutputError, UnsupportedError
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.memory import bytes_of, free_ram, spill_folder
 
 COLUMNS = columns_of([100_000, 50_000, 50_000], 1000)
@@ -120,12 +120,3 @@ def test_parts_and_groups_stay_within_the_budget():
         for group in found.cuts:
             for cuts in group:
                 assert 4 * N * (cuts[-1] - cuts[0]) <= budget
-
-
-def test_mistakes_are_named():
-    with pytest.raises(DataError, match="0 gradient rows"):
-        plan_rows(COLUMNS, 0, None, None, torch.float32)
-    with pytest.raises(UnsupportedError, match="did you mean 'disk'"):
-        plan(None, keep_in="disc")
-    with pytest.raises(UnsupportedError, match="float32 or bfloat16, not float16"):
-        plan(None, dtype=torch.float16)

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_elimination import solve_elimination
 
 from vlp_plugins.methods.chita.solver.blocks import by_blocks
-from vlp_plugins.methods.chita.solver.elimination import solve_elimination
 from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
 from vlp_plugins.methods.chita.solver.published import starting_points
 from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast

@@ -11,9 +11,8 @@ from toy import toy_batches
 from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.calibration.loss import LossProbe
-from vlp_plugins.methods.chita.rows.gradients import gradient_rows
+from vlp_plugins.methods.chita.rows.gradients import GradientRows, gradient_rows
 from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
-from vlp_plugins.methods.chita.rows.stores import GradientRows
 from vlp_plugins.models.weights import WeightMap
 
 N = 5

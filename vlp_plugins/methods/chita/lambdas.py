@@ -85,14 +85,14 @@ class Grid:
     """Lambdas in steps of half a decade, counted from one of them.
 
     Attributes:
-        centre: step 0, above 0.
+        centre: step 0, above 0; with the default steps a guess of the best lambda.
         first: the step of the least lambda that is tried in any case, which are a decade apart.
         last: of the largest.
     """
 
     centre: float
-    first: int
-    last: int
+    first: int = -2
+    last: int = 2
 
     @property
     def steps(self) -> range:
@@ -243,15 +243,6 @@ def _search(
     value, step, found = best
     points = tuple((grid.at(each), curve[each]) for each in sorted(curve))
     return Choice(grid.at(step), value, found, points, _doubts(grid.at(step), points))
-
-
-def grid_around(lambda_: float) -> Grid:
-    """Where to look first when the best lambda can be guessed.
-
-    Args:
-        lambda_: the guess, above 0.
-    """
-    return Grid(lambda_, -2, 2)
 
 
 def curve_text(choice: Choice[Found], target: str) -> str:

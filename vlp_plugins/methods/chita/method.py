@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -26,7 +25,6 @@ from vlp_plugins.methods.chita.settings import (
     Settings,
 )
 from vlp_plugins.methods.chita.setup import (
-    Calibration,
     Pruned,
     Setup,
     Wanted,
@@ -44,8 +42,6 @@ from vlp_plugins.runtime.untrusted import read_as
 from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors, guided_name
 from vlp_plugins.scoring.schedules import schedule_by_name
-
-logger = logging.getLogger("vlp_plugins.methods")
 
 
 @dataclass(frozen=True)
@@ -123,9 +119,8 @@ class Chita(Factored, Procedure):
         settings = self.settings_for(context)
         groups = [groups_of_weights(context, target, self.allocation) for target in context.targets]
         setup = Setup.of(context, settings, self.allocation, factors=self.factors)
-        count = settings.rows or setup.calibration.available
-        batches = RecordedBatches(setup.calibration.from_(0, count))
-        with setup.pruner(batches, count, progress=context.progress) as pruner:
+        batches = RecordedBatches(setup.calibration.of_round(0))
+        with setup.pruner(batches, progress=context.progress) as pruner:
             record = calibration_record([batches.digest], [batches.sizes])
             wanted = [Wanted(*each) for each in zip(groups, map(str, context.targets), strict=True)]
             return [
@@ -195,8 +190,7 @@ class ChitaInRounds(Chita, InRounds):
         setup = Setup.of(
             context, settings, self.allocation, rounds=self.rounds, factors=self.factors
         )
-        rows = rows_of_a_round(setup.calibration, settings, self.rounds)
-        dense = context.weights.content_hash()
+        rows, dense = setup.calibration.rows, context.weights.content_hash()
         return [
             ChitaRun(self, context, number, rows, dense, setup).masks()
             for number in range(len(context.targets))
@@ -238,7 +232,7 @@ class ChitaRun(RunInRounds[Stage]):
     setup: Setup
 
     def batches(self, index: int) -> RecordedBatches:
-        return RecordedBatches(self.setup.calibration.from_(index * self.per_round, self.per_round))
+        return RecordedBatches(self.setup.calibration.of_round(index))
 
     def round(
         self, index: int, level: Target, batches: RecordedBatches, before: Stage | None
@@ -246,7 +240,7 @@ class ChitaRun(RunInRounds[Stage]):
         setup, context = self.setup, self.context
         groups = groups_of_weights(context, level, setup.allocation)
         alive = None if before is None else setup.columns.split(before.support)
-        with setup.pruner(batches, self.per_round, alive, self.progress(index)) as pruner:
+        with setup.pruner(batches, alive, self.progress(index)) as pruner:
             near = None if before is None else before.facts[-1]["lambda"]
             wanted = Wanted(groups, f"{self.target}, round {index + 1}", near)
             [pruned] = setup.find(pruner, [wanted])
@@ -295,20 +289,6 @@ class ChitaRun(RunInRounds[Stage]):
         with self.setup.probe.attached((), keep_state=True) as probe:
             for index, batch in enumerate(batches()):
                 probe.advance(batch, index)
-
-
-def rows_of_a_round(calibration: Calibration, settings: Settings, rounds: int) -> int:
-    """How many fresh batches a round takes; warns once if there are too few for all rounds."""
-    rows = settings.rows or max(1, calibration.available // rounds)
-    if rows * rounds > calibration.available:
-        logger.warning(
-            "%d rounds of %d batches are more than the %d there are: after the last batch comes "
-            "the first again",
-            rounds,
-            rows,
-            calibration.available,
-        )
-    return rows
 
 
 def chita(

@@ -268,10 +268,8 @@ class Pruner:
         support = torch.zeros_like(self.dense, dtype=torch.bool)
         total = 0.0
         for group, solution in zip(groups, found, strict=True):
-            ranges, each = (
-                self.columns.ranges(group.names),
-                self._alone(group)._finished(solution()),
-            )
+            each = self._alone(group)._finished(solution())
+            ranges = self.columns.ranges(group.names)
             put_ranges(each.values, values, ranges)
             put_ranges(each.support, support, ranges)
             total += each.objective

@@ -27,7 +27,6 @@ from vlp_plugins.methods.chita.lambdas import (
     HeldOut,
     choose_lambdas,
     curve_text,
-    grid_around,
 )
 from vlp_plugins.methods.chita.pruner import (
     Group,
@@ -36,9 +35,8 @@ from vlp_plugins.methods.chita.pruner import (
     packed_bytes,
     write_values,
 )
-from vlp_plugins.methods.chita.rows.gradients import Progress, gradient_rows
+from vlp_plugins.methods.chita.rows.gradients import GradientRows, Progress, gradient_rows
 from vlp_plugins.methods.chita.rows.plan import Columns, RowPlan, plan_rows
-from vlp_plugins.methods.chita.rows.stores import GradientRows
 from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.method import Context
@@ -62,11 +60,13 @@ class Calibration:
     Attributes:
         again: starts a pass over all of them.
         available: how many of the first ones may make rows.
+        rows: how many make those of a round.
         held_out: the last ones, on the CPU; they never make rows.
     """
 
     again: Callable[[], Iterator[Batch]]
     available: int
+    rows: int
     held_out: tuple[Batch, ...] = ()
 
     @classmethod
@@ -93,13 +93,23 @@ class Calibration:
         else:
             total, held = _read(again, settings)
         check_enough(total, settings, rounds)
-        return cls(again, total - len(held), tuple(held))
+        available = total - len(held)
+        rows = settings.rows or max(1, available // rounds)
+        if rows * rounds > available:
+            logger.warning(
+                "%d rounds of %d batches are more than the %d there are: after the last batch "
+                "comes the first again",
+                rounds,
+                rows,
+                available,
+            )
+        return cls(again, available, rows, tuple(held))
 
-    def from_(self, start: int, count: int) -> Callable[[], Iterator[Batch]]:
-        """`count` of the available batches from the one at `start`; the first follows the last."""
+    def of_round(self, index: int) -> Callable[[], Iterator[Batch]]:
+        """The batches of a round, fresh ones as far as there are: the first follows the last."""
 
         def batches() -> Iterator[Batch]:
-            first, left = start % self.available, count
+            first, left = index * self.rows % self.available, self.rows
             while left > 0:
                 read = 0
                 for batch in islice(self.again(), first, min(self.available, first + left)):
@@ -281,7 +291,7 @@ class Setup:
                 calibration.available,
                 skip_nonfinite=context.skip_nonfinite,
             )
-        settings = settings.for_rows(settings.rows or max(1, calibration.available // rounds))
+        settings = settings.for_rows(calibration.rows)
         columns = Columns.of(context.weights, settings.columns_of_block)
         probe = context.loss_probe()
         return cls(context, settings, allocation, calibration, columns, probe, held_out, factors)
@@ -291,35 +301,27 @@ class Setup:
         """Of the model."""
         return device_of(self.context.model)
 
-    def values(self) -> Mapping[str, torch.Tensor]:
-        """The weights as they are now, float32; views of the parameters where they are float32.
-
-        Those that are sharded are gathered when they are asked for (a collective).
-        """
-        weights = self.context.weights
-        return OnDemand(weights, lambda name: weights[name].values.float())
-
     @contextmanager
     def pruner(
         self,
         batches: RecordedBatches,
-        count: int,
         alive: Mapping[str, torch.Tensor] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Pruner]:
         """Gathers rows at the weights as they are now.
 
         Args:
-            batches: for the rows.
-            count: of the batches.
+            batches: for the rows of a round.
             alive: bool masks by canonical name; what they remove stays removed. None: nothing.
             progress: called with (batches done, batches in all).
 
         Raises:
             VlpError: if the loss or a gradient is not finite, memory or batches do not suffice.
         """
-        context, settings = self.context, self.settings
-        plan = row_plan(context, settings, count)
+        context, settings, weights = self.context, self.settings, self.context.weights
+        # Those that are sharded are gathered one by one (a collective).
+        values = OnDemand(weights, lambda name: weights[name].values.float())
+        plan = row_plan(context, settings, self.calibration.rows)
         with gradient_rows(self.probe, plan, batches, alive=alive, progress=progress) as rows:
             check_same(batches.digest[:16], f"{len(batches.sizes)} batches")
             if alive is None and settings.first_order is True and batches.sizes[0] == 1:
@@ -329,7 +331,7 @@ class Setup:
                     "batches of more samples weaken it"
                 )
             yield Pruner(
-                dense=self.columns.join(self.values()),
+                dense=self.columns.join(values),
                 rows=rows,
                 kept_in=plan.keep_in,
                 columns=self.columns,
@@ -463,7 +465,7 @@ def _grid(pruner: Pruner, near: float | None) -> Grid:
     """
     rows = pruner.rows
     if near is not None:
-        return grid_around(near)
+        return Grid(near)
     if pruner.first_order or not isinstance(rows, GradientRows):
         return GRID
-    return grid_around(OF_MEAN_SQUARE * rows.mean_square)
+    return Grid(OF_MEAN_SQUARE * rows.mean_square)

@@ -14,15 +14,14 @@ from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.plan import RowPlan
 from vlp_plugins.methods.chita.rows.stores import (
     FileStore,
-    GradientRows,
-    KeptRows,
     Layout,
     MemoryStore,
     Store,
     add_up,
     exchange,
-    released,
+    fill,
 )
+from vlp_plugins.methods.chita.solver.problem import Rows
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.runtime.distributed import all_gather, batch_shard, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import DataError, NonFiniteError, UnsupportedError
@@ -252,50 +251,64 @@ class Filler:
         self._runs += 1
 
 
-class PassRows(GradientRows):
-    """One group of columns is in memory; the next takes its place.
+class GradientRows(Rows):
+    """Rows of a model; every process holds some of the columns.
 
-    The loss starts from the same state in every pass (queues, momentum copies, random numbers), so
-    a second sweep yields what the first did.
+    Rows that are kept are one group of columns. Otherwise each group takes the place of the one
+    before: the loss starts from the same state in every pass (queues, momentum copies, random
+    numbers), so that a second sweep yields what the first did.
+
+    Attributes:
+        mean_square: of all elements.
+        rounding: relative error of the rows by rounding them to their dtype, in the Frobenius norm;
+            0 for float32.
     """
 
-    def __init__(self, filler: Filler, layouts: Sequence[Layout], flat: torch.Tensor) -> None:
+    def __init__(self, filler: Filler, stores: Sequence[Store]) -> None:
         """Gathers the first group.
 
         Args:
             filler: runs batches.
-            layouts: of the columns of this process, by group.
-            flat: memory for the largest group.
+            stores: for the columns of this process, by group.
 
         Raises:
             VlpError: see `Filler.run`.
         """
-        self._filler, self._layouts = filler, layouts
-        self._flat: torch.Tensor | None = flat
+        self._filler, self._stores = filler, stores
         self._held: int | None = None
         self._gather(0)
-        super().__init__(filler.rows, filler.plan.edges, *filler.squares.totals())
+        self.n, self.p = filler.rows, filler.plan.columns.p
+        squares, errors = filler.squares.totals()
+        self.mean_square = squares / (self.n * self.p)
+        self.rounding = (errors / squares) ** 0.5 if errors else 0.0
 
     def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
+        if not self._stores:
+            raise UnsupportedError(
+                "these gradient rows are gone: use them inside `with gradient_rows`"
+            )
         self.sweeps += 1
-        for index in range(len(self._layouts)):
-            if self._held != index:
-                self._gather(index)
-            yield from self._store(index).parts(self.n)
+        for group, store in enumerate(self._stores):
+            if self._held != group:
+                self._gather(group)
+            for start, part in store.parts(self.n):
+                yield start, part.to(self._filler.plan.solver)
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        return add_up(tensor)
+
+    def fill(self, vector: torch.Tensor) -> torch.Tensor:
+        return fill(vector, self._filler.plan.edges)
 
     def release(self) -> None:
-        self._flat = None
+        """Gives the memory back; there are no parts any more."""
+        self._stores = ()
 
-    def _gather(self, index: int) -> None:
+    def _gather(self, group: int) -> None:
         """Runs the batches for one group of columns."""
         self._held = None  # in case it ends early
-        self._filler.run(self._store(index), index)
-        self._held = index
-
-    def _store(self, index: int) -> MemoryStore:
-        if self._flat is None:
-            raise released()
-        return MemoryStore(self._layouts[index], self._flat)
+        self._filler.run(self._stores[group], group)
+        self._held = group
 
 
 @contextmanager
@@ -332,7 +345,10 @@ def gradient_rows(
     logger.info("%s", plan.lines[0])
     filler = Filler(probe, plan, batches, alive, progress)
     with ExitStack() as stack:
-        rows = _filled(filler, stack)
+        with failing_together():
+            stores = _stores(plan, stack)
+        rows = GradientRows(filler, stores)
+        del stores  # or they would outlive `release`
         stack.callback(rows.release)
         if filler.left_out:
             logger.warning("%d of %d batches gave no row", len(filler.left_out), plan.n)
@@ -341,32 +357,20 @@ def gradient_rows(
         yield rows
 
 
-def _filled(filler: Filler, stack: ExitStack) -> GradientRows:
-    """The rows, those of the first group at least."""
-    plan, own = filler.plan, rank_and_size()[0]
-    layouts = [Layout(plan.n, group[own]) for group in plan.cuts]
-    if plan.keep_in == "passes":
-        return PassRows(filler, layouts, _memory(max(each.elements for each in layouts), plan))
-    with failing_together():
-        store = _store(plan, layouts[0], stack)
-    filler.run(store, 0)
-    return KeptRows(store, filler.rows, plan.edges, plan.solver, *filler.squares.totals())
-
-
-def _store(plan: RowPlan, layout: Layout, stack: ExitStack) -> Store:
-    if plan.keep_in == "ram":
-        return MemoryStore(layout, _memory(layout.elements, plan))
-    store = FileStore(layout, plan.dtype, plan.folder)
-    stack.callback(store.close)
-    return store
-
-
-def _memory(elements: int, plan: RowPlan) -> torch.Tensor:
+def _stores(plan: RowPlan, stack: ExitStack) -> Sequence[Store]:
+    """Room for the columns of this process, by group; groups share their memory."""
+    layouts = [Layout(plan.n, group[rank_and_size()[0]]) for group in plan.cuts]
+    if plan.keep_in == "disk":
+        store = FileStore(layouts[0], plan.dtype, plan.folder)
+        stack.callback(store.close)
+        return [store]
+    elements = max(each.elements for each in layouts)
     try:
-        return torch.empty(elements, dtype=plan.dtype, device=plan.device)
+        flat = torch.empty(elements, dtype=plan.dtype, device=plan.device)
     except RuntimeError as error:
         amount = text_of(elements * plan.dtype.itemsize)
         raise UnsupportedError(
             f"the system does not give {amount} of memory on {plan.device} for gradient rows; give "
             "a smaller memory_budget"
         ) from error
+    return [MemoryStore(layout, flat) for layout in layouts]

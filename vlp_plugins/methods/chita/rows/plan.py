@@ -16,7 +16,7 @@ from vlp_plugins.methods.chita.rows.stores import ELSEWHERE
 from vlp_plugins.methods.chita.solver.problem import part_bounds
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.runtime.distributed import all_reduce_min, rank_and_size
-from vlp_plugins.runtime.errors import DataError, OutputError, UnsupportedError, suggest
+from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.memory import (
     local_processes,
     spill_folder,
@@ -50,9 +50,6 @@ class Columns:
         Args:
             weights: of the model.
             block_size: columns of a block, about: see `block_bounds`; None for no blocks.
-
-        Raises:
-            UnsupportedError: if the block size is below 1.
         """
         starts = tuple(accumulate((weight.numel for weight in weights.values()), initial=0))
         bounds = None if block_size is None else block_bounds(starts, block_size)
@@ -144,13 +141,8 @@ def block_bounds(starts: tuple[int, ...], block_size: int) -> tuple[int, ...]:
 
     Args:
         starts: first column of every weight, then p.
-        block_size: columns of a block.
-
-    Raises:
-        UnsupportedError: if the block size is below 1.
+        block_size: columns of a block, 1 at least.
     """
-    if block_size < 1:
-        raise UnsupportedError(f"block_size={block_size}; a block has at least one column")
     bounds = [0]
     for start, stop in pairwise(starts):
         if count := (stop - start) // block_size:
@@ -235,6 +227,7 @@ def _grouped(cuts: PartBounds, columns: int) -> list[PartBounds]:
 KEEP_IN = ("auto", "ram", "disk", "passes")
 Kept = Literal["ram", "disk", "passes"]
 
+_CPU = torch.device("cpu")
 _PLACES = ("in memory", "on disk")
 _STATE = 4 + 4 + 4 + 1
 """Bytes per weight of what solvers hold next to the rows: weights, values, scores, support."""
@@ -296,7 +289,7 @@ def plan_rows(
     sweeps: int = 1,
     *,
     keep_in: str = "auto",
-    device: torch.device | None = None,
+    device: torch.device = _CPU,
     solutions: int = 0,
 ) -> RowPlan:
     """The fastest way to keep rows within the budget: in memory, on disk, or in several passes.
@@ -318,24 +311,8 @@ def plan_rows(
     Raises:
         UnsupportedError: if the budget is too small, with the least that will do.
         OutputError: if rows must go to a disk that has no room for them.
-        DataError: if there are no rows.
     """
-    if n < 1:
-        raise DataError(f"{n} gradient rows were asked for; there must be at least one batch")
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise UnsupportedError(f"rows are float32 or bfloat16, not {str(dtype).split('.')[-1]}")
-    if keep_in not in KEEP_IN:
-        raise UnsupportedError(f"keep_in={keep_in!r} is unknown{suggest(keep_in, list(KEEP_IN))}")
-    needs = _Needs(
-        columns,
-        n,
-        dtype,
-        sweeps,
-        device or torch.device("cpu"),
-        budget,
-        spill_folder(folder),
-        solutions,
-    )
+    needs = _Needs(columns, n, budget, spill_folder(folder), dtype, sweeps, device, solutions)
     ways = {"ram": needs.in_memory, "disk": needs.on_disk, "passes": needs.in_passes}
     refused: list[Exception] = []
     for way, plan in ways.items():
@@ -358,11 +335,11 @@ class _Needs:
 
     columns: Columns
     n: int
+    budget: int | None
+    folder: Path
     dtype: torch.dtype
     sweeps: int
     device: torch.device
-    budget: int | None
-    folder: Path
     solutions: int
 
     @cached_property
@@ -388,7 +365,7 @@ class _Needs:
 
     def in_memory(self) -> RowPlan:
         least = self.bytes + self.copy * self.block
-        for device in dict.fromkeys((self.device, torch.device("cpu"))):
+        for device in dict.fromkeys((self.device, _CPU)):
             usable = self._usable(device)
             if least > usable:
                 continue
@@ -404,9 +381,8 @@ class _Needs:
         )
 
     def on_disk(self) -> RowPlan:
-        cpu = torch.device("cpu")
         each = 2 * self.dtype.itemsize + self.copy  # while one part is in work the next is read
-        usable = self._usable(cpu)
+        usable = self._usable(_CPU)
         self._check_block(each, usable)
         free = all_reduce_min(usable_disk(self.folder))
         if self.bytes > free:
@@ -420,7 +396,7 @@ class _Needs:
             f"the rows go to disk: {text_of(self.bytes * local_processes())} in {self.folder}, "
             f"read once per sweep, {text_of(ram)} at a time"
         )
-        return self._plan("disk", cpu, (cuts,), ram, line)
+        return self._plan("disk", _CPU, (cuts,), ram, line)
 
     def in_passes(self) -> RowPlan:
         size = self.dtype.itemsize

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from vlp_plugins.methods.chita.solver.problem import Rows
 from vlp_plugins.runtime.distributed import rank_and_size
-from vlp_plugins.runtime.errors import OutputError, UnsupportedError
+from vlp_plugins.runtime.errors import OutputError
 from vlp_plugins.runtime.memory import text_of
 from vlp_plugins.runtime.parallel import ahead
 
@@ -266,69 +265,3 @@ def _read(descriptor: int, values: torch.Tensor, position: int) -> None:
         if not count:
             raise OSError(errno.EIO, "the file of the rows is too short")
         data, position = data[count:], position + count
-
-
-class GradientRows(Rows):
-    """Rows of a model; every process holds some of the columns.
-
-    Attributes:
-        mean_square: of all elements.
-        rounding: relative error of the rows by rounding them to their dtype, in the Frobenius norm;
-            0 for float32.
-    """
-
-    def __init__(self, n: int, edges: Sequence[int], squares: float, errors: float) -> None:
-        """Keeps the numbers.
-
-        Args:
-            n: number of rows.
-            edges: first column of every process, then p.
-            squares: sum over all elements.
-            errors: the same of what rounding changed.
-        """
-        self.n, self.p = n, edges[-1]
-        self.mean_square = squares / (self.n * self.p)
-        self.rounding = (errors / squares) ** 0.5 if errors else 0.0
-        self._edges = edges
-
-    @abstractmethod
-    def release(self) -> None:
-        """Gives the memory back; there are no parts any more."""
-
-    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
-        return add_up(tensor)
-
-    def fill(self, vector: torch.Tensor) -> torch.Tensor:
-        return fill(vector, self._edges)
-
-
-class KeptRows(GradientRows):
-    """Rows in a store; their parts are read to the device of the solver."""
-
-    def __init__(
-        self,
-        store: Store,
-        n: int,
-        edges: Sequence[int],
-        device: torch.device,
-        squares: float,
-        errors: float,
-    ) -> None:
-        super().__init__(n, edges, squares, errors)
-        self._store: Store | None = store
-        self._device = device
-
-    def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
-        if self._store is None:
-            raise released()
-        self.sweeps += 1
-        for start, part in self._store.parts(self.n):
-            yield start, part.to(self._device)
-
-    def release(self) -> None:
-        self._store = None
-
-
-def released() -> UnsupportedError:
-    """For rows that are used too late."""
-    return UnsupportedError("these gradient rows are gone: use them inside `with gradient_rows`")

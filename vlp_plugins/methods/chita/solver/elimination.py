@@ -11,13 +11,11 @@ there may have a lower objective and still make a worse model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from vlp_plugins.methods.chita.solver.blocks import Part, Task, by_blocks, stacked
+from vlp_plugins.methods.chita.solver.blocks import Part, stacked
 from vlp_plugins.methods.chita.solver.dual import factor, gram, symmetric
-from vlp_plugins.methods.chita.solver.problem import Problem, Solution
 
 STAGES = 16
 MANY_ROWS = 512
@@ -32,26 +30,14 @@ _UNIT = 2.0**-24
 _VISIBLE = 1e-6
 
 
-def solve_elimination(problem: Problem, stages: int = STAGES) -> Solution:
-    """A support by staged backward elimination inside blocks, and the exact weights on it.
-
-    Blocks keep as many weights as magnitude leaves them. One sweep over the rows.
+def eliminate(part: Part, stages: int = STAGES) -> torch.Tensor:
+    """Sets support and values of all blocks of a part; see `by_blocks`.
 
     Args:
-        problem: with block bounds; without, everything is one block, which must be one part.
+        part: whole blocks; each keeps as many weights as its support has.
         stages: 1 removes everything at once, by the costs at the dense weights; p would be exact
             backward elimination.
-
-    Raises:
-        UnsupportedError: if the rows come in parts that cut a block.
     """
-    return by_blocks([Task(problem, problem.largest(), partial(eliminate, stages=stages))])[
-        0
-    ].solution()
-
-
-def eliminate(part: Part, stages: int = STAGES) -> torch.Tensor:
-    """Sets support and values of all blocks of a part; see `by_blocks`."""
     blocks = part.blocks
     keeps = torch.stack([part.support[span].sum() for span in blocks])
     part.support.zero_()

@@ -48,22 +48,37 @@ def exact_length(reached: torch.Tensor, gradient: torch.Tensor, ridge: float) ->
 
 
 def stays_on_top(
-    start: torch.Tensor, gradient: torch.Tensor, length: float, inside: torch.Tensor
-) -> bool:
-    """Whether the largest entry after a step lies on the support; a loose test, as published."""
-    size = (start - length * gradient).abs_()
-    within = float(size.masked_fill(~inside, 0).max())
-    return within >= float(size.masked_fill_(inside, 0).max()) - SLACK
+    start: torch.Tensor, gradient: torch.Tensor, length: torch.Tensor, inside: torch.Tensor
+) -> torch.Tensor:
+    """Whether the largest entry after a step lies on the support; a loose test, as published.
+
+    Args:
+        start: where steps begin, float32 `[b, m]`.
+        gradient: float32 `[b, m]`.
+        length: of the steps, float64 `[b]`.
+        inside: bool `[b, m]`, the supports.
+
+    Returns:
+        Bool `[b]`.
+    """
+    size = (start - length.float()[:, None] * gradient).abs_()
+    within = size.masked_fill(~inside, 0).amax(1)
+    return within.double() >= size.masked_fill_(inside, 0).amax(1).double() - SLACK
 
 
 def shortened(
-    start: torch.Tensor, gradient: torch.Tensor, length: float, inside: torch.Tensor
-) -> float:
-    """The length, halved until `stays_on_top`."""
+    start: torch.Tensor,
+    gradient: torch.Tensor,
+    length: torch.Tensor,
+    inside: torch.Tensor,
+    moving: torch.Tensor,
+) -> torch.Tensor:
+    """The lengths, of the steps that are `moving` `[b]` halved until each `stays_on_top`."""
     for _ in range(HALVINGS):
-        if stays_on_top(start, gradient, length, inside):
+        away = moving & ~stays_on_top(start, gradient, length, inside)
+        if not bool(away.any()):
             break
-        length /= 2
+        length = torch.where(away, length / 2, length)
     return length
 
 
@@ -111,17 +126,20 @@ def starting_points(problems: Sequence[Problem]) -> list[Start]:
     return starts
 
 
-def _sizes(start: Start) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and gradient as they are compared where a support is chosen."""
-    problem, gradient = start.problem, start.gradient
+def _step(
+    start: Start, length: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A step of all weights as `stays_on_top` takes it, by the sizes that choose a support."""
+    problem, gradient, weights = start.problem, start.gradient, start.problem.weights
     assert gradient is not None
-    if problem.importance is None:
-        return problem.weights, gradient
-    return problem.weighed(problem.weights.clone()), problem.weighed(gradient.clone())
+    if problem.importance is not None:
+        weights, gradient = problem.weighed(weights.clone()), problem.weighed(gradient.clone())
+    lengths = torch.tensor([length], dtype=torch.float64, device=weights.device)
+    return weights[None], gradient[None], lengths, start.support[None]
 
 
 def _keeps_support(start: Start) -> bool:
-    return start.gradient is None or stays_on_top(*_sizes(start), start.length, start.support)
+    return start.gradient is None or bool(stays_on_top(*_step(start, start.length)))
 
 
 def _stepped_along_gradients(starts: Sequence[Start]) -> list[Start]:
@@ -162,11 +180,12 @@ def _searched(starts: Sequence[Start]) -> list[Start]:
     members, lengths = [], []
     for start in starts:
         problem = start.problem
-        length = shortened(*_sizes(start), start.length / 2, start.support)
+        step = _step(start, start.length / 2)
+        length = float(shortened(*step, torch.ones_like(step[2], dtype=torch.bool)))
         lengths.append([0.0, *(length * 2**trial for trial in range(TRIALS))])
         members.append(start.support.to(torch.int16))  # bit i: candidate i; bit 0 is the start
-        for trial, step in enumerate(lengths[-1][1:]):
-            tried = replace(start, length=step)
+        for trial, longer in enumerate(lengths[-1][1:]):
+            tried = replace(start, length=longer)
 
             def size(entries: slice, tried: Start = tried) -> torch.Tensor:
                 return tried.problem.weighed(tried.values(entries).abs(), entries)
@@ -305,16 +324,11 @@ def _stepped_supports(
     along = _reached(columns, on_support).square().sum(1) + ridge * squared
     length = squared / along.masked_fill(squared == 0, 1)
     moving = (
-        (length > 0) & (uphill.norm(dim=1) > FLAT) & ~_stay_on_top(start, gradient, length, inside)
+        (length > 0) & (uphill.norm(dim=1) > FLAT) & ~stays_on_top(start, gradient, length, inside)
     )
     if not bool(moving.any()):
         return inside
-    length = length / 2
-    for _ in range(HALVINGS):
-        away = moving & ~_stay_on_top(start, gradient, length, inside)
-        if not bool(away.any()):
-            break
-        length = torch.where(away, length / 2, length)
+    length = shortened(start, gradient, length / 2, inside, moving)
 
     def value(candidate: torch.Tensor, shift: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         linear = (uphill.double() * candidate.double()).sum(1)
@@ -341,15 +355,6 @@ def _reached(columns: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """A x of every block for x `[b, m]`; float64 `[b, n]`, summed in it over chunks of columns."""
     chunks = zip(columns.split(_WIDTH, dim=2), vectors.split(_WIDTH, dim=1), strict=True)
     return sum((a @ x[..., None].to(a.dtype)).double() for a, x in chunks)[..., 0]
-
-
-def _stay_on_top(
-    start: torch.Tensor, gradient: torch.Tensor, length: torch.Tensor, inside: torch.Tensor
-) -> torch.Tensor:
-    """`stays_on_top` of every block, bool `[b]`."""
-    size = (start - length.float()[:, None] * gradient).abs_()
-    within = size.masked_fill(~inside, 0).amax(1)
-    return within.double() >= size.masked_fill_(inside, 0).amax(1).double() - SLACK
 
 
 def _largest(sizes: torch.Tensor, keeps: torch.Tensor) -> torch.Tensor:
