@@ -13,7 +13,7 @@ from benchmarks.parity.negatives import RecordedNegatives
 from vlp_plugins.methods.iterative import itersnip
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.rounds import FreshBatches
-from vlp_plugins.methods.tamt.method import Tamt, masks_of
+from vlp_plugins.methods.tamt.method import Tamt
 from vlp_plugins.models.discovery import registry
 from vlp_plugins.models.weights import WeightMap
 from vlp_plugins.scoring.schedules import levels_of
@@ -59,11 +59,10 @@ def _tamt(family: Family) -> list[Line]:
         sparsity = path.stem.removeprefix("tamt_")
         context, names = _fresh(family, "tamt", sparsity)
         trained, _ = Tamt().train(context, float(sparsity), FreshBatches(context.batches))
-        masks = masks_of(trained, context.weights)
-        share, detail = _difference(load_file(path), masks, names)
+        share, detail = _difference(load_file(path), trained.masks(), names)
         lines.append(Line(family.name, path.stem, detail, share, share <= TAMT_TOLERANCE))
         if recorded := family.load(f"scores/{path.stem}"):
-            lines.append(_scores(family, path.stem, recorded, trained.chosen()[1], names))
+            lines.append(_scores(family, path.stem, recorded, trained.scores(), names))
     return lines
 
 

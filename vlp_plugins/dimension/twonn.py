@@ -252,8 +252,17 @@ def estimate(
 
 def check_number(n: int, estimator: Estimator, *, what: str = "points") -> None:
     """Raises `StatisticsError` if so many points are too few, in blocks or at all."""
-    if (size := n // estimator.blocks) < MINIMUM:
-        raise StatisticsError(_too_few(n, size, estimator.blocks, what))
+    if n < MINIMUM:
+        raise StatisticsError(
+            f"{what}: {n} are too few, an intrinsic dimension needs {MINIMUM}; take more samples"
+        )
+    blocks = estimator.blocks
+    if (size := n // blocks) < MINIMUM:
+        raise StatisticsError(
+            f"{what}: {n} in {blocks} blocks leave {size} in each, and an intrinsic dimension "
+            f"needs {MINIMUM}; take {MINIMUM * blocks} samples or more, or at most "
+            f"{n // MINIMUM} blocks"
+        )
 
 
 def disjoint_blocks(n: int, estimator: Estimator) -> list[torch.Tensor]:
@@ -294,9 +303,13 @@ def _within(
     for number, positions in enumerate(block):
         r1, r2 = near.r1[number], near.r2[number]
         usable = (r1 > 0) & (r1 < r2)
-        if int(usable.sum()) < MINIMUM:
+        if (count := int(usable.sum())) < MINIMUM:
             where = f"block {number + 1} of {len(block)} of the {what}" if len(block) > 1 else what
-            raise StatisticsError(_unusable(r1, usable, where))
+            raise StatisticsError(
+                f"{where}: {count} of {len(usable)} are usable and {MINIMUM} are needed; "
+                f"{int((r1 == 0).sum())} equal another one, {int((~usable & (r1 > 0)).sum())} have "
+                "two neighbours equally near; take more samples, without duplicates"
+            )
         fits.append(fit := fit_logs((r2[usable] / r1[usable]).log(), estimator.drop))
         influence[positions[usable]] = fit.influence / (len(fit.influence) * len(block))
     dimensions = [fit.dimension for fit in fits]
@@ -321,20 +334,3 @@ def _constant(points: torch.Tensor, estimator: Estimator) -> bool:
         if not apart <= rounding * size:
             return False
     return True
-
-
-def _too_few(n: int, size: int, blocks: int, what: str) -> str:
-    if n < MINIMUM:
-        return f"{what}: {n} are too few, an intrinsic dimension needs {MINIMUM}; take more samples"
-    return (
-        f"{what}: {n} in {blocks} blocks leave {size} in each, and an intrinsic dimension needs "
-        f"{MINIMUM}; take {MINIMUM * blocks} samples or more, or at most {n // MINIMUM} blocks"
-    )
-
-
-def _unusable(r1: torch.Tensor, usable: torch.Tensor, where: str) -> str:
-    return (
-        f"{where}: {int(usable.sum())} of {len(usable)} are usable and {MINIMUM} are needed; "
-        f"{int((r1 == 0).sum())} equal another one, {int((~usable & (r1 > 0)).sum())} have two "
-        "neighbours equally near; take more samples, without duplicates"
-    )

@@ -74,8 +74,13 @@ class IterativeRun(RunInRounds[Pruned]):
         context, method = self.context, self.method
         statistics = self._statistics(index, batches)
         composition = method.composition
-        if before is not None:
-            composition = surviving(composition, before.masks, published=context.published)
+        if before is not None:  # what was removed is at the lower end of the scores
+            dead = 0.0 if context.published else LEAST
+            allocated = composition.allocation_score
+            if allocated is not None:
+                allocated = Survivors(allocated, before.masks, dead)
+            score = Survivors(composition.score, before.masks, dead)
+            composition = replace(composition, score=score, allocation_score=allocated)
         masks = composition.masks(replace(context, targets=[level]), statistics)[0]
         logger.info("%s: round %d of %d: %s", method.name, index + 1, method.rounds, masks)
         samples = 0 if statistics is None else sum(statistics.samples)
@@ -140,17 +145,6 @@ class IterativeRun(RunInRounds[Pruned]):
                 f"round {index + 1} of {self.method.rounds}, whose batch 0 is batch "
                 f"{index * self.per_round} of the data: {error}"
             ) from error
-
-
-def surviving(composition: Composition, masks: Masks, *, published: bool) -> Composition:
-    """The composition with removed elements at the lower end of its scores."""
-    dead = 0.0 if published else LEAST
-    allocated = composition.allocation_score
-    return replace(
-        composition,
-        score=Survivors(composition.score, masks, dead),
-        allocation_score=None if allocated is None else Survivors(allocated, masks, dead),
-    )
 
 
 def remove_weights(weights: WeightMap, masks: Masks) -> None:

@@ -41,11 +41,6 @@ Group = tuple[str, int]
 """A block, by modality and depth; a tensor is one by its name."""
 
 
-def block_of(weight: Weight) -> Group:
-    """The transformer layer that a weight is part of."""
-    return weight.modality, weight.depth
-
-
 @dataclass(frozen=True)
 class Groups:
     """The groups that a budget is divided among.
@@ -93,7 +88,14 @@ class GroupAllocation(Allocation):
 
     def group_of(self, weight: Weight) -> Group:
         """The group of a weight: by default its transformer layer."""
-        return block_of(weight)
+        return weight.modality, weight.depth
+
+    def groups_of(self, weights: Mapping[str, Weight]) -> dict[Group, list[str]]:
+        """The names of the weights of every group."""
+        groups: dict[Group, list[str]] = {}
+        for name, weight in weights.items():
+            groups.setdefault(self.group_of(weight), []).append(name)
+        return groups
 
     @abstractmethod
     def importances(self, scored: Scored) -> dict[Group, float]:
@@ -153,9 +155,7 @@ class GroupAllocation(Allocation):
         self, scored: Scored, importances: Mapping[Group, float], sparsity: float, floor: float
     ) -> dict[str, int]:
         weights = scored.weights
-        groups: dict[Group, list[str]] = {}
-        for name, weight in weights.items():
-            groups.setdefault(self.group_of(weight), []).append(name)
+        groups = self.groups_of(weights)
         least = least_kept(weights, floor, published=scored.published)
         divided = Groups(
             [importances[group] for group in groups],

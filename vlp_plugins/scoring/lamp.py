@@ -10,7 +10,7 @@ import torch
 
 from vlp_plugins.runtime.parallel import over_tensors
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked
-from vlp_plugins.scoring.threshold import KEEP_ALL, Cut, order_keys, pick
+from vlp_plugins.scoring.threshold import KEEP_ALL, Cut, cuts_at, order_keys, pick
 
 _SHIFT = 16  # buckets of |w|: sign-free float32 bits without the lower 16, 0.8 % wide
 _BUCKETS = 1 << 15
@@ -113,7 +113,7 @@ def _cuts(
         return dict.fromkeys(weights, KEEP_ALL)
     zeros = {name: b.zeros for name, b in buckets.items()}
     if removal <= sum(zeros.values()):
-        return _cuts_of_zeros(zeros, removal)
+        return cuts_at(0.0, removal, {name: (0, equal) for name, equal in zeros.items()})
     counts = _joined([b.counts for b in buckets.values()])
     rank = removal - sum(zeros.values())
     at_least = _quantile(_joined([b.lower for b in buckets.values()]), counts, rank)
@@ -146,16 +146,6 @@ def _cuts(
 def _joined(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """1-D tensors, where the first of them is."""
     return torch.cat([value.to(values[0].device) for value in values])
-
-
-def _cuts_of_zeros(zeros: Mapping[str, int], removal: int) -> dict[str, Cut]:
-    """Cuts that take `removal` elements that are 0, the first tensors first."""
-    cuts = {}
-    for name, equal in zeros.items():
-        ties = min(equal, removal)
-        removal -= ties
-        cuts[name] = Cut(ties, 0.0, ties, equal) if ties else KEEP_ALL
-    return cuts
 
 
 def _quantile(values: torch.Tensor, counts: torch.Tensor, rank: int) -> float:

@@ -52,12 +52,9 @@ class Owl(GroupAllocation):
                 )
 
     def importances(self, scored: Scored) -> dict[Group, float]:
-        groups: dict[Group, list[str]] = {}
-        for name, weight in scored.weights.items():
-            groups.setdefault(self.group_of(weight), []).append(name)
         return {
             group: outlier_fraction(OnDemand(names, scored.scores), self.M)
-            for group, names in groups.items()
+            for group, names in self.groups_of(scored.weights).items()
         }
 
     def sparsities(self, groups: Groups, sparsity: float) -> list[float]:

@@ -16,7 +16,7 @@ from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.scoring.factors import Scaled, before_scaling
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer, scores_of
-from vlp_plugins.scoring.threshold import Cut, Sampled, ScoreSource, find_cuts
+from vlp_plugins.scoring.threshold import Cut, Sampled, find_cuts
 
 
 class Selection(Protocol):
@@ -68,10 +68,6 @@ class Scored:
         """Where the weights are."""
         return next(iter(self.weights.values())).device
 
-    def source(self, name: str) -> ScoreSource:
-        """`scores` of one weight as a function."""
-        return lambda: self.scores(name)
-
     def _sampled(self, name: str) -> Sampled:
         weight = self.weights[name]
 
@@ -120,9 +116,9 @@ class Scored:
 
     def _own_cuts(self, removals: Sequence[int]) -> list[dict[str, Cut]]:
         """Cuts of the scores themselves."""
-        sources = {name: self.source(name) for name in self.weights}
         samples = {name: self._sampled(name) for name in self.weights}
         sums: dict[str, torch.Tensor] = {}
+        sources = {name: partial(self.scores, name) for name in self.weights}
         if self.device.type != "cpu":  # a check of each would wait for each
             sources = {name: partial(self._summed, name, sums) for name in self.weights}
         found = find_cuts(

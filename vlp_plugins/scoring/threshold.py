@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -267,15 +268,35 @@ def _cuts(
         + int(np.count_nonzero(part.inside < threshold))
         for name, part in parts.items()
     }
-    quota = rank - sum(less.values())
-    cuts = {}
+    counts = {}
     for name, part in parts.items():
         equal = int(np.count_nonzero(part.inside == threshold))
         equal += part.at_low if threshold == bracket.low else 0
         equal += part.at_high if threshold == bracket.high else 0
+        counts[name] = part.below + less[name], equal
+    return cuts_at(float(threshold), rank - sum(less.values()), counts, all_ties=all_ties)
+
+
+def cuts_at(
+    threshold: float,
+    quota: int,
+    counts: Mapping[str, tuple[int, int]],
+    *,
+    all_ties: bool = False,
+) -> dict[str, Cut]:
+    """The cuts at a threshold.
+
+    Args:
+        threshold: the same for all tensors.
+        quota: how many of the elements equal to it go, the first ones.
+        counts: by tensor how many elements are below the threshold, and how many equal to it.
+        all_ties: all that are equal go.
+    """
+    cuts = {}
+    for name, (below, equal) in counts.items():
         ties = equal if all_ties else min(equal, quota)
         quota -= min(equal, quota)
-        cuts[name] = Cut(part.below + less[name] + ties, float(threshold), ties, equal)
+        cuts[name] = Cut(below + ties, threshold, ties, equal)
     return cuts
 
 
@@ -437,13 +458,9 @@ def _split(
     for name, counts in coarse.items():
         own = fine.get(name, counts.new_zeros(1))
         parts += [counts[:bucket].sum(), own[:low].sum(), own[low : low + 1].sum()]
-    cuts = {}
-    numbers = on_host(parts).view(-1, 3).tolist()
-    for name, (below, less, equal) in zip(coarse, numbers, strict=True):
-        ties = equal if all_ties else min(equal, quota)
-        quota -= min(equal, quota)
-        cuts[name] = Cut(below + less + ties, threshold, ties, equal)
-    return cuts
+    numbers = zip(coarse, on_host(parts).view(-1, 3).tolist(), strict=True)
+    found = {name: (below + less, equal) for name, (below, less, equal) in numbers}
+    return cuts_at(threshold, quota, found, all_ties=all_ties)
 
 
 _CHUNK = 1 << 18
@@ -484,7 +501,7 @@ def top_by(
     size = _CHUNK if device.type == "cpu" else _DEVICE_CHUNK
     chunks = {str(first): slice(first, min(first + size, p), 1) for first in range(0, p, size)}
     cuts = find_cuts(
-        {name: _source(scores, chunk) for name, chunk in chunks.items()},
+        {name: partial(scores, chunk) for name, chunk in chunks.items()},
         [p - keep],
         device=device,
         samples={name: _sampled(scores, chunk) for name, chunk in chunks.items()},
@@ -496,10 +513,6 @@ def top_by(
 
     over_tensors(choose, chunks, device)
     return chosen
-
-
-def _source(scores: Callable[[slice], torch.Tensor], chunk: slice) -> ScoreSource:
-    return lambda: scores(chunk)
 
 
 def _sampled(scores: Callable[[slice], torch.Tensor], chunk: slice) -> Sampled:

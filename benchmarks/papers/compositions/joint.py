@@ -13,7 +13,7 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.rounds import FreshBatches
-from vlp_plugins.methods.tamt.method import Tamt, masks_of, write_masked
+from vlp_plugins.methods.tamt.method import Tamt, write_masked
 from vlp_plugins.methods.tamt.scores import LEARNING_RATE, SignedScores
 from vlp_plugins.models.adapter import Batch
 from vlp_plugins.models.request import Target
@@ -82,12 +82,12 @@ class _Loop:
             gradients = probe.measure(batch, step)
             if gradients is None:
                 continue
-            kept = masks_of(self.scores, weights)
+            kept = self.scores.masks()
             factor = 1 - step / self.steps
             self._train({n: g.clone() for n, g in gradients.items()}, kept, step, factor)
             if step < last:
                 self.scores.step(dict(gradients), 1 - step / last)
-        return masks_of(self.scores, weights)
+        return self.scores.masks()
 
     def _train(
         self,

@@ -277,7 +277,14 @@ class PruningWhileTraining(Stepwise):
         rise = self._rise(context, target)
         steps = rise.timetable.steps
         dense = context.weights.content_hash()
-        identity = self._identity(context, rise, dense)
+        identity = {
+            "method": self.name,
+            **rise.record(),
+            "lr": self.lr,
+            "target": target,
+            "seed": context.seed,
+            **context.identity(dense),
+        }
         file = Checkpoint.of_run(context.workplace, "training", _FORM, identity, unit="step")
         batches.restart()
         seen = RecordedBatches(lambda: batches.take(steps))
@@ -339,16 +346,6 @@ class PruningWhileTraining(Stepwise):
                 "again"
             )
         write_state(context.model, context.adapter, state)
-
-    def _identity(self, context: Context, rise: Rise, dense: str) -> dict[str, Any]:
-        return {
-            "method": self.name,
-            **rise.record(),
-            "lr": self.lr,
-            "target": rise.target,
-            "seed": context.seed,
-            **context.identity(dense),
-        }
 
 
 TAYLOR_EVERY = 4

@@ -278,7 +278,13 @@ class RisingMasks:
 
     @torch.no_grad()
     def _choose(self, level: Target) -> None:
-        scored = Scored(self._scorer(), self.weights, self._evidence())
+        scorer: Scorer = self.rise.score
+        if self.rise.factors is not None:
+            scorer = Scaled(scorer, self.rise.factors)
+        if self.keep and not self.rise.revive:
+            scorer = Survivors(scorer, self.keep)
+        evidence = {name: Evidence(name, 0, self._remembered(name)) for name in self.weights}
+        scored = Scored(scorer, self.weights, evidence)
         found = self.rise.allocation.select(scored, [level], floor=self.rise.floor)[0]
         ranked = scored.ranking()
         self.keep = {
@@ -286,17 +292,6 @@ class RisingMasks:
             for name, weight in self.weights.items()
         }
         logger.info("step %d: %.4f of the weights removed", self.step, self.sparsity)
-
-    def _scorer(self) -> Scorer:
-        scorer: Scorer = self.rise.score
-        if self.rise.factors is not None:
-            scorer = Scaled(scorer, self.rise.factors)
-        if self.keep and not self.rise.revive:
-            scorer = Survivors(scorer, self.keep)
-        return scorer
-
-    def _evidence(self) -> dict[str, Evidence]:
-        return {name: Evidence(name, 0, self._remembered(name)) for name in self.weights}
 
     def _remembered(self, name: str) -> State:
         """The state of a weight; zeros if all steps so far were skipped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from vlp_plugins.methods.tamt.scores import (
     STARTS,
     MaskRule,
     PublishedScores,
+    Scores,
     SignedScores,
 )
 from vlp_plugins.methods.tamt.scores import PUBLISHED_LEARNING_RATE as PUBLISHED_RATE
@@ -32,41 +33,15 @@ from vlp_plugins.runtime.errors import UnsupportedError, suggest
 from vlp_plugins.runtime.sharding import whole, write, zero_outside
 from vlp_plugins.scoring.allocation import Allocation, GlobalAllocation, ModalityAllocation
 from vlp_plugins.scoring.factors import Factors, guided_name
-from vlp_plugins.scoring.selection import Selection
-
-
-class Scores(Protocol):
-    """What is trained."""
-
-    def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
-        """What stays now, and the scores that say so."""
-
-    def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step of the optimizer.
-
-        Args:
-            gradients: of the loss with respect to the masked weights, by canonical name; may be
-                overwritten.
-            factor: of the learning rate.
-        """
 
 
 def write_masked(weights: WeightMap, dense: Mapping[str, torch.Tensor], scores: Scores) -> None:
     """Gives every weight its dense values where it stays, and zero elsewhere; in place."""
-    masks = masks_of(scores, weights)
+    masks = scores.masks()
     for name, weight in weights.items():
         with weight.changing() as parameter:
             write(parameter, dense[name])
             zero_outside(parameter, masks[name])
-
-
-def masks_of(scores: Scores, weights: WeightMap) -> dict[str, torch.Tensor]:
-    """By canonical name a bool mask of the weight's shape, true where the scores say stay."""
-    chosen, values = scores.chosen()
-    return {
-        name: chosen[name].mask(values[name].flatten(1)).view(weight.shape)
-        for name, weight in weights.items()
-    }
 
 
 @contextmanager
@@ -217,7 +192,7 @@ class Tamt(Stepwise):
             calibration=seen.calibration(),
         )
         # Every process runs every step; where their arithmetic differs, that of the first counts.
-        return broadcast(Masks.from_dense(masks_of(scores, context.weights), manifest))
+        return broadcast(Masks.from_dense(scores.masks(), manifest))
 
     def _rate(self, context: Context) -> float:
         return self.lr or (PUBLISHED_RATE if context.published else LEARNING_RATE)

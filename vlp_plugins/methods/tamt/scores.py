@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -66,19 +67,57 @@ class MaskRule:
         return self.allocation.select(scored, [self.target], floor=self.floor)[0]
 
 
+class Scores(ABC):
+    """What is trained: one number per weight.
+
+    Attributes:
+        values: by canonical name, float32, of the weight's shape.
+    """
+
+    def __init__(
+        self,
+        dense: Mapping[str, torch.Tensor],
+        rule: MaskRule,
+        learning_rate: float,
+        values: dict[str, torch.Tensor],
+    ) -> None:
+        self._dense, self._rule, self._rate = dense, rule, learning_rate
+        self.values = values
+
+    def scores(self) -> dict[str, torch.Tensor]:
+        """By canonical name what tensors are compared by; the largest stay."""
+        return self.values
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """By canonical name a bool mask of the weight's shape, true where an element stays now."""
+        scores = self.scores()
+        chosen = self._rule.select(scores)
+        return {
+            name: chosen[name].mask(scores[name].flatten(1)).view(weight.shape)
+            for name, weight in self._rule.weights.items()
+        }
+
+    @abstractmethod
+    def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
+        """One step of the optimizer.
+
+        Args:
+            gradients: of the loss with respect to the masked weights, by canonical name; may be
+                overwritten.
+            factor: of the learning rate.
+        """
+
+
 PUBLISHED_LEARNING_RATE = 5e-5
 ALPHA = 2.0
 """Masks start at this multiple of the threshold."""
 
 
-class PublishedScores:
+class PublishedScores(Scores):
     """Real-valued masks M; |M| decides, and the straight-through gradient goes through |.|.
 
     With their defects: the first step runs with every weight removed (quirk tamt-T1), and what
     starts at 0 has no gradient and stays there (quirk tamt-T2).
-
-    Attributes:
-        values: M by canonical name, float32, of the weight's shape.
     """
 
     def __init__(
@@ -98,11 +137,8 @@ class PublishedScores:
             learning_rate: of the first step.
             factors: what multiplies |M| where tensors are compared; None: nothing.
         """
-        self._dense = dense
+        super().__init__(dense, rule, learning_rate, initial_masks(dense, sparsity))
         self._factors = factors
-        self._rule = rule
-        self._rate = learning_rate
-        self.values = initial_masks(dense, sparsity)
         # PyTorch's defaults, as published: betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
         self._optimizer = torch.optim.AdamW(self.values.values(), lr=learning_rate)
 
@@ -114,13 +150,7 @@ class PublishedScores:
                 size.mul_(self._factors.relative(name))
         return sizes
 
-    def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
-        """See `Scores`."""
-        scores = self.scores()
-        return self._rule.select(scores), scores
-
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step of AdamW; see `Scores`."""
         for name, value in self.values.items():
             gradient = gradients.get(name)
             if gradient is None:
@@ -183,7 +213,7 @@ STARTS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 """First scores of a weight, by the score of which they are the logarithm."""
 
 
-class SignedScores:
+class SignedScores(Scores):
     """Scores S, one per weight; the largest stay.
 
     They start at log |w|, so the first mask is that of the magnitudes, at the target sparsity
@@ -200,9 +230,6 @@ class SignedScores:
     it moves the many elements without influence as far as those that matter.
 
     A factor of a tensor multiplies its magnitudes: its scores start higher by the logarithm.
-
-    Attributes:
-        values: S by canonical name, float32, of the weight's shape.
     """
 
     def __init__(
@@ -223,20 +250,13 @@ class SignedScores:
             factors: by canonical name; None: 1.
             start: a key of `STARTS`.
         """
-        self._dense = dense
-        self._rule = rule
-        self._rate = learning_rate
-        self.values = {name: STARTS[start](weight) for name, weight in dense.items()}
+        values = {name: STARTS[start](weight) for name, weight in dense.items()}
+        super().__init__(dense, rule, learning_rate, values)
         if factors is not None:
-            for name, values in self.values.items():
-                values.add_(math.log(factors.relative(name)))
-
-    def chosen(self) -> tuple[Mapping[str, Selection], Mapping[str, torch.Tensor]]:
-        """See `Scores`."""
-        return self._rule.select(self.values), self.values
+            for name, value in values.items():
+                value.add_(math.log(factors.relative(name)))
 
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:
-        """One step of gradient descent; see `Scores`. It overwrites the gradients."""
         for name, gradient in gradients.items():
             gradient.mul_(self._dense[name])
         squares = sum(on_host([g.double().square().sum() for g in gradients.values()]).tolist())

@@ -35,38 +35,12 @@ Gradients = Mapping[str, torch.Tensor]
 Progress = Callable[[int, int | None], None]
 
 
-class Squares:
-    """Adds up the squares of rows and of the errors that rounding makes, in float64.
-
-    Attributes:
-        dtype: what entries are rounded to.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype = dtype
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-
-    def add(self, values: torch.Tensor) -> None:
-        """Counts entries, float32 `[m]`, before they are rounded."""
-        kept = values.to(self.dtype)
-        norms = [torch.linalg.vector_norm(kept, dtype=torch.float64).square()]
-        if kept.dtype != values.dtype:
-            norms.append(torch.linalg.vector_norm(values - kept, dtype=torch.float64).square())
-        self._sums[: len(norms)] += torch.stack(norms).to(self._sums.device)
-
-    def totals(self) -> tuple[float, float]:
-        """Of the rows and of the errors, of all processes. A collective."""
-        total, error = add_up(self._sums.clone()).tolist()
-        return total, error
-
-
 class Filler:
     """Runs batches, as often as rows are needed; every run gives the same rows.
 
     Attributes:
         probe: of the model.
         plan: where which columns go.
-        squares: of all rows, known after the first run.
         left_out: indices of the batches whose loss or gradient was not finite in the first run.
     """
 
@@ -81,7 +55,7 @@ class Filler:
         """Runs nothing yet; see `gradient_rows`."""
         self.probe, self.plan = probe, plan
         self._batches, self._alive, self._progress = batches, alive, progress
-        self.squares = Squares(plan.dtype, plan.solver)
+        self._squares = torch.zeros(2, dtype=torch.float64, device=plan.solver)
         self.left_out: frozenset[int] = frozenset()
         self._runs = 0  # that ended well
         self._done = 0  # batches in all runs
@@ -90,6 +64,11 @@ class Filler:
     def rows(self) -> int:
         """Number of rows: one for every batch that was not left out."""
         return self.plan.n - len(self.left_out)
+
+    def squares(self) -> tuple[float, float]:
+        """Summed over all rows, and over what rounding changed; a collective after a run."""
+        total, error = add_up(self._squares.clone()).tolist()
+        return total, error
 
     def run(self, store: Store, group: int) -> None:
         """Writes the rows of a group of columns. Batch i belongs to process i modulo their number.
@@ -176,7 +155,7 @@ class Filler:
             row = places[sender] if sender < len(places) else None
             if row is not None:
                 if not self._runs:
-                    self.squares.add(values)
+                    self._count(values)
                 store.write(row, start, values)
 
         if len(ranges) > 1 and not self.probe.sharded:
@@ -185,6 +164,14 @@ class Filler:
         pieces = self._whole_pieces if self.probe.sharded else self._pieces
         for column, values in pieces(gradients, *ranges[rank_and_size()[0]]):
             write(0, column, values)
+
+    def _count(self, values: torch.Tensor) -> None:
+        """Adds up the squares of entries, float32 `[m]`, before they are rounded."""
+        kept = values.to(self.plan.dtype)
+        norms = [torch.linalg.vector_norm(kept, dtype=torch.float64).square()]
+        if kept.dtype != values.dtype:
+            norms.append(torch.linalg.vector_norm(values - kept, dtype=torch.float64).square())
+        self._squares[: len(norms)] += torch.stack(norms).to(self._squares.device)
 
     def _pieces(
         self, gradients: Gradients, start: int, stop: int
@@ -278,7 +265,7 @@ class GradientRows(Rows):
         self._held: int | None = None
         self._gather(0)
         self.n, self.p = filler.rows, filler.plan.columns.p
-        squares, errors = filler.squares.totals()
+        squares, errors = filler.squares()
         self.mean_square = squares / (self.n * self.p)
         self.rounding = (errors / squares) ** 0.5 if errors else 0.0
 
