@@ -46,7 +46,6 @@ class IdPlan:
 
     samples: int
     batches: int
-    budget_bytes: int
     passes: tuple[PlannedPass, ...]
     lines: tuple[str, ...]
 
@@ -99,7 +98,7 @@ def plan(
         _pass(sites, layers[start:stop], needs[start:stop]) for start, stop in pack(needs, budget)
     )
     lines = _lines(passes, samples, batches, budget, processes)
-    return IdPlan(samples, batches, budget, passes, lines)
+    return IdPlan(samples, batches, passes, lines)
 
 
 def _pass(sites: Sites, layers: Sequence[LayerUse], needs: Sequence[Need]) -> PlannedPass:

@@ -46,7 +46,7 @@ class Points:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
-        return bytes_of_points(self.rows, self.widths, self._values.itemsize)
+        return self._values.nbytes
 
     @property
     def dtype(self) -> torch.dtype:

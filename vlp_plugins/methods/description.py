@@ -43,27 +43,36 @@ class MethodParameter:
 
 
 @dataclass(frozen=True)
-class MethodDescription:
+class PartDescription:
+    """An allocation or a token selection, as `vlp methods` shows it.
+
+    Attributes:
+        name: what users call it.
+        distribution: who brings it.
+        summary: the first line of its docstring.
+        paper: where it was published; empty if the docstring does not say.
+    """
+
+    name: str
+    distribution: str
+    summary: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class MethodDescription(PartDescription):
     """A method as `vlp methods` shows it.
 
     The texts are those of the docstring of what is registered: its first line, in parentheses the
     paper with its year; then paragraphs. What it needs, `Method` declares.
 
     Attributes:
-        name: what users call it.
-        distribution: who brings it.
-        summary: one line.
         details: paragraphs.
-        paper: where it was published; empty if the docstring does not say.
         parameters: its settings.
         method: made with its defaults; None if it cannot be.
     """
 
-    name: str
-    distribution: str
-    summary: str
     details: tuple[str, ...]
-    paper: str
     parameters: tuple[MethodParameter, ...]
     method: Method | None
 
@@ -104,8 +113,8 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
         name,
         offer.distribution,
         summary,
-        tuple(details),
         paper,
+        tuple(details),
         tuple(
             MethodParameter(
                 public_name(each.name),
@@ -118,23 +127,6 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
         ),
         method,
     )
-
-
-@dataclass(frozen=True)
-class PartDescription:
-    """An allocation or a token selection, as `vlp methods` shows it.
-
-    Attributes:
-        name: what users call it.
-        distribution: who brings it.
-        summary: the first line of its docstring.
-        paper: where it was published; empty if the docstring does not say.
-    """
-
-    name: str
-    distribution: str
-    summary: str
-    paper: str
 
 
 def describe_parts(registry: Registry, kind: Kind) -> list[PartDescription]:

@@ -139,14 +139,8 @@ class Stepwise(Factored, Procedure):
     steps: int | None
     lr: float | None
     trains: ClassVar[bool] = True
-
-    @property
-    def takes_gradients(self) -> bool:
-        return True
-
-    @property
-    def relative_cost(self) -> str:
-        return "3 per sparsity"
+    takes_gradients = True
+    relative_cost = "3 per sparsity"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.parity.chita_problems import objective
 from vlp_plugins.methods.chita.solver import problem as rows_module
 from vlp_plugins.methods.chita.solver.dual import Band, Dual, adding_gains, removal_costs
-from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 
 N, P = 12, 40
 

@@ -6,11 +6,12 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.parity.chita_problems import objective
 from vlp_plugins.methods.chita.settings import Settings
 from vlp_plugins.methods.chita.solver import elimination
 from vlp_plugins.methods.chita.solver.blocks import Task, by_blocks
 from vlp_plugins.methods.chita.solver.elimination import STAGES, eliminate
-from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.published import solve_published
 
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_plugins.methods.chita.solver import problem as objective_module
-from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective, part_bounds
+from benchmarks.parity import chita_problems as objective_module
+from benchmarks.parity.chita_problems import objective
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, part_bounds
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.parity.chita_problems import objective
 from vlp_plugins.methods.chita.solver import blocks as blocks_module
 from vlp_plugins.methods.chita.solver import problem as rows_module
 from vlp_plugins.methods.chita.solver.blocks import edges_of, similar
-from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.published import solve_published
 from vlp_plugins.runtime.errors import UnsupportedError
 

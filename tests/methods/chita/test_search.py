@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.parity.chita_problems import objective
 from vlp_plugins.methods.chita.solver.dual import Dual, dual_and_band
 from vlp_plugins.methods.chita.solver.problem import (
     MemoryRows,
     Problem,
     Rows,
-    objective,
     part_bounds,
     ranked,
     with_band,

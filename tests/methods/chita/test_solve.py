@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_elimination import solve_elimination
 
+from benchmarks.parity.chita_problems import objective
 from vlp_plugins.methods.chita.solver.blocks import by_blocks
-from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem, objective
+from vlp_plugins.methods.chita.solver.problem import MemoryRows, Problem
 from vlp_plugins.methods.chita.solver.published import starting_points
 from vlp_plugins.methods.chita.solver.search import solve_best, solve_fast
 from vlp_plugins.methods.chita.solver.solve import searched, solve

@@ -40,6 +40,10 @@ _PART_COPIES = 4
 """Of a part of the rows, in float32, while a solver works on it."""
 _DISK_RATE = 10**9
 """Bytes per second."""
+_AUTO = (
+    "lambda=auto makes at least {} pruned models, and judges them by the loss on {} held-out "
+    "batches (a forward counts as a third of a gradient)"
+)
 
 
 def cost_of(
@@ -117,7 +121,7 @@ def cost_of(
             *plan.lines,
             f"effort {settings.effort}: up to {sweeps_of(settings)} sweeps over the rows for a "
             f"solution, {made} solutions in all",
-            *_auto_notes(settings, held, solves),
+            *([_AUTO.format(solves, held)] if settings.auto else []),
             *([f"a disk is taken to read {text_of(_DISK_RATE)} a second"] if reading else []),
         ),
     )
@@ -186,12 +190,3 @@ def _size_notes(n: int, p: int, settings: Settings) -> list[str]:
             f"({whole / 1e9:.0f} GB)"
         )
     return notes
-
-
-def _auto_notes(settings: Settings, held: int, solves: int) -> list[str]:
-    if not settings.auto:
-        return []
-    return [
-        f"lambda=auto makes at least {solves} pruned models, and judges them by the loss on {held} "
-        "held-out batches (a forward counts as a third of a gradient)"
-    ]

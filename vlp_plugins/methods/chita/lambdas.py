@@ -59,11 +59,13 @@ class HeldOut:
             )
         for index in bad:
             logger.warning("left held-out batch %d out: its loss is not finite", index)
-        self.dense = sum(losses[index] for index in self._used) / len(self._used)
+        self.dense = self._mean(losses)
 
     def mean_loss(self) -> float:
         """Of the model as it is now; NaN or infinite if it is on any batch."""
-        losses = self._losses()
+        return self._mean(self._losses())
+
+    def _mean(self, losses: Sequence[float]) -> float:
         return sum(losses[index] for index in self._used) / len(self._used)
 
     def _losses(self) -> list[float]:

@@ -1,4 +1,11 @@
-"""CHITA in one shot and CHITA++ in rounds, as users name them."""
+"""CHITA in one shot and CHITA++ in rounds, as users name them.
+
+To read on, in the order of a run: `setup.py` (batches, rows, a lambda for every target, masks),
+`rows/gradients.py` (gradients become rows), `lambdas.py` (how lambda is chosen), `pruner.py` (one
+problem per group of weights), `solver/problem.py` (what is minimised), `solver/elimination.py`
+(how, by default). The other files are for scarce memory (`rows/`), other efforts (`solver/`), plans
+(`cost.py`) and the walk by blocks (`layerwise.py`).
+"""
 
 from __future__ import annotations
 
@@ -59,6 +66,8 @@ class Chita(Factored, Procedure):
     """
 
     changes_weights: ClassVar[bool] = True
+    takes_gradients = True
+    relative_cost = "3, and a solver"
 
     settings: Settings = field(default_factory=Settings)
     allocation: Allocation = Procedure.allocation
@@ -106,14 +115,6 @@ class Chita(Factored, Procedure):
         # The default is another one by blocks, but who asks for a global allocation gets it.
         asked = None if self.allocation is Procedure.allocation else self.allocation
         return Reconstruction.by(solver).with_allocation(asked)
-
-    @property
-    def takes_gradients(self) -> bool:
-        return True
-
-    @property
-    def relative_cost(self) -> str:
-        return "3, and a solver"
 
     def run(self, context: Context) -> list[Masks]:
         settings = self.settings_for(context)
@@ -163,6 +164,8 @@ class ChitaInRounds(Chita, InRounds):
         schedule: name of what leads from 0 to the target.
     """
 
+    relative_cost = "3 per sparsity, and a solver"
+
     name: str = "chita++"
     rounds: int = DEFAULT_ROUNDS
     schedule: str = DEFAULT_SCHEDULE
@@ -178,10 +181,6 @@ class ChitaInRounds(Chita, InRounds):
     @property
     def parameters(self) -> dict[str, Any]:  # type: ignore[override]
         return {**super().parameters, "rounds": self.rounds, "schedule": self.schedule}
-
-    @property
-    def relative_cost(self) -> str:
-        return "3 per sparsity, and a solver"
 
     def run(self, context: Context) -> list[Masks]:
         settings = self.settings_for(context)

@@ -11,6 +11,7 @@ import torch
 from vlp_plugins.methods.chita.rows.plan import KEEP_IN
 from vlp_plugins.methods.chita.solver.elimination import MANY_ROWS
 from vlp_plugins.methods.chita.solver.solve import Effort
+from vlp_plugins.models.registry import public_name
 from vlp_plugins.runtime.errors import UnsupportedError, suggest
 
 Lambda = float | Literal["auto"]
@@ -149,16 +150,7 @@ class Settings:
 
     def parameters(self) -> dict[str, Any]:
         """By the names that users give them."""
-        return {
-            "lambda": self.lambda_,
-            "effort": self.effort,
-            "block_size": self.block_size,
-            "first_order": self.first_order,
-            "rows": self.rows,
-            "keep_in": self.keep_in,
-            "row_dtype": self.row_dtype,
-            "held_out": self.held_out,
-        }
+        return {public_name(name): value for name, value in vars(self).items()}
 
 
 def _lambda_of(value: object) -> Lambda:

@@ -17,7 +17,7 @@ from vlp_plugins.scoring.allocation import Allocation
 from vlp_plugins.scoring.factors import Factors
 from vlp_plugins.scoring.lamp import lamp
 from vlp_plugins.scoring.score import Evidence, Scorer
-from vlp_plugins.scoring.selection import Scored, Selection
+from vlp_plugins.scoring.selection import Scored
 from vlp_plugins.scoring.threshold import find_cuts
 
 _SCORE = "trained"
@@ -51,8 +51,8 @@ class MaskRule:
     floor: float = 0.0
     published: bool = False
 
-    def select(self, scores: Mapping[str, torch.Tensor]) -> Mapping[str, Selection]:
-        """For every weight what chooses among its scores.
+    def masks(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """By canonical name a bool mask of the weight's shape, true where an element stays.
 
         Args:
             scores: float32, by canonical name, of the weight's shape.
@@ -64,7 +64,11 @@ class MaskRule:
             name: Evidence(name, 0, {_SCORE: score.flatten()}) for name, score in scores.items()
         }
         scored = Scored(Trained(), self.weights, evidence, self.published)
-        return self.allocation.select(scored, [self.target], floor=self.floor)[0]
+        chosen = self.allocation.select(scored, [self.target], floor=self.floor)[0]
+        return {
+            name: chosen[name].mask(scores[name].flatten(1)).view(weight.shape)
+            for name, weight in self.weights.items()
+        }
 
 
 class Scores(ABC):
@@ -89,13 +93,8 @@ class Scores(ABC):
         return self.values
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """By canonical name a bool mask of the weight's shape, true where an element stays now."""
-        scores = self.scores()
-        chosen = self._rule.select(scores)
-        return {
-            name: chosen[name].mask(scores[name].flatten(1)).view(weight.shape)
-            for name, weight in self._rule.weights.items()
-        }
+        """What stays now; see `MaskRule.masks`."""
+        return self._rule.masks(self.scores())
 
     @abstractmethod
     def step(self, gradients: Mapping[str, torch.Tensor], factor: float) -> None:

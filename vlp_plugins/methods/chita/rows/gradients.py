@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice, pairwise
 
 import torch
+from torch import distributed
 
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.plan import RowPlan
@@ -17,9 +18,7 @@ from vlp_plugins.methods.chita.rows.stores import (
     Layout,
     MemoryStore,
     Store,
-    add_up,
     exchange,
-    fill,
 )
 from vlp_plugins.methods.chita.solver.problem import Rows
 from vlp_plugins.models.adapter import Batch
@@ -41,6 +40,8 @@ class Filler:
     Attributes:
         probe: of the model.
         plan: where which columns go.
+        squares: summed over the entries that this process has written in the first run, and over
+            what rounding changed, float64 `[2]`.
         left_out: indices of the batches whose loss or gradient was not finite in the first run.
     """
 
@@ -55,7 +56,7 @@ class Filler:
         """Runs nothing yet; see `gradient_rows`."""
         self.probe, self.plan = probe, plan
         self._batches, self._alive, self._progress = batches, alive, progress
-        self._squares = torch.zeros(2, dtype=torch.float64, device=plan.solver)
+        self.squares = torch.zeros(2, dtype=torch.float64, device=plan.solver)
         self.left_out: frozenset[int] = frozenset()
         self._runs = 0  # that ended well
         self._done = 0  # batches in all runs
@@ -64,11 +65,6 @@ class Filler:
     def rows(self) -> int:
         """Number of rows: one for every batch that was not left out."""
         return self.plan.n - len(self.left_out)
-
-    def squares(self) -> tuple[float, float]:
-        """Summed over all rows, and over what rounding changed; a collective after a run."""
-        total, error = add_up(self._squares.clone()).tolist()
-        return total, error
 
     def run(self, store: Store, group: int) -> None:
         """Writes the rows of a group of columns. Batch i belongs to process i modulo their number.
@@ -171,7 +167,7 @@ class Filler:
         norms = [torch.linalg.vector_norm(kept, dtype=torch.float64).square()]
         if kept.dtype != values.dtype:
             norms.append(torch.linalg.vector_norm(values - kept, dtype=torch.float64).square())
-        self._squares[: len(norms)] += torch.stack(norms).to(self._squares.device)
+        self.squares[: len(norms)] += torch.stack(norms).to(self.squares.device)
 
     def _pieces(
         self, gradients: Gradients, start: int, stop: int
@@ -265,7 +261,7 @@ class GradientRows(Rows):
         self._held: int | None = None
         self._gather(0)
         self.n, self.p = filler.rows, filler.plan.columns.p
-        squares, errors = filler.squares()
+        squares, errors = self.add_up(filler.squares.clone()).tolist()
         self.mean_square = squares / (self.n * self.p)
         self.rounding = (errors / squares) ** 0.5 if errors else 0.0
 
@@ -282,10 +278,17 @@ class GradientRows(Rows):
                 yield start, part.to(self._filler.plan.solver)
 
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
-        return add_up(tensor)
+        if rank_and_size()[1] > 1:
+            distributed.all_reduce(tensor)
+        return tensor
 
     def fill(self, vector: torch.Tensor) -> torch.Tensor:
-        return fill(vector, self._filler.plan.edges)
+        if rank_and_size()[1] > 1:
+            entries = vector.view(torch.uint8) if vector.dtype == torch.bool else vector
+            for owner, (start, stop) in enumerate(pairwise(self._filler.plan.edges)):
+                if start < stop:
+                    distributed.broadcast(entries[start:stop], src=owner)
+        return vector
 
     def release(self) -> None:
         """Gives the memory back; there are no parts any more."""

@@ -251,8 +251,6 @@ class RowPlan:
         cuts: by group and process, first column of every part, then the end of the last.
         ram_bytes: of rows and the parts in work.
         disk_bytes: of the file.
-        state_bytes: of what is one number per weight: weights, values, scores, support; not part
-            of the budget.
         passes: over the batches, in all sweeps.
         gradient_batches: forward and backward passes of this process, one batch each.
         lines: the same in words.
@@ -269,7 +267,6 @@ class RowPlan:
     cuts: tuple[tuple[PartBounds, ...], ...]
     ram_bytes: int
     disk_bytes: int
-    state_bytes: int
     passes: int
     gradient_batches: int
     lines: tuple[str, ...]
@@ -440,7 +437,6 @@ class _Needs:
             cuts=cuts,
             ram_bytes=ram,
             disk_bytes=self.bytes if keep_in == "disk" else 0,
-            state_bytes=state,
             passes=passes,
             gradient_batches=passes * -(-self.n // rank_and_size()[1]),
             lines=(line, f"next to them {text_of(state)} of weights, values, scores and support"),

@@ -93,28 +93,6 @@ def exchange(
                 receive(sender, first, row)
 
 
-def add_up(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, in place."""
-    if rank_and_size()[1] > 1:
-        distributed.all_reduce(tensor)
-    return tensor
-
-
-def fill(vector: torch.Tensor, edges: Sequence[int]) -> torch.Tensor:
-    """Gives a vector `[p]` the entries that other processes hold, in place.
-
-    Args:
-        vector: contiguous, of any dtype.
-        edges: first column of every process, then p.
-    """
-    if rank_and_size()[1] > 1:
-        whole = vector.view(torch.uint8) if vector.dtype == torch.bool else vector
-        for owner, (start, stop) in enumerate(pairwise(edges)):
-            if start < stop:
-                distributed.broadcast(whole[start:stop], src=owner)
-    return vector
-
-
 class Store(ABC):
     """Room for the rows of some columns, part by part.
 

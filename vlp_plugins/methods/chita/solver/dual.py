@@ -14,13 +14,13 @@ costs r/2 z_j^2 / (1 - h_j) exactly, and adding j of C gains r/2 z_j^2 / (1 + h_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from vlp_plugins.methods.chita.solver.problem import Problem, Ranked, Rows
+from vlp_plugins.methods.chita.solver.problem import Problem, Ranked
 from vlp_plugins.runtime.errors import NonFiniteError, UnsupportedError
 from vlp_plugins.runtime.model_state import float32_product_error
 
@@ -215,18 +215,26 @@ class Dual:
     dense: float = 0.0
 
     @classmethod
-    def of(cls, problem: Problem, support: torch.Tensor) -> Dual:
+    def of(
+        cls,
+        problem: Problem,
+        support: torch.Tensor,
+        each: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> Dual:
         """The dual of a support of the full problem; one sweep over the rows.
 
         Args:
             problem: see `Problem`; its blocks play no part.
             support: bool `[p]`.
+            each: called with every part of the rows, as `Rows.parts` yields it.
         """
         rows, c = problem.rows, problem.first_order
         ridge = rows.n * problem.ridge
         matrix = problem.weights.new_zeros((rows.n, rows.n), dtype=torch.float64)
         sums = problem.weights.new_zeros(rows.n + 2, dtype=torch.float64)  # A_C v_C, |v_C|^2, 1'A v
         for start, part in rows.parts():
+            if each is not None:
+                each(start, part)
             columns = slice(start, start + part.shape[1])
             inside, weights = support[columns], problem.weights[columns].double()
             tolerable = ridge * (part.shape[1] / rows.p) ** 0.5  # errors of parts add up
@@ -324,31 +332,13 @@ def adding_gains(z: torch.Tensor, h: torch.Tensor, ridge: float) -> torch.Tensor
 
 def dual_and_band(problem: Problem, chosen: Ranked) -> tuple[Dual, Band]:
     """The dual of a support and the columns of its band, in the same sweep over the rows."""
-    collecting = _Collecting(problem.rows, chosen.band)
-    dual = Dual.of(replace(problem, rows=collecting), chosen.support)
-    columns = problem.rows.add_up(collecting.collected)
-    return dual, Band(columns, problem.weights[chosen.band].double())
+    band, device = chosen.band, chosen.band.device
+    columns = torch.zeros((problem.rows.n, len(band)), dtype=torch.float64, device=device)
 
+    def collect(start: int, part: torch.Tensor) -> None:
+        edges = torch.tensor([start, start + part.shape[1]], device=device)
+        first, last = torch.searchsorted(band, edges).tolist()
+        columns[:, first:last] = pick_columns(part, band[first:last] - start).double()
 
-class _Collecting(Rows):
-    """Rows that keep a copy of some columns while they are swept over."""
-
-    def __init__(self, rows: Rows, positions: torch.Tensor) -> None:
-        self.n, self.p = rows.n, rows.p
-        self.rows, self.positions = rows, positions
-        shape = (rows.n, len(positions))
-        self.collected = torch.zeros(shape, dtype=torch.float64, device=positions.device)
-
-    def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for start, part in self.rows.parts():
-            edges = torch.tensor([start, start + part.shape[1]], device=self.positions.device)
-            first, last = torch.searchsorted(self.positions, edges).tolist()
-            here = self.positions[first:last] - start
-            self.collected[:, first:last] = pick_columns(part, here).double()
-            yield start, part
-
-    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.rows.add_up(tensor)
-
-    def fill(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.rows.fill(vector)
+    dual = Dual.of(problem, chosen.support, collect)
+    return dual, Band(problem.rows.add_up(columns), problem.weights[band].double())
