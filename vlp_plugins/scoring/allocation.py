@@ -298,6 +298,15 @@ def modalities_of(scored: Scored) -> dict[str, list[str]]:
     return groups
 
 
+def budgets_of(scored: Scored, target: Target) -> list[tuple[list[str], float]]:
+    """Names of weights that have one budget, and their sparsity: all, or those of a modality."""
+    modalities = modalities_of(scored)
+    budget = budget_of(target, list(modalities))
+    if isinstance(target, Mapping):
+        return [(names, budget[modality]) for modality, names in modalities.items()]
+    return [(list(scored.weights), next(iter(budget.values())))]
+
+
 def within_modalities(
     scored: Scored, removals: dict[str, list[int]], floor: float
 ) -> list[dict[str, Selection]]:
@@ -478,10 +487,8 @@ class ByFactor(Allocation):
         counts = []
         for target in targets:
             even = self.even.counts(scored, target)
-            whole = {"": list(scored.weights)}
-            groups = modalities_of(scored) if isinstance(target, Mapping) else whole
             count: dict[str, int] = {}
-            for names in groups.values():
+            for names, _ in budgets_of(scored, target):
                 count |= self._removed(scored.subset(names), even, floor)
             counts.append(count)
         return self.even.selected(scored, counts, floor)

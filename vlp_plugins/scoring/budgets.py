@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from vlp_plugins.calibration.batches import check_batches, number_of_batches
-from vlp_plugins.models.request import Target, budget_of
+from vlp_plugins.models.request import Target
 from vlp_plugins.models.weights import Weight
 from vlp_plugins.runtime.distributed import all_gather, batch_shard
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
@@ -22,8 +22,8 @@ from vlp_plugins.scoring.allocation import (
     Allocation,
     EvenAllocation,
     LayerAllocation,
+    budgets_of,
     least_kept,
-    modalities_of,
     proportional,
     shares,
 )
@@ -123,12 +123,8 @@ class GroupAllocation(Allocation):
             importances = self._times_factors(importances, scored.weights, self.factors)
         counts = []
         for target in targets:
-            modalities = modalities_of(scored)
-            budget = budget_of(target, list(modalities))
-            whole = [(list(scored.weights), budget[next(iter(modalities))])]
-            by_modality = [(names, budget[each]) for each, names in modalities.items()]
             count: dict[str, int] = {}
-            for names, sparsity in by_modality if isinstance(target, Mapping) else whole:
+            for names, sparsity in budgets_of(scored, target):
                 count |= self._removed(scored.subset(names), importances, sparsity, floor)
             counts.append({name: count[name] for name in scored.weights})
         return self.even.selected(scored, counts, floor)

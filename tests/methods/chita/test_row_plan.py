@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_columns import columns_of
 
-from vlp_plugins.methods.chita.rows.plan import plan_rows
+from vlp_plugins.methods.chita.rows.plan import RowNeeds
 from vlp_plugins.runtime.errors import OutputError, UnsupportedError
 from vlp_plugins.runtime.memory import bytes_of, free_ram, spill_folder
 
@@ -21,7 +21,7 @@ FREE = Path.cwd()
 
 def plan(budget: int | None, **options):
     settings = {"folder": FREE, "dtype": torch.float32, **options}
-    return plan_rows(COLUMNS, N, budget, settings.pop("folder"), settings.pop("dtype"), **settings)
+    return RowNeeds(COLUMNS, N, budget, **settings).plan()
 
 
 @pytest.fixture

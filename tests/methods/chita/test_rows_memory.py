@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks.memory import peak_memory
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
+from vlp_plugins.methods.chita.rows.plan import Columns, RowNeeds
 from vlp_plugins.models.generic import ModuleAdapter
 from vlp_plugins.models.weights import WeightMap
 
@@ -28,7 +28,7 @@ def test_the_peak_is_within_the_budget(keep_in, dtype, tmp_path):
     assert N * columns.p * 4 == 192 * MIB
     probe, batches = LossProbe(model, adapter, weights), [torch.rand(2, WIDTH) for _ in range(N)]
     total = 0.0
-    plan = plan_rows(columns, N, BUDGET, tmp_path, dtype, keep_in=keep_in)
+    plan = RowNeeds(columns, N, BUDGET, tmp_path, dtype, keep_in=keep_in).plan()
     with peak_memory() as meter, gradient_rows(probe, plan, lambda: iter(batches)) as rows:
         for _, part in rows.parts():
             total += float(part.float().norm() ** 2)

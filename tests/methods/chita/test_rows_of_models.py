@@ -11,7 +11,7 @@ from toy_rows import matrix
 from benchmarks.parity.family import Family
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
+from vlp_plugins.methods.chita.rows.plan import Columns, RowNeeds
 from vlp_plugins.methods.chita.solver.problem import Problem, Solution
 from vlp_plugins.methods.chita.solver.solve import solve
 from vlp_plugins.models.discovery import registry
@@ -27,7 +27,8 @@ def solved(model, adapter, batches, block_size, way) -> tuple[torch.Tensor, Solu
     columns = Columns.of(weights, block_size)
     dense = columns.join({name: weight.parameter.detach() for name, weight in weights.items()})
     keep_in, budget = way
-    plan = plan_rows(columns, len(batches), budget, None, torch.float32, keep_in=keep_in)
+    needs = RowNeeds(columns, len(batches), budget, None, torch.float32, keep_in=keep_in)
+    plan = needs.plan()
     probe = LossProbe(model, adapter, weights)
     with gradient_rows(probe, plan, lambda: iter(batches)) as rows:
         problem = Problem(dense, rows, 0.3, columns.p // 4, 0.25, columns.bounds)

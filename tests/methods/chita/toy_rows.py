@@ -12,7 +12,7 @@ from toy_loss import LosingAdapter, losing_toy
 
 from vlp_plugins.calibration.loss import LossProbe
 from vlp_plugins.methods.chita.rows.gradients import GradientRows, gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns, plan_rows
+from vlp_plugins.methods.chita.rows.plan import Columns, RowNeeds
 from vlp_plugins.models.weights import WeightMap
 
 N = 5
@@ -32,7 +32,7 @@ def toy_rows(batches: Any = None, *, skip: bool = False, **options: Any) -> Iter
     columns = options.pop("columns", None) or toy_columns()
     of_rows = {name: options.pop(name) for name in ("alive", "progress") if name in options}
     options = {"n": N, "budget": None, "folder": None, "dtype": torch.float32, **options}
-    plan = plan_rows(columns, device=CPU, **options)
+    plan = RowNeeds(columns, device=CPU, **options).plan()
     with gradient_rows(probe, plan, lambda: iter(batches), **of_rows) as rows:
         yield rows
 

@@ -105,8 +105,8 @@ def cost_of(
     part = n * max(b - a for group in plan.cuts for own in group for a, b in pairwise(own))
     ram = plan.ram_bytes + 4 * (_VECTORS * p + _PART_COPIES * part) + (3 * stage if rounds else 0)
     ram += held_solutions
-    if settings.effort == "fast" and plan.columns.bounds is not None:
-        ram += held_bytes(n, len(plan.columns.bounds) - 1, len(groups))
+    if settings.effort == "fast" and plan.needs.columns.bounds is not None:
+        ram += held_bytes(n, len(plan.needs.columns.bounds) - 1, len(groups))
     forwards = held * (solves + 1) if held else 0
     solving = solve_seconds(settings, plan, kept / max(1, solves * p))
     reading = sweeps * plan.disk_bytes / _DISK_RATE
@@ -146,9 +146,9 @@ def solve_seconds(settings: Settings, plan: RowPlan, density: float) -> float:
         plan: of the rows.
         density: fraction kept.
     """
-    block_size, n = settings.columns_of_block, plan.n
+    block_size, n = settings.columns_of_block, plan.needs.n
     block = block_size or 1
-    small = max(1, min(_ELEMENTS // n, plan.columns.p // 2) // block) * block
+    small = max(1, min(_ELEMENTS // n, plan.needs.columns.p // 2) // block) * block
     times = []
     for p in (small, small, 2 * small):  # the first warms up
         draw = torch.Generator().manual_seed(0)
@@ -160,7 +160,7 @@ def solve_seconds(settings: Settings, plan: RowPlan, density: float) -> float:
         times.append(_seconds(problem, settings.effort))
     _, one, two = times
     slope = max(two - one, two / 4) / small
-    return max(0.0, two - slope * 2 * small) + slope * plan.columns.p
+    return max(0.0, two - slope * 2 * small) + slope * plan.needs.columns.p
 
 
 def _seconds(problem: Problem, effort: Effort) -> float:

@@ -36,7 +36,7 @@ from vlp_plugins.methods.chita.pruner import (
     write_values,
 )
 from vlp_plugins.methods.chita.rows.gradients import GradientRows, Progress, gradient_rows
-from vlp_plugins.methods.chita.rows.plan import Columns, RowPlan, plan_rows
+from vlp_plugins.methods.chita.rows.plan import Columns, RowNeeds, RowPlan
 from vlp_plugins.methods.chita.settings import MOST_HELD_OUT, Settings
 from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.method import Context
@@ -200,18 +200,19 @@ def solutions_bytes(context: Context, settings: Settings) -> int:
 
 
 def row_plan(context: Context, settings: Settings, n: int, sweeps: int = 1) -> RowPlan:
-    """Where n rows of a run are kept, see `plan_rows`; all of them will be read `sweeps` times."""
-    return plan_rows(
+    """Where n rows of a run are kept; all of them will be read `sweeps` times."""
+    needs = RowNeeds(
         Columns.of(context.weights, settings.columns_of_block),
         n,
         context.memory_budget,
         context.workplace,
         settings.dtype,
         sweeps,
-        keep_in=settings.keep_in,
-        solutions=solutions_bytes(context, settings),
-        device=device_of(context.model),
+        settings.keep_in,
+        device_of(context.model),
+        solutions_bytes(context, settings),
     )
+    return needs.plan()
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Filler:
     Attributes:
         probe: of the model.
         plan: where which columns go.
+        needs: of the plan.
         squares: summed over the entries that this process has written in the first run, and over
             what rounding changed, float64 `[2]`.
         left_out: indices of the batches whose loss or gradient was not finite in the first run.
@@ -54,9 +55,9 @@ class Filler:
         progress: Progress | None = None,
     ) -> None:
         """Runs nothing yet; see `gradient_rows`."""
-        self.probe, self.plan = probe, plan
+        self.probe, self.plan, self.needs = probe, plan, plan.needs
         self._batches, self._alive, self._progress = batches, alive, progress
-        self.squares = torch.zeros(2, dtype=torch.float64, device=plan.solver)
+        self.squares = torch.zeros(2, dtype=torch.float64, device=plan.needs.device)
         self.left_out: frozenset[int] = frozenset()
         self._runs = 0  # that ended well
         self._done = 0  # batches in all runs
@@ -64,7 +65,7 @@ class Filler:
     @property
     def rows(self) -> int:
         """Number of rows: one for every batch that was not left out."""
-        return self.plan.n - len(self.left_out)
+        return self.needs.n - len(self.left_out)
 
     def run(self, store: Store, group: int) -> None:
         """Writes the rows of a group of columns. Batch i belongs to process i modulo their number.
@@ -80,11 +81,11 @@ class Filler:
             DataError: if there are fewer batches than rows.
             NonFiniteError: if a loss or gradient is NaN or infinite, or those of all batches.
         """
-        n, columns = self.plan.n, self.plan.columns
+        n, columns = self.needs.n, self.needs.columns
         ranges = [(cuts[0], cuts[-1]) for cuts in self.plan.cuts[group]]
         names = {name for own in ranges for name, *_ in columns.pieces(*own)}
         if not self._runs:
-            ranges = list(pairwise(self.plan.edges))
+            ranges = list(pairwise(self.needs.edges))
         row = index = 0
         missing: set[int] = set()
         size = batch_shard(sharded=self.probe.sharded)[1]
@@ -163,7 +164,7 @@ class Filler:
 
     def _count(self, values: torch.Tensor) -> None:
         """Adds up the squares of entries, float32 `[m]`, before they are rounded."""
-        kept = values.to(self.plan.dtype)
+        kept = values.to(self.needs.dtype)
         norms = [torch.linalg.vector_norm(kept, dtype=torch.float64).square()]
         if kept.dtype != values.dtype:
             norms.append(torch.linalg.vector_norm(values - kept, dtype=torch.float64).square())
@@ -176,10 +177,10 @@ class Filler:
 
         Gradients of weights that were removed before are 0.
         """
-        for name, first, last, column in self.plan.columns.pieces(start, stop):
+        for name, first, last, column in self.needs.columns.pieces(start, stop):
             gradient = gradients.get(name)
             if gradient is None:
-                zeros = torch.zeros(last - first, dtype=torch.float32, device=self.plan.solver)
+                zeros = torch.zeros(last - first, dtype=torch.float32, device=self.needs.device)
                 yield column, zeros
                 continue
             values = gradient.reshape(-1)[first:last]
@@ -194,7 +195,7 @@ class Filler:
 
         All processes make one gradient after the other whole, and each takes what it holds.
         """
-        columns = self.plan.columns
+        columns = self.needs.columns
         for name, bounds in zip(columns.names, pairwise(columns.starts), strict=True):
             sharded = gradients.get(name)
             gradient = {} if sharded is None else {name: whole(sharded)}
@@ -204,7 +205,7 @@ class Filler:
 
     def _joined(self, gradients: Gradients, start: int, stop: int) -> torch.Tensor:
         """`_pieces` in one tensor `[stop - start]`."""
-        found = torch.empty(stop - start, dtype=torch.float32, device=self.plan.solver)
+        found = torch.empty(stop - start, dtype=torch.float32, device=self.needs.device)
         for column, values in self._pieces(gradients, start, stop):
             found[column - start : column - start + len(values)] = values
         return found
@@ -213,9 +214,9 @@ class Filler:
         """Raises if rows are missing; notes which batches the first run left out."""
         if not read:
             raise DataError("the calibration data is empty: no batch was read; check its path")
-        if read < self.plan.n:
+        if read < self.needs.n:
             raise DataError(
-                f"{self.plan.n} gradient rows were asked for, one batch each, but the data gave "
+                f"{self.needs.n} gradient rows were asked for, one batch each, but the data gave "
                 f"only {read} batches; give more data or smaller batches, or ask for fewer rows"
             )
         if not self._runs:
@@ -260,7 +261,7 @@ class GradientRows(Rows):
         self._filler, self._stores = filler, stores
         self._held: int | None = None
         self._gather(0)
-        self.n, self.p = filler.rows, filler.plan.columns.p
+        self.n, self.p = filler.rows, filler.needs.columns.p
         squares, errors = self.add_up(filler.squares.clone()).tolist()
         self.mean_square = squares / (self.n * self.p)
         self.rounding = (errors / squares) ** 0.5 if errors else 0.0
@@ -275,7 +276,7 @@ class GradientRows(Rows):
             if self._held != group:
                 self._gather(group)
             for start, part in store.parts(self.n):
-                yield start, part.to(self._filler.plan.solver)
+                yield start, part.to(self._filler.needs.device)
 
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
         if rank_and_size()[1] > 1:
@@ -285,7 +286,7 @@ class GradientRows(Rows):
     def fill(self, vector: torch.Tensor) -> torch.Tensor:
         if rank_and_size()[1] > 1:
             entries = vector.view(torch.uint8) if vector.dtype == torch.bool else vector
-            for owner, (start, stop) in enumerate(pairwise(self._filler.plan.edges)):
+            for owner, (start, stop) in enumerate(pairwise(self._filler.needs.edges)):
                 if start < stop:
                     distributed.broadcast(entries[start:stop], src=owner)
         return vector
@@ -324,12 +325,12 @@ def gradient_rows(
             known).
 
     Yields:
-        The rows. There are fewer than `plan.n` if the probe skips batches that are not finite.
+        The rows. There are fewer than planned if the probe skips batches that are not finite.
 
     Raises:
         UnsupportedError: if the system does not give the memory.
         OutputError: if the disk has no room.
-        DataError: if there are fewer batches than `plan.n`.
+        DataError: if there are fewer batches than planned.
         NonFiniteError: if a loss or gradient is NaN or infinite; names batch and weight.
     """
     logger.info("%s", plan.lines[0])
@@ -341,24 +342,24 @@ def gradient_rows(
         del stores  # or they would outlive `release`
         stack.callback(rows.release)
         if filler.left_out:
-            logger.warning("%d of %d batches gave no row", len(filler.left_out), plan.n)
-        if plan.dtype != torch.float32:
-            logger.info("keeping rows in %s changes them by %.2g", plan.dtype, rows.rounding)
+            logger.warning("%d of %d batches gave no row", len(filler.left_out), plan.needs.n)
+        if plan.needs.dtype != torch.float32:
+            logger.info("keeping rows in %s changes them by %.2g", plan.needs.dtype, rows.rounding)
         yield rows
 
 
 def _stores(plan: RowPlan, stack: ExitStack) -> Sequence[Store]:
     """Room for the columns of this process, by group; groups share their memory."""
-    layouts = [Layout(plan.n, group[rank_and_size()[0]]) for group in plan.cuts]
+    layouts = [Layout(plan.needs.n, group[rank_and_size()[0]]) for group in plan.cuts]
     if plan.keep_in == "disk":
-        store = FileStore(layouts[0], plan.dtype, plan.folder)
+        store = FileStore(layouts[0], plan.needs.dtype, plan.needs.place)
         stack.callback(store.close)
         return [store]
     elements = max(each.elements for each in layouts)
     try:
-        flat = torch.empty(elements, dtype=plan.dtype, device=plan.device)
+        flat = torch.empty(elements, dtype=plan.needs.dtype, device=plan.device)
     except RuntimeError as error:
-        amount = text_of(elements * plan.dtype.itemsize)
+        amount = text_of(elements * plan.needs.dtype.itemsize)
         raise UnsupportedError(
             f"the system does not give {amount} of memory on {plan.device} for gradient rows; give "
             "a smaller memory_budget"

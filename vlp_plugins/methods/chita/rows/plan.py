@@ -235,63 +235,10 @@ _GRADIENT = 4
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """Where rows are kept, and what that costs. All bytes are of one process.
+class RowNeeds:
+    """What rows must hold and may take, from which `plan` follows.
 
     Attributes:
-        columns: of the rows.
-        n: number of rows that there is room for, one batch each.
-        dtype: of the rows.
-        solver: device of the model, its gradients and the solver.
-        keep_in: in RAM (or the memory of `device`), in a file, or nowhere: in passes over the
-            batches, one group of columns after the other.
-        device: whose memory holds rows, or the group of columns in work.
-        folder: of the file.
-        edges: first column of every process, then p.
-        cuts: by group and process, first column of every part, then the end of the last.
-        ram_bytes: of rows and the parts in work.
-        disk_bytes: of the file.
-        passes: over the batches, in all sweeps.
-        gradient_batches: forward and backward passes of this process, one batch each.
-        lines: the same in words.
-    """
-
-    columns: Columns
-    n: int
-    dtype: torch.dtype
-    solver: torch.device
-    keep_in: Kept
-    device: torch.device
-    folder: Path
-    edges: PartBounds
-    cuts: tuple[tuple[PartBounds, ...], ...]
-    ram_bytes: int
-    disk_bytes: int
-    passes: int
-    gradient_batches: int
-    lines: tuple[str, ...]
-
-    @property
-    def groups(self) -> int:
-        """Number of groups of columns; 1 where all are kept."""
-        return len(self.cuts)
-
-
-def plan_rows(
-    columns: Columns,
-    n: int,
-    budget: int | None,
-    folder: Path | None,
-    dtype: torch.dtype,
-    sweeps: int = 1,
-    *,
-    keep_in: str = "auto",
-    device: torch.device = _CPU,
-    solutions: int = 0,
-) -> RowPlan:
-    """The fastest way to keep rows within the budget: in memory, on disk, or in several passes.
-
-    Args:
         columns: of the rows.
         n: number of rows, one batch each.
         budget: bytes of memory for rows and the parts in work; None: three quarters of what is
@@ -304,40 +251,44 @@ def plan_rows(
         device: of the model; rows that fit are kept in its memory.
         solutions: bytes of solutions that would be held in order to take gradients once; without a
             budget they get up to half of the memory.
-
-    Raises:
-        UnsupportedError: if the budget is too small, with the least that will do.
-        OutputError: if rows must go to a disk that has no room for them.
     """
-    needs = _Needs(columns, n, budget, spill_folder(folder), dtype, sweeps, device, solutions)
-    ways = {"ram": needs.in_memory, "disk": needs.on_disk, "passes": needs.in_passes}
-    refused: list[Exception] = []
-    for way, plan in ways.items():
-        if keep_in not in (way, "auto"):
-            continue
-        try:
-            found = plan()
-        except (UnsupportedError, OutputError) as error:
-            refused.append(error)
-            continue
-        whys = [str(error).partition(";")[0] for error in refused]  # without the advice
-        reasons = [f"not {place}: {why}" for place, why in zip(_PLACES, whys, strict=False)]
-        return replace(found, lines=(found.lines[0], *reasons, *found.lines[1:]))
-    raise refused[-1]
-
-
-@dataclass(frozen=True)
-class _Needs:
-    """What rows take, wherever they are kept; see `plan_rows`."""
 
     columns: Columns
     n: int
     budget: int | None
-    folder: Path
+    folder: Path | None
     dtype: torch.dtype
-    sweeps: int
-    device: torch.device
-    solutions: int
+    sweeps: int = 1
+    keep_in: str = "auto"
+    device: torch.device = _CPU
+    solutions: int = 0
+
+    def plan(self) -> RowPlan:
+        """The fastest way to keep rows within the budget: in memory, on disk, or in passes.
+
+        Raises:
+            UnsupportedError: if the budget is too small, with the least that will do.
+            OutputError: if rows must go to a disk that has no room for them.
+        """
+        ways = {"ram": self._in_memory, "disk": self._on_disk, "passes": self._in_passes}
+        refused: list[Exception] = []
+        for way, plan in ways.items():
+            if self.keep_in not in (way, "auto"):
+                continue
+            try:
+                found = plan()
+            except (UnsupportedError, OutputError) as error:
+                refused.append(error)
+                continue
+            whys = [str(error).partition(";")[0] for error in refused]  # without the advice
+            reasons = [f"not {place}: {why}" for place, why in zip(_PLACES, whys, strict=False)]
+            return replace(found, lines=(found.lines[0], *reasons, *found.lines[1:]))
+        raise refused[-1]
+
+    @property
+    def place(self) -> Path:
+        """The folder of the file."""
+        return spill_folder(self.folder)
 
     @cached_property
     def edges(self) -> PartBounds:
@@ -360,7 +311,7 @@ class _Needs:
         blocked = self.columns.bounds is not None
         return self.n * (self.columns.widest if blocked else min(self.columns.p, _LEAST_WIDTH))
 
-    def in_memory(self) -> RowPlan:
+    def _in_memory(self) -> RowPlan:
         least = self.bytes + self.copy * self.block
         for device in dict.fromkeys((self.device, _CPU)):
             usable = self._usable(device)
@@ -377,25 +328,25 @@ class _Needs:
             "rows, or let them go to disk (keep_in='auto')"
         )
 
-    def on_disk(self) -> RowPlan:
+    def _on_disk(self) -> RowPlan:
         each = 2 * self.dtype.itemsize + self.copy  # while one part is in work the next is read
         usable = self._usable(_CPU)
         self._check_block(each, usable)
-        free = all_reduce_min(usable_disk(self.folder))
+        free = all_reduce_min(usable_disk(self.place))
         if self.bytes > free:
             raise OutputError(
                 f"{self.n} rows of {self.columns.p:,} columns need {text_of(self.bytes)} of disk, "
-                f"but {self.folder} has room for {text_of(free)}; {ELSEWHERE}"
+                f"but {self.place} has room for {text_of(free)}; {ELSEWHERE}"
             )
         cuts = self._cuts(usable // (8 * (self.dtype.itemsize + self.copy)))
         ram = each * self._widest(cuts)
         line = (
-            f"the rows go to disk: {text_of(self.bytes * local_processes())} in {self.folder}, "
+            f"the rows go to disk: {text_of(self.bytes * local_processes())} in {self.place}, "
             f"read once per sweep, {text_of(ram)} at a time"
         )
         return self._plan("disk", _CPU, (cuts,), ram, line)
 
-    def in_passes(self) -> RowPlan:
+    def _in_passes(self) -> RowPlan:
         size = self.dtype.itemsize
         usable = self._usable(self.device)
         if self.budget is None and self.device.type == "cpu":
@@ -423,24 +374,9 @@ class _Needs:
         ram: int,
         line: str,
     ) -> RowPlan:
-        state = self.columns.p * _STATE
-        passes = self.sweeps * len(cuts) if len(cuts) > 1 else 1
-        return RowPlan(
-            columns=self.columns,
-            n=self.n,
-            dtype=self.dtype,
-            solver=self.device,
-            keep_in=keep_in,
-            device=device,
-            folder=self.folder,
-            edges=self.edges,
-            cuts=cuts,
-            ram_bytes=ram,
-            disk_bytes=self.bytes if keep_in == "disk" else 0,
-            passes=passes,
-            gradient_batches=passes * -(-self.n // rank_and_size()[1]),
-            lines=(line, f"next to them {text_of(state)} of weights, values, scores and support"),
-        )
+        state = text_of(self.columns.p * _STATE)
+        more = f"next to them {state} of weights, values, scores and support"
+        return RowPlan(self, keep_in, device, cuts, ram, (line, more))
 
     def _cuts(self, elements: int) -> tuple[PartBounds, ...]:
         """The parts of every process, of about that many elements."""
@@ -471,6 +407,48 @@ class _Needs:
         if self.budget is None:
             return f"only {text_of(usable)} of what is free may be used"
         return f"the budget is {text_of(self.budget)}"
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Where rows are kept, and what that costs. All bytes are of one process.
+
+    Attributes:
+        needs: what it is for.
+        keep_in: in RAM (or the memory of `device`), in a file, or nowhere: in passes over the
+            batches, one group of columns after the other.
+        device: whose memory holds rows, or the group of columns in work.
+        cuts: by group and process, first column of every part, then the end of the last.
+        ram_bytes: of rows and the parts in work.
+        lines: the same in words.
+    """
+
+    needs: RowNeeds
+    keep_in: Kept
+    device: torch.device
+    cuts: tuple[tuple[PartBounds, ...], ...]
+    ram_bytes: int
+    lines: tuple[str, ...]
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of columns; 1 where all are kept."""
+        return len(self.cuts)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the file."""
+        return self.needs.bytes if self.keep_in == "disk" else 0
+
+    @property
+    def passes(self) -> int:
+        """Over the batches, in all sweeps."""
+        return self.needs.sweeps * self.groups if self.groups > 1 else 1
+
+    @property
+    def gradient_batches(self) -> int:
+        """Forward and backward passes of this process, one batch each."""
+        return self.passes * -(-self.needs.n // rank_and_size()[1])
 
 
 def _amount(least: int) -> str:

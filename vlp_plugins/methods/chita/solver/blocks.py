@@ -99,16 +99,17 @@ class Found:
     Packed, it takes a bit for every weight and the values that stay, in RAM: many can be held.
     """
 
-    def __init__(self, problem: Problem, *, packed: bool) -> None:
-        self._problem, self._packed = problem, packed
+    def __init__(self, task: Task, *, packed: bool) -> None:
+        problem = task.problem
+        self._task, self._problem, self._packed = task, problem, packed
         self._pieces: list[tuple[slice, torch.Tensor, torch.Tensor]] = []
         self.sums = problem.weights.new_zeros(problem.rows.n + 2, dtype=torch.float64)
         if not packed:
             self._values, self._support = self._vectors()
 
-    def solve(self, task: Task, first: int, matrix: torch.Tensor) -> None:
+    def solve(self, first: int, matrix: torch.Tensor) -> None:
         """Solves a part of the rows, see `Part`."""
-        problem, columns = self._problem, slice(first, first + matrix.shape[1])
+        task, problem, columns = self._task, self._problem, slice(first, first + matrix.shape[1])
         edges = edges_of(problem.bounds or (0, problem.rows.p), columns.start, columns.stop)
         start = task.support[columns]
         if self._packed:
@@ -153,9 +154,9 @@ def by_blocks(tasks: Sequence[Task]) -> list[Found]:
     Raises:
         UnsupportedError: if the rows come in parts that cut a block.
     """
-    found = [Found(task.problem, packed=len(tasks) > 1) for task in tasks]
+    found = [Found(task, packed=len(tasks) > 1) for task in tasks]
     for index, first, matrix in swept([task.problem for task in tasks]):
-        found[index].solve(tasks[index], first, matrix)
+        found[index].solve(first, matrix)
     return found
 
 
