@@ -105,6 +105,19 @@ def test_rounds_take_fresh_batches_and_start_over_with_a_warning(monkeypatch, ca
     assert caplog.text.count("after the last batch comes the first") == 1
 
 
+def test_rounds_take_fresh_batches_from_a_loader_too():
+    class Loader:
+        def __iter__(self):
+            return iter(batches)
+
+    batches = list(context_of().batches)
+    method = chita_plus_plus(lambda_=0.1, rounds=3, rows=2)
+
+    masks = method.run(context_of(batches=Loader()))
+
+    assert masks == method.run(context_of(batches=batches))
+
+
 def test_what_losses_remember_goes_on_from_round_to_round(monkeypatch):
     memories = []
     original = LosingAdapter.losses

@@ -91,7 +91,7 @@ class Calibration:
         elif iter(batches) is batches and not settings.auto and rounds == 1:
             total, held = _promised(settings, limit), ()
         else:
-            total, held = _read(again, settings)
+            total, held = _read(again, settings, rounds)
         check_enough(total, settings, rounds)
         available = total - len(held)
         rows = settings.rows or max(1, available // rounds)
@@ -134,11 +134,12 @@ def _promised(settings: Settings, limit: int | None) -> int:
 
 
 def _read(
-    again: Callable[[], Iterator[Batch]], settings: Settings
+    again: Callable[[], Iterator[Batch]], settings: Settings, rounds: int
 ) -> tuple[int, tuple[Batch, ...]]:
-    """Counts the batches and holds on to the last ones."""
+    """Counts the batches, as far as rounds read them, and holds on to the last ones."""
     if not settings.auto:
-        return sum(1 for _ in islice(again(), settings.rows)), ()
+        most = None if settings.rows is None else settings.rows * rounds
+        return sum(1 for _ in islice(again(), most)), ()
     most = int(settings.held_out) if settings.held_out >= 1 else MOST_HELD_OUT
     last: deque[Batch] = deque(maxlen=most)
     total = 0
