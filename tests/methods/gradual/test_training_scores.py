@@ -9,11 +9,11 @@ from vlp_plugins.methods.gradual.scores import (
     CurrentMagnitude,
     Platon,
     Taylor,
-    sensitivity,
     training_score,
 )
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError
 from vlp_plugins.scoring.score import Evidence
+from vlp_plugins.scoring.snip import snip
 
 
 def walks(steps, *, seed=0):
@@ -33,7 +33,7 @@ def folded(score, samples):
 
 def test_platon_is_the_product_of_both_averages():
     walk = walks(7)
-    found = folded(Platon(0.8, 0.6), [sensitivity(w, g) for w, g in walk])
+    found = folded(Platon(0.8, 0.6), [snip(w, g) for w, g in walk])
 
     for index in range(3):
         mean = spread = 0.0
@@ -56,7 +56,7 @@ def test_the_rule_lowers_a_steady_importance_and_raises_an_uncertain_one():
 
 
 def test_taylor_is_the_mean_of_the_last_window_alone():
-    first, last = (sensitivity(w, g) for w, g in walks(2))
+    first, last = (snip(w, g) for w, g in walks(2))
 
     torch.testing.assert_close(folded(Taylor(), [first.clone(), last.clone()]), last)
 
@@ -65,7 +65,7 @@ def test_sensitivity_is_the_size_of_weight_times_gradient_in_float32():
     weight = torch.tensor([[-2.0, 0.5, 0.0]], dtype=torch.bfloat16)
     gradient = torch.tensor([[3.0, -4.0, 5.0]])
 
-    found = sensitivity(weight, gradient)
+    found = snip(weight, gradient)
 
     assert found.dtype == torch.float32
     assert found.tolist() == [[6.0, 2.0, 0.0]]
@@ -82,7 +82,7 @@ def test_magnitude_reads_the_weights_of_the_moment():
 def test_every_nth_element_has_the_score_that_it_has_among_all(score):
     state = {}
     for weight, gradient in ((torch.randn(4, 6), torch.randn(4, 6)) for _ in range(3)):
-        score.fold(state, sensitivity(weight, gradient).flatten())
+        score.fold(state, snip(weight, gradient).flatten())
     evidence = Evidence("w", 0, state)
     whole = score.score(torch.zeros(4, 6), evidence)
 

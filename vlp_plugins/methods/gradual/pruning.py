@@ -197,7 +197,15 @@ class GradualPruning:
         if self._handles:
             raise UnsupportedError("this follows an optimizer already; detach() first")
         optimizer = unwrapped(optimizer)
-        self._check_held(optimizer)
+        score = self._rising.rise.score
+        if score.reads_gradients and (outside := held_by_none(self._uses, optimizer)):
+            raise UnsupportedError(
+                f"{len(outside)} of {len(self._uses)} prunable weights are not in the optimizer "
+                f"(first: {outside[0]!r}), and score {score.name!r} would take them for "
+                "unimportant; train them too, make this of the model that the optimizer trains "
+                "(after it was wrapped), leave them out by the adapter (ModuleAdapter(model, "
+                "...)), or use score='magnitude'"
+            )
         self._handles = [
             before_updates(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
@@ -306,19 +314,6 @@ class GradualPruning:
         if self._handles:
             self._lock.watch_gradients()
         self._lock.apply()
-
-    def _check_held(self, optimizer: Optimizer) -> None:
-        if not self._rising.rise.score.reads_gradients:
-            return
-        outside = held_by_none(self._uses, optimizer)
-        if outside:
-            raise UnsupportedError(
-                f"{len(outside)} of {len(self._uses)} prunable weights are not in the optimizer "
-                f"(first: {outside[0]!r}), and score {self._rising.rise.score.name!r} would take "
-                "them for unimportant; train them too, make this of the model that the optimizer "
-                "trains (after it was wrapped), leave them out by the adapter "
-                "(ModuleAdapter(model, ...)), or use score='magnitude'"
-            )
 
 
 def _factors(

@@ -11,6 +11,7 @@ import torch
 
 from vlp_plugins.runtime.errors import UnknownNameError, UnsupportedError, suggest
 from vlp_plugins.scoring.score import Evidence, Scorer
+from vlp_plugins.scoring.snip import snip
 
 State = dict[str, torch.Tensor]
 """What a score remembers of one weight: float32 `[numel]` by name."""
@@ -47,7 +48,7 @@ class TrainingScore(Scorer):
         Returns:
             float32, same shape, a new tensor.
         """
-        return sensitivity(weight, gradient)
+        return snip(weight, gradient)
 
     @abstractmethod
     def fold(self, state: State, sample: torch.Tensor) -> None:
@@ -57,19 +58,6 @@ class TrainingScore(Scorer):
             state: of one weight; empty at first.
             sample: float32 `[numel]`; may be kept or overwritten.
         """
-
-
-def sensitivity(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """|w g|: to first order how much the loss changes if the element is removed.
-
-    Args:
-        weight: any shape and floating dtype.
-        gradient: same shape, float32.
-
-    Returns:
-        float32, same shape.
-    """
-    return torch.mul(weight.float(), gradient).abs_()
 
 
 class CurrentMagnitude(TrainingScore):
