@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from vlp_plugins.calibration.amia import Amia
 from vlp_plugins.calibration.selections import (
@@ -41,6 +41,8 @@ from vlp_plugins.scoring.owl import Owl
 from vlp_plugins.scoring.score import Scorer
 from vlp_plugins.scoring.snip import Snip
 from vlp_plugins.scoring.wanda import Wanda
+
+Part = TypeVar("Part")
 
 
 def omp() -> Composition:
@@ -97,42 +99,27 @@ def tamp() -> Composition:
     return Composition("tamp", Wanda(), Das(even=RowAllocation()), tokens=Amia())
 
 
+def _by_name(*classes: Callable[..., Part]) -> dict[str, Callable[..., Part]]:
+    return {each.name: each for each in classes}  # type: ignore[attr-defined]
+
+
 @hookimpl
 def vlp_scorers() -> Mapping[str, Callable[..., Scorer]]:
     """Scores; each is also a method of its name with global allocation."""
-    scorers: tuple[type[Scorer], ...] = (
-        Random,
-        Magnitude,
-        Lamp,
-        LayerL2,
-        Wanda,
-        InformationFlow,
-        Snip,
-    )
-    return {scorer.name: scorer for scorer in scorers}
+    return _by_name(Random, Magnitude, Lamp, LayerL2, Wanda, InformationFlow, Snip)
 
 
 @hookimpl
 def vlp_allocations() -> Mapping[str, Callable[..., Allocation]]:
     """Allocations; a pattern is written `keep=2,of=4` and has no name."""
-    allocations: tuple[type[Allocation], ...] = (
-        GlobalAllocation,
-        ModalityAllocation,
-        LayerAllocation,
-        RowAllocation,
-        IdAllocation,
-        Owl,
-        Das,
-        Ecoflap,
-    )
-    return {allocation.name: allocation for allocation in allocations}
+    plain = _by_name(GlobalAllocation, ModalityAllocation, LayerAllocation, RowAllocation)
+    return plain | _by_name(IdAllocation, Owl, Das, Ecoflap)
 
 
 @hookimpl
 def vlp_token_selections() -> Mapping[str, Callable[..., TokenSelection]]:
     """Which tokens of a block count, in a block-by-block pass."""
-    selections: tuple[type[TokenSelection], ...] = (AllTokens, TextTokens, ImageTokens, Atv, Amia)
-    return {selection.name: selection for selection in selections}
+    return _by_name(AllTokens, TextTokens, ImageTokens, Atv, Amia)
 
 
 @hookimpl
@@ -157,8 +144,7 @@ def vlp_methods() -> Mapping[str, Callable[..., Method]]:
 @hookimpl
 def vlp_solvers() -> Mapping[str, Callable[..., Solver]]:
     """Layer-wise solvers; each is also a method of its name."""
-    solvers: tuple[type[Solver], ...] = (SparseGpt, Alps, AlpsPlus, Refit)
-    return {solver.name: solver for solver in solvers}
+    return _by_name(SparseGpt, Alps, AlpsPlus, Refit)
 
 
 @hookimpl

@@ -207,13 +207,11 @@ class Stage:
     """What the rounds so far found.
 
     Attributes:
-        support: bool `[p]`, what is kept.
-        values: float32 `[p]`, the weights.
+        solution: of the last one.
         facts: by round, lambda and the like.
     """
 
-    support: torch.Tensor
-    values: torch.Tensor
+    solution: Solution
     facts: tuple[dict[str, Any], ...]
 
 
@@ -238,22 +236,23 @@ class ChitaRun(RunInRounds[Stage]):
     ) -> Stage:
         setup, context = self.setup, self.context
         groups = groups_of_weights(context, level, setup.allocation)
-        alive = None if before is None else setup.columns.split(before.support)
+        alive = None if before is None else setup.columns.split(before.solution.support)
         with setup.pruner(batches, alive, self.progress(index)) as pruner:
             near = None if before is None else before.facts[-1]["lambda"]
             wanted = Wanted(groups, f"{self.target}, round {index + 1}", near)
             [pruned] = setup.find(pruner, [wanted])
         self._pass_over(batches)
-        support, values = pruned.solution.support, pruned.solution.values
-        facts = {"sparsity": level, "kept": int(support.sum()), **pruned.facts}
-        return Stage(support, values, (*(before.facts if before else ()), facts))
+        kept = int(pruned.solution.support.sum())
+        facts = {"sparsity": level, "kept": kept, **pruned.facts}
+        return Stage(pruned.solution, (*(before.facts if before else ()), facts))
 
     def write(self, found: Stage) -> None:
-        write_values(self.context.weights, self.setup.columns.split(found.values))
+        write_values(self.context.weights, self.setup.columns.split(found.solution.values))
 
     def pack(self, found: Stage) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        values = found.values[found.support].cpu()
-        return {"values": values, "support": found.support.cpu()}, {"facts": found.facts}
+        support = found.solution.support
+        values = found.solution.values[support].cpu()
+        return {"values": values, "support": support.cpu()}, {"facts": found.facts}
 
     def unpack(self, tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Stage:
         columns, device = self.setup.columns, self.setup.device
@@ -263,14 +262,14 @@ class ChitaRun(RunInRounds[Stage]):
         facts = read_as(tuple[dict[str, Any], ...], content["facts"], "facts")
         for name in ("lambda", "objective"):
             read_as(float, facts[-1].get(name), name)
-        return Stage(support.to(device), values.to(device), facts)
+        solution = Solution(values.to(device), support.to(device), facts[-1]["objective"])
+        return Stage(solution, facts)
 
     def result(self, found: Stage, progress: Progress[Stage]) -> Masks:
         facts = {**found.facts[-1], "stages": list(found.facts)}
-        solution = Solution(found.values, found.support, facts["objective"])
         more = {"rounds": self.method.rounds, "schedule": self.method.schedule}
         record = calibration_record(progress.digests, progress.sizes)
-        pruned = Pruned(solution, facts)
+        pruned = Pruned(found.solution, facts)
         return self.setup.masks_of(pruned, self.target, self.method.name, record, more)
 
     def identity(self) -> dict[str, Any]:
