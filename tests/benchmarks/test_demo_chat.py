@@ -207,7 +207,7 @@ def test_folders_for_the_chat_model_hold_captions_and_questions(tmp_path: Path) 
     assert len(open_questions(str(tmp_path / "calibration-questions")).items) == 5
     asked = open_questions(str(tmp_path / "test-questions")).items
     assert len(asked) == 8
-    assert asked[0].text.startswith(("What colour", "Which colour"))
+    assert asked[0].texts[0].startswith(("What colour", "Which colour"))
     assert all(min(q.answers.count(answer) for answer in q.answers) == 4 for q in asked)
     sample = unseen_sample(8, CHAT_OBJECTS)
     assert np.array_equal(np.array(asked[3].image()), sample.images[3].permute(1, 2, 0).numpy())

@@ -202,6 +202,14 @@ def test_a_plain_folder_of_photos(vlp, models, photos, tmp_path) -> None:
     assert record["data"] == str(photos)
 
 
+def test_the_only_task_of_model_and_data_needs_no_option(vlp, models, photos, tmp_path) -> None:
+    vlp("evaluate", models / "siglip", "--data", photos, "--device", "cpu", "--out", tmp_path / "1")
+    _, record = evaluate(vlp, models / "siglip", "retrieval", photos, tmp_path / "2")
+    found = json.loads((tmp_path / "1" / "evaluation.json").read_text())
+    assert found["task"] == "retrieval"
+    assert found["before"] == record["before"]
+
+
 def test_a_class_without_a_matching_head_is_ranked_by_features_only(vlp, photos, tmp_path) -> None:
     model = task_models.save_blip_task(tmp_path / "dual", BlipModel)
     _, record = evaluate(vlp, model, "retrieval", photos, tmp_path / "out")
@@ -418,6 +426,8 @@ def test_nothing_is_written_without_a_folder(vlp, downstream, sets, tmp_path, mo
         ("{xvlm} --task retrieval --data {coco} --split test --masks {vitmasks}", "adapter 'vit'"),
         ("{xvlm} --task retrieval --data {coco} --masks /no.safetensors", "is not a file"),
         ("{xvlm} --task parsing --data {coco}", "'parsing' is not one of"),
+        ("{clip} --data {vqa} --split val", "does not look like data of any task"),
+        ("{clip} --data {coco} --split test --beams 2", "beams (--beams) is of captioning and vqa"),
         ("{few} --task classification --data {classes}", "do not fit 6 images and 2 classes"),
     ],
 )

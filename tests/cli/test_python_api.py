@@ -352,7 +352,7 @@ def test_the_other_tasks_and_how_a_task_is_guessed(
     assert repr(found).startswith(f"classification on {classes} (test)\n  top-1 ")
 
     blip = vlp_api.load(models / "blip", device="cpu")
-    with pytest.raises(RecipeError, match="pass task='retrieval' or task='captioning'$"):
+    with pytest.raises(RecipeError, match=r"pass task \(--task\): retrieval or captioning$"):
         vlp_api.evaluate(blip, photos)
     with pytest.raises(RecipeError, match="no task is called 'retrival'.*'retrieval'"):
         vlp_api.evaluate(blip, photos, task="retrival")

@@ -40,7 +40,8 @@ from vlp_plugins.tasks import MEASURED
 )
 @click.argument("model")
 @option(
-    "Task", "--task", type=click.Choice(MEASURED), required=True,
+    "Task", "--task", type=click.Choice(MEASURED),
+    standard="the only one that model and data allow",
     help="What the model is to do: find the caption of an image and the reverse (retrieval), write "
     "captions, answer questions (vqa), name the class of an image, or say whether a statement is "
     "true of two images (nlvr2). Or measure its own loss (loss): of a chat model, on the answers.",

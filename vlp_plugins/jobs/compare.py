@@ -241,7 +241,7 @@ class _Run:
         return {
             "model": [weights.structure, weights.content_hash()],
             "adapter": self.loaded.adapter.name,
-            "task": task.request.task,
+            "task": task.name,
             "data": [task.data.description, self.pool.description],
             "samples": hashlib.sha256(repr(samples).encode()).hexdigest()[:16],
             "calibration samples": self.count,
@@ -254,10 +254,10 @@ class _Run:
     def facts(self) -> dict[str, str]:
         """What was calibrated with and measured on."""
         test, pool = self.task.data, self.pool
-        what = "questions" if self.task.request.task == "vqa" else "images"
+        what = "questions" if self.task.name == "vqa" else "images"
         several = f", {len(self.seeds)} times other ones" if len(self.seeds) > 1 else ""
         return {
-            "task": self.task.request.task,
+            "task": self.task.name,
             "measured on": f"{len(test.samples):,} {what} of {test.description}",
             "calibrated with": f"{self.count:,} {what} of {pool.description}{several}",
         }
@@ -298,7 +298,7 @@ class _Run:
                             progress(sum(key in self.cells for key in keys), len(keys))
         self._check_any()
         return Comparison(
-            self.task.request.task,
+            self.task.name,
             self.task.score,
             self.task.lower_is_better,
             sum(parameter.numel() for parameter in self.loaded.model.parameters()),
@@ -376,7 +376,7 @@ class _Run:
         drawn = random.Random(f"calibration {seed}").sample(range(len(pool)), self.count)
         samples = (pool[number] for number in sorted(drawn))
         part = replace(self.pool, samples=tuple(replace(s, texts=s.texts[:1]) for s in samples))
-        task = task_of(self.loaded, self.request, self.task.request.task, part)
+        task = task_of(self.loaded, self.request, self.task.name, part)
         return in_memory(task.calibration())
 
     def _context(self, batches: Iterable[Batch], seed: int) -> Context:

@@ -26,7 +26,7 @@ from vlp_plugins.jobs.facts import (
 )
 from vlp_plugins.jobs.metrics import TaskMetrics, shown, title_of, titles_of
 from vlp_plugins.jobs.preparation import Loaded
-from vlp_plugins.jobs.tasks import TASK_CLASSES, Task, TaskRequest, Tracker
+from vlp_plugins.jobs.tasks import Task, TaskRequest, Tracker, open_task
 from vlp_plugins.jobs.work_dir import claimed
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.report.layers import whole_sparsity
@@ -235,7 +235,7 @@ def evaluate(
         loaded = load()
         if chosen is not None:
             chosen.match(loaded.weights)  # masks that do not fit show before the model is measured
-        task = TASK_CLASSES[request.task](loaded, request)
+        task = open_task(loaded, request)
         watch.lap("loading")
         track = Tracker(progress, passes=1 if chosen is None else 2)
         before = task.measure(track)
@@ -248,7 +248,7 @@ def evaluate(
             after = task.measure(track)
             watch.lap("measuring with masks")
         found = Evaluation(
-            request.task,
+            task.name,
             task.data.description,
             before,
             after,

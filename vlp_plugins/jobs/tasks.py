@@ -57,7 +57,7 @@ from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 class TaskRequest:
     """What is measured, on which data, and how; see `evaluate`. The `prompt` is that of a class."""
 
-    task: str
+    task: str | None
     data: str
     split: str | None = None
     limit: int | None = None
@@ -78,7 +78,7 @@ class TaskRequest:
         Raises:
             RecipeError: naming the first option that does not, or that makes no sense.
         """
-        if self.task not in MEASURED:
+        if self.task is not None and self.task not in MEASURED:
             raise RecipeError(f"no task is called {self.task!r}{suggest(self.task, [*MEASURED])}")
         for name in ("limit", "batch_size"):
             value = getattr(self, name)
@@ -90,7 +90,8 @@ class TaskRequest:
                 "contradict each other; give one of them"
             )
         for name, tasks in _OF_TASKS.items():
-            if self.task not in tasks and getattr(self, name) != _DEFAULTS[name]:
+            strange = self.task is not None and self.task not in tasks
+            if strange and getattr(self, name) != _DEFAULTS[name]:
                 raise RecipeError(
                     f"{name} (--{name.replace('_', '-')}) is of {' and '.join(tasks)}, not of "
                     f"{self.task}; leave it out"
@@ -134,10 +135,12 @@ class Task(ABC):
     """Data of a task, read for one model and its pruned version.
 
     Attributes:
+        name: one of `MEASURED`.
         score: the metrics whose mean ranks models.
         lower_is_better: whether a lower score is the better one.
     """
 
+    name: ClassVar[str]
     score: ClassVar[tuple[str, ...]]
     lower_is_better: ClassVar[bool] = False
     batches: Collection[Batch] | ExampleBatches
@@ -225,6 +228,7 @@ def _prompted(prompt: str | None) -> dict[str, str]:
 class RetrievalTask(Task):
     """Every image with each of its captions."""
 
+    name = "retrieval"
     score = ("image_to_text_r1", "text_to_image_r1")
 
     def examples(self) -> list[Example]:
@@ -251,6 +255,7 @@ class RetrievalTask(Task):
 class CaptioningTask(Task):
     """Every image once; its captions are the references."""
 
+    name = "captioning"
     score = ("cider",)
 
     @property
@@ -290,6 +295,7 @@ class CaptioningTask(Task):
 class VqaTask(Task):
     """Every question once."""
 
+    name = "vqa"
     score = ("accuracy",)
 
     @property
@@ -348,6 +354,7 @@ class ClassificationTask(Task):
     A model of two towers without a classifier takes the class whose prompt is nearest (zero-shot).
     """
 
+    name = "classification"
     score = ("top1",)
     _prompts: ExampleBatches | None = None
 
@@ -402,6 +409,7 @@ class ClassificationTask(Task):
 class LossTask(Task):
     """The model's own loss on images with their first captions, or on answers, batch by batch."""
 
+    name = LOSS
     score = ("loss",)
     lower_is_better = True
 
@@ -426,6 +434,7 @@ class LossTask(Task):
 class Nlvr2Task(Task):
     """Every statement about two images once."""
 
+    name = "nlvr2"
     score = ("accuracy",)
 
     def examples(self) -> list[Example]:
@@ -440,14 +449,8 @@ class Nlvr2Task(Task):
         return {"statements": len(self.data.samples)}
 
 
-TASK_CLASSES: dict[str, type[Task]] = {
-    "retrieval": RetrievalTask,
-    "captioning": CaptioningTask,
-    "vqa": VqaTask,
-    "classification": ClassificationTask,
-    "nlvr2": Nlvr2Task,
-    LOSS: LossTask,
-}
+_TASKS = (RetrievalTask, CaptioningTask, VqaTask, ClassificationTask, Nlvr2Task, LossTask)
+TASK_CLASSES: dict[str, type[Task]] = {each.name: each for each in _TASKS}
 
 
 _ABILITIES: dict[str, type] = {
@@ -546,7 +549,7 @@ def evaluate(
         max_pixels=max_pixels,
     )  # fmt: skip
     request = TaskRequest(
-        task or _only_task(adapter, found, source, split),
+        task,
         source,
         split=split,
         limit=limit,
@@ -565,29 +568,33 @@ def evaluate(
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
     origin = ModelSource(str(getattr(model, "name_or_path", "")))
-    measured = TASK_CLASSES[request.task](Loaded(origin, model, adapter, weights, found), request)
+    measured = open_task(Loaded(origin, model, adapter, weights, found), request)
     with buffers_kept(model):
         figures = measured.measure(Tracker(progress, passes=1))
-    return replace(figures, title=f"{request.task} on {measured.data.description}")
+    return replace(figures, title=f"{measured.name} on {measured.data.description}")
 
 
-def _only_task(adapter: Adapter, processor: Processor, data: str, split: str | None) -> str:
-    """The task that both a family of models and data are made for."""
-    able = able_tasks(adapter, processor)
-    possible = []
-    for task in able:
-        with suppress(DataError):
-            read_samples(task, data, split=split, limit=1)
-            possible.append(task)
-    if len(possible) == 1:
-        return possible[0]
-    tasks = " or ".join(f"task={task!r}" for task in possible or able)
-    if possible:
-        raise RecipeError(f"several tasks can be measured on {data}; pass {tasks}")
-    raise RecipeError(
-        f"{data} does not look like data of any task that models of adapter {adapter.name!r} do"
-        + (f"; pass {tasks} to see what it lacks" if tasks else "")
-    )
+def open_task(loaded: Loaded, request: TaskRequest) -> Task:
+    """The task of a request, or the only one that both the model and the data are made for."""
+    task = request.task
+    if task is None:
+        able, possible = able_tasks(loaded.adapter, loaded.processor), []
+        for name in able:
+            with suppress(DataError):
+                read_samples(name, request.data, split=request.split, limit=1)
+                possible.append(name)
+        if len(possible) != 1:
+            tasks = "; pass task (--task): " + " or ".join(possible or able) if able else ""
+            raise RecipeError(
+                f"several tasks can be measured on {request.data}{tasks}"
+                if possible
+                else f"{request.data} does not look like data of any task that models of adapter "
+                f"{loaded.adapter.name!r} do{tasks and tasks + ', to see what it lacks'}"
+            )
+        task = possible[0]
+        request = replace(request, task=task)
+        request.check()
+    return TASK_CLASSES[task](loaded, request)
 
 
 def _read_answers(path: Path) -> tuple[str, ...]:
