@@ -36,7 +36,9 @@ def model_from_golden(folder: Path) -> Any:
     """The recorded classifier in evaluation mode."""
     state = load_file(folder / "model.safetensors")
     config = config_from_golden(folder)
-    return ViTForImageClassification.from_pretrained(None, config=config, state_dict=state)
+    return ViTForImageClassification.from_pretrained(
+        None, config=config, state_dict=state, trust_remote_code=False
+    )
 
 
 def batches_from_golden(folder: Path, file: str = "batches.safetensors") -> list[dict[str, Tensor]]:

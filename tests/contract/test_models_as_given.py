@@ -144,7 +144,7 @@ def through_files(model: nn.Module, batches: list[Any], bare: nn.Module, folder:
     prune(bare, method="omp", sparsity=0.5).apply(model)
     save_sparse(model, folder / "sparse")
     load_sparse(folder / "sparse", into=model)
-    vlp_plugins.models.saving.save_model(model, folder / "dense")
+    vlp_plugins.models.saving.write_model(model, folder / "dense")
     return load_file(folder / "dense" / "model.safetensors")
 
 

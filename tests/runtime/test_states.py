@@ -18,6 +18,7 @@ from vlp_plugins.masks.manifest import Manifest
 from vlp_plugins.masks.masks import Masks
 from vlp_plugins.methods.chita.method import ChitaRun, Stage, chita_plus_plus
 from vlp_plugins.methods.chita.settings import Settings
+from vlp_plugins.methods.chita.solver.problem import Solution
 from vlp_plugins.methods.iterative import IterativeRun, Pruned, itersnip
 from vlp_plugins.methods.method import Context
 from vlp_plugins.methods.rounds import FreshBatches
@@ -58,7 +59,8 @@ def stages(folder):
     setup = SimpleNamespace(settings=Settings())
     run = ChitaRun(chita_plus_plus(), context_in(folder), 0, 1, "dense", setup)
     file = run.checkpoint()
-    stage = Stage(torch.tensor([True, False]), torch.tensor([1.0, 0.0]), ())
+    solution = Solution(torch.tensor([1.0, 0.0]), torch.tensor([True, False]), 0.0)
+    stage = Stage(solution, ())
     return file.path, lambda: file.save(lambda: run.pack(stage))
 
 
