@@ -12,7 +12,7 @@ Writes a checkpoint of random bfloat16 shard by shard (16.6 GB), prunes half of 
 
 What was written is read again: it has the zeros and the values of the masks. The exit code is 1 if
 a peak is above 8 GB. All files are deleted at the end. Recorded figures of methods that are not
-run stay.
+run stay if they are of this machine, version and shape.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results import add_record_options, recorded
+from benchmarks.results import MADE_BY, add_record_options, machine, recorded
 
 if TYPE_CHECKING:
     import torch
@@ -85,14 +85,24 @@ def main() -> int:
         for method in options.methods:
             figures[method] = f = in_own_process(method, dense)
             print(line_of(method, f), flush=True)
-    print(recorded("large", earlier(options.out) | figures, options.out))
+    print(recorded("large", earlier(options) | figures, options.out))
     return int(any(max(f["resident"], f["anonymous"]) > MOST_BYTES for f in figures.values()))
 
 
-def earlier(folder: Path | None) -> dict[str, Any]:
-    """Figures that are recorded already."""
-    path = folder / "large.json" if folder else None
-    return json.loads(path.read_text())["figures"] if path and path.exists() else {}
+def earlier(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of this shape that are recorded already, by this version on a machine like this."""
+    path = options.out / "large.json" if options.out else None
+    if path is None or not path.exists():
+        return {}
+    record, shape = json.loads(path.read_text()), shape_of(options)
+    same = record["machine"] == machine() and record["made_by"] == MADE_BY
+    return {m: f for m, f in record["figures"].items() if same and f.get("shape") == shape}
+
+
+def shape_of(options: argparse.Namespace) -> dict[str, int]:
+    """What of a run's figures depends on options."""
+    names = ("blocks", "vision_blocks", "width", "samples", "tokens")
+    return {name: getattr(options, name) for name in names}
 
 
 def in_own_process(method: str, model: Path) -> dict[str, Any]:
@@ -268,6 +278,8 @@ def prune_one(method: str, folder: str, options: argparse.Namespace) -> dict[str
         shutil.rmtree(work)
     decoder = clock.laps[-options.blocks :] if whole else clock.laps[-1:]
     return {
+        "shape": shape_of(options),
+        "whole": whole,
         "resident": peak_resident_bytes(),
         "anonymous": memory.peak,
         "wall": time.perf_counter() - start,

@@ -17,6 +17,7 @@ from vlp_plugins.runtime.files import write_text
 from vlp_plugins.runtime.version import __version__
 
 FOLDER = Path(__file__).parent / "results"
+MADE_BY = f"vlp-plugins {__version__}"
 
 
 def machine() -> dict[str, Any]:
@@ -64,7 +65,7 @@ def write_results(name: str, figures: Any, folder: Path) -> Path:
     """Writes `figures` to `<folder>/<name>.json` and returns the path."""
     record = {
         "benchmark": name,
-        "made_by": f"vlp-plugins {__version__}",
+        "made_by": MADE_BY,
         "machine": machine(),
         "figures": figures,
     }

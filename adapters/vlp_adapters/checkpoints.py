@@ -62,7 +62,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def options_of(
-    path: str | os.PathLike[str], known: Collection[str], given: Mapping[str, Any]
+    path: str | os.PathLike[str], known: Collection[str], given: Mapping[str, Any], config: Any
 ) -> dict[str, Any]:
     """What shapes do not tell of a checkpoint, such as the number of heads.
 
@@ -73,19 +73,28 @@ def options_of(
         path: the checkpoint.
         known: keywords that its loader takes.
         given: keywords that it was called with.
+        config: that it was called with, which says all of this; None without one.
 
     Returns:
         Keywords, without those that are None.
 
     Raises:
-        UnsupportedError: if a keyword is none that the loader takes, or the file is no such object.
+        UnsupportedError: if a keyword is none that the loader takes, or comes with a configuration,
+            or the file is no such object.
     """
     if unknown := sorted(given.keys() - set(known)):
         raise UnsupportedError(
             f"{unknown[0]!r} is no option of load_original; it takes {', '.join(known)}"
         )
-    said = (_options_beside(path, known), given)
-    return {n: value for some in said for n, value in some.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if config is None:
+        return {n: v for n, v in _options_beside(path, known).items() if v is not None} | given
+    if given:
+        raise UnsupportedError(
+            f"{', '.join(given)}: the configuration that is given says this; set it there, or give "
+            "the options without a configuration"
+        )
+    return {}
 
 
 def _options_beside(path: str | os.PathLike[str], known: Collection[str]) -> dict[str, Any]:
@@ -160,6 +169,8 @@ def fill_ties(
     """
     for copy, source in ties.items():
         first, second = state.get(source), state.get(copy)
+        if first is not None and second is not None and first.shape != second.shape:
+            continue  # `check_fit` names the sizes
         if first is not None and second is not None and not torch.equal(first, second):
             raise UnsupportedError(
                 f"{path}: {original(copy)} differs from {original(source)}, but they are one "

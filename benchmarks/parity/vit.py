@@ -36,9 +36,12 @@ def model_from_golden(folder: Path) -> Any:
     """The recorded classifier in evaluation mode."""
     state = load_file(folder / "model.safetensors")
     config = config_from_golden(folder)
-    return ViTForImageClassification.from_pretrained(
-        None, config=config, state_dict=state, trust_remote_code=False
+    model, report = ViTForImageClassification.from_pretrained(
+        None, config=config, state_dict=state, trust_remote_code=False, output_loading_info=True
     )
+    if any(report.values()):
+        raise ValueError(f"{folder} does not fit: {report}")
+    return model
 
 
 def batches_from_golden(folder: Path, file: str = "batches.safetensors") -> list[dict[str, Tensor]]:

@@ -171,6 +171,11 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(
     misshapen = original | {"text_proj.bias": torch.zeros(3)}
     with pytest.raises(UnsupportedError, match=r"text_proj.bias is \[3\].*asks for \[16\]"):
         load_original(write(misshapen, tmp_path / "misshapen.pth"), config)
+    path = write(original, tmp_path / "whole.pth")
+    with pytest.raises(UnsupportedError, match="'vision_hedas' is no option of load_original"):
+        load_original(path, config, vision_hedas=3)
+    with pytest.raises(UnsupportedError, match="vision_heads: the configuration that is given"):
+        load_original(path, config, vision_heads=3)
 
 
 def test_text_towers_that_were_trained_apart_are_refused(

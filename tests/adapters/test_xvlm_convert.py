@@ -260,6 +260,11 @@ def test_keys_and_shapes_that_do_not_fit_are_named(
     with pytest.raises(UnsupportedError, match=r"lacks 1 parameter\(s\) \(temp\)"):
         load_original(path, config)
 
+    name = "text_encoder.cls.predictions.decoder.weight"
+    save_file(original | {name: original[name][1:].clone()}, path)
+    with pytest.raises(UnsupportedError, match=r"cls\.predictions\.decoder\.weight is \["):
+        load_original(path, config)
+
     save_file(original | {"extra.weight": torch.zeros(1)}, path)
     with pytest.raises(UnsupportedError, match=r"unknown.*extra\.weight"):
         load_original(path, config)

@@ -208,6 +208,17 @@ def test_the_only_task_of_model_and_data_needs_no_option(vlp, models, photos, tm
     found = json.loads((tmp_path / "1" / "evaluation.json").read_text())
     assert found["task"] == "retrieval"
     assert found["before"] == record["before"]
+    rows = [
+        {"picture": path.name, "words": f"number {number}"}
+        for number, path in enumerate(sorted(photos.glob("*.png"))[:4])
+    ]
+    named = tmp_path / "named"
+    named.mkdir()
+    for row in rows:
+        (named / row["picture"]).symlink_to(photos / row["picture"])
+    (named / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    vlp("evaluate", models / "siglip", "--data", named, "--device", "cpu",
+        "--image-column", "picture", "--caption-column", "words")  # fmt: skip
 
 
 def test_a_class_without_a_matching_head_is_ranked_by_features_only(vlp, photos, tmp_path) -> None:
@@ -313,6 +324,10 @@ def test_classes_are_told_apart_by_their_names_without_a_classifier(
     _, other = evaluate(vlp, models / name, "classification", sets / "classes",
                         tmp_path / "other", *words, "--prompt", "two of {}")  # fmt: skip
     assert other["settings"]["prompt"] == "two of {}"
+    vlp("evaluate", models / name, "--data", sets / "classes", "--device", "cpu", *words,
+        "--prompt", "two of {}", "--out", tmp_path / "guessed")  # fmt: skip
+    guessed = json.loads((tmp_path / "guessed" / "evaluation.json").read_text())
+    assert (guessed["task"], guessed["before"]) == ("classification", other["before"])
 
 
 def test_classes_are_compared_by_name_where_a_split_lacks_one(vlp, tmp_path) -> None:
@@ -426,7 +441,9 @@ def test_nothing_is_written_without_a_folder(vlp, downstream, sets, tmp_path, mo
         ("{xvlm} --task retrieval --data {coco} --split test --masks {vitmasks}", "adapter 'vit'"),
         ("{xvlm} --task retrieval --data {coco} --masks /no.safetensors", "is not a file"),
         ("{xvlm} --task parsing --data {coco}", "'parsing' is not one of"),
-        ("{clip} --data {vqa} --split val", "does not look like data of any task"),
+        ("{clip} --data /nowhere/at/all", "/nowhere/at/all does not exist"),
+        ("{clip} --data {classes} --split tset", "no split 'tset' (did you mean 'test'?)"),
+        ("{clip} --data {coco} --split test --prompt Hm", "prompt (--prompt) is for chat models"),
         ("{clip} --data {coco} --split test --beams 2", "beams (--beams) is of captioning and vqa"),
         ("{few} --task classification --data {classes}", "do not fit 6 images and 2 classes"),
     ],

@@ -351,6 +351,10 @@ def test_the_other_tasks_and_how_a_task_is_guessed(
     assert list(found) == ["top1", "top5"]
     assert repr(found).startswith(f"classification on {classes} (test)\n  top-1 ")
 
+    writing = task_models.save_blip_task(tmp_path / "w", task_models.BlipForConditionalGeneration)
+    found = vlp_api.evaluate(vlp_api.load(writing, device="cpu"), photos, limit=3)
+    assert repr(found).startswith("captioning on ")  # models of its family can do retrieval, too
+
     blip = vlp_api.load(models / "blip", device="cpu")
     with pytest.raises(RecipeError, match=r"pass task \(--task\): retrieval or captioning$"):
         vlp_api.evaluate(blip, photos)
@@ -358,8 +362,11 @@ def test_the_other_tasks_and_how_a_task_is_guessed(
         vlp_api.evaluate(blip, photos, task="retrival")
     with pytest.raises(RecipeError, match=r"^rerank \(--rerank\) is of retrieval"):
         vlp_api.evaluate(blip, photos, task="captioning", rerank=2)
-    with pytest.raises(RecipeError, match="does not look like data of any task"):
+    with pytest.raises(DataError, match="needs the columns file_name and label"):
         vlp_api.evaluate(classifier, photos)
+    clip = vlp_api.load(models / "clip", device="cpu")
+    with pytest.raises(RecipeError, match="of any task.* do; retrieval: .*; classification: "):
+        vlp_api.evaluate(clip, tmp_path / "w")
     written = vlp_api.evaluate(blip, coco, task="captioning", split="test", beams=1, limit=2)
     assert "METEOR is absent: " in repr(written)
     assert len(written.texts) == 2

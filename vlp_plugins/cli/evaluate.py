@@ -41,7 +41,7 @@ from vlp_plugins.tasks import MEASURED
 @click.argument("model")
 @option(
     "Task", "--task", type=click.Choice(MEASURED),
-    standard="the only one that model and data allow",
+    standard="the only one but loss that model and data allow",
     help="What the model is to do: find the caption of an image and the reverse (retrieval), write "
     "captions, answer questions (vqa), name the class of an image, or say whether a statement is "
     "true of two images (nlvr2). Or measure its own loss (loss): of a chat model, on the answers.",
@@ -117,9 +117,7 @@ def evaluate(
     if overwrite and out is None:
         raise click.UsageError("--overwrite replaces the folder --out, and none is given")
     source = model_source(values)
-    reading = {name: values.pop(name) for name in ("max_length", "prompt", "max_pixels")}
-    if values["task"] == "classification" and reading["prompt"] is not None:
-        values["prompt"] = reading.pop("prompt")
+    reading = {name: values.pop(name) for name in ("max_length", "max_pixels")}
     request = TaskRequest(**values)
     with data_progress(shown=True, what="measuring") as progress:
         found = measure(

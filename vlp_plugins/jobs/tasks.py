@@ -7,7 +7,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,7 +54,7 @@ from vlp_plugins.tasks.vqa import answer_questions, vqa_accuracy
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What is measured, on which data, and how; see `evaluate`. The `prompt` is that of a class."""
+    """What is measured, on which data, and how; see `evaluate`."""
 
     task: str | None
     data: str
@@ -69,7 +68,7 @@ class TaskRequest:
     longest: int | None = None
     answers: Path | None = None
     written: bool = False
-    prompt: str = "a photo of a {}"
+    prompt: str | None = None
     workers: int | None = None
 
     def check(self) -> None:
@@ -100,6 +99,7 @@ class TaskRequest:
 
 _log = logging.getLogger(__name__)
 
+CLASS_PROMPT = "a photo of a {}"
 _WRITING = ("captioning", "vqa")
 _OF_TASKS = {
     "rerank": ("retrieval",),
@@ -399,10 +399,14 @@ class ClassificationTask(Task):
                 "classifier tells images apart by their names; take a folder for each class"
             )
         names = (name.replace("_", " ") for name in self.data.classes)
-        return [self.request.prompt.replace("{}", name) for name in names]
+        return [self._prompt.replace("{}", name) for name in names]
+
+    @property
+    def _prompt(self) -> str:
+        return CLASS_PROMPT if self.request.prompt is None else self.request.prompt
 
     def settings(self) -> dict[str, Any]:
-        prompted = {} if self._prompts is None else {"prompt": self.request.prompt}
+        prompted = {} if self._prompts is None else {"prompt": self._prompt}
         return {"images": len(self.data.samples), **prompted}
 
 
@@ -510,7 +514,7 @@ def evaluate(
             Flowers-102, one folder per class, or a data set with labels; for `nlvr2` NLVR2.
             `loss`, the model's own, is measured on captioned images, and that of a chat model on
             the answers of any data that `batches` reads.
-        task: one of these six; None takes the only one that model and data allow.
+        task: one of these six; None takes the only one but `loss` that model and data allow.
         split: of the data; None takes the only one, or `train`.
         limit: images (questions, statements) to measure on, the first ones; None takes all.
         batch_size: rows of a batch.
@@ -543,11 +547,7 @@ def evaluate(
     """
     adapter = resolve_adapter(model, adapter)
     source = checked_source(data)
-    of_class = {"prompt": prompt} if task == "classification" and prompt is not None else {}
-    found = processor_for(
-        model, adapter, processor, max_length=max_length, prompt=None if of_class else prompt,
-        max_pixels=max_pixels,
-    )  # fmt: skip
+    found = processor_for(model, adapter, processor, max_length=max_length, max_pixels=max_pixels)
     request = TaskRequest(
         task,
         source,
@@ -561,40 +561,67 @@ def evaluate(
         longest=longest,
         answers=None if answers is None else Path(answers),
         written=written,
+        prompt=prompt,
         workers=workers,
-        **of_class,
     )
     request.check()
     weights = WeightMap.of(model, adapter)
     weights.check_finite()
     origin = ModelSource(str(getattr(model, "name_or_path", "")))
-    measured = open_task(Loaded(origin, model, adapter, weights, found), request)
     with buffers_kept(model):
+        measured = open_task(Loaded(origin, model, adapter, weights, found), request)
         figures = measured.measure(Tracker(progress, passes=1))
     return replace(figures, title=f"{measured.name} on {measured.data.description}")
 
 
 def open_task(loaded: Loaded, request: TaskRequest) -> Task:
-    """The task of a request, or the only one that both the model and the data are made for."""
-    task = request.task
-    if task is None:
-        able, possible = able_tasks(loaded.adapter, loaded.processor), []
-        for name in able:
-            with suppress(DataError):
-                read_samples(name, request.data, split=request.split, limit=1)
-                possible.append(name)
-        if len(possible) != 1:
-            tasks = "; pass task (--task): " + " or ".join(possible or able) if able else ""
-            raise RecipeError(
-                f"several tasks can be measured on {request.data}{tasks}"
-                if possible
-                else f"{request.data} does not look like data of any task that models of adapter "
-                f"{loaded.adapter.name!r} do{tasks and tasks + ', to see what it lacks'}"
-            )
-        task = possible[0]
-        request = replace(request, task=task)
-        request.check()
-    return TASK_CLASSES[task](loaded, request)
+    """The task of a request, or without one the only one that model and data allow.
+
+    Raises:
+        VlpError: if there is no such data, it is not of the task, the model cannot do it, an option
+            is not one of it, or not one task alone is possible.
+    """
+    request = replace(request, task=request.task or _only_task(loaded, request))
+    request.check()
+    if request.prompt is not None and request.task != "classification":
+        model, adapter, processor = loaded.model, loaded.adapter, loaded.processor
+        processor = processor_for(model, adapter, processor, prompt=request.prompt)
+        loaded = replace(loaded, processor=processor)
+    return TASK_CLASSES[str(request.task)](loaded, request)
+
+
+def _only_task(loaded: Loaded, request: TaskRequest) -> str:
+    """The task that both a model and data are made for."""
+    possible: dict[str, TaskSamples] = {}
+    reasons: dict[str, str] = {}
+    for name in able_tasks(loaded.adapter, loaded.processor):
+        try:
+            possible[name] = read_samples(
+                name, request.data, split=request.split, limit=2,
+                image_column=request.image_column, caption_column=request.caption_column,
+            )  # fmt: skip
+        except DataError as error:
+            reasons[name] = str(error)
+    if len(possible) > 1:  # the class of an adapter does not know what a model lacks
+        for name, samples in list(possible.items()):
+            asked = replace(request, task=name, rerank=0)
+            try:
+                TASK_CLASSES[name](loaded, asked, samples).measure(lambda batches: batches)
+            except UnsupportedError:
+                del possible[name]
+    if len(possible) == 1:
+        return next(iter(possible))
+    if possible:
+        raise RecipeError(
+            f"several tasks can be measured on {request.data}; pass task (--task): "
+            + " or ".join(possible)
+        )
+    if len(set(reasons.values())) == 1:
+        raise DataError(next(iter(reasons.values())))
+    raise RecipeError(
+        f"{request.data} does not look like data of any task that models of adapter "
+        f"{loaded.adapter.name!r} do" + "".join(f"; {name}: {why}" for name, why in reasons.items())
+    )
 
 
 def _read_answers(path: Path) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from vlp_plugins.runtime.sharding import OnDemand
 from vlp_plugins.scoring.factors import Scaled, before_scaling
 from vlp_plugins.scoring.magnitude import Magnitude
 from vlp_plugins.scoring.score import Evidence, MagnitudeRanked, Scorer, scores_of
-from vlp_plugins.scoring.threshold import Cut, Sampled, find_cuts
+from vlp_plugins.scoring.threshold import Cut, Sampled, ScoreSource, find_cuts
 
 
 class Selection(Protocol):
@@ -48,6 +48,10 @@ class Scored:
         scores = self._unchecked(name)
         self._check({name: scores.sum()})
         return scores
+
+    def source(self, name: str) -> ScoreSource:
+        """`scores` of one weight as a function."""
+        return partial(self.scores, name)
 
     def _unchecked(self, name: str) -> torch.Tensor:
         return scores_of(self.scorer, self.weights[name].matrix, self.evidence[name])
@@ -118,7 +122,7 @@ class Scored:
         """Cuts of the scores themselves."""
         samples = {name: self._sampled(name) for name in self.weights}
         sums: dict[str, torch.Tensor] = {}
-        sources = {name: partial(self.scores, name) for name in self.weights}
+        sources = {name: self.source(name) for name in self.weights}
         if self.device.type != "cpu":  # a check of each would wait for each
             sources = {name: partial(self._summed, name, sums) for name in self.weights}
         found = find_cuts(

@@ -159,9 +159,10 @@ def load_original(
             f"{path} is no BLIP pre-training checkpoint, nor one of retrieval, captioning, VQA or "
             "NLVR2" + (": it has the towers without a head" if is_original(original.keys()) else "")
         )
+    said = options_of(path, _OPTIONS, options, config)
     if config is None:
         with shapes_of(path, "BLIP"):
-            config = infer_config(original, **options_of(path, _OPTIONS, options))
+            config = infer_config(original, **said)
     answers = kind is Kind.VQA and isinstance(config, BlipAnsweringConfig)
     model_class = BlipForAnswering if answers else _CLASSES[kind]
     if not isinstance(config, model_class.config_class):

@@ -101,9 +101,10 @@ def load_original(
             "one, its folder with config.json"
         )
     title = "SigLIP" if form.family == "siglip" else "CLIP"
+    said = options_of(path, OPTIONS, options, config)
     with shapes_of(path, title):
         if config is None:
-            config = _inferred(path, original, form, options)
+            config = _inferred(path, original, form, said)
         with no_init_weights():  # all are loaded
             model: CLIPModel | SiglipModel = _class_of(config)(config)
         state = state_from_original(original)
@@ -300,7 +301,7 @@ def _inferred(
     """The configuration by shapes and by what is said of the file."""
     said = _open_clip_options(path.parent / OPEN_CLIP_CONFIG, form)
     chosen = {name: value for name, value in said.items() if value is not None}
-    chosen |= options_of(path, OPTIONS, options)
+    chosen |= options
     if "hidden_act" not in chosen:
         chosen["hidden_act"] = _activation(path, state, form)
     config = infer_config(state, **chosen)

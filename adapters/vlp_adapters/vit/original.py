@@ -154,9 +154,10 @@ def load_original(
             "transformers loads, with config.json"
         )
     original = _backbone(path, original)
+    said = options_of(path, _OPTIONS, options, config)
     with shapes_of(path, "ViT"):
         if config is None:
-            config = infer_config(original, **options_of(path, _OPTIONS, options))
+            config = infer_config(original, **said)
         model: ViTModel | ViTForImageClassification
         with no_init_weights():  # all are loaded
             if "head.weight" in original:

@@ -130,9 +130,10 @@ def load_original(
             f"{path} is an {description(original.keys())}; its configuration is a "
             f"{model_class.config_class.__name__}, not a {type(config).__name__}"
         )
+    said = options_of(path, OPTIONS, options, config)
     with shapes_of(path, "X-VLM"):
         if config is None:
-            config = infer_config(original, **options_of(path, OPTIONS, options))
+            config = infer_config(original, **said)
         model: PreTrainedModel = model_class(config)
         state = state_from_original(original)
     family = f"X-VLM {_words(kind)}"
