@@ -54,7 +54,7 @@ def test_a_walk_leaves_nothing_of_a_mapped_model_in_memory(method, folder):
     assert all(untouched(parameters))
     options = {"method": method, "sparsity": 0.5, "walk": "blocks"}
     if method != "wanda":  # a Gram matrix of 6,144 inputs is not for a test
-        options["adapter"] = _without_down()
+        options["adapter"] = _without("down_proj")
     seen = []
 
     def between(*_):
@@ -74,8 +74,27 @@ def test_a_walk_leaves_nothing_of_a_mapped_model_in_memory(method, folder):
     assert all(torch.equal(a, b) for a, b in zip(parameters, whole.parameters(), strict=True))
 
 
+def test_blocks_that_are_not_pruned_leave_nothing_in_memory_either(folder):
+    model = vlp_plugins.load(folder, device="cpu")
+    layers, held = model.model.layers, []
+
+    def entered(*_):
+        before = resident_bytes()
+        release(p for layer in layers[:-1] for p in layer.parameters())
+        held.append(before - resident_bytes())
+
+    layers[-1].register_forward_pre_hook(entered)
+    adapter = _without(r"layers\.[1-5]\.")
+    masks = vlp_plugins.prune(
+        model, batches(), method="wanda", sparsity=0.5, walk="blocks", adapter=adapter
+    )
+    assert len(masks) == 7
+    assert held
+    assert max(held) < sum(p.nbytes for p in layers[0].parameters()) / 2
+
+
 def test_new_values_stay_in_their_files_whatever_is_done_with_them(folder, tmp_path, monkeypatch):
-    model, adapter = vlp_plugins.load(folder, device="cpu"), _without_down()
+    model, adapter = vlp_plugins.load(folder, device="cpu"), _without("down_proj")
     made = vlp_plugins.prune(
         model, batches(), method="sparsegpt", sparsity=0.5, walk="blocks", adapter=adapter,
         workplace=tmp_path / "work",
@@ -127,7 +146,7 @@ class _Held:
         assert held - resident_bytes() < self._most
 
 
-def _without_down():
+def _without(pattern):
     from vlp_adapters.transformers.adapter import TransformersAdapter
 
-    return TransformersAdapter(exclude=["down_proj"])
+    return TransformersAdapter(exclude=[pattern])

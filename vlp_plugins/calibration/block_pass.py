@@ -54,11 +54,11 @@ from vlp_plugins.calibration.tokens import (
 )
 from vlp_plugins.calibration.visits import Rehearsal, is_in, weights_by_block
 from vlp_plugins.masks.packed import Pruned
-from vlp_plugins.models.adapter import Adapter, Batch, Stream
+from vlp_plugins.models.adapter import Adapter, Batch, Stream, blocks_with
 from vlp_plugins.models.weights import Weight, WeightMap
 from vlp_plugins.runtime.distributed import all_gather, check_same, failing_together, rank_and_size
 from vlp_plugins.runtime.errors import DataError, UnsupportedError
-from vlp_plugins.runtime.mapped import release
+from vlp_plugins.runtime.mapped import places, release
 from vlp_plugins.runtime.model_state import (
     caches_off,
     eager_attention,
@@ -133,6 +133,10 @@ class BlockPass:
         self._device = device_of(model)
         self._blocks = tuple(adapter.blocks(model))
         self._inside = weights_by_block(self._blocks, weights)
+        mapped = zip(model.named_parameters(), places(model.parameters()), strict=True)
+        owners = [path.rpartition(".")[0] for (path, _), place in mapped if place is not None]
+        # What is run as it is, and may be as large as what is pruned.
+        self._others = [path for path in blocks_with(model, owners) if path not in self._inside]
         self._gathering = Gathering(model, map(model.get_submodule, self._blocks))
         self.waiting_bytes = 0
         rank, world = rank_and_size()
@@ -418,6 +422,10 @@ class BlockPass:
             self._model.eval()
             for path in self._blocks:
                 stack.enter_context(pausing(self._model.get_submodule(path), path))
+            for path in self._others:
+                note = partial(_note_end, partial(self._release, path))
+                module = self._model.get_submodule(path)
+                stack.callback(module.register_forward_hook(note).remove)
             thread = ForwardThread(partial(without_gradients, self._model))
             stack.callback(thread.end)
             with failing_together():
@@ -478,6 +486,11 @@ def _note(forward: PausedForward, names: set[str], uses: set[tuple[Visit, str]],
     """A hook that notes the visit in which a module is called."""
     if forward.in_block:
         uses.update((forward.at, name) for name in names)
+
+
+def _note_end(then: Callable[[], None], *_: Any) -> None:
+    """A hook that does something where a module has run."""
+    then()
 
 
 def _note_output(
